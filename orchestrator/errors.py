@@ -1,0 +1,163 @@
+"""The error tree, by whose fault it was.
+
+Each error knows its HTTP status, the OpenAI `type` and `code` that clients map to their exception
+classes, and whether trying elsewhere may help. Errors become answers in one place, `relay.py`;
+foreign exceptions become these once, at the edge where they enter.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+
+class BatonError(Exception):
+    """Base of everything that ends a request early. `message` is safe to show to a client."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> bytes:
+        """The OpenAI error object, as JSON."""
+        return msgspec.json.encode(
+            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        )
+
+
+# --- the client's fault -------------------------------------------------------------------------
+
+
+class ClientError(BatonError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class Unauthorized(ClientError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFound(ClientError):
+    status = 404
+    code = "not_found"
+
+
+class UnknownModel(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ClientError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(ClientError):
+    """The client sent its request too slowly."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class BodyTooLarge(ClientError):
+    status = 413
+    code = "request_too_large"
+
+
+class UriTooLong(ClientError):
+    status = 414
+    code = "uri_too_long"
+
+
+class UnsupportedEncoding(ClientError):
+    status = 415
+    code = "unsupported_content_encoding"
+
+
+class HeadersTooLarge(ClientError):
+    status = 431
+    code = "headers_too_large"
+
+
+class ClientGone(BatonError):
+    """The client closed its connection. Nobody reads an answer; 499 is for logs and metrics only."""
+
+    status = 499
+    code = "client_closed_request"
+
+
+# --- nobody can take it now ---------------------------------------------------------------------
+
+
+class Unavailable(BatonError):
+    status = 503
+    type = "service_unavailable"
+    code = "no_worker"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class DeadlineExceeded(BatonError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+
+# --- a worker's fault ---------------------------------------------------------------------------
+
+
+class WorkerError(BatonError):
+    """A worker failed while serving a leg."""
+
+    status = 502
+    type = "upstream_error"
+    code = "worker_error"
+
+
+class WorkerUnreachable(WorkerError):
+    """No connection: not one byte of the leg was written, so the worker never saw it."""
+
+    code = "worker_unreachable"
+
+
+class WorkerCutShort(WorkerError):
+    """The connection broke after bytes of the leg were written, before the answer was complete."""
+
+    code = "worker_cut_short"
+
+
+class WorkerGarbage(WorkerError):
+    """The answer was not HTTP, or not what this leg must answer with."""
+
+    code = "worker_garbage"
+
+
+class WorkerAnswered(BatonError):
+    """The worker answered with an error of its own; status and body reach the client unchanged."""
+
+    type = "upstream_error"
+    code = "worker_answered"
+
+    def __init__(
+        self, status: int, content: bytes, *, content_type: bytes = b"application/json", retry_after: bytes | None = None
+    ) -> None:
+        super().__init__(f"the worker answered {status}")
+        self.answered_status = status
+        self.content = content
+        self.content_type = content_type
+        self.retry_after = retry_after

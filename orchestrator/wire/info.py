@@ -1,0 +1,28 @@
+"""What a worker says of itself at `GET /baton/info`. A worker without our plugin answers 404 there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Role = Literal["prefill", "decode", "both"]
+Encoding = Literal["json", "orjson", "msgpack"]
+
+# Set on a leg whose body is msgpack. The content type stays application/json on purpose: FastAPI hands a
+# body to Request.json() only for a JSON content type.
+MSGPACK_HEADER = "X-Msgpack"
+TRANSPORT_ENV = "BATON_TRANSPORT"
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The announcement. Unknown fields are ignored, so newer workers can say more."""
+
+    role: Role
+    model: str
+    decodes: list[Encoding]  # request encodings; "json" is always among them
+    engine: str  # "vllm" or "sim"
+    engine_version: str
+    block_size: int | None = None  # tokens per KV block
+    dtype: str | None = None
+    max_model_len: int | None = None
