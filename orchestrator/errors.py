@@ -154,7 +154,12 @@ class WorkerAnswered(BatonError):
     code = "worker_answered"
 
     def __init__(
-        self, status: int, content: bytes, *, content_type: bytes = b"application/json", retry_after: bytes | None = None
+        self,
+        status: int,
+        content: bytes,
+        *,
+        content_type: bytes = b"application/json",
+        retry_after: bytes | None = None,
     ) -> None:
         super().__init__(f"the worker answered {status}")
         self.answered_status = status

@@ -56,7 +56,12 @@ class Upstream(Protocol):
     """Sends legs. One per process; `aclose()` when the process ends."""
 
     async def request(
-        self, origin: Origin, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: Sequence[Part]
+        self,
+        origin: Origin,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: Sequence[Part],
     ) -> Answer:
         """Write one request and wait for the head of its answer.
 

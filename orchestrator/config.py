@@ -1,0 +1,171 @@
+"""Every option, declared once: the CLI, `baton schema` and the docs derive from these models.
+
+Models are frozen and reject unknown keys. They hold values only: which process listens where is worked
+out by `topology.py`, what is started by `launch/plan.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port` to (host without brackets, port). ValueError says what is wrong."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError(f"expected HOST:PORT, got {address!r}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"write an IPv6 address in brackets: [{host}]:{port}")
+    if not host:
+        raise ValueError(f"expected HOST:PORT, got {address!r}")
+    return host, int(port)
+
+
+def _address(value: str) -> str:
+    split_address(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class TlsConfig(Model):
+    cert: str = Field(description="PEM file with the certificate chain.")
+    key: str = Field(description="PEM file with the private key.")
+
+
+class LogConfig(Model):
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    access: bool = Field(True, description="One line per request. Never holds prompt or answer text.")
+    slow_request_s: Seconds = Field(
+        30.0, description="Slower requests are one warning line with their stages."
+    )
+
+
+class LimitsConfig(Model):
+    """Deadlines and bounds of the client side (408, 413, 414, 431) and of a request as a whole (504)."""
+
+    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    max_answer_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Bound of a buffered non-streaming answer."
+    )
+    header_timeout_s: Seconds = 10.0
+    body_idle_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 60.0
+    request_timeout_s: Seconds = Field(
+        600.0,
+        description="Queue, prefill and, without streaming, decode: the time a client waits for a whole answer.",
+    )
+    stream_idle_timeout_s: Seconds = Field(
+        120.0, description="A stream is limited by silence, not by its length."
+    )
+    connect_timeout_s: Seconds = 5.0
+
+
+class OrchestratorConfig(Model):
+    listen: Address = Field(
+        "127.0.0.1:8000", description="Data plane, and /health, /ready, /version, /v1/models."
+    )
+    admin: Address | None = Field(None, description="Metrics and admin API; omit to turn off.")
+    processes: Literal[1] = 1
+    api_keys_file: str | None = Field(
+        None,
+        description="Lines `NAME SHA256HEX`; clients send the key as a bearer token. printf %s KEY | sha256sum",
+    )
+    insecure_no_auth: bool = Field(False, description="Listen beyond loopback without keys.")
+    tls: TlsConfig | None = None
+    log: LogConfig = LogConfig()
+    limits: LimitsConfig = LimitsConfig()
+    # uvicorn's settings, under uvicorn's names
+    backlog: int = Field(2048, ge=1)
+    limit_concurrency: int | None = Field(
+        None, ge=1, description="Requests in progress; more are answered 503."
+    )
+    limit_max_requests: int | None = Field(None, ge=1)
+    limit_max_requests_jitter: int = Field(0, ge=0)
+    timeout_keep_alive: int = Field(75, ge=1)
+    timeout_graceful_shutdown: int = Field(30, ge=0)
+
+
+class SimConfig(Model):
+    """Latency model of the simulated engine. All zero: answers at once."""
+
+    prefill_us_per_token: float = Field(0.0, ge=0)
+    transfer_us_per_token: float = Field(0.0, ge=0)
+    decode_ms_per_token: float = Field(0.0, ge=0, description="One step with one running request.")
+    decode_ms_per_running: float = Field(
+        0.0, ge=0, description="Added to a step per further running request."
+    )
+    block_size: int = Field(16, ge=1)
+    num_blocks: int = Field(65536, ge=1)
+    max_model_len: int = Field(1_000_000, ge=1)
+
+
+class WorkerConfig(Model):
+    """One worker at a place of its own (several machines, or a card shared by hand)."""
+
+    host: str = "127.0.0.1"
+    port: Port | None = None
+    side_channel_port: Port | None = Field(None, description="Where NIXL listens, on `host`.")
+    gpus: list[int] | None = None
+    args: list[str] = []
+    env: dict[str, str] = {}
+
+
+class PoolConfig(Model):
+    """Workers of one role: `replicas` on this machine, or `workers` by host, or `urls` that Baton never starts."""
+
+    engine: Literal["vllm", "sim"] = "vllm"
+    device: Literal["cuda", "cpu"] = "cuda"
+    replicas: int | None = Field(None, ge=1)
+    gpus_per_replica: int = Field(1, ge=1)
+    workers: list[WorkerConfig] | None = Field(None, min_length=1)
+    urls: list[str] | None = Field(None, min_length=1)
+    served_model: str | None = Field(None, description="The workers' own name of the model, if it differs.")
+    args: list[str] = Field([], description="Further arguments of the engine, for every worker of the pool.")
+    env: dict[str, str] = {}
+    sim: SimConfig = SimConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in ("replicas", "workers", "urls") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of replicas, workers, urls, not {' and '.join(given)}")
+        return self
+
+
+class ModelConfig(Model):
+    name: str = Field(min_length=1, description='What clients put in "model".')
+    path: str | None = Field(
+        None, description="A directory, or a hub name; not needed when all workers are urls."
+    )
+    prefill: PoolConfig | None = None
+    decode: PoolConfig | None = None
+    both: PoolConfig | None = Field(None, description="Workers that do both: aggregated serving.")
+
+
+Policy = Literal["round_robin", "least_loaded"]
+
+
+class RoutingConfig(Model):
+    prefill: Policy = "round_robin"
+    decode: Policy = "least_loaded"
+    disaggregate: Literal["always", "never"] = "always"
+
+
+class Config(Model):
+    orchestrator: OrchestratorConfig = OrchestratorConfig()
+    models: list[ModelConfig] = Field(min_length=1)
+    routing: RoutingConfig = RoutingConfig()
+    base_port: Port = Field(8100, description="Ports that are not given are allotted upwards from here.")
