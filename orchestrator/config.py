@@ -65,7 +65,7 @@ class LimitsConfig(Model):
     body_timeout_s: Seconds = 60.0
     request_timeout_s: Seconds = Field(
         600.0,
-        description="Queue, prefill and, without streaming, decode: the time a client waits for a whole answer.",
+        description="To the first event of a stream, or to the end of a non-streaming answer.",
     )
     stream_idle_timeout_s: Seconds = Field(
         120.0, description="A stream is limited by silence, not by its length."
@@ -81,7 +81,7 @@ class OrchestratorConfig(Model):
     processes: Literal[1] = 1
     api_keys_file: str | None = Field(
         None,
-        description="Lines `NAME SHA256HEX`; clients send the key as a bearer token. printf %s KEY | sha256sum",
+        description="Lines `NAME SHA256HEX` (printf %s KEY | sha256sum); clients send KEY as bearer token.",
     )
     insecure_no_auth: bool = Field(False, description="Listen beyond loopback without keys.")
     tls: TlsConfig | None = None
@@ -124,7 +124,7 @@ class WorkerConfig(Model):
 
 
 class PoolConfig(Model):
-    """Workers of one role: `replicas` on this machine, or `workers` by host, or `urls` that Baton never starts."""
+    """Workers of one role: `replicas` here, or `workers` by host, or `urls` that Baton never starts."""
 
     engine: Literal["vllm", "sim"] = "vllm"
     device: Literal["cuda", "cpu"] = "cuda"

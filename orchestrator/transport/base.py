@@ -32,11 +32,11 @@ class Answer(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """The whole body has arrived (it may still be unread); the connection is back in the pool or closed."""
+        """The whole body has arrived (it may still be unread)."""
         ...
 
     async def chunk(self) -> bytes:
-        """The next piece of the body as it arrived, without chunk framing; b"" at the end, and again after it.
+        """The next piece of the body as it arrived, without framing; b"" at the end, and after it.
 
         Raises `WorkerCutShort` if the connection ends before the body does, `WorkerGarbage` if the framing
         is broken. What arrived before the failure is delivered first. One reader at a time.
@@ -48,7 +48,7 @@ class Answer(Protocol):
         ...
 
     def abort(self) -> None:
-        """Give the answer up: closes the connection at once unless the answer is complete. Repeatable, never raises."""
+        """Give the answer up: closes the connection unless the answer is complete. Repeatable."""
         ...
 
 
@@ -66,9 +66,10 @@ class Upstream(Protocol):
         """Write one request and wait for the head of its answer.
 
         `headers` are sent as given; `host` and `content-length` are added. Raises `WorkerUnreachable` if no
-        connection could be made (nothing was written), `WorkerCutShort` if it broke after the first byte was
-        written, `WorkerGarbage` if what came back is not HTTP/1. A reused connection that is found closed before
-        any response byte is replaced once by a fresh one to the same origin. Cancelling closes the connection.
+        connection could be made (nothing was written), `WorkerCutShort` if it broke after the first byte
+        was written, `WorkerGarbage` if what came back is not HTTP/1. A reused connection that is found
+        closed before any response byte is replaced once by a fresh one to the same origin. Cancelling
+        closes the connection.
         """
         ...
 
