@@ -7,12 +7,16 @@ above this file is the same on both.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# What a leg's body may be made of. Parts are written one after the other, without joining.
+# What a leg's body may be made of (memoryviews: of bytes). Parts are written one after the other, without
+# joining large ones, and must not change until the answer's head is there: a retry sends them again.
 Part = bytes | bytearray | memoryview
+
+# Takes one piece of a body; False asks for a pause until `Answer.resume()`.
+Sink = Callable[[bytes], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +28,25 @@ class Origin:
     tls: ssl.SSLContext | None = None
 
 
-class Answer(Protocol):
-    """A worker's response, from its head on. Whoever holds it must read it to the end or `abort()` it."""
+@dataclass(frozen=True, slots=True)
+class UpstreamStats:
+    """The connections at one moment, and totals since the start."""
 
-    status: int
+    idle: int  # connections that wait in the pool
+    busy: int  # connections that carry a leg
+    connects: int  # connections made
+    reuses: int  # legs that started on an idle connection
+    retries: int  # legs sent again because a reused connection turned out to be closed
+
+
+class Answer(Protocol):
+    """A worker's response to one leg, from the moment the leg is sent.
+
+    Whoever holds it must read it to the end or `abort()` it; a cancelled `head()`, `chunk()` or `read()` does
+    not abort, so that the holder can still see what has arrived. One reader at a time.
+    """
+
+    status: int  # 0 until the head has arrived
     headers: dict[bytes, bytes]  # lower-case names; a repeated field keeps its last value
 
     @property
@@ -35,25 +54,77 @@ class Answer(Protocol):
         """The whole body has arrived (it may still be unread)."""
         ...
 
+    async def head(self) -> None:
+        """Wait for `status` and `headers`. Repeatable, also after it was cancelled.
+
+        Informational (1xx) heads are skipped. Raises `WorkerCutShort` if the connection ends first,
+        `WorkerGarbage` if what came is not HTTP/1. A reused connection found closed before any response byte
+        is replaced here, once, by a fresh one to the same origin.
+        """
+        ...
+
     async def chunk(self) -> bytes:
         """The next piece of the body as it arrived, without framing; b"" at the end, and after it.
 
-        Raises `WorkerCutShort` if the connection ends before the body does, `WorkerGarbage` if the framing
-        is broken. What arrived before the failure is delivered first. One reader at a time.
+        Does not suspend when something is there; what arrived in several pieces meanwhile comes as one.
+        Waits for the head first if need be. Raises `WorkerCutShort` if the connection ends before the body
+        does, `WorkerGarbage` if the framing is broken. What arrived before the failure is delivered first.
         """
         ...
 
     async def read(self, limit: int) -> bytes:
-        """The whole rest of the body. Raises as `chunk()` does, and `WorkerGarbage` past `limit` bytes."""
+        """The whole rest of the body. Raises as `chunk()` does, and `WorkerGarbage` past `limit` bytes.
+
+        Nothing is lost when it is cancelled or raises: what had arrived stays unread.
+        """
+        ...
+
+    def body_nowait(self) -> bytes | None:
+        """All that is unread, if the body is complete; else None, and nothing is taken."""
+        ...
+
+    async def pump(self, sink: Sink) -> None:
+        """Hand every further piece to `sink` the moment it arrives; returns at the end of the body.
+
+        `sink` is called synchronously from the event loop's read callback (first, from here, with what is
+        already there), never with b"", never twice at once. After it returned False it is not called
+        again, and the worker's connection is not read, until `resume()`; a pause at the last piece is
+        ignored. Raises as `chunk()` does. An exception out of `sink` aborts the answer and is raised from
+        here; cancelling aborts too.
+        """
+        ...
+
+    def resume(self) -> None:
+        """`sink` can take more. It may be called from inside this call. No effect unless paused."""
         ...
 
     def abort(self) -> None:
-        """Give the answer up: closes the connection unless the answer is complete. Repeatable."""
+        """Give the answer up: closes the connection unless the answer is complete. Repeatable.
+
+        A reader that waits, or comes later, gets `WorkerCutShort`.
+        """
         ...
 
 
 class Upstream(Protocol):
-    """Sends legs. One per process; `aclose()` when the process ends."""
+    """Sends legs. One per process and event loop; `aclose()` when the process ends."""
+
+    async def send(
+        self,
+        origin: Origin,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: Sequence[Part],
+    ) -> Answer:
+        """Write one request; returns when all of it is with the operating system, or as soon as an answer comes.
+
+        `headers` are sent as given; `host` and `content-length` are added. Raises `WorkerUnreachable` if no
+        connection could be made: not one byte was written. Once it returns the leg counts as written, and
+        everything that goes wrong later is raised by the answer's methods. Cancelling closes the
+        connection; how much was written is then unknown.
+        """
+        ...
 
     async def request(
         self,
@@ -63,16 +134,13 @@ class Upstream(Protocol):
         headers: Sequence[tuple[bytes, bytes]],
         body: Sequence[Part],
     ) -> Answer:
-        """Write one request and wait for the head of its answer.
+        """`send()` and the answer's `head()`. Raises as both do; cancelling closes the connection."""
+        ...
 
-        `headers` are sent as given; `host` and `content-length` are added. Raises `WorkerUnreachable` if no
-        connection could be made (nothing was written), `WorkerCutShort` if it broke after the first byte
-        was written, `WorkerGarbage` if what came back is not HTTP/1. A reused connection that is found
-        closed before any response byte is replaced once by a fresh one to the same origin. Cancelling
-        closes the connection.
-        """
+    def stats(self) -> UpstreamStats:
+        """Counts of connections, for tests and the admin API."""
         ...
 
     async def aclose(self) -> None:
-        """Close all connections, idle and busy."""
+        """Close all connections, idle and busy; legs under way end with `WorkerCutShort`. Repeatable."""
         ...
