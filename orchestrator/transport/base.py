@@ -117,7 +117,7 @@ class Upstream(Protocol):
         headers: Sequence[tuple[bytes, bytes]],
         body: Sequence[Part],
     ) -> Answer:
-        """Write one request; returns when all of it is with the operating system, or as soon as an answer comes.
+        """Write one request; returns when the operating system has all of it, or an answer comes first.
 
         `headers` are sent as given; `host` and `content-length` are added. Raises `WorkerUnreachable` if no
         connection could be made: not one byte was written. Once it returns the leg counts as written, and
