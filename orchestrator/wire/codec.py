@@ -1,0 +1,117 @@
+"""How a leg's body is written: as JSON, or as msgpack for workers that announce it.
+
+A leg is the common part of a request, the same for every leg, and a small overlay of its own. The common
+part is encoded once and shared; legs are sent as several parts, so it is never copied either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Raw
+
+from orchestrator.wire.info import MSGPACK_HEADER, Encoding
+
+Parts = tuple[bytes | memoryview, ...]
+Headers = tuple[tuple[bytes, bytes], ...]
+
+_json = msgspec.json.Encoder()
+_msgpack = msgspec.msgpack.Encoder()
+_CONTENT_TYPE = (b"content-type", b"application/json")
+
+
+class NotEncodable(ValueError):
+    """The document has a value that this encoding cannot carry; send it as JSON."""
+
+
+class Codec(Protocol):
+    """One encoding. Stateless; `encode_common` results belong to the codec that made them."""
+
+    name: Encoding
+    headers: Headers  # what a leg with this body says of it
+
+    def encode_common(self, fields: Mapping[str, Raw]) -> bytes:
+        """The part of the document that all legs share. Raises `NotEncodable`."""
+        ...
+
+    def leg(self, common: bytes, overlay: Mapping[str, Any]) -> Parts:
+        """The whole document as parts to be written one after the other; no key may be in both.
+
+        Overlay values are plain values, `Raw` JSON or dicts of these. Raises `NotEncodable`.
+        """
+        ...
+
+
+class JsonCodec:
+    """The client's own bytes for every value, with the overlay's fields behind them."""
+
+    name: Encoding = "json"
+    headers: Headers = (_CONTENT_TYPE,)
+
+    def encode_common(self, fields: Mapping[str, Raw]) -> bytes:
+        return _json.encode(fields)
+
+    def leg(self, common: bytes, overlay: Mapping[str, Any]) -> Parts:
+        own = _json.encode(overlay)
+        if len(common) == 2:  # {}
+            return (own,)
+        if len(own) == 2:
+            return (common,)
+        return memoryview(common)[:-1], b"," + own[1:]
+
+
+class MsgpackCodec:
+    """The same document as msgpack. The content type stays JSON: see `wire.info.MSGPACK_HEADER`."""
+
+    name: Encoding = "msgpack"
+    headers: Headers = (_CONTENT_TYPE, (MSGPACK_HEADER.lower().encode(), b"1"))
+
+    def encode_common(self, fields: Mapping[str, Raw]) -> bytes:
+        return _packed(fields)
+
+    def leg(self, common: bytes, overlay: Mapping[str, Any]) -> Parts:
+        own = _packed(overlay)
+        common_size, common_at = _map_header(common)
+        own_size, own_at = _map_header(own)
+        header = _encode_map_header(common_size + own_size)
+        return header, memoryview(common)[common_at:], memoryview(own)[own_at:]
+
+
+def _packed(fields: Mapping[str, Any]) -> bytes:
+    try:
+        return _msgpack.encode({key: _plain(value) for key, value in fields.items()})
+    except (OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise NotEncodable(str(error)) from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON that is still raw, decoded: raw bytes of one format must never reach the other's encoder."""
+    if isinstance(value, Raw):
+        return msgspec.json.decode(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _map_header(packed: bytes) -> tuple[int, int]:
+    """(number of pairs, bytes of the header) of a msgpack map: fixmap, map 16 or map 32."""
+    kind = packed[0]
+    if kind & 0xF0 == 0x80:
+        return kind & 0x0F, 1
+    width = 2 if kind == 0xDE else 4
+    return int.from_bytes(packed[1 : 1 + width], "big"), 1 + width
+
+
+def _encode_map_header(size: int) -> bytes:
+    if size < 16:
+        return bytes((0x80 | size,))
+    if size < 1 << 16:
+        return b"\xde" + size.to_bytes(2, "big")
+    return b"\xdf" + size.to_bytes(4, "big")
+
+
+JSON = JsonCodec()
+CODECS: dict[str, Codec] = {"json": JSON, "orjson": JSON, "msgpack": MsgpackCodec()}
+"""By the orchestrator's transport: `orjson` changes the worker's parser only, the bytes are the same."""

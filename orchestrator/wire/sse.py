@@ -1,0 +1,119 @@
+"""Server-sent events as vLLM writes them, relayed as whole events without being decoded."""
+
+from __future__ import annotations
+
+from orchestrator.wire.usage import (
+    Document,
+    KvOutcome,
+    decode_document,
+    kv_outcome,
+    usage_of,
+    with_cached_tokens,
+)
+
+DONE = b"data: [DONE]\n\n"
+_END = b"\n\n"
+_CRLF_END = b"\r\n\r\n"
+
+# No engine writes an event of this size; without a bound, one that never ends would fill the memory.
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+
+
+class InvalidStream(ValueError):
+    """The worker's stream is not what it must be; the client has to be told, for it looks like an end."""
+
+
+class EventStream:
+    """One stream from worker to client.
+
+    `feed` takes chunks as they arrive and returns what may be sent on: whole events, in the worker's bytes.
+    Two exceptions: the usage event's cached tokens become the prefill worker's, and a usage event that the
+    client did not ask for is withheld.
+    """
+
+    __slots__ = ("_cached_tokens", "_hides_usage", "_last", "_tail", "kv")
+
+    def __init__(self, *, hides_usage: bool = False, cached_tokens: int | None = None) -> None:
+        self._hides_usage = hides_usage
+        self._cached_tokens = cached_tokens
+        self._tail = b""
+        self._last = b""
+        self.kv = KvOutcome.UNKNOWN  # set by the usage event
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Whole events that can be sent now; b"" if there are none. Raises `InvalidStream`."""
+        if self._tail:
+            chunk = self._tail + chunk
+            self._tail = b""
+        if not chunk.endswith(_END):
+            chunk = self._cut(chunk)
+        if b'"usage"' in chunk:
+            chunk = self._mend_usage(chunk)
+        if chunk:
+            self._last = chunk
+        return chunk
+
+    def finish(self) -> None:
+        """The worker's body has ended. Raises `InvalidStream` unless it ended as a complete stream does."""
+        if self._tail or not self._last.rstrip().endswith(b"data: [DONE]"):
+            raise InvalidStream("the worker's stream ended without [DONE]")
+
+    def _cut(self, chunk: bytes) -> bytes:
+        end = max(_end_of_last(chunk, _END), _end_of_last(chunk, _CRLF_END))
+        self._tail = chunk[end:]
+        if len(self._tail) > MAX_EVENT_BYTES:
+            raise InvalidStream("the worker's stream has an event that does not end")
+        return chunk[:end]
+
+    def _mend_usage(self, events: bytes) -> bytes:
+        return b"".join(map(self._mend_event, _split(events)))
+
+    def _mend_event(self, event: bytes) -> bytes:
+        document = _document_of(event) if b'"usage"' in event else None
+        if document is None or bytes(document.get("choices", b"")) != b"[]":
+            return event
+        usage = usage_of(document)
+        if usage is None:
+            return event
+        self.kv = kv_outcome(usage)
+        if self._hides_usage:
+            return b""
+        return b"data: " + with_cached_tokens(document, usage, self._cached_tokens) + _END
+
+
+def first_error(events: bytes) -> Document | None:
+    """The first data event of these as a document if it reports an error; comments do not count."""
+    for event in _split(events):
+        if payload := _payload(event):
+            document = decode_document(payload) if b'"error"' in payload else None
+            return document if document is not None and "choices" not in document else None
+    return None
+
+
+def has_data(events: bytes) -> bool:
+    """Whether there is a data event among these; comments do not count."""
+    return events.startswith(b"data:") or b"\ndata:" in events
+
+
+def error_event(body: bytes) -> bytes:
+    """What a stream ends with when it fails after its first byte: SDKs raise on this and on nothing else."""
+    return b"data: " + body + _END + DONE
+
+
+def _end_of_last(chunk: bytes, separator: bytes) -> int:
+    at = chunk.rfind(separator)
+    return 0 if at < 0 else at + len(separator)
+
+
+def _split(events: bytes) -> list[bytes]:
+    end = _CRLF_END if _CRLF_END in events else _END
+    return [event + end for event in events.split(end) if event]
+
+
+def _payload(event: bytes) -> bytes:
+    lines = (line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+    return b"\n".join(lines)
+
+
+def _document_of(event: bytes) -> Document | None:
+    return decode_document(_payload(event))

@@ -1,0 +1,228 @@
+"""What the orchestrator decodes of a request: the fields that it routes on. Everything else stays bytes.
+
+One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view of the client's own bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+
+class InvalidRequest(ValueError):
+    """The client's document cannot be used. `param` names the field, if one is to blame."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+# The routed fields and their types. A wrong type is refused here, and so is a field given twice: the
+# orchestrator and the worker must not read two different values out of one document.
+ROUTED: dict[str, Any] = {
+    "model": str,
+    "stream": bool | None,
+    "stream_options": StreamOptions | None,
+    "max_tokens": int | None,
+    "max_completion_tokens": int | None,
+    "echo": bool | None,
+    "use_beam_search": bool | None,
+    "prompt_logprobs": int | None,
+}
+# Routed on by presence or shape; nobody here decodes their values.
+BY_SHAPE = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
+
+_ALL_ROUTED = frozenset(ROUTED) | BY_SHAPE
+_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in ROUTED.items()}
+_TOP_LEVEL = msgspec.json.Decoder(dict[str, Raw])
+_LIST = msgspec.json.Decoder(list[Raw])
+_STRING = msgspec.json.Decoder(str)
+_LITERALS = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
+_COUNT_LIMIT = 8192  # bytes; above, counting a dozen names costs more than comparing the body once
+_WHITESPACE = b" \t\n\r"
+_SPACE = re.compile(rb"[ \t\n\r]*+")
+_STRING_LITERAL = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+
+
+@dataclass(slots=True)
+class RequestView:
+    """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
+
+    fields: Mapping[str, Raw]  # the whole top level, in the client's order
+    model: str
+    is_stream: bool
+    wants_usage: bool  # the client asked for the usage event of a stream
+    whole_reason: str | None  # why no hand-off is possible; None if the request can go in two legs
+
+
+def view_request(body: bytes) -> RequestView:
+    """Read the routing fields of an OpenAI request.
+
+    Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for a routed field of the
+    wrong type, and for one given twice (also when its name is spelt with escapes). A prompt that is a list
+    of one is unwrapped, because the KV cache of one prompt can be handed over.
+    """
+    fields = _decode_top_level(body)
+    if len(body) != _compact_length(fields):
+        _refuse_duplicates(body, fields)
+    routed = {name: _decode_field(name, fields[name]) for name in ROUTED.keys() & fields.keys()}
+    if not routed.get("model"):
+        raise InvalidRequest("the field 'model' is required", "model")
+    if "prompt" in fields:
+        fields["prompt"] = _unwrap_single(fields["prompt"])
+    options = routed.get("stream_options")
+    return RequestView(
+        fields=fields,
+        model=routed["model"],
+        is_stream=bool(routed.get("stream")),
+        wants_usage=options is not None and bool(options.include_usage),
+        whole_reason=_whole_reason(routed, fields),
+    )
+
+
+def _decode_top_level(body: bytes) -> dict[str, Raw]:
+    if not body:
+        raise InvalidRequest("the request body is empty")
+    try:
+        if not body.isascii():
+            str(body, "utf-8")  # Raw values are not checked by the decoder
+        return _TOP_LEVEL.decode(body)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the request body is not valid UTF-8 (byte {error.start})") from error
+    except RecursionError as error:
+        raise InvalidRequest("the request body is nested too deeply") from error
+    except msgspec.ValidationError as error:
+        raise InvalidRequest("the request body must be a JSON object") from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+
+
+def _decode_field(name: str, raw: Raw) -> Any:
+    try:
+        return _DECODERS[name].decode(raw)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the field '{name}' is wrong: {error}", name) from error
+
+
+# --- one value per field ------------------------------------------------------------------------
+
+
+def _compact_length(fields: Mapping[str, Raw]) -> int:
+    """Length of the document if it is written without white space, escapes in keys and duplicates.
+
+    Every key costs two quotes, a colon and a comma or brace, and one more brace opens the object. White
+    space, an escape or a second occurrence of a key can only make the real document longer.
+    """
+    return 1 + (4 * len(fields) or 1) + sum(map(len, fields)) + sum(map(len, fields.values()))
+
+
+def _refuse_duplicates(body: bytes, fields: Mapping[str, Raw]) -> None:
+    """Raise `InvalidRequest` if a routed field occurs twice. Cheap tests first, the full count last."""
+    if len(body) <= _COUNT_LIMIT and _is_no_name_twice(body):
+        return
+    if not _is_each_key_once(body, fields):
+        _count_keys(body)
+
+
+def _is_no_name_twice(body: bytes) -> bool:
+    """No routed name occurs twice as a literal, and none can hide behind an escape."""
+    return b"\\u" not in body and not any(body.count(literal) > 1 for literal in _LITERALS)
+
+
+def _is_each_key_once(body: bytes, fields: Mapping[str, Raw]) -> bool:
+    """Whether the document is exactly these fields in this order, with white space between its parts.
+
+    The decoder keeps a key's first place and its last value, so a document that reads this way from its
+    first byte to its last holds every key once.
+    """
+    at = _end_of_space(body, 0)
+    for key, raw in fields.items():
+        start = _end_of_space(body, at + 1)  # after the brace or the comma
+        string = _STRING_LITERAL.match(body, start)
+        if string is None or _STRING.decode(string[0]) != key:
+            return False
+        at = _end_of_space(body, _end_of_space(body, string.end()) + 1)
+        value = bytes(raw)
+        if body[at : at + len(value)] != value:
+            return False
+        at = _end_of_space(body, at + len(value))
+    return _end_of_space(body, at + 1) == len(body)
+
+
+def _end_of_space(body: bytes, at: int) -> int:
+    return _SPACE.match(body, at).end()  # type: ignore[union-attr]  # matches the empty string too
+
+
+class _Key(str):
+    """A key that the decoder shows us once per occurrence."""
+
+    __slots__ = ()
+
+
+def _count_keys(body: bytes) -> None:
+    """Raise `InvalidRequest` if a routed field occurs twice. Of other fields the last one wins."""
+    seen: list[str] = []
+
+    def note(_kind: type, key: str) -> _Key:
+        if key in _ALL_ROUTED:
+            seen.append(key)
+        return _Key(key)
+
+    msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=note)
+    for key in set(seen):
+        if seen.count(key) > 1:
+            raise InvalidRequest(f"the field '{key}' is given twice", key)
+
+
+# --- what cannot be handed over -----------------------------------------------------------------
+
+
+def _whole_reason(routed: Mapping[str, Any], fields: Mapping[str, Raw]) -> str | None:
+    """Why this request must be served by one worker; with a hand-off it would be answered wrongly."""
+    if routed.get("use_beam_search"):
+        return "beam search"
+    if routed.get("prompt_logprobs") is not None:
+        return "prompt_logprobs"
+    if routed.get("echo"):
+        return "echo"
+    if routed.get("max_tokens") == 0 or routed.get("max_completion_tokens") == 0:
+        return "no token asked for"
+    if "prompt_embeds" in fields and not _is_null(fields["prompt_embeds"]):
+        return "prompt_embeds"
+    if "prompt" in fields and _holds_several_prompts(fields["prompt"]):
+        return "several prompts"
+    return None
+
+
+def _is_null(raw: Raw) -> bool:
+    return len(raw) == 4 and bytes(raw) == b"null"
+
+
+def _second_level_start(raw: Raw) -> bytes:
+    """The first byte inside an array that is not white space; b"" if the value is no array."""
+    view = memoryview(raw)
+    if view[0] != 0x5B:
+        return b""
+    return bytes(view[1:64]).lstrip(_WHITESPACE)[:1]
+
+
+def _holds_several_prompts(prompt: Raw) -> bool:
+    """Several strings or several lists of ids. A list of numbers is one prompt of token ids."""
+    return _second_level_start(prompt) in (b'"', b"[", b"]")
+
+
+def _unwrap_single(prompt: Raw) -> Raw:
+    if _second_level_start(prompt) not in (b'"', b"["):
+        return prompt
+    prompts = _LIST.decode(prompt)
+    return prompts[0] if len(prompts) == 1 else prompt
