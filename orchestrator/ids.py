@@ -1,0 +1,41 @@
+"""Request ids: the client's own if it is one that we may repeat, else a fresh one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from random import Random
+
+REQUEST_ID_HEADER = b"x-request-id"
+
+_valid = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
+
+
+class IdSource:
+    """Ids that are unique within a process, and across processes but for a 1 in 4 billion chance per pair.
+
+    They are labels, not secrets: a counter behind a random prefix, since a random number per request would
+    cost more and promise less.
+    """
+
+    def __init__(self, random: Random) -> None:
+        self._prefix = f"req-{random.getrandbits(32):08x}"
+        self._count = itertools.count()
+
+    def fresh(self) -> str:
+        """`req-` and 16 hexadecimal digits."""
+        return f"{self._prefix}{next(self._count):08x}"
+
+
+def valid_request_id(value: bytes) -> str | None:
+    """A client's id that is safe to repeat in headers and logs, or None."""
+    return value.decode("ascii") if _valid(value) else None
+
+
+def request_id_from(headers: Iterable[tuple[bytes, bytes]], ids: IdSource) -> str:
+    """The id for a request with these headers (lower-case names). The first field of that name decides."""
+    for name, value in headers:
+        if name == REQUEST_ID_HEADER:
+            return valid_request_id(value) or ids.fresh()
+    return ids.fresh()

@@ -1,0 +1,283 @@
+"""What happened, as numbers: one record per request, counters in a flat row of int64, event-loop lag.
+
+The hot path makes two calls per request, `Telemetry.begin` and `Telemetry.finish`; both only add to
+integers. A row holds sums alone, so the rows of several processes, side by side in shared memory, add up
+cell by cell. Cells get names and labels when somebody asks (`metrics.py`); finished records become lines
+later, in batches (`logs.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import TypeAlias
+
+import msgspec
+
+from orchestrator import errors
+
+Row: TypeAlias = "array[int] | memoryview"  # of int64, format "q"
+
+# --- one request --------------------------------------------------------------------------------
+
+
+class Path(IntEnum):
+    """How a request was served; NONE until that is decided."""
+
+    NONE = 0
+    DISAGGREGATED = 1
+    AGGREGATED = 2
+
+
+class Kv(IntEnum):
+    """What became of the prompt's KV cache; NONE for requests that ended before anybody could tell."""
+
+    NONE = 0
+    TRANSFERRED = 1
+    RECOMPUTED = 2
+    LOCAL = 3
+    UNKNOWN = 4
+
+
+class RequestRecord(msgspec.Struct, kw_only=True, gc=False):
+    """One request, filled in by `relay.py` as it goes. Moments are `loop.time()`, 0.0 for never.
+
+    Holds no text of a prompt or an answer, and nothing that a client chose except a valid request id.
+    """
+
+    request_id: str
+    endpoint: str  # one of the endpoints that Telemetry was made with; others are counted together
+    received: float
+    model_index: int = -1  # in the config's list of models; -1: the request names none that we know
+    is_stream: bool = False
+    path: Path = Path.NONE
+    admitted: float = 0.0
+    prefill_done: float = 0.0  # stays 0.0 when one worker serves the request as a whole
+    first_byte: float = 0.0
+    finished: float = 0.0
+    status: int = 0  # as sent, or 499 if the client was gone before a head could be sent
+    error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
+    kv: Kv = Kv.NONE
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    client: str | None = None  # name of the client's API key
+    in_flight_cell: int = -1  # belongs to Telemetry
+
+    def stages(self) -> tuple[float | None, float | None, float | None, float]:
+        """Seconds per stage in the order of STAGES; None for a stage that was not completed.
+
+        `decode_first_byte` starts where the leg that answers could start.
+        """
+        admitted, prefill_done, first_byte = self.admitted, self.prefill_done, self.first_byte
+        total = self.finished - self.received
+        if not admitted:
+            return None, None, None, total
+        queue = admitted - self.received
+        prefill = prefill_done - admitted if prefill_done else None
+        decode = first_byte - (prefill_done or admitted) if first_byte else None
+        return queue, prefill, decode, total
+
+
+# --- what is counted ----------------------------------------------------------------------------
+
+
+class FallbackReason(IntEnum):
+    """Why a body went to a worker as JSON although msgpack was asked for."""
+
+    NOT_ANNOUNCED = 0  # the worker did not say that it decodes msgpack
+    NOT_ENCODABLE = 1  # msgpack cannot carry it, e.g. an integer over 64 bits
+    TOO_LARGE = 2  # transcoding it would hold the event loop for too long
+
+
+class RetryReason(IntEnum):
+    """Which part of a request was sent again."""
+
+    PREFILL = 0  # the prefill leg, to another worker
+    DECODE = 1  # both legs, because a decode leg failed and its hand-off was used
+    WHOLE = 2  # a request served by one worker
+
+
+OTHER = "other"  # the label for what is in no fixed list
+NO_MODEL = ""  # no configured name can be empty
+STAGES = ("queue", "prefill", "decode_first_byte", "total")
+STATUSES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 502, 503, 504)
+ERROR_CODES = tuple(
+    dict.fromkeys(
+        kind.code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.BatonError)
+    )
+)
+# Seconds, inclusive upper bounds; one more bucket takes what is above the last.
+STAGE_BOUNDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def histogram_cells(bounds: Sequence[float]) -> int:
+    """A histogram is one count per bucket, the one above the last bound, and the sum in microseconds."""
+    return len(bounds) + 2
+
+
+class Layout:
+    """Which cell of a row counts what: worked out from names alone, so every process has the same.
+
+    Cells before `requests` are gauges (they fall again), all others only grow.
+    """
+
+    def __init__(self, models: Iterable[str], endpoints: Iterable[str]) -> None:
+        self.models = (*models, NO_MODEL)
+        self.endpoints = (*endpoints, OTHER)
+        self.statuses = (*map(str, STATUSES), OTHER)
+        self.error_codes = (*ERROR_CODES, OTHER)
+        self.in_flight = 0
+        self.requests = self.in_flight + len(self.models)
+        self.stages = self.requests + len(self.models) * len(self.endpoints) * len(self.statuses)
+        self.errors = self.stages + len(self.models) * len(STAGES) * histogram_cells(STAGE_BOUNDS)
+        self.kv = self.errors + len(self.error_codes)
+        self.fallbacks = self.kv + len(Kv)
+        self.retries = self.fallbacks + len(FallbackReason)
+        self.lag = self.retries + len(RetryReason)
+        self.size = self.lag + histogram_cells(LAG_BOUNDS)
+
+    def request_cell(self, model: int, endpoint: int) -> int:
+        """The cell of the first status; the others follow in the order of `statuses`."""
+        return self.requests + (model * len(self.endpoints) + endpoint) * len(self.statuses)
+
+    def stage_cell(self, model: int, stage: int) -> int:
+        """The first cell of the histogram."""
+        return self.stages + (model * len(STAGES) + stage) * histogram_cells(STAGE_BOUNDS)
+
+
+def sum_rows(rows: Iterable[Row]) -> list[int]:
+    """What all processes counted together."""
+    return [sum(cells) for cells in zip(*rows, strict=True)]
+
+
+class Telemetry:
+    """Counts into one row; the only writer of that row. Finished records wait in `records` for the log.
+
+    `row` may be given: format "q", `layout.size` cells, for instance over shared memory.
+    """
+
+    # About a second of requests at full speed. The log takes them several times a second; if it cannot,
+    # the oldest are lost, not the memory.
+    KEPT_RECORDS = 16384
+
+    def __init__(self, layout: Layout, row: Row | None = None) -> None:
+        self.layout = layout
+        self.row: Row = array("q", bytes(8 * layout.size)) if row is None else row
+        if len(self.row) != layout.size:
+            raise ValueError(f"a row of {layout.size} cells is needed, not {len(self.row)}")
+        self.records: deque[RequestRecord] = deque(maxlen=self.KEPT_RECORDS)
+        # Indexed with model_index: -1 finds the last entry, which is the one of unknown models.
+        self._requests = [
+            {name: layout.request_cell(model, index) for index, name in enumerate(layout.endpoints)}
+            for model in range(len(layout.models))
+        ]
+        self._stages = [layout.stage_cell(model, 0) for model in range(len(layout.models))]
+        self._statuses = {status: index for index, status in enumerate(STATUSES)}
+        self._errors = {code: layout.errors + index for index, code in enumerate(layout.error_codes)}
+
+    def begin(self, record: RequestRecord) -> None:
+        """Count the request as in flight, for the model known by now. Owed: one `finish`."""
+        cell = self.layout.in_flight + record.model_index % len(self.layout.models)
+        record.in_flight_cell = cell
+        self.row[cell] += 1
+
+    def finish(self, record: RequestRecord) -> None:
+        """Count a request that ended, with or without `begin`. The record must not change any more."""
+        row = self.row
+        if record.in_flight_cell >= 0:
+            row[record.in_flight_cell] -= 1
+        endpoints = self._requests[record.model_index]
+        cell = endpoints.get(record.endpoint) or endpoints[OTHER]
+        row[cell + self._statuses.get(record.status, len(STATUSES))] += 1
+        if record.error_code is not None:
+            row[self._errors.get(record.error_code) or self._errors[OTHER]] += 1
+        if record.kv:
+            row[self.layout.kv + record.kv] += 1
+        self._observe_stages(record)
+        self.records.append(record)
+
+    def _observe_stages(self, record: RequestRecord) -> None:
+        row = self.row
+        cell = self._stages[record.model_index]
+        for seconds in record.stages():
+            if seconds is not None:  # what `_observe` does, without four more calls per request
+                row[cell + bisect_left(STAGE_BOUNDS, seconds)] += 1
+                row[cell + _STAGE_SUM] += int(seconds * 1e6)
+            cell += _STAGE_CELLS
+
+    def transport_fallback(self, reason: FallbackReason) -> None:
+        self.row[self.layout.fallbacks + reason] += 1
+
+    def retry(self, reason: RetryReason) -> None:
+        self.row[self.layout.retries + reason] += 1
+
+    def loop_lag(self, seconds: float) -> None:
+        _observe(self.row, self.layout.lag, LAG_BOUNDS, seconds)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests between `begin` and `finish` in this process."""
+        return sum(self.row[self.layout.in_flight : self.layout.requests])
+
+
+_STAGE_CELLS = histogram_cells(STAGE_BOUNDS)
+_STAGE_SUM = _STAGE_CELLS - 1
+
+
+def _observe(row: Row, cell: int, bounds: Sequence[float], seconds: float) -> None:
+    row[cell + bisect_left(bounds, seconds)] += 1
+    # Microseconds: as nanoseconds the sum over a thousand open requests would overflow within months.
+    row[cell + len(bounds) + 1] += int(seconds * 1e6)
+
+
+# --- the event loop -----------------------------------------------------------------------------
+
+
+class LoopLagMonitor:
+    """How late the event loop calls what is due: what every request waits on top of its own work."""
+
+    PERIOD_S = 0.1
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self.last_s = 0.0
+        self.max_s = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + self.PERIOD_S
+            await asyncio.sleep(self.PERIOD_S)
+            self.note(max(0.0, loop.time() - due))
+
+    def note(self, lag_s: float) -> None:
+        self.last_s = lag_s
+        self.max_s = max(self.max_s, lag_s)
+        self._telemetry.loop_lag(lag_s)
