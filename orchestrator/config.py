@@ -1,14 +1,22 @@
 """Every option, declared once: the CLI, `baton schema` and the docs derive from these models.
 
-Models are frozen and reject unknown keys. They hold values only: which process listens where is worked
-out by `topology.py`, what is started by `launch/plan.py`.
+Models are frozen, reject unknown keys, and take a value only as the type that it is (`"8000"` is no
+number). They hold values only: a file becomes a `Config` in `config_file.py`, what no single value can
+tell is checked in `config_checks.py`, which process listens where is worked out by `topology.py`, what is
+started by `launch/plan.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from orchestrator.wire.info import Role
+
+WILDCARDS = frozenset({"0.0.0.0", "::", "*"})
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -30,13 +38,52 @@ def _address(value: str) -> str:
     return value
 
 
+def _worker_host(value: str) -> str:
+    if value in WILDCARDS:
+        raise ValueError(f"workers are reached at their host, and {value!r} is no address to reach")
+    if not value or "/" in value or (":" in value and (value.count(":") == 1 or "[" in value)):
+        raise ValueError(f"expected a host name or an address without port, got {value!r}")
+    return value
+
+
+def _worker_url(value: str) -> str:
+    """`http(s)://HOST[:PORT]` with the port written out."""
+    parts = urlsplit(value)
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {value!r}") from None
+    host = parts.hostname or ""
+    if not host or "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"expected only http(s)://HOST:PORT, got {value!r}")
+    return f"{parts.scheme}://{join_address(host, port)}"
+
+
+def join_address(host: str, port: int) -> str:
+    """The opposite of `split_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _text(value: Any) -> Any:
+    """Numbers are welcome where only text is possible: `args: [--max-model-len, 4096]`."""
+    if isinstance(value, bool) or value is None:
+        raise ValueError("write the value in quotes")
+    return str(value) if isinstance(value, int | float) else value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Host = Annotated[str, AfterValidator(_worker_host)]
+Url = Annotated[str, AfterValidator(_worker_url)]
+Text = Annotated[str, BeforeValidator(_text)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Gpu = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True
+    )
 
 
 class TlsConfig(Model):
@@ -115,12 +162,12 @@ class SimConfig(Model):
 class WorkerConfig(Model):
     """One worker at a place of its own (several machines, or a card shared by hand)."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port | None = None
     side_channel_port: Port | None = Field(None, description="Where NIXL listens, on `host`.")
-    gpus: list[int] | None = None
-    args: list[str] = []
-    env: dict[str, str] = {}
+    gpus: list[Gpu] | None = Field(None, min_length=1, description="Default: the next ones of this host.")
+    args: list[Text] = Field([], description="After the pool's, so that these win.")
+    env: dict[str, Text] = Field({}, description="Over the pool's.")
 
 
 class PoolConfig(Model):
@@ -131,10 +178,10 @@ class PoolConfig(Model):
     replicas: int | None = Field(None, ge=1)
     gpus_per_replica: int = Field(1, ge=1)
     workers: list[WorkerConfig] | None = Field(None, min_length=1)
-    urls: list[str] | None = Field(None, min_length=1)
+    urls: list[Url] | None = Field(None, min_length=1)
     served_model: str | None = Field(None, description="The workers' own name of the model, if it differs.")
-    args: list[str] = Field([], description="Further arguments of the engine, for every worker of the pool.")
-    env: dict[str, str] = {}
+    args: list[Text] = Field([], description="Further arguments of the engine, for every worker of the pool.")
+    env: dict[str, Text] = Field({}, description="Environment on top of the inherited one.")
     sim: SimConfig = SimConfig()
 
     @model_validator(mode="after")
@@ -143,6 +190,11 @@ class PoolConfig(Model):
         if len(given) > 1:
             raise ValueError(f"give one of replicas, workers, urls, not {' and '.join(given)}")
         return self
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether Baton starts the workers."""
+        return self.urls is None
 
 
 class ModelConfig(Model):
@@ -154,6 +206,15 @@ class ModelConfig(Model):
     decode: PoolConfig | None = None
     both: PoolConfig | None = Field(None, description="Workers that do both: aggregated serving.")
 
+    def pools(self) -> Iterator[tuple[Role, PoolConfig]]:
+        """The pools that the model has: prefill, decode, both."""
+        if self.prefill is not None:
+            yield "prefill", self.prefill
+        if self.decode is not None:
+            yield "decode", self.decode
+        if self.both is not None:
+            yield "both", self.both
+
 
 Policy = Literal["round_robin", "least_loaded"]
 
@@ -164,8 +225,16 @@ class RoutingConfig(Model):
     disaggregate: Literal["always", "never"] = "always"
 
 
+class LaunchConfig(Model):
+    """How `baton up` waits for the processes that it starts and stops."""
+
+    start_timeout_s: Seconds = Field(1800.0, description="From its start until a process must be ready.")
+    stop_timeout_s: Seconds = Field(15.0, description="From SIGTERM to SIGKILL, for each worker.")
+
+
 class Config(Model):
     orchestrator: OrchestratorConfig = OrchestratorConfig()
     models: list[ModelConfig] = Field(min_length=1)
     routing: RoutingConfig = RoutingConfig()
+    launch: LaunchConfig = LaunchConfig()
     base_port: Port = Field(8100, description="Ports that are not given are allotted upwards from here.")
