@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from urllib.parse import urlsplit
@@ -34,7 +34,8 @@ RESERVED_ENV = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One mistake. `path` is where to look; it is void if a value at `path` or `also` is already refused."""
+    """One mistake. `path` is where to look, or what is absent there. It means nothing if a value beside `path`
+    or beside one of `also` is already refused."""
 
     path: Path
     message: str
@@ -109,7 +110,7 @@ def _roles(path: Path, model: ModelConfig) -> Iterator[Finding]:
         given, absent = ("prefill", "decode") if model.decode is None else ("decode", "prefill")
         yield Finding((*path, given), f"{model.name!r} has {given} workers and no {absent} workers")
     elif model.prefill is None and model.both is None:
-        yield Finding(path, f"{model.name!r} has no workers: give prefill and decode, or both")
+        yield Finding((*path, "prefill"), f"{model.name!r} has no workers: give prefill and decode, or both")
 
 
 def _engines(path: Path, model: ModelConfig) -> Iterator[Finding]:
@@ -121,20 +122,25 @@ def _engines(path: Path, model: ModelConfig) -> Iterator[Finding]:
         message = (
             f"prefill is {prefill}, so decode must be {prefill} too: engines hand over only to their like"
         )
-        yield Finding((*path, "decode"), message, also=((*path, "prefill"),))
+        yield Finding((*path, "decode", "engine"), message, also=((*path, "prefill", "engine"),))
 
 
 def _model_path(path: Path, model: ModelConfig) -> Iterator[Finding]:
-    managed = [pool for _, pool in model.pools() if pool.is_managed and pool.engine == "vllm"]
+    managed = {role: pool for role, pool in model.pools() if pool.is_managed and pool.engine == "vllm"}
     if not managed:
         return
     if model.path is None:
-        yield Finding(path, f"{model.name!r} has no path: vLLM needs a directory or a hub name to start from")
-    elif _is_needed_here(managed) and not is_hub_name(model.path) and not FilePath(model.path).exists():
+        message = f"{model.name!r} has no path: vLLM needs a directory or a hub name to start from"
+        yield Finding((*path, "path"), message, also=tuple((*path, role, "engine") for role in managed))
+    elif (
+        _is_needed_here(managed.values())
+        and not is_hub_name(model.path)
+        and not FilePath(model.path).exists()
+    ):
         yield Finding((*path, "path"), f"no such directory: {model.path}")
 
 
-def _is_needed_here(pools: list[PoolConfig]) -> bool:
+def _is_needed_here(pools: Iterable[PoolConfig]) -> bool:
     return any(is_loopback(worker.host) for pool in pools for worker in pool.workers or [WorkerConfig()])
 
 

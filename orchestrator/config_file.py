@@ -125,14 +125,15 @@ def _leave_out(data: Any, detail: ErrorDetails) -> None:
 def _is_void(finding: Finding, refused: Sequence[_Refusal]) -> bool:
     """Whether a mistake may only follow from another one: from a refused value beside it or above it."""
     places = [path[:-1] for path, _ in refused]
-    return any(
-        path[: len(place)] == place for path in (finding.path, *finding.also) for place in places if place
-    )
+    return any(_is_inside(path, place) for path in (finding.path, *finding.also) for place in places if place)
+
+
+def _is_inside(path: Path, place: Path) -> bool:
+    return len(path) > len(place) and path[: len(place)] == place
 
 
 def _problem(root: Node, path: Path, message: str) -> Problem:
-    mark = root.find(path).mark
-    return Problem(mark, message)
+    return Problem(root.find(path).mark, message)
 
 
 _EXPECTED = {
