@@ -90,6 +90,13 @@ def first_error(events: bytes) -> Document | None:
     return None
 
 
+def error_status(document: Document) -> int:
+    """The HTTP status that the error would have had if it had come before the head; 500 if it has none."""
+    error = decode_document(bytes(document["error"])) or {}
+    code = bytes(error.get("code", b""))
+    return int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
+
+
 def has_data(events: bytes) -> bool:
     """Whether there is a data event among these; comments do not count."""
     return events.startswith(b"data:") or b"\ndata:" in events

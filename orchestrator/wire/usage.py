@@ -30,6 +30,10 @@ def decode_document(content: bytes) -> Document | None:
         return None
 
 
+def encode_document(document: Document) -> bytes:
+    return _json.encode(document)
+
+
 def usage_of(document: Document) -> Document | None:
     """The document's usage object, or None if it has none (or a null)."""
     usage = document.get("usage")

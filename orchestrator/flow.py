@@ -1,0 +1,344 @@
+"""The story of a request: plan, prefill leg, hand-off, decode leg.
+
+What is owed at each point, and who pays it, when the client leaves or something fails:
+
+| point | owed | paid by |
+|---|---|---|
+| prefill leg under way | the worker stops | its connection is closed |
+| prefill has answered, decode not sent | prefill's pinned blocks | the release leg, in the background |
+| decode refused the request (4xx) | the same: it never looked at the hand-off | the release leg |
+| decode leg sent | both workers stop | its connection is closed; the decode worker lets the blocks go |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.endpoints import ENDPOINTS, Serving
+from orchestrator.errors import (
+    BatonError,
+    ClientError,
+    UnknownModel,
+    WorkerAnswered,
+    WorkerCutShort,
+    WorkerGarbage,
+    WorkerUnreachable,
+)
+from orchestrator.ids import IdSource
+from orchestrator.relay import RequestScope
+from orchestrator.routing.planner import Plan, Planner
+from orchestrator.telemetry import FallbackReason, Kv, Path, Telemetry
+from orchestrator.transport.base import Answer, Upstream
+from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
+from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from
+from orchestrator.wire.legs import LegBodies
+from orchestrator.wire.sse import EventStream, InvalidStream, error_status, first_error, has_data
+from orchestrator.wire.usage import (
+    KvOutcome,
+    decode_document,
+    encode_document,
+    kv_outcome,
+    usage_of,
+    with_cached_tokens,
+)
+from orchestrator.wire.view import InvalidRequest, RequestView, view_request
+from orchestrator.workers import Registry, Worker
+
+# A transcode decodes every value, at about 1 ms per MiB and more for lists of numbers, and holds the event
+# loop meanwhile. Larger bodies go as JSON, which is spliced.
+MAX_TRANSCODED_BYTES = 1024 * 1024
+
+# A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
+MAX_PREFILL_ANSWER_BYTES = 16 * 1024 * 1024
+
+# How long a release leg may take to be answered. The lease it saves lasts 30 s.
+RELEASE_TIMEOUT_S = 10.0
+
+MakeBody = Callable[[Codec, str], Parts]
+
+_KV = {outcome: Kv[outcome.name] for outcome in KvOutcome}
+_log = logging.getLogger("baton.flow")
+
+
+@dataclass(slots=True)
+class _Job:
+    """What the legs of one request share."""
+
+    scope: RequestScope
+    view: RequestView
+    bodies: LegBodies
+    plan: Plan
+    size: int  # bytes of the client's body
+    handoff: Handoff | None = None
+
+
+class Flow:
+    """Serves requests; one per process. `aclose` waits for releases under way."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        planners: Mapping[str, Planner],
+        upstream: Upstream,
+        *,
+        telemetry: Telemetry,
+        ids: IdSource,
+        credential: str | None,
+        max_answer_bytes: int,
+    ) -> None:
+        """`planners` by model. `credential` is what workers want as bearer token."""
+        self._registry = registry
+        self._planners = planners
+        self._upstream = upstream
+        self._telemetry = telemetry
+        self._ids = ids
+        self._credential = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
+        self._max_answer_bytes = max_answer_bytes
+        self._models = {model: index for index, model in enumerate(registry.pools)}
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def serve(self, scope: RequestScope, body: bytes) -> None:
+        """Answer one request through its scope. Raises `BatonError`."""
+        job = self._accept(scope, body)
+        with job.plan.decode.lease():
+            if job.plan.prefill is None:
+                await self._serve_whole(job)
+            else:
+                await self._serve_in_two_legs(job, job.plan.prefill)
+
+    async def aclose(self) -> None:
+        if self._releases:
+            await asyncio.wait(self._releases, timeout=RELEASE_TIMEOUT_S)
+
+    # --- plan -----------------------------------------------------------------------------------
+
+    def _accept(self, scope: RequestScope, body: bytes) -> _Job:
+        try:
+            view = view_request(body)
+        except InvalidRequest as error:
+            raise ClientError(error.message, param=error.param) from error
+        if view.model not in self._models:
+            raise UnknownModel(_unknown_model(view.model, self._models), param="model")
+        record = scope.record
+        record.model_index = self._models[view.model]
+        record.is_stream = view.is_stream
+        self._telemetry.begin(record)
+        plan = self._plan(scope.exchange.path, view)
+        record.admitted = scope.now()
+        record.path = Path.DISAGGREGATED if plan.prefill else Path.AGGREGATED
+        record.decode_worker = plan.decode.name
+        if plan.prefill:
+            record.prefill_worker = plan.prefill.name
+        return _Job(scope, view, LegBodies(view), plan, len(body))
+
+    def _plan(self, path: str, view: RequestView) -> Plan:
+        whole_reason = view.whole_reason
+        if ENDPOINTS[path] is Serving.ONE_LEG:
+            whole_reason = "this endpoint needs one worker"
+        return self._planners[view.model].plan(self._registry.pools[view.model], whole_reason)
+
+    # --- one leg --------------------------------------------------------------------------------
+
+    async def _serve_whole(self, job: _Job) -> None:
+        answer = await self._send(job, job.plan.decode, job.bodies.whole)
+        await self._relay(job, answer)
+
+    # --- two legs -------------------------------------------------------------------------------
+
+    async def _serve_in_two_legs(self, job: _Job, prefill: Worker) -> None:
+        with prefill.lease():
+            handoff = job.handoff = await self._prefill(job, prefill)
+        job.scope.record.prefill_done = job.scope.now()
+        try:
+            answer = await self._send(
+                job, job.plan.decode, lambda codec, model: job.bodies.decode(codec, model, handoff)
+            )
+        except BaseException:
+            # Not sent, or cancelled before anybody knows: the prefill worker must get its blocks back.
+            self._release(job, handoff)
+            raise
+        await self._relay(job, answer)
+
+    async def _prefill(self, job: _Job, worker: Worker) -> Handoff:
+        answer = await self._send(job, worker, job.bodies.prefill)
+        try:
+            await answer.head()
+            content = await answer.read(MAX_PREFILL_ANSWER_BYTES)
+        except BaseException:
+            self._abandon_prefill(job, answer)
+            raise
+        if answer.status != 200:
+            raise _worker_answered(answer, content)
+        return _handoff(content)
+
+    def _abandon_prefill(self, job: _Job, answer: Answer) -> None:
+        """Stop a prefill; if it has just been answered, its blocks are pinned already."""
+        content = answer.body_nowait()
+        answer.abort()
+        if content is None or answer.status != 200:
+            return
+        with contextlib.suppress(WorkerGarbage):  # no hand-off in it, so nothing is pinned
+            self._release(job, _handoff(content))
+
+    # --- release --------------------------------------------------------------------------------
+
+    def _release(self, job: _Job, handoff: Handoff) -> None:
+        """Have the blocks pulled and freed, in the background: nobody waits for it, `aclose` does."""
+        task = asyncio.get_running_loop().create_task(self._send_release(job, handoff))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    async def _send_release(self, job: _Job, handoff: Handoff) -> None:
+        worker = self._releaser(job)
+        try:
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                answer = await self._send(
+                    job, worker, lambda codec, model: job.bodies.release(codec, model, handoff)
+                )
+                try:
+                    await answer.head()
+                finally:
+                    answer.abort()
+        except (BatonError, TimeoutError) as error:
+            _log.warning(
+                "KV of %s stays pinned until its lease ends: %r", job.scope.record.prefill_worker, error
+            )
+
+    def _releaser(self, job: _Job) -> Worker:
+        """The planned decode worker; if it has just refused, another of its pool."""
+        ready = self._registry.pools[job.view.model].decode
+        return job.plan.decode if job.plan.decode in ready or not ready else ready[0]
+
+    # --- sending --------------------------------------------------------------------------------
+
+    async def _send(self, job: _Job, worker: Worker, make_body: MakeBody) -> Answer:
+        codec, parts = self._encode(job, worker, make_body)
+        headers = [
+            *codec.headers,
+            (b"x-request-id", self._ids.fresh().encode()),
+            *self._credential,
+            *job.scope.relayed_headers(),
+        ]
+        try:
+            return await self._upstream.send(worker.origin, "POST", job.scope.exchange.path, headers, parts)
+        except WorkerUnreachable as error:
+            self._registry.mark_gone(worker, repr(error.__cause__ or error))
+            raise
+
+    def _encode(self, job: _Job, worker: Worker, make_body: MakeBody) -> tuple[Codec, Parts]:
+        codec, model = worker.codec, worker.address.served_model
+        if codec is not JSON and job.size > MAX_TRANSCODED_BYTES:
+            self._telemetry.transport_fallback(FallbackReason.TOO_LARGE)
+            codec = JSON
+        try:
+            return codec, make_body(codec, model)
+        except NotEncodable:
+            self._telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
+            return JSON, make_body(JSON, model)
+
+    # --- the answer -----------------------------------------------------------------------------
+
+    async def _relay(self, job: _Job, answer: Answer) -> None:
+        try:
+            await answer.head()
+            if answer.status != 200:
+                await self._refuse(job, answer)
+            elif job.view.is_stream:
+                await self._relay_stream(job, answer)
+            else:
+                await self._relay_buffered(job, answer)
+        finally:
+            answer.abort()
+
+    async def _refuse(self, job: _Job, answer: Answer) -> None:
+        content = await answer.read(self._max_answer_bytes)
+        if job.handoff is not None and answer.status < 500:
+            self._release(job, job.handoff)
+        raise _worker_answered(answer, content)
+
+    async def _relay_buffered(self, job: _Job, answer: Answer) -> None:
+        content = await answer.read(self._max_answer_bytes)
+        outcome = KvOutcome.LOCAL
+        if job.handoff is not None:
+            outcome, content = _mend(content, job.handoff)
+        job.scope.record.kv = _KV[outcome]
+        headers = job.scope.response_headers(_content_type(answer))
+        headers.append((b"x-baton-kv", outcome.encode()))
+        job.scope.respond(200, headers, content)
+
+    async def _relay_stream(self, job: _Job, answer: Answer) -> None:
+        scope, events = job.scope, _events(job)
+        try:
+            opening = await _opening(answer, events)
+            scope.start_stream([*scope.response_headers(_content_type(answer)), *_STREAM_HEADERS], opening)
+            await scope.forward(answer, events.feed)
+            events.finish()
+        except InvalidStream as error:
+            raise WorkerCutShort(str(error)) from error
+        finally:
+            scope.record.kv = _KV[KvOutcome.LOCAL if job.handoff is None else events.kv]
+        scope.exchange.finish()
+
+
+# Proxies in between must neither store a stream nor collect it before passing it on.
+_STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+def _unknown_model(model: str, known: Iterable[str]) -> str:
+    return f"the model '{model[:100]}' does not exist; there is: {', '.join(known)}"
+
+
+def _handoff(content: bytes) -> Handoff:
+    try:
+        return handoff_from(content)
+    except InvalidHandoff as error:
+        raise WorkerGarbage(str(error)) from error
+
+
+def _worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:
+    return WorkerAnswered(
+        answer.status,
+        content,
+        content_type=_content_type(answer),
+        retry_after=answer.headers.get(b"retry-after"),
+    )
+
+
+def _content_type(answer: Answer) -> bytes:
+    return answer.headers.get(b"content-type", b"application/json")
+
+
+def _mend(content: bytes, handoff: Handoff) -> tuple[KvOutcome, bytes]:
+    """The evidence of transfer in a whole answer, and the answer with the prefill worker's cached tokens."""
+    document = decode_document(content)
+    if document is None:
+        raise WorkerGarbage("the decode worker's answer is not a JSON object")
+    usage = usage_of(document)
+    if usage is None:
+        return KvOutcome.UNKNOWN, content
+    return kv_outcome(usage), with_cached_tokens(document, usage, handoff.prefill_cached_tokens)
+
+
+def _events(job: _Job) -> EventStream:
+    if job.handoff is None:
+        return EventStream()
+    return EventStream(
+        hides_usage=job.bodies.asks_hidden_usage, cached_tokens=job.handoff.prefill_cached_tokens
+    )
+
+
+async def _opening(answer: Answer, events: EventStream) -> bytes:
+    """The stream up to and with its first data event, which is looked at: it may report an error."""
+    opening = b""
+    while not has_data(opening):
+        chunk = await answer.chunk()
+        if not chunk:
+            raise InvalidStream("the worker's stream ended before its first event")
+        opening += events.feed(chunk)
+    if error := first_error(opening):
+        raise WorkerAnswered(error_status(error), encode_document(error))
+    return opening
