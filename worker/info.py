@@ -1,0 +1,42 @@
+"""What a worker's environment tells it, and what follows from that for its announcement."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TypeVar, get_args
+
+from orchestrator.wire.info import TRANSPORT_ENV, Encoding, Role
+
+ROLE_ENV = "BATON_ROLE"
+
+_Choice = TypeVar("_Choice", bound=str)
+
+_DECODES: dict[Encoding, list[Encoding]] = {
+    "json": ["json"],
+    "orjson": ["json", "orjson"],
+    "msgpack": ["json", "msgpack"],  # without the flag the standard library parses, as in a stock worker
+}
+
+
+def transport_from_env(environ: Mapping[str, str] = os.environ) -> Encoding:
+    """The value of `BATON_TRANSPORT`; unset or empty means `json`. Raises `ValueError` for an unknown one."""
+    return _choice(environ, TRANSPORT_ENV, get_args(Encoding), default="json")
+
+
+def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:
+    """The value of `BATON_ROLE`; unset or empty means `both`. Raises `ValueError` for an unknown one."""
+    return _choice(environ, ROLE_ENV, get_args(Role), default="both")
+
+
+def decodes(transport: Encoding) -> list[Encoding]:
+    """The request encodings that a worker with this transport takes."""
+    return list(_DECODES[transport])
+
+
+def _choice(environ: Mapping[str, str], name: str, allowed: tuple[_Choice, ...], default: _Choice) -> _Choice:
+    given = environ.get(name) or default
+    for value in allowed:
+        if given == value:
+            return value
+    raise ValueError(f"{name}={given!r} is none of {', '.join(allowed)}")
