@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.wire.sse import DONE, EventStream, InvalidStream, error_status, first_error, has_data
+from orchestrator.wire.usage import KvOutcome
+
+
+def event(document: Any) -> bytes:
+    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+
+
+def token(text: str) -> bytes:
+    return event({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}]})
+
+
+def usage(prompt: int, cached: int | None) -> dict[str, Any]:
+    details = None if cached is None else {"cached_tokens": cached}
+    return {"prompt_tokens": prompt, "total_tokens": prompt + 2, "prompt_tokens_details": details}
+
+
+def usage_event(prompt: int, cached: int | None) -> bytes:
+    return event({"id": "c", "choices": [], "usage": usage(prompt, cached)})
+
+
+STREAM = (
+    token("a") + b": comment\n\n" + token('say "usage":{') + token("é\u2028x") + usage_event(21, 21) + DONE
+)
+
+
+def relayed(stream: EventStream, chunks: list[bytes]) -> bytes:
+    sent = [stream.feed(chunk) for chunk in chunks]
+    assert all(data == b"" or data.endswith(b"\n\n") for data in sent)
+    stream.finish()
+    return b"".join(sent)
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    ends = sorted({place % len(data) for place in places} | {len(data)})
+    starts = [0, *ends]
+    return [data[start:end] for start, end in zip(starts, ends, strict=False) if start < end]
+
+
+@given(st.lists(st.integers(0, 10_000)))
+def test_events_come_back_byte_for_byte_however_they_are_cut(places: list[int]) -> None:
+    assert relayed(EventStream(), cut(STREAM, places)) == STREAM
+
+
+@given(st.lists(st.integers(0, 10_000)))
+def test_a_usage_event_that_nobody_asked_for_is_withheld(places: list[int]) -> None:
+    stream = EventStream(hides_usage=True)
+    assert relayed(stream, cut(STREAM, places)) == STREAM.replace(usage_event(21, 21), b"")
+    assert stream.kv is KvOutcome.TRANSFERRED
+
+
+@given(st.lists(st.integers(0, 10_000)))
+def test_the_usage_event_gets_the_prefill_workers_count(places: list[int]) -> None:
+    stream = EventStream(cached_tokens=16)
+    assert relayed(stream, cut(STREAM, places)) == STREAM.replace(usage_event(21, 21), usage_event(21, 16))
+
+
+@pytest.mark.parametrize(
+    ("cached", "outcome"),
+    [
+        (21, KvOutcome.TRANSFERRED),
+        (0, KvOutcome.RECOMPUTED),
+        (16, KvOutcome.RECOMPUTED),
+        (None, KvOutcome.UNKNOWN),
+    ],
+)
+def test_the_usage_event_is_the_evidence(cached: int | None, outcome: KvOutcome) -> None:
+    stream = EventStream()
+    relayed(stream, [usage_event(21, cached) + DONE])
+    assert stream.kv is outcome
+
+
+def test_continuous_usage_is_left_alone() -> None:
+    chunk = event({"choices": [{"delta": {}}], "usage": usage(21, 3)})
+    stream = EventStream(hides_usage=True, cached_tokens=9)
+    assert relayed(stream, [chunk, DONE]) == chunk + DONE
+    assert stream.kv is KvOutcome.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "document", [{"choices": [], "usage": None}, {"choices": [], "usage": 3}, {"usage": {}}]
+)
+def test_what_is_no_usage_event_is_left_alone(document: Any) -> None:
+    assert relayed(EventStream(hides_usage=True), [event(document), DONE]) == event(document) + DONE
+
+
+def test_events_that_end_in_crlf_are_whole_events_too() -> None:
+    stream = EventStream()
+    assert stream.feed(b"data: 1\r\n\r\ndata: 2\r\n\r") == b"data: 1\r\n\r\n"
+    assert stream.feed(b"\n" + DONE) == b"data: 2\r\n\r\n" + DONE
+    stream.finish()
+
+
+@pytest.mark.parametrize("end", range(len(STREAM) - 1))
+def test_a_stream_cut_anywhere_is_not_taken_for_a_whole_one(end: int) -> None:
+    stream = EventStream()
+    stream.feed(STREAM[:end])
+    with pytest.raises(InvalidStream):
+        stream.finish()
+
+
+def test_an_event_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.wire.sse.MAX_EVENT_BYTES", 100)
+    with pytest.raises(InvalidStream):
+        EventStream().feed(b"data: " + b"x" * 200)
+
+
+def test_the_first_data_event_shows_an_error() -> None:
+    failed = event({"error": {"message": "KV load failed", "code": 500}})
+    error = first_error(b": ping\n\n" + failed + DONE)
+    assert error is not None
+    assert error_status(error) == 500
+    assert first_error(token("a") + failed) is None
+    assert first_error(token('{"error":1}')) is None
+    assert first_error(b": ping\n\n") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [({"code": 404}, 404), ({"code": "x"}, 500), ({}, 500), ("text", 500), ({"code": 7}, 500)],
+)
+def test_the_status_of_an_error_event(error: Any, status: int) -> None:
+    document = first_error(event({"error": error}))
+    assert document is not None
+    assert error_status(document) == status
+
+
+def test_comments_are_no_data() -> None:
+    assert not has_data(b": data: x\n\n")
+    assert has_data(b": ping\n\n" + token("a"))
