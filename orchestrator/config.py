@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.wire.info import Role
 
-WILDCARDS = frozenset({"0.0.0.0", "::", "*"})
+WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -34,8 +34,10 @@ RESERVED_ENV = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One mistake. `path` is where to look, or what is absent there. It means nothing if a value beside `path`
-    or beside one of `also` is already refused."""
+    """One mistake. `path` is where to look, or what is absent there.
+
+    It means nothing if a value beside `path`, or beside one of `also`, is already refused.
+    """
 
     path: Path
     message: str

@@ -1,0 +1,68 @@
+"""What a plan needs to know of this machine: looked up once, at the edge."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import distributions
+
+from launch.plan import ProcessSpec, Surroundings
+from orchestrator.topology import is_loopback
+
+# vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.
+_UNNAMED_GROUP = "vllm.endpoint_plugins"
+
+
+def look_around() -> Surroundings:
+    return Surroundings(
+        python=sys.executable,
+        environ=os.environ,
+        vllm_plugins=tuple(sorted(set(_vllm_plugins()))),
+        is_directory=os.path.isdir,
+        is_here=is_here,
+    )
+
+
+def _vllm_plugins() -> Iterator[str]:
+    for distribution in distributions():
+        for entry in distribution.entry_points:
+            if entry.group.startswith("vllm.") and entry.group != _UNNAMED_GROUP:
+                yield entry.name
+
+
+def is_here(host: str) -> bool:
+    """Whether one can listen at `host` on this machine. A name that nobody knows is elsewhere."""
+    if is_loopback(host):
+        return True
+    try:
+        with _bound(host, 0):
+            return True
+    except OSError:
+        return False
+
+
+def taken_ports(specs: Iterable[ProcessSpec]) -> Iterator[str]:
+    """For each address that a process of the plan would listen at and another holds already: a sentence."""
+    for spec in specs:
+        for host, port in spec.listens:
+            try:
+                with _bound(host, port):
+                    pass
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    yield f"{spec.name}: port {port} of {host} is taken by another process"
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        yield sock
