@@ -72,7 +72,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, gc=False):
     def stages(self) -> tuple[float | None, float | None, float | None, float]:
         """Seconds per stage in the order of STAGES; None for a stage that was not completed.
 
-        `decode_first_byte` starts where the leg that answers could start.
+        `decode_first_byte` starts where the leg that answers could start; an error is not such an answer.
         """
         admitted, prefill_done, first_byte = self.admitted, self.prefill_done, self.first_byte
         total = self.finished - self.received
@@ -80,7 +80,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, gc=False):
             return None, None, None, total
         queue = admitted - self.received
         prefill = prefill_done - admitted if prefill_done else None
-        decode = first_byte - (prefill_done or admitted) if first_byte else None
+        is_answer = first_byte and self.status < 400
+        decode = first_byte - (prefill_done or admitted) if is_answer else None
         return queue, prefill, decode, total
 
 
@@ -262,10 +263,9 @@ def _observe(row: Row, cell: int, bounds: Sequence[float], seconds: float) -> No
 class LoopLagMonitor:
     """How late the event loop calls what is due: what every request waits on top of its own work."""
 
-    PERIOD_S = 0.1
-
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, period_s: float = 0.1) -> None:
         self._telemetry = telemetry
+        self._period_s = period_s
         self.last_s = 0.0
         self.max_s = 0.0
 
@@ -273,8 +273,8 @@ class LoopLagMonitor:
         """Measure until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + self.PERIOD_S
-            await asyncio.sleep(self.PERIOD_S)
+            due = loop.time() + self._period_s
+            await asyncio.sleep(self._period_s)
             self.note(max(0.0, loop.time() - due))
 
     def note(self, lag_s: float) -> None:

@@ -1,0 +1,120 @@
+"""API keys: who may ask. Only digests of keys are known here, and a comparison tells nothing by its time."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Self
+
+from orchestrator.errors import Unauthorized
+
+# What a 401 must carry (RFC 9110, 11.6.1).
+WWW_AUTHENTICATE = (b"www-authenticate", b"Bearer")
+# Longer tokens are refused unhashed; OpenAI's own keys have about 170 characters.
+MAX_TOKEN_BYTES = 1024
+
+_name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch  # names go to logs
+_digest = re.compile(r"[0-9A-Fa-f]{64}").fullmatch
+
+
+class KeyFileError(ValueError):
+    """The key file cannot be used; `problems` are lines `FILE:LINE: message` that repeat none of its text."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    name: str
+    digest: bytes  # SHA-256 of the key
+
+
+class KeyRing:
+    """All keys that are valid. Read once; a changed file needs a restart."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys = tuple(keys)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read lines `NAME SHA256HEX`; empty lines and lines that start with # do not count.
+
+        Raises KeyFileError with all problems at once, OSError if the file cannot be read.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+        except UnicodeDecodeError:
+            raise KeyFileError([f"{path}: not UTF-8 text"]) from None
+        keys, problems = _parse(text)
+        if not keys and not problems:
+            problems = ["1: no keys: every request would be refused"]
+        if problems:
+            raise KeyFileError([f"{path}:{problem}" for problem in problems])
+        return cls(keys)
+
+    def check(self, authorization: bytes | None) -> str:
+        """The name of the key that an `Authorization` value carries; raises Unauthorized.
+
+        The presented token is hashed, and its digest is compared with every key's, whether or not one fits.
+        """
+        presented = sha256(_token(authorization)).digest()
+        found: str | None = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, presented):
+                found = key.name
+        if found is None:
+            raise Unauthorized("the API key is not valid")
+        return found
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        return f"KeyRing({', '.join(key.name for key in self._keys)})"
+
+
+def _token(authorization: bytes | None) -> bytes:
+    if authorization is None:
+        raise Unauthorized("an API key is needed: send Authorization: Bearer KEY")
+    scheme, _, token = authorization.strip().partition(b" ")
+    token = token.strip()
+    if scheme.lower() != b"bearer" or not token:
+        raise Unauthorized("expected Authorization: Bearer KEY")
+    if len(token) > MAX_TOKEN_BYTES or not token.isascii():
+        raise Unauthorized("the API key is not valid")
+    return token
+
+
+def _parse(text: str) -> tuple[list[Key], list[str]]:
+    keys: list[Key] = []
+    problems: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if problem := _problem(words, keys):
+            problems.append(f"{number}: {problem}")
+        else:
+            keys.append(Key(words[0], bytes.fromhex(words[1])))
+    return keys, problems
+
+
+def _problem(words: list[str], keys: list[Key]) -> str | None:
+    """What is wrong with a line, without its words: somebody may have put a key there instead of its hash."""
+    if len(words) != 2:
+        return f"expected NAME SHA256HEX, got {len(words)} word{'s' if len(words) > 1 else ''}"
+    if not _name(words[0]):
+        return "a name is 1 to 64 letters, digits and . _ -"
+    if not _digest(words[1]):
+        return "expected the SHA-256 of the key as 64 hexadecimal digits (printf %s KEY | sha256sum)"
+    if any(key.name == words[0] for key in keys):
+        return "this name is already taken by an earlier line"
+    if any(key.digest == bytes.fromhex(words[1]) for key in keys):
+        return "this key is already in an earlier line"
+    return None
