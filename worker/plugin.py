@@ -1,0 +1,108 @@
+"""Baton's part of a vLLM worker: an endpoint plugin, loaded when `VLLM_PLUGINS` names `baton`.
+
+It adds `GET /baton/info`, and gives vLLM's own JSON endpoints the route class for `BATON_TRANSPORT`. With
+`json`, the default, vLLM's routes stay vLLM's, and the route classes are not even imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from argparse import Namespace
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, HTTPException, Request, Response, params, routing
+from fastapi.routing import APIRoute
+from starlette.datastructures import State
+from starlette.routing import BaseRoute
+
+from orchestrator.wire.info import Encoding, Role, WorkerInfo
+from worker.info import decodes, role_from_env, transport_from_env
+
+
+class BatonPlugin:
+    """vLLM calls `attach_router` when its own routes are in place, and `init_state` when its engine is up."""
+
+    name = "baton"
+    required_tasks: tuple[str, ...] | None = None  # every kind of server, embeddings too
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Raises `ValueError`, which ends the server, for a wrong `BATON_TRANSPORT` or `BATON_ROLE`."""
+        self._role = role_from_env()
+        self._transport = transport_from_env()
+        if self._transport != "json":
+            from worker.msgpack_route import route_class
+
+            reroute(app, route_class(self._transport))
+        app.add_api_route("/baton/info", _info, methods=["GET"])
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """`engine_client` is None on vLLM's render server, which is no worker and announces nothing."""
+        if engine_client is not None:
+            info = _announcement(engine_client.vllm_config, args, self._role, self._transport)
+            state.baton_info = msgspec.json.encode(info)
+
+
+async def _info(request: Request) -> Response:
+    info = getattr(request.app.state, "baton_info", None)
+    if info is None:
+        raise HTTPException(404, "this server has no engine")
+    return Response(info, media_type="application/json")
+
+
+def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding) -> WorkerInfo:
+    """`config` is a `VllmConfig`. The model is the (first) name that requests give it."""
+    return WorkerInfo(
+        role=role,
+        model=args.served_model_name[0] if args.served_model_name else args.model,
+        decodes=decodes(transport),
+        engine="vllm",
+        engine_version=import_module("vllm").__version__,
+        block_size=config.cache_config.block_size,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        max_model_len=config.model_config.max_model_len,
+    )
+
+
+# --- another class for routes that exist ----------------------------------------------------------------
+
+
+def reroute(app: FastAPI, route_class: type[APIRoute]) -> None:
+    """Let `route_class` serve the POST endpoints of `app` that declare a JSON body.
+
+    Endpoints, dependencies and documentation stay as they are. Routes that already have a class of their own
+    are left alone. Call it before the app serves.
+    """
+    app.router.routes[:] = [new for old in app.routes for new in _rerouted(old, route_class)]
+
+
+def _rerouted(old: BaseRoute, route_class: type[APIRoute]) -> list[BaseRoute]:
+    """What takes the place of one entry, which is a route or, since FastAPI 0.137, may be a whole router.
+
+    A router stays, behind the routes that now answer first, and goes on documenting them.
+    """
+    if isinstance(old, APIRoute):
+        return [_in_class(route_class, old) if _takes_json(old) else old]
+    contexts = [context for context in _contexts(old) if _takes_json(context)]
+    return [*(_in_class(route_class, context, include_in_schema=False) for context in contexts), old]
+
+
+def _contexts(entry: BaseRoute) -> Iterable[Any]:
+    """The endpoints in a router, as FastAPI's views of them, with the attributes of an `APIRoute`."""
+    iter_route_contexts = getattr(routing, "iter_route_contexts", None)
+    return [] if iter_route_contexts is None else iter_route_contexts([entry])
+
+
+def _takes_json(route: Any) -> bool:
+    original = getattr(route, "original_route", route)
+    if type(original) is not APIRoute or "POST" not in route.methods or route.body_field is None:
+        return False
+    return not isinstance(route.body_field.field_info, params.Form)
+
+
+def _in_class(route_class: type[APIRoute], route: Any, **changes: Any) -> APIRoute:
+    """A new route, made from what the constructor of the old one was given: its attributes by those names."""
+    names = list(inspect.signature(APIRoute.__init__).parameters)[1:]
+    return route_class(**{name: getattr(route, name) for name in names if hasattr(route, name)} | changes)
