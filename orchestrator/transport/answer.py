@@ -1,0 +1,228 @@
+"""The reading half of an answer, whatever brings it.
+
+A connection pushes (`begin`, `receive`, `fail`), a reader pulls (`head`, `chunk`, `read`) or lets itself be
+pushed (`pump`). In between there is one list of unread pieces and one future: no task, queue or timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from abc import ABC, abstractmethod
+
+from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
+from orchestrator.transport.base import Sink
+
+# Unread bytes past which a connection is not read on. One read brings up to 256 KiB, so this is the order of
+# what a slow reader can hold up per leg.
+HIGH_WATER = 64 * 1024
+
+_NEVER = sys.maxsize  # as "wake me at": only at the end
+
+
+class ReceivedAnswer(ABC):
+    """What `base.Answer` promises, on top of a connection that says what arrived.
+
+    Subclasses tell the connection to stop and go on (`_pause_reading`, `_resume_reading`) and to close
+    (`_drop`); all three must do nothing once the answer is complete or has failed.
+    """
+
+    __slots__ = (
+        "_error",
+        "_is_complete",
+        "_is_held",
+        "_loop",
+        "_pieces",
+        "_sink",
+        "_size",
+        "_waiter",
+        "_wake_at",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self._loop = loop
+        self._pieces: list[bytes] = []  # arrived and unread, _size bytes in all
+        self._size = 0
+        self._is_complete = False
+        self._error: BaseException | None = None  # a WorkerError, or what a sink raised
+        self._waiter: asyncio.Future[None] | None = None
+        self._wake_at = 0  # wake the reader at this many unread bytes
+        self._sink: Sink | None = None
+        self._is_held = False  # the connection is told not to read
+
+    def __repr__(self) -> str:
+        state = "complete" if self._is_complete else "failed" if self._error else "open"
+        return f"<{type(self).__name__} {self.status} {state}, {self._size} bytes unread>"
+
+    # --- for the reader: base.Answer ------------------------------------------------------------
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_complete
+
+    async def head(self) -> None:
+        while not self.status:
+            self._check()
+            await self._news(0)
+
+    async def chunk(self) -> bytes:
+        if not self._pieces and not self._is_complete:
+            await self._arrival(1)
+        return self._take()
+
+    async def read(self, limit: int) -> bytes:
+        if not self._is_complete:
+            await self._arrival(limit + 1)
+        if self._size > limit:
+            raise WorkerGarbage("the worker's answer is too large")
+        return self._take()
+
+    def body_nowait(self) -> bytes | None:
+        return self._take() if self._is_complete else None
+
+    async def pump(self, sink: Sink) -> None:
+        try:
+            await self.head()
+            await self._pump(sink)
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._sink = None
+
+    def resume(self) -> None:
+        if self._is_held and self._sink is not None:
+            self._is_held = False
+            self._offer_unread(self._sink)
+            if not self._is_held:
+                self._resume_reading()
+            self._wake()
+
+    def abort(self) -> None:
+        if not self._is_complete:
+            self.fail(WorkerCutShort("the leg was given up"))
+            self._clear()
+            self._drop()
+
+    # --- for the connection ---------------------------------------------------------------------
+
+    def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """The head has arrived. `receive()` must follow, if only with b"": it wakes the reader."""
+        self.status = status
+        self.headers = headers
+
+    def receive(self, data: bytes, is_complete: bool) -> None:
+        """The body part of one read, without framing, may be empty; `is_complete`: nothing follows."""
+        self._is_complete = is_complete
+        if data:
+            if self._sink is None or self._is_held:
+                self._keep(data)
+            else:
+                self._offer(self._sink, data)
+        if is_complete or self._size >= self._wake_at:
+            self._wake()
+
+    def fail(self, error: WorkerError) -> None:
+        """The answer ends here, incomplete. Later failures change nothing."""
+        if self._error is None and not self._is_complete:
+            self._error = error
+        self._wake()
+
+    # --- for the subclass -----------------------------------------------------------------------
+
+    @abstractmethod
+    def _pause_reading(self) -> None: ...
+
+    @abstractmethod
+    def _resume_reading(self) -> None: ...
+
+    @abstractmethod
+    def _drop(self) -> None: ...
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _news(self, wake_at: int) -> asyncio.Future[None]:
+        """Done when `wake_at` bytes are unread, or something else worth a look has happened."""
+        if self._waiter is not None and not self._waiter.done():
+            raise RuntimeError("an answer has one reader at a time")
+        self._waiter = self._loop.create_future()
+        self._wake_at = wake_at
+        if self._is_held and self._sink is None and self._size < wake_at:
+            self._let_go()
+        return self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    async def _arrival(self, size: int) -> None:
+        """Until `size` bytes are unread or the body is complete."""
+        if not self.status:
+            await self.head()
+        while self._size < size and not self._is_complete:
+            self._check()
+            await self._news(size)
+
+    async def _pump(self, sink: Sink) -> None:
+        self._sink = sink
+        self._is_held, was_held = False, self._is_held
+        self._offer_unread(sink)
+        if was_held and not self._is_held:
+            self._resume_reading()
+        while self._pieces or not (self._is_complete or self._error):
+            await self._news(_NEVER)
+        self._check()
+
+    def _offer_unread(self, sink: Sink) -> None:
+        if self._pieces:
+            self._offer(sink, self._join())
+
+    def _offer(self, sink: Sink, data: bytes) -> None:
+        try:
+            wants_more = sink(data)
+        except BaseException as error:
+            self._error = error
+            self._drop()
+            self._wake()
+        else:
+            if not wants_more:
+                self._hold()
+
+    def _keep(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > HIGH_WATER and self._size >= self._wake_at:
+            self._hold()
+
+    def _take(self) -> bytes:
+        data = self._join()
+        if self._is_held:
+            self._let_go()
+        return data
+
+    def _join(self) -> bytes:
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._clear()
+        return data
+
+    def _clear(self) -> None:
+        self._pieces.clear()
+        self._size = 0
+
+    def _hold(self) -> None:
+        if not (self._is_held or self._is_complete):
+            self._is_held = True
+            self._pause_reading()
+
+    def _let_go(self) -> None:
+        self._is_held = False
+        self._resume_reading()
