@@ -1,4 +1,4 @@
-"""A closed-loop load: connections with one request each at a time, cheap enough that the router is the limit."""
+"""A closed-loop load: N connections, each with one request at a time, and cheap: the router is the limit."""
 
 from __future__ import annotations
 
