@@ -20,14 +20,15 @@ from orchestrator.auth import KeyFileError, KeyRing
 from orchestrator.config import Config, OrchestratorConfig, split_address
 from orchestrator.control import admin_app, control_app
 from orchestrator.endpoints import ENDPOINTS
+from orchestrator.errors import BatonError
 from orchestrator.flow import Flow
 from orchestrator.health import Prober
 from orchestrator.ids import IdSource
 from orchestrator.logs import AccessLog, LineWriter, configure_logging
 from orchestrator.relay import DataPlane
 from orchestrator.routing.planner import Planner
-from orchestrator.server import build_server
-from orchestrator.telemetry import Layout, LoopLagMonitor, Telemetry
+from orchestrator.server import uvicorn_config
+from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, RequestRecord, Telemetry
 from orchestrator.topology import worker_addresses
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.transport.pool import PooledUpstream
@@ -57,8 +58,8 @@ class Orchestrator:
         self.config = config
         self.transport = transport
         self.started = time.time()
-        # Not for secrets: ids and jitter. SystemRandom seeds it, so processes differ.
-        self.ids = IdSource(random.Random(random.SystemRandom().getrandbits(64)))  # noqa: S311
+        self.random = random.Random()  # noqa: S311  # ids and jitter, no secrets
+        self.ids = IdSource(self.random)
         self.keys = _key_ring(config.orchestrator)
         self.telemetry = Telemetry(Layout(models, ENDPOINTS))
         self.lag = LoopLagMonitor(self.telemetry)
@@ -79,7 +80,7 @@ class Orchestrator:
             limits=limits,
             telemetry=self.telemetry,
             keys=self.keys,
-            time=asyncio.get_running_loop().time,
+            time=time.monotonic,  # the loop's own clock, but uvloop rounds that to milliseconds
         )
         self._control = control_app(self)
         self.admin = admin_app(self)
@@ -108,6 +109,20 @@ class Orchestrator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstream.aclose()
+
+    def note_refused(self, error: BatonError) -> None:
+        """Count and log a request that the server refused before it got here."""
+        now = asyncio.get_running_loop().time()
+        self.telemetry.finish(
+            RequestRecord(
+                request_id="",
+                endpoint=OTHER,
+                received=now,
+                finished=now,
+                status=error.status,
+                error_code=error.code,
+            )
+        )
 
     def workers(self) -> Sequence[WorkerStatus]:
         return self.registry.statuses()
@@ -162,7 +177,7 @@ async def _serve(config: Config, transport: str, writer: LineWriter) -> None:
     models = [model.name for model in config.models]
     access_log = AccessLog(orchestrator.telemetry.records, models, options.log, writer.write)
     with contextlib.ExitStack() as sockets:
-        listeners = _listeners(orchestrator, options, sockets)
+        listeners = list(_listeners(orchestrator, options, sockets))
         orchestrator.start(access_log)
         try:
             await _serve_until_signalled(listeners)
@@ -170,24 +185,31 @@ async def _serve(config: Config, transport: str, writer: LineWriter) -> None:
             await orchestrator.aclose()
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals alone: several servers run here, and one signal is for all of them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 Listener = tuple[uvicorn.Server, socket.socket]
 
 
 def _listeners(
     orchestrator: Orchestrator, options: OrchestratorConfig, sockets: contextlib.ExitStack
-) -> list[Listener]:
-    """The public one first. Sockets are bound here: a taken port is found before anything runs."""
-    listeners = [
-        (
-            build_server(orchestrator, options, ids=orchestrator.ids),
-            sockets.enter_context(_bound(options.listen, options.backlog)),
-        )
-    ]
+) -> Iterator[Listener]:
+    """Sockets are bound here, before anything runs, so that a port that is taken is found at once."""
+    public = uvicorn_config(
+        orchestrator, options, random=orchestrator.random, on_refused=orchestrator.note_refused
+    )
+    yield _Server(public), sockets.enter_context(_bound(options.listen, options.backlog))
     if options.admin is not None:
-        admin_options = options.model_copy(update={"limit_concurrency": None, "limit_max_requests": None})
-        admin = build_server(orchestrator.admin, admin_options, ids=orchestrator.ids)
-        listeners.append((admin, sockets.enter_context(_bound(options.admin, options.backlog))))
-    return listeners
+        unlimited = options.model_copy(update={"limit_concurrency": None, "limit_max_requests": None})
+        admin = uvicorn_config(
+            orchestrator.admin, unlimited, random=orchestrator.random, listen=options.admin
+        )
+        yield _Server(admin), sockets.enter_context(_bound(options.admin, options.backlog))
 
 
 @contextlib.contextmanager

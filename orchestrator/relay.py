@@ -196,7 +196,7 @@ class DataPlane:
         keys: KeyRing | None,
         time: Callable[[], float],
     ) -> None:
-        """`serve` answers one request through its scope, or raises a `BatonError`; `time` is the loop's."""
+        """`serve` answers one request through its scope, or raises a `BatonError`; `time` is the loop's clock."""
         self.serve = serve
         self.limits = limits
         self.telemetry = telemetry
