@@ -1,9 +1,9 @@
 """Kills every process group of `up` when `up` itself is gone, however it ended.
 
 Nothing else does: vLLM's engine core does not watch its parent, so a death signal on the API server would
-leave it alive. The guard holds the reading end of a pipe whose writing end only `up` has. Each child adds its
-group before it becomes a worker, so there is no moment in which it is unknown; `up` removes a group once it is
-gone. Standard library only, started as `python -I -S guard.py`: small and up at once.
+leave it alive. The guard holds the reading end of a pipe whose writing end only `up` has. Each child adds
+its group before it becomes a worker, so there is no moment in which it is unknown; `up` removes a group once
+it is gone. Standard library only, started as `python -I -S guard.py`: small and up at once.
 
 Lines on the pipe: `+PGID` adds a group, `-PGID` removes it. Each is one write, shorter than PIPE_BUF.
 """

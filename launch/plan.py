@@ -15,6 +15,7 @@ from orchestrator.topology import WorkerAddress, WorkerPlace, machine, worker_ad
 from orchestrator.wire.info import Role
 
 OUR_PLUGIN = "baton"
+WORKER_KEY_ENV = "BATON_WORKER_API_KEY"  # what the orchestrator sends to its workers as bearer token
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
 # vLLM's options that say themselves how many GPUs one engine takes.
@@ -244,6 +245,8 @@ def _vllm_env(worker: _Worker) -> dict[str, str]:
     if worker.address.role != "both":
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = worker.address.host
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(worker.address.side_channel_port)
+    if worker.around.environ.get(WORKER_KEY_ENV):
+        env["VLLM_API_KEY"] = worker.around.environ[WORKER_KEY_ENV]
     if worker.around.is_directory(worker.place.model.path or ""):
         env["HF_HUB_OFFLINE"] = "1"
     env |= _cpu_env(worker) if worker.place.pool.device == "cpu" else _cuda_env(worker)

@@ -1,0 +1,162 @@
+"""The command `baton`. Each command imports what it needs, so that `baton --help` is there at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from launch.exits import Exit
+
+if TYPE_CHECKING:
+    from launch.plan import Plan
+    from orchestrator.config import Config
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (`launch/exits.py`)."""
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        return command(arguments)
+    except _Usage as error:
+        print(error, file=sys.stderr)
+        return Exit.USAGE
+    except BrokenPipeError:  # `baton schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+
+
+class _Usage(Exception):
+    """What the user must change; the message may have several lines."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="baton",
+        description="Disaggregated LLM serving: one OpenAI API in front of prefill and decode workers.",
+        epilog="exit codes:\n" + "\n".join(f"  {code.value:3}  {code.meaning}" for code in Exit),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    up = _add(commands, "up", _up, "start all that CONFIG puts on this machine; Ctrl-C stops it")
+    up.add_argument(
+        "--dry-run", action="store_true", help="print what would be started, as `baton plan` does"
+    )
+    _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
+    _add(commands, "check", _check, "validate CONFIG; all mistakes at once as FILE:LINE:COL: message")
+    _add(commands, "orchestrator", _orchestrator, "the orchestrator alone, in the foreground")
+    worker = _add(commands, "worker", _worker, "one worker alone, in the foreground")
+    worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
+    schema = commands.add_parser("schema", help="JSON Schema of CONFIG", allow_abbrev=False)
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", help="the YAML file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        action="append",
+        default=[],
+        help="override one value, e.g. models.0.prefill.replicas=2; may be repeated",
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+# --- commands ---------------------------------------------------------------------------------------
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    names = ", ".join(model.name for model in config.models)
+    print(f"{arguments.config}: right; models: {names}")
+    return Exit.OK
+
+
+def _schema(_: argparse.Namespace) -> int:
+    import json
+
+    from orchestrator.config_file import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return Exit.OK
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from launch.listing import plan_text
+
+    print(plan_text(_make_plan(arguments, _load(arguments))))
+    return Exit.OK
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        return _plan(arguments)
+    from launch.up import up
+
+    config = _load(arguments)
+    return up(config, _make_plan(arguments, config))
+
+
+def _orchestrator(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from orchestrator.app import StartError, run
+
+    try:
+        return run(config)
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return Exit.FAILED
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    """Becomes the worker; does not return if that is possible."""
+    from launch.plan import PlanError, worker_specs
+    from launch.surroundings import look_around
+
+    config = _load(arguments)
+    try:
+        specs = worker_specs(config, look_around())
+    except PlanError as error:
+        raise _Usage(f"{arguments.config}: {error}") from error
+    spec = specs.get(arguments.name)
+    if spec is None:
+        names = "".join(f"\n  {name}" for name in specs) or " none that Baton starts"
+        raise _Usage(f"{arguments.config}: no worker {arguments.name!r}; there are:{names}")
+    sys.stdout.flush()
+    os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    from orchestrator.config_file import ConfigErrors, load_config
+
+    try:
+        return load_config(arguments.config, arguments.overrides)
+    except ConfigErrors as error:
+        raise _Usage(str(error)) from error
+
+
+def _make_plan(arguments: argparse.Namespace, config: Config) -> Plan:
+    from launch.plan import PlanError, make_plan
+    from launch.surroundings import look_around
+
+    try:
+        return make_plan(config, arguments.config, arguments.overrides, look_around())
+    except PlanError as error:
+        raise _Usage(f"{arguments.config}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Child processes as groups: started, known to the guard, ended to the last grandchild."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from launch.plan import ProcessSpec
+
+POLL_S = 0.05
+KILL_WAIT_S = 5.0  # the kernel's time to carry out SIGKILL
+
+
+class Guard:
+    """Our end of `guard.py`'s pipe. Leaving the context closes it: the guard kills what is left, and ends."""
+
+    def __enter__(self) -> Self:
+        reading, self._writing = os.pipe()  # neither end is inherited across an exec
+        script = Path(__file__).with_name("guard.py")
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # our own file
+                [sys.executable, "-I", "-S", str(script)],
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            os.close(reading)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._writing)
+        self._process.wait()
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def add_self(self) -> None:
+        """Called in a forked child, before it becomes another program: its group is known from then on."""
+        os.write(self._writing, b"+%d\n" % os.getpid())
+
+    def forget(self, group: int) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._writing, b"-%d\n" % group)
+
+
+class Child:
+    """One started process, leader of its own session and group. Whoever starts it must `end()` it."""
+
+    def __init__(self, spec: ProcessSpec, log: Path, guard: Guard) -> None:
+        """Starts it. OSError if that is not possible. Output is appended to the file `log`."""
+        self._guard = guard
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603  # argv comes from the plan, no shell
+                spec.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **spec.env},
+                start_new_session=True,
+                preexec_fn=guard.add_self,  # one write, no locks
+            )
+
+    @property
+    def group(self) -> int:
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """Of the leader, negative for a signal; None while it runs. Others of the group may outlive it."""
+        return self._process.poll()
+
+    def is_gone(self) -> bool:
+        """Whether no process of the group is left. Its number is free for others from then on."""
+        return self._process.poll() is not None and not group_is_alive(self.group)
+
+    def signal(self, number: signal.Signals) -> None:
+        """To all of the group; nothing happens if there is none."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.group, number)
+
+    async def end(self, limit_s: float, hurry: asyncio.Event) -> bool:
+        """SIGTERM, and SIGKILL after `limit_s` or as soon as `hurry` is set. Repeatable.
+
+        Returns whether it went without SIGKILL.
+        """
+        if not self.is_gone():
+            self.signal(signal.SIGTERM)
+        is_gone = await self._wait_gone(limit_s, hurry)
+        if not is_gone:
+            self.signal(signal.SIGKILL)
+            await self._wait_gone(KILL_WAIT_S, asyncio.Event())
+        self.forget()
+        return is_gone
+
+    def forget(self) -> None:
+        """The group is gone: the guard must not kill whoever gets its number next."""
+        if self.is_gone():
+            self._guard.forget(self.group)
+
+    async def _wait_gone(self, limit_s: float, hurry: asyncio.Event) -> bool:
+        deadline = asyncio.get_running_loop().time() + limit_s
+        while not self.is_gone():
+            if hurry.is_set() or asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(POLL_S)
+        return True
+
+
+def group_is_alive(group: int) -> bool:
+    """Whether any process of the group runs. Zombies do not count: where nobody reaps orphans, as in many
+    containers, they stay for ever."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return any(_is_running_in(stat, group) for stat in Path("/proc").glob("[0-9]*/stat"))
+
+
+def _is_running_in(stat: Path, group: int) -> bool:
+    try:
+        # PID (COMMAND) STATE PPID PGRP ...; the command may hold spaces and parentheses
+        state, _, process_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):  # it ended meanwhile
+        return False
+    return int(process_group) == group and state not in "ZX"
+
+
+def describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,111 @@
+"""What `up` shows on stderr: a line per process that changes in place, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    def set(self, name: str, state: str) -> None:
+        """A process has another state."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Something that stays to be read; may have several lines."""
+        ...
+
+    def tick(self) -> None:
+        """Time has passed. Called a few times a second."""
+        ...
+
+    def settle(self) -> None:
+        """From now on there are plain lines only."""
+        ...
+
+
+def make_progress(stream: TextIO, logs: Mapping[str, str]) -> Progress:
+    """`logs`: the log file of each process by name, in the order of display."""
+    return Table(stream, logs) if stream.isatty() else Lines(stream, logs)
+
+
+@dataclass
+class Lines:
+    """A line per change; the log's name is in the first one of each process."""
+
+    stream: TextIO
+    logs: Mapping[str, str]
+    _states: dict[str, str] = field(default_factory=dict)
+
+    def set(self, name: str, state: str) -> None:
+        if self._states.get(name) == state:
+            return
+        log = "" if name in self._states else f" (log: {self.logs[name]})"
+        self._states[name] = state
+        self.say(f"{name}: {state}{log}")
+
+    def say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def tick(self) -> None:
+        """Plain lines show no time."""
+
+    def settle(self) -> None:
+        """They are plain already."""
+
+
+@dataclass
+class Table:
+    """A block of lines at the end of the screen, drawn again at every change."""
+
+    stream: TextIO
+    logs: Mapping[str, str]
+    clock: Callable[[], float] = time.monotonic
+    width: Callable[[], int] = lambda: shutil.get_terminal_size().columns
+    _states: dict[str, str] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
+    _drawn: list[str] = field(default_factory=list)
+    _is_settled: bool = False
+
+    def set(self, name: str, state: str) -> None:
+        if self._states.get(name) == state:
+            return
+        self._states[name] = state
+        self._since[name] = self.clock()
+        if self._is_settled:
+            self.say(f"{name}: {state}")
+        else:
+            self._draw(self._lines())
+
+    def say(self, text: str) -> None:
+        drawn = self._drawn
+        self._draw([])
+        print(text, file=self.stream, flush=True)
+        self._draw(drawn)
+
+    def tick(self) -> None:
+        if not self._is_settled and self._lines() != self._drawn:
+            self._draw(self._lines())
+
+    def settle(self) -> None:
+        self._is_settled = True
+        self._drawn = []
+
+    def _lines(self) -> list[str]:
+        widest = max(map(len, self.logs))
+        return [self._line(name, widest) for name in self.logs if name in self._states]
+
+    def _line(self, name: str, widest: int) -> str:
+        seconds = int(self.clock() - self._since[name])
+        line = f"  {name:{widest}}  {self._states[name]:10}  {seconds:4} s  {self.logs[name]}"
+        return line[: self.width() - 1]  # a line that wraps could not be drawn over
+
+    def _draw(self, lines: Sequence[str]) -> None:
+        if self._drawn:
+            self.stream.write(f"\x1b[{len(self._drawn)}F\x1b[J")
+        self.stream.write("".join(f"{line}\n" for line in lines))
+        self.stream.flush()
+        self._drawn = list(lines)
