@@ -12,8 +12,6 @@ from typing import Self
 
 from orchestrator.errors import Unauthorized
 
-# What a 401 must carry (RFC 9110, 11.6.1).
-WWW_AUTHENTICATE = (b"www-authenticate", b"Bearer")
 # Longer tokens are refused unhashed; OpenAI's own keys have about 170 characters.
 MAX_TOKEN_BYTES = 1024
 

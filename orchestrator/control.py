@@ -24,14 +24,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
-from orchestrator.auth import WWW_AUTHENTICATE, KeyRing
+from orchestrator.auth import KeyRing
 from orchestrator.config import Config
 from orchestrator.errors import (
     BatonError,
     ClientError,
     MethodNotAllowed,
     NotFound,
-    Unauthorized,
     UnknownModel,
 )
 from orchestrator.ids import REQUEST_ID_HEADER, IdSource, request_id_from
@@ -191,11 +190,8 @@ def _answer_to(error: Exception, request_id: str) -> Response:
 
 
 def _error_response(error: BatonError) -> Response:
-    response = Response(error.body(), error.status, media_type="application/json")
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(error.retry_after_s)
-    if isinstance(error, Unauthorized):
-        response.raw_headers.append(WWW_AUTHENTICATE)
+    response = Response(error.body(), error.status)
+    response.raw_headers.extend(error.headers())
     return response
 
 
@@ -205,7 +201,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     response = _error_response(_translated(error, request))
     response.status_code = error.status_code
-    response.headers.update(error.headers or {})
     return response
 
 
@@ -213,7 +208,8 @@ def _translated(error: HTTPException, request: Request) -> BatonError:
     if error.status_code == 404:
         return NotFound(f"no such path: {request.method} {request.url.path[:200]}")
     if error.status_code == 405:
-        return MethodNotAllowed(f"{request.method} is not allowed here")
+        allow = (error.headers or {}).get("allow", "GET")
+        return MethodNotAllowed(f"{request.method} is not allowed here", allow=allow)
     return ClientError(str(error.detail))
 
 

@@ -15,7 +15,7 @@ import msgspec
 class BatonError(Exception):
     """Base of everything that ends a request early. `message` is safe to show to a client."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     retry_after_s: int | None = None
@@ -24,6 +24,13 @@ class BatonError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The head of an answer that tells of this error."""
+        headers = [(b"content-type", b"application/json")]
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % self.retry_after_s))
+        return headers
 
     def body(self) -> bytes:
         """The OpenAI error object, as JSON."""
@@ -46,6 +53,9 @@ class Unauthorized(ClientError):
     type = "authentication_error"
     code = "invalid_api_key"
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
 
 class NotFound(ClientError):
     status = 404
@@ -59,6 +69,14 @@ class UnknownModel(NotFound):
 class MethodNotAllowed(ClientError):
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        """`allow` names the methods that the path does have."""
+        super().__init__(message)
+        self.allow = allow
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"allow", self.allow.encode())]
 
 
 class RequestTimeout(ClientError):
@@ -162,7 +180,16 @@ class WorkerAnswered(BatonError):
         retry_after: bytes | None = None,
     ) -> None:
         super().__init__(f"the worker answered {status}")
-        self.answered_status = status
+        self.status = status
         self.content = content
         self.content_type = content_type
         self.retry_after = retry_after
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [(b"content-type", self.content_type)]
+        if self.retry_after is not None:
+            headers.append((b"retry-after", self.retry_after))
+        return headers
+
+    def body(self) -> bytes:
+        return self.content

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from random import SystemRandom
 from typing import Any, Protocol
 
-from orchestrator.errors import BatonError, BodyTooLarge, ClientGone, WorkerAnswered
+from orchestrator.errors import BatonError, BodyTooLarge, ClientGone
 from orchestrator.ids import IdSource, request_id_from
 
 Scope = MutableMapping[str, Any]
@@ -129,15 +129,7 @@ class Exchange(Protocol):
 
 def error_answer(error: BatonError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body that tell a client of `error`."""
-    if isinstance(error, WorkerAnswered):
-        headers = [(b"content-type", error.content_type)]
-        if error.retry_after is not None:
-            headers.append((b"retry-after", error.retry_after))
-        return error.answered_status, headers, error.content
-    headers = [(b"content-type", b"application/json")]
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % error.retry_after_s))
-    return error.status, headers, error.body()
+    return error.status, error.headers(), error.body()
 
 
 async def serve(

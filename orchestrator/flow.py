@@ -266,15 +266,15 @@ class Flow:
         if job.handoff is not None:
             outcome, content = _mend(content, job.handoff)
         job.scope.record.kv = _KV[outcome]
-        headers = job.scope.response_headers(_content_type(answer))
-        headers.append((b"x-baton-kv", outcome.encode()))
-        job.scope.respond(200, headers, content)
+        kv = (b"x-baton-kv", outcome.encode())
+        job.scope.respond(200, [_content_type(answer), *job.scope.response_headers(), kv], content)
 
     async def _relay_stream(self, job: _Job, answer: Answer) -> None:
         scope, events = job.scope, _events(job)
         try:
             opening = await _opening(answer, events)
-            scope.start_stream([*scope.response_headers(_content_type(answer)), *_STREAM_HEADERS], opening)
+            headers = [_content_type(answer), *scope.response_headers(), *_STREAM_HEADERS]
+            scope.start_stream(headers, opening)
             await scope.forward(answer, events.feed)
             events.finish()
         except InvalidStream as error:
@@ -303,13 +303,13 @@ def _worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:
     return WorkerAnswered(
         answer.status,
         content,
-        content_type=_content_type(answer),
+        content_type=_content_type(answer)[1],
         retry_after=answer.headers.get(b"retry-after"),
     )
 
 
-def _content_type(answer: Answer) -> bytes:
-    return answer.headers.get(b"content-type", b"application/json")
+def _content_type(answer: Answer) -> tuple[bytes, bytes]:
+    return b"content-type", answer.headers.get(b"content-type", b"application/json")
 
 
 def _mend(content: bytes, handoff: Handoff) -> tuple[KvOutcome, bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
 from orchestrator.errors import BatonError, ClientGone, DeadlineExceeded, MethodNotAllowed
-from orchestrator.exchange import Exchange, error_answer, serve
+from orchestrator.exchange import Exchange, serve
 from orchestrator.telemetry import Path, RequestRecord, Telemetry
 from orchestrator.transport.base import Answer
 from orchestrator.wire.sse import error_event
@@ -66,7 +66,7 @@ class RequestScope:
         if plane.keys is not None:
             self.record.client = plane.keys.check(exchange.header(b"authorization"))
         if exchange.method != "POST":
-            raise MethodNotAllowed(f"use POST for {exchange.path}")
+            raise MethodNotAllowed(f"use POST for {exchange.path}", allow="POST")
         body = await exchange.read_body()
         self.record.bytes_in = len(body)
         await plane.serve(self, body)
@@ -114,12 +114,11 @@ class RequestScope:
         """Those of the client's headers that go to workers."""
         return [field for field in self.exchange.headers if field[0] in _RELAYED]
 
-    def response_headers(self, content_type: bytes) -> Headers:
-        """The head of a worker's answer. Times are in milliseconds."""
+    def response_headers(self) -> Headers:
+        """What we say of a worker's answer. Times are in milliseconds."""
         record = self.record
         now = record.first_byte = self._plane.time()
         return [
-            (b"content-type", content_type),
             (b"x-process-time", b"%.3f" % ((now - record.received) * 1e3)),
             (b"x-baton-path", _PATHS[record.path]),
             (b"server-timing", _server_timing(record)),
@@ -164,10 +163,10 @@ class RequestScope:
             record.status = record.status or error.status
             exchange.abort()
         elif not exchange.is_started:
-            status, headers, body = error_answer(error)
+            headers = error.headers()
             if record.path:
-                headers += self.response_headers(b"")[1:]
-            self.respond(status, headers, body)
+                headers += self.response_headers()
+            self.respond(error.status, headers, error.body())
         elif not exchange.is_complete:
             exchange.finish(error_event(error.body()))
 

@@ -1,0 +1,295 @@
+"""A client and workers in memory: the data plane between them is real."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrator.auth import KeyRing
+from orchestrator.config import LimitsConfig, RoutingConfig
+from orchestrator.endpoints import ENDPOINTS
+from orchestrator.errors import ClientGone
+from orchestrator.flow import Flow
+from orchestrator.ids import IdSource, request_id_from
+from orchestrator.relay import DataPlane, RequestScope
+from orchestrator.routing.planner import Planner
+from orchestrator.telemetry import Layout, Telemetry
+from orchestrator.topology import WorkerAddress
+from orchestrator.transport.base import Origin
+from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
+from orchestrator.wire.info import Role
+from orchestrator.workers import Registry, Worker
+
+JSON = {b"content-type": b"application/json"}
+SSE = {b"content-type": b"text/event-stream; charset=utf-8"}
+DONE = b"data: [DONE]\n\n"
+
+
+def event(document: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(document) + b"\n\n"
+
+
+def token(text: str) -> bytes:
+    return event({"choices": [{"index": 0, "delta": {"content": text}}]})
+
+
+def usage(prompt: int = 21, cached: int = 21) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+class FakeExchange:
+    """A request whose client can leave, or stop reading, whenever a test says so."""
+
+    content_length = None
+    query = b""
+    client = None
+
+    def __init__(
+        self,
+        body: bytes,
+        path: str = "/v1/chat/completions",
+        method: str = "POST",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = list(headers)
+        self.request_id = request_id_from(self.headers, IdSource(random.Random(0)))
+        self.is_gone = False
+        self.is_started = False
+        self.is_complete = False
+        self.is_aborted = False
+        self.is_writable = True
+        self.status = 0
+        self.answer_headers: dict[bytes, bytes] = {}
+        self.chunks: list[bytes] = []
+        self.fed = asyncio.Event()
+        self._body = body
+        self._on_leave: Callable[[], None] | None = None
+        self._on_writable: Callable[[], None] | None = None
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.chunks)
+
+    # --- the client's side
+
+    def leave(self) -> None:
+        callback, self._on_leave = self._on_leave, None
+        self.is_gone = True
+        if callback is not None and not self.is_complete:
+            callback()
+
+    def read_again(self) -> None:
+        self.is_writable = True
+        if self._on_writable is not None:
+            self._on_writable()
+
+    # --- the exchange
+
+    def header(self, name: bytes) -> bytes | None:
+        return dict(self.headers).get(name)
+
+    def on_leave(self, callback: Callable[[], None] | None) -> None:
+        self._on_leave = callback
+
+    async def read_body(self) -> bytes:
+        await asyncio.sleep(0)
+        if self.is_gone:
+            raise ClientGone("the client left")
+        return self._body
+
+    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        self.start(status, headers)
+        self.finish(body)
+
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        assert not self.is_started
+        self.is_started = True
+        self.status = status
+        self.answer_headers = dict(headers)
+
+    def feed(self, chunk: bytes) -> bool:
+        assert self.is_started
+        assert not self.is_complete
+        if not self.is_gone:
+            self.chunks.append(chunk)
+        self.fed.set()
+        return self.is_writable and not self.is_gone
+
+    async def drain(self) -> None:
+        raise NotImplementedError  # the data plane uses on_writable
+
+    def on_writable(self, callback: Callable[[], None] | None) -> None:
+        self._on_writable = callback
+
+    def finish(self, chunk: bytes = b"") -> None:
+        self.feed(chunk)
+        self.is_complete = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+class FakeWorkers:
+    """What vLLM workers do on the wire: prefill pins blocks, a decode leg with the hand-off frees them."""
+
+    def __init__(self) -> None:
+        self.pinned: set[str] = set()
+        self.decoding = 0  # decode legs that run now
+        self.tokens = ["a", "b", "c"]
+        self.step = 1  # turns of the event loop per prefill and per token
+        self._ids = itertools.count()
+
+    async def prefill(self, request: MemoryRequest, reply: MemoryReply) -> None:
+        for _ in range(self.step):
+            await asyncio.sleep(0)
+        if reply.is_over:  # vLLM frees the blocks of a prefill whose connection was dropped
+            return
+        name = f"r{next(self._ids)}"
+        self.pinned.add(name)
+        reply.answer(200, json.dumps({"choices": [], "kv_transfer_params": params_of(name)}).encode(), JSON)
+
+    async def decode(self, request: MemoryRequest, reply: MemoryReply) -> None:
+        document = read(request)
+        params = document.get("kv_transfer_params")
+        if params is not None:  # the pull starts before anybody can cancel it
+            self.pinned.discard(params["remote_request_id"])
+        self.decoding += 1
+        try:
+            await self._answer(document, reply)
+        finally:
+            self.decoding -= 1
+
+    async def _answer(self, document: dict[str, Any], reply: MemoryReply) -> None:
+        if not document.get("stream"):
+            await asyncio.sleep(0)
+            choice = {"message": {"content": "".join(self.tokens)}}
+            reply.answer(200, json.dumps({"choices": [choice], "usage": usage()}).encode(), JSON)
+            return
+        reply.head(200, SSE)
+        for text in self.tokens:
+            for _ in range(self.step):
+                await asyncio.sleep(0)
+            await reply.chunk(token(text))
+        if (document.get("stream_options") or {}).get("include_usage"):
+            await reply.chunk(event({"choices": [], "usage": usage()}))
+        await reply.chunk(DONE)
+
+
+def params_of(name: str) -> dict[str, Any]:
+    return {
+        "do_remote_prefill": True,
+        "do_remote_decode": False,
+        "remote_engine_id": "e",
+        "remote_block_ids": [[1]],
+        "remote_request_id": name,
+        "remote_host": "127.0.0.1",
+        "remote_port": 5600,
+        "remote_prefill_cached_tokens": 16,
+    }
+
+
+def read(request: MemoryRequest) -> dict[str, Any]:
+    """A leg's document, as a worker decodes it."""
+    if dict(request.headers).get(b"x-msgpack") == b"1":
+        return msgspec.msgpack.decode(request.body)
+    return json.loads(request.body)
+
+
+class FakeCluster:
+    """The data plane over workers in memory. Made inside a running event loop."""
+
+    def __init__(
+        self,
+        *,
+        roles: Sequence[Role] = ("prefill", "decode"),
+        transport: str = "json",
+        limits: LimitsConfig | None = None,
+        routing: RoutingConfig | None = None,
+        keys: KeyRing | None = None,
+        credential: str | None = None,
+    ) -> None:
+        self.upstream = MemoryUpstream()
+        self.workers = FakeWorkers()
+        self.registry = Registry(_addresses(roles), ["m"], transport)
+        for worker in self.registry.workers:
+            self.registry.mark_ready(worker)
+            is_prefill = worker.address.role == "prefill"
+            self.upstream.serve(worker.origin, self.workers.prefill if is_prefill else self.workers.decode)
+        self.telemetry = Telemetry(Layout(["m"], ENDPOINTS))
+        limits = limits or LimitsConfig()
+        self.flow = Flow(
+            self.registry,
+            {"m": Planner(routing or RoutingConfig())},
+            self.upstream,
+            telemetry=self.telemetry,
+            ids=IdSource(random.Random(1)),
+            credential=credential,
+            max_answer_bytes=limits.max_answer_bytes,
+        )
+        self.plane = DataPlane(
+            self.flow.serve,
+            limits=limits,
+            telemetry=self.telemetry,
+            keys=keys,
+            time=asyncio.get_running_loop().time,
+        )
+
+    def worker(self, name: str) -> Worker:
+        return next(worker for worker in self.registry.workers if worker.name == f"m/{name}")
+
+    def origin(self, name: str) -> Origin:
+        return self.worker(name).origin
+
+    def legs(self, role: str) -> list[MemoryRequest]:
+        origins = {worker.origin for worker in self.registry.workers if worker.address.role == role}
+        return [request for request in self.upstream.requests if request.origin in origins]
+
+    async def serve(self, exchange: FakeExchange) -> FakeExchange:
+        await RequestScope(self.plane, exchange).run()
+        return exchange
+
+    async def ask(self, document: Any, **options: Any) -> FakeExchange:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        return await self.serve(FakeExchange(body, **options))
+
+    async def aclose(self) -> None:
+        await self.flow.aclose()
+        await self.upstream.aclose()
+
+    def assert_at_rest(self) -> None:
+        """Nothing is held: no lease, no leg, no pinned block, no open request."""
+        assert [worker.in_flight for worker in self.registry.workers] == [0] * len(self.registry.workers)
+        assert self.workers.pinned == set()
+        assert self.workers.decoding == 0
+        assert self.upstream.stats().busy == 0
+        assert self.plane.open == set()
+        assert self.telemetry.in_flight == 0
+
+
+def _addresses(roles: Sequence[Role]) -> list[WorkerAddress]:
+    counts: dict[str, itertools.count[int]] = {}
+    made = []
+    for port, role in enumerate(roles, start=1):
+        index = next(counts.setdefault(role, itertools.count()))
+        made.append(
+            WorkerAddress(
+                name=f"m/{role}/{index}",
+                model="m",
+                served_model="m",
+                role=role,
+                url=f"http://127.0.0.1:{port}",
+                host="127.0.0.1",
+                port=port,
+                side_channel_port=None,
+                is_managed=False,
+            )
+        )
+    return made

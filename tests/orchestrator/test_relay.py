@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.auth import KeyRing
+from orchestrator.config import LimitsConfig
+from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from tests.orchestrator.fakes import DONE, SSE, FakeCluster, FakeExchange, token
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
+BODY = json.dumps(CHAT).encode()
+
+
+async def hang(request: MemoryRequest, reply: MemoryReply) -> None:
+    await reply.hang()
+
+
+def test_a_request_that_outlives_its_deadline_is_a_504() -> None:
+    async def main() -> None:
+        cluster = FakeCluster(limits=LimitsConfig(request_timeout_s=10))
+        cluster.upstream.serve(cluster.origin("prefill/0"), hang)
+        exchange = FakeExchange(BODY)
+        serving = asyncio.create_task(cluster.serve(exchange))
+        await asyncio.sleep(0)
+        (scope,) = cluster.plane.open
+        scope.sweep(scope.deadline - 1)
+        await asyncio.sleep(0)
+        assert not serving.done()
+        scope.sweep(scope.deadline + 1)
+        await serving
+        assert exchange.status == 504
+        assert json.loads(exchange.sent)["error"]["code"] == "deadline_exceeded"
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
+
+
+def test_a_stream_is_limited_by_its_silence() -> None:
+    async def main() -> None:
+        cluster = FakeCluster(limits=LimitsConfig(request_timeout_s=10, stream_idle_timeout_s=20))
+
+        async def decode(request: MemoryRequest, reply: MemoryReply) -> None:
+            reply.head(200, SSE)
+            await reply.chunk(token("a"))
+            await reply.hang()
+
+        cluster.upstream.serve(cluster.origin("decode/0"), decode)
+        exchange = FakeExchange(BODY)
+        serving = asyncio.create_task(cluster.serve(exchange))
+        await exchange.fed.wait()
+        (scope,) = cluster.plane.open
+        scope.sweep(scope.deadline + 5)  # past the deadline, but it has begun and is not silent
+        await asyncio.sleep(0)
+        assert not serving.done()
+        scope.sweep(scope.deadline + 100)
+        await serving
+        first, failed, done = exchange.sent.removesuffix(b"\n\n").split(b"\n\n")
+        assert first + b"\n\n" == token("a")
+        assert json.loads(failed.removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
+        assert done == b"data: [DONE]"
+        cluster.workers.pinned.clear()
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
+
+
+def test_the_clients_pace_becomes_the_workers() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        sent = 0
+
+        async def decode(request: MemoryRequest, reply: MemoryReply) -> None:
+            nonlocal sent
+            reply.head(200, SSE)
+            for index in range(2000):
+                await reply.chunk(token(f"{index} " + "x" * 1000))
+                sent = index
+            await reply.chunk(DONE)
+
+        cluster.upstream.serve(cluster.origin("decode/0"), decode)
+        exchange = FakeExchange(BODY)
+        exchange.is_writable = False
+        serving = asyncio.create_task(cluster.serve(exchange))
+        await exchange.fed.wait()
+        for _ in range(10_000):
+            await asyncio.sleep(0)
+        assert sent < 1000, "the worker was read on although the client does not read"
+        exchange.read_again()
+        await serving
+        assert exchange.sent.count(b"\n\n") == 2001
+        assert exchange.sent.endswith(DONE)
+        cluster.workers.pinned.clear()
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
+
+
+def test_a_bug_of_ours_is_a_500_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> FakeExchange:
+        cluster = FakeCluster()
+
+        async def broken(scope: object, body: bytes) -> None:
+            raise ZeroDivisionError("secret")
+
+        cluster.plane.serve = broken
+        return await cluster.ask(CHAT)
+
+    exchange = asyncio.run(main())
+    assert exchange.status == 500
+    assert b"secret" not in exchange.sent
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_process_that_ends_cancels_its_requests() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        cluster.upstream.serve(cluster.origin("prefill/0"), hang)
+        serving = asyncio.create_task(cluster.serve(FakeExchange(BODY)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyRing:
+    file = tmp_path / "keys"
+    file.write_text(f"alice {hashlib.sha256(b'sesame').hexdigest()}\n")
+    return KeyRing.load(file)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([(b"authorization", b"Bearer sesame")], 200),
+        ([(b"authorization", b"Bearer wrong")], 401),
+        ([], 401),
+    ],
+)
+def test_keys_are_asked_for(keys: KeyRing, headers: list[tuple[bytes, bytes]], status: int) -> None:
+    async def main() -> tuple[FakeExchange, str | None]:
+        cluster = FakeCluster(keys=keys)
+        exchange = await cluster.ask(CHAT, headers=headers)
+        await cluster.aclose()
+        return exchange, cluster.telemetry.records[0].client
+
+    exchange, client = asyncio.run(main())
+    assert exchange.status == status
+    assert client == ("alice" if status == 200 else None)
+    if status == 401:
+        assert exchange.answer_headers[b"www-authenticate"] == b"Bearer"
+
+
+def test_it_is_an_asgi_application_for_any_server() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        transport = httpx.ASGITransport(cluster.plane)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.post("/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 200
+        assert answer.content == token("a") + token("b") + token("c") + DONE
+        assert answer.headers["x-baton-path"] == "disaggregated"
+        assert answer.headers["x-request-id"]
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
