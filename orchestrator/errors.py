@@ -70,7 +70,7 @@ class MethodNotAllowed(ClientError):
     status = 405
     code = "method_not_allowed"
 
-    def __init__(self, message: str, *, allow: str) -> None:
+    def __init__(self, message: str, *, allow: str = "GET, POST") -> None:
         """`allow` names the methods that the path does have."""
         super().__init__(message)
         self.allow = allow

@@ -195,7 +195,7 @@ class DataPlane:
         keys: KeyRing | None,
         time: Callable[[], float],
     ) -> None:
-        """`serve` answers one request through its scope, or raises a `BatonError`; `time` is the loop's clock."""
+        """`serve` answers a request through its scope, or raises a `BatonError`; `time` is a clock."""
         self.serve = serve
         self.limits = limits
         self.telemetry = telemetry
