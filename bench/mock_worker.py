@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 
 import httptools
 import uvloop
@@ -60,6 +61,10 @@ STREAM_END = (
     + b"0\r\n\r\n"
 )
 
+# As JSON with or without spaces, or as msgpack.
+PREFILL_MARK = re.compile(rb'"do_remote_decode": ?true|do_remote_decode\xc3')
+STREAM_MARK = re.compile(rb'"stream": ?true|stream\xc3')
+
 
 class MockWorker(asyncio.Protocol):
     """One connection. `events` per stream, `gap_s` between them."""
@@ -88,9 +93,9 @@ class MockWorker(asyncio.Protocol):
         pieces, self._body = self._body, []
         if self._parser.get_method() == b"GET":
             self._transport.write({b"/health": HEALTH, b"/v1/models": MODELS}.get(self._path, NOT_FOUND))
-        elif _holds(pieces, b'"do_remote_decode":true'):
+        elif _holds(pieces, PREFILL_MARK):
             self._transport.write(PREFILL)
-        elif _holds(pieces, b'"stream":true'):
+        elif _holds(pieces, STREAM_MARK):
             self._transport.write(STREAM_HEAD)
             self._next_event(self._events)
         else:
@@ -109,9 +114,11 @@ class MockWorker(asyncio.Protocol):
             self._next_event(left - 1)
 
 
-def _holds(pieces: list[bytes], mark: bytes) -> bool:
-    """The overlay stands at the end of the body in most routers, at the start in the others."""
-    return any(mark in piece[-2048:] or mark in piece[:2048] for piece in pieces)
+def _holds(pieces: list[bytes], mark: re.Pattern[bytes]) -> bool:
+    """Routers put what they add at the end of the body or at its start; the middle is the client's text."""
+    return any(
+        mark.search(piece, max(0, len(piece) - 2048)) or mark.search(piece, 0, 2048) for piece in pieces
+    )
 
 
 async def serve(port: int, events: int, gap_s: float) -> None:

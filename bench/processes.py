@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,15 +26,26 @@ def running(
     argv: list[str], port: int, *, core: int | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[int]:
     """A Python process that listens on `port`, pinned to one core; yields its pid and stops it at the end."""
-    process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, env={**os.environ, **(env or {})})
-    try:
-        if core is not None:
-            os.sched_setaffinity(process.pid, {core})
-        _wait_for(port, process)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, *argv],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            if core is not None:
+                os.sched_setaffinity(process.pid, {core})
+            _wait_for(port, process)
+            yield process.pid
+        except Exception:
+            output.seek(max(0, output.tell() - 4000))
+            print(output.read().decode(errors="replace"), file=sys.stderr)
+            raise
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], limit_s: float = 60.0) -> None:
