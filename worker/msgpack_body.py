@@ -5,8 +5,8 @@ body of 16 MiB could take over a gigabyte, and seconds of the event loop. These 
 within them costs no more than msgspec's untyped `decode` (40 us either way for a chat of 234 KB):
 
 - up to `SMALL_BODY` bytes the size is the bound (20 MB of objects at worst): one typed decode;
-- above it the document is split at its top level. Fields of text, numbers and token ids cost memory as they
-  do in JSON and are not counted; all other fields may have `MAX_ENTRIES` entries together;
+- above it the document is split into its fields, at most `MAX_FIELDS`. Text, numbers and token ids cost
+  memory as they do in JSON and are not counted; all other fields may have `MAX_ENTRIES` entries together;
 - nesting ends at `MAX_DEPTH`. The typed decode knows `TYPED_DEPTH` levels; what is deeper is walked first.
 
 What JSON cannot say (bytes, extension types, keys that are not strings, NaN and infinities) is refused.
@@ -21,6 +21,7 @@ import msgspec
 
 SMALL_BODY = 256 * 1024
 MAX_ENTRIES = 262_144  # at worst 60 MB of objects; a chat of 50,000 messages has as many
+MAX_FIELDS = 4096
 MAX_DEPTH = 128  # the document itself is level 1; the JSON Schemas of tools reach about 20
 TYPED_DEPTH = 10  # a plain tool's schema reaches 8; the type doubles with every level (20 ms to build at 10)
 
@@ -99,7 +100,9 @@ def _value(levels: int) -> Any:
 _Flat: Any = _value(1)
 _Deep: Any = _value(TYPED_DEPTH - 1)
 _TYPED: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, _Deep])
-_SPLIT: msgspec.msgpack.Decoder[dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_SPLIT: msgspec.msgpack.Decoder[dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(
+    Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=MAX_FIELDS)]
+)
 _FLAT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(_Flat)
 _ROWS: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(
     Annotated[list[_Flat], msgspec.Meta(max_length=MAX_ENTRIES)]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+from unittest import mock
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.orchestrator.wire.documents import keys, values
+from tests.worker.hostile import BAD_BODIES, nested
+from worker import msgpack_body
+from worker.msgpack_body import MAX_DEPTH, MAX_ENTRIES, SMALL_BODY, BadMsgpack, decode
+
+encode = msgspec.msgpack.encode
+documents = st.dictionaries(keys, values, max_size=6)
+
+
+def exactly(document: Any) -> str:
+    """Tells 1, 1.0 and true apart, and 0.0 and -0.0."""
+    return json.dumps(document)
+
+
+@given(documents)
+def test_decodes_what_json_would_have_given(document: dict[str, Any]) -> None:
+    assert exactly(decode(encode(document))) == exactly(document)
+
+
+@given(documents)
+def test_a_large_body_is_decoded_like_a_small_one(document: dict[str, Any]) -> None:
+    with mock.patch.object(msgpack_body, "SMALL_BODY", 0):
+        assert exactly(decode(encode(document))) == exactly(document)
+
+
+@given(documents, st.data())
+def test_a_cut_body_is_refused(document: dict[str, Any], data: st.DataObject) -> None:
+    body = encode(document)
+    cut = body[: data.draw(st.integers(0, len(body) - 1))]
+    with pytest.raises(BadMsgpack):
+        decode(cut)
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_decode_to_a_document_or_are_refused(body: bytes, is_large: bool) -> None:
+    with mock.patch.object(msgpack_body, "SMALL_BODY", 0 if is_large else SMALL_BODY):
+        outcome(body)
+
+
+@given(documents, st.data())
+def test_a_damaged_body_decodes_to_a_document_or_is_refused(
+    document: dict[str, Any], data: st.DataObject
+) -> None:
+    body = bytearray(encode(document))
+    body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    small = outcome(bytes(body))
+    with mock.patch.object(msgpack_body, "SMALL_BODY", 0):
+        assert outcome(bytes(body)) == small
+
+
+def outcome(body: bytes) -> str | None:
+    try:
+        return json.dumps(decode(body), allow_nan=False)
+    except BadMsgpack:
+        return None
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_hostile_bodies_are_refused(name: str) -> None:
+    with pytest.raises(BadMsgpack):
+        decode(BAD_BODIES[name]())
+
+
+@pytest.mark.parametrize("wrap", [b"\x91", b"\x81\xa0"], ids=["array", "map"])
+def test_nesting_ends_at_the_limit(wrap: bytes) -> None:
+    assert decode(nested(MAX_DEPTH, wrap))
+    with pytest.raises(BadMsgpack, match="levels deep"):
+        decode(nested(MAX_DEPTH + 1, wrap))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(list(range(MAX_ENTRIES + 1)), id="token ids"),
+        pytest.param([[1, 2], list(range(MAX_ENTRIES + 1))], id="several prompts"),
+        pytest.param([{"role": "user", "content": "x" * 100}] * 5000, id="messages"),
+        pytest.param([{"role": "user", "content": [{"type": "text", "text": "x" * 400}]}] * 1000, id="parts"),
+        pytest.param({f"k{i}": i / 7 for i in range(40_000)}, id="a wide map"),
+        pytest.param("x" * SMALL_BODY, id="text"),
+        pytest.param({"a" * 300: {"b" * 70_000: ["c" * 200_000, 0.5, 2**63, -1, None]}}, id="long keys"),
+    ],
+)
+def test_large_documents_that_are_no_bombs_pass(value: Any) -> None:
+    document = {"model": "m", "value": value, "tools": [{"a": {"b": [{}]}}]}
+    body = encode(document)
+    assert len(body) > SMALL_BODY
+    assert decode(body) == document
+
+
+def test_entries_are_counted_over_all_fields() -> None:
+    field = [[]] * (MAX_ENTRIES // 2)
+    assert decode(encode({"a": field, "b": field}))
+    with pytest.raises(BadMsgpack, match="entries"):
+        decode(encode({"a": field, "b": field, "c": [[]]}))
+
+
+def test_single_precision_floats_are_taken() -> None:
+    half = b"\xca" + struct.pack(">f", 0.5)
+    assert decode(b"\x81\xa1a" + half) == {"a": 0.5}
+    assert decode(nested(20, b"\x91", half))
+
+
+def test_the_last_of_equal_keys_wins_as_in_json() -> None:
+    assert decode(b"\x82\xa1a\x01\xa1a\x02") == json.loads('{"a": 1, "a": 2}')
+
+
+def test_a_refusal_quotes_nothing_of_the_body() -> None:
+    for body in (encode({"secret": [b"secret"]}), b"\x81\xa6secret", b"\x81\xa6secre\xff\x01"):
+        with pytest.raises(BadMsgpack) as refusal:
+            decode(body)
+        assert "secre" not in str(refusal.value)

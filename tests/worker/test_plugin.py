@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from types import ModuleType, SimpleNamespace
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from orchestrator.wire.info import WorkerInfo
+from tests.worker.asgi import MSGPACK, get, post
+from worker.info import decodes, role_from_env, transport_from_env
+from worker.plugin import BatonPlugin
+
+encode = msgspec.msgpack.encode
+
+
+# --- an application made like vLLM's --------------------------------------------------------------------
+
+
+class Completion(BaseModel):
+    model: str
+    prompt: str | list[int] = ""
+    stream: bool = False
+
+
+async def validate_json_request(raw_request: Request) -> None:
+    if raw_request.headers.get("content-type") != "application/json":
+        raise RequestValidationError(["Unsupported Media Type"])
+
+
+class OwnRoute(APIRoute):
+    """Some other plugin's."""
+
+
+def core() -> FastAPI:
+    app = FastAPI()
+    app.include_router(core_router())
+    app.include_router(own_router(), prefix="/own")
+
+    @app.post("/direct/{place}")
+    async def direct(place: str, request: Completion) -> dict[str, Any]:
+        return {"place": place, "model": request.model}
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return Response(json.dumps({"error": {"message": error.detail}}), error.status_code)
+
+    return app
+
+
+def core_router() -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/completions",
+        dependencies=[Depends(validate_json_request)],
+        responses={400: {"model": Completion}},
+    )
+    async def completions(request: Completion, raw_request: Request) -> Response:
+        return Response(json.dumps([request.model, request.prompt, len(await raw_request.body())]))
+
+    @router.get("/v1/models")
+    async def models() -> list[str]:
+        return ["tiny"]
+
+    @router.post("/abort")
+    async def abort(raw_request: Request) -> Response:
+        return Response(await raw_request.body())
+
+    return router
+
+
+def own_router() -> APIRouter:
+    router = APIRouter(route_class=OwnRoute)
+
+    @router.post("/thing")
+    async def thing(request: Completion) -> str:
+        return request.model
+
+    return router
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BATON_TRANSPORT", "BATON_ROLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, **env: str) -> FastAPI:
+    """The application with the plugin attached and its state made, as vLLM does both."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "vllm", vllm())
+    app, plugin = core(), BatonPlugin()
+    plugin.attach_router(app)
+    args = Namespace(served_model_name=["tiny", "alias"], model="path/to/tiny")
+    asyncio.run(plugin.init_state(ENGINE, app.state, args))
+    return app
+
+
+def vllm() -> ModuleType:
+    module = ModuleType("vllm")
+    module.__version__ = "0.32.0"  # type: ignore[attr-defined]
+    return module
+
+
+ENGINE = SimpleNamespace(
+    vllm_config=SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=128),
+        model_config=SimpleNamespace(dtype="torch.bfloat16", max_model_len=32768),
+    )
+)
+COMPLETION = {"model": "tiny", "prompt": [1, 2]}
+
+
+# --- bodies ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["json", "orjson", "msgpack"])
+def test_json_bodies_reach_every_endpoint(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    app = worker(monkeypatch, BATON_TRANSPORT=transport)
+    body = json.dumps(COMPLETION).encode()
+    assert post(app, "/v1/completions", body).json() == ["tiny", [1, 2], len(body)]
+    assert post(app, "/direct/here", body).json() == {"place": "here", "model": "tiny"}
+    assert post(app, "/own/thing", body).json() == "tiny"
+    assert post(app, "/abort", body).body == body
+    assert get(app, "/v1/models").json() == ["tiny"]
+
+
+def test_msgpack_bodies_reach_the_endpoints_that_declare_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = worker(monkeypatch, BATON_TRANSPORT="msgpack")
+    body = encode(COMPLETION)
+    assert post(app, "/v1/completions", body, MSGPACK).json() == ["tiny", [1, 2], len(body)]
+    assert post(app, "/direct/here", body, MSGPACK).json() == {"place": "here", "model": "tiny"}
+    assert post(app, "/own/thing", body, MSGPACK).status == 400  # has a class of its own
+
+
+@pytest.mark.parametrize("transport", ["json", "orjson"])
+def test_no_other_transport_takes_msgpack(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    app = worker(monkeypatch, BATON_TRANSPORT=transport)
+    assert post(app, "/v1/completions", encode(COMPLETION), MSGPACK).status == 400
+
+
+def test_forms_stay_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("python_multipart")  # FastAPI's for forms; vLLM brings it
+    monkeypatch.setenv("BATON_TRANSPORT", "msgpack")
+    app = FastAPI()
+
+    @app.post("/form")
+    async def form(name: Annotated[str, Form()]) -> str:
+        return name
+
+    routes = list(app.routes)
+    BatonPlugin().attach_router(app)
+    assert app.routes[:-1] == routes
+
+
+def test_a_refused_body_gets_the_error_object_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = post(worker(monkeypatch, BATON_TRANSPORT="msgpack"), "/v1/completions", b"\xc1", MSGPACK)
+    assert reply.status == 400
+    assert reply.json()["error"]["message"].startswith("msgpack body refused: ")
+
+
+@pytest.mark.parametrize("transport", ["json", "orjson", "msgpack"])
+def test_dependencies_still_run(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    app = worker(monkeypatch, BATON_TRANSPORT=transport)
+    reply = post(app, "/v1/completions", b"{}", {"content-type": "text/json"})
+    assert reply.status == 422
+    assert b"Unsupported Media Type" in reply.body
+
+
+@pytest.mark.parametrize("transport", ["orjson", "msgpack"])
+def test_the_documentation_stays(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    app = worker(monkeypatch, BATON_TRANSPORT=transport)
+    paths = app.openapi()["paths"]
+    assert paths.pop("/baton/info").keys() == {"get"}
+    assert paths == core().openapi()["paths"]
+
+
+def test_json_leaves_the_routes_alone() -> None:
+    app = core()
+    before = list(app.routes)
+    BatonPlugin().attach_router(app)
+    assert app.routes[:-1] == before
+
+
+def test_json_does_not_import_the_route_classes() -> None:
+    script = (
+        "import sys; from fastapi import FastAPI; from worker.plugin import BatonPlugin;"
+        "BatonPlugin().attach_router(FastAPI());"
+        "sys.exit(not sys.modules.keys().isdisjoint({'worker.msgpack_route', 'worker.msgpack_body', 'vllm'}))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], env={}, check=False).returncode == 0
+
+
+# --- the announcement -----------------------------------------------------------------------------------
+
+
+def test_the_worker_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = worker(monkeypatch, BATON_TRANSPORT="msgpack", BATON_ROLE="decode")
+    reply = get(app, "/baton/info")
+    assert reply.headers["content-type"] == "application/json"
+    assert msgspec.json.decode(reply.body, type=WorkerInfo) == WorkerInfo(
+        role="decode",
+        model="tiny",
+        decodes=["json", "msgpack"],
+        engine="vllm",
+        engine_version="0.32.0",
+        block_size=128,
+        dtype="bfloat16",
+        max_model_len=32768,
+    )
+
+
+def test_by_default_it_is_a_json_worker_for_both_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = get(worker(monkeypatch), "/baton/info").json()
+    assert (info["role"], info["decodes"]) == ("both", ["json"])
+
+
+def test_a_server_without_an_engine_announces_nothing() -> None:
+    app, plugin = core(), BatonPlugin()
+    plugin.attach_router(app)
+    asyncio.run(plugin.init_state(None, app.state, Namespace()))
+    assert get(app, "/baton/info").status == 404
+
+
+def test_json_is_always_among_the_encodings() -> None:
+    assert [decodes(transport) for transport in ("json", "orjson", "msgpack")] == [
+        ["json"],
+        ["json", "orjson"],
+        ["json", "msgpack"],
+    ]
+
+
+# --- the environment ------------------------------------------------------------------------------------
+
+
+def test_empty_is_unset() -> None:
+    assert transport_from_env({}) == transport_from_env({"BATON_TRANSPORT": ""}) == "json"
+    assert role_from_env({}) == role_from_env({"BATON_ROLE": ""}) == "both"
+
+
+def test_wrong_values_are_errors_that_list_the_right_ones() -> None:
+    with pytest.raises(ValueError, match="BATON_TRANSPORT='xml' is none of json, orjson, msgpack"):
+        transport_from_env({"BATON_TRANSPORT": "xml"})
+    with pytest.raises(ValueError, match="BATON_ROLE='Prefill' is none of prefill, decode, both"):
+        role_from_env({"BATON_ROLE": "Prefill"})
+
+
+def test_a_wrong_environment_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_TRANSPORT", "xml")
+    with pytest.raises(ValueError, match="BATON_TRANSPORT"):
+        BatonPlugin().attach_router(FastAPI())
