@@ -192,6 +192,8 @@ def _sim(worker: _Worker) -> _Start:
     argv = ["-m", "worker.sim", "--model-name", address.served_model, "--role", address.role]
     argv += ["--host", address.host, "--port", str(address.port)]
     argv += ["--side-channel-port", str(address.side_channel_port)]
+    if worker.around.environ.get(WORKER_KEY_ENV):
+        argv += ["--api-key-env", WORKER_KEY_ENV]
     return _Start([*argv, *_sim_options(worker.place.pool.sim)], worker.user_env)
 
 

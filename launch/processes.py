@@ -91,10 +91,13 @@ class Child:
     async def end(self, limit_s: float, hurry: asyncio.Event) -> bool:
         """SIGTERM, and SIGKILL after `limit_s` or as soon as `hurry` is set. Repeatable.
 
-        Returns whether it went without SIGKILL.
+        What a leader that ended by itself has left behind gets no time. Returns whether it went without
+        SIGKILL.
         """
-        if not self.is_gone():
+        if self.exit_code() is None:
             self.signal(signal.SIGTERM)
+        else:
+            limit_s = 0.0
         is_gone = await self._wait_gone(limit_s, hurry)
         if not is_gone:
             self.signal(signal.SIGKILL)

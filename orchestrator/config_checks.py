@@ -22,7 +22,8 @@ RESERVED_ARGS = {
 }
 RESERVED_CONNECTOR = {"--kv-transfer-config": "the role decides it"}
 SECRET_ARGS = {
-    "--api-key": "every user of the machine can read arguments: set VLLM_API_KEY in the environment"
+    "--api-key": "every user of the machine can read it there: set BATON_WORKER_API_KEY in the environment",
+    "--hf-token": "every user of the machine can read it there: set HF_TOKEN in the environment",
 }
 RESERVED_ENV = {
     "VLLM_NIXL_SIDE_CHANNEL_HOST": "set workers: [{host: ...}]",
