@@ -1,0 +1,139 @@
+"""`python -m worker.sim`: one simulated worker in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from worker.info import transport_from_env
+from worker.sim import faults
+from worker.sim.api import create_app
+from worker.sim.faults import Fault
+from worker.sim.server import SimServer, listen
+from worker.sim.settings import Latency, Settings
+
+FAULTS_ENV = "BATON_SIM_FAULTS"
+
+_CANNOT_START = 1
+_BAD_ARGUMENTS = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        settings = settings_from(args, os.environ)
+        listener = listen(args.host, args.port)
+    except (ValueError, msgspec.MsgspecError) as error:
+        print(f"worker.sim: {error}", file=sys.stderr)
+        return _BAD_ARGUMENTS
+    except OSError as error:
+        print(f"worker.sim: cannot listen on {args.host}:{args.port}: {error}", file=sys.stderr)
+        return _CANNOT_START
+    server = SimServer(create_app(settings), listener, announces=True)
+    server.run()
+    return 0 if server.started else _CANNOT_START
+
+
+def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """Raises `ValueError` for what the parser cannot see, `msgspec.MsgspecError` for faults that are none."""
+    return Settings(
+        model_name=args.model_name,
+        role=args.role,
+        host=args.host,
+        side_channel_port=args.side_channel_port,
+        transport=transport_from_env(environ),
+        latency=Latency(
+            prefill_us_per_token=args.prefill_us_per_token,
+            transfer_us_per_token=args.transfer_us_per_token,
+            decode_ms_per_token=args.decode_ms_per_token,
+            decode_ms_per_running=args.decode_ms_per_running,
+        ),
+        block_size=args.block_size,
+        num_blocks=args.num_blocks,
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        lease_s=args.lease_s,
+        load_failure_policy=args.kv_load_failure_policy,
+        seed=args.seed,
+        api_keys=_api_keys(args.api_key_env, environ),
+        faults=_faults(args.fault, environ),
+        record=args.record,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="worker.sim", description="A simulated vLLM worker. BATON_TRANSPORT says what bodies it decodes."
+    )
+    add = parser.add_argument
+    add("--model-name", required=True, help="what clients put into `model`")
+    add("--role", choices=("prefill", "decode", "both"), default="both", help="announced, not enforced")
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=0, help="0 takes a free one; the ready line names it")
+    add(
+        "--side-channel-port", type=int, default=0, help="where decode workers pull from, on the host; 0: any"
+    )
+    add(
+        "--api-key-env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="variable that holds a key to ask for",
+    )
+    add("--prefill-us-per-token", type=_not_negative, default=0.0)
+    add("--transfer-us-per-token", type=_not_negative, default=0.0)
+    add("--decode-ms-per-token", type=_not_negative, default=0.0, help="a step with one running request")
+    add("--decode-ms-per-running", type=_not_negative, default=0.0, help="per further running request")
+    add("--block-size", type=_positive, default=16)
+    add("--num-blocks", type=_positive, default=65536)
+    add("--max-model-len", type=_positive, default=1_000_000)
+    add("--max-num-seqs", type=_positive, default=256)
+    add("--lease-s", type=_not_negative, default=30.0, help="how long blocks are pinned for a decode worker")
+    add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
+    add("--seed", type=int, default=0, help="for faults with a probability")
+    add("--fault", action="append", default=[], metavar="JSON", help=f"also as a list in {FAULTS_ENV}")
+    add("--record", type=_not_negative_int, nargs="?", const=100, default=0, help="keep the last N bodies")
+    return parser
+
+
+def _api_keys(names: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    missing = [name for name in names if not environ.get(name)]
+    if missing:
+        raise ValueError(f"--api-key-env: {', '.join(missing)} is not set")
+    return tuple(environ[name] for name in names)
+
+
+def _faults(given: Sequence[str], environ: Mapping[str, str]) -> tuple[Fault, ...]:
+    found = [fault for content in given for fault in faults.parse(content)]
+    if content := environ.get(FAULTS_ENV):
+        found += faults.parse(content)
+    return tuple(found)
+
+
+def _not_negative(value: str) -> float:
+    number = float(value)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is negative or not finite")
+    return number
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return number
+
+
+def _not_negative_int(value: str) -> int:
+    number = int(value)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

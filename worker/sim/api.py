@@ -1,0 +1,320 @@
+"""The simulated worker as a FastAPI application: vLLM's endpoints, and `/sim/...` for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from http import HTTPStatus
+from random import Random
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from orchestrator.wire.info import WorkerInfo
+from worker.info import decodes
+from worker.msgpack_route import route_class
+from worker.sim import faults, frames, protocol, text
+from worker.sim.delivery import GenerationResponse, ProbeResponse
+from worker.sim.engine import Engine
+from worker.sim.faults import FaultBox, Leg
+from worker.sim.journal import Journal
+from worker.sim.metrics import Metrics
+from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
+from worker.sim.settings import Settings
+
+REFUSE_KEY = "refuse"  # in `app.state`: called with seconds when the listener is to go away for so long
+
+_GUARDED = "/v1"
+_Body = Annotated[dict[str, Any], Body()]
+_JobMaker = Callable[[Any, Settings, str | None], Job]
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Its lifespan opens the side channel, so a hand-off needs one that runs."""
+    sim = Sim(settings)
+    app = FastAPI(title="Baton simulated worker", lifespan=sim.lifespan, exception_handlers=_HANDLERS)
+    app.state.sim = sim
+    app.include_router(_json_routes(sim))
+    app.include_router(_plain_routes(sim))
+    app.include_router(_control_routes(sim))
+    if settings.api_keys:
+        app.add_middleware(RequireKey, keys=settings.api_keys)
+    return app
+
+
+class Sim:
+    """Everything that one worker holds."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics(settings.model_name)
+        self.engine = Engine(settings, self.metrics)
+        self.faults = FaultBox(settings.faults, Random(settings.seed))  # noqa: S311  # no secret
+        self.journal = Journal(settings.record)
+        self.started = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        async with self.engine.serving():
+            yield
+
+    async def accept(
+        self, request: Request, body: dict[str, Any], kind: type[Any], make: _JobMaker
+    ) -> Response:
+        """A generation request: the answer is generated when the response is sent."""
+        entry = await self.journal.add(request, body)
+        entry.leg = leg_of(body)
+        plan = self.faults.draw(entry.leg)
+        try:
+            job = self._job(body, kind, make, request.headers.get("x-request-id"))
+        except Refused as refused:
+            entry.outcome = f"refused: {refused.message}"
+            return _refusal(refused)
+        entry.answer_id = job.request_id
+        return GenerationResponse(self.engine, job, plan, entry)
+
+    def _job(self, body: dict[str, Any], kind: type[Any], make: _JobMaker, header_id: str | None) -> Job:
+        """Raises `Refused`. Except for a body of the wrong type, a hand-off is given up then, as in vLLM."""
+        request = protocol.parse(body, kind)
+        try:
+            return make(request, self.settings, header_id)
+        except Malformed:
+            raise
+        except Refused:
+            self.engine.give_up(request.kv_transfer_params)
+            raise
+
+    def info(self) -> WorkerInfo:
+        settings = self.settings
+        return WorkerInfo(
+            role=settings.role,
+            model=settings.model_name,
+            decodes=decodes(settings.transport),
+            engine="sim",
+            engine_version=frames.VERSION,
+            block_size=settings.block_size,
+            max_model_len=settings.context_tokens,
+        )
+
+    def ledger(self, now: float) -> dict[str, Any]:
+        engine = self.engine
+        return {
+            "engine_id": engine.engine_id,
+            "role": self.settings.role,
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "in_flight": engine.running + engine.waiting,
+            "aborted": engine.aborted,
+            "blocks_used": engine.pool.used,
+            **engine.ledger.describe(now),
+            "requests": self.journal.summaries(),
+        }
+
+
+def leg_of(body: dict[str, Any]) -> Leg:
+    kv = body.get("kv_transfer_params")
+    if isinstance(kv, dict) and kv.get("do_remote_decode"):
+        return "prefill"
+    return "decode" if isinstance(kv, dict) and kv.get("do_remote_prefill") else "aggregated"
+
+
+def require_json(request: Request) -> None:
+    """vLLM takes nothing else."""
+    kind = request.headers.get("content-type", "").lower().partition(";")[0]
+    if kind != "application/json":
+        raise Malformed("Unsupported Media Type: Only 'application/json' is allowed")
+
+
+def _json_routes(sim: Sim) -> APIRouter:
+    router = APIRouter(route_class=route_class(sim.settings.transport), dependencies=[Depends(require_json)])
+    settings = sim.settings
+
+    @router.post("/v1/chat/completions")
+    async def create_chat_completion(request: Request, body: _Body) -> Response:
+        return await sim.accept(request, body, ChatRequest, protocol.chat_job)
+
+    @router.post("/v1/completions")
+    async def create_completion(request: Request, body: _Body) -> Response:
+        return await sim.accept(request, body, CompletionRequest, protocol.completion_job)
+
+    @router.post("/tokenize")
+    async def tokenize(body: _Body) -> Response:
+        asked = protocol.parse(body, protocol.TokenizeRequest)
+        tokens = protocol.tokens_to_count(asked, settings)
+        strings = [text.decode([token]) for token in tokens] if asked.return_token_strs else None
+        return _json(
+            {
+                "count": len(tokens),
+                "max_model_len": settings.context_tokens,
+                "tokens": tokens,
+                "token_strs": strings,
+            }
+        )
+
+    @router.post("/detokenize")
+    async def detokenize(body: _Body) -> Response:
+        asked = protocol.parse(body, protocol.DetokenizeRequest)
+        return _json({"prompt": protocol.tokens_to_text(asked, settings)})
+
+    return router
+
+
+def _plain_routes(sim: Sim) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> Response:
+        return ProbeResponse(sim.faults.draw("health"))
+
+    @router.get("/ping")
+    @router.post("/ping")
+    async def ping() -> Response:
+        return Response()
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [_model_card(sim)]})
+
+    @router.get("/version")
+    async def version() -> Response:
+        return _json({"version": frames.VERSION})
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(sim.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @router.get("/baton/info")
+    async def info() -> Response:
+        return _encoded(msgspec.json.encode(sim.info()))
+
+    return router
+
+
+def _control_routes(sim: Sim) -> APIRouter:
+    router = APIRouter(prefix="/sim")
+
+    @router.get("/faults")
+    async def show_faults() -> Response:
+        return _json(sim.faults.describe())
+
+    @router.post("/faults")
+    async def add_faults(request: Request) -> Response:
+        try:
+            found = faults.parse(await request.body())
+        except msgspec.MsgspecError as error:
+            raise Refused(str(error)) from error
+        refusals = [fault for fault in found if isinstance(fault, faults.Refuse)]
+        sim.faults.add([fault for fault in found if not isinstance(fault, faults.Refuse)])
+        for refusal in refusals:
+            _refuse(request, refusal.seconds)
+        return _json(sim.faults.describe())
+
+    @router.delete("/faults")
+    async def clear_faults() -> Response:
+        sim.faults.clear()
+        return _json([])
+
+    @router.get("/ledger")
+    async def ledger() -> Response:
+        return _json(sim.ledger(asyncio.get_running_loop().time()))
+
+    @router.get("/requests")
+    async def requests() -> Response:
+        return _json(sim.journal.recorded())
+
+    return router
+
+
+def _refuse(request: Request, seconds: float) -> None:
+    refuse = getattr(request.app.state, REFUSE_KEY, None)
+    if refuse is None:
+        raise Refused("refuse needs a real listener: run the app with worker.sim.server")
+    refuse(seconds)
+
+
+def _model_card(sim: Sim) -> dict[str, Any]:
+    permission = {
+        "id": f"modelperm-{sim.engine.engine_id[:8]}",
+        "object": "model_permission",
+        "created": sim.started,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": sim.settings.model_name,
+        "object": "model",
+        "created": sim.started,
+        "owned_by": "baton-sim",
+        "root": sim.settings.model_name,
+        "parent": None,
+        "max_model_len": sim.settings.context_tokens,
+        "permission": [permission],
+    }
+
+
+def _json(content: object) -> Response:
+    return _encoded(orjson.dumps(content))
+
+
+def _encoded(content: bytes, status: int = 200) -> Response:
+    return Response(content, status, media_type="application/json")
+
+
+def _refusal(refused: Refused) -> Response:
+    content = frames.error_body(refused.message, refused.kind, refused.status, refused.param)
+    return _encoded(content, refused.status)
+
+
+async def _answer_refused(request: Request, error: Refused) -> Response:
+    return _refusal(error)
+
+
+async def _answer_invalid(request: Request, error: RequestValidationError) -> Response:
+    """FastAPI could not make a document of the body; the words are vLLM's."""
+    first = dict(error.errors()[0])
+    place = ".".join(map(str, first.get("loc", ())))
+    shown = {"type": first["type"], "loc": place, "msg": first["msg"]}
+    return _refusal(Malformed(str(shown), param=place))
+
+
+_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    Refused: _answer_refused,
+    RequestValidationError: _answer_invalid,
+}
+
+
+class RequireKey:
+    """As vLLM's `--api-key`: everything under `/v1` needs one of the keys as a bearer token."""
+
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._digests = [sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(_GUARDED) and not self._has_key(scope):
+            refusal = _encoded(b'{"error":"Unauthorized"}', HTTPStatus.UNAUTHORIZED)
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        digest = sha256(key).digest()
+        return scheme.lower() == b"bearer" and any(hmac.compare_digest(digest, one) for one in self._digests)

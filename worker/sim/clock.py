@@ -1,0 +1,61 @@
+"""Simulated time: one decode step at a time for all running requests, one prompt at a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from worker.sim.settings import Latency
+
+_STEPS_PER_TURN = 32  # without latency, so many tokens before other requests get a turn
+
+
+class StepClock:
+    """Decode steps. Everybody who waits when one ends gets a token; it is as long as the batch is large."""
+
+    def __init__(self, latency: Latency) -> None:
+        self._latency = latency
+        self._waiting: list[asyncio.Future[None]] = []
+        self._free_steps = 0
+
+    async def wait_step(self, running: int, slow_factor: float = 1.0) -> None:
+        """`running` is the size of the batch. A slow request misses steps of its own."""
+        length = self._latency.step_s(running)
+        if length == 0.0:
+            await self._take_free_step()
+            return
+        if slow_factor > 1.0:
+            await asyncio.sleep((slow_factor - 1.0) * length)
+        await self._join_step(length)
+
+    async def _join_step(self, length: float) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_later(length, self._end_step)
+        future = loop.create_future()
+        self._waiting.append(future)
+        await future
+
+    def _end_step(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def _take_free_step(self) -> None:
+        self._free_steps += 1
+        if self._free_steps % _STEPS_PER_TURN == 0:
+            await asyncio.sleep(0)
+
+
+class PrefillClock:
+    """Prompts are computed one after the other, in the order of their arrival."""
+
+    def __init__(self, latency: Latency) -> None:
+        self._latency = latency
+        self._lock = asyncio.Lock()
+
+    async def compute(self, tokens: int, slow_factor: float = 1.0) -> None:
+        duration = self._latency.prefill_s(tokens) * slow_factor
+        if duration > 0.0:
+            async with self._lock:
+                await asyncio.sleep(duration)

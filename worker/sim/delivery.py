@@ -1,0 +1,297 @@
+"""The way of an answer to the client, faults included: one ASGI response object for both forms of answer.
+
+A client that leaves ends the generation, in every phase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from worker.sim import faults, frames
+from worker.sim.engine import Engine
+from worker.sim.faults import Plan
+from worker.sim.generate import Opened, Outcome, Piece, generate
+from worker.sim.journal import Entry
+from worker.sim.protocol import Job
+from worker.sim.side_channel import KvLost
+
+TRANSPORT_KEY = "baton.transport"  # the connection's transport, which `server.py` puts into the scope's state
+
+_GARBAGE_HEAD = b"\x16\x03\x01\x02\x00 this is not HTTP \xff\xfe\r\n\r\n"
+_GARBAGE_BODY = b'data: {"choices": [{"index": 0, "del\xff\xfe\x00\x00\n\n'
+_KV_ERROR = frames.error_body("Internal server error", "InternalServerError", 500)
+
+
+class _Ended(Exception):
+    """A fault has ended the answer."""
+
+
+class GenerationResponse(Response):
+    """Generates when it is sent."""
+
+    def __init__(self, engine: Engine, job: Job, plan: Plan, entry: Entry) -> None:
+        self._engine = engine
+        self._job = job
+        self._plan = plan
+        self._entry = entry
+        self._answer = frames.answer_for(job)
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wire = Wire(scope, receive, send)
+        if await run_until_gone(self._deliver(wire), receive):
+            return
+        self._entry.outcome = "aborted"
+        self._engine.aborted += 1
+        self._engine.metrics.finished["abort"].inc()
+
+    async def _deliver(self, wire: Wire) -> None:
+        try:
+            await self._strike(self._plan.at_head(), wire)
+            await (self._stream(wire) if self._job.is_stream else self._whole(wire))
+            if self._entry.outcome == "running":
+                self._entry.outcome = "done"
+        except _Ended:
+            pass
+        except KvLost as error:
+            self._entry.outcome = f"kv lost: {error}"
+            self._engine.metrics.finished["error"].inc()
+            await wire.send_whole(500, _KV_ERROR)
+
+    # --- whole answers
+
+    async def _whole(self, wire: Wire) -> None:
+        body = orjson.dumps(self._answer.whole(await self._outcome()))
+        if struck := self._plan.in_body():
+            self._note(struck[0])
+            await self._strike_whole(body, wire)
+        else:
+            await wire.send_whole(200, body)
+
+    async def _outcome(self) -> Outcome:
+        outcome = Outcome()
+        async with aclosing(self._events()) as events:
+            async for item in events:
+                if isinstance(item, Opened):
+                    outcome.runs.append(item.run)
+                else:
+                    outcome.pieces.setdefault(item.index, []).append(item)
+        return outcome
+
+    async def _strike_whole(self, body: bytes, wire: Wire) -> None:
+        """The fault that strikes in the middle of the body."""
+        half = body[: len(body) // 2]
+        match self._plan.in_body()[0]:
+            case faults.Truncate(clean=True):
+                await wire.send_whole(200, half)
+            case faults.Garbage():
+                await wire.send_whole(200, half + _GARBAGE_BODY)
+            case faults.Error() as error:
+                await wire.strike(error)
+            case fault:
+                await wire.send_head(200, b"application/json", len(body))
+                await wire.send_body(half)
+                await wire.strike(fault)
+                await wire.send_body(body[len(half) :], is_last=True)
+
+    # --- streams
+
+    async def _stream(self, wire: Wire) -> None:
+        await wire.send_head(200, b"text/event-stream; charset=utf-8")
+        try:
+            await self._strike(self._plan.after_tokens(0), wire)
+            async with aclosing(self._events()) as events:
+                await self._send_events(events, wire)
+            await self._strike(self._plan.after_tokens(-1), wire)
+            if self._job.include_usage:
+                await wire.send_body(frames.event(self._answer.usage_event()))
+        except KvLost as error:
+            await self._send_kv_error(error, wire)
+        await wire.send_body(frames.DONE, is_last=True)
+
+    async def _send_events(self, events: AsyncGenerator[Opened | Piece], wire: Wire) -> None:
+        sent = 0
+        async for item in events:
+            if isinstance(item, Opened):
+                for chunk in self._answer.opened(item):
+                    await wire.send_body(frames.event(chunk))
+            else:
+                await wire.send_body(frames.event(self._answer.piece(item)))
+                sent += 1
+                await self._strike(self._plan.after_tokens(sent), wire)
+
+    async def _send_kv_error(self, error: KvLost, wire: Wire) -> None:
+        """As vLLM: a chat stream begins with its role chunks even then."""
+        self._entry.outcome = f"kv lost: {error}"
+        self._engine.metrics.finished["error"].inc()
+        if isinstance(self._answer, frames.ChatAnswer):
+            for chunk in self._answer.role_chunks():
+                await wire.send_body(frames.event(chunk))
+        await wire.send_body(b"data: " + _KV_ERROR + b"\n\n")
+
+    # --- both
+
+    async def _events(self) -> AsyncGenerator[Opened | Piece]:
+        metrics, loop = self._engine.metrics, asyncio.get_running_loop()
+        started, is_first = loop.time(), True
+        async with aclosing(generate(self._engine, self._job, self._plan)) as events:
+            async for item in events:
+                if isinstance(item, Piece):
+                    metrics.generation_tokens.inc()
+                    if is_first:
+                        metrics.first_token_seconds.observe(loop.time() - started)
+                        is_first = False
+                    if item.finish:
+                        metrics.finished[item.finish].inc()
+                yield item
+        metrics.request_seconds.observe(loop.time() - started)
+
+    async def _strike(self, struck: list[faults.Placed], wire: Wire) -> None:
+        """Raises `_Ended` unless the answer goes on."""
+        for fault in struck:
+            self._note(fault)
+            await wire.strike(fault)
+
+    def _note(self, fault: faults.Placed) -> None:
+        self._entry.outcome = f"fault: {type(fault).__name__.lower()}"
+
+
+class ProbeResponse(Response):
+    """200 without a body, or what a fault makes of it."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await run_until_gone(self._deliver(scope, receive, send), receive)
+
+    async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wire = Wire(scope, receive, send)
+        try:
+            for fault in self._plan.at_head():
+                await wire.strike(fault)
+            await super().__call__(scope, receive, send)
+        except _Ended:
+            pass
+
+
+class Wire:
+    """One request's way back, down to the connection."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._transport: asyncio.Transport | None = scope.get("state", {}).get(TRANSPORT_KEY)
+        self._receive = receive
+        self._send = send
+        self._has_head = False
+        self._is_stream = False
+
+    async def send_head(
+        self, status: int, content_type: bytes, length: int | None = None, *more: tuple[bytes, bytes]
+    ) -> None:
+        headers = [(b"content-type", content_type), *more]
+        if length is not None:
+            headers.append((b"content-length", str(length).encode()))
+        self._has_head, self._is_stream = True, length is None
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send_body(self, content: bytes, *, is_last: bool = False) -> None:
+        await self._send({"type": "http.response.body", "body": content, "more_body": not is_last})
+
+    async def send_whole(self, status: int, content: bytes, *more: tuple[bytes, bytes]) -> None:
+        await self.send_head(status, b"application/json", len(content), *more)
+        await self.send_body(content, is_last=True)
+
+    async def strike(self, fault: faults.Placed) -> None:
+        """Commit a fault. Raises `_Ended` unless the answer goes on after it."""
+        match fault:
+            case faults.Stall():
+                return await _sleep(fault.seconds)
+            case faults.Error():
+                await self._send_error(fault)
+            case faults.Reset():
+                self._reset()
+            case faults.Truncate():
+                await self._truncate(fault)
+            case faults.Garbage():
+                await self._send_garbage()
+        raise _Ended
+
+    async def _send_error(self, fault: faults.Error) -> None:
+        content = frames.error_body(fault.message, "InternalServerError", fault.status)
+        if self._is_stream:
+            await self.send_body(b"data: " + content + b"\n\n" + frames.DONE, is_last=True)
+        elif not self._has_head:
+            later = [] if fault.retry_after is None else [(b"retry-after", b"%d" % fault.retry_after)]
+            await self.send_whole(fault.status, content, *later)
+
+    async def _truncate(self, fault: faults.Truncate) -> None:
+        if self._has_head and fault.clean:
+            await self.send_body(b"", is_last=True)
+        else:
+            await self._close()
+
+    async def _send_garbage(self) -> None:
+        if self._has_head:
+            await self.send_body(_GARBAGE_BODY, is_last=True)
+        else:
+            self._connection().write(_GARBAGE_HEAD)
+            await self._close()
+
+    def _reset(self) -> None:
+        reset(self._connection())
+
+    async def _close(self) -> None:
+        """FIN after what was written. The server is told by the disconnect that there is no more."""
+        self._connection().close()
+        await _wait_gone(self._receive)
+
+    def _connection(self) -> asyncio.Transport:
+        if self._transport is None:
+            raise RuntimeError("this fault needs a real connection: run the app with worker.sim.server")
+        return self._transport
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close with RST."""
+    if (sock := transport.get_extra_info("socket")) is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+async def run_until_gone(work: Coroutine[Any, Any, None], receive: Receive) -> bool:
+    """Run `work`, cancelled when the client leaves. True if it came to its end; its exceptions are raised."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_gone(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        is_done = working.done()
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.wait((working, gone))
+    if is_done:
+        working.result()
+    return is_done
+
+
+async def _wait_gone(receive: Receive) -> None:
+    message: Message = {}
+    while message.get("type") != "http.disconnect":
+        message = await receive()
+
+
+async def _sleep(seconds: float | None) -> None:
+    if seconds is None:
+        await asyncio.get_running_loop().create_future()
+    else:
+        await asyncio.sleep(seconds)

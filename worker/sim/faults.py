@@ -1,0 +1,150 @@
+"""Faults that a simulated worker commits on request, at start or while it runs.
+
+Where a fault strikes is `at_token`: null, the default, is before the answer's head; k is after k tokens of a
+stream, in the middle of the body of any other answer; -1 is after the last token, before the usage event and
+`[DONE]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Literal
+
+import msgspec
+
+Leg = Literal["prefill", "decode", "aggregated", "health"]
+
+
+class _Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    leg: Leg | Literal["any"] = "any"  # any: every leg, but not the health probe
+    count: int | None = None  # strikes this often, then never again
+    probability: float = 1.0
+
+    def matches(self, leg: Leg) -> bool:
+        return self.leg == leg or (self.leg == "any" and leg != "health")
+
+
+class _Placed(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    at_token: int | None = None
+
+
+class Refuse(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="refuse"):
+    """Strikes at once: for `seconds` nobody listens on the port, and all other connections are reset."""
+
+    seconds: float = 1.0
+
+
+class Error(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="error"):
+    """An HTTP status; in a stream that has begun, an error event and `[DONE]`."""
+
+    status: int = 500
+    message: str = "injected fault"
+    retry_after: int | None = None
+
+
+class Stall(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="stall"):
+    """Silence for `seconds`, null for ever; then it goes on."""
+
+    seconds: float | None = None
+
+
+class Reset(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="reset"):
+    """The connection is reset (RST)."""
+
+
+class Truncate(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="truncate"):
+    """The answer ends early. `clean`: in whole HTTP framing; otherwise that is cut too."""
+
+    clean: bool = True
+
+
+class Garbage(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="garbage"):
+    """Bytes that are not HTTP instead of a head, or not JSON in a body; then the connection ends."""
+
+
+class KvLost(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="kv_lost"):
+    """The hand-off fails: a prefill leg's pins cannot be pulled, a decode leg's pull fails."""
+
+
+class Slow(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="slow"):
+    """Takes `factor` times what the latency model says, and `seconds` more before the first token."""
+
+    factor: float = 1.0
+    seconds: float = 0.0
+
+
+Fault = Refuse | Error | Stall | Reset | Truncate | Garbage | KvLost | Slow
+Placed = Error | Stall | Reset | Truncate | Garbage
+
+
+class Armed:
+    """A fault that waits for requests to strike."""
+
+    __slots__ = ("fault", "left", "struck")
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.left = fault.count
+        self.struck = 0
+
+    def strikes(self, leg: Leg, random: Random) -> bool:
+        """Whether it strikes a request that comes now; if so, that is counted."""
+        if self.left == 0 or not self.fault.matches(leg):
+            return False
+        if self.fault.probability < 1.0 and random.random() >= self.fault.probability:
+            return False
+        self.struck += 1
+        if self.left is not None:
+            self.left -= 1
+        return True
+
+
+class Plan:
+    """The faults that strike one request."""
+
+    def __init__(self, faults: Sequence[Fault] = ()) -> None:
+        self._placed = [fault for fault in faults if isinstance(fault, Placed)]
+        self.kv_lost = any(isinstance(fault, KvLost) for fault in faults)
+        slow = [fault for fault in faults if isinstance(fault, Slow)]
+        self.slow_factor = max((fault.factor for fault in slow), default=1.0)
+        self.slow_s = sum(fault.seconds for fault in slow)
+
+    def at_head(self) -> list[Placed]:
+        return [fault for fault in self._placed if fault.at_token is None]
+
+    def in_body(self) -> list[Placed]:
+        return [fault for fault in self._placed if fault.at_token is not None]
+
+    def after_tokens(self, tokens: int) -> list[Placed]:
+        """What strikes a stream when this many tokens have been sent; -1: all."""
+        return [fault for fault in self._placed if fault.at_token == tokens]
+
+
+class FaultBox:
+    """All faults of a worker. `random` decides on those with a probability."""
+
+    def __init__(self, faults: Sequence[Fault], random: Random) -> None:
+        self._armed = [Armed(fault) for fault in faults]
+        self._random = random
+
+    def add(self, faults: Sequence[Fault]) -> None:
+        self._armed += map(Armed, faults)
+
+    def clear(self) -> None:
+        self._armed.clear()
+
+    def draw(self, leg: Leg) -> Plan:
+        return Plan([armed.fault for armed in self._armed if armed.strikes(leg, self._random)])
+
+    def describe(self) -> list[dict[str, object]]:
+        return [
+            {**msgspec.to_builtins(armed.fault), "left": armed.left, "struck": armed.struck}
+            for armed in self._armed
+        ]
+
+
+def parse(content: bytes | str) -> list[Fault]:
+    """One fault or a list, as JSON: `{"kind": "stall", "at_token": 3}`. Raises `msgspec.MsgspecError`."""
+    found: Fault | list[Fault] = msgspec.json.decode(content, type=Fault | list[Fault])
+    return found if isinstance(found, list) else [found]

@@ -1,0 +1,372 @@
+"""Requests as vLLM's OpenAI endpoints take them: checked, tokenized and turned into a `Job`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from worker.sim import text
+from worker.sim.engine import Prompt
+from worker.sim.settings import Settings
+
+_DEFAULT_COMPLETION_TOKENS = 16
+_GREEDY_BELOW = 1e-5
+
+
+class Refused(Exception):
+    """The request cannot be served. The defaults are those of a request whose meaning is wrong."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, kind: str = "BadRequestError", param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.kind = kind
+        self.param = param
+
+
+class Malformed(Refused):
+    """The body is not of the endpoint's type; it was not even looked at."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(f"1 validation error:\n  {message}", kind="Bad Request", param=param)
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+class _Request(msgspec.Struct, kw_only=True):
+    """What chat and completions share. Unknown fields are ignored."""
+
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    n: int | None = 1
+    temperature: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    return_token_ids: bool | None = None
+    prompt_logprobs: int | None = None
+    use_beam_search: bool = False
+    cache_salt: str | None = None
+    request_id: str | None = None
+    echo: bool | None = False
+    kv_transfer_params: dict[str, Any] | None = None
+
+
+class ChatRequest(_Request, kw_only=True):
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = 0
+    add_generation_prompt: bool = True
+
+
+class CompletionRequest(_Request, kw_only=True):
+    prompt: str | list[str | int | list[int]] | None = None
+    logprobs: int | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    return_token_strs: bool | None = False
+    add_generation_prompt: bool = True
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    tokens: list[int]
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Decides, together with the digest, every token of an answer."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stops: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    keeps_stop: bool = False
+    seed: str | None = None  # None: greedy
+    is_beam: bool = False
+
+    def variant(self, index: int) -> bytes:
+        """Names the sample. Greedy answers are all the same one."""
+        if self.is_beam:
+            return f"beam {index}".encode() if index else b""
+        return b"" if self.seed is None else f"{self.seed} {index}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that can be served."""
+
+    request_id: str  # as in the answer
+    model: str
+    is_chat: bool
+    is_stream: bool
+    prompts: list[Prompt]
+    prompt_texts: list[str]
+    sampling: Sampling
+    choices: int  # per prompt
+    include_usage: bool = False
+    continuous_usage: bool = False
+    logprobs: int | None = None  # alternatives per token; None: none wanted
+    prompt_logprobs: int | None = None
+    return_token_ids: bool = False
+    echo: bool = False
+    generates: bool = True  # false: `echo` with `max_tokens` 0
+
+
+_Any = TypeVar("_Any", bound=msgspec.Struct)
+
+
+def parse(body: object, kind: type[_Any]) -> _Any:
+    """Raises `Malformed`."""
+    try:
+        return msgspec.convert(body, kind, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        raise Malformed(message, param="body" + path.rstrip("`")) from error
+
+
+def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) -> Job:
+    """Raises `Refused`, and `Malformed` for messages that are not messages."""
+    _check_model(request.model, settings)
+    messages = [_rendered(index, message) for index, message in enumerate(request.messages)]
+    if not messages:
+        raise Refused("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    if request.tools:
+        messages.insert(0, ("tools", _dump(request.tools)))
+    rendered = text.render_chat(messages, add_generation_prompt=request.add_generation_prompt)
+    given = (request.kv_transfer_params or {}).get("prompt_token_ids")
+    tokens = given if isinstance(given, list) else text.encode(rendered)
+    if request.max_completion_tokens is not None:
+        request.max_tokens = request.max_completion_tokens
+    if request.top_logprobs and not request.logprobs:
+        raise _wrong("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    answer_id = f"chatcmpl-{header_id or request.request_id or _random_id()}"
+    echoed = messages[-1][1] if messages[-1][0] == "assistant" else ""
+    return _job(request, settings, answer_id, [tokens], [echoed], logprobs, is_chat=True)
+
+
+def completion_job(request: CompletionRequest, settings: Settings, header_id: str | None) -> Job:
+    """Raises `Refused`, and `Malformed` for a prompt of mixed types."""
+    prompts = _prompts(request.prompt)
+    _check_model(request.model, settings)
+    if request.use_beam_search and request.stream:
+        raise Refused("Streaming is not currently supported with beam search")
+    if not prompts:
+        raise Refused("You must pass at least one prompt")
+    tokens = [text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    texts = [_prompt_text(prompt) if request.echo else "" for prompt in prompts]
+    if request.max_tokens is None:
+        request.max_tokens = _DEFAULT_COMPLETION_TOKENS
+    answer_id = f"cmpl-{header_id or request.request_id or _random_id()}"
+    return _job(request, settings, answer_id, tokens, texts, request.logprobs, is_chat=False)
+
+
+def tokens_to_count(request: TokenizeRequest, settings: Settings) -> list[int]:
+    _check_model(request.model, settings)
+    if request.messages is not None:
+        messages = [_rendered(index, message) for index, message in enumerate(request.messages)]
+        return text.encode(text.render_chat(messages, add_generation_prompt=request.add_generation_prompt))
+    if request.prompt is None:
+        raise Malformed("Object missing required field `prompt`", param="body.prompt")
+    return text.encode(request.prompt)
+
+
+def tokens_to_text(request: DetokenizeRequest, settings: Settings) -> str:
+    _check_model(request.model, settings)
+    return text.decode(request.tokens)
+
+
+def _job(
+    request: ChatRequest | CompletionRequest,
+    settings: Settings,
+    answer_id: str,
+    tokens: list[list[int]],
+    texts: list[str],
+    logprobs: int | None,
+    *,
+    is_chat: bool,
+) -> Job:
+    _check_options(request)
+    for prompt in tokens:
+        _check_prompt(prompt, settings)
+    choices = 1 if request.n is None else request.n
+    generates = not (request.echo and request.max_tokens == 0 and not is_chat)
+    sampling = _sampling(request, settings, max(map(len, tokens)), generates=generates)
+    if choices > 1 and sampling.seed is None and not sampling.is_beam:
+        raise Refused(f"n must be 1 when using greedy sampling, got {choices}.")
+    options = request.stream_options or StreamOptions()
+    kv = None if request.use_beam_search else request.kv_transfer_params  # beam search drops the hand-off
+    prompts = [
+        Prompt(
+            request_id=f"{answer_id}{'' if is_chat else f'-{index}'}-{uuid.uuid4().hex[:8]}",
+            tokens=prompt,
+            sequences=choices,
+            salt=request.cache_salt or "",
+            kv=kv,
+            reads_cache=request.prompt_logprobs is None,
+        )
+        for index, prompt in enumerate(tokens)
+    ]
+    return Job(
+        request_id=answer_id,
+        model=request.model or settings.model_name,
+        is_chat=is_chat,
+        is_stream=bool(request.stream),
+        prompts=prompts,
+        prompt_texts=texts,
+        sampling=sampling,
+        choices=choices,
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
+        logprobs=logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        return_token_ids=bool(request.return_token_ids),
+        echo=bool(request.echo),
+        generates=generates,
+    )
+
+
+def _sampling(
+    request: ChatRequest | CompletionRequest, settings: Settings, prompt_tokens: int, *, generates: bool
+) -> Sampling:
+    max_tokens = _max_tokens(request.max_tokens, settings, prompt_tokens) if generates else 1
+    if request.min_tokens > max_tokens:
+        raise Refused(
+            f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {request.min_tokens}."
+        )
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    temperature = 1.0 if request.temperature is None else request.temperature
+    return Sampling(
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
+        ignore_eos=request.ignore_eos,
+        stops=tuple(stops),
+        stop_ids=frozenset(request.stop_token_ids or ()),
+        keeps_stop=request.include_stop_str_in_output,
+        seed=None if temperature < _GREEDY_BELOW else str(request.seed),
+        is_beam=request.use_beam_search,
+    )
+
+
+def _max_tokens(asked: int | None, settings: Settings, prompt_tokens: int) -> int:
+    room = settings.context_tokens - prompt_tokens
+    if asked is not None and asked > settings.context_tokens:
+        raise _wrong(
+            f"max_tokens={asked} cannot be greater than max_model_len={settings.context_tokens}. "
+            "Please request fewer output tokens.",
+            "max_tokens",
+            asked,
+        )
+    tokens = room if asked is None else min(asked, room)
+    if tokens < 1:
+        raise _wrong(f"max_tokens must be at least 1, got {tokens}.", "max_tokens", tokens)
+    return tokens
+
+
+def _check_model(model: str | None, settings: Settings) -> None:
+    if model and model != settings.model_name:
+        raise Refused(
+            f"The model `{model}` does not exist. Valid aliases: {settings.model_name}.",
+            status=404,
+            kind="NotFoundError",
+            param="model",
+        )
+
+
+def _check_options(request: ChatRequest | CompletionRequest) -> None:
+    if request.stream_options and not request.stream:
+        raise _wrong("Stream options can only be defined when `stream=True`.", "stream_options")
+    if request.prompt_logprobs and request.stream:
+        raise _wrong("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
+    if request.n is not None and request.n < 1:
+        raise Refused(f"n must be at least 1, got {request.n}.")
+    if request.temperature is not None and request.temperature < 0:
+        message = f"temperature must be non-negative, got {request.temperature}."
+        raise _wrong(message, "temperature", request.temperature)
+
+
+def _check_prompt(tokens: Sequence[int], settings: Settings) -> None:
+    if not tokens:
+        raise Refused("The decoder prompt cannot be empty")
+    if len(tokens) > settings.context_tokens:
+        raise _wrong(
+            f"This model's maximum context length is {settings.context_tokens} tokens. However, your prompt "
+            f"contains {len(tokens)} input tokens, which exceeds this limit even without any output tokens. "
+            "Please reduce the length of the input prompt.",
+            "input_tokens",
+            len(tokens),
+        )
+    if max(tokens) >= text.VOCAB_SIZE or min(tokens) < 0:
+        raise Refused(f"Token id {max(tokens)} is out of vocabulary")
+
+
+def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
+    """A prompt in any of the forms: text, token ids, a list of either."""
+    if not prompt and prompt != []:
+        message = "Either prompt or prompt_embeds must be provided and non-empty."
+        raise _wrong(message, "prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    kinds = {type(part) for part in prompt or ()}
+    if len(kinds) > 1:
+        raise Malformed("Prompts of several types", param="body.prompt")
+    if kinds == {int}:
+        return [prompt]  # type: ignore[list-item]  # msgspec has no union of two list types
+    return list(prompt or ())  # type: ignore[arg-type]
+
+
+def _prompt_text(prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else text.decode(prompt)
+
+
+def _rendered(index: int, message: dict[str, Any]) -> tuple[str, str]:
+    """A message as (role, content): text as it is, everything else as JSON, so that the digest covers it."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise Malformed("Field required", param=f"body.messages.{index}.role")
+    if content is not None and not isinstance(content, str | list):
+        raise Malformed("Input should be a valid string", param=f"body.messages.{index}.content")
+    parts = content if isinstance(content, list) else [content or ""]
+    rest = {key: message[key] for key in message.keys() - {"role", "content"} if message[key] is not None}
+    return role, "".join(map(_part_text, parts)) + (_dump(rest) if rest else "")
+
+
+def _part_text(part: object) -> str:
+    if isinstance(part, dict) and part.get("type") == "text":
+        part = part.get("text")
+    return part if isinstance(part, str) else _dump(part)
+
+
+def _dump(value: object) -> str:
+    return msgspec.json.encode(value, order="deterministic").decode()
+
+
+def _wrong(message: str, parameter: str, value: object = None) -> Refused:
+    place = f"parameter={parameter}" if value is None else f"parameter={parameter}, value={value}"
+    return Refused(f"{message} ({place})", param=parameter)
+
+
+def _random_id() -> str:
+    return uuid.uuid4().hex[:16]

@@ -1,0 +1,92 @@
+"""uvicorn with two things that faults need: the connection within reach, and a listener that can go away."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from worker.sim.api import REFUSE_KEY
+from worker.sim.delivery import TRANSPORT_KEY, reset
+
+
+class SimProtocol(HttpToolsProtocol):
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"][TRANSPORT_KEY] = self.transport
+
+
+class SimServer(uvicorn.Server):
+    """Serves `app` on `listener`, which it closes when it stops.
+
+    Prints `ready: http://HOST:PORT` on stdout when it takes requests, if `announces`.
+    """
+
+    def __init__(self, app: FastAPI, listener: socket.socket, *, announces: bool = False) -> None:
+        config = uvicorn.Config(
+            app,
+            http=SimProtocol,
+            loop="uvloop",
+            lifespan="on",
+            access_log=False,
+            log_level="warning",
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=3,
+        )
+        super().__init__(config)
+        self._listener = listener
+        self._announces = announces
+        self.address: tuple[str, int] = listener.getsockname()[:2]
+        setattr(app.state, REFUSE_KEY, self.refuse)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets or [self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._announces and self.started:
+            host, port = self.address
+            print(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    def refuse(self, seconds: float) -> None:
+        """Nobody listens for so long, and all connections with nothing to answer are reset."""
+        for server in self.servers:
+            server.close()
+        self.servers = []
+        for connection in list(self.server_state.connections):
+            if not _is_answering(connection):
+                reset(connection.transport)
+        asyncio.get_running_loop().call_later(seconds, self._relisten_soon)
+
+    def _relisten_soon(self) -> None:
+        self.server_state.tasks.add(asyncio.ensure_future(self._relisten()))
+
+    async def _relisten(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.servers = [await loop.create_server(self._protocol, sock=listen(*self.address))]
+
+    def _protocol(self) -> SimProtocol:
+        return SimProtocol(self.config, self.server_state, self.lifespan.state)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_answering(connection: Any) -> bool:
+    cycle = connection.cycle
+    return cycle is not None and not cycle.response_complete

@@ -1,0 +1,62 @@
+"""What a simulated worker is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestrator.wire.info import Encoding, Role
+from worker.sim.faults import Fault
+
+LoadFailurePolicy = Literal["fail", "recompute"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """The stated model. Prompts are computed one after the other; a decode step serves all that are running.
+
+    prefill: `prefill_us_per_token` for each prompt token that no cache holds
+    transfer: `transfer_us_per_token` for each prompt token of a hand-off, hand-offs side by side
+    decode: a step takes `decode_ms_per_token`, and `decode_ms_per_running` more per further running request
+    """
+
+    prefill_us_per_token: float = 0.0
+    transfer_us_per_token: float = 0.0
+    decode_ms_per_token: float = 0.0
+    decode_ms_per_running: float = 0.0
+
+    def prefill_s(self, tokens: int) -> float:
+        return tokens * self.prefill_us_per_token / 1e6
+
+    def transfer_s(self, tokens: int) -> float:
+        return tokens * self.transfer_us_per_token / 1e6
+
+    def step_s(self, running: int) -> float:
+        return (self.decode_ms_per_token + self.decode_ms_per_running * max(0, running - 1)) / 1e3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`side_channel_port` 0 takes a free port; the engine then names the real one in its hand-offs."""
+
+    model_name: str
+    role: Role = "both"
+    host: str = "127.0.0.1"
+    side_channel_port: int = 0
+    transport: Encoding = "json"
+    latency: Latency = field(default_factory=Latency)
+    block_size: int = 16
+    num_blocks: int = 65536
+    max_model_len: int = 1_000_000
+    max_num_seqs: int = 256
+    lease_s: float = 30.0
+    load_failure_policy: LoadFailurePolicy = "fail"
+    seed: int = 0
+    api_keys: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    record: int = 0  # how many request bodies GET /sim/requests keeps
+
+    @property
+    def context_tokens(self) -> int:
+        """A prompt must fit into the blocks, or it would wait for ever."""
+        return min(self.max_model_len, self.block_size * self.num_blocks)

@@ -1,0 +1,90 @@
+"""The simulated model: a tokenizer, the digest that stands for a KV cache, and what it says.
+
+What is said is a pure function of a digest and the sampling parameters. Whoever holds the wrong digest says
+the wrong words, as an engine does that reads somebody else's KV cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+from worker.sim.words import WORDS
+
+IM_START, EOS, EOS_NOW = 0, 1, 2
+SPECIAL_TOKENS = {"<|im_start|>": IM_START, "<|im_end|>": EOS, "<|eos_now|>": EOS_NOW}
+"""`<|eos_now|>` in a prompt is a marker for tests: the answer's first token is the end of the answer."""
+
+_FIRST_WORD = 16
+_SPECIAL_TEXT = {token: text for text, token in SPECIAL_TOKENS.items()}
+_SPECIAL_SPLIT = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
+_UP_TO_THREE_BYTES = re.compile(rb".{1,3}", re.DOTALL)
+
+# A text token is one to three bytes of UTF-8, little end first, and their number in the top byte.
+VOCAB_SIZE = 4 << 24
+
+# An answer ends by itself after 8 to 47 tokens.
+_SHORTEST, _SPREAD = 8, 40
+_WORDS_PER_BLOCK = 64  # bytes of one BLAKE2b hash
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a text; `decode` gives it back. The names of special tokens become those tokens."""
+    tokens: list[int] = []
+    for part in _SPECIAL_SPLIT.split(text):
+        if part in SPECIAL_TOKENS:
+            tokens.append(SPECIAL_TOKENS[part])
+        elif part:
+            tokens += _encode_bytes(part.encode("utf-8", "surrogatepass"))
+    return tokens
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """The text of token ids; bytes that are not UTF-8 become U+FFFD, ids without a meaning nothing."""
+    return b"".join(map(_token_bytes, tokens)).decode("utf-8", "replace")
+
+
+def render_chat(messages: Sequence[tuple[str, str]], *, add_generation_prompt: bool = True) -> str:
+    """The chat template: `messages` are (role, content)."""
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
+    return text + "<|im_start|>assistant\n" if add_generation_prompt else text
+
+
+def digest_of(tokens: Sequence[int]) -> bytes:
+    """32 bytes that stand for the KV cache of a prompt. The first byte says how long the answer is."""
+    digest = hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).digest()
+    ending = 0 if EOS_NOW in tokens else max(1, digest[0])
+    return bytes([ending]) + digest[1:]
+
+
+def answer_length(digest: bytes) -> int:
+    """Tokens before the answer ends by itself."""
+    return 0 if digest[0] == 0 else _SHORTEST + digest[0] % _SPREAD
+
+
+def speak(digest: bytes, variant: bytes = b"") -> Iterator[int]:
+    """Word tokens without end. `variant` tells apart samples of one prompt; greedy is the empty one."""
+    for block in count():
+        key = digest + block.to_bytes(4, "little") + variant
+        for byte in hashlib.blake2b(key, digest_size=_WORDS_PER_BLOCK).digest():
+            yield _FIRST_WORD + byte
+
+
+def _encode_bytes(data: bytes) -> Sequence[int]:
+    chunks = _UP_TO_THREE_BYTES.findall(data)
+    last = chunks.pop()
+    packed = b"".join(chunk + b"\x03" for chunk in chunks) + last.ljust(3, b"\0") + bytes([len(last)])
+    return struct.unpack(f"<{len(packed) // 4}I", packed)
+
+
+def _token_bytes(token: int) -> bytes:
+    length = token >> 24
+    if length:
+        return token.to_bytes(4, "little")[:length]
+    if token >= _FIRST_WORD:
+        word = WORDS[token - _FIRST_WORD] if token < _FIRST_WORD + len(WORDS) else ""
+        return f" {word}".encode() if word else b""
+    return _SPECIAL_TEXT.get(token, "").encode()
