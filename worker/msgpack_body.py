@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import msgspec
 
 SMALL_BODY = 256 * 1024
-MAX_ENTRIES = 262_144  # at worst 60 MB of objects; a chat of 50,000 messages has as many
+MAX_ENTRIES = 262_144  # at worst 60 MB of objects; a chat of 40,000 messages has as many
 MAX_FIELDS = 4096
 MAX_DEPTH = 128  # the document itself is level 1; the JSON Schemas of tools reach about 20
 TYPED_DEPTH = 10  # a plain tool's schema reaches 8; the type doubles with every level (20 ms to build at 10)
