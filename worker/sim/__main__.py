@@ -33,9 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"worker.sim: cannot listen on {args.host}:{args.port}: {error}", file=sys.stderr)
         return _CANNOT_START
-    server = SimServer(create_app(settings), listener, announces=True)
+    server = SimServer(create_app(settings), listener, on_ready=_announce)
     server.run()
     return 0 if server.started else _CANNOT_START
+
+
+def _announce(url: str) -> None:
+    print(f"ready: {url}", flush=True)
 
 
 def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:

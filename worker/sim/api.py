@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from orchestrator.wire.info import WorkerInfo
 from worker.info import decodes
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, protocol, text
-from worker.sim.delivery import GenerationResponse, ProbeResponse
+from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
 from worker.sim.engine import Engine
 from worker.sim.faults import FaultBox, Leg
 from worker.sim.journal import Journal
@@ -32,7 +33,7 @@ from worker.sim.metrics import Metrics
 from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
 from worker.sim.settings import Settings
 
-REFUSE_KEY = "refuse"  # in `app.state`: called with seconds when the listener is to go away for so long
+REFUSE_KEY = "refuse"  # in `app.state`, set by `SimServer`: its `refuse`
 
 _GUARDED = "/v1"
 _Body = Annotated[dict[str, Any], Body()]
@@ -215,8 +216,8 @@ def _control_routes(sim: Sim) -> APIRouter:
             raise Refused(str(error)) from error
         refusals = [fault for fault in found if isinstance(fault, faults.Refuse)]
         sim.faults.add([fault for fault in found if not isinstance(fault, faults.Refuse)])
-        for refusal in refusals:
-            _refuse(request, refusal.seconds)
+        if refusals:
+            _refuse(request, refusals[-1].seconds)
         return _json(sim.faults.describe())
 
     @router.delete("/faults")
@@ -230,7 +231,7 @@ def _control_routes(sim: Sim) -> APIRouter:
 
     @router.get("/requests")
     async def requests() -> Response:
-        return _json(sim.journal.recorded())
+        return _encoded(json.dumps(sim.journal.recorded(), default=repr).encode())
 
     return router
 
@@ -239,7 +240,7 @@ def _refuse(request: Request, seconds: float) -> None:
     refuse = getattr(request.app.state, REFUSE_KEY, None)
     if refuse is None:
         raise Refused("refuse needs a real listener: run the app with worker.sim.server")
-    refuse(seconds)
+    refuse(seconds, spared=request.scope["state"][TRANSPORT_KEY])
 
 
 def _model_card(sim: Sim) -> dict[str, Any]:

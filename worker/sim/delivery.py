@@ -50,6 +50,8 @@ class GenerationResponse(Response):
         wire = Wire(scope, receive, send)
         if await run_until_gone(self._deliver(wire), receive):
             return
+        if wire.has_ended:
+            return
         self._entry.outcome = "aborted"
         self._engine.aborted += 1
         self._engine.metrics.finished["abort"].inc()
@@ -194,6 +196,7 @@ class Wire:
         self._send = send
         self._has_head = False
         self._is_stream = False
+        self.has_ended = False  # by a fault
 
     async def send_head(
         self, status: int, content_type: bytes, length: int | None = None, *more: tuple[bytes, bytes]
@@ -213,13 +216,14 @@ class Wire:
 
     async def strike(self, fault: faults.Placed) -> None:
         """Commit a fault. Raises `_Ended` unless the answer goes on after it."""
+        if isinstance(fault, faults.Stall):
+            return await _sleep(fault.seconds)
+        self.has_ended = True
         match fault:
-            case faults.Stall():
-                return await _sleep(fault.seconds)
             case faults.Error():
                 await self._send_error(fault)
             case faults.Reset():
-                self._reset()
+                reset(self._connection())
             case faults.Truncate():
                 await self._truncate(fault)
             case faults.Garbage():
@@ -246,9 +250,6 @@ class Wire:
         else:
             self._connection().write(_GARBAGE_HEAD)
             await self._close()
-
-    def _reset(self) -> None:
-        reset(self._connection())
 
     async def _close(self) -> None:
         """FIN after what was written. The server is told by the disconnect that there is no more."""

@@ -22,6 +22,9 @@ from worker.sim.metrics import Metrics
 from worker.sim.settings import Settings
 from worker.sim.side_channel import KvLost, Remote
 
+_HEARTBEATS_PER_LEASE = 6
+_LAST_ERRANDS_S = 1.0  # when the worker stops
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -84,9 +87,10 @@ class Engine:
         """Others can pull from this engine while the block runs."""
         settings = self.settings
         port = settings.side_channel_port
-        async with side_channel.serve(settings.host, port, self._pulled_by, self._released_by) as bound:
+        async with side_channel.serve(settings.host, port, self._pulled_by, self._notified) as bound:
             self._side_channel_port = bound
             yield
+            await self._finish_errands()
         if self._expiry is not None:
             self._expiry.cancel()
 
@@ -98,7 +102,7 @@ class Engine:
         """
         hashes = hash_blocks(prompt.tokens, self.settings.block_size, prompt.salt)
         async with self._claim(prompt) as claim:
-            allocation = await self._admit(prompt, hashes if prompt.reads_cache else [])
+            allocation = await self._admit(prompt, hashes if prompt.reads_cache else [], claim)
             run = Run(prompt, b"", 0, 0, was_pulled=False, block_ids=allocation.block_ids)
             try:
                 await self._fill(run, claim, allocation, plan)
@@ -133,15 +137,24 @@ class Engine:
             if claim.is_open:
                 self._release_soon(claim.params)
 
-    async def _admit(self, prompt: Prompt, hashes: list[bytes]) -> Allocation:
+    async def _admit(self, prompt: Prompt, hashes: list[bytes], claim: _Claim) -> Allocation:
         ticket = _Ticket(prompt, hashes, asyncio.get_running_loop().create_future())
         self._queue.append(ticket)
         self._admit_more()
         try:
-            return await ticket.admitted
+            while not ticket.admitted.done():
+                await asyncio.wait((ticket.admitted,), timeout=self.settings.lease_s / _HEARTBEATS_PER_LEASE)
+                if not ticket.admitted.done():
+                    self._keep_alive(claim)
+            return ticket.admitted.result()
         except asyncio.CancelledError:
             self._withdraw(ticket)
             raise
+
+    def _keep_alive(self, claim: _Claim) -> None:
+        """A hand-off that waits in the queue is still wanted."""
+        if claim.params is not None:
+            self._errand(self._notify(claim.params, "extend"))
 
     def _admit_more(self) -> None:
         while self._queue and self._has_seat(self._queue[0].prompt):
@@ -160,7 +173,7 @@ class Engine:
         if ticket in self._queue:
             self._queue.remove(ticket)
             self._admit_more()
-        elif not ticket.admitted.cancelled():
+        else:
             self._give_back(ticket.prompt, ticket.admitted.result().block_ids)
 
     async def _fill(self, run: Run, claim: _Claim, allocation: Allocation, plan: Plan) -> None:
@@ -265,9 +278,12 @@ class Engine:
         self._free_pin(pin)
         return pin.digest
 
-    def _released_by(self, engine_id: str, request_id: str) -> None:
-        pin = self.ledger.release(request_id) if engine_id == self.engine_id else None
-        if pin is not None:
+    def _notified(self, op: side_channel.Notice, engine_id: str, request_id: str) -> None:
+        if engine_id != self.engine_id:
+            return
+        if op == "extend":
+            self.ledger.extend(request_id, asyncio.get_running_loop().time() + self.settings.lease_s)
+        elif pin := self.ledger.release(request_id):
             self._free_pin(pin)
 
     def _free_pin(self, pin: Pin) -> None:
@@ -275,13 +291,17 @@ class Engine:
         self._admit_more()
 
     def _release_soon(self, params: dict[str, Any] | None) -> None:
-        self._errand(self._release(params or {}))
+        self._errand(self._notify(params or {}, "release"))
 
-    async def _release(self, params: dict[str, Any]) -> None:
+    async def _notify(self, params: dict[str, Any], op: side_channel.Notice) -> None:
         try:
-            await Remote.from_params(params).release()
+            await Remote.from_params(params).notify(op)
         except KvLost:
             self.metrics.failed_notifications.inc()
+
+    async def _finish_errands(self) -> None:
+        if self._errands:
+            await asyncio.wait(self._errands, timeout=_LAST_ERRANDS_S)
 
     def _errand(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs on when the request is gone."""

@@ -21,7 +21,8 @@ Json = dict[str, Any]
 
 
 def error_body(message: str, kind: str, status: int, param: str | None = None) -> bytes:
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
+    readable = message.encode("utf-8", "replace").decode()  # what a client sent may hold lone surrogates
+    return orjson.dumps({"error": {"message": readable, "type": kind, "param": param, "code": status}})
 
 
 def event(document: Json) -> bytes:
@@ -60,6 +61,9 @@ class Answer:
     def _stream_details(self) -> Json:
         raise NotImplementedError
 
+    def _chunk_usage(self) -> Json:
+        return self._plain_usage(self._completion_tokens)
+
     def _open(self, run: Run) -> None:
         self._runs.append(run)
         self._prompt_tokens += len(run.prompt.tokens)
@@ -70,7 +74,7 @@ class Answer:
         if piece is not None and piece.finish and not self.job.include_usage:
             chunk["system_fingerprint"] = FINGERPRINT
         if self.job.continuous_usage:
-            chunk["usage"] = self._plain_usage(self._completion_tokens)
+            chunk["usage"] = self._chunk_usage()
         return chunk
 
     def _plain_usage(self, completion_tokens: int) -> Json:
@@ -173,6 +177,9 @@ class ChatAnswer(Answer):
     def _head(self, kind: str = "chat.completion.chunk") -> Json:
         job = self.job
         return {"id": job.request_id, "object": kind, "created": self._created, "model": job.model}
+
+    def _chunk_usage(self) -> Json:
+        return {**super()._chunk_usage(), "completion_tokens_details": None}
 
     def _stream_details(self) -> Json:
         run = self._runs[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -43,6 +43,11 @@ class Ledger:
             return None
         self.pulled += 1
         return self._pins.pop(request_id)
+
+    def extend(self, request_id: str, deadline: float) -> None:
+        """The decode worker still wants it."""
+        if request_id in self._pins:
+            self._pins[request_id] = replace(self._pins[request_id], deadline=deadline)
 
     def release(self, request_id: str) -> Pin | None:
         pin = self._remove(request_id)

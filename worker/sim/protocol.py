@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ from worker.sim.settings import Settings
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _GREEDY_BELOW = 1e-5
+_MAX_CHOICES = 16384  # vLLM's limits
+_MAX_LOGPROBS = 20
+
+_MISSING_FIELD = re.compile("Object missing required field `(.*)`")
 
 
 class Refused(Exception):
@@ -143,7 +149,9 @@ def parse(body: object, kind: type[_Any]) -> _Any:
         return msgspec.convert(body, kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
-        raise Malformed(message, param="body" + path.rstrip("`")) from error
+        missing = _MISSING_FIELD.match(message)
+        path = path.rstrip("`") + (f".{missing[1]}" if missing else "")
+        raise Malformed(message, param="body" + path) from error
 
 
 def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) -> Job:
@@ -209,6 +217,8 @@ def _job(
     is_chat: bool,
 ) -> Job:
     _check_options(request)
+    _check_logprobs(logprobs, "logprobs")
+    _check_logprobs(request.prompt_logprobs, "prompt_logprobs")
     for prompt in tokens:
         _check_prompt(prompt, settings)
     choices = 1 if request.n is None else request.n
@@ -300,11 +310,20 @@ def _check_options(request: ChatRequest | CompletionRequest) -> None:
         raise _wrong("Stream options can only be defined when `stream=True`.", "stream_options")
     if request.prompt_logprobs and request.stream:
         raise _wrong("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
-    if request.n is not None and request.n < 1:
-        raise Refused(f"n must be at least 1, got {request.n}.")
+    if request.n is not None and not 1 <= request.n <= _MAX_CHOICES:
+        bound = "at least 1" if request.n < 1 else f"at most {_MAX_CHOICES}"
+        raise Refused(f"n must be {bound}, got {request.n}.")
     if request.temperature is not None and request.temperature < 0:
         message = f"temperature must be non-negative, got {request.temperature}."
         raise _wrong(message, "temperature", request.temperature)
+
+
+def _check_logprobs(asked: int | None, parameter: str) -> None:
+    if asked is not None and asked < -1:
+        raise _wrong(f"`{parameter}` must be a positive value or -1.", parameter, asked)
+    if asked is not None and asked > _MAX_LOGPROBS:
+        message = f"Requested {parameter} of {asked}, which is greater than max allowed: {_MAX_LOGPROBS}"
+        raise _wrong(message, parameter, asked)
 
 
 def _check_prompt(tokens: Sequence[int], settings: Settings) -> None:
@@ -338,7 +357,7 @@ def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | lis
 
 
 def _prompt_text(prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else text.decode(prompt)
+    return text.decode(text.encode(prompt) if isinstance(prompt, str) else prompt)
 
 
 def _rendered(index: int, message: dict[str, Any]) -> tuple[str, str]:
@@ -360,7 +379,7 @@ def _part_text(part: object) -> str:
 
 
 def _dump(value: object) -> str:
-    return msgspec.json.encode(value, order="deterministic").decode()
+    return json.dumps(value, sort_keys=True, default=repr)
 
 
 def _wrong(message: str, parameter: str, value: object = None) -> Refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -12,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.sim.api import REFUSE_KEY
 from worker.sim.delivery import TRANSPORT_KEY, reset
+from worker.sim.faults import Refuse
 
 
 class SimProtocol(HttpToolsProtocol):
@@ -23,10 +25,12 @@ class SimProtocol(HttpToolsProtocol):
 class SimServer(uvicorn.Server):
     """Serves `app` on `listener`, which it closes when it stops.
 
-    Prints `ready: http://HOST:PORT` on stdout when it takes requests, if `announces`.
+    `on_ready` gets its URL when it takes requests.
     """
 
-    def __init__(self, app: FastAPI, listener: socket.socket, *, announces: bool = False) -> None:
+    def __init__(
+        self, app: FastAPI, listener: socket.socket, on_ready: Callable[[str], None] = lambda url: None
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=SimProtocol,
@@ -39,7 +43,8 @@ class SimServer(uvicorn.Server):
         )
         super().__init__(config)
         self._listener = listener
-        self._announces = announces
+        self._on_ready = on_ready
+        self._refusals = [fault for fault in app.state.sim.settings.faults if isinstance(fault, Refuse)]
         self.address: tuple[str, int] = listener.getsockname()[:2]
         setattr(app.state, REFUSE_KEY, self.refuse)
 
@@ -48,18 +53,22 @@ class SimServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self._announces and self.started:
-            host, port = self.address
-            print(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        if not self.started:
+            return
+        host, port = self.address
+        self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        for refusal in self._refusals:
+            self.refuse(refusal.seconds)
 
-    def refuse(self, seconds: float) -> None:
-        """Nobody listens for so long, and all connections with nothing to answer are reset."""
+    def refuse(self, seconds: float, spared: asyncio.BaseTransport | None = None) -> None:
+        """Nobody listens for so long, and all connections but the spared one are reset."""
         for server in self.servers:
             server.close()
         self.servers = []
         for connection in list(self.server_state.connections):
-            if not _is_answering(connection):
-                reset(connection.transport)
+            transport: Any = getattr(connection, "transport", None)
+            if transport is not None and transport is not spared:
+                reset(transport)
         asyncio.get_running_loop().call_later(seconds, self._relisten_soon)
 
     def _relisten_soon(self) -> None:
@@ -85,8 +94,3 @@ def listen(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _is_answering(connection: Any) -> bool:
-    cycle = connection.cycle
-    return cycle is not None and not cycle.response_complete

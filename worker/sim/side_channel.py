@@ -22,8 +22,11 @@ class KvLost(Exception):
     """The KV cache of a hand-off cannot be had."""
 
 
+Notice = Literal["extend", "release"]
+
+
 class _Ask(msgspec.Struct):
-    op: Literal["pull", "release"]
+    op: Literal["pull"] | Notice
     engine_id: str
     request_id: str
     block_ids: list[int]
@@ -70,11 +73,11 @@ class Remote:
             raise KvLost(f"{self.request_id} cannot be pulled")
         return digest
 
-    async def release(self) -> None:
-        """Tell the prefill worker that nobody will pull. Raises `KvLost` if it cannot be told."""
-        await self._ask("release")
+    async def notify(self, op: Notice) -> None:
+        """Tell the prefill worker whether somebody will pull. Raises `KvLost` if it cannot be told."""
+        await self._ask(op)
 
-    async def _ask(self, op: Literal["pull", "release"]) -> _Reply:
+    async def _ask(self, op: Literal["pull"] | Notice) -> _Reply:
         ask = _Ask(op, self.engine_id, self.request_id, self.block_ids)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
@@ -88,9 +91,9 @@ async def serve(
     host: str,
     port: int,
     pull: Callable[[str, str, list[int]], bytes | None],
-    release: Callable[[str, str], None],
+    notify: Callable[[Notice, str, str], None],
 ) -> AsyncIterator[int]:
-    """Listen while the block runs; its value is the port. `pull` and `release` get engine and request id."""
+    """Listen while the block runs; its value is the port. `pull` and `notify` get engine and request id."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -99,7 +102,7 @@ async def serve(
             if ask.op == "pull":
                 reply.digest = pull(ask.engine_id, ask.request_id, ask.block_ids)
             else:
-                release(ask.engine_id, ask.request_id)
+                notify(ask.op, ask.engine_id, ask.request_id)
             writer.write(_encode(reply) + b"\n")
             await writer.drain()
         except (OSError, ValueError, msgspec.MsgspecError):
