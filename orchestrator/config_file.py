@@ -110,9 +110,7 @@ def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
 
 
 def _leave_out(data: Any, detail: ErrorDetails) -> None:
-    path = list(detail["loc"])
-    while path and isinstance(path[-1], int):  # without an item the others would change their places
-        path.pop()
+    path = _key_path(detail["loc"])  # without an item the others would change their places
     if not path or detail["type"] == "missing":
         return
     *way, last = path
@@ -122,9 +120,16 @@ def _leave_out(data: Any, detail: ErrorDetails) -> None:
         data.pop(last, None)
 
 
+def _key_path(path: Path) -> Path:
+    """`path` without indexes at its end."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    return path
+
+
 def _is_void(finding: Finding, refused: Sequence[_Refusal]) -> bool:
     """Whether a mistake may only follow from another one: from a refused value beside it or above it."""
-    places = [path[:-1] for path, _ in refused]
+    places = [_key_path(path)[:-1] for path, _ in refused]
     return any(_is_inside(path, place) for path in (finding.path, *finding.also) for place in places if place)
 
 
@@ -172,7 +177,7 @@ def _refusals(detail: ErrorDetails) -> Iterator[_Refusal]:
         yield path, f"{name}: expected {_EXPECTED[kind]}, got {_shown(value)}"
     elif kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        yield path, f"{name}: must be {words} {context[key]}, got {_shown(value)}"
+        yield path, f"{name}: must be {words} {context[key]:g}, got {_shown(value)}"
     elif kind in ("too_short", "string_too_short"):
         yield path, f"{name}: must not be empty"
     elif kind == "value_error":

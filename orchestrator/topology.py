@@ -150,4 +150,4 @@ class _Ports:
             if port not in self._own and (key, port) not in self._taken:
                 self._taken.add((key, port))
                 return port
-        raise ValueError(f"no port is left between {first} and {MAX_PORT} on {host}")
+        raise ValueError(f"no port from {first} up is left on {host}: lower base_port")
