@@ -1,0 +1,800 @@
+"""The HTTP/1.1 server side: a protocol class for uvicorn with the deadlines and limits that uvicorn lacks.
+
+uvicorn keeps what it does well: sockets, TLS, signals, lifespan, graceful shutdown. The protocol is our own
+rather than a subclass of uvicorn's, because nearly every method would differ and none of uvicorn's plain-text
+answers may be left reachable; it relies only on what `uvicorn.Server` does with a protocol class.
+
+Time: every connection carries one moment, `deadline`, and one timer per server looks at all of them every
+`ServerLimits.sweep_s`. No request and no chunk arms a timer, so deadlines are met with that resolution.
+
+Order: one request of a connection is answered at a time. What a client sends behind a complete request waits,
+unparsed, until that one is answered; only what came in the same read is parsed ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar, Literal, cast
+from urllib.parse import unquote
+
+import httptools
+import uvicorn
+from uvicorn.server import ServerState
+
+from orchestrator.config import OrchestratorConfig, split_address
+from orchestrator.errors import (
+    BatonError,
+    BodyTooLarge,
+    ClientError,
+    HeadersTooLarge,
+    MethodNotAllowed,
+    Overloaded,
+    RequestTimeout,
+    UnsupportedEncoding,
+    UriTooLong,
+)
+from orchestrator.exchange import Headers
+from orchestrator.http_exchange import HttpExchange
+from orchestrator.ids import IdSource
+
+logger = logging.getLogger(__name__)
+
+NEVER = float("inf")
+HTTP_VERSIONS = ("1.1", "1.0")
+MAX_HELD = 64 * 1024  # unparsed bytes behind a request in progress, after which reading stops
+MAX_PIPELINED = 64  # requests in one read; the connection closes after the last one taken
+HEAD_DRAIN = 4  # times its limit: so far a head is read to its end, so that 431 and 414 need not close
+LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds of one server. Seconds are met with a resolution of `sweep_s`."""
+
+    header_timeout_s: float = 10.0  # from the first byte to the end of the head; also for a silent new client
+    body_idle_timeout_s: float = 10.0  # between two pieces of a body
+    body_timeout_s: float = 60.0  # for the body as a whole
+    write_stall_s: float = 120.0  # a client that takes not one byte of its answer for so long is cut off
+    max_request_line: int = 16 * 1024  # bytes; more is 414
+    max_header_bytes: int = 32 * 1024  # all header fields as sent; more is 431
+    max_headers: int = 100  # fields; more is 431
+    max_body_bytes: int = 16 * 1024 * 1024  # more is 413
+    drain_bytes: int = (
+        1024 * 1024
+    )  # what is left of a refused body is read up to here, else the connection closes
+    limit_concurrency: int | None = None  # requests in progress; more are 503
+    unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
+    sweep_s: float = 0.25
+
+    @classmethod
+    def of(cls, config: OrchestratorConfig) -> ServerLimits:
+        limits = config.limits
+        return cls(
+            header_timeout_s=limits.header_timeout_s,
+            body_idle_timeout_s=limits.body_idle_timeout_s,
+            body_timeout_s=limits.body_timeout_s,
+            write_stall_s=limits.stream_idle_timeout_s,
+            max_body_bytes=limits.max_body_bytes,
+            limit_concurrency=config.limit_concurrency,
+        )
+
+
+def uvicorn_config(
+    app: Any,
+    config: OrchestratorConfig,
+    *,
+    random: Random,
+    listen: str | None = None,
+    lifespan: Literal["on", "off", "auto"] = "off",
+    on_refused: Callable[[BatonError], None] | None = None,
+) -> uvicorn.Config:
+    """How uvicorn serves the ASGI 3 application `app` on `listen` (the data plane's address if not given).
+
+    `random` makes request ids and the jitter of `limit_max_requests`. `on_refused` is told of every error
+    that the server itself answers; the application never sees those requests.
+    """
+    host, port = split_address(listen or config.listen)
+    tls = config.tls
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        interface="asgi3",
+        loop="uvloop",
+        http=make_protocol(ServerLimits.of(config), IdSource(random), on_refused),
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=config.backlog,
+        limit_max_requests=_with_jitter(config, random),
+        timeout_keep_alive=config.timeout_keep_alive,
+        timeout_graceful_shutdown=config.timeout_graceful_shutdown,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+
+
+def build_server(app: Any, config: OrchestratorConfig, **options: Any) -> uvicorn.Server:
+    """A server for `app`; `options` are those of `uvicorn_config`."""
+    return uvicorn.Server(uvicorn_config(app, config, **options))
+
+
+def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
+    if config.limit_max_requests is None:
+        return None
+    return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
+
+
+def make_protocol(
+    limits: ServerLimits, ids: IdSource, on_refused: Callable[[BatonError], None] | None = None
+) -> type[HttpProtocol]:
+    """The protocol class for one server (`uvicorn.Config.http`): its connections share one sweep."""
+    shared = _Shared(limits, ids, _Sweep(limits.sweep_s), on_refused)
+    return type("BoundHttpProtocol", (HttpProtocol,), {"shared": shared})
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all connections of one server have in common."""
+
+    limits: ServerLimits
+    ids: IdSource
+    sweep: _Sweep
+    on_refused: Callable[[BatonError], None] | None
+
+
+class _Sweep:
+    """The one timer of a server. It runs while connections are open."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._open: set[HttpProtocol] = set()
+        self._is_armed = False
+
+    def add(self, connection: HttpProtocol) -> None:
+        self._open.add(connection)
+        if not self._is_armed:
+            self._arm(connection.loop)
+
+    def discard(self, connection: HttpProtocol) -> None:
+        self._open.discard(connection)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_armed = True
+        loop.call_later(self._interval_s, self._run, loop)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in [c for c in self._open if c.deadline <= now]:
+            connection.expire(now)
+        self._is_armed = False
+        if self._open:
+            self._arm(loop)
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One client connection. `uvicorn.Server` makes it, and calls `shutdown()`; see `make_protocol()`.
+
+    It reads requests with llhttp in its strict mode, which itself refuses bare LF, obs-fold, NUL, both
+    `content-length` and `transfer-encoding`, and malformed lengths and chunks. A client that closes only its
+    sending half counts as gone: HTTP clients do not do that, and a closed connection looks the same.
+    """
+
+    shared: ClassVar[_Shared]  # set by make_protocol()
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.loop = _loop or asyncio.get_running_loop()
+        self.app_state = app_state
+        self.tasks = server_state.tasks
+        self._app = config.loaded_app
+        self._server_state = server_state
+        self._keep_alive_s = config.timeout_keep_alive
+        self._max_requests = config.limit_max_requests
+        self._limits = self.shared.limits
+        self.ids = self.shared.ids
+        self.on_refused = self.shared.on_refused
+
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int] | None = None
+        self.scheme = "http"
+        self.deadline = NEVER  # read by the sweep; `expire()` finds out what it was for
+        self.is_write_paused = False
+
+        # What is being read
+        self._parser = self._new_parser()
+        self._in_head = False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0  # of the present head, without the read in which it began
+        self._feed_bytes = 0  # in the present read
+        self._quiet_bytes = 0  # since the last piece of a body: chunk extensions, trailers
+        self._began = 0.0  # when the present head or body began; 0.0 until it is known to need a deadline
+        self._incoming: HttpExchange | None = None  # whose body is being read
+        self._is_upgrade = False  # the parser will stop behind the present head
+        self._is_resuming = False  # the parser is being shown a head that we have had
+        self._is_deaf = False  # what else comes is thrown away
+        self._host: bytes | None = None  # the last one found to be valid
+        self._is_read_paused = False
+        self._paused_at = 0.0
+
+        # What is being answered
+        self._active: HttpExchange | None = None
+        self._queue: deque[HttpExchange] = deque()
+        self._held: list[bytes] = []  # unparsed, behind a complete request
+        self._is_stopping = False
+        self._is_closing = False
+        self._is_lost = False
+        self._stalled_size = -1  # of the write buffer when the sweep last looked
+
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # Data behind a request that ends the connection is ignored, not an error in the middle of the answer.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    # --- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.client = _address(transport.get_extra_info("peername"))
+        self.server = _address(transport.get_extra_info("sockname"))
+        if transport.get_extra_info("sslcontext"):
+            self.scheme = "https"
+        # uvicorn types the set by its own protocols; it calls nothing but shutdown().
+        self._server_state.connections.add(cast("Any", self))
+        self.deadline = self.loop.time() + self._limits.header_timeout_s
+        self.shared.sweep.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        self._server_state.connections.discard(cast("Any", self))
+        self.shared.sweep.discard(self)
+        self._leave()
+        self._parser = None
+
+    def eof_received(self) -> None:
+        self._is_deaf = True
+        self._is_closing = True
+        self._watch_writes()
+        self._leave()  # the transport closes by itself, once what was written is sent
+
+    def _leave(self) -> None:
+        active, self._active = self._active, None
+        self._queue.clear()
+        self._held.clear()
+        self._incoming = None
+        if active is not None:
+            active.leave()
+
+    def data_received(self, data: bytes) -> None:
+        active = self._active
+        if active is not None and active.is_received:
+            self._hold(data)
+        elif not self._is_deaf:
+            self._feed(data)
+
+    def _hold(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        self._held.append(data)
+        if sum(map(len, self._held)) > MAX_HELD:
+            self.pause_reading()
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        self._watch_writes()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        if self._active is not None:
+            self._active.writable()
+
+    # --- uvicorn's side
+
+    def shutdown(self) -> None:
+        """Close as soon as the request in progress is answered."""
+        self._is_stopping = True
+        active = self._active
+        if self._is_closing:
+            self._transport.abort()
+        elif active is None or active.is_complete:
+            self._close()
+
+    # --- the parser's side
+
+    def _feed(self, data: bytes) -> None:
+        self._feed_bytes = len(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+        self._quiet_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._on_parser_error(error)
+        if self._in_head or self._incoming is not None:
+            self._await_more()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._url = b""
+        self._headers = []
+        self._head_bytes = 0
+        self._began = 0.0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer: ignored
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._is_deaf or self._is_resuming:
+            return
+        parser = self._parser
+        exchange = HttpExchange(self, parser.get_method().decode("ascii"), self._headers)
+        exchange.http_version = version = parser.get_http_version()
+        exchange.keep_alive = version == "1.1" and parser.should_keep_alive()
+        self._is_upgrade = parser.should_upgrade()
+        exchange.refusal = self._refusal(exchange) or self._overload(exchange)
+        self._began = 0.0
+        self._quiet_bytes = 0
+        self._incoming = exchange
+        self._accept(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._incoming
+        if exchange is None:
+            return
+        self._quiet_bytes = 0
+        exchange.body_size += len(body)
+        if exchange.body_size > self._limits.max_body_bytes:
+            self._on_large_body(exchange)
+        exchange.take(body)
+
+    def on_message_complete(self) -> None:
+        exchange = self._incoming
+        if exchange is None or (self._is_upgrade and exchange.has_body):
+            return
+        self._incoming = None
+        exchange.receive_end()
+        if exchange.is_complete:
+            self._advance()
+
+    # --- judging a request
+
+    def _refusal(self, exchange: HttpExchange) -> BatonError | None:
+        """Why a request is refused by its head alone. Sets what else the head says."""
+        return self._size_error(exchange) or self._framing_error(exchange) or self._content_error(exchange)
+
+    def _size_error(self, exchange: HttpExchange) -> BatonError | None:
+        limits = self._limits
+        if len(exchange.method) + len(self._url) + len("  HTTP/1.1") > limits.max_request_line:
+            return UriTooLong(f"the request line is over {limits.max_request_line} bytes")
+        # A head within one small read needs no counting.
+        may_be_large = self._head_bytes > 0 or self._feed_bytes > limits.max_header_bytes
+        if len(exchange.headers) > limits.max_headers or (
+            may_be_large and _size_of(exchange.headers) > limits.max_header_bytes
+        ):
+            return self._headers_too_large()
+        return None
+
+    def _headers_too_large(self) -> BatonError:
+        limits = self._limits
+        return HeadersTooLarge(
+            f"the headers are over {limits.max_header_bytes} bytes or {limits.max_headers} fields"
+        )
+
+    def _framing_error(self, exchange: HttpExchange) -> BatonError | None:
+        """What leaves in doubt where the request ends: nothing behind it can be understood."""
+        fields = exchange.fields
+        if exchange.http_version not in HTTP_VERSIONS:
+            return self._end_with(exchange, ClientError("only HTTP/1.1 and HTTP/1.0 are served"))
+        coding = fields.get(b"transfer-encoding")
+        length = fields.get(b"content-length")
+        if coding is not None:
+            if coding.strip().lower() != b"chunked" or exchange.http_version == "1.0" or length is not None:
+                return self._end_with(exchange, ClientError("unacceptable transfer-encoding"))
+            exchange.has_body = True
+        elif length is not None:
+            exchange.content_length = size = int(length)  # digits only: the parser has seen to that
+            exchange.has_body = size > 0
+            if size > self._limits.max_body_bytes:
+                return self._too_large(exchange, size)
+        if self._is_upgrade and exchange.method == "CONNECT":
+            return self._end_with(exchange, MethodNotAllowed("this is not a proxy"))
+        return None
+
+    def _too_large(self, exchange: HttpExchange, size: int) -> BatonError:
+        error = BodyTooLarge(f"the body is over {self._limits.max_body_bytes} bytes")
+        return self._end_with(exchange, error) if size > self._limits.drain_bytes else error
+
+    def _end_with(self, exchange: HttpExchange, error: BatonError) -> BatonError:
+        """Nothing behind this request is read."""
+        exchange.keep_alive = False
+        self._is_deaf = True
+        return error
+
+    def _content_error(self, exchange: HttpExchange) -> BatonError | None:
+        fields = exchange.fields
+        host = fields.get(b"host")
+        if host is None or host != self._host or len(fields) != len(exchange.headers):
+            error = self._host_error(exchange, host)
+            if error is not None:
+                return error
+        if not _set_target(exchange, self._url):
+            return ClientError("invalid request target")
+        if exchange.has_body:
+            if b"content-encoding" in fields and _is_encoded(exchange.headers):
+                return UnsupportedEncoding("send the body without content-encoding")
+            if b"expect" in fields:
+                is_asked = fields[b"expect"].strip().lower() == b"100-continue"
+                exchange.awaits_continue = is_asked and exchange.http_version == "1.1"
+        return None
+
+    def _host_error(self, exchange: HttpExchange, host: bytes | None) -> BatonError | None:
+        if host is None:
+            # HTTP/1.0 knows no Host, and some load balancers probe with it.
+            return None if exchange.http_version == "1.0" else ClientError("the Host header is missing")
+        if sum(name == b"host" for name, _ in exchange.headers) > 1:
+            return ClientError("there is more than one Host header")
+        if not _is_valid_host(host.rstrip(b" \t")):
+            return ClientError("the Host header is invalid")
+        self._host = host
+        return None
+
+    def _overload(self, exchange: HttpExchange) -> BatonError | None:
+        limit = self._limits.limit_concurrency
+        if limit is None or len(self.tasks) < limit or exchange.path in self._limits.unlimited_paths:
+            return None
+        return Overloaded("too many requests in progress")
+
+    # --- reading
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """The parser stopped behind a head that offers another protocol; go on with HTTP/1.1.
+
+        Java's client offers h2c with every first request. llhttp takes such a request to have no body, so
+        one that has gets a new parser, which is shown only how the body is framed.
+        """
+        if self._is_deaf:
+            return
+        self._is_upgrade = False
+        if self._incoming is not None:
+            self._parser = self._new_parser()
+            self._is_resuming = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % _framing_field(self._incoming))
+            self._is_resuming = False
+        if rest:
+            self._feed(rest)
+
+    def _on_parser_error(self, error: httptools.HttpParserError) -> None:
+        if self._is_deaf:
+            return
+        if isinstance(error, httptools.HttpParserCallbackError):
+            logger.error("a parser callback failed", exc_info=error)
+            self._break(BatonError("internal error"))
+        else:
+            self._break(ClientError(f"malformed HTTP request: {error}"))
+
+    def _break(self, error: BatonError) -> None:
+        """Nothing more of what comes can be read: answer with `error` in its turn, and close."""
+        incoming, headers = self._incoming, self._headers if self._in_head else []
+        self._is_deaf = True
+        self._in_head = False
+        self._incoming = None
+        if incoming is None:
+            self._accept(self._unread_exchange(error, headers))
+            return
+        incoming.keep_alive = False
+        incoming.fail(error)
+        if incoming.is_complete:
+            self._linger()
+
+    def _unread_exchange(self, error: BatonError, headers: list[tuple[bytes, bytes]]) -> HttpExchange:
+        method = self._parser.get_method().decode("ascii") if self._url else ""
+        exchange = HttpExchange(self, method, headers)
+        exchange.refusal = error
+        exchange.keep_alive = False
+        return exchange
+
+    def _on_large_body(self, exchange: HttpExchange) -> None:
+        """A chunked body is over the limit: refuse it, and read it to its end if that is near."""
+        limits = self._limits
+        if not (exchange.is_complete or exchange.is_discarding):
+            exchange.fail(BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes"))
+        if exchange.body_size > limits.max_body_bytes + limits.drain_bytes:
+            self._break(BodyTooLarge("the body has no end"))
+
+    def _await_more(self) -> None:
+        """A read ended within a request: see to its deadline and to what is not counted elsewhere."""
+        if self._in_head:
+            self._await_head()
+        elif self._incoming is self._active:
+            self._await_body()
+
+    def _await_head(self) -> None:
+        if self._head_bytes > HEAD_DRAIN * self._limits.max_header_bytes:
+            self._break(self._head_error())
+        elif self._active is None and not self._began:
+            self._began = self.loop.time()
+            self.deadline = self._began + self._limits.header_timeout_s
+
+    def _head_error(self) -> BatonError:
+        """Why a head that is not complete is refused."""
+        limits = self._limits
+        if len(self._url) > limits.max_request_line:
+            return UriTooLong(f"the request line is over {limits.max_request_line} bytes")
+        if self._head_bytes > limits.max_header_bytes:
+            return self._headers_too_large()
+        return RequestTimeout(f"the request's head took over {limits.header_timeout_s:g} s")
+
+    def _await_body(self) -> None:
+        if self._quiet_bytes > self._limits.max_header_bytes:
+            self._break(ClientError("chunk extensions or trailers are too long"))
+            return
+        now = self.loop.time()
+        self._began = self._began or now
+        self.deadline = min(now + self._limits.body_idle_timeout_s, self._began + self._limits.body_timeout_s)
+
+    def restart_body_clock(self) -> None:
+        self._began = 0.0
+        self._await_body()
+
+    def pause_reading(self) -> None:
+        if not self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = True
+            self._paused_at = self.loop.time()
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Time that passed meanwhile was not the client's."""
+        if not self._is_read_paused or self._transport.is_closing():
+            return
+        self._is_read_paused = False
+        self._transport.resume_reading()
+        if self._incoming is not None and self._incoming is self._active:
+            self._began += self.loop.time() - self._paused_at
+            self._await_body()
+
+    # --- answering
+
+    def _accept(self, exchange: HttpExchange) -> None:
+        if self._active is None:
+            self._start(exchange)
+        elif len(self._queue) < MAX_PIPELINED:
+            self._queue.append(exchange)
+        else:
+            self._queue[-1].keep_alive = False
+            self._is_deaf = True
+            self._incoming = None
+
+    def _start(self, exchange: HttpExchange) -> None:
+        self._active = exchange
+        if exchange.refusal is not None:
+            exchange.discard_body()
+            exchange.refuse()
+        else:
+            exchange.run_as(self.loop.create_task(exchange.run(self._app)))
+
+    def is_ending(self) -> bool:
+        """The connection will not serve another request: the answers must say so."""
+        if self._is_stopping:
+            return True
+        limit = self._max_requests
+        if limit is None:
+            return False
+        # Early enough for every open connection to be told with an answer before uvicorn closes them.
+        return self._server_state.total_requests + len(self._server_state.connections) >= limit
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def write_both(self, head: bytes, body: bytes) -> None:
+        self._transport.writelines((head, body))
+
+    def answered(self, exchange: HttpExchange) -> None:
+        """The active exchange has its whole answer."""
+        self._server_state.total_requests += 1
+        if not exchange.keep_alive or self._is_stopping:
+            self._end(exchange)
+        elif exchange.is_received:
+            self._advance()
+        else:
+            exchange.discard_body()
+            self.resume_reading()
+
+    def _advance(self) -> None:
+        """The active exchange is over on both sides."""
+        if self._queue or self._held:
+            self.loop.call_soon(self._next)
+        else:
+            self._rest()
+
+    def _next(self) -> None:
+        if self._is_lost or self._is_closing:
+            return
+        if self._queue:
+            self._start(self._queue.popleft())
+        else:
+            self._rest()
+        active = self._active
+        if self._held and (active is None or not active.is_received):
+            self._feed_held()
+        elif active is not None and self._incoming is active:
+            self._await_body()
+
+    def _feed_held(self) -> None:
+        data = b"".join(self._held)
+        self._held.clear()
+        self.resume_reading()
+        self._feed(data)
+
+    def _rest(self) -> None:
+        """No request is in progress."""
+        self._active = None
+        now = self.loop.time()
+        if self._in_head:
+            self._began = now
+            self.deadline = now + self._limits.header_timeout_s
+        else:
+            self.deadline = now + self._keep_alive_s
+
+    # --- ending
+
+    def _end(self, exchange: HttpExchange) -> None:
+        self._queue.clear()
+        self._held.clear()
+        if exchange.is_received and not self._is_deaf:
+            self._close()
+        else:
+            self._linger()
+
+    def _close(self) -> None:
+        self._is_deaf = True
+        self._is_closing = True
+        self._watch_writes()
+        self._transport.close()
+
+    def _linger(self) -> None:
+        """Close behind the answer, but read on for a while.
+
+        Closing a socket with unread data sends a reset, and that may destroy the answer on its way.
+        """
+        self._is_deaf = True
+        self._is_closing = True
+        self._incoming = None
+        self.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self.deadline = self.loop.time() + LINGER_S
+
+    def cut(self, *, resets: bool) -> None:
+        self._is_deaf = True
+        self._is_closing = True
+        if resets:
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self._transport.abort()
+
+    # --- the sweep's side
+
+    def expire(self, now: float) -> None:
+        """`deadline` has passed. It may be left over from an earlier phase."""
+        active = self._active
+        if self._is_closing:
+            self._check_progress(now)
+        elif active is None:
+            self._expire_idle()
+        elif self.is_write_paused:
+            self._check_progress(now)
+        elif active is self._incoming and not (self._is_read_paused or active.awaits_continue):
+            self._break(RequestTimeout("the request's body came too slowly"))
+        else:
+            self.deadline = NEVER
+
+    def _expire_idle(self) -> None:
+        if self._in_head:
+            self._break(self._head_error())
+        else:
+            self._close()
+
+    def _watch_writes(self) -> None:
+        self._stalled_size = self._transport.get_write_buffer_size()
+        self.deadline = self.loop.time() + self._limits.write_stall_s
+
+    def _check_progress(self, now: float) -> None:
+        size = self._transport.get_write_buffer_size()
+        if size == self._stalled_size or (size == 0 and self._is_closing):
+            self._transport.abort()
+        else:
+            self._stalled_size = size
+            self.deadline = now + self._limits.write_stall_s
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+# RFC 3986: an IP literal in brackets, or a name or IPv4 address; then perhaps a port.
+_match_host = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?"
+).fullmatch
+
+
+def _is_valid_host(host: bytes) -> bool:
+    return _match_host(host) is not None
+
+
+def _size_of(headers: Headers) -> int:
+    """As sent, with one space behind the colon."""
+    return sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
+
+
+def _is_encoded(headers: Headers) -> bool:
+    return any(value.strip().lower() != b"identity" for name, value in headers if name == b"content-encoding")
+
+
+def _framing_field(exchange: HttpExchange) -> bytes:
+    if exchange.content_length is None:
+        return b"transfer-encoding: chunked"
+    return b"content-length: %d" % exchange.content_length
+
+
+def _set_target(exchange: HttpExchange, url: bytes) -> bool:
+    """Set path and query; False if there is no path to be had from `url`."""
+    if not url.startswith(b"/"):
+        return _set_other_target(exchange, url)
+    if b"#" in url:
+        url = url.partition(b"#")[0]
+    path, _, exchange.query = url.partition(b"?")
+    _set_path(exchange, path)
+    return True
+
+
+def _set_other_target(exchange: HttpExchange, url: bytes) -> bool:
+    """The forms of a target that only proxies and `OPTIONS *` use."""
+    if url == b"*":
+        _set_path(exchange, url)
+        return exchange.method == "OPTIONS"
+    try:
+        parsed = httptools.parse_url(url)
+    except httptools.HttpParserInvalidURLError:
+        return False
+    _set_path(exchange, parsed.path or b"/")
+    exchange.query = parsed.query or b""
+    return True
+
+
+def _set_path(exchange: HttpExchange, path: bytes) -> None:
+    exchange.raw_path = path
+    text = path.decode("ascii")  # the parser lets nothing else through
+    exchange.path = unquote(text) if "%" in text else text
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    """Host and port of a socket's name; None for Unix sockets."""
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
