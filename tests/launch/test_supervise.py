@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,17 +15,11 @@ from typing import Any
 import pytest
 
 from launch.exits import Exit
-from tests.launch.waiting import is_running, wait_for
+from tests.launch.waiting import free_port, is_running, wait_for
 
 ROOT = Path(__file__).parents[2]
 STANDIN = str(Path(__file__).with_name("standin.py"))
 QUICK = {"first_delay_s": 0.1, "stop_worker_s": 30, "stop_orchestrator_s": 30}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass

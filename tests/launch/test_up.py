@@ -1,0 +1,163 @@
+"""`baton up` and `baton worker` as a user runs them, with simulated workers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from launch.exits import Exit
+from tests.launch.waiting import free_port, running_with, wait_for
+
+
+class Baton:
+    """A config on free ports, the processes that were started with it, and a name that finds them all."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.model = f"sim-{uuid4().hex}"
+        self.listen = f"127.0.0.1:{free_port()}"
+        self.started: list[subprocess.Popen[str]] = []
+        config = {
+            "orchestrator": {"listen": self.listen, "admin": f"127.0.0.1:{free_port()}"},
+            "models": [{"name": self.model, "prefill": self._pool(), "decode": self._pool()}],
+        }
+        self.config = directory / f"{self.model}.yaml"
+        self.config.write_text(json.dumps(config))
+
+    def _pool(self) -> dict[str, Any]:
+        return {"engine": "sim", "workers": [{"port": free_port(), "side_channel_port": free_port()}]}
+
+    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+        """stdout is a pipe; stderr goes to a file, so that nobody waits for its reader."""
+        with self.stderr_file.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launch.cli", command, str(self.config), *arguments],
+                cwd=self.directory,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    @property
+    def stderr_file(self) -> Path:
+        return self.directory / "stderr"
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_file.read_text()
+
+    def running(self) -> set[int]:
+        return running_with(self.model)
+
+    def ask(self, **more: Any) -> httpx.Response:
+        body = {"model": self.model, "prompt": "What is prefill?", "max_tokens": 8} | more
+        return httpx.post(f"http://{self.listen}/v1/completions", json=body, timeout=60, trust_env=False)
+
+
+@pytest.fixture
+def baton(tmp_path: Path) -> Iterator[Baton]:
+    made = Baton(tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    wait_for(lambda: not made.running(), "the end of all processes")
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_start_answer_stop(baton: Baton) -> None:
+    up = baton.start("up")
+    assert first_line(up) == f"ready: http://{baton.listen}\n", baton.stderr
+    assert len(baton.running()) == 4  # `up` itself, the orchestrator and two workers
+    answer = baton.ask()
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-baton-path"] == "disaggregated"
+    assert answer.json()["choices"][0]["text"]
+    up.send_signal(signal.SIGINT)
+    assert up.wait(timeout=100) == Exit.OK
+    assert baton.running() == set()
+    assert up.stdout is not None
+    assert up.stdout.read() == ""
+    assert f"{baton.model}/prefill/0: stopped" in baton.stderr
+    logs = next((baton.directory / ".baton").iterdir())
+    assert {log.name for log in logs.iterdir()} == {
+        "orchestrator.log",
+        f"{baton.model}-prefill-0.log",
+        f"{baton.model}-decode-0.log",
+    }
+
+
+def test_the_example_that_is_shown_works(baton: Baton) -> None:
+    up = baton.start("up")
+    assert first_line(up), baton.stderr
+    wait_for(lambda: "try:\n" in baton.stderr and baton.stderr.endswith("\n"), "the example")
+    command = next(line for line in baton.stderr.splitlines() if line.startswith("  curl "))
+    _, url, _, header, _, body = shlex.split(command)
+    name, value = header.split(": ")
+    answer = httpx.post(url, headers={name: value}, content=body, timeout=60, trust_env=False)
+    assert answer.json()["choices"][0]["message"]["content"]
+
+
+def test_sigkill_leaves_nothing(baton: Baton) -> None:
+    up = baton.start("up")
+    assert first_line(up), baton.stderr
+    up.kill()
+    up.wait()
+    wait_for(lambda: not baton.running(), "the end of all processes")
+
+
+def test_a_worker_that_cannot_start(baton: Baton) -> None:
+    up = baton.start("up", "--set", "models.0.decode.args=[--nonsense]")
+    assert up.wait(timeout=100) == Exit.START_FAILED
+    assert baton.running() == set()
+    assert f"{baton.model}/decode/0 ended while starting, with exit code 2" in baton.stderr
+    assert "unrecognized arguments: --nonsense" in baton.stderr
+    assert "likely cause: the engine does not know one of the args" in baton.stderr
+    assert first_line(up) == ""
+
+
+def test_a_port_that_is_taken_is_found_before_anything_starts(baton: Baton) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        up = baton.start("up", "--set", f"models.0.decode.workers.0.port={port}")
+        assert up.wait(timeout=100) == Exit.START_FAILED
+    assert baton.stderr == f"{baton.model}/decode/0: port {port} of 127.0.0.1 is taken by another process\n"
+    assert not (baton.directory / ".baton").exists()
+
+
+def test_each_process_alone_in_the_foreground(baton: Baton) -> None:
+    workers = [baton.start("worker", f"{baton.model}/{role}/0") for role in ("prefill", "decode")]
+    orchestrator = baton.start("orchestrator")
+    wait_for(lambda: _is_ready(baton), "a whole path")
+    assert baton.ask().headers["x-baton-path"] == "disaggregated"
+    for process in (orchestrator, *workers):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=100) in (0, -signal.SIGTERM)
+
+
+def _is_ready(baton: Baton) -> bool:
+    try:
+        return httpx.get(f"http://{baton.listen}/ready", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
