@@ -63,7 +63,8 @@ def test_a_prefill_worker_on_a_cpu() -> None:
             *("--host", "127.0.0.1", "--port", "8100"),
             *("--kv-transfer-config", PREFILL_ON_CPU),
             *("--enable-prompt-tokens-details", "--enable-request-id-headers"),
-            *("--enforce-eager", "--distributed-executor-backend", "uni"),
+            *("--enforce-eager", "--distributed-executor-backend"),
+            "vllm.v1.executor.uniproc_executor.UniProcExecutor",
             *("--max-model-len", "4096"),
         ),
         env={
