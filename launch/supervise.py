@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from launch.progress import Progress
 POLL_S = 0.2
 PROBE_TIMEOUT_S = 2.0
 SHOWN_LINES = 20
+EXPLAIN_AFTER_S = 5.0  # the orchestrator needs a moment to find its workers
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -120,6 +122,7 @@ class _Cluster:
             _Member(spec, run_directory / spec.log_name, limits, progress, guard) for spec in plan.processes
         ]
         self.is_ready = False
+        self._explain_at: float | None = None  # loop time; set once every process is up
 
     async def run(self, announce: Callable[[], None]) -> None:
         """Start all and keep all. Raises `StartFailed`, `GuardGone`; else it runs until it is cancelled."""
@@ -145,7 +148,17 @@ class _Cluster:
         for member in self._members:
             member.check_started()
         await self._probe()
-        return all(member.is_ready for member in self._members) and await self._answers(f"{self._url}/ready")
+        return all(member.is_ready for member in self._members) and await self._is_whole()
+
+    async def _is_whole(self) -> bool:
+        """Whether every model can be served. Workers of other machines may be missing: that is said once."""
+        now = asyncio.get_running_loop().time()
+        if self._explain_at is None:
+            self._explain_at = now + EXPLAIN_AFTER_S
+        elif now >= self._explain_at:
+            self._explain_at = math.inf
+            self.progress.say(f"all is started, but not every model can be served yet; see {self._url}/ready")
+        return await self._answers(f"{self._url}/ready")
 
     async def _tend(self) -> None:
         now = asyncio.get_running_loop().time()

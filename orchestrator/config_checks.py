@@ -6,9 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
 from urllib.parse import urlsplit
 
-from orchestrator.config import WILDCARDS, Config, ModelConfig, PoolConfig, WorkerConfig, split_address
+from orchestrator.auth import KeyFileError, KeyRing
+from orchestrator.config import (
+    WILDCARDS,
+    Config,
+    ModelConfig,
+    PoolConfig,
+    TlsConfig,
+    WorkerConfig,
+    split_address,
+)
 from orchestrator.topology import is_loopback, machine, worker_addresses
 from orchestrator.wire.info import Role
 from orchestrator.yaml12 import Path
@@ -71,10 +81,31 @@ def _open_to_strangers(config: Config) -> Iterator[Finding]:
 def _files(config: Config) -> Iterator[Finding]:
     orchestrator = config.orchestrator
     if orchestrator.api_keys_file is not None:
-        yield from _readable(("orchestrator", "api_keys_file"), orchestrator.api_keys_file)
+        yield from _key_file(("orchestrator", "api_keys_file"), orchestrator.api_keys_file)
     if orchestrator.tls is not None:
-        yield from _readable(("orchestrator", "tls", "cert"), orchestrator.tls.cert)
-        yield from _readable(("orchestrator", "tls", "key"), orchestrator.tls.key)
+        yield from _key_pair(("orchestrator", "tls"), orchestrator.tls)
+
+
+def _key_file(path: Path, name: str) -> Iterator[Finding]:
+    unreadable = list(_readable(path, name))
+    yield from unreadable
+    if not unreadable:
+        try:
+            KeyRing.load(name)
+        except KeyFileError as error:
+            yield from (Finding(path, problem) for problem in error.problems)
+
+
+def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
+    unreadable = [*_readable((*path, "cert"), tls.cert), *_readable((*path, "key"), tls.key)]
+    yield from unreadable
+    if not unreadable:
+        try:
+            # Without a password OpenSSL would ask for one on the terminal.
+            SSLContext(PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password=lambda: "")
+        except SSLError as error:
+            why = error.reason or str(error)
+            yield Finding(path, f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}")
 
 
 def _readable(path: Path, name: str) -> Iterator[Finding]:

@@ -134,6 +134,17 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
             "c.yaml:5:56: cannot read .: Is a directory",
         ],
     ),
+    "files of another kind": (
+        f"{GOOD}orchestrator: {{api_keys_file: c.yaml, tls: {{cert: c.yaml, key: c.yaml}}}}",
+        [
+            "c.yaml:5:16: c.yaml:1: ",
+            "c.yaml:5:16: c.yaml:2: ",
+            "c.yaml:5:16: c.yaml:3: ",
+            "c.yaml:5:16: c.yaml:4: ",
+            "c.yaml:5:16: c.yaml:5: ",
+            "c.yaml:5:39: c.yaml and c.yaml are no certificate and its unencrypted key: ",
+        ],
+    ),
     "TLS without key": (f"{GOOD}orchestrator: {{tls: {{cert: c.yaml}}}}", ["c.yaml:5:16: 'key' is missing"]),
     "no workers": (
         "models: [{name: m}]",
@@ -364,7 +375,8 @@ def test_numbers_are_text_where_only_text_is_possible() -> None:
 @pytest.mark.usefixtures("here")
 def test_what_may_be_open_or_shared() -> None:
     load(f"{GOOD}orchestrator: {{listen: '0.0.0.0:1', insecure_no_auth: true}}")
-    load(f"{GOOD}orchestrator: {{listen: '0.0.0.0:1', api_keys_file: c.yaml}}")
+    Path("keys").write_text(f"me {'0' * 64}\n")
+    load(f"{GOOD}orchestrator: {{listen: '0.0.0.0:1', api_keys_file: keys}}")
     load("models: [{name: m, both: {urls: ['http://h']}}, {name: n, both: {urls: ['http://h']}}]")
     load("models: [{name: m, prefill: {urls: ['http://h:1']}, decode: {urls: ['http://h:2']}}]")
     load("models: [{name: m, prefill: {urls: ['http://h:1']}, decode: {engine: sim}}]")
@@ -374,7 +386,7 @@ def test_what_may_be_open_or_shared() -> None:
 @pytest.mark.parametrize("place", ["", "configs", "configs/more"])
 def test_files_are_found_from_here_or_beside_the_config(here: Path, place: str) -> None:
     (here / "models" / "tiny").mkdir(parents=True)
-    (here / "keys").touch()
+    (here / "keys").write_text(f"me {'0' * 64}\n")
     folder = here / place
     folder.mkdir(parents=True, exist_ok=True)
     text = "models: [{name: m, path: models/tiny, both: {}}]\norchestrator: {api_keys_file: keys}"
