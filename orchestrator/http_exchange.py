@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from orchestrator.errors import BatonError, ClientGone, Unavailable
 from orchestrator.exchange import EXTENSION, Headers, Message, Receive, Scope, Send, error_answer
@@ -38,20 +39,13 @@ class Connection(Protocol):
     server: tuple[str, int] | None
     scheme: str
     app_state: dict[str, Any]  # the lifespan's, copied into each scope
-    tasks: set[asyncio.Task[None]]  # uvicorn's, of the requests in progress
+    tasks: set[Any]  # uvicorn's, of the requests in progress
     ids: IdSource
     on_refused: Callable[[BatonError], None] | None
     is_write_paused: bool
-
-    def is_ending(self) -> bool:
-        """It will not serve another request: the answers must say so."""
-        ...
-
-    def write(self, data: bytes) -> None: ...
-
-    def write_both(self, head: bytes, body: bytes) -> None:
-        """In one system call, without a copy of `body`."""
-        ...
+    is_ending: bool  # it will not serve another request: the answers must say so
+    write: Callable[[bytes], None]
+    writelines: Callable[[Iterable[bytes]], None]  # in one system call, without copies
 
     def pause_reading(self) -> None: ...
 
@@ -70,6 +64,20 @@ class Connection(Protocol):
         ...
 
 
+class Target(NamedTuple):
+    """A request target, taken apart."""
+
+    url: bytes
+    raw_path: bytes
+    path: str  # percent-decoded
+    query: bytes  # without "?"
+
+    @classmethod
+    def of(cls, url: bytes, raw_path: bytes, query: bytes) -> Target:
+        path = raw_path.decode("ascii")  # the parser lets nothing else through
+        return cls(url, raw_path, unquote(path) if "%" in path else path, query)
+
+
 class HttpExchange:
     """`orchestrator.exchange.Exchange` on a connection of this server, and the same request as plain ASGI.
 
@@ -80,9 +88,7 @@ class HttpExchange:
 
     # Class attributes are the defaults of what most requests never change.
     http_version = "1.1"
-    path = "/"
-    raw_path = b"/"
-    query = b""
+    target = Target(b"", b"/", "/", b"")
     content_length: int | None = None
     is_gone = False
     is_started = False
@@ -91,6 +97,7 @@ class HttpExchange:
     is_received = False  # the request has been read to its end
     is_discarding = False  # nobody will read the rest of the body
     keep_alive = True  # what is left of the connection can be used for another request
+    task: asyncio.Task[None] | None = None  # of the application
     refusal: BatonError | None = None  # answered by the server; the application is not called
     awaits_continue = False  # the client waits for "100 Continue" before it sends the body
     body_size = 0  # bytes received
@@ -104,9 +111,9 @@ class HttpExchange:
     _on_leave: Callable[[], None] | None = None
     _on_writable: Callable[[], None] | None = None
     _waiters: tuple[asyncio.Future[None], ...] = ()
-    _task: asyncio.Task[None] | None = None
     _head = b""  # of an answer that was started, until it is written
     _is_chunked = False
+    _is_flowing = False  # a chunked answer is under way: its head is written, it is neither complete nor cut
     _length_left: int | None = None  # bytes that `content-length` still promises
     _has_no_body = False  # of the answer: HEAD, 204, 304
 
@@ -135,16 +142,10 @@ class HttpExchange:
         else:
             self._settle_unfinished()
         finally:
-            self.connection.tasks.discard(cast("asyncio.Task[None]", self._task))
+            self.connection.tasks.discard(self.task)
 
-    def run_as(self, task: asyncio.Task[None]) -> None:
-        if not task.done():  # an eager task may be
-            self._task = task
-            self.connection.tasks.add(task)
-
-    def refuse(self) -> None:
-        """Answer with `refusal`."""
-        error = cast("BatonError", self.refusal)
+    def refuse(self, error: BatonError) -> None:
+        """Answer with `error`, instead of the application."""
         on_refused = self.connection.on_refused
         if on_refused is not None:
             on_refused(error)
@@ -165,16 +166,16 @@ class HttpExchange:
             self._settle(BatonError("internal error"))
 
     def _scope(self) -> dict[str, Any]:
-        connection = self.connection
+        connection, target = self.connection, self.target
         return {
             "type": "http",
             "asgi": ASGI,
             "http_version": self.http_version,
             "method": self.method,
             "scheme": connection.scheme,
-            "path": self.path,
-            "raw_path": self.raw_path,
-            "query_string": self.query,
+            "path": target.path,
+            "raw_path": target.raw_path,
+            "query_string": target.query,
             "root_path": "",
             "headers": self.headers,
             "client": connection.client,
@@ -184,6 +185,14 @@ class HttpExchange:
         }
 
     # --- the request
+
+    @property
+    def path(self) -> str:
+        return self.target.path
+
+    @property
+    def query(self) -> bytes:
+        return self.target.query
 
     @property
     def client(self) -> tuple[str, int] | None:
@@ -252,7 +261,8 @@ class HttpExchange:
             self._unread += len(chunk)
             if self._unread > ASGI_HIGH_WATER:
                 self.connection.pause_reading()
-            self._wake()
+            if self._waiters:
+                self._wake()
 
     def receive_end(self) -> None:
         """The body is whole."""
@@ -276,6 +286,7 @@ class HttpExchange:
         """The client is gone."""
         if not self.is_complete:
             self.is_gone = True
+            self._is_flowing = False
         callback, self._on_leave = self._on_leave, None
         self._wake()
         if callback is not None and self.is_gone:
@@ -303,18 +314,19 @@ class HttpExchange:
             if len(body) < JOIN_LIMIT:
                 self.connection.write(head + body)
             else:
-                self.connection.write_both(head, body)
+                self.connection.writelines((head, body))
         self._complete()
 
     def start(self, status: int, headers: Headers) -> None:
         if self.is_started:
             raise RuntimeError("the answer was started before")
         self._has_no_body = self.method == "HEAD" or status in NO_BODY
-        length = next((int(value) for name, value in headers if name == b"content-length"), None)
+        for name, value in headers:
+            if name == b"content-length":
+                self._length_left = int(value)
         framing = b""
-        if length is None and not self._has_no_body:
+        if self._length_left is None and not self._has_no_body:
             framing = self._unbounded_framing()
-        self._length_left = length
         self._head = self._compose(status, headers, framing)
         self.is_started = True
 
@@ -327,34 +339,38 @@ class HttpExchange:
 
     def _compose(self, status: int, headers: Headers, framing: bytes) -> bytes:
         """The head of the answer. ValueError if a name or value would break it."""
+        # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
+        if self.awaits_continue or self.connection.is_ending:
+            self.keep_alive = False
         parts = [STATUS_LINES.get(status) or _status_line(status)]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
-        keep_alive = self._decide_keep_alive()
-        parts += (b"x-request-id: ", self.request_id.encode(), b"\r\n", framing)
-        parts.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        request_id = self._request_id or self.request_id
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        parts += (b"x-request-id: ", request_id.encode(), b"\r\n", framing, end)
         head = b"".join(parts)
-        lines = 3 + len(headers) + (framing != b"") + (not keep_alive)
+        lines = 3 + len(headers) + (framing != b"") + (not self.keep_alive)
         # Every line of ours ends in CR LF; more of either can only come out of a header.
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+        if head.count(b"\n") != lines or head.count(b"\r") != lines or 0 in head:
             raise ValueError("a line break or NUL in a response header")
         return head
 
-    def _decide_keep_alive(self) -> bool:
-        # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
-        if self.awaits_continue or self.connection.is_ending():
-            self.keep_alive = False
-        return self.keep_alive
-
     def feed(self, chunk: bytes) -> bool:
+        connection = self.connection
+        if self._is_flowing and chunk:
+            connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        else:
+            self._feed_otherwise(chunk)
+        return not (connection.is_write_paused or self.is_gone)
+
+    def _feed_otherwise(self, chunk: bytes) -> None:
+        """Not a further piece of a chunked answer."""
         self._check_open()
-        if self.is_gone:
-            return False
-        if chunk:
+        if chunk and not self.is_gone:
             data = self._framed(chunk)
+            self._is_flowing = self._is_chunked
             if data:
                 self.connection.write(data)
-        return not self.connection.is_write_paused
 
     def _framed(self, chunk: bytes) -> bytes:
         """The piece as it goes on the wire, behind the head if that is still to be sent."""
@@ -373,10 +389,14 @@ class HttpExchange:
         if self._head and not self.is_gone:
             head, self._head = self._head, b""
             self.connection.write(head)
-        while self.connection.is_write_paused and not self.is_gone:
-            await self._wait()
+        if self.connection.is_write_paused:
+            await self._until_writable()
         if self.is_gone:
             raise ClientGone("the client left")
+
+    async def _until_writable(self) -> None:
+        while self.connection.is_write_paused and not self.is_gone:
+            await self._wait()
 
     def on_writable(self, callback: Callable[[], None] | None) -> None:
         self._on_writable = callback
@@ -398,6 +418,7 @@ class HttpExchange:
             return
         self._on_leave = None
         self.is_gone = True
+        self._is_flowing = False
         is_ended_by_close = self.is_started and not self._is_chunked and self._length_left is None
         self.connection.cut(resets=is_ended_by_close)
         self._wake()
@@ -408,6 +429,7 @@ class HttpExchange:
 
     def _complete(self) -> None:
         self.is_complete = True
+        self._is_flowing = False
         self._on_leave = None
         if self._waiters:
             self._wake()
@@ -417,7 +439,8 @@ class HttpExchange:
     # --- the same as plain ASGI
 
     async def receive(self) -> Message:
-        self._want_body_unless_done()
+        if not (self.is_received or self._is_over()):
+            self._want_body()
         while not (self._chunks or self._is_over()):
             if self.is_received and not self._is_end_given:
                 break
@@ -427,10 +450,6 @@ class HttpExchange:
         if self._is_over():
             return {"type": "http.disconnect"}
         return self._next_piece()
-
-    def _want_body_unless_done(self) -> None:
-        if not (self.is_received or self._is_over()):
-            self._want_body()
 
     def _is_over(self) -> bool:
         return self.is_gone or self.is_complete or self._failure is not None
@@ -444,28 +463,24 @@ class HttpExchange:
     def _take_over(self, failure: BatonError) -> None:
         if not self.is_started and not self.is_gone:
             self._is_taken_over = True
-            self.refusal = failure
-            self.refuse()
+            self.refuse(failure)
 
     async def send(self, message: Message) -> None:
-        if self._is_taken_over or (self.is_gone and not self.is_complete):
-            return
         kind = message["type"]
-        if kind == "http.response.start":
+        if self.connection.is_write_paused and not self.is_gone:
+            await self._until_writable()
+        if self.is_gone or self._is_taken_over:
+            return
+        if kind == "http.response.body":
+            body = message.get("body", b"")
+            if message.get("more_body", False):
+                self.feed(body)
+            else:
+                self.finish(body)
+        elif kind == "http.response.start":
             self.start(message["status"], self._adopt(message.get("headers", ())))
-        elif kind == "http.response.body":
-            await self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
             raise RuntimeError(f"unexpected ASGI message {kind!r}")
-
-    async def _send_body(self, body: bytes, more_body: bool) -> None:
-        self._check_open()
-        while self.connection.is_write_paused and not self.is_gone:
-            await self._wait()
-        if more_body:
-            self.feed(body)
-        elif not self.is_gone:
-            self.finish(body)
 
     def _adopt(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         """An application's headers without those that are the server's."""

@@ -19,11 +19,10 @@ import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Literal, cast
-from urllib.parse import unquote
 
 import httptools
 import uvicorn
@@ -42,7 +41,7 @@ from orchestrator.errors import (
     UriTooLong,
 )
 from orchestrator.exchange import Headers
-from orchestrator.http_exchange import HttpExchange
+from orchestrator.http_exchange import HttpExchange, Target
 from orchestrator.ids import IdSource
 
 logger = logging.getLogger(__name__)
@@ -194,6 +193,8 @@ class HttpProtocol(asyncio.Protocol):
     """
 
     shared: ClassVar[_Shared]  # set by make_protocol()
+    write: Callable[[bytes], None]  # the transport's, without a call in between
+    writelines: Callable[[Iterable[bytes]], None]
 
     def __init__(
         self,
@@ -220,11 +221,13 @@ class HttpProtocol(asyncio.Protocol):
         self.scheme = "http"
         self.deadline = NEVER  # read by the sweep; `expire()` finds out what it was for
         self.is_write_paused = False
+        self.is_ending = False
 
         # What is being read
         self._parser = self._new_parser()
         self._in_head = False
         self._url = b""
+        self._target = Target.of(b"", b"/", b"")  # the last one, which the next is likely to equal
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0  # of the present head, without the read in which it began
         self._feed_bytes = 0  # in the present read
@@ -242,7 +245,6 @@ class HttpProtocol(asyncio.Protocol):
         self._active: HttpExchange | None = None
         self._queue: deque[HttpExchange] = deque()
         self._held: list[bytes] = []  # unparsed, behind a complete request
-        self._is_stopping = False
         self._is_closing = False
         self._is_lost = False
         self._stalled_size = -1  # of the write buffer when the sweep last looked
@@ -257,6 +259,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.write = self._transport.write
+        self.writelines = self._transport.writelines
         self.client = _address(transport.get_extra_info("peername"))
         self.server = _address(transport.get_extra_info("sockname"))
         if transport.get_extra_info("sslcontext"):
@@ -314,7 +318,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close as soon as the request in progress is answered."""
-        self._is_stopping = True
+        self.is_ending = True
         active = self._active
         if self._is_closing:
             self._transport.abort()
@@ -359,8 +363,10 @@ class HttpProtocol(asyncio.Protocol):
         exchange = HttpExchange(self, parser.get_method().decode("ascii"), self._headers)
         exchange.http_version = version = parser.get_http_version()
         exchange.keep_alive = version == "1.1" and parser.should_keep_alive()
+        if self._max_requests is not None and self._is_last():
+            exchange.keep_alive = False
         self._is_upgrade = parser.should_upgrade()
-        exchange.refusal = self._refusal(exchange) or self._overload(exchange)
+        exchange.refusal = self._refusal(exchange)
         self._began = 0.0
         self._quiet_bytes = 0
         self._incoming = exchange
@@ -389,7 +395,10 @@ class HttpProtocol(asyncio.Protocol):
 
     def _refusal(self, exchange: HttpExchange) -> BatonError | None:
         """Why a request is refused by its head alone. Sets what else the head says."""
-        return self._size_error(exchange) or self._framing_error(exchange) or self._content_error(exchange)
+        error = self._size_error(exchange) or self._framing_error(exchange) or self._content_error(exchange)
+        if error is None and self._limits.limit_concurrency is not None:
+            return self._overload(exchange, self._limits.limit_concurrency)
+        return error
 
     def _size_error(self, exchange: HttpExchange) -> BatonError | None:
         limits = self._limits
@@ -446,8 +455,12 @@ class HttpProtocol(asyncio.Protocol):
             error = self._host_error(exchange, host)
             if error is not None:
                 return error
-        if not _set_target(exchange, self._url):
-            return ClientError("invalid request target")
+        if self._url != self._target.url:
+            target = _parse_target(exchange.method, self._url)
+            if target is None:
+                return ClientError("invalid request target")
+            self._target = target
+        exchange.target = self._target
         if exchange.has_body:
             if b"content-encoding" in fields and _is_encoded(exchange.headers):
                 return UnsupportedEncoding("send the body without content-encoding")
@@ -467,9 +480,8 @@ class HttpProtocol(asyncio.Protocol):
         self._host = host
         return None
 
-    def _overload(self, exchange: HttpExchange) -> BatonError | None:
-        limit = self._limits.limit_concurrency
-        if limit is None or len(self.tasks) < limit or exchange.path in self._limits.unlimited_paths:
+    def _overload(self, exchange: HttpExchange, limit: int) -> BatonError | None:
+        if len(self.tasks) < limit or exchange.path in self._limits.unlimited_paths:
             return None
         return Overloaded("too many requests in progress")
 
@@ -597,30 +609,24 @@ class HttpProtocol(asyncio.Protocol):
         self._active = exchange
         if exchange.refusal is not None:
             exchange.discard_body()
-            exchange.refuse()
-        else:
-            exchange.run_as(self.loop.create_task(exchange.run(self._app)))
+            exchange.refuse(exchange.refusal)
+            return
+        exchange.task = task = self.loop.create_task(exchange.run(self._app))
+        if not task.done():  # an eager one may be
+            self.tasks.add(task)
 
-    def is_ending(self) -> bool:
-        """The connection will not serve another request: the answers must say so."""
-        if self._is_stopping:
-            return True
-        limit = self._max_requests
-        if limit is None:
-            return False
-        # Early enough for every open connection to be told with an answer before uvicorn closes them.
-        return self._server_state.total_requests + len(self._server_state.connections) >= limit
+    def _is_last(self) -> bool:
+        """uvicorn is about to stop at `limit_max_requests`.
 
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
-    def write_both(self, head: bytes, body: bytes) -> None:
-        self._transport.writelines((head, body))
+        Early enough for every open connection to be told so with an answer before uvicorn closes them.
+        """
+        state = self._server_state
+        return state.total_requests + len(state.connections) >= cast("int", self._max_requests)
 
     def answered(self, exchange: HttpExchange) -> None:
         """The active exchange has its whole answer."""
         self._server_state.total_requests += 1
-        if not exchange.keep_alive or self._is_stopping:
+        if not exchange.keep_alive or self.is_ending:
             self._end(exchange)
         elif exchange.is_received:
             self._advance()
@@ -764,35 +770,18 @@ def _framing_field(exchange: HttpExchange) -> bytes:
     return b"content-length: %d" % exchange.content_length
 
 
-def _set_target(exchange: HttpExchange, url: bytes) -> bool:
-    """Set path and query; False if there is no path to be had from `url`."""
-    if not url.startswith(b"/"):
-        return _set_other_target(exchange, url)
-    if b"#" in url:
-        url = url.partition(b"#")[0]
-    path, _, exchange.query = url.partition(b"?")
-    _set_path(exchange, path)
-    return True
-
-
-def _set_other_target(exchange: HttpExchange, url: bytes) -> bool:
-    """The forms of a target that only proxies and `OPTIONS *` use."""
+def _parse_target(method: str, url: bytes) -> Target | None:
+    """None if there is no path to be had from `url`."""
+    if url.startswith(b"/"):
+        path, _, query = url.partition(b"#")[0].partition(b"?")
+        return Target.of(url, path, query)
     if url == b"*":
-        _set_path(exchange, url)
-        return exchange.method == "OPTIONS"
+        return Target.of(url, url, b"") if method == "OPTIONS" else None
     try:
-        parsed = httptools.parse_url(url)
+        parsed = httptools.parse_url(url)  # the absolute form that is sent to proxies
     except httptools.HttpParserInvalidURLError:
-        return False
-    _set_path(exchange, parsed.path or b"/")
-    exchange.query = parsed.query or b""
-    return True
-
-
-def _set_path(exchange: HttpExchange, path: bytes) -> None:
-    exchange.raw_path = path
-    text = path.decode("ascii")  # the parser lets nothing else through
-    exchange.path = unquote(text) if "%" in text else text
+        return None
+    return Target.of(url, parsed.path or b"/", parsed.query or b"")
 
 
 def _address(name: object) -> tuple[str, int] | None:
