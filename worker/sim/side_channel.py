@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -41,29 +40,21 @@ _ASK = msgspec.json.Decoder(_Ask)
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Remote:
+class Remote(msgspec.Struct, frozen=True, rename=lambda name: f"remote_{name}"):
     """Where the KV cache of a prompt lies, as a hand-off's `kv_transfer_params` say."""
 
     host: str
     port: int
     engine_id: str
     request_id: str
-    block_ids: list[int]
+    block_ids: list[list[int]]  # per KV cache group
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> Remote:
-        """Raises `KvLost` if something is missing. (vLLM's engine dies of that.)"""
+        """Raises `KvLost` if something is missing or wrong. (vLLM's engine dies of some of that.)"""
         try:
-            groups = params["remote_block_ids"]
-            return cls(
-                host=params["remote_host"],
-                port=int(params["remote_port"]),
-                engine_id=params["remote_engine_id"],
-                request_id=params["remote_request_id"],
-                block_ids=[block for group in groups for block in group],
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return msgspec.convert(params, cls, strict=False)
+        except msgspec.ValidationError as error:
             raise KvLost("the hand-off is incomplete") from error
 
     async def pull(self) -> bytes:
@@ -78,7 +69,8 @@ class Remote:
         await self._ask(op)
 
     async def _ask(self, op: Literal["pull"] | Notice) -> _Reply:
-        ask = _Ask(op, self.engine_id, self.request_id, self.block_ids)
+        blocks = [block for group in self.block_ids for block in group]
+        ask = _Ask(op, self.engine_id, self.request_id, blocks)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 return _REPLY.decode(await _exchange(self.host, self.port, _encode(ask)))

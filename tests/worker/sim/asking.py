@@ -1,0 +1,80 @@
+"""Requests to simulated workers, and what is read from their answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+from tests.worker.sim.workers import MODEL, Worker
+
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+ASK_PINNED = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+
+
+def chat(text: str = "What is prefill?", **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 6} | fields
+
+
+def completion(prompt: Any = "Prefill is", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 6} | fields
+
+
+def path_of(document: dict[str, Any]) -> str:
+    return CHAT if "messages" in document else COMPLETION
+
+
+def ask(worker: Worker, document: dict[str, Any], **headers: str) -> httpx.Response:
+    return worker.post(path_of(document), document, **headers)
+
+
+def prefill(worker: Worker, document: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The hand-off, as the orchestrator passes it on: without the count of cached tokens."""
+    leg = document | {"max_tokens": 1, "ignore_eos": True, "kv_transfer_params": ASK_PINNED} | fields
+    answer = ask(worker, leg)
+    assert answer.status_code == 200, answer.text
+    handoff = dict(answer.json()["kv_transfer_params"])
+    del handoff["remote_prefill_cached_tokens"]
+    return handoff
+
+
+def decode(
+    worker: Worker, document: dict[str, Any], handoff: dict[str, Any], **fields: Any
+) -> httpx.Response:
+    return ask(worker, document | {"kv_transfer_params": handoff} | fields)
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The documents of a complete stream."""
+    frames = answer.text.split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""], answer.text
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+
+
+def text_of(answer: httpx.Response) -> str:
+    """All that the first choice says, streamed or not."""
+    assert answer.status_code == 200, answer.text
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        return _said(answer.json()["choices"][0])
+    choices = [choice for event in events(answer) for choice in event["choices"]]
+    return "".join(_said(choice) for choice in choices if choice["index"] == 0)
+
+
+def cached_tokens(answer: httpx.Response) -> int:
+    return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def _said(choice: dict[str, Any]) -> str:
+    if "text" in choice:
+        return str(choice["text"])
+    return (choice.get("message") or choice["delta"])["content"] or ""
