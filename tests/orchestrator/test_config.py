@@ -383,6 +383,13 @@ def test_what_may_be_open_or_shared() -> None:
     load(f"{GOOD}orchestrator: {{listen: '127.0.0.1:0', admin: '127.0.0.1:0'}}")
 
 
+@pytest.mark.usefixtures("here")
+def test_a_certificate_and_its_key() -> None:
+    pems = Path(__file__).parent / "transport"
+    tls = f"{{cert: {pems / 'test_cert.pem'}, key: {pems / 'test_key.pem'}}}"
+    assert load(f"{GOOD}orchestrator: {{tls: {tls}}}").orchestrator.tls is not None
+
+
 @pytest.mark.parametrize("place", ["", "configs", "configs/more"])
 def test_files_are_found_from_here_or_beside_the_config(here: Path, place: str) -> None:
     (here / "models" / "tiny").mkdir(parents=True)
