@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import basename, dirname
 from typing import Protocol, TextIO
 
 
@@ -29,7 +30,11 @@ class Progress(Protocol):
 
 def make_progress(stream: TextIO, logs: Mapping[str, str]) -> Progress:
     """`logs`: the log file of each process by name, in the order of display."""
-    return Table(stream, logs) if stream.isatty() else Lines(stream, logs)
+    if not stream.isatty():
+        return Lines(stream, logs)
+    table = Table(stream, logs)
+    table.say(f"logs: {dirname(next(iter(logs.values())))}")
+    return table
 
 
 @dataclass
@@ -59,7 +64,10 @@ class Lines:
 
 @dataclass
 class Table:
-    """A block of lines at the end of the screen, drawn again at every change."""
+    """A block of lines at the end of the screen, drawn again at every change.
+
+    Shows how long each start took, and its log without the directory, which is named above.
+    """
 
     stream: TextIO
     logs: Mapping[str, str]
@@ -67,6 +75,7 @@ class Table:
     width: Callable[[], int] = lambda: shutil.get_terminal_size().columns
     _states: dict[str, str] = field(default_factory=dict)
     _since: dict[str, float] = field(default_factory=dict)
+    _until: dict[str, float] = field(default_factory=dict)  # absent while it starts: its time still runs
     _drawn: list[str] = field(default_factory=list)
     _is_settled: bool = False
 
@@ -74,11 +83,20 @@ class Table:
         if self._states.get(name) == state:
             return
         self._states[name] = state
-        self._since[name] = self.clock()
+        self._keep_time(name, is_starting=state == "starting")
         if self._is_settled:
             self.say(f"{name}: {state}")
         else:
             self._draw(self._lines())
+
+    def _keep_time(self, name: str, *, is_starting: bool) -> None:
+        now = self.clock()
+        if is_starting:
+            self._since[name] = now
+            self._until.pop(name, None)
+        else:
+            self._since.setdefault(name, now)
+            self._until[name] = now
 
     def say(self, text: str) -> None:
         drawn = self._drawn
@@ -99,8 +117,8 @@ class Table:
         return [self._line(name, widest) for name in self.logs if name in self._states]
 
     def _line(self, name: str, widest: int) -> str:
-        seconds = int(self.clock() - self._since[name])
-        line = f"  {name:{widest}}  {self._states[name]:10}  {seconds:4} s  {self.logs[name]}"
+        seconds = int(self._until.get(name, self.clock()) - self._since[name])
+        line = f"  {name:{widest}}  {self._states[name]:10}  {seconds:4} s  {basename(self.logs[name])}"
         return line[: self.width() - 1]  # a line that wraps could not be drawn over
 
     def _draw(self, lines: Sequence[str]) -> None:

@@ -58,12 +58,14 @@ class Stop:
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
+        is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
+        numbers = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_detached]
+        for number in numbers:
             loop.add_signal_handler(number, self.request)
         try:
             yield
         finally:
-            for number in STOP_SIGNALS:
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
 

@@ -22,13 +22,19 @@ def test_plain_lines_on_change() -> None:
     assert stream.getvalue() == "one: starting (log: a.log)\none: ready\nhello\n"
 
 
+def test_a_terminal_gets_a_table_and_the_directory_above_it() -> None:
+    stream = Terminal()
+    assert isinstance(make_progress(stream, {"one": "run/a.log"}), Table)
+    assert stream.getvalue() == "logs: run\n"
+
+
 class Screen:
     """A table on a terminal of 40 columns, and what can be seen there."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.stream = Terminal()
-        logs = {"one": "a.log", "longer": "b.log"}
+        logs = {"one": "run/a.log", "longer": "run/b.log"}
         self.table = Table(self.stream, logs, clock=lambda: self.now, width=lambda: 40)
 
     def lines(self) -> list[str]:
@@ -44,14 +50,15 @@ class Screen:
 
 def test_one_line_per_process_that_changes_in_place() -> None:
     screen = Screen()
-    assert isinstance(make_progress(screen.stream, {}), Table)
     screen.table.set("one", "starting")
     screen.table.set("longer", "starting")
     screen.now = 3.5
     screen.table.tick()
     assert screen.lines() == ["  one     starting       3 s  a.log", "  longer  starting       3 s  b.log"]
     screen.table.set("one", "ready")
-    assert screen.lines() == ["  one     ready          0 s  a.log", "  longer  starting       3 s  b.log"]
+    screen.now = 60
+    screen.table.tick()
+    assert screen.lines() == ["  one     ready          3 s  a.log", "  longer  starting      60 s  b.log"]
 
 
 def test_what_is_said_stays_above() -> None:

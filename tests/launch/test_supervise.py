@@ -123,6 +123,18 @@ def test_a_signal_stops_the_orchestrator_first_and_leaves_nothing(clusters: Any,
     assert "two: stopped" in cluster.stderr
 
 
+def test_nohup_is_respected(clusters: Any) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as from nohup
+    try:
+        cluster = clusters({"one": [], "orchestrator": []})
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    cluster.wait_ready()
+    cluster.process.send_signal(signal.SIGHUP)
+    os.kill(_last(cluster, "start", "one"), signal.SIGKILL)
+    wait_for(lambda: cluster.stderr.count("one: ready") == 2, "the restart, as a sign of life")
+
+
 def test_ready_only_when_all_are(clusters: Any) -> None:
     cluster = clusters({"one": ["--silent"], "orchestrator": []})
     wait_for(lambda: "orchestrator: ready" in cluster.stderr, "the orchestrator")
