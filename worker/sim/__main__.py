@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"worker.sim: cannot listen on {args.host}:{args.port}: {error}", file=sys.stderr)
         return _CANNOT_START
     server = SimServer(create_app(settings), listener, on_ready=_announce)
-    server.run()
+    with listener:
+        server.run()
     return 0 if server.started else _CANNOT_START
 
 

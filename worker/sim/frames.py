@@ -21,8 +21,7 @@ Json = dict[str, Any]
 
 
 def error_body(message: str, kind: str, status: int, param: str | None = None) -> bytes:
-    readable = message.encode("utf-8", "replace").decode()  # what a client sent may hold lone surrogates
-    return orjson.dumps({"error": {"message": readable, "type": kind, "param": param, "code": status}})
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
 def event(document: Json) -> bytes:

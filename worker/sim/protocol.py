@@ -30,7 +30,7 @@ class Refused(Exception):
         self, message: str, *, status: int = 400, kind: str = "BadRequestError", param: str | None = None
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = message.encode("utf-8", "replace").decode()  # it may quote lone surrogates
         self.status = status
         self.kind = kind
         self.param = param
