@@ -214,7 +214,7 @@ _ENGINES: Mapping[str, Callable[[_Worker], _Start]] = {"vllm": _vllm, "sim": _si
 # --- vLLM -------------------------------------------------------------------------------------------
 
 
-# vLLM's executor that computes in the engine's own process. Under its short name, `uni`, vLLM replaces it on
+# The executor that computes in the engine's own process. Under its short name, `uni`, vLLM replaces it on
 # CPUs by one with a process more, to bind threads by itself; here the environment says how many there are.
 # With that process two workers on two cores took 14 to 33 s for the first hand-off, with this one 0.3 s.
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
