@@ -50,7 +50,7 @@ NEVER = float("inf")
 HTTP_VERSIONS = ("1.1", "1.0")
 MAX_HELD = 64 * 1024  # unparsed bytes behind a request in progress, after which reading stops
 MAX_PIPELINED = 64  # requests in one read; the connection closes after the last one taken
-HEAD_DRAIN = 4  # times its limit: so far a head is read to its end, so that 431 and 414 need not close
+HEAD_DRAIN = 4  # times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 
@@ -402,15 +402,23 @@ class HttpProtocol(asyncio.Protocol):
 
     def _size_error(self, exchange: HttpExchange) -> BatonError | None:
         limits = self._limits
-        if len(exchange.method) + len(self._url) + len("  HTTP/1.1") > limits.max_request_line:
-            return UriTooLong(f"the request line is over {limits.max_request_line} bytes")
         # A head within one small read needs no counting.
-        may_be_large = self._head_bytes > 0 or self._feed_bytes > limits.max_header_bytes
-        if len(exchange.headers) > limits.max_headers or (
-            may_be_large and _size_of(exchange.headers) > limits.max_header_bytes
-        ):
-            return self._headers_too_large()
-        return None
+        is_small = self._head_bytes == 0 and self._feed_bytes <= limits.max_header_bytes
+        size = 0 if is_small else _size_of(exchange.headers)
+        error: BatonError | None = None
+        if len(exchange.method) + len(self._url) + len("  HTTP/1.1") > limits.max_request_line:
+            error = self._uri_too_long()
+        elif size > limits.max_header_bytes or len(exchange.headers) > limits.max_headers:
+            error = self._headers_too_large()
+        if error is not None and size + len(self._url) > self._max_head_bytes():
+            return self._end_with(exchange, error)
+        return error
+
+    def _max_head_bytes(self) -> int:
+        return HEAD_DRAIN * self._limits.max_header_bytes
+
+    def _uri_too_long(self) -> BatonError:
+        return UriTooLong(f"the request line is over {self._limits.max_request_line} bytes")
 
     def _headers_too_large(self) -> BatonError:
         limits = self._limits
@@ -430,17 +438,13 @@ class HttpProtocol(asyncio.Protocol):
                 return self._end_with(exchange, ClientError("unacceptable transfer-encoding"))
             exchange.has_body = True
         elif length is not None:
-            exchange.content_length = size = int(length)  # digits only: the parser has seen to that
-            exchange.has_body = size > 0
-            if size > self._limits.max_body_bytes:
-                return self._too_large(exchange, size)
+            exchange.content_length = int(length)  # digits only: the parser has seen to that
+            exchange.has_body = exchange.content_length > 0
+        if b"expect" in fields and exchange.has_body and exchange.http_version == "1.1":
+            exchange.awaits_continue = fields[b"expect"].strip().lower() == b"100-continue"
         if self._is_upgrade and exchange.method == "CONNECT":
             return self._end_with(exchange, MethodNotAllowed("this is not a proxy"))
         return None
-
-    def _too_large(self, exchange: HttpExchange, size: int) -> BatonError:
-        error = BodyTooLarge(f"the body is over {self._limits.max_body_bytes} bytes")
-        return self._end_with(exchange, error) if size > self._limits.drain_bytes else error
 
     def _end_with(self, exchange: HttpExchange, error: BatonError) -> BatonError:
         """Nothing behind this request is read."""
@@ -461,12 +465,15 @@ class HttpProtocol(asyncio.Protocol):
                 return ClientError("invalid request target")
             self._target = target
         exchange.target = self._target
-        if exchange.has_body:
-            if b"content-encoding" in fields and _is_encoded(exchange.headers):
-                return UnsupportedEncoding("send the body without content-encoding")
-            if b"expect" in fields:
-                is_asked = fields[b"expect"].strip().lower() == b"100-continue"
-                exchange.awaits_continue = is_asked and exchange.http_version == "1.1"
+        return self._body_error(exchange) if exchange.has_body else None
+
+    def _body_error(self, exchange: HttpExchange) -> BatonError | None:
+        limits, size = self._limits, exchange.content_length or 0
+        if size > limits.max_body_bytes:
+            error = BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes")
+            return self._end_with(exchange, error) if size > limits.drain_bytes else error
+        if b"content-encoding" in exchange.fields and _is_encoded(exchange.headers):
+            return UnsupportedEncoding("send the body without content-encoding")
         return None
 
     def _host_error(self, exchange: HttpExchange, host: bytes | None) -> BatonError | None:
@@ -550,7 +557,7 @@ class HttpProtocol(asyncio.Protocol):
             self._await_body()
 
     def _await_head(self) -> None:
-        if self._head_bytes > HEAD_DRAIN * self._limits.max_header_bytes:
+        if self._head_bytes > self._max_head_bytes():
             self._break(self._head_error())
         elif self._active is None and not self._began:
             self._began = self.loop.time()
@@ -560,7 +567,7 @@ class HttpProtocol(asyncio.Protocol):
         """Why a head that is not complete is refused."""
         limits = self._limits
         if len(self._url) > limits.max_request_line:
-            return UriTooLong(f"the request line is over {limits.max_request_line} bytes")
+            return self._uri_too_long()
         if self._head_bytes > limits.max_header_bytes:
             return self._headers_too_large()
         return RequestTimeout(f"the request's head took over {limits.header_timeout_s:g} s")
