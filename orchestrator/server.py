@@ -313,6 +313,8 @@ class HttpProtocol(asyncio.Protocol):
         self.is_write_paused = False
         if self._active is not None:
             self._active.writable()
+        elif not self._is_closing:
+            self._rest()
 
     # --- uvicorn's side
 
@@ -387,6 +389,8 @@ class HttpProtocol(asyncio.Protocol):
         if exchange is None or (self._is_upgrade and exchange.has_body):
             return
         self._incoming = None
+        if self._is_read_paused:
+            self.resume_reading()  # a client that leaves can only be noticed by reading
         exchange.receive_end()
         if exchange.is_complete:
             self._advance()
@@ -670,6 +674,9 @@ class HttpProtocol(asyncio.Protocol):
     def _rest(self) -> None:
         """No request is in progress."""
         self._active = None
+        if self.is_write_paused:
+            self._watch_writes()
+            return
         now = self.loop.time()
         if self._in_head:
             self._began = now
@@ -719,12 +726,10 @@ class HttpProtocol(asyncio.Protocol):
     def expire(self, now: float) -> None:
         """`deadline` has passed. It may be left over from an earlier phase."""
         active = self._active
-        if self._is_closing:
+        if self._is_closing or (self.is_write_paused and (active is None or active is not self._incoming)):
             self._check_progress(now)
         elif active is None:
             self._expire_idle()
-        elif self.is_write_paused:
-            self._check_progress(now)
         elif active is self._incoming and not (self._is_read_paused or active.awaits_continue):
             self._break(RequestTimeout("the request's body came too slowly"))
         else:
