@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+import pytest
 import uvicorn
+import uvloop
 from uvicorn.server import ServerState
 
 from orchestrator.errors import BatonError
@@ -22,8 +25,38 @@ from orchestrator.server import ServerLimits, make_protocol
 DEFAULTS = ServerLimits()
 PATIENCE_S = 30.0  # how long anything may take; tests wait for events, not for this
 
+LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+SOON = 0.1  # a deadline that tests wait for
+SMALL = ServerLimits(max_body_bytes=1000, drain_bytes=5000)
+LAX = ServerLimits(header_timeout_s=3600, body_idle_timeout_s=3600, body_timeout_s=3600, sweep_s=0.01)
+
+Main = Callable[[], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Handler = Callable[[Exchange], Awaitable[None]]
+
+
+@pytest.fixture(params=list(LOOPS))
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Main], None]]:
+    """Runs a coroutine function to its end, on each of the event loops."""
+    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+        yield lambda main: runner.run(asyncio.wait_for(main(), 3 * PATIENCE_S))
+
+
+@pytest.fixture(autouse=True)
+def no_errors_logged(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    if "logs_errors" not in request.fixturenames:
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.fixture
+def logs_errors() -> None:
+    """For tests that expect an error in the log."""
+
+
+def lax(**limits: Any) -> ServerLimits:
+    """Limits of which only the given ones may be reached."""
+    return replace(LAX, **limits)
 
 
 def app_of(handler: Handler) -> App:
@@ -216,6 +249,14 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+def check_error(answer: Answer, status: int) -> None:
+    assert answer.status == status
+    assert answer.is_whole
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    assert set(answer.error) == {"message", "type", "param", "code"}
+
+
 def post(body: bytes, *headers: bytes, path: bytes = b"/echo") -> bytes:
     lines = [b"POST %b HTTP/1.1" % path, b"Host: a", b"Content-Length: %d" % len(body), *headers]
     return b"\r\n".join([*lines, b"", body])
@@ -226,4 +267,5 @@ def chunked(*chunks: bytes, path: bytes = b"/echo") -> bytes:
     return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
 
 
+CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n"

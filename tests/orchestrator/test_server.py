@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,69 +13,38 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-import uvloop
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from orchestrator.config import LimitsConfig, OrchestratorConfig, TlsConfig
-from orchestrator.errors import BodyTooLarge, ClientError, ClientGone, NotFound, RequestTimeout
+from orchestrator.errors import RequestTimeout
 from orchestrator.exchange import Exchange
-from orchestrator.http_exchange import HttpExchange
 from orchestrator.ids import IdSource
 from orchestrator.server import ServerLimits, build_server, make_protocol, uvicorn_config
 from tests.orchestrator.raw_http import (
+    CHUNKED_HEAD,
     GET,
-    PATIENCE_S,
-    Answer,
+    SMALL,
+    SOON,
     RawClient,
     Site,
     app_of,
+    check_error,
     chunked,
     echo,
+    lax,
+    logs_errors,
+    no_errors_logged,
     post,
+    run,
     serving,
     until,
 )
 
-Main = Callable[[], Awaitable[None]]
-LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-
-
-@pytest.fixture(params=list(LOOPS))
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Main], None]]:
-    """Runs a coroutine function to its end, on each of the event loops."""
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield lambda main: runner.run(asyncio.wait_for(main(), 3 * PATIENCE_S))
-
-
-@pytest.fixture(autouse=True)
-def no_errors_logged(
-    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
-) -> Iterator[pytest.LogCaptureFixture]:
-    yield caplog
-    if "logs_errors" not in request.fixturenames:
-        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-@pytest.fixture
-def logs_errors() -> None:
-    """For tests that expect an error in the log."""
-
-
-def check_error(answer: Answer, status: int) -> None:
-    assert answer.status == status
-    assert answer.is_whole
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-request-id"]
-    assert set(answer.error) == {"message", "type", "param", "code"}
-
+__all__ = ["logs_errors", "no_errors_logged", "run"]  # fixtures
 
 # --- malformed requests ---------------------------------------------------------------------------
-
-CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def with_headers(*lines: bytes, method: bytes = b"GET") -> bytes:
@@ -187,7 +155,6 @@ ENDLESS = {
     "chunked, far too large": (413, chunked(*[b"a" * 500] * 40)),
     "CONNECT": (405, b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\nrest"),
 }
-SMALL = ServerLimits(max_body_bytes=1000, drain_bytes=5000)
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -636,3 +603,299 @@ def test_a_client_that_pipelines_and_leaves_is_noticed(run: Any) -> None:
             await left.wait()
 
     run(main)
+
+
+# --- deadlines ------------------------------------------------------------------------------------
+
+
+def test_a_client_that_never_sends_is_cut_off(run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(header_timeout_s=SOON)) as site, site.client() as client:
+            assert await client.is_closed()
+
+    run(main)
+
+
+@pytest.mark.parametrize("start", [b"G", b"GET / HTTP/1.1\r\n", GET[:-2], b"\r\nGET", post(b"")[:-2]])
+def test_a_slow_head_is_408(start: bytes, run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(header_timeout_s=SOON)) as site, site.client() as client:
+            answer = await client.ask(start)
+            check_error(answer, 408)
+            assert answer.closes
+            assert await client.is_closed()
+            assert [type(error) for error in site.refused] == [RequestTimeout]
+
+    run(main)
+
+
+def test_a_dripping_head_is_408(run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(header_timeout_s=0.3)) as site, site.client() as client:
+            dripping = asyncio.create_task(drip(client, GET[:-2] + b"X: " + b"a" * 10_000))
+            check_error(await client.answer(), 408)
+            dripping.cancel()
+
+    run(main)
+
+
+async def drip(client: RawClient, data: bytes) -> None:
+    for byte in data:
+        client.send(bytes([byte]))
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "start", [post(b"abc")[:-1], chunked(b"abc")[:-1], chunked(b"abc")[:-6], post(b"abc")[:-3]]
+)
+def test_a_body_that_stops_is_408(start: bytes, run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(body_idle_timeout_s=SOON)) as site, site.client() as client:
+            answer = await client.ask(start)
+            check_error(answer, 408)
+            assert answer.closes
+            assert await client.is_closed()
+
+    run(main)
+
+
+def test_a_body_that_drips_is_408_in_the_end(run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(body_timeout_s=0.3)) as site, site.client() as client:
+            dripping = asyncio.create_task(drip(client, post(b"a" * 10_000)))
+            check_error(await client.answer(), 408)
+            dripping.cancel()
+
+    run(main)
+
+
+def test_a_refused_body_that_stops_is_cut_off(run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(body_idle_timeout_s=SOON)) as site, site.client() as client:
+            answer = await client.ask(post(b"abc", b"Content-Encoding: gzip")[:-1])
+            check_error(answer, 415)
+            assert not answer.closes
+            assert await client.is_closed()
+
+    run(main)
+
+
+def test_an_idle_connection_is_closed_without_a_word(run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(), timeout_keep_alive=SOON) as site, site.client() as client:
+            assert (await client.ask(GET)).status == 200
+            assert await client.is_closed()
+
+    run(main)
+
+
+def test_empty_lines_do_not_keep_a_connection(run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax(), timeout_keep_alive=0.3) as site, site.client() as client:
+            assert (await client.ask(GET)).status == 200
+            dripping = asyncio.create_task(drip(client, b"\r\n" * 10_000))
+            assert await client.is_closed()
+            dripping.cancel()
+
+    run(main)
+
+
+def test_the_application_may_take_its_time(run: Any) -> None:
+    async def slow(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await asyncio.sleep(0.4)  # longer than all deadlines
+        exchange.start(200, [])
+        exchange.feed(b"a")
+        await asyncio.sleep(0.4)
+        exchange.finish(b"b")
+
+    async def main() -> None:
+        limits = ServerLimits(SOON, SOON, SOON, SOON, sweep_s=0.01)
+        async with (
+            serving(app_of(slow), limits, timeout_keep_alive=SOON) as site,
+            site.client() as client,
+        ):
+            assert (await client.ask(post(b"abc"))).body == b"ab"
+
+    run(main)
+
+
+def test_the_sweep_rests_while_no_connection_is_open(run: Any) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo), lax()) as site:
+            sweep = site.protocol.shared.sweep
+            for _ in range(2):
+                async with site.client() as client:
+                    await client.ask(GET)
+                    assert sweep._is_armed
+                await until(lambda: not sweep._is_armed)
+
+    run(main)
+
+
+# --- too many -------------------------------------------------------------------------------------
+
+
+def test_requests_above_the_limit_are_503_and_idle_connections_do_not_count(run: Any) -> None:
+    gate = asyncio.Event()
+
+    async def gated(exchange: Exchange) -> None:
+        if exchange.path == "/echo":
+            await gate.wait()
+        await echo(exchange)
+
+    async def main() -> None:
+        limits = ServerLimits(limit_concurrency=1)
+        async with (
+            serving(app_of(gated), limits) as site,
+            site.client() as idle,
+            site.client() as first,
+            site.client() as second,
+        ):
+            assert (await idle.ask(GET.replace(b"/echo", b"/other"))).status == 200
+            first.send(GET)
+            await until(lambda: len(site.state.tasks) == 1)
+            answer = await second.ask(post(b"abc"))
+            check_error(answer, 503)
+            assert answer.headers["retry-after"] == "1"
+            assert not answer.closes
+            assert (await second.ask(GET.replace(b"/echo", b"/health"))).status == 200
+            gate.set()
+            assert (await first.answer()).status == 200
+            assert (await second.ask(GET)).status == 200
+
+    run(main)
+
+
+# --- under uvicorn --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def under_uvicorn(app: Any, **config: Any) -> AsyncIterator[tuple[uvicorn.Server, Site]]:
+    server = build_server(app, OrchestratorConfig(listen="127.0.0.1:0", **config), random=Random(1))
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield server, Site(port, server.server_state, server.config.http_protocol_class)
+    finally:
+        server.should_exit = True
+        await serving
+        assert not server.server_state.connections
+        assert not server.server_state.tasks
+
+
+def test_shutdown_closes_idle_connections_and_lets_busy_ones_finish(run: Any) -> None:
+    gate = asyncio.Event()
+
+    async def gated(exchange: Exchange) -> None:
+        if exchange.path == "/stream":
+            exchange.start(200, [])
+            exchange.feed(b"a")
+        if exchange.path != "/echo":
+            await gate.wait()
+        if exchange.path == "/stream":
+            exchange.finish(b"b")
+        else:
+            await echo(exchange)
+
+    async def main() -> None:
+        async with (
+            under_uvicorn(app_of(gated)) as (server, site),
+            site.client() as idle,
+            site.client() as busy,
+            site.client() as stream,
+        ):
+            assert (await idle.ask(GET)).status == 200
+            busy.send(GET.replace(b"/echo", b"/busy") + GET)
+            stream.send(GET.replace(b"/echo", b"/stream"))
+            await until(lambda: len(site.state.tasks) == 2)
+            server.should_exit = True
+            assert await idle.is_closed()
+            gate.set()
+            answer = await busy.answer()
+            assert answer.status == 200
+            assert answer.closes
+            assert await busy.is_closed()
+            assert (await stream.answer()).body == b"ab"
+            assert await stream.is_closed()
+
+    run(main)
+
+
+def test_a_request_that_outlasts_the_shutdown_is_answered_503(run: Any, logs_errors: None) -> None:
+    async def wait(exchange: Exchange) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with (
+            under_uvicorn(app_of(wait), timeout_graceful_shutdown=0) as (server, site),
+            site.client() as client,
+        ):
+            client.send(GET)
+            await until(lambda: bool(site.state.tasks))
+            server.should_exit = True
+            answer = await client.answer()
+            check_error(answer, 503)
+            assert answer.closes
+            await until(lambda: not site.state.tasks and not site.state.connections)
+
+    run(main)
+
+
+def test_the_last_requests_before_the_limit_say_close(run: Any) -> None:
+    async def main() -> None:
+        async with (
+            under_uvicorn(app_of(echo), limit_max_requests=3) as (_, site),
+            site.client() as client,
+        ):
+            closes = [(await client.ask(GET)).closes for _ in range(3)]
+            assert closes == [False, False, True]
+            assert await client.is_closed()
+
+    run(main)
+
+
+def test_tls(run: Any, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
+        f"-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}".split(),
+        check=True,
+        capture_output=True,
+    )
+
+    async def main() -> None:
+        tls = TlsConfig(cert=os.fspath(cert), key=os.fspath(key))
+        async with under_uvicorn(app_of(echo), tls=tls) as (_, site):
+            context = ssl.create_default_context(cafile=cert)
+            url = f"https://localhost:{site.port}/echo"
+            async with httpx.AsyncClient(verify=context) as client:
+                assert (await client.post(url, content=b"abc")).json()["body"] == "abc"
+                answer = await client.post(url, content=b"a" * 17 * 2**20)
+                assert answer.status_code == 413
+
+    run(main)
+
+
+def test_what_uvicorn_is_told(tmp_path: Path) -> None:
+    limits = LimitsConfig(header_timeout_s=1, body_idle_timeout_s=2, body_timeout_s=3, max_body_bytes=4096)
+    options = OrchestratorConfig(
+        listen="[::1]:8000",
+        limits=limits,
+        backlog=5,
+        limit_concurrency=6,
+        limit_max_requests=7,
+        limit_max_requests_jitter=8,
+        timeout_keep_alive=9,
+        timeout_graceful_shutdown=10,
+    )
+    config = uvicorn_config(app_of(echo), options, random=Random(1), listen="127.0.0.1:1")
+    assert (config.host, config.port) == ("127.0.0.1", 1)
+    assert 7 <= (config.limit_max_requests or 0) <= 15
+    assert config.backlog == 5
+    assert config.timeout_keep_alive == 9
+    assert config.timeout_graceful_shutdown == 10
+    bounds = ServerLimits.of(options)
+    assert (bounds.header_timeout_s, bounds.body_idle_timeout_s, bounds.body_timeout_s) == (1, 2, 3)
+    assert (bounds.max_body_bytes, bounds.limit_concurrency) == (4096, 6)
