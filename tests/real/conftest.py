@@ -1,0 +1,250 @@
+"""Clusters of real vLLM workers on the CPU, started by `baton up` as a user would, shared by the session."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "configs/models/tiny-chat"
+DATA: dict[str, Any] = yaml.safe_load((ROOT / "configs/models/tiny-chat-data.yaml").read_text())
+
+# Limits, not expectations: a loaded machine with one core is as good as any.
+START_S = 600.0
+SETTLE_S = 60.0
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.real)
+            item.add_marker(pytest.mark.timeout(START_S + 300))
+
+
+ARGS = ["--max-model-len", "4096", "--max-num-seqs", "32"]
+ARGS += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+CONFIG = """
+orchestrator: {{listen: "127.0.0.1:{listen}", admin: "127.0.0.1:{admin}"}}
+base_port: {base}
+models:
+  - name: tiny-chat
+    path: {model}
+    prefill: {{device: cpu, args: &args {args}, env: {prefill_env}}}
+    decode: {decode}
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster. `front` is its orchestrator, the others can be asked directly."""
+
+    config: Path
+    front: str
+    admin: str
+    prefill: str
+    decode: str
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One prefill and one decode worker that decode msgpack, behind an orchestrator that sends it."""
+    with running_cluster(tmp_path_factory.mktemp("cluster"), free_base()) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Workers of two kinds: prefill parses with orjson, decode is plain vLLM that Baton did not start."""
+    folder = tmp_path_factory.mktemp("mixed")
+    base = free_base()
+    with plain_vllm(folder, base + 1) as url:
+        decode = f"{{urls: ['{url}']}}"
+        with running_cluster(
+            folder, base, decode=decode, prefill_env={"BATON_TRANSPORT": "orjson"}
+        ) as started:
+            yield started
+
+
+@contextlib.contextmanager
+def running_cluster(
+    folder: Path,
+    base: int,
+    *,
+    decode: str = "{device: cpu, args: *args}",
+    prefill_env: Mapping[str, str] | None = None,
+) -> Iterator[Cluster]:
+    """`baton up` with msgpack as its transport, prefill at port `base` and decode at the next."""
+    config = folder / "cluster.yaml"
+    config.write_text(
+        CONFIG.format(
+            listen=base + 10,
+            admin=base + 11,
+            base=base,
+            model=MODEL,
+            args=ARGS,
+            prefill_env=dict(prefill_env or {}),
+            decode=decode,
+        )
+    )
+    with baton("up", str(config), cwd=folder, transport="msgpack") as front:
+        yield Cluster(config, front, *(f"http://127.0.0.1:{base + offset}" for offset in (11, 0, 1)))
+
+
+@contextlib.contextmanager
+def plain_vllm(folder: Path, port: int) -> Iterator[str]:
+    """A decode worker as somebody else would start it: vLLM's own server, none of ours in it."""
+    connector = {"kv_connector": "NixlConnector", "kv_role": "kv_consumer", "kv_buffer_device": "cpu"}
+    env = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port + 1000),
+    }
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)]
+    argv += ["--served-model-name", "tiny-chat", "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--enforce-eager", "--max-model-len", "4096", "--enable-prompt-tokens-details"]
+    argv += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
+    argv += ["--kv-transfer-config", json.dumps(connector)]
+    with (folder / "plain.log").open("wb") as log:
+        process = subprocess.Popen(
+            argv, cwd=folder, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def orchestrator(cluster: Cluster, transport: str, folder: Path) -> Iterator[str]:
+    """One more orchestrator over the same workers, with a transport of its own; yields its URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    argv = ["orchestrator", str(cluster.config)]
+    argv += ["--set", f"orchestrator.listen=127.0.0.1:{port}", "--set", "orchestrator.admin=null"]
+    with baton(*argv, cwd=folder, transport=transport, ready_at=f"{url}/ready"):
+        yield url
+
+
+@contextlib.contextmanager
+def baton(*argv: str, cwd: Path, transport: str, ready_at: str | None = None) -> Iterator[str]:
+    """Run a command of ours until the block ends. Yields the URL of its ready line, or of `ready_at`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", *argv],
+        cwd=cwd,
+        env={**os.environ, "BATON_TRANSPORT": transport, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output = _Output(process.stdout)
+    try:
+        yield _wait_until_ready(process, output, ready_at)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=SETTLE_S * 2)
+        assert code in (0, -signal.SIGTERM, 128 + signal.SIGTERM), output.text()
+
+
+class _Output:
+    """Reads a child's output all the time, so that it never blocks on a full pipe."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        assert stream is not None
+        self._stream = stream
+        self._lines: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with self._stream:
+            for line in self._stream:
+                self._lines.append(line)
+
+    def text(self) -> str:
+        return "".join(self._lines)
+
+    def ready_url(self) -> str | None:
+        lines = (line.strip() for line in list(self._lines))
+        return next((line.removeprefix("ready: ") for line in lines if line.startswith("ready: ")), None)
+
+
+def _wait_until_ready(process: subprocess.Popen[str], output: _Output, ready_at: str | None) -> str:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        assert process.poll() is None, output.text()
+        if ready_at is None:
+            if url := output.ready_url():
+                return url
+        else:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(ready_at).is_success:
+                    return ready_at
+        time.sleep(0.1)
+    raise AssertionError(f"not ready within {START_S} s:\n{output.text()}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def free_base() -> int:
+    """A base port whose workers, listeners and side channels (1000 higher) are free."""
+    for base in range(20_000, 30_000, 20):
+        if all(map(_is_free, (base, base + 1, base + 10, base + 11, base + 1000, base + 1001))):
+            return base
+    raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
+
+
+# --- what is checked after every test -----------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_pinned(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the prefill worker holds no block, long before a lease could have freed it."""
+    yield
+    for name in ("cluster", "mixed"):
+        if name in request.fixturenames:
+            assert_nothing_pinned(request.getfixturevalue(name))
+
+
+def assert_nothing_pinned(cluster: Cluster) -> None:
+    end = time.monotonic() + SETTLE_S
+    while metric(cluster.prefill, "vllm:kv_cache_usage_perc") > 0:
+        assert time.monotonic() < end, "the prefill worker still holds KV blocks"
+        time.sleep(0.05)
+    # A block that nobody pulled would be freed by its lease in the end, and counted here.
+    assert metric(cluster.prefill, "vllm:nixl_num_kv_expired_reqs_total") == 0
+
+
+def metric(worker: str, name: str) -> float:
+    """The sum of a metric's samples; a worker that never counted it has 0."""
+    lines = httpx.get(f"{worker}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] == name)
