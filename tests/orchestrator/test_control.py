@@ -59,7 +59,7 @@ class FakeState:
     config: Config = CONFIG
     transport: str = "orjson"
     started: float = field(default_factory=lambda: time.time() - 100)
-    ids: IdSource = field(default_factory=lambda: IdSource(Random(1)))  # noqa: S311 - ids are no secrets
+    ids: IdSource = field(default_factory=lambda: IdSource(Random(1)))
 
     def __post_init__(self) -> None:
         self.lag = LoopLagMonitor(self.telemetry)

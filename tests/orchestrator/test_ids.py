@@ -9,7 +9,7 @@ from orchestrator.ids import IdSource, request_id_from, valid_request_id
 
 
 def source(seed: int = 1) -> IdSource:
-    return IdSource(Random(seed))  # noqa: S311 - ids are no secrets
+    return IdSource(Random(seed))
 
 
 def test_fresh_ids_are_different_and_valid() -> None:
