@@ -314,6 +314,7 @@ def configure_logging(config: LogConfig, write: Write) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.setLevel(logging.NOTSET)
     for name in _AT_LEVEL:
         logging.getLogger(name).setLevel(config.level.upper())
     logging.getLogger("uvicorn.access").disabled = True
