@@ -39,6 +39,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 ARGS = ["--max-model-len", "4096", "--max-num-seqs", "32"]
 ARGS += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+DECODE = "{device: cpu, args: *args}"
 CONFIG = """
 orchestrator: {{listen: "127.0.0.1:{listen}", admin: "127.0.0.1:{admin}"}}
 base_port: {base}
@@ -81,27 +82,30 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             yield started
 
 
+def config_text(base: int, *, decode: str = DECODE, prefill_env: Mapping[str, str] | None = None) -> str:
+    """A cluster that listens at `base` (prefill), `base` + 1 (decode), + 10 (data plane) and + 11 (admin)."""
+    return CONFIG.format(
+        listen=base + 10,
+        admin=base + 11,
+        base=base,
+        model=MODEL,
+        args=ARGS,
+        prefill_env=dict(prefill_env or {}),
+        decode=decode,
+    )
+
+
 @contextlib.contextmanager
 def running_cluster(
     folder: Path,
     base: int,
     *,
-    decode: str = "{device: cpu, args: *args}",
+    decode: str = DECODE,
     prefill_env: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
-    """`baton up` with msgpack as its transport, prefill at port `base` and decode at the next."""
+    """`baton up` with msgpack as its transport."""
     config = folder / "cluster.yaml"
-    config.write_text(
-        CONFIG.format(
-            listen=base + 10,
-            admin=base + 11,
-            base=base,
-            model=MODEL,
-            args=ARGS,
-            prefill_env=dict(prefill_env or {}),
-            decode=decode,
-        )
-    )
+    config.write_text(config_text(base, decode=decode, prefill_env=prefill_env))
     with baton("up", str(config), cwd=folder, transport="msgpack") as front:
         yield Cluster(config, front, *(f"http://127.0.0.1:{base + offset}" for offset in (11, 0, 1)))
 
@@ -160,9 +164,34 @@ def baton(*argv: str, cwd: Path, transport: str, ready_at: str | None = None) ->
     try:
         yield _wait_until_ready(process, output, ready_at)
     finally:
+        members = family(process.pid)
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=SETTLE_S * 2)
-        assert code in (0, -signal.SIGTERM, 128 + signal.SIGTERM), output.text()
+        assert process.wait(timeout=SETTLE_S * 2) == 0, output.text()
+        wait_until_gone(members)
+
+
+def family(pid: int) -> set[int]:
+    """A process and all its living descendants, engine cores included."""
+    children: list[str] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has just ended
+            children += thread.read_text().split()
+    return {pid}.union(*(family(int(child)) for child in children))
+
+
+def wait_until_gone(members: set[int]) -> None:
+    end = time.monotonic() + SETTLE_S
+    while left := {pid for pid in members if is_running(pid)}:
+        assert time.monotonic() < end, f"still there: {left}"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """A zombie does not run; who reaps orphans is the machine's affair."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class _Output:

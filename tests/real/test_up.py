@@ -1,0 +1,60 @@
+"""`baton up` with real engines, whose cores do not watch their parent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.real.conftest import START_S, config_text, family, free_base, wait_until_gone
+
+
+def up(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    config = folder / "cluster.yaml"
+    config.write_text(config_text(free_base()))
+    settings = [part for override in overrides for part in ("--set", override)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "up", str(config), *settings],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sigkill_of_up_leaves_no_engine_core(tmp_path: Path) -> None:
+    with up(tmp_path) as process:
+        try:
+            members = wait_for_engine_cores(process.pid)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    wait_until_gone(members)
+
+
+def wait_for_engine_cores(pid: int) -> set[int]:
+    """All processes below `pid`, once both workers have started their engine cores."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        members = family(pid)
+        if sum("EngineCore" in title(member) for member in members) == 2:
+            return members
+        time.sleep(0.2)
+    raise AssertionError("the engine cores did not start")
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_an_engine_that_refuses_its_arguments_is_shown(tmp_path: Path) -> None:
+    with up(tmp_path, "models.0.decode.args=[--no-such-flag]") as process:
+        out, err = process.communicate(timeout=START_S)
+    assert process.returncode == 3
+    assert "ready:" not in out
+    assert "tiny-chat/decode/0" in err
+    assert "--no-such-flag" in err  # its last lines
