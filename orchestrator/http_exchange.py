@@ -16,6 +16,7 @@ from orchestrator.ids import IdSource, valid_request_id
 logger = logging.getLogger(__name__)
 
 ASGI_HIGH_WATER = 256 * 1024  # unread bytes after which a plain ASGI app stops the reading of its body
+MAX_PIECES = 4096  # of a body, before they are joined: an object for every few bytes costs many times more
 JOIN_LIMIT = 16 * 1024  # copying a smaller body behind its head is cheaper than a second buffer
 NO_BODY = (204, 304)  # statuses whose answers have no body
 ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -103,6 +104,7 @@ class HttpExchange:
     body_size = 0  # bytes received
 
     _is_read_whole = False
+    _runs: tuple[bytes, ...] = ()  # pieces of the body, joined
     _is_end_given = False  # receive() has returned the end of the body
     _is_taken_over = False  # receive() has answered
     _unread = 0
@@ -227,7 +229,7 @@ class HttpExchange:
             raise self._failure
         if not self.is_received:
             raise ClientGone("the client left")
-        chunks, self._chunks = self._chunks, []
+        chunks, self._chunks = [*self._runs, *self._chunks] if self._runs else self._chunks, []
         return b"".join(chunks)
 
     def _want_body(self) -> None:
@@ -257,7 +259,11 @@ class HttpExchange:
         if self.is_discarding:
             return
         self._chunks.append(chunk)
-        if not self._is_read_whole:
+        if self._is_read_whole:
+            if len(self._chunks) > MAX_PIECES:
+                self._runs += (b"".join(self._chunks),)
+                self._chunks.clear()
+        else:
             self._unread += len(chunk)
             if self._unread > ASGI_HIGH_WATER:
                 self.connection.pause_reading()
@@ -281,6 +287,7 @@ class HttpExchange:
     def discard_body(self) -> None:
         self.is_discarding = True
         self._chunks.clear()
+        self._runs = ()
 
     def leave(self) -> None:
         """The client is gone."""

@@ -8,7 +8,10 @@ Time: every connection carries one moment, `deadline`, and one timer per server 
 `ServerLimits.sweep_s`. No request and no chunk arms a timer, so deadlines are met with that resolution.
 
 Order: one request of a connection is answered at a time. What a client sends behind a complete request waits,
-unparsed, until that one is answered; only what came in the same read is parsed ahead.
+unparsed, until that one is answered; only what came in the same small read is parsed ahead.
+
+Fairness: a large read is parsed over several turns of the event loop, but for bodies of known length, which
+cost next to nothing: thousands of tiny chunks, fields or requests in one read would hold up everybody else.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ logger = logging.getLogger(__name__)
 
 NEVER = float("inf")
 HTTP_VERSIONS = ("1.1", "1.0")
-MAX_HELD = 64 * 1024  # unparsed bytes behind a request in progress, after which reading stops
+MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
+MAX_HELD = 64 * 1024  # unparsed bytes, after which reading stops
 MAX_PIPELINED = 64  # requests in one read; the connection closes after the last one taken
 HEAD_DRAIN = 4  # times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
@@ -238,13 +242,15 @@ class HttpProtocol(asyncio.Protocol):
         self._is_resuming = False  # the parser is being shown a head that we have had
         self._is_deaf = False  # what else comes is thrown away
         self._host: bytes | None = None  # the last one found to be valid
+        self._is_body_unwanted = False  # for the time being
         self._is_read_paused = False
         self._paused_at = 0.0
 
         # What is being answered
         self._active: HttpExchange | None = None
         self._queue: deque[HttpExchange] = deque()
-        self._held: list[bytes] = []  # unparsed, behind a complete request
+        self._held: list[bytes | memoryview] = []  # unparsed
+        self._is_next_due = False
         self._is_closing = False
         self._is_lost = False
         self._stalled_size = -1  # of the write buffer when the sweep last looked
@@ -292,18 +298,17 @@ class HttpProtocol(asyncio.Protocol):
             active.leave()
 
     def data_received(self, data: bytes) -> None:
-        active = self._active
-        if active is not None and active.is_received:
-            self._hold(data)
-        elif not self._is_deaf:
-            self._feed(data)
-
-    def _hold(self, data: bytes) -> None:
         if self._is_deaf:
             return
-        self._held.append(data)
-        if sum(map(len, self._held)) > MAX_HELD:
-            self.pause_reading()
+        active = self._active
+        if self._held or (active is not None and active.is_received):
+            self._held.append(data)
+            self._set_reading()
+        elif len(data) > MAX_STEP:
+            self._held.append(data)
+            self._feed_held()
+        else:
+            self._feed(data)
 
     def pause_writing(self) -> None:
         self.is_write_paused = True
@@ -329,7 +334,7 @@ class HttpProtocol(asyncio.Protocol):
 
     # --- the parser's side
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: bytes | memoryview) -> None:
         self._feed_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -389,7 +394,7 @@ class HttpProtocol(asyncio.Protocol):
         if exchange is None or (self._is_upgrade and exchange.has_body):
             return
         self._incoming = None
-        if self._is_read_paused:
+        if self._is_body_unwanted:
             self.resume_reading()  # a client that leaves can only be noticed by reading
         exchange.receive_end()
         if exchange.is_complete:
@@ -498,7 +503,7 @@ class HttpProtocol(asyncio.Protocol):
 
     # --- reading
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _decline_upgrade(self, rest: bytes | memoryview) -> None:
         """The parser stopped behind a head that offers another protocol; go on with HTTP/1.1.
 
         Java's client offers h2c with every first request. llhttp takes such a request to have no body, so
@@ -589,20 +594,68 @@ class HttpProtocol(asyncio.Protocol):
         self._await_body()
 
     def pause_reading(self) -> None:
-        if not self._is_read_paused and not self._transport.is_closing():
-            self._is_read_paused = True
-            self._paused_at = self.loop.time()
-            self._transport.pause_reading()
+        self._is_body_unwanted = True
+        self._set_reading()
 
     def resume_reading(self) -> None:
-        """Time that passed meanwhile was not the client's."""
-        if not self._is_read_paused or self._transport.is_closing():
+        self._is_body_unwanted = False
+        self._set_reading()
+
+    def _set_reading(self) -> None:
+        """Read on, or not, as the application and what is held say."""
+        pause = self._is_body_unwanted or sum(map(len, self._held)) > MAX_HELD
+        if pause == self._is_read_paused or self._transport.is_closing():
             return
-        self._is_read_paused = False
-        self._transport.resume_reading()
+        self._is_read_paused = pause
+        if pause:
+            self._paused_at = self.loop.time()
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+            self._forgive_pause()
+
+    def _forgive_pause(self) -> None:
+        """The time that passed while we did not read was not the client's."""
         if self._incoming is not None and self._incoming is self._active:
             self._began += self.loop.time() - self._paused_at
             self._await_body()
+
+    def _feed_held(self) -> None:
+        """Parse what is held, as far as it may be in this turn of the loop."""
+        may_step = True
+        while self._held and not self._is_answering() and not self._is_deaf:
+            data = self._held.pop(0)
+            size = self._known_size()
+            if size is None:
+                if not may_step:
+                    self._held.insert(0, data)
+                    break
+                may_step = False
+                size = self._step(data)
+            if size < len(data):
+                self._held.insert(0, memoryview(data)[size:])
+            self._feed(data if size >= len(data) else memoryview(data)[:size])
+        self._set_reading()
+        if self._held and not self._is_answering():
+            self._schedule()
+
+    def _is_answering(self) -> bool:
+        """Nothing more is read before the active request is answered."""
+        return self._active is not None and self._active.is_received
+
+    def _known_size(self) -> int | None:
+        """How much is missing of a body whose length is known."""
+        exchange = self._incoming
+        if exchange is None or exchange.content_length is None:
+            return None
+        return exchange.content_length - exchange.body_size
+
+    def _step(self, data: bytes | memoryview) -> int:
+        """Up to the end of a head, so that a body behind it can be parsed as what it is."""
+        if self._in_head or self._incoming is not None:
+            return MAX_STEP
+        end = bytes(data[:MAX_STEP]).find(b"\r\n\r\n")
+        return end + 4 if end >= 0 else MAX_STEP
 
     # --- answering
 
@@ -648,28 +701,33 @@ class HttpProtocol(asyncio.Protocol):
     def _advance(self) -> None:
         """The active exchange is over on both sides."""
         if self._queue or self._held:
-            self.loop.call_soon(self._next)
+            self._schedule()
         else:
             self._rest()
+
+    def _schedule(self) -> None:
+        if not self._is_next_due:
+            self._is_next_due = True
+            self.loop.call_soon(self._next)
 
     def _next(self) -> None:
+        """Go on with what has arrived already: the next request, or more of the present one."""
+        self._is_next_due = False
         if self._is_lost or self._is_closing:
             return
-        if self._queue:
-            self._start(self._queue.popleft())
-        else:
-            self._rest()
         active = self._active
-        if self._held and (active is None or not active.is_received):
+        if active is not None and active.is_complete and active.is_received:
+            self._start_next()
+        if self._held:
             self._feed_held()
-        elif active is not None and self._incoming is active:
-            self._await_body()
 
-    def _feed_held(self) -> None:
-        data = b"".join(self._held)
-        self._held.clear()
-        self.resume_reading()
-        self._feed(data)
+    def _start_next(self) -> None:
+        if not self._queue:
+            self._rest()
+            return
+        self._start(self._queue.popleft())
+        if self._incoming is not None and self._incoming is self._active:
+            self._await_body()
 
     def _rest(self) -> None:
         """No request is in progress."""

@@ -22,13 +22,12 @@ from orchestrator.exchange import Exchange, serve
 from orchestrator.ids import IdSource
 from orchestrator.server import ServerLimits, make_protocol
 
-DEFAULTS = ServerLimits()
 PATIENCE_S = 30.0  # how long anything may take; tests wait for events, not for this
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 SOON = 0.1  # a deadline that tests wait for
-SMALL = ServerLimits(max_body_bytes=1000, drain_bytes=5000)
 LAX = ServerLimits(header_timeout_s=3600, body_idle_timeout_s=3600, body_timeout_s=3600, sweep_s=0.01)
+SMALL = replace(LAX, max_body_bytes=1000, drain_bytes=5000)
 
 Main = Callable[[], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -219,11 +218,12 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(app: App, limits: ServerLimits = DEFAULTS, **options: Any) -> AsyncIterator[Site]:
+async def serving(app: App, limits: ServerLimits = LAX, **options: Any) -> AsyncIterator[Site]:
     """A server for `app`; when it ends, no connection and no task may be left."""
     loop = asyncio.get_running_loop()
     refused: list[BatonError] = []
     protocol = make_protocol(limits, IdSource(Random(1)), refused.append)
+    options = {"timeout_keep_alive": 3600, **options}
     config = uvicorn.Config(
         app, http=protocol, ws="none", lifespan="off", log_config=None, interface="asgi3", **options
     )

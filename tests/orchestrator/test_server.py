@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
+from orchestrator import server as server_module
 from orchestrator.config import LimitsConfig, OrchestratorConfig, TlsConfig
 from orchestrator.errors import RequestTimeout
 from orchestrator.exchange import Exchange
@@ -25,6 +26,7 @@ from orchestrator.server import ServerLimits, build_server, make_protocol, uvico
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
+    LAX,
     SMALL,
     SOON,
     RawClient,
@@ -391,7 +393,6 @@ def test_waiting_for_continue_is_not_the_clients_delay(run: Any) -> None:
 
 # --- split, closed, pipelined ---------------------------------------------------------------------
 
-DEFAULTS = ServerLimits()
 SPLIT = {
     "body": post(b"abc"),
     "chunked": chunked(b"abc", b"de"),
@@ -441,10 +442,17 @@ class Wire(asyncio.Transport):
         return 0
 
 
-async def converse(pieces: list[bytes], limits: ServerLimits = DEFAULTS) -> tuple[bytes, bool]:
+async def converse(pieces: list[bytes], limits: ServerLimits = LAX) -> tuple[bytes, bool]:
     """What the server writes when the pieces arrive one by one, and whether it closed."""
     protocol_class = make_protocol(limits, IdSource(Random(1)))
-    config = uvicorn.Config(app_of(echo), http=protocol_class, ws="none", log_config=None, interface="asgi3")
+    config = uvicorn.Config(
+        app_of(echo),
+        http=protocol_class,
+        ws="none",
+        log_config=None,
+        interface="asgi3",
+        timeout_keep_alive=3600,
+    )
     state = ServerState()
     wire = Wire()
     wire.protocol = protocol = protocol_class(config, state, {})
@@ -453,12 +461,20 @@ async def converse(pieces: list[bytes], limits: ServerLimits = DEFAULTS) -> tupl
         if not wire.ended:
             protocol.data_received(piece)
         await asyncio.sleep(0)
-    for _ in range(60):  # turns of the loop; a request takes a few
-        await asyncio.sleep(0)
+    await until(lambda: is_waiting_for_more(protocol))
     closed = wire.ended
     wire.close()
     await until(lambda: not state.connections and not state.tasks)
     return wire.written, closed
+
+
+def is_waiting_for_more(protocol: Any) -> bool:
+    """Nothing further happens unless the client does something."""
+    if protocol._is_lost:
+        return True
+    active = protocol._active
+    is_busy = active is not None and (active.is_received or active._failure is not None)
+    return not (is_busy or protocol._is_next_due)
 
 
 @pytest.mark.parametrize("name", SPLIT)
@@ -508,17 +524,87 @@ def test_closed_at_every_byte(end: str, run: Any) -> None:
 REQUESTS = [GET, post(b"abc"), chunked(b"ab", b"c"), post(b"x", b"Content-Encoding: gzip"), SPLIT["h2c"]]
 
 
-@given(st.lists(st.sampled_from(REQUESTS), max_size=6), st.data())
-@settings(max_examples=60)
-def test_any_split_of_any_sequence(requests: list[bytes], data: st.DataObject) -> None:
+@given(
+    st.lists(st.sampled_from(REQUESTS), max_size=6),
+    st.data(),
+    st.sampled_from([3, 50, server_module.MAX_STEP]),
+)
+@settings(max_examples=80)
+def test_any_split_of_any_sequence(requests: list[bytes], data: st.DataObject, step: int) -> None:
+    """Whatever a read holds, and however little of it is parsed in one turn of the loop."""
     stream = b"".join(requests)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)), max_size=8)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 
     async def main() -> None:
-        assert await converse(pieces) == await converse([stream])
+        whole = await converse([stream])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server_module, "MAX_STEP", step)
+            assert await converse(pieces) == whole
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        CHUNKED_HEAD + b"1\r\na\r\n" * 40_000,
+        GET[:-2] + b"a:b\r\n" * 40_000,
+        CHUNKED_HEAD + b"0\r\n" + b"a:b\r\n" * 40_000,
+        GET * 2_000,
+    ],
+    ids=["chunks", "fields", "trailers", "requests"],
+)
+def test_a_read_full_of_tiny_things_is_parsed_over_several_turns(flood: bytes, run: Any) -> None:
+    fed: list[int] = []
+
+    class Watched(server_module.HttpProtocol):
+        def _feed(self, data: bytes | memoryview) -> None:
+            fed.append(len(data))
+            super()._feed(data)
+
+    async def main() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server_module, "HttpProtocol", Watched)
+            turning = asyncio.create_task(note_turns(fed))
+            await converse([flood])
+            turning.cancel()
+        steps = [sum(sizes) for sizes in split_at(fed, TURN)]
+        assert max(steps) <= server_module.MAX_STEP
+
+    run(main)
+
+
+TURN = -1
+
+
+async def note_turns(fed: list[int]) -> None:
+    while True:
+        fed.append(TURN)
+        await asyncio.sleep(0)
+
+
+def split_at(values: list[int], mark: int) -> list[list[int]]:
+    groups: list[list[int]] = [[]]
+    for value in values:
+        if value == mark:
+            groups.append([])
+        else:
+            groups[-1].append(value)
+    return groups
+
+
+def test_a_body_in_tiny_pieces_is_whole(run: Any) -> None:
+    body = bytes(range(97, 123)) * 400
+
+    async def main() -> None:
+        async with serving(app_of(echo)) as site, site.client() as client:
+            for size in (1, 7):
+                pieces = [body[i : i + size] for i in range(0, len(body), size)]
+                answer = await client.ask(chunked(*pieces))
+                assert answer.json()["body"] == body.decode()
+
+    run(main)
 
 
 @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from([*REQUESTS, CHUNKED_HEAD])), max_size=6))
@@ -703,14 +789,14 @@ def test_empty_lines_do_not_keep_a_connection(run: Any) -> None:
 def test_the_application_may_take_its_time(run: Any) -> None:
     async def slow(exchange: Exchange) -> None:
         await exchange.read_body()
-        await asyncio.sleep(0.4)  # longer than all deadlines
+        await asyncio.sleep(0.8)  # longer than all deadlines
         exchange.start(200, [])
         exchange.feed(b"a")
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.8)
         exchange.finish(b"b")
 
     async def main() -> None:
-        limits = ServerLimits(SOON, SOON, SOON, SOON, sweep_s=0.01)
+        limits = ServerLimits(0.5, 0.5, 0.5, 0.5, sweep_s=0.01)
         async with (
             serving(app_of(slow), limits, timeout_keep_alive=SOON) as site,
             site.client() as client,
@@ -745,7 +831,7 @@ def test_requests_above_the_limit_are_503_and_idle_connections_do_not_count(run:
         await echo(exchange)
 
     async def main() -> None:
-        limits = ServerLimits(limit_concurrency=1)
+        limits = lax(limit_concurrency=1)
         async with (
             serving(app_of(gated), limits) as site,
             site.client() as idle,
