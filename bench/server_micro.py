@@ -137,7 +137,7 @@ def drive(clients: list[socket.socket], request: bytes, rounds: int, end: bytes)
         for client in clients:
             answer = client.recv(65536)
             while not answer.endswith(end):
-                answer = client.recv(65536)
+                answer = answer[-8:] + client.recv(65536)
 
 
 def through_sockets(case: Case, request: bytes, requests: int, end: bytes) -> float:

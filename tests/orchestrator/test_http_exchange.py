@@ -317,7 +317,7 @@ def test_a_reader_that_stops_is_cut_off(closes: bool, run: Any) -> None:
 
     async def main() -> None:
         async with (
-            # asyncio before 3.14 does not say that writelines() filled the buffer; then this ends the wait.
+            # Some asyncio do not say that writelines() filled the buffer; then the keep-alive ends the wait.
             serving(app_of(respond), lax(write_stall_s=SOON), timeout_keep_alive=SOON) as site,
             site.client(receive_buffer=4096) as client,
         ):
