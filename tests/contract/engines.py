@@ -37,7 +37,9 @@ class Engine:
         messages = [{"role": "user", "content": said}]
         return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 4} | fields
 
-    def completion(self, prompt: Any = "Question: What is prefill?", **fields: Any) -> dict[str, Any]:
+    def completion(
+        self, prompt: Any = "Question: What is prefill?\nAnswer:", **fields: Any
+    ) -> dict[str, Any]:
         return {"model": self.model, "prompt": prompt, "temperature": 0, "max_tokens": 4} | fields
 
     def ask(self, document: dict[str, Any], **headers: str) -> httpx.Response:
