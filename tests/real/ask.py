@@ -46,7 +46,8 @@ def text_of(answer: httpx.Response) -> str:
 def text_in(choice: dict[str, Any]) -> str:
     if "text" in choice:
         return str(choice["text"])
-    return (choice.get("message") or choice.get("delta"))["content"] or ""
+    said = choice["message"] if "message" in choice else choice["delta"]
+    return said.get("content") or ""  # a delta may be empty
 
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
