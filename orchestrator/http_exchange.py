@@ -221,10 +221,10 @@ class HttpExchange:
         if self._is_read_whole:
             raise RuntimeError("the body was read before")
         self._is_read_whole = True
-        if not self.is_received:
+        if not (self.is_received or self._failure or self.is_gone):
             self._want_body()
-            while not (self.is_received or self._failure or self.is_gone):
-                await self._wait()
+        while not (self.is_received or self._failure or self.is_gone):
+            await self._wait()
         if self._failure is not None:
             raise self._failure
         if not self.is_received:

@@ -52,7 +52,8 @@ logger = logging.getLogger(__name__)
 NEVER = float("inf")
 HTTP_VERSIONS = ("1.1", "1.0")
 MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
-MAX_HELD = 64 * 1024  # unparsed bytes, after which reading stops
+MAX_HELD = 64 * 1024  # unparsed bytes; above, reading stops, and with it the notice of a client that leaves
+MANY_HELD = 64  # reads, before they are joined
 MAX_PIPELINED = 64  # requests in one read; the connection closes after the last one taken
 HEAD_DRAIN = 4  # times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
@@ -180,12 +181,12 @@ class _Sweep:
         loop.call_later(self._interval_s, self._run, loop)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        for connection in [c for c in self._open if c.deadline <= now]:
-            connection.expire(now)
         self._is_armed = False
         if self._open:
             self._arm(loop)
+        now = loop.time()
+        for connection in [c for c in self._open if c.deadline <= now]:
+            connection.expire(now)
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -249,7 +250,8 @@ class HttpProtocol(asyncio.Protocol):
         # What is being answered
         self._active: HttpExchange | None = None
         self._queue: deque[HttpExchange] = deque()
-        self._held: list[bytes | memoryview] = []  # unparsed
+        self._held: deque[bytes | memoryview] = deque()  # unparsed
+        self._held_bytes = 0
         self._is_next_due = False
         self._is_closing = False
         self._is_lost = False
@@ -291,24 +293,33 @@ class HttpProtocol(asyncio.Protocol):
 
     def _leave(self) -> None:
         active, self._active = self._active, None
-        self._queue.clear()
-        self._held.clear()
+        self._forget_pending()
         self._incoming = None
         if active is not None:
             active.leave()
+
+    def _forget_pending(self) -> None:
+        """What was sent behind the active request will not be served."""
+        self._queue.clear()
+        self._held.clear()
+        self._held_bytes = 0
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
         active = self._active
         if self._held or (active is not None and active.is_received):
-            self._held.append(data)
+            self._hold(data)
             self._set_reading()
         elif len(data) > MAX_STEP:
-            self._held.append(data)
+            self._hold(data)
             self._feed_held()
         else:
             self._feed(data)
+
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        self._held_bytes += len(data)
 
     def pause_writing(self) -> None:
         self.is_write_paused = True
@@ -603,7 +614,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _set_reading(self) -> None:
         """Read on, or not, as the application and what is held say."""
-        pause = self._is_body_unwanted or sum(map(len, self._held)) > MAX_HELD
+        pause = self._is_body_unwanted or self._held_bytes > MAX_HELD
         if pause == self._is_read_paused or self._transport.is_closing():
             return
         self._is_read_paused = pause
@@ -622,22 +633,29 @@ class HttpProtocol(asyncio.Protocol):
 
     def _feed_held(self) -> None:
         """Parse what is held, as far as it may be in this turn of the loop."""
+        if len(self._held) > MANY_HELD:
+            self._held = deque([b"".join(self._held)])
         may_step = True
         while self._held and not self._is_answering() and not self._is_deaf:
-            data = self._held.pop(0)
             size = self._known_size()
             if size is None:
                 if not may_step:
-                    self._held.insert(0, data)
                     break
                 may_step = False
-                size = self._step(data)
-            if size < len(data):
-                self._held.insert(0, memoryview(data)[size:])
-            self._feed(data if size >= len(data) else memoryview(data)[:size])
+                size = self._step(self._held[0])
+            self._feed(self._take_held(size))
         self._set_reading()
         if self._held and not self._is_answering():
             self._schedule()
+
+    def _take_held(self, size: int) -> bytes | memoryview:
+        """At most `size` bytes of what is held."""
+        data = self._held.popleft()
+        if len(data) > size:
+            self._held.appendleft(memoryview(data)[size:])
+            data = memoryview(data)[:size]
+        self._held_bytes -= len(data)
+        return data
 
     def _is_answering(self) -> bool:
         """Nothing more is read before the active request is answered."""
@@ -745,8 +763,7 @@ class HttpProtocol(asyncio.Protocol):
     # --- ending
 
     def _end(self, exchange: HttpExchange) -> None:
-        self._queue.clear()
-        self._held.clear()
+        self._forget_pending()
         if exchange.is_received and not self._is_deaf:
             self._close()
         else:
@@ -813,7 +830,6 @@ class HttpProtocol(asyncio.Protocol):
 
 
 # --- helpers --------------------------------------------------------------------------------------
-
 
 # RFC 3986: an IP literal in brackets, or a name or IPv4 address; then perhaps a port.
 _match_host = re.compile(

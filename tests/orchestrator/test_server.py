@@ -661,6 +661,30 @@ def test_what_follows_a_request_in_progress_waits_unparsed(run: Any) -> None:
     run(main)
 
 
+def test_what_drips_in_behind_a_request_in_progress_is_kept_in_order(run: Any) -> None:
+    gate = asyncio.Event()
+
+    async def gated(exchange: Exchange) -> None:
+        if exchange.path == "/first":
+            await gate.wait()
+        await echo(exchange)
+
+    async def main() -> None:
+        async with serving(app_of(gated)) as site, site.client() as client:
+            client.send(post(b"", path=b"/first"))
+            await until(lambda: bool(site.state.tasks))
+            connection: Any = next(iter(site.state.connections))
+            for byte in post(b"abc") + chunked(b"de", b"f"):
+                held = connection._held_bytes
+                await client.send_all(bytes([byte]))
+                await until(lambda held=held: connection._held_bytes > held)  # type: ignore[misc]
+            gate.set()
+            bodies = [(await client.answer()).json()["body"] for _ in range(3)]
+            assert bodies == ["", "abc", "def"]
+
+    run(main)
+
+
 def test_many_pipelined_requests_are_cut_off_with_notice(run: Any) -> None:
     async def main() -> None:
         async with serving(app_of(echo)) as site, site.client() as client:
@@ -802,6 +826,26 @@ def test_the_application_may_take_its_time(run: Any) -> None:
             site.client() as client,
         ):
             assert (await client.ask(post(b"abc"))).body == b"ab"
+
+    run(main)
+
+
+def test_the_sweep_survives_a_fault(run: Any, logs_errors: None) -> None:
+    class Faulty(server_module.HttpProtocol):
+        is_first = True
+
+        def expire(self, now: float) -> None:
+            if self.is_first:
+                self.is_first = False
+                raise ValueError("as it should")
+            super().expire(now)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server_module, "HttpProtocol", Faulty)
+            async with serving(app_of(echo), lax(header_timeout_s=SOON)) as site, site.client() as client:
+                assert await client.is_closed()
 
     run(main)
 
