@@ -68,6 +68,7 @@ class Engine:
         self.ledger = Ledger()
         self.running = 0
         self.aborted = 0
+        self._pulling = 0
         self._side_channel_port = settings.side_channel_port
         self._steps = StepClock(settings.latency)
         self._prefills = PrefillClock(settings.latency)
@@ -75,7 +76,14 @@ class Engine:
         self._errands: set[asyncio.Task[None]] = set()
         self._expiry: asyncio.TimerHandle | None = None
         metrics.watch(
-            running=lambda: self.running, waiting=lambda: self.waiting, kv_usage=lambda: self.pool.usage
+            running=lambda: self.running,
+            waiting=lambda: self.waiting,
+            kv_usage=lambda: self.pool.usage,
+            fetches={
+                "waiting_to_start": lambda: sum(ticket.prompt.is_remote for ticket in self._queue),
+                "in_progress": lambda: self._pulling,
+                "completed_waiting": lambda: 0,  # a pulled prompt is decoded at once
+            },
         )
 
     @property
@@ -191,14 +199,17 @@ class Engine:
         started = asyncio.get_running_loop().time()
         tokens = len(run.prompt.tokens)
         self.metrics.external_queries.inc(tokens)
+        self._pulling += 1
         try:
             run.digest = await claim.pull(is_lost=plan.kv_lost)
+            await asyncio.sleep(self.settings.latency.transfer_s(tokens) * plan.slow_factor)
         except KvLost:
             self.metrics.failed_transfers.inc()
             if self.settings.load_failure_policy == "fail":
                 raise
             return False
-        await asyncio.sleep(self.settings.latency.transfer_s(tokens) * plan.slow_factor)
+        finally:
+            self._pulling -= 1
         run.was_pulled, run.cached_tokens = True, tokens
         self.metrics.external_hits.inc(tokens)
         self.metrics.transfer_seconds.observe(asyncio.get_running_loop().time() - started)

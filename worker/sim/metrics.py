@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -43,14 +43,22 @@ class Metrics:
         running: Callable[[], float],
         waiting: Callable[[], float],
         kv_usage: Callable[[], float],
+        fetches: Mapping[str, Callable[[], float]],
     ) -> None:
-        """What the gauges read, each time they are asked."""
+        """What the gauges read, each time they are asked. `fetches` by stage."""
         self._gauge("num_requests_running", "Requests running.").set_function(running)
         self._gauge("num_requests_waiting", "Requests waiting.").set_function(waiting)
         self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.").set_function(kv_usage)
+        self._fetches(fetches)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
+
+    def _fetches(self, stages: Mapping[str, Callable[[], float]]) -> None:
+        name, text = "vllm:num_requests_kv_fetch_by_stage", "Requests with a hand-off, by stage."
+        metric = Gauge(name, text, (*_LABELS, "stage"), registry=self._registry)
+        for stage, read in stages.items():
+            metric.labels(*self._values, stage).set_function(read)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"vllm:{name}", text, _LABELS, registry=self._registry).labels(*self._values)

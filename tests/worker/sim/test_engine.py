@@ -205,6 +205,7 @@ def test_who_waits_keeps_the_lease() -> None:
             async with decoder.run(prompt(list(range(48))), AS_IT_IS):
                 waiting = asyncio.ensure_future(once(decoder, prompt(kv=kv)))
                 await until(lambda: (prefiller.ledger.next_deadline() or 0.0) > deadline)
+                assert b'stage="waiting_to_start"} 1.0' in decoder.metrics.render()
             assert (await waiting).was_pulled
             assert prefiller.ledger.expired == 0
 
