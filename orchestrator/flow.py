@@ -36,7 +36,7 @@ from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.sse import EventStream, InvalidStream, error_status, first_error, has_data
+from orchestrator.wire.sse import EventStream, InvalidStream, error_status, has_begun, opening_error
 from orchestrator.wire.usage import (
     KvOutcome,
     decode_document,
@@ -332,13 +332,13 @@ def _events(job: _Job) -> EventStream:
 
 
 async def _opening(answer: Answer, events: EventStream) -> bytes:
-    """The stream up to and with its first data event, which is looked at: it may report an error."""
+    """The stream until it says something, which is looked at: it may be an error, and no head is sent yet."""
     opening = b""
-    while not has_data(opening):
+    while not has_begun(opening):
         chunk = await answer.chunk()
         if not chunk:
             raise InvalidStream("the worker's stream ended before its first event")
         opening += events.feed(chunk)
-    if error := first_error(opening):
+    if error := opening_error(opening):
         raise WorkerAnswered(error_status(error), encode_document(error))
     return opening

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from orchestrator.wire.usage import (
     Document,
     KvOutcome,
@@ -21,6 +23,26 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 class InvalidStream(ValueError):
     """The worker's stream is not what it must be; the client has to be told, for it looks like an end."""
+
+
+class _Delta(msgspec.Struct, omit_defaults=True):
+    role: str
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+    finish_reason: str | None = None
+
+    def is_empty(self) -> bool:
+        return not self.delta.content and self.finish_reason is None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice]
+
+
+_CHUNK = msgspec.json.Decoder(_Chunk)
 
 
 class EventStream:
@@ -81,12 +103,15 @@ class EventStream:
         return b"data: " + with_cached_tokens(document, usage, self._cached_tokens) + _END
 
 
-def first_error(events: bytes) -> Document | None:
-    """The first data event of these as a document if it reports an error; comments do not count."""
+def opening_error(events: bytes) -> Document | None:
+    """The error that these events report before any of them said something; None if there is none."""
     for event in _split(events):
-        if payload := _payload(event):
-            document = decode_document(payload) if b'"error"' in payload else None
-            return document if document is not None and "choices" not in document else None
+        if b'"error"' in event:
+            document = _document_of(event)
+            if document is not None and "choices" not in document:
+                return document
+        if _says_something(event):
+            return None
     return None
 
 
@@ -97,9 +122,24 @@ def error_status(document: Document) -> int:
     return int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
 
 
-def has_data(events: bytes) -> bool:
-    """Whether there is a data event among these; comments do not count."""
-    return events.startswith(b"data:") or b"\ndata:" in events
+def has_begun(events: bytes) -> bool:
+    """Whether one of these events says something.
+
+    Comments do not, and neither do the role deltas that vLLM sends first, together with the first token: it
+    sends them before an error too.
+    """
+    return any(map(_says_something, _split(events)))
+
+
+def _says_something(event: bytes) -> bool:
+    return bool(_payload(event)) and not (b'"role"' in event and _is_role_delta(event))
+
+
+def _is_role_delta(event: bytes) -> bool:
+    try:
+        return all(choice.is_empty() for choice in _CHUNK.decode(_payload(event)).choices)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
 
 
 def error_event(body: bytes) -> bytes:

@@ -367,10 +367,11 @@ def free(cluster: FakeCluster) -> None:
     cluster.workers.pinned.clear()
 
 
-def test_an_error_as_first_event_is_an_error_answer() -> None:
+def test_an_error_before_the_first_token_is_an_error_answer() -> None:
     async def test(cluster: FakeCluster) -> None:
         failed = event({"error": {"message": "KV load failed", "code": 500}})
-        cluster.upstream.serve(cluster.origin("decode/0"), stream_of(b": ping\n\n", failed, DONE))
+        role = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        cluster.upstream.serve(cluster.origin("decode/0"), stream_of(b": ping\n\n", role, failed, DONE))
         answer = await cluster.ask(STREAM)
         assert answer.status == 500
         assert json.loads(answer.sent)["error"]["message"] == "KV load failed"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.wire.sse import DONE, EventStream, InvalidStream, error_status, first_error, has_data
+from orchestrator.wire.sse import DONE, EventStream, InvalidStream, error_status, has_begun, opening_error
 from orchestrator.wire.usage import KvOutcome
 
 
@@ -17,6 +17,9 @@ def event(document: Any) -> bytes:
 
 def token(text: str) -> bytes:
     return event({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}]})
+
+
+ROLE = event({"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
 
 
 def usage(prompt: int, cached: int | None) -> dict[str, Any]:
@@ -116,12 +119,12 @@ def test_an_event_without_end_does_not_fill_the_memory(monkeypatch: pytest.Monke
 
 def test_the_first_data_event_shows_an_error() -> None:
     failed = event({"error": {"message": "KV load failed", "code": 500}})
-    error = first_error(b": ping\n\n" + failed + DONE)
+    error = opening_error(b": ping\n\n" + ROLE + ROLE + failed + DONE)
     assert error is not None
     assert error_status(error) == 500
-    assert first_error(token("a") + failed) is None
-    assert first_error(token('{"error":1}')) is None
-    assert first_error(b": ping\n\n") is None
+    assert opening_error(token("a") + failed) is None
+    assert opening_error(token('{"error":1}')) is None
+    assert opening_error(b": ping\n\n" + ROLE) is None
 
 
 @pytest.mark.parametrize(
@@ -129,11 +132,25 @@ def test_the_first_data_event_shows_an_error() -> None:
     [({"code": 404}, 404), ({"code": "x"}, 500), ({}, 500), ("text", 500), ({"code": 7}, 500)],
 )
 def test_the_status_of_an_error_event(error: Any, status: int) -> None:
-    document = first_error(event({"error": error}))
+    document = opening_error(event({"error": error}))
     assert document is not None
     assert error_status(document) == status
 
 
-def test_comments_are_no_data() -> None:
-    assert not has_data(b": data: x\n\n")
-    assert has_data(b": ping\n\n" + token("a"))
+def test_comments_and_roles_say_nothing() -> None:
+    assert not has_begun(b": data: x\n\n" + ROLE)
+    assert has_begun(b": ping\n\n" + ROLE + token("a"))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"delta": {"role": "assistant", "content": "a"}},
+        {"delta": {"role": "assistant", "content": ""}, "finish_reason": "stop"},
+        {"delta": {"content": '"role"'}},
+        {"text": '"role"'},
+    ],
+)
+def test_a_role_with_more_says_something(choice: Any) -> None:
+    assert has_begun(event({"choices": [choice]}))
+    assert has_begun(DONE)
