@@ -986,7 +986,8 @@ def test_the_last_requests_before_the_limit_say_close(run: Any) -> None:
     run(main)
 
 
-def test_tls(run: Any, tmp_path: Path) -> None:
+def test_tls(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "LINGER_S", PATIENCE_S)
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
@@ -1000,7 +1001,7 @@ def test_tls(run: Any, tmp_path: Path) -> None:
         async with under_uvicorn(app_of(echo), tls=tls) as (_, site):
             context = ssl.create_default_context(cafile=cert)
             url = f"https://localhost:{site.port}/echo"
-            async with httpx.AsyncClient(verify=context) as client:
+            async with httpx.AsyncClient(verify=context, timeout=PATIENCE_S) as client:
                 assert (await client.post(url, content=b"abc")).json()["body"] == "abc"
                 answer = await client.post(url, content=b"a" * 17 * 2**20)
                 assert answer.status_code == 413
