@@ -27,6 +27,7 @@ from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
     LAX,
+    PATIENCE_S,
     SMALL,
     SOON,
     RawClient,
