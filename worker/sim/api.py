@@ -129,8 +129,8 @@ def leg_of(body: dict[str, Any]) -> Leg:
     return "decode" if isinstance(kv, dict) and kv.get("do_remote_prefill") else "aggregated"
 
 
-def require_json(request: Request) -> None:
-    """vLLM takes nothing else."""
+async def require_json(request: Request) -> None:
+    """vLLM takes nothing else. Async, for FastAPI calls other dependencies in a thread."""
     kind = request.headers.get("content-type", "").lower().partition(";")[0]
     if kind != "application/json":
         raise Malformed("Unsupported Media Type: Only 'application/json' is allowed")
