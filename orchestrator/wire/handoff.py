@@ -12,7 +12,8 @@ from msgspec import Raw
 CACHED_TOKENS_KEY = "remote_prefill_cached_tokens"
 
 # What the puller needs to find the blocks (vLLM's NIXL connector, pull mode).
-_REQUIRED = ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")
+# Its engine core dies of a decode leg in which one is missing.
+_REQUIRED = ("remote_engine_id", "remote_block_ids", "remote_request_id", "remote_host", "remote_port")
 
 
 class InvalidHandoff(ValueError):

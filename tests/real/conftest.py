@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -62,23 +62,54 @@ class Cluster:
     decode: str
 
 
+class Stage:
+    """At most one cluster runs at a time: an idle NIXL worker polls, so two pairs on two cores starve."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self._stack = contextlib.ExitStack()
+        self._name = ""
+        self._cluster: Cluster | None = None
+
+    def show(self, name: str, start: Callable[[Path], contextlib.AbstractContextManager[Cluster]]) -> Cluster:
+        """The cluster of that name; another one that runs is stopped first."""
+        if self._name != name or self._cluster is None:
+            self.clear()
+            self._name = name
+            self._cluster = self._stack.enter_context(start(self._factory.mktemp(name)))
+        return self._cluster
+
+    def clear(self) -> None:
+        self._cluster = None
+        self._stack.close()
+
+
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    stage = Stage(tmp_path_factory)
+    yield stage
+    stage.clear()
+
+
+@pytest.fixture(scope="module")
+def cluster(stage: Stage) -> Cluster:
     """One prefill and one decode worker that decode msgpack, behind an orchestrator that sends it."""
-    with running_cluster(tmp_path_factory.mktemp("cluster"), free_base()) as started:
-        yield started
+    return stage.show("cluster", lambda folder: running_cluster(folder, free_base()))
 
 
-@pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def mixed(stage: Stage) -> Cluster:
     """Workers of two kinds: prefill parses with orjson, decode is plain vLLM that Baton did not start."""
-    folder = tmp_path_factory.mktemp("mixed")
+    return stage.show("mixed", mixed_cluster)
+
+
+@contextlib.contextmanager
+def mixed_cluster(folder: Path) -> Iterator[Cluster]:
     base = free_base()
     with plain_vllm(folder, base + 1) as url:
         decode = f"{{urls: ['{url}']}}"
-        with running_cluster(
-            folder, base, decode=decode, prefill_env={"BATON_TRANSPORT": "orjson"}
-        ) as started:
+        env = {"BATON_TRANSPORT": "orjson"}
+        with running_cluster(folder, base, decode=decode, prefill_env=env) as started:
             yield started
 
 

@@ -59,9 +59,9 @@ def test_completion(front: str, cluster: Cluster, stream: bool) -> None:
     assert_transferred(answer)
 
 
-def test_all_questions_at_once(front: str, cluster: Cluster) -> None:
+def test_all_questions_at_once(cluster: Cluster) -> None:
     with ThreadPoolExecutor(16) as threads:
-        answers = threads.map(lambda question: post(front, chat(question)), ANSWERS)
+        answers = threads.map(lambda question: post(cluster.front, chat(question)), ANSWERS)
         given = {question: text_of(answer) for question, answer in zip(ANSWERS, answers, strict=True)}
     assert given == ANSWERS
 

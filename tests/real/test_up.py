@@ -8,7 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-from tests.real.conftest import START_S, config_text, family, free_base, wait_until_gone
+import pytest
+
+from tests.real.conftest import START_S, Stage, config_text, family, free_base, wait_until_gone
+
+
+@pytest.fixture(autouse=True)
+def empty_stage(stage: Stage) -> None:
+    """These tests start engines of their own."""
+    stage.clear()
 
 
 def up(folder: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -11,6 +11,7 @@ PARAMS = {
     "do_remote_prefill": True,
     "remote_engine_id": "e",
     "remote_block_ids": [[1]],
+    "remote_request_id": "r",
     "remote_host": "h",
     "remote_port": 1,
 }
