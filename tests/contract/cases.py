@@ -179,7 +179,7 @@ def said(answer: httpx.Response) -> str:
 def _text(choice: dict[str, Any]) -> str:
     if "text" in choice:
         return str(choice["text"])
-    return (choice.get("message") or choice["delta"])["content"] or ""
+    return (choice.get("message") or choice["delta"]).get("content") or ""
 
 
 def unique(words: int = 20) -> str:

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 ARGS = ["--max-model-len", "4096", "--max-num-seqs", "32"]
-ARGS += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 DECODE = "{device: cpu, args: *args}"
 CONFIG = """
 orchestrator: {{listen: "127.0.0.1:{listen}", admin: "127.0.0.1:{admin}"}}
@@ -94,7 +94,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture(scope="module")
 def cluster(stage: Stage) -> Cluster:
     """One prefill and one decode worker that decode msgpack, behind an orchestrator that sends it."""
-    return stage.show("cluster", lambda folder: running_cluster(folder, free_base()))
+    return stage.show("cluster", lambda folder: running_cluster(folder, free_base(), args=TOOLS))
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +113,20 @@ def mixed_cluster(folder: Path) -> Iterator[Cluster]:
             yield started
 
 
-def config_text(base: int, *, decode: str = DECODE, prefill_env: Mapping[str, str] | None = None) -> str:
+def config_text(
+    base: int,
+    *,
+    args: Sequence[str] = (),
+    decode: str = DECODE,
+    prefill_env: Mapping[str, str] | None = None,
+) -> str:
     """A cluster that listens at `base` (prefill), `base` + 1 (decode), + 10 (data plane) and + 11 (admin)."""
     return CONFIG.format(
         listen=base + 10,
         admin=base + 11,
         base=base,
         model=MODEL,
-        args=ARGS,
+        args=[*ARGS, *args],
         prefill_env=dict(prefill_env or {}),
         decode=decode,
     )
@@ -131,12 +137,13 @@ def running_cluster(
     folder: Path,
     base: int,
     *,
+    args: Sequence[str] = (),
     decode: str = DECODE,
     prefill_env: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """`baton up` with msgpack as its transport."""
     config = folder / "cluster.yaml"
-    config.write_text(config_text(base, decode=decode, prefill_env=prefill_env))
+    config.write_text(config_text(base, args=args, decode=decode, prefill_env=prefill_env))
     with baton("up", str(config), cwd=folder, transport="msgpack") as front:
         yield Cluster(config, front, *(f"http://127.0.0.1:{base + offset}" for offset in (11, 0, 1)))
 
@@ -155,7 +162,8 @@ def plain_vllm(folder: Path, port: int) -> Iterator[str]:
     }
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)]
     argv += ["--served-model-name", "tiny-chat", "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--enforce-eager", "--max-model-len", "4096", "--enable-prompt-tokens-details"]
+    argv += ["--enforce-eager", "--max-model-len", "4096"]
+    argv += ["--enable-prompt-tokens-details", "--enable-request-id-headers"]
     argv += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
     argv += ["--kv-transfer-config", json.dumps(connector)]
     with (folder / "plain.log").open("wb") as log:

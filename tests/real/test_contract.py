@@ -10,5 +10,6 @@ from tests.real.conftest import Cluster
 
 
 @pytest.fixture(scope="module")
-def engine(cluster: Cluster) -> Engine:
-    return Engine(cluster.prefill, cluster.decode, "tiny-chat")
+def engine(mixed: Cluster) -> Engine:
+    """Its decode worker is plain vLLM."""
+    return Engine(mixed.prefill, mixed.decode, "tiny-chat")
