@@ -1,9 +1,13 @@
 """CPU of our upstream client per small exchange and per streamed event, against a mock worker on loopback.
 
-    python bench/transport_micro.py [--requests N] [--clients N] [--events N] [--loop uvloop|asyncio]
+    python bench/transport_micro.py [--requests N] [--clients N] [--events N] [--rounds N] [--loop LOOP]
 
-User time is what our code and the interpreter take, system time is the kernel's sockets. `floor` is the same
-traffic with a bare protocol that neither parses nor waits: what no client can go below on this loop.
+User time is what our code and the interpreter take, system time is the kernel's sockets. `floor` is the
+same traffic with a bare protocol that neither parses nor waits: what no client can go below on this loop.
+Of several rounds the one with the least CPU counts: other load on the machine only ever adds.
+
+`no sockets` is Python alone, with a transport that answers at the loop's next turn: one event per read,
+which a busy machine does not give on sockets, and steady figures to compare changes by.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import argparse
 import asyncio
 import multiprocessing
 import resource
+import time
 from collections.abc import Callable, Coroutine
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,7 +25,7 @@ import uvloop
 from httptools import HttpRequestParser
 
 from orchestrator.transport.base import Origin
-from orchestrator.transport.pool import PooledUpstream
+from orchestrator.transport.pool import PooledUpstream, _Connection, _Site
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * 200 + b'"}],"stream":false}'
 ANSWER = b'{"id":"cmpl-1","choices":[{"text":"' + b"y" * 200 + b'"}]}'
@@ -35,7 +40,7 @@ Job = Callable[[PooledUpstream, Origin], Coroutine[Any, Any, object]]
 
 
 class MockWorker(asyncio.Protocol):
-    """Answers /fixed at once, and /stream/N with N events, one per turn of its loop."""
+    """Answers /fixed at once, and /stream/N with N events, 1 ms apart."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
@@ -53,7 +58,7 @@ class MockWorker(asyncio.Protocol):
             self.transport.write(FIXED)
         else:
             self.transport.write(CHUNKED)
-            self.loop.call_soon(self.stream, int(self.url.rpartition(b"/")[2]))
+            self.stream(int(self.url.rpartition(b"/")[2]))
 
     def stream(self, left: int) -> None:
         self.transport.write(CHUNK if left else b"0\r\n\r\n")
@@ -71,16 +76,18 @@ def serve(ready: Connection) -> None:
 
 
 class Floor(asyncio.Protocol):
-    """Sends a request when the answer to the last one is there."""
+    """Sends `message` `left` times, each after the answer to the last; `end` ends an answer."""
 
-    def __init__(self, message: bytes, left: int, done: asyncio.Future[None]) -> None:
-        self.message, self.left, self.done = message, left, done
+    def __init__(self, message: bytes, left: int, end: bytes, done: asyncio.Future[None]) -> None:
+        self.message, self.left, self.end, self.done = message, left, end, done
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
         self.transport.write(self.message)
 
     def data_received(self, data: bytes) -> None:
+        if not data.endswith(self.end):
+            return
         self.left -= 1
         if self.left:
             self.transport.write(self.message)
@@ -91,13 +98,13 @@ class Floor(asyncio.Protocol):
         self.done.set_result(None)
 
 
-def floor(requests: int) -> Job:
+def floor(target: str, requests: int, end: bytes) -> Job:
     async def run(_: PooledUpstream, origin: Origin) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        head = b"POST /fixed HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        message = head + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
-        await loop.create_connection(lambda: Floor(message, requests, done), origin.host, origin.port)
+        fields = b"host: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(BODY)
+        message = b"POST %b HTTP/1.1\r\n%b\r\n%b" % (target.encode(), fields, BODY)
+        await loop.create_connection(lambda: Floor(message, requests, end, done), origin.host, origin.port)
         await done
 
     return run
@@ -139,16 +146,23 @@ def by_pump(events: int) -> Job:
     return run
 
 
-async def measure(name: str, origin: Origin, job: Job, clients: int, per_client: int) -> None:
+async def measure(name: str, origin: Origin, job: Job, options: argparse.Namespace, per_client: int) -> None:
     upstream = PooledUpstream()
-    await job_round(upstream, origin, job, clients)  # connections and caches are warm after this
+    await job_round(upstream, origin, job, options.clients)  # connections and caches are warm after this
+    rounds = [await cpu_of(upstream, origin, job, options.clients) for _ in range(options.rounds)]
+    user, system = min(rounds, key=sum)
+    each = 1e6 / (options.clients * per_client)
+    figures = f"{user * each:7.2f} user {system * each:7.2f} system {(user + system) * each:7.2f} us"
+    print(f"{name:24} {figures}", flush=True)
+    await upstream.aclose()
+
+
+async def cpu_of(upstream: PooledUpstream, origin: Origin, job: Job, clients: int) -> tuple[float, float]:
+    """User and system seconds of this process."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     await job_round(upstream, origin, job, clients)
     after = resource.getrusage(resource.RUSAGE_SELF)
-    user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
-    each = 1e6 / (clients * per_client)
-    print(f"{name:28} {user * each:7.2f} user {system * each:7.2f} system {(user + system) * each:7.2f} us")
-    await upstream.aclose()
+    return after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
 
 
 async def job_round(upstream: PooledUpstream, origin: Origin, job: Job, clients: int) -> None:
@@ -157,19 +171,77 @@ async def job_round(upstream: PooledUpstream, origin: Origin, job: Job, clients:
             group.create_task(job(upstream, origin))
 
 
+class Loopless(asyncio.Transport):
+    """Answers what is written at the next turn of the loop, as MockWorker does, one event a turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, events: int) -> None:
+        super().__init__()
+        self.loop, self.events = loop, events
+        self.protocol: asyncio.Protocol
+
+    def write(self, data: Any) -> None:
+        if data.startswith(b"POST /fixed"):
+            self.loop.call_soon(self.protocol.data_received, FIXED)
+        else:
+            self.protocol.data_received(CHUNKED)
+            self.loop.call_soon(self.stream, self.events)
+
+    def stream(self, left: int) -> None:
+        self.protocol.data_received(CHUNK if left else b"0\r\n\r\n")
+        if left:
+            self.loop.call_soon(self.stream, left - 1)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def abort(self) -> None:
+        self.loop.call_soon(self.protocol.connection_lost, None)
+
+
+class SocketlessUpstream(PooledUpstream):
+    def __init__(self, events: int) -> None:
+        super().__init__()
+        self.events = events
+
+    async def _open(self, site: _Site) -> _Connection:
+        loop = asyncio.get_running_loop()
+        transport = Loopless(loop, self.events)
+        connection = _Connection(self, site, loop)
+        transport.protocol = connection
+        connection.connection_made(transport)
+        return connection
+
+
+async def measure_without_sockets(name: str, job: Job, options: argparse.Namespace, per_round: int) -> None:
+    upstream = SocketlessUpstream(per_round)
+    best = min([await timed(job(upstream, Origin("", 0))) for _ in range(10 * options.rounds)])
+    print(f"{name:24} {best * 1e6 / per_round:7.2f} us, no sockets", flush=True)
+    await upstream.aclose()
+
+
+async def timed(job: Coroutine[Any, Any, object]) -> float:
+    start = time.process_time()
+    await job
+    return time.process_time() - start
+
+
 async def run_all(options: argparse.Namespace, origin: Origin) -> None:
-    requests, clients, events = options.requests // options.clients, options.clients, options.events
-    await measure("floor, per exchange", origin, floor(requests), clients, requests)
-    await measure("exchange", origin, exchanges(requests), clients, requests)
-    await measure("event through chunk()", origin, by_chunk(events), clients, events)
-    await measure("event through pump()", origin, by_pump(events), clients, events)
+    await measure_without_sockets("exchange", exchanges(1000), options, 1000)
+    await measure_without_sockets("event through chunk()", by_chunk(1000), options, 1000)
+    await measure_without_sockets("event through pump()", by_pump(1000), options, 1000)
+    requests, events = options.requests // options.clients, options.events
+    await measure("exchange, floor", origin, floor("/fixed", requests, ANSWER), options, requests)
+    await measure("exchange", origin, exchanges(requests), options, requests)
+    await measure("event, floor", origin, floor(f"/stream/{events}", 1, b"0\r\n\r\n"), options, events)
+    await measure("event through chunk()", origin, by_chunk(events), options, events)
+    await measure("event through pump()", origin, by_pump(events), options, events)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--requests", type=int, default=20000)
+    parser.add_argument("--requests", type=int, default=10000)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--events", type=int, default=1000)
+    parser.add_argument("--events", type=int, default=500, help="per client, 1 ms apart")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
     options = parser.parse_args()
     ready, theirs = multiprocessing.Pipe()

@@ -103,10 +103,12 @@ class ReceivedAnswer(ABC):
             self._wake()
 
     def abort(self) -> None:
-        if not self._is_complete:
-            self.fail(WorkerCutShort("the leg was given up"))
+        is_pumping = self._sink is not None and bool(self._pieces)
+        if not self._is_complete or is_pumping:
+            self._error = self._error or WorkerCutShort("the leg was given up")
             self._clear()
             self._drop()
+            self._wake()
 
     # --- for the connection ---------------------------------------------------------------------
 

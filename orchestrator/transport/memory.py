@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.answer import ReceivedAnswer
-from orchestrator.transport.base import Answer, Origin, Part, UpstreamStats
+from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class MemoryRequest:
     body: bytes
 
 
-# Answers one leg. Returning ends the body; returning before the head, or raising, cuts the answer short. It is
-# cancelled one turn of the loop after the leg was dropped, never before it started.
+# Answers one leg. Returning ends the body; returning before the head, or raising, cuts the answer short. It
+# is cancelled one turn of the loop after the leg was dropped, never before it started.
 Handler = Callable[[MemoryRequest, "MemoryReply"], Awaitable[None]]
 
 
@@ -44,7 +44,7 @@ class _Worker:
     connect_s: float
 
 
-class MemoryUpstream:
+class MemoryUpstream(Upstream):
     """`base.Upstream` without sockets. An origin that nobody serves refuses connections.
 
     `requests` has every leg that a worker got, in order. `aclose()` raises an ExceptionGroup of what handlers
@@ -109,6 +109,7 @@ class MemoryUpstream:
         self._is_closed = True
         for reply in list(self._replies):
             reply.fail(WorkerCutShort("the orchestrator is stopping"))
+        await asyncio.sleep(0)  # what was sent has at least started, as everywhere
         for task in self._tasks:
             task.cancel()
         if self._tasks:

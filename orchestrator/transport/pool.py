@@ -15,7 +15,7 @@ from httptools import HttpParserError, HttpResponseParser
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.answer import ReceivedAnswer
-from orchestrator.transport.base import Answer, Origin, Part, UpstreamStats
+from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
 
 # Bytes in a row without any of a body in them: a head, informational heads, trailers, chunk extensions.
 MAX_OVERHEAD = 64 * 1024
@@ -30,7 +30,7 @@ _MAX_REQUEST_LINES = 64
 _TLS_SHUTDOWN_S = 1.0  # for a worker that does not answer TLS's goodbye
 
 
-class PooledUpstream:
+class PooledUpstream(Upstream):
     """Keeps connections alive between legs, without a limit to their number, the last used first.
 
     `connect_timeout_s` covers name resolution, TCP and TLS. `idle_limit_s` must be below the worker's own
@@ -114,15 +114,14 @@ class PooledUpstream:
             connection = await self._open(site)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host name
             raise _unreachable(site.origin, error) from error
-        if not connection.is_reusable:
-            raise WorkerUnreachable("the worker closed a fresh connection")
-        self._connects += 1
-        return connection
-
-    def added(self, connection: _Connection) -> None:
-        self._connections.add(connection)
         if self._is_closed:
             connection.close()
+        if not connection.is_reusable:
+            raise WorkerUnreachable("the worker closed a fresh connection")
+        # Not in connection_made(): uvloop calls that without connection_lost() if cancelled late.
+        self._connections.add(connection)
+        self._connects += 1
+        return connection
 
     def removed(self, connection: _Connection) -> None:
         self._connections.discard(connection)
@@ -423,7 +422,6 @@ class _Connection(asyncio.Protocol):
         # Any byte that the socket does not take at once counts, so that "written" is exact. (TLS transports
         # would take 0 for "always full".)
         self._transport.set_write_buffer_limits(high=0 if self.site.origin.tls is None else 1)
-        self._upstream.added(self)
 
     def data_received(self, data: bytes) -> None:
         answer = self._answer
@@ -448,7 +446,7 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         answer = self._answer
-        if answer is not None and self._is_until_close:
+        if answer is not None and self._is_until_close and _is_told(self._transport):
             self.is_reusable = False
             self._finish(answer)
         else:
@@ -551,6 +549,20 @@ def _check_version(parser: HttpResponseParser, status: int) -> None:
         raise ValueError("an upgrade that nobody asked for")
     if not parser.should_keep_alive() and parser.get_http_version() not in ("1.0", "1.1"):
         raise ValueError("another version of HTTP")
+
+
+def _is_told(transport: asyncio.Transport) -> bool:
+    """Whether an end of the stream came from the worker: TLS's goodbye, where there is TLS.
+
+    The event loops report a TCP end beneath TLS in the same way, and anybody on the way can send that.
+    """
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return True
+    try:
+        return bool(tls.read(1) == b"")
+    except ssl.SSLError:  # "want read": the other side has not finished
+        return False
 
 
 def _unreachable(origin: Origin, error: OSError | UnicodeError) -> WorkerUnreachable:
