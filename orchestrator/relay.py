@@ -36,7 +36,7 @@ class RequestScope:
 
     def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
         self._plane = plane
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(plane.loop)
         self._stop: BatonError | None = None
         self._progress = received = plane.time()
         self.deadline = received + plane.limits.request_timeout_s
@@ -195,12 +195,16 @@ class DataPlane:
         keys: KeyRing | None,
         time: Callable[[], float],
     ) -> None:
-        """`serve` answers a request through its scope, or raises a `BatonError`; `time` is a clock."""
+        """To be made inside the running event loop, whose clock `time` is.
+
+        `serve` answers a request through its scope, or raises a `BatonError`.
+        """
         self.serve = serve
         self.limits = limits
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
+        self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: set[RequestScope] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

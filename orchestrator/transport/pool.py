@@ -185,10 +185,11 @@ class PooledUpstream(Upstream):
 class _Site:
     """One origin: its idle connections, oldest first, and how requests to it begin."""
 
-    __slots__ = ("_host", "_request_lines", "idle", "origin")
+    __slots__ = ("_host", "_request_lines", "idle", "loop", "origin")
 
     def __init__(self, origin: Origin) -> None:
         host = f"[{origin.host.partition('%')[0]}]" if ":" in origin.host else origin.host
+        self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.origin = origin
         self.idle: list[_Connection] = []
         self._host = f"{host}:{origin.port}"
@@ -236,7 +237,7 @@ class _PooledAnswer(ReceivedAnswer):
     __slots__ = ("_connection", "_is_stale", "_message", "_site", "_upstream", "is_head")
 
     def __init__(self, upstream: PooledUpstream, site: _Site, message: list[Part], *, is_head: bool) -> None:
-        super().__init__(asyncio.get_running_loop())
+        super().__init__(site.loop)
         self.is_head = is_head  # an answer to HEAD: no body, whatever its headers say
         self._upstream = upstream
         self._site = site
