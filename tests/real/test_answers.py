@@ -148,17 +148,20 @@ def test_a_stream_is_what_one_worker_streams(cluster: Cluster, make: Any, includ
 
 
 def joined(answer: httpx.Response) -> Any:
-    """A stream's events with neighbouring texts joined: how many tokens share an event is up to timing."""
-    text, others = text_of(answer), []
+    """A stream's text, and its events that end a choice or tell the usage.
+
+    How many tokens share an event, the last one included, is up to timing.
+    """
+    text, ends = text_of(answer), []
     for event in map(comparable, events(answer)):
         event.pop("system_fingerprint", None)  # vLLM moves it to the usage event when there is one
         if event.get("usage"):
             del event["usage"]["prompt_tokens_details"]
         for choice in event["choices"]:
             (choice.get("delta") or choice).pop("content" if "delta" in choice else "text", None)
-        if event not in others:
-            others.append(event)
-    return text, others
+        if all(choice["finish_reason"] for choice in event["choices"]):
+            ends.append(event)
+    return text, ends
 
 
 # --- ends ---------------------------------------------------------------------------------------
