@@ -163,6 +163,11 @@ class Layout:
         self.lag = self.retries + len(RetryReason)
         self.size = self.lag + histogram_cells(LAG_BOUNDS)
 
+    @property
+    def counters(self) -> range:
+        """The cells that only grow."""
+        return range(self.requests, self.size)
+
     def request_cell(self, model: int, endpoint: int) -> int:
         """The cell of the first status; the others follow in the order of `statuses`."""
         return self.requests + (model * len(self.endpoints) + endpoint) * len(self.statuses)
