@@ -1,6 +1,6 @@
 """Work that would hold the event loop up, done in a process of its own.
 
-msgspec and orjson keep the interpreter's lock while they work, so a thread would hold the loop up just the same.
+msgspec and orjson keep the interpreter's lock while they work: a thread would hold the loop up all the same.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _log = logging.getLogger("baton.offload")
 class Offload:
     """A pool of processes for one event loop. They start with the first call and end with `aclose`.
 
-    A call costs some 0.3 ms, and 3 ms per MiB in and out, of which the loop sees little. So what takes less than
-    200 us is done in place: callers know how many bytes of theirs that is.
+    A call costs some 0.3 ms, and 2 ms per MiB in or out, of which the loop sees little. So what takes less
+    than 200 us is done in place: callers know how many bytes of theirs that is.
     """
 
     def __init__(self, processes: int = 1) -> None:
