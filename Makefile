@@ -6,6 +6,7 @@ export PYTHONUNBUFFERED = 1
 
 BIN := .venv/bin
 STAMP := .venv/setup-done
+PEERS := .venv-bench-peers
 CONFIG ?= configs/quickstart.yaml
 
 .PHONY: help setup serve test check bench clean
@@ -16,7 +17,7 @@ help:
 	@echo 'make serve   baton up $(CONFIG); another file: make serve CONFIG=...'
 	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
 	@echo 'make check   ruff, its formatter, mypy'
-	@echo 'make bench   CPU per request, beside a FastAPI proxy'
+	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make clean   remove .venv and caches'
 
 setup: $(STAMP)
@@ -37,9 +38,18 @@ check: $(STAMP)
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 
+# Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)
-	$(BIN)/python bench/relay.py $(ARGS)
+	-@$(MAKE) --no-print-directory $(PEERS)/setup-done
+	$(BIN)/python bench/compare.py $(ARGS)
+
+$(PEERS)/setup-done: bench/peers.txt
+	@echo 'bench: installing the peers into $(PEERS)'
+	@rm -rf $(PEERS)
+	@$(PYTHON) -m venv --without-pip $(PEERS)
+	@$(BIN)/python -m pip --python $(PEERS)/bin/python install -qq --no-deps --requirement $<
+	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

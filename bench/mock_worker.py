@@ -3,14 +3,17 @@
     python bench/mock_worker.py --port 9001
 
 POST with `do_remote_decode` in the body: a prefill answer with `kv_transfer_params`. POST with
-`"stream":true`: a stream of events. Any other POST: a chat completion. GET: health and the model list.
+`"stream":true`: a stream of events. Any other POST: a chat completion. GET: health, the model list, and what
+it announces to Baton; at /mock/counts what it has answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import re
+from dataclasses import asdict, dataclass
 
 import httptools
 import uvloop
@@ -46,6 +49,10 @@ DECODE = _response(COMPLETION % (CHOICE, USAGE, b""))
 PREFILL = _response(COMPLETION % (CHOICE, USAGE, b',"kv_transfer_params":' + KV))
 MODELS = _response(b'{"object":"list","data":[{"id":"mock","object":"model","max_model_len":131072}]}')
 HEALTH = _response(b"")
+INFO = _response(
+    b'{"role":"both","model":"mock","decodes":["json","orjson","msgpack"],"engine":"mock","engine_version":"1"}'
+)
+PAGES = {b"/health": HEALTH, b"/v1/models": MODELS, b"/baton/info": INFO}
 NOT_FOUND = _response(b'{"detail":"Not Found"}', status=b"404 Not Found")
 
 STREAM_HEAD = (
@@ -66,12 +73,21 @@ PREFILL_MARK = re.compile(rb'"do_remote_decode": ?true|do_remote_decode\xc3')
 STREAM_MARK = re.compile(rb'"stream": ?true|stream\xc3')
 
 
+@dataclass
+class Counts:
+    """What a worker has sent: answers to POST, streams among them, and events of streams."""
+
+    requests: int = 0
+    events: int = 0
+
+
 class MockWorker(asyncio.Protocol):
     """One connection. `events` per stream, `gap_s` between them."""
 
-    def __init__(self, events: int, gap_s: float) -> None:
+    def __init__(self, events: int, gap_s: float, counts: Counts) -> None:
         self._events = events
         self._gap_s = gap_s
+        self._counts = counts
         self._parser = httptools.HttpRequestParser(self)
         self._path = b""
         self._body: list[bytes] = []
@@ -90,16 +106,23 @@ class MockWorker(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        pieces, self._body = self._body, []
+        body, self._body = b"".join(self._body), []
         if self._parser.get_method() == b"GET":
-            self._transport.write({b"/health": HEALTH, b"/v1/models": MODELS}.get(self._path, NOT_FOUND))
-        elif _holds(pieces, PREFILL_MARK):
+            self._transport.write(self._page())
+            return
+        self._counts.requests += 1
+        if _holds(body, PREFILL_MARK):
             self._transport.write(PREFILL)
-        elif _holds(pieces, STREAM_MARK):
+        elif _holds(body, STREAM_MARK):
             self._transport.write(STREAM_HEAD)
             self._next_event(self._events)
         else:
             self._transport.write(DECODE)
+
+    def _page(self) -> bytes:
+        if self._path == b"/mock/counts":
+            return _response(json.dumps(asdict(self._counts)).encode())
+        return PAGES.get(self._path, NOT_FOUND)
 
     def _next_event(self, left: int) -> None:
         if self._transport.is_closing():
@@ -108,22 +131,24 @@ class MockWorker(asyncio.Protocol):
             self._transport.write(STREAM_END)
             return
         self._transport.write(EVENT)
+        self._counts.events += 1
         if self._gap_s:
             self._loop.call_later(self._gap_s, self._next_event, left - 1)
         else:
             self._next_event(left - 1)
 
 
-def _holds(pieces: list[bytes], mark: re.Pattern[bytes]) -> bool:
+def _holds(body: bytes, mark: re.Pattern[bytes]) -> bool:
     """Routers put what they add at the end of the body or at its start; the middle is the client's text."""
-    return any(
-        mark.search(piece, max(0, len(piece) - 2048)) or mark.search(piece, 0, 2048) for piece in pieces
-    )
+    return bool(mark.search(body, max(0, len(body) - 2048)) or mark.search(body, 0, 2048))
 
 
 async def serve(port: int, events: int, gap_s: float) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: MockWorker(events, gap_s), "127.0.0.1", port, backlog=4096)
+    counts = Counts()
+    server = await loop.create_server(
+        lambda: MockWorker(events, gap_s, counts), "127.0.0.1", port, backlog=4096
+    )
     await server.serve_forever()
 
 

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class Failed(Exception):
+    """Something under test did not do its work. The text is the reason, in one line."""
+
+
+def raise_file_limit() -> None:
+    """Let this process, and those that it starts, open as many files as the system permits."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def lacks_files(count: int) -> str | None:
+    """Why a process cannot have so many files open, or None."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_enough = hard == resource.RLIM_INFINITY or hard >= count
+    return None if is_enough else f"needs {count} open files, the limit is {hard} (ulimit -Hn)"
 
 
 def free_port() -> int:
@@ -21,54 +41,119 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def python(*arguments: str) -> list[str]:
+    """A command for the interpreter that runs this."""
+    return [sys.executable, *arguments]
+
+
 @contextlib.contextmanager
 def running(
-    argv: list[str], port: int, *, core: int | None = None, env: Mapping[str, str] | None = None
+    command: list[str], port: int, *, core: int | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[int]:
-    """A Python process that listens on `port`, pinned to one core; yields its pid and stops it at the end."""
+    """A process that listens on `port`, pinned to one core; yields its pid and stops it at the end.
+
+    Raises `Failed` with the last line that it wrote if it ends, or does not listen within a minute.
+    """
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, *argv],
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-            stdout=output,
-            stderr=output,
-        )
+        with _pinned(core):
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **(env or {})},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         try:
-            if core is not None:
-                os.sched_setaffinity(process.pid, {core})
-            _wait_for(port, process)
+            _wait_for(port, process, output)
             yield process.pid
-        except Exception:
-            output.seek(max(0, output.tell() - 4000))
-            print(output.read().decode(errors="replace"), file=sys.stderr)
-            raise
         finally:
-            process.terminate()
-            process.wait(timeout=30)
+            _stop(process)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], limit_s: float = 60.0) -> None:
+@contextlib.contextmanager
+def _pinned(core: int | None) -> Iterator[None]:
+    """Children inherit the affinity: set any later, it would miss the threads that they have started."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before if core is None else {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], output: IO[bytes], limit_s: float = 60.0) -> None:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}")
+            raise Failed(f"ended with {process.returncode}: {_last_line(output)}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise RuntimeError(f"{process.args} does not listen on {port}")
+    raise Failed(f"does not listen after {limit_s:.0f} s: {_last_line(output)}")
+
+
+def _last_line(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(no output)")
+
+
+def _stop(process: subprocess.Popen[bytes], limit_s: float = 30.0) -> None:
+    """It and its session: what does not end with it is killed."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=limit_s)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its living descendants."""
+    """User and system time of a process and its descendants, the ended ones that were waited for too."""
     return sum(_own_cpu_seconds(member) for member in _tree(pid))
 
 
+def wait_idle(pid: int, limit_s: float = 30.0) -> None:
+    """Return once the process tree uses less than a fifth of a core, at the latest after `limit_s`."""
+    pause_s = 0.1
+    used = cpu_seconds(pid)
+    for _ in range(int(limit_s / pause_s)):
+        time.sleep(pause_s)
+        before, used = used, cpu_seconds(pid)
+        if used - before < pause_s / 5:
+            return
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process and its living descendants; a page that several share counts for each."""
+    return sum(_status_bytes(member, "VmRSS:") for member in _tree(pid))
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """The same at its highest, each process's since its start."""
+    return sum(_status_bytes(member, "VmHWM:") for member in _tree(pid))
+
+
 def _tree(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(member for child in children for member in _tree(int(child)))]
+    children = (child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task))
+    return [pid, *(member for child in children for member in _tree(child))]
+
+
+def _children(task: Path) -> Iterable[int]:
+    """Of one thread. A thread that has ended since has none: they have moved to another one."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return map(int, (task / "children").read_text().split())
+    return ()
 
 
 def _own_cpu_seconds(pid: int) -> float:
+    """utime, stime, and the same of children that it has waited for; see proc_pid_stat(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+    return sum(map(int, fields[11:15])) * _TICK_S
+
+
+def _status_bytes(pid: int, field: str) -> int:
+    """0 for a zombie, which has no memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvloop
 from load import Result, run_load
-from processes import cpu_seconds, free_port, running
+from processes import cpu_seconds, free_port, python, running
 
 GOAL = 0.35  # Baton's CPU per request over the proxy's
 BODY = json.dumps(
@@ -51,7 +51,7 @@ def baton(core: int, prefill: int, decode: int, transport: str = "json") -> Iter
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "bench.yaml")
         config.write_text(CONFIG.format(port=port, prefill=prefill, decode=decode, access="true"))
-        argv = ["-m", "launch.cli", "orchestrator", str(config)]
+        argv = python("-m", "launch.cli", "orchestrator", str(config))
         with running(argv, port, core=core, env={"BATON_TRANSPORT": transport}) as pid:
             _wait_until_ready(port)
             yield pid, port
@@ -71,7 +71,7 @@ def _wait_until_ready(port: int) -> None:
 def aiohttp_proxy(core: int, prefill: int, decode: int) -> Iterator[tuple[int, int]]:
     port = free_port()
     urls = ["--prefill", f"http://127.0.0.1:{prefill}", "--decode", f"http://127.0.0.1:{decode}"]
-    with running(["bench/aiohttp_proxy.py", "--port", str(port), *urls], port, core=core) as pid:
+    with running(python("bench/aiohttp_proxy.py", "--port", str(port), *urls), port, core=core) as pid:
         yield pid, port
 
 
@@ -98,7 +98,9 @@ def main() -> None:
     with ExitStack() as stack:
         prefill, decode = (free_port() for _ in range(2))
         for port in (prefill, decode):
-            stack.enter_context(running(["bench/mock_worker.py", "--port", str(port)], port, core=other_core))
+            stack.enter_context(
+                running(python("bench/mock_worker.py", "--port", str(port)), port, core=other_core)
+            )
         routers = {
             "baton": stack.enter_context(baton(router_core, prefill, decode)),
             "aiohttp proxy": stack.enter_context(aiohttp_proxy(router_core, prefill, decode)),

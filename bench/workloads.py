@@ -1,0 +1,62 @@
+"""The workloads of a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bodies import agentic_chat, long_chat, small_chat, token_ids
+from measures import ClosedLoop, HeldStreams, Measure
+
+SMALL = small_chat()
+STREAM = small_chat(stream=True)
+# Few connections: requests under way when the time is over are then a small share of all.
+LARGE_CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`worker` are options of the decode worker. `is_fresh`: every sample gets a newly started router."""
+
+    name: str
+    title: str
+    measure: Measure
+    worker: tuple[str, ...] = ()
+    is_fresh: bool = False
+
+
+WORKLOADS = [
+    Workload("small", f"small chat, {len(SMALL)} bytes, 32 connections", ClosedLoop(SMALL)),
+    Workload(
+        "chat",
+        "chat of 100 messages, 236 KB, 8 connections",
+        ClosedLoop(long_chat(), connections=LARGE_CONNECTIONS),
+    ),
+    Workload(
+        "agentic",
+        "agentic chat with tools, 1 MB, 8 connections",
+        ClosedLoop(agentic_chat(), connections=LARGE_CONNECTIONS),
+    ),
+    Workload(
+        "ids",
+        "completion of 40,000 token ids, 245 KB, 8 connections",
+        ClosedLoop(token_ids(), path="/v1/completions", connections=LARGE_CONNECTIONS),
+    ),
+    Workload(
+        "sse",
+        "128 SSE streams of 64 events, 5 ms apart; latencies are those of whole streams",
+        ClosedLoop(STREAM, connections=128, unit="event"),
+        worker=("--events", "64", "--gap-ms", "5"),
+    ),
+    Workload(
+        "held",
+        "2,000 open streams, silent after their first event",
+        HeldStreams(STREAM),
+        worker=("--events", "2", "--gap-ms", "3600000"),
+        is_fresh=True,
+    ),
+    Workload(
+        "fresh",
+        f"small chat, {len(SMALL)} bytes, every request on a fresh connection, 32 at a time",
+        ClosedLoop(SMALL, keep_alive=False),
+    ),
+]
