@@ -26,7 +26,7 @@ import uvloop
 from uvicorn.server import ServerState
 
 from orchestrator.config import LimitsConfig, OrchestratorConfig
-from orchestrator.exchange import EXTENSION
+from orchestrator.exchange import Exchange
 from orchestrator.server import uvicorn_config
 
 HEADERS = [(b"content-type", b"application/json"), (b"x-process-time", b"1.25")]
@@ -60,15 +60,13 @@ async def asgi_stream(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def exchange_whole(scope: Any, receive: Any, send: Any) -> None:
+async def exchange_whole(exchange: Exchange) -> None:
     """The same on the server's exchange."""
-    exchange = scope["extensions"][EXTENSION]
     body = await exchange.read_body()
     exchange.respond(200, HEADERS, b"%d" % len(body))
 
 
-async def exchange_stream(scope: Any, receive: Any, send: Any) -> None:
-    exchange = scope["extensions"][EXTENSION]
+async def exchange_stream(exchange: Exchange) -> None:
     await exchange.read_body()
     exchange.start(200, SSE_HEADERS)
     for _ in range(EVENTS):
@@ -93,21 +91,28 @@ def stock(app: Any) -> uvicorn.Config:
     )
 
 
+LIMITS = LimitsConfig(max_body_bytes=64 * 1024 * 1024)
+
+
 def ours(app: Any) -> uvicorn.Config:
-    limits = LimitsConfig(max_body_bytes=64 * 1024 * 1024)
-    return uvicorn_config(app, OrchestratorConfig(limits=limits), random=Random(1))
+    return uvicorn_config(app, OrchestratorConfig(limits=LIMITS), random=Random(1))
+
+
+def ours_direct(handler: Any) -> uvicorn.Config:
+    handlers = {"/v1/chat/completions": handler}
+    return uvicorn_config(None, OrchestratorConfig(limits=LIMITS), random=Random(1), handlers=handlers)
 
 
 Case = tuple[str, Callable[[Any], uvicorn.Config], Callable[..., Awaitable[None]]]
 WHOLE: list[Case] = [
     ("stock uvicorn, ASGI", stock, asgi_whole),
     ("ours, ASGI", ours, asgi_whole),
-    ("ours, exchange", ours, exchange_whole),
+    ("ours, exchange", ours_direct, exchange_whole),
 ]
 STREAM: list[Case] = [
     ("stock uvicorn, ASGI", stock, asgi_stream),
     ("ours, ASGI", ours, asgi_stream),
-    ("ours, exchange", ours, exchange_stream),
+    ("ours, exchange", ours_direct, exchange_stream),
 ]
 
 

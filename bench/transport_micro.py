@@ -30,7 +30,7 @@ from orchestrator.transport.pool import PooledUpstream, _Connection, _Site
 BODY = b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * 200 + b'"}],"stream":false}'
 ANSWER = b'{"id":"cmpl-1","choices":[{"text":"' + b"y" * 200 + b'"}]}'
 EVENT = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":" token"}}]}\n\n' * 2
-HEADERS = [(b"content-type", b"application/json"), (b"x-request-id", b"0123456789abcdef")]
+HEADERS = b"content-type: application/json\r\nx-request-id: 0123456789abcdef\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\ndate: Mon, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
 FIXED = HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER)
 CHUNKED = HEAD + b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -1,11 +1,10 @@
 """One request and its answer, as the data plane sees them: the seam between HTTP servers and `relay.py`.
 
-`server.py` implements `Exchange` on its own connections, without ASGI's messages in between, and puts it
-into `scope["extensions"]["baton.exchange"]`. `AsgiExchange` does the same over plain ASGI, for other servers
-and for tests in one process. `serve()` picks whichever is there:
+`http_exchange.py` implements `Exchange` on the connections of our own server, without ASGI's messages in
+between. `AsgiExchange` does the same over plain ASGI, for other servers and for tests in one process:
 
-    async def app(scope, receive, send):
-        await serve(relay, scope, receive, send)    # async def relay(exchange: Exchange) -> None
+    async with AsgiExchange(scope, receive, send) as exchange:
+        await relay(exchange)    # a Handler
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from random import SystemRandom
 from typing import Any, Protocol
 
 from orchestrator.errors import BatonError, BodyTooLarge, ClientGone
+from orchestrator.headers import fields_of
 from orchestrator.ids import IdSource, request_id_from
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
-
-EXTENSION = "baton.exchange"
+Headers = Sequence[tuple[bytes, bytes]] | bytes
 
 
 class Exchange(Protocol):
@@ -36,7 +34,8 @@ class Exchange(Protocol):
 
     Header names and values are bytes, names in lower case. `x-request-id`, `connection` and
     `transfer-encoding` are the server's: never give them. Without `content-length`, `start()` makes a chunked
-    answer (HTTP/1.0: one that ends with the connection). Line breaks and NUL in a header are a ValueError.
+    answer (HTTP/1.0: one that ends with the connection). Headers of an answer are pairs, or a
+    `headers.header_block()`. Line breaks and NUL in a header are a ValueError.
 
     Who leaves without having finished the answer, by returning or raising, gets this from the server: a
     `BatonError` becomes its own answer, anything else a 500, and once `start()` was called the connection is
@@ -44,11 +43,23 @@ class Exchange(Protocol):
     """
 
     method: str
-    path: str  # percent-decoded
-    query: bytes  # without "?"
     headers: list[tuple[bytes, bytes]]  # names in lower case, in the order of arrival
-    client: tuple[str, int] | None
     content_length: int | None  # None: chunked, or no body
+
+    @property
+    def path(self) -> str:
+        """Percent-decoded, without the query."""
+        ...
+
+    @property
+    def query(self) -> bytes:
+        """What follows the "?"."""
+        ...
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Address and port of the other side; None on Unix sockets."""
+        ...
 
     @property
     def request_id(self) -> str:
@@ -132,16 +143,7 @@ def error_answer(error: BatonError) -> tuple[int, list[tuple[bytes, bytes]], byt
     return error.status, error.headers(), error.body()
 
 
-async def serve(
-    handler: Callable[[Exchange], Awaitable[None]], scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Run `handler` on the server's own exchange if it offers one, else on an `AsgiExchange`."""
-    exchange = scope.get("extensions", {}).get(EXTENSION)
-    if exchange is not None:
-        await handler(exchange)
-        return
-    async with AsgiExchange(scope, receive, send) as adapter:
-        await handler(adapter)
+Handler = Callable[[Exchange], Awaitable[None]]
 
 
 class AsgiExchange:
@@ -260,14 +262,14 @@ class AsgiExchange:
     # --- the answer
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.start(status, [*_pairs(headers), (b"content-length", b"%d" % len(body))])
         self.finish(b"" if self.method == "HEAD" else body)
 
     def start(self, status: int, headers: Headers) -> None:
         if self.is_started:
             raise RuntimeError("the answer was started before")
         self.is_started = True
-        named = [*headers, (b"x-request-id", self.request_id.encode())]
+        named = [*_pairs(headers), (b"x-request-id", self.request_id.encode())]
         self._queue({"type": "http.response.start", "status": status, "headers": named})
 
     def feed(self, chunk: bytes) -> bool:
@@ -324,3 +326,7 @@ class AsgiExchange:
         self._is_flushed.set()
         if self._on_writable is not None and not (self.is_complete or self.is_gone):
             self._on_writable()
+
+
+def _pairs(headers: Headers) -> Sequence[tuple[bytes, bytes]]:
+    return fields_of(headers) if isinstance(headers, bytes) else headers

@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from orchestrator.endpoints import ENDPOINTS, Serving
 from orchestrator.errors import (
@@ -28,23 +29,17 @@ from orchestrator.errors import (
     WorkerGarbage,
     WorkerUnreachable,
 )
+from orchestrator.headers import header_block
 from orchestrator.ids import IdSource
 from orchestrator.relay import RequestScope
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry import FallbackReason, Kv, Path, Telemetry
 from orchestrator.transport.base import Answer, Upstream
-from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
+from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream, InvalidStream, error_status, has_begun, opening_error
-from orchestrator.wire.usage import (
-    KvOutcome,
-    decode_document,
-    encode_document,
-    kv_outcome,
-    usage_of,
-    with_cached_tokens,
-)
+from orchestrator.wire.usage import InvalidAnswer, KvOutcome, encode_document, mended
 from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
 
@@ -61,6 +56,7 @@ RELEASE_TIMEOUT_S = 10.0
 MakeBody = Callable[[Codec, str], Parts]
 
 _KV = {outcome: Kv[outcome.name] for outcome in KvOutcome}
+_KV_HEADERS = {_KV[outcome]: header_block([(b"x-baton-kv", outcome.encode())]) for outcome in KvOutcome}
 _log = logging.getLogger("baton.flow")
 
 
@@ -73,6 +69,9 @@ class _Job:
     bodies: LegBodies
     plan: Plan
     size: int  # bytes of the client's body
+    id: str  # ours, for the workers
+    headers: bytes  # of the client, for the workers
+    attempts: int = 0  # legs sent
     handoff: Handoff | None = None
 
 
@@ -96,7 +95,10 @@ class Flow:
         self._upstream = upstream
         self._telemetry = telemetry
         self._ids = ids
-        self._credential = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
+        authorization = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
+        self._headers = {
+            codec.name: header_block([*codec.headers, *authorization]) for codec in CODECS.values()
+        }
         self._max_answer_bytes = max_answer_bytes
         self._models = {model: index for index, model in enumerate(registry.pools)}
         self._releases: set[asyncio.Task[None]] = set()
@@ -133,7 +135,7 @@ class Flow:
         record.decode_worker = plan.decode.name
         if plan.prefill:
             record.prefill_worker = plan.prefill.name
-        return _Job(scope, view, LegBodies(view), plan, len(body))
+        return _Job(scope, view, LegBodies(view), plan, len(body), self._ids.fresh(), scope.relayed_headers())
 
     def _plan(self, path: str, view: RequestView) -> Plan:
         whole_reason = view.whole_reason
@@ -166,7 +168,6 @@ class Flow:
     async def _prefill(self, job: _Job, worker: Worker) -> Handoff:
         answer = await self._send(job, worker, job.bodies.prefill)
         try:
-            await answer.head()
             content = await answer.read(MAX_PREFILL_ANSWER_BYTES)
         except BaseException:
             self._abandon_prefill(job, answer)
@@ -217,12 +218,9 @@ class Flow:
 
     async def _send(self, job: _Job, worker: Worker, make_body: MakeBody) -> Answer:
         codec, parts = self._encode(job, worker, make_body)
-        headers = [
-            *codec.headers,
-            (b"x-request-id", self._ids.fresh().encode()),
-            *self._credential,
-            *job.scope.relayed_headers(),
-        ]
+        job.attempts += 1
+        attempt = f"x-request-id: {job.id}-{job.attempts}\r\n".encode()
+        headers = self._headers[codec.name] + attempt + job.headers
         try:
             return await self._upstream.send(worker.origin, "POST", job.scope.exchange.path, headers, parts)
         except WorkerUnreachable as error:
@@ -244,36 +242,37 @@ class Flow:
 
     async def _relay(self, job: _Job, answer: Answer) -> None:
         try:
-            await answer.head()
+            if job.view.is_stream:
+                await answer.head()
+                if answer.status == 200:
+                    await self._relay_stream(job, answer)
+                    return
+            content = await answer.read(self._max_answer_bytes)
             if answer.status != 200:
-                await self._refuse(job, answer)
-            elif job.view.is_stream:
-                await self._relay_stream(job, answer)
-            else:
-                await self._relay_buffered(job, answer)
+                self._refuse(job, answer, content)
+            self._respond(job, answer, content)
         finally:
             answer.abort()
 
-    async def _refuse(self, job: _Job, answer: Answer) -> None:
-        content = await answer.read(self._max_answer_bytes)
+    def _refuse(self, job: _Job, answer: Answer, content: bytes) -> NoReturn:
         if job.handoff is not None and answer.status < 500:
             self._release(job, job.handoff)
         raise _worker_answered(answer, content)
 
-    async def _relay_buffered(self, job: _Job, answer: Answer) -> None:
-        content = await answer.read(self._max_answer_bytes)
+    def _respond(self, job: _Job, answer: Answer, content: bytes) -> None:
         outcome = KvOutcome.LOCAL
         if job.handoff is not None:
-            outcome, content = _mend(content, job.handoff)
-        job.scope.record.kv = _KV[outcome]
-        kv = (b"x-baton-kv", outcome.encode())
-        job.scope.respond(200, [_content_type(answer), *job.scope.response_headers(), kv], content)
+            outcome, content = _mended(content, job.handoff)
+        scope = job.scope
+        scope.record.kv = kind = _KV[outcome]
+        headers = _content_type(answer) + scope.response_headers() + _KV_HEADERS[kind]
+        scope.respond(200, headers, content)
 
     async def _relay_stream(self, job: _Job, answer: Answer) -> None:
         scope, events = job.scope, _events(job)
         try:
             opening = await _opening(answer, events)
-            headers = [_content_type(answer), *scope.response_headers(), *_STREAM_HEADERS]
+            headers = _content_type(answer) + scope.response_headers() + _STREAM_HEADERS
             scope.start_stream(headers, opening)
             await scope.forward(answer, events.feed)
             events.finish()
@@ -285,7 +284,7 @@ class Flow:
 
 
 # Proxies in between must neither store a stream nor collect it before passing it on.
-_STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_STREAM_HEADERS = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:
@@ -303,24 +302,21 @@ def _worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:
     return WorkerAnswered(
         answer.status,
         content,
-        content_type=_content_type(answer)[1],
+        content_type=answer.headers.get(b"content-type", b"application/json"),
         retry_after=answer.headers.get(b"retry-after"),
     )
 
 
-def _content_type(answer: Answer) -> tuple[bytes, bytes]:
-    return b"content-type", answer.headers.get(b"content-type", b"application/json")
+def _content_type(answer: Answer) -> bytes:
+    """The worker's, as a header block: no line break gets through the parser."""
+    return b"content-type: %b\r\n" % answer.headers.get(b"content-type", b"application/json")
 
 
-def _mend(content: bytes, handoff: Handoff) -> tuple[KvOutcome, bytes]:
-    """The evidence of transfer in a whole answer, and the answer with the prefill worker's cached tokens."""
-    document = decode_document(content)
-    if document is None:
-        raise WorkerGarbage("the decode worker's answer is not a JSON object")
-    usage = usage_of(document)
-    if usage is None:
-        return KvOutcome.UNKNOWN, content
-    return kv_outcome(usage), with_cached_tokens(document, usage, handoff.prefill_cached_tokens)
+def _mended(content: bytes, handoff: Handoff) -> tuple[KvOutcome, bytes]:
+    try:
+        return mended(content, handoff.prefill_cached_tokens)
+    except InvalidAnswer as error:
+        raise WorkerGarbage(str(error)) from error
 
 
 def _events(job: _Job) -> EventStream:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from orchestrator.errors import BatonError, ClientGone, Unavailable
-from orchestrator.exchange import EXTENSION, Headers, Message, Receive, Scope, Send, error_answer
+from orchestrator.exchange import Handler, Headers, Message, error_answer
+from orchestrator.headers import fields_of, header_block
 from orchestrator.ids import IdSource, valid_request_id
 
 logger = logging.getLogger(__name__)
@@ -129,10 +130,10 @@ class HttpExchange:
     def __repr__(self) -> str:
         return f"<HttpExchange {self.method} {self.path!r} of {self.client}>"
 
-    async def run(self, app: Callable[[Scope, Receive, Send], Any]) -> None:
-        """Let the application answer; see that there is an answer whatever it does."""
+    async def run(self, handler: Handler) -> None:
+        """Let `handler` answer; see that there is an answer whatever it does."""
         try:
-            await app(self._scope(), self.receive, self.send)
+            await handler(self)
         except BatonError as error:
             self._settle(error)
         except Exception:  # of whatever kind: the client gets an answer, the log the reason
@@ -167,7 +168,8 @@ class HttpExchange:
             logger.error("%r was left without a whole answer", self)
             self._settle(BatonError("internal error"))
 
-    def _scope(self) -> dict[str, Any]:
+    def scope(self) -> dict[str, Any]:
+        """The request as an ASGI scope."""
         connection, target = self.connection, self.target
         return {
             "type": "http",
@@ -183,7 +185,6 @@ class HttpExchange:
             "client": connection.client,
             "server": connection.server,
             "state": connection.app_state.copy(),
-            "extensions": {EXTENSION: self},
         }
 
     # --- the request
@@ -328,9 +329,7 @@ class HttpExchange:
         if self.is_started:
             raise RuntimeError("the answer was started before")
         self._has_no_body = self.method == "HEAD" or status in NO_BODY
-        for name, value in headers:
-            if name == b"content-length":
-                self._length_left = int(value)
+        self._length_left = _content_length(headers)
         framing = b""
         if self._length_left is None and not self._has_no_body:
             framing = self._unbounded_framing()
@@ -349,18 +348,13 @@ class HttpExchange:
         # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
         if self.awaits_continue or self.connection.is_ending:
             self.keep_alive = False
-        parts = [STATUS_LINES.get(status) or _status_line(status)]
-        for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
-        request_id = self._request_id or self.request_id
-        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        parts += (b"x-request-id: ", request_id.encode(), b"\r\n", framing, end)
-        head = b"".join(parts)
-        lines = 3 + len(headers) + (framing != b"") + (not self.keep_alive)
-        # Every line of ours ends in CR LF; more of either can only come out of a header.
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or 0 in head:
-            raise ValueError("a line break or NUL in a response header")
-        return head
+        return b"%b%bx-request-id: %b\r\n%b%b" % (
+            STATUS_LINES.get(status) or _status_line(status),
+            headers if isinstance(headers, bytes) else header_block(headers),
+            (self._request_id or self.request_id).encode(),
+            framing,
+            b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
+        )
 
     def feed(self, chunk: bytes) -> bool:
         connection = self.connection
@@ -501,3 +495,11 @@ class HttpExchange:
             elif lower != b"transfer-encoding":
                 adopted.append((lower, value))
         return adopted
+
+
+def _content_length(headers: Headers) -> int | None:
+    """What the headers of an answer promise."""
+    if isinstance(headers, bytes) and b"content-length: " not in headers:
+        return None
+    fields = fields_of(headers) if isinstance(headers, bytes) else headers
+    return next((int(value) for name, value in fields if name == b"content-length"), None)

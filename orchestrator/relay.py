@@ -12,12 +12,11 @@ from typing import Any
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
 from orchestrator.errors import BatonError, ClientGone, DeadlineExceeded, MethodNotAllowed
-from orchestrator.exchange import Exchange, serve
+from orchestrator.exchange import AsgiExchange, Exchange
+from orchestrator.headers import header_block
 from orchestrator.telemetry import Path, RequestRecord, Telemetry
 from orchestrator.transport.base import Answer
 from orchestrator.wire.sse import error_event
-
-Headers = list[tuple[bytes, bytes]]
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
@@ -50,7 +49,10 @@ class RequestScope:
         self._plane.open.add(self)
         self.exchange.on_leave(self._client_left)
         try:
-            await self._serve()
+            self._admit()
+            body = await self.exchange.read_body()
+            self.record.bytes_in = len(body)
+            await self._plane.serve(self, body)
         except BatonError as error:
             self._fail(error)
         except asyncio.CancelledError:
@@ -61,15 +63,13 @@ class RequestScope:
         finally:
             self._close()
 
-    async def _serve(self) -> None:
+    def _admit(self) -> None:
+        """Judge the request by its head."""
         exchange, plane = self.exchange, self._plane
         if plane.keys is not None:
             self.record.client = plane.keys.check(exchange.header(b"authorization"))
         if exchange.method != "POST":
             raise MethodNotAllowed(f"use POST for {exchange.path}", allow="POST")
-        body = await exchange.read_body()
-        self.record.bytes_in = len(body)
-        await plane.serve(self, body)
 
     def _close(self) -> None:
         self._task = None
@@ -110,27 +110,28 @@ class RequestScope:
     def now(self) -> float:
         return self._plane.time()
 
-    def relayed_headers(self) -> Headers:
+    def relayed_headers(self) -> bytes:
         """Those of the client's headers that go to workers."""
-        return [field for field in self.exchange.headers if field[0] in _RELAYED]
+        relayed = [field for field in self.exchange.headers if field[0] in _RELAYED]
+        return header_block(relayed) if relayed else b""
 
-    def response_headers(self) -> Headers:
-        """What we say of a worker's answer. Times are in milliseconds."""
+    def response_headers(self) -> bytes:
+        """What we say of a worker's answer, as a header block. Times are in milliseconds."""
         record = self.record
         now = record.first_byte = self._plane.time()
-        return [
-            (b"x-process-time", b"%.3f" % ((now - record.received) * 1e3)),
-            (b"x-baton-path", _PATHS[record.path]),
-            (b"server-timing", _server_timing(record)),
-        ]
+        return b"x-process-time: %.3f\r\nx-baton-path: %b\r\nserver-timing: %b\r\n" % (
+            (now - record.received) * 1e3,
+            _PATHS[record.path],
+            _server_timing(record),
+        )
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """Send a whole answer."""
         self.record.status = status
         self.record.bytes_out = len(body)
         self.exchange.respond(status, headers, body)
 
-    def start_stream(self, headers: Headers, opening: bytes) -> None:
+    def start_stream(self, headers: bytes, opening: bytes) -> None:
         """Send the head of a stream and its first events."""
         self.record.status = 200
         self.record.bytes_out = len(opening)
@@ -163,7 +164,7 @@ class RequestScope:
             record.status = record.status or error.status
             exchange.abort()
         elif not exchange.is_started:
-            headers = error.headers()
+            headers = header_block(error.headers())
             if record.path:
                 headers += self.response_headers()
             self.respond(error.status, headers, error.body())
@@ -173,18 +174,22 @@ class RequestScope:
 
 def _server_timing(record: RequestRecord) -> bytes:
     """queue, prefill and decode to first byte; a prefill that did not end is left out."""
-    timing = b"queue;dur=%.3f" % ((record.admitted - record.received) * 1e3)
-    if record.prefill_done:
-        timing += b", prefill;dur=%.3f" % ((record.prefill_done - record.admitted) * 1e3)
-    decode_start = record.prefill_done or record.admitted
-    return timing + b", decode;dur=%.3f" % ((record.first_byte - decode_start) * 1e3)
+    admitted, prefill_done = record.admitted, record.prefill_done
+    queue = (admitted - record.received) * 1e3
+    if not prefill_done:
+        return b"queue;dur=%.3f, decode;dur=%.3f" % (queue, (record.first_byte - admitted) * 1e3)
+    return b"queue;dur=%.3f, prefill;dur=%.3f, decode;dur=%.3f" % (
+        queue,
+        (prefill_done - admitted) * 1e3,
+        (record.first_byte - prefill_done) * 1e3,
+    )
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
 
 
 class DataPlane:
-    """The ASGI application of the data plane, and the set of its open requests."""
+    """Answers the data plane's requests, and knows which are open."""
 
     def __init__(
         self,
@@ -207,11 +212,14 @@ class DataPlane:
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: set[RequestScope] = set()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await serve(self._handle, scope, receive, send)
+    def handle(self, exchange: Exchange) -> Awaitable[None]:
+        """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
+        return RequestScope(self, exchange).run()
 
-    async def _handle(self, exchange: Exchange) -> None:
-        await RequestScope(self, exchange).run()
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The same as an ASGI application, for servers that are not ours."""
+        async with AsgiExchange(scope, receive, send) as exchange:
+            await self.handle(exchange)
 
     async def sweep_forever(self) -> None:
         """Enforce deadlines until cancelled."""

@@ -22,7 +22,7 @@ import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Literal, cast
@@ -43,12 +43,14 @@ from orchestrator.errors import (
     UnsupportedEncoding,
     UriTooLong,
 )
-from orchestrator.exchange import Headers
+from orchestrator.exchange import Exchange, Handler
+from orchestrator.headers import Fields
 from orchestrator.http_exchange import HttpExchange, Target
 from orchestrator.ids import IdSource
 
 logger = logging.getLogger(__name__)
 
+NO_HANDLERS: Mapping[str, Handler] = {}
 NEVER = float("inf")
 HTTP_VERSIONS = ("1.1", "1.0")
 MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
@@ -99,12 +101,14 @@ def uvicorn_config(
     random: Random,
     listen: str | None = None,
     lifespan: Literal["on", "off", "auto"] = "off",
+    handlers: Mapping[str, Handler] = NO_HANDLERS,
     on_refused: Callable[[BatonError], None] | None = None,
 ) -> uvicorn.Config:
     """How uvicorn serves the ASGI 3 application `app` on `listen` (the data plane's address if not given).
 
-    `random` makes request ids and the jitter of `limit_max_requests`. `on_refused` is told of every error
-    that the server itself answers; the application never sees those requests.
+    Requests for the paths in `handlers` go there instead of to `app`. `random` makes request ids and the
+    jitter of `limit_max_requests`. `on_refused` is told of every error that the server itself answers;
+    neither a handler nor the application ever sees those requests.
     """
     host, port = split_address(listen or config.listen)
     tls = config.tls
@@ -114,7 +118,7 @@ def uvicorn_config(
         port=port,
         interface="asgi3",
         loop="uvloop",
-        http=make_protocol(ServerLimits.of(config), IdSource(random), on_refused),
+        http=make_protocol(ServerLimits.of(config), IdSource(random), on_refused, handlers),
         ws="none",
         lifespan=lifespan,
         log_config=None,
@@ -143,10 +147,13 @@ def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
 
 
 def make_protocol(
-    limits: ServerLimits, ids: IdSource, on_refused: Callable[[BatonError], None] | None = None
+    limits: ServerLimits,
+    ids: IdSource,
+    on_refused: Callable[[BatonError], None] | None = None,
+    handlers: Mapping[str, Handler] = NO_HANDLERS,
 ) -> type[HttpProtocol]:
     """The protocol class for one server (`uvicorn.Config.http`): its connections share one sweep."""
-    shared = _Shared(limits, ids, _Sweep(limits.sweep_s), on_refused)
+    shared = _Shared(limits, ids, _Sweep(limits.sweep_s), on_refused, handlers)
     return type("BoundHttpProtocol", (HttpProtocol,), {"shared": shared})
 
 
@@ -158,6 +165,7 @@ class _Shared:
     ids: IdSource
     sweep: _Sweep
     on_refused: Callable[[BatonError], None] | None
+    handlers: Mapping[str, Handler]
 
 
 class _Sweep:
@@ -220,6 +228,7 @@ class HttpProtocol(asyncio.Protocol):
         self._limits = self.shared.limits
         self.ids = self.shared.ids
         self.on_refused = self.shared.on_refused
+        self._handlers = self.shared.handlers
 
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
@@ -693,9 +702,14 @@ class HttpProtocol(asyncio.Protocol):
             exchange.discard_body()
             exchange.refuse(exchange.refusal)
             return
-        exchange.task = task = self.loop.create_task(exchange.run(self._app))
+        handler: Handler | None = self._handlers.get(exchange.target.path)
+        exchange.task = task = self.loop.create_task(exchange.run(handler or self._serve_asgi))
         if not task.done():  # an eager one may be
             self.tasks.add(task)
+
+    async def _serve_asgi(self, exchange: Exchange) -> None:
+        own = cast("HttpExchange", exchange)
+        await self._app(own.scope(), own.receive, own.send)
 
     def _is_last(self) -> bool:
         """uvicorn is about to stop at `limit_max_requests`.
@@ -841,12 +855,12 @@ def _is_valid_host(host: bytes) -> bool:
     return _match_host(host) is not None
 
 
-def _size_of(headers: Headers) -> int:
+def _size_of(headers: Fields) -> int:
     """As sent, with one space behind the colon."""
     return sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
 
 
-def _is_encoded(headers: Headers) -> bool:
+def _is_encoded(headers: Fields) -> bool:
     return any(value.strip().lower() != b"identity" for name, value in headers if name == b"content-encoding")
 
 

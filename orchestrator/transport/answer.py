@@ -31,6 +31,7 @@ class ReceivedAnswer(ABC):
         "_error",
         "_is_complete",
         "_is_held",
+        "_is_stale",
         "_loop",
         "_pieces",
         "_sink",
@@ -53,6 +54,7 @@ class ReceivedAnswer(ABC):
         self._wake_at = 0  # wake the reader at this many unread bytes
         self._sink: Sink | None = None
         self._is_held = False  # the connection is told not to read
+        self._is_stale = False  # nothing will come unless `_ask_again()` is awaited
 
     def __repr__(self) -> str:
         state = "complete" if self._is_complete else "failed" if self._error else "open"
@@ -66,8 +68,12 @@ class ReceivedAnswer(ABC):
 
     async def head(self) -> None:
         while not self.status:
-            self._check()
-            await self._news(0)
+            if self._error is not None:
+                raise self._error
+            if self._is_stale:
+                await self._ask_again()
+            else:
+                await self._news(0)
 
     async def chunk(self) -> bytes:
         if not self._pieces and not self._is_complete:
@@ -75,8 +81,13 @@ class ReceivedAnswer(ABC):
         return self._take()
 
     async def read(self, limit: int) -> bytes:
-        if not self._is_complete:
-            await self._arrival(limit + 1)
+        while self._size <= limit and not self._is_complete:
+            if self._error is not None:
+                raise self._error
+            if self._is_stale:
+                await self._ask_again()
+            else:
+                await self._news(limit + 1)
         if self._size > limit:
             raise WorkerGarbage("the worker's answer is too large")
         return self._take()
@@ -126,7 +137,9 @@ class ReceivedAnswer(ABC):
             else:
                 self._offer(self._sink, data)
         if is_complete or self._size >= self._wake_at:
-            self._wake()
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def fail(self, error: WorkerError) -> None:
         """The answer ends here, incomplete. Later failures change nothing."""
@@ -145,9 +158,9 @@ class ReceivedAnswer(ABC):
     @abstractmethod
     def _drop(self) -> None: ...
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
+    async def _ask_again(self) -> None:
+        """Send the request once more, and clear `_is_stale`; what goes wrong is told by `fail()`."""
+        raise NotImplementedError
 
     def _news(self, wake_at: int) -> asyncio.Future[None]:
         """Done when `wake_at` bytes are unread, or something else worth a look has happened."""
@@ -167,11 +180,13 @@ class ReceivedAnswer(ABC):
 
     async def _arrival(self, size: int) -> None:
         """Until `size` bytes are unread or the body is complete."""
-        if not self.status:
-            await self.head()
         while self._size < size and not self._is_complete:
-            self._check()
-            await self._news(size)
+            if self._error is not None:
+                raise self._error
+            if self._is_stale:
+                await self._ask_again()
+            else:
+                await self._news(size)
 
     async def _pump(self, sink: Sink) -> None:
         self._sink = sink
@@ -181,11 +196,14 @@ class ReceivedAnswer(ABC):
             self._resume_reading()
         while self._pieces or not (self._is_complete or self._error):
             await self._news(_NEVER)
-        self._check()
+        if self._error is not None:
+            raise self._error
 
     def _offer_unread(self, sink: Sink) -> None:
         if self._pieces:
-            self._offer(sink, self._join())
+            data = b"".join(self._pieces)
+            self._clear()
+            self._offer(sink, data)
 
     def _offer(self, sink: Sink, data: bytes) -> None:
         try:
@@ -205,15 +223,12 @@ class ReceivedAnswer(ABC):
             self._hold()
 
     def _take(self) -> bytes:
-        data = self._join()
-        if self._is_held:
-            self._let_go()
-        return data
-
-    def _join(self) -> bytes:
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._clear()
+        pieces.clear()
+        self._size = 0
+        if self._is_held:
+            self._let_go()
         return data
 
     def _clear(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 # What a leg's body may be made of (memoryviews: of bytes). Parts are written one after the other, without
 # joining large ones, and must not change until the answer's head is there: a retry sends them again.
@@ -19,9 +19,8 @@ Part = bytes | bytearray | memoryview
 Sink = Callable[[bytes], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a worker listens. Hashable: idle connections are kept per origin."""
+class Origin(NamedTuple):
+    """Where a worker listens. Hashed once per leg: a tuple does that without Python code."""
 
     host: str  # name or address; an IPv6 address without brackets
     port: int
@@ -114,15 +113,15 @@ class Upstream(Protocol):
         origin: Origin,
         method: str,
         target: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
         """Write one request; returns when the operating system has all of it, or an answer comes first.
 
-        `headers` are sent as given; `host` and `content-length` are added. Raises `WorkerUnreachable` if no
-        connection could be made: not one byte was written. Once it returns the leg counts as written, and
-        everything that goes wrong later is raised by the answer's methods. Cancelling closes the
-        connection; how much was written is then unknown.
+        `headers` is a `headers.header_block()`; `host` and `content-length` are added. Raises
+        `WorkerUnreachable` if no connection could be made: not one byte was written. Once it returns the leg
+        counts as written, and everything that goes wrong later is raised by the answer's methods.
+        Cancelling closes the connection; how much was written is then unknown.
         """
         ...
 
@@ -131,7 +130,7 @@ class Upstream(Protocol):
         origin: Origin,
         method: str,
         target: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
         """`send()` and the answer's `head()`. Raises as both do; cancelling closes the connection."""

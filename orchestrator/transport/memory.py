@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.headers import fields_of
 from orchestrator.transport.answer import ReceivedAnswer
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
 
@@ -74,7 +75,7 @@ class MemoryUpstream(Upstream):
         origin: Origin,
         method: str,
         target: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
         answer = await self.send(origin, method, target, headers, body)
@@ -90,11 +91,11 @@ class MemoryUpstream(Upstream):
         origin: Origin,
         method: str,
         target: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
         worker = await self._connect(origin)
-        request = MemoryRequest(origin, method, target, tuple(headers), b"".join(body))
+        request = MemoryRequest(origin, method, target, tuple(fields_of(headers)), b"".join(body))
         self.requests.append(request)
         reply = MemoryReply(self._replies, is_head=method == "HEAD")
         task = asyncio.create_task(self._serve(worker.handler, request, reply))

@@ -27,6 +27,8 @@ _JOIN_LIMIT = 32 * 1024
 # Request lines kept per origin. There are few; a caller that puts values into targets must not fill memory.
 _MAX_REQUEST_LINES = 64
 
+_NOTHING: list[Part] = []  # what is kept of a request that was answered
+
 _TLS_SHUTDOWN_S = 1.0  # for a worker that does not answer TLS's goodbye
 
 
@@ -59,7 +61,7 @@ class PooledUpstream(Upstream):
         origin: Origin,
         method: str,
         target: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
         answer = await self.send(origin, method, target, headers, body)
@@ -75,12 +77,12 @@ class PooledUpstream(Upstream):
         origin: Origin,
         method: str,
         target: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
         site = self._sites.get(origin) or self._add_site(origin)
         message = site.message(method, target, headers, body)
-        answer = _PooledAnswer(self, site, message, is_head=method == "HEAD")
+        answer = _PooledAnswer(self, site, message, method == "HEAD")
         connection = self._take_idle(site) or await self.connect(site)
         connection.carry(answer, message)
         if connection.is_write_held:
@@ -144,9 +146,12 @@ class PooledUpstream(Upstream):
 
     def _take_idle(self, site: _Site) -> _Connection | None:
         """The connection that became idle last, unless even that one is too old or closed."""
+        if not site.idle:
+            return None
+        oldest = site.loop.time() - self._idle_limit_s
         while site.idle:
             connection = site.idle.pop()
-            if connection.is_fresh(self._idle_limit_s):
+            if connection.is_reusable and connection.idle_since > oldest:
                 self._reuses += 1
                 return connection
             connection.close()
@@ -165,7 +170,7 @@ class PooledUpstream(Upstream):
         tls = origin.tls
         async with asyncio.timeout(self._connect_timeout_s):
             _, connection = await loop.create_connection(
-                lambda: _Connection(self, site, loop),
+                lambda: self._connection(site, loop),
                 origin.host,
                 origin.port,
                 ssl=tls,
@@ -173,6 +178,9 @@ class PooledUpstream(Upstream):
                 ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
             )
         return connection
+
+    def _connection(self, site: _Site, loop: asyncio.AbstractEventLoop) -> _Connection:
+        return _Connection(self, site, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what has been idle for too long; once for all connections."""
@@ -203,26 +211,22 @@ class _Site:
             else:
                 connection.close()
 
-    def message(
-        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: Sequence[Part]
-    ) -> list[Part]:
-        """The request in parts, one if it is small. ValueError: a line break inside a line."""
-        lines = [self._request_lines.get((method, target)) or self._add_request_line(method, target)]
-        for header in headers:
-            lines.append(b"%b: %b\r\n" % header)
+    def message(self, method: str, target: str, headers: bytes, body: Sequence[Part]) -> list[Part]:
+        """The request in parts, one if it is small."""
+        line = self._request_lines.get((method, target)) or self._add_request_line(method, target)
         size = 0
         for part in body:
             size += len(part)
-        lines.append(b"content-length: %d\r\n\r\n" % size)
-        head = b"".join(lines)
-        if head.count(b"\n") != len(headers) + 4:
-            raise ValueError("a line break in a method, target or header")
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (line, headers, size)
         return [b"".join((head, *body))] if size <= _JOIN_LIMIT else [head, *body]
 
     def _add_request_line(self, method: str, target: str) -> bytes:
+        """ValueError: a line break in it."""
         if len(self._request_lines) >= _MAX_REQUEST_LINES:
             self._request_lines.clear()
         line = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n".encode("ascii")
+        if line.count(b"\n") != 2 or line.count(b"\r") != 2:
+            raise ValueError("a line break in a method or target")
         self._request_lines[method, target] = line
         return line
 
@@ -234,48 +238,33 @@ class _PooledAnswer(ReceivedAnswer):
     need.
     """
 
-    __slots__ = ("_connection", "_is_stale", "_message", "_site", "_upstream", "is_head")
+    __slots__ = ("_message", "_site", "_upstream", "connection", "is_head")
 
-    def __init__(self, upstream: PooledUpstream, site: _Site, message: list[Part], *, is_head: bool) -> None:
+    def __init__(self, upstream: PooledUpstream, site: _Site, message: list[Part], is_head: bool) -> None:
         super().__init__(site.loop)
         self.is_head = is_head  # an answer to HEAD: no body, whatever its headers say
+        self.connection: _Connection | None = None  # set and cleared by the connection
         self._upstream = upstream
         self._site = site
         self._message = message
-        self._connection: _Connection | None = None
-        self._is_stale = False  # the connection was found closed; send again on a fresh one
-
-    async def head(self) -> None:
-        while not self.status:
-            self._check()
-            if self._is_stale:
-                await self._send_again()
-            else:
-                await self._news(0)
 
     async def wait_written(self) -> None:
         """Until the request is written, or something else happened that `head()` will tell."""
-        while self._connection is not None and self._connection.is_write_held and not self.status:
+        while self.connection is not None and self.connection.is_write_held and not self.status:
             await self._news(0)
 
     # --- for the connection ---------------------------------------------------------------------
 
-    def attach(self, connection: _Connection) -> None:
-        self._connection = connection
-
     def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
-        self._message = []
-        super().begin(status, headers)
-
-    def detach(self) -> None:
-        """The answer is complete; the connection is somebody else's now."""
-        self._connection = None
+        self._message = _NOTHING
+        self.status = status
+        self.headers = headers
 
     def written(self) -> None:
         self._wake()
 
     def lost(self, error: Exception | None, *, may_retry: bool) -> None:
-        self._connection = None
+        self.connection = None
         if may_retry:
             self._is_stale = True
             self._wake()
@@ -284,7 +273,7 @@ class _PooledAnswer(ReceivedAnswer):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    async def _send_again(self) -> None:
+    async def _ask_again(self) -> None:
         try:
             connection = await self._upstream.connect(self._site)
         except WorkerUnreachable as error:
@@ -299,15 +288,15 @@ class _PooledAnswer(ReceivedAnswer):
         connection.carry(self, self._message)
 
     def _pause_reading(self) -> None:
-        if self._connection is not None:
-            self._connection.pause_reading()
+        if self.connection is not None:
+            self.connection.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._connection is not None:
-            self._connection.resume_reading()
+        if self.connection is not None:
+            self.connection.resume_reading()
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
 
@@ -382,7 +371,7 @@ class _Connection(asyncio.Protocol):
         self._legs += 1
         self._has_received = self._is_done = self._is_until_close = False
         self._overhead = 0
-        answer.attach(self)
+        answer.connection = self
         if len(message) == 1:
             self._transport.write(message[0])
         else:
@@ -402,7 +391,7 @@ class _Connection(asyncio.Protocol):
         """Close; the answer that is under way, if any, fails with `error`."""
         answer, self._answer = self._answer, None
         if answer is not None:
-            answer.detach()
+            answer.connection = None
             answer.fail(error)
         self.close()
 
@@ -477,13 +466,16 @@ class _Connection(asyncio.Protocol):
         self._fields.clear()
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        parser = self._parser
+        status = parser.get_status_code()
         if status < 200 and status != 101:
             return
         fields = {name.lower(): value for name, value in self._fields.items()}
         self._fields.clear()
-        self._is_until_close = _ends_with_connection(fields)
-        _check_version(self._parser, status)
+        if b"content-length" not in fields or b"transfer-encoding" in fields:
+            self._is_until_close = _ends_with_connection(fields)
+        if status == 101 or not parser.should_keep_alive():
+            _check_version(parser, status)
         answer = cast(_PooledAnswer, self._answer)
         answer.begin(status, fields)
         if answer.is_head:
@@ -501,10 +493,11 @@ class _Connection(asyncio.Protocol):
     def _finish(self, answer: _PooledAnswer) -> None:
         """The answer is complete: the connection goes back before its reader can ask for another."""
         data = b"" if answer.is_head else self._take_pieces()
-        answer.detach()
+        answer.connection = None
         self._answer = None
         if self.is_reusable and not self.is_write_held:
-            self.resume_reading()
+            if self._is_read_held:
+                self.resume_reading()
             self._upstream.put_back(self, self._loop)
         else:
             self.close()
@@ -548,7 +541,7 @@ def _check_version(parser: HttpResponseParser, status: int) -> None:
     """Refuse what the parser knows but we do not speak."""
     if status == 101:
         raise ValueError("an upgrade that nobody asked for")
-    if not parser.should_keep_alive() and parser.get_http_version() not in ("1.0", "1.1"):
+    if parser.get_http_version() not in ("1.0", "1.1"):
         raise ValueError("another version of HTTP")
 
 

@@ -6,18 +6,15 @@ part is encoded once and shared; legs are sent as several parts, so it is never 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
-from msgspec import Raw
 
 from orchestrator.wire.info import MSGPACK_HEADER, Encoding
 
 Parts = tuple[bytes | memoryview, ...]
 Headers = tuple[tuple[bytes, bytes], ...]
 
-_json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
 _CONTENT_TYPE = (b"content-type", b"application/json")
 
@@ -27,19 +24,19 @@ class NotEncodable(ValueError):
 
 
 class Codec(Protocol):
-    """One encoding. Stateless; `encode_common` results belong to the codec that made them."""
+    """One encoding. Stateless; `common()` results belong to the codec that made them."""
 
     name: Encoding
     headers: Headers  # what a leg with this body says of it
 
-    def encode_common(self, fields: Mapping[str, Raw]) -> bytes:
-        """The part of the document that all legs share. Raises `NotEncodable`."""
+    def common(self, document: bytes) -> bytes:
+        """The part that all legs share, a JSON object, in this encoding. Raises `NotEncodable`."""
         ...
 
-    def leg(self, common: bytes, overlay: Mapping[str, Any]) -> Parts:
-        """The whole document as parts to be written one after the other; no key may be in both.
+    def leg(self, common: bytes, overlay: bytes) -> Parts:
+        """The whole document as parts to be written one after the other.
 
-        Overlay values are plain values, `Raw` JSON or dicts of these. Raises `NotEncodable`.
+        `overlay` is a JSON object; no key may be in both. Raises `NotEncodable`.
         """
         ...
 
@@ -50,16 +47,15 @@ class JsonCodec:
     name: Encoding = "json"
     headers: Headers = (_CONTENT_TYPE,)
 
-    def encode_common(self, fields: Mapping[str, Raw]) -> bytes:
-        return _json.encode(fields)
+    def common(self, document: bytes) -> bytes:
+        return document
 
-    def leg(self, common: bytes, overlay: Mapping[str, Any]) -> Parts:
-        own = _json.encode(overlay)
+    def leg(self, common: bytes, overlay: bytes) -> Parts:
         if len(common) == 2:  # {}
-            return (own,)
-        if len(own) == 2:
+            return (overlay,)
+        if len(overlay) == 2:
             return (common,)
-        return memoryview(common)[:-1], b"," + own[1:]
+        return memoryview(common)[:-1], b"," + overlay[1:]
 
 
 class MsgpackCodec:
@@ -68,10 +64,10 @@ class MsgpackCodec:
     name: Encoding = "msgpack"
     headers: Headers = (_CONTENT_TYPE, (MSGPACK_HEADER.lower().encode(), b"1"))
 
-    def encode_common(self, fields: Mapping[str, Raw]) -> bytes:
-        return _packed(fields)
+    def common(self, document: bytes) -> bytes:
+        return _packed(document)
 
-    def leg(self, common: bytes, overlay: Mapping[str, Any]) -> Parts:
+    def leg(self, common: bytes, overlay: bytes) -> Parts:
         own = _packed(overlay)
         common_size, common_at = _map_header(common)
         own_size, own_at = _map_header(own)
@@ -79,20 +75,11 @@ class MsgpackCodec:
         return header, memoryview(common)[common_at:], memoryview(own)[own_at:]
 
 
-def _packed(fields: Mapping[str, Any]) -> bytes:
+def _packed(document: bytes) -> bytes:
     try:
-        return _msgpack.encode({key: _plain(value) for key, value in fields.items()})
+        return _msgpack.encode(msgspec.json.decode(document))
     except (OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise NotEncodable(str(error)) from error
-
-
-def _plain(value: Any) -> Any:
-    """JSON that is still raw, decoded: raw bytes of one format must never reach the other's encoder."""
-    if isinstance(value, Raw):
-        return msgspec.json.decode(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 def _map_header(packed: bytes) -> tuple[int, int]:

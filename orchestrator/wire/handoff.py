@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 from msgspec import Raw
 
@@ -24,15 +22,16 @@ class _PrefillAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Raw] | None = None
 
 
-@dataclass(slots=True)
-class Handoff:
+class Handoff(msgspec.Struct, gc=False):
     """Names KV blocks that the prefill worker pins for the decode worker: good for one use, for 30 s."""
 
-    params: dict[str, Raw]  # for the decode leg, unknown keys kept
+    params: bytes  # for the decode leg, a JSON object, unknown keys kept
     prefill_cached_tokens: int | None  # what the client's usage must say
 
 
 _ANSWER = msgspec.json.Decoder(_PrefillAnswer)
+_json = msgspec.json.Encoder()
+_NULL = Raw(b"null")
 _COUNT = msgspec.json.Decoder(int | None)
 
 
@@ -44,7 +43,7 @@ def handoff_from(answer: bytes) -> Handoff:
             raise InvalidHandoff("the prefill worker answered without kv_transfer_params")
         cached = params.pop(CACHED_TOKENS_KEY, None)
         _require(params)
-        return Handoff(params, None if cached is None else _COUNT.decode(cached))
+        return Handoff(_json.encode(params), None if cached is None else _COUNT.decode(cached))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidHandoff("the prefill worker's answer cannot be read") from error
 
@@ -53,5 +52,6 @@ def _require(params: dict[str, Raw]) -> None:
     if bytes(params.get("do_remote_prefill", b"")) != b"true":
         raise InvalidHandoff("the prefill worker did not keep the KV cache")
     for key in _REQUIRED:
-        if key not in params or bytes(params[key]) == b"null":
+        raw = params.get(key, _NULL)
+        if len(raw) == 4 and bytes(raw) == b"null":
             raise InvalidHandoff(f"the prefill worker's hand-off has no {key}")

@@ -11,9 +11,10 @@ whole: everything on one worker. The client's document without hand-off fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 
 from orchestrator.wire.codec import Codec, Parts
@@ -22,21 +23,6 @@ from orchestrator.wire.view import RequestView
 
 # A worker connects to whatever host these name, so they are never taken from a client.
 _NEVER_RELAYED = frozenset({"kv_transfer_params", "ec_transfer_params"})
-
-# Fields in which the legs differ; all others are common to them.
-_OWN = _NEVER_RELAYED | {
-    "model",
-    "stream",
-    "stream_options",
-    "max_tokens",
-    "max_completion_tokens",
-    "min_tokens",
-    "n",
-    "best_of",
-    "stop",
-    "stop_token_ids",
-    "ignore_eos",
-}
 
 _KEEP_KV = {
     "do_remote_decode": True,
@@ -47,63 +33,70 @@ _KEEP_KV = {
     "remote_port": None,
 }
 
+_json = msgspec.json.Encoder()
+
 
 class LegBodies:
     """All bodies of one request. The common part is encoded once per encoding, on first use."""
 
-    __slots__ = ("_common", "_encoded", "_own", "_view")
+    __slots__ = ("_codec", "_common", "_view", "asks_hidden_usage")
 
     def __init__(self, view: RequestView) -> None:
         self._view = view
-        self._own: dict[str, Raw] = {}
-        self._common: dict[str, Raw] = {}
-        for key, raw in view.fields.items():
-            (self._own if key in _OWN else self._common)[key] = raw
-        self._encoded: dict[str, bytes] = {}
-
-    @property
-    def asks_hidden_usage(self) -> bool:
-        """The decode leg asks for a usage event that the client did not ask for."""
-        return self._view.is_stream and not self._view.wants_usage
+        self._codec: Codec | None = None  # that `_common` is encoded with
+        self._common = b""
+        # The decode leg asks for a usage event that the client did not ask for.
+        self.asks_hidden_usage = view.is_stream and not view.wants_usage
 
     def prefill(self, codec: Codec, model: str) -> Parts:
         """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model."""
-        return self._leg(codec, self._one_token(model, _KEEP_KV))
+        return self._leg(codec, _keep_kv(model, "max_completion_tokens" in self._view.own))
 
     def decode(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
+        view = self._view
+        if self.asks_hidden_usage or model != view.model or not _NEVER_RELAYED.isdisjoint(view.own):
+            return self._leg(codec, self._changed(model, handoff))
+        return self._leg(codec, b'%b,"kv_transfer_params":%b}' % (view.own_json[:-1], handoff.params))
+
+    def _changed(self, model: str, handoff: Handoff) -> bytes:
         overlay = self._client_fields(model)
-        overlay["kv_transfer_params"] = handoff.params
+        overlay["kv_transfer_params"] = Raw(handoff.params)
         if self.asks_hidden_usage:
             # continuous_usage_stats has no effect without include_usage, so it must not gain one here.
             overlay["stream_options"] = {"include_usage": True}
-        return self._leg(codec, overlay)
+        return _json.encode(overlay)
 
     def release(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
-        return self._leg(codec, self._one_token(model, handoff.params))
+        overlay = _one_token(model, "max_completion_tokens" in self._view.own)
+        overlay["kv_transfer_params"] = Raw(handoff.params)
+        return self._leg(codec, _json.encode(overlay))
 
     def whole(self, codec: Codec, model: str) -> Parts:
-        return self._leg(codec, self._client_fields(model))
-
-    def _one_token(self, model: str, kv_transfer_params: Mapping[str, Any]) -> dict[str, Any]:
-        overlay = {
-            "model": model,
-            "stream": False,
-            "max_tokens": 1,
-            "ignore_eos": True,
-            "kv_transfer_params": kv_transfer_params,
-        }
-        if "max_completion_tokens" in self._own:
-            overlay["max_completion_tokens"] = 1
-        return overlay
+        return self._leg(codec, _json.encode(self._client_fields(model)))
 
     def _client_fields(self, model: str) -> dict[str, Any]:
-        overlay: dict[str, Any] = {key: raw for key, raw in self._own.items() if key not in _NEVER_RELAYED}
+        overlay: dict[str, Any] = {**self._view.own}
+        for name in _NEVER_RELAYED:
+            overlay.pop(name, None)
         if model != self._view.model:
             overlay["model"] = model
         return overlay
 
-    def _leg(self, codec: Codec, overlay: Mapping[str, Any]) -> Parts:
-        common = self._encoded.get(codec.name)
-        if common is None:
-            common = self._encoded[codec.name] = codec.encode_common(self._common)
-        return codec.leg(common, overlay)
+    def _leg(self, codec: Codec, overlay: bytes) -> Parts:
+        if self._codec is not codec:
+            self._common = codec.common(self._view.common)
+            self._codec = codec
+        return codec.leg(self._common, overlay)
+
+
+@functools.lru_cache(maxsize=256)  # one for each of the few models and both kinds of limit
+def _keep_kv(model: str, has_completion_limit: bool) -> bytes:
+    """The overlay of a prefill leg, which no request changes."""
+    return _json.encode(_one_token(model, has_completion_limit) | {"kv_transfer_params": _KEEP_KV})
+
+
+def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:
+    overlay = {"model": model, "stream": False, "max_tokens": 1, "ignore_eos": True}
+    if has_completion_limit:
+        overlay["max_completion_tokens"] = 1
+    return overlay

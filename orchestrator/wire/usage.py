@@ -9,6 +9,22 @@ from msgspec import Raw
 
 Document = dict[str, Raw]
 
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+_CACHED = b'"cached_tokens":'
 _OBJECT = msgspec.json.Decoder(Document)
 _json = msgspec.json.Encoder()
 
@@ -20,6 +36,50 @@ class KvOutcome(StrEnum):
     RECOMPUTED = "recomputed"  # the decode worker computed (some of) the prompt itself
     LOCAL = "local"  # there was no hand-off: one worker did everything
     UNKNOWN = "unknown"  # the worker does not report cached tokens
+
+
+class InvalidAnswer(ValueError):
+    """A worker's answer is not a JSON object."""
+
+
+def mended(content: bytes, cached_tokens: int | None) -> tuple[KvOutcome, bytes]:
+    """Judge an answer, and write the prefill worker's count of cached tokens into its usage.
+
+    Valid only if the hand-off was sent without the cached-tokens key. All other bytes stay as they are; so
+    does the count if `cached_tokens` is unknown or the worker reports none. Raises `InvalidAnswer`.
+    """
+    usage = _typed_usage(content)
+    details = usage.prompt_tokens_details if usage is not None else None
+    if usage is None or details is None or details.cached_tokens is None or usage.prompt_tokens is None:
+        return KvOutcome.UNKNOWN, content
+    reported = details.cached_tokens
+    outcome = KvOutcome.TRANSFERRED if reported == usage.prompt_tokens else KvOutcome.RECOMPUTED
+    if cached_tokens is None or cached_tokens == reported:
+        return outcome, content
+    return outcome, _with_count(content, reported, cached_tokens)
+
+
+def _typed_usage(content: bytes) -> _Usage | None:
+    """None if there is none, or one of another shape than OpenAI's."""
+    try:
+        return _ANSWER.decode(content).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if decode_document(content) is None:
+            raise InvalidAnswer("the worker's answer is not a JSON object") from error
+        return None
+
+
+def _with_count(content: bytes, reported: int, cached_tokens: int) -> bytes:
+    """The answer with another count, by its place if that is beyond doubt, else by its structure.
+
+    A quote within a JSON string is escaped, so `_CACHED` is found as a key or not at all.
+    """
+    start, _, rest = content.partition(_CACHED)
+    number = b"%d" % reported
+    if rest.startswith((number + b",", number + b"}")) and _CACHED not in rest:
+        return b"%b%b%d%b" % (start, _CACHED, cached_tokens, rest[len(number) :])
+    document = decode_document(content) or {}
+    return with_cached_tokens(document, usage_of(document) or {}, cached_tokens)
 
 
 def decode_document(content: bytes) -> Document | None:

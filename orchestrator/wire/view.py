@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -42,8 +41,34 @@ ROUTED: dict[str, Any] = {
 # Routed on by presence or shape; nobody here decodes their values.
 BY_SHAPE = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
 
+# Fields in which a request's legs differ; all others are common to them.
+OWN = frozenset(
+    {
+        "model",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "n",
+        "best_of",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "kv_transfer_params",
+        "ec_transfer_params",
+    }
+)
+
+# Fields that can make a hand-off impossible, next to a limit of no tokens. Most requests have none of them.
+_MAY_NEED_ONE_WORKER = frozenset({"use_beam_search", "prompt_logprobs", "echo", "prompt_embeds", "prompt"})
+
 _ALL_ROUTED = frozenset(ROUTED) | BY_SHAPE
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in ROUTED.items()}
+_OWN_FIELDS = [(name, kind, None) for name, kind in ROUTED.items() if name in OWN]
+# All routed fields among `OWN` in one pass, their types included.
+_ROUTED_OWN = msgspec.json.Decoder(msgspec.defstruct("_RoutedOwn", _OWN_FIELDS))
+_json = msgspec.json.Encoder()
 _TOP_LEVEL = msgspec.json.Decoder(dict[str, Raw])
 _LIST = msgspec.json.Decoder(list[Raw])
 _STRING = msgspec.json.Decoder(str)
@@ -54,11 +79,12 @@ _SPACE = re.compile(rb"[ \t\n\r]*+")
 _STRING_LITERAL = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
-@dataclass(slots=True)
-class RequestView:
+class RequestView(msgspec.Struct, gc=False):
     """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
 
-    fields: Mapping[str, Raw]  # the whole top level, in the client's order
+    common: bytes  # the fields that all legs share, as one JSON object without white space between them
+    own: dict[str, Raw]  # the others (`OWN`)
+    own_json: bytes  # the same as one JSON object
     model: str
     is_stream: bool
     wants_usage: bool  # the client asked for the usage event of a stream
@@ -73,20 +99,26 @@ def view_request(body: bytes) -> RequestView:
     of one is unwrapped, because the KV cache of one prompt can be handed over.
     """
     fields = _decode_top_level(body)
-    if len(body) != _compact_length(fields):
+    shared = dict(fields)
+    own = {name: shared.pop(name) for name in OWN.intersection(fields)}
+    common, own_json = _json.encode(shared), _json.encode(own)
+    routed = _decode_routed(own_json, own)
+    if len(body) != _compact_length(common, own_json):
         _refuse_duplicates(body, fields)
-    routed = {name: _decode_field(name, fields[name]) for name in ROUTED.keys() & fields.keys()}
-    if not routed.get("model"):
-        raise InvalidRequest("the field 'model' is required", "model")
-    if "prompt" in fields:
-        fields["prompt"] = _unwrap_single(fields["prompt"])
-    options = routed.get("stream_options")
+    whole_reason = None
+    if not _MAY_NEED_ONE_WORKER.isdisjoint(shared):
+        common, whole_reason = _look_closer(common, shared)
+    if routed.max_tokens == 0 or routed.max_completion_tokens == 0:
+        whole_reason = "no token asked for"
+    options = routed.stream_options
     return RequestView(
-        fields=fields,
-        model=routed["model"],
-        is_stream=bool(routed.get("stream")),
-        wants_usage=options is not None and bool(options.include_usage),
-        whole_reason=_whole_reason(routed, fields),
+        common,
+        own,
+        own_json,
+        routed.model,
+        bool(routed.stream),
+        options is not None and bool(options.include_usage),
+        whole_reason,
     )
 
 
@@ -107,6 +139,19 @@ def _decode_top_level(body: bytes) -> dict[str, Raw]:
         raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
 
 
+def _decode_routed(own_json: bytes, own: Mapping[str, Raw]) -> Any:
+    """The routed fields among `OWN` as attributes, None for those that are not there."""
+    try:
+        routed: Any = _ROUTED_OWN.decode(own_json)
+    except msgspec.ValidationError:
+        for name in own.keys() & ROUTED.keys():
+            _decode_field(name, own[name])
+        raise
+    if not routed.model:
+        raise InvalidRequest("the field 'model' is required", "model")
+    return routed
+
+
 def _decode_field(name: str, raw: Raw) -> Any:
     try:
         return _DECODERS[name].decode(raw)
@@ -117,13 +162,12 @@ def _decode_field(name: str, raw: Raw) -> Any:
 # --- one value per field ------------------------------------------------------------------------
 
 
-def _compact_length(fields: Mapping[str, Raw]) -> int:
-    """Length of the document if it is written without white space, escapes in keys and duplicates.
+def _compact_length(common: bytes, own_json: bytes) -> int:
+    """Length of the document if it is written without white space, needless escapes and duplicates.
 
-    Every key costs two quotes, a colon and a comma or brace, and one more brace opens the object. White
-    space, an escape or a second occurrence of a key can only make the real document longer.
+    Each of these can only make the real document longer, so one of this length has none of them.
     """
-    return 1 + (4 * len(fields) or 1) + sum(map(len, fields)) + sum(map(len, fields.values()))
+    return len(common) + len(own_json) - 1 if len(common) > 2 else len(own_json)
 
 
 def _refuse_duplicates(body: bytes, fields: Mapping[str, Raw]) -> None:
@@ -187,19 +231,28 @@ def _count_keys(body: bytes) -> None:
 # --- what cannot be handed over -----------------------------------------------------------------
 
 
-def _whole_reason(routed: Mapping[str, Any], fields: Mapping[str, Raw]) -> str | None:
+def _look_closer(common: bytes, shared: dict[str, Raw]) -> tuple[bytes, str | None]:
+    """The common part with a prompt that is a list of one unwrapped; why no hand-off is possible, if so."""
+    if "prompt" in shared:
+        prompt = _unwrap_single(shared["prompt"])
+        if prompt is not shared["prompt"]:
+            shared["prompt"] = prompt
+            common = _json.encode(shared)
+    return common, _whole_reason(shared)
+
+
+def _whole_reason(shared: Mapping[str, Raw]) -> str | None:
     """Why this request must be served by one worker; with a hand-off it would be answered wrongly."""
+    routed = {name: _decode_field(name, shared[name]) for name in ROUTED.keys() & shared.keys()}
     if routed.get("use_beam_search"):
         return "beam search"
     if routed.get("prompt_logprobs") is not None:
         return "prompt_logprobs"
     if routed.get("echo"):
         return "echo"
-    if routed.get("max_tokens") == 0 or routed.get("max_completion_tokens") == 0:
-        return "no token asked for"
-    if "prompt_embeds" in fields and not _is_null(fields["prompt_embeds"]):
+    if "prompt_embeds" in shared and not _is_null(shared["prompt_embeds"]):
         return "prompt_embeds"
-    if "prompt" in fields and _holds_several_prompts(fields["prompt"]):
+    if "prompt" in shared and _holds_several_prompts(shared["prompt"]):
         return "several prompts"
     return None
 

@@ -16,6 +16,7 @@ from orchestrator.config import LimitsConfig, RoutingConfig
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.errors import ClientGone
 from orchestrator.flow import Flow
+from orchestrator.headers import fields_of
 from orchestrator.ids import IdSource, request_id_from
 from orchestrator.relay import DataPlane, RequestScope
 from orchestrator.routing.planner import Planner
@@ -105,15 +106,15 @@ class FakeExchange:
             raise ClientGone("the client left")
         return self._body
 
-    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
         self.start(status, headers)
         self.finish(body)
 
-    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: bytes) -> None:
         assert not self.is_started
         self.is_started = True
         self.status = status
-        self.answer_headers = dict(headers)
+        self.answer_headers = dict(fields_of(headers))
 
     def feed(self, chunk: bytes) -> bool:
         assert self.is_started

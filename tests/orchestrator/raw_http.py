@@ -18,7 +18,7 @@ import uvloop
 from uvicorn.server import ServerState
 
 from orchestrator.errors import BatonError
-from orchestrator.exchange import Exchange, serve
+from orchestrator.exchange import AsgiExchange, Exchange, Handler
 from orchestrator.ids import IdSource
 from orchestrator.server import ServerLimits, make_protocol
 
@@ -31,7 +31,6 @@ SMALL = replace(LAX, max_body_bytes=1000, drain_bytes=5000)
 
 Main = Callable[[], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
-Handler = Callable[[Exchange], Awaitable[None]]
 
 
 @pytest.fixture(params=list(LOOPS))
@@ -58,11 +57,23 @@ def lax(**limits: Any) -> ServerLimits:
     return replace(LAX, **limits)
 
 
-def app_of(handler: Handler) -> App:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await serve(handler, scope, receive, send)
+class Everywhere(dict[str, Handler]):
+    """One handler for every path of our own server; for others, an ASGI application."""
 
-    return app
+    def __init__(self, handler: Handler) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def get(self, path: str, default: Any = None) -> Handler:
+        return self._handler
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with AsgiExchange(scope, receive, send) as exchange:
+            await self._handler(exchange)
+
+
+def app_of(handler: Handler) -> Everywhere:
+    return Everywhere(handler)
 
 
 async def echo(exchange: Exchange) -> None:
@@ -218,11 +229,12 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(app: App, limits: ServerLimits = LAX, **options: Any) -> AsyncIterator[Site]:
+async def serving(app: App | Everywhere, limits: ServerLimits = LAX, **options: Any) -> AsyncIterator[Site]:
     """A server for `app`; when it ends, no connection and no task may be left."""
     loop = asyncio.get_running_loop()
     refused: list[BatonError] = []
-    protocol = make_protocol(limits, IdSource(Random(1)), refused.append)
+    handlers = app if isinstance(app, Everywhere) else {}
+    protocol = make_protocol(limits, IdSource(Random(1)), refused.append, handlers)
     options = {"timeout_keep_alive": 3600, **options}
     config = uvicorn.Config(
         app, http=protocol, ws="none", lifespan="off", log_config=None, interface="asgi3", **options

@@ -445,7 +445,7 @@ class Wire(asyncio.Transport):
 
 async def converse(pieces: list[bytes], limits: ServerLimits = LAX) -> tuple[bytes, bool]:
     """What the server writes when the pieces arrive one by one, and whether it closed."""
-    protocol_class = make_protocol(limits, IdSource(Random(1)))
+    protocol_class = make_protocol(limits, IdSource(Random(1)), handlers=app_of(echo))
     config = uvicorn.Config(
         app_of(echo),
         http=protocol_class,

@@ -207,7 +207,7 @@ async def get(upstream: PooledUpstream, origin: Origin, body: bytes = b"{}") -> 
 
 
 async def post(upstream: PooledUpstream, origin: Origin, body: bytes = b"{}") -> Answer:
-    return await upstream.request(origin, "POST", "/v1/x", [(b"content-type", b"application/json")], [body])
+    return await upstream.request(origin, "POST", "/v1/x", b"content-type: application/json\r\n", [body])
 
 
 def fixed(body: bytes, status: bytes = b"200 OK", fields: bytes = b"") -> bytes:

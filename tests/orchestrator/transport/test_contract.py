@@ -34,11 +34,11 @@ def contract(test: Callable[[Serve], Coroutine[Any, Any, None]]) -> Callable[...
 
 
 async def post(at: Setting, body: bytes = b"{}") -> Answer:
-    return await at.upstream.request(at.origin, "POST", "/v1/x", [], [body])
+    return await at.upstream.request(at.origin, "POST", "/v1/x", b"", [body])
 
 
 async def send(at: Setting, body: bytes = b"{}") -> Answer:
-    return await at.upstream.send(at.origin, "POST", "/v1/x", [], [body])
+    return await at.upstream.send(at.origin, "POST", "/v1/x", b"", [body])
 
 
 class Streaming:
@@ -76,7 +76,7 @@ async def test_a_whole_answer(serve: Serve) -> None:
 
     async with serve(worker) as at:
         parts = [b"one ", bytearray(b"two "), memoryview(b"three")]
-        answer = await at.upstream.request(at.origin, "PUT", "/t?q=1", [(b"x-a", b"b")], parts)
+        answer = await at.upstream.request(at.origin, "PUT", "/t?q=1", b"x-a: b\r\n", parts)
         assert answer.status == 201
         assert answer.headers[b"content-type"] == b"text/plain"
         assert await answer.read(4) == b"body"
@@ -135,7 +135,7 @@ async def test_an_answer_to_head_has_no_body(serve: Serve) -> None:
         reply.answer(200, b"not for you")
 
     async with serve(worker) as at:
-        answer = await at.upstream.request(at.origin, "HEAD", "/", [], [])
+        answer = await at.upstream.request(at.origin, "HEAD", "/", b"", [])
         assert await answer.read(100) == b""
         assert answer.is_complete
 
@@ -187,7 +187,7 @@ async def test_nobody_listens(serve: Serve) -> None:
     async with serve(Streaming()) as at:
         nowhere = Origin("127.0.0.1", 1)
         with pytest.raises(WorkerUnreachable) as caught:
-            await at.upstream.send(nowhere, "POST", "/", [], [])
+            await at.upstream.send(nowhere, "POST", "/", b"", [])
         assert "127.0.0.1" not in caught.value.message
         assert at.requests == []
 

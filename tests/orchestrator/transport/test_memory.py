@@ -15,7 +15,7 @@ WORKER = Origin("worker", 1)
 
 
 async def post(upstream: MemoryUpstream) -> Answer:
-    return await upstream.request(WORKER, "POST", "/", [], [b"{}"])
+    return await upstream.request(WORKER, "POST", "/", b"", [b"{}"])
 
 
 async def echo(request: MemoryRequest, reply: MemoryReply) -> None:
@@ -121,7 +121,7 @@ def test_a_dropped_handler_is_cancelled_but_has_started() -> None:
     async def scenario() -> None:
         upstream = MemoryUpstream()
         upstream.serve(WORKER, handler)
-        answer = await upstream.send(WORKER, "POST", "/", [], [])
+        answer = await upstream.send(WORKER, "POST", "/", b"", [])
         answer.abort()
         assert upstream.stats().busy == 0
         await upstream.aclose()

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.headers import header_block
 from orchestrator.transport.base import Answer, Origin
 from orchestrator.transport.pool import MAX_OVERHEAD, PooledUpstream
 from tests.orchestrator.transport.harness import (
@@ -350,7 +351,7 @@ async def test_a_connection_closed_at_every_byte(kind: str, is_reset: bool) -> N
 
     async with peer(script) as worker, pool() as upstream:
         for size in range(len(whole)):  # noqa: B007 - the script reads it
-            answer = await upstream.send(worker.origin, "POST", "/", [], [])
+            answer = await upstream.send(worker.origin, "POST", "/", b"", [])
             assert body.startswith(await pumped_before_the_cut(answer))
             assert upstream.stats().busy == upstream.stats().idle == 0
 
@@ -406,7 +407,7 @@ async def test_the_request_as_written() -> None:
         await connection.wait_closed()
 
     async with peer(script) as worker, pool() as upstream:
-        headers = [(b"X-One", b"1"), (b"two", b"")]
+        headers = header_block([(b"X-One", b"1"), (b"two", b"")])
         for body in ([], [b"ab", memoryview(b"cd")]):
             answer = await upstream.request(worker.origin, "POST", "/a?b", headers, body)
             assert await answer.read(4) == b"".join(body)
@@ -416,26 +417,20 @@ async def test_the_request_as_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "target", "headers"),
-    [
-        ("POST", "/", [(b"a", b"b\r\nevil: 1")]),
-        ("POST", "/", [(b"a\nb", b"")]),
-        ("POST", "/ HTTP/1.1\r\nevil: 1", []),
-        ("POST\n", "/", []),
-    ],
+    ("method", "target"), [("POST", "/ HTTP/1.1\r\nevil: 1"), ("POST\n", "/"), ("POST\r", "/")]
 )
 @scenario
-async def test_line_breaks_do_not_pass(method: str, target: str, headers: list[tuple[bytes, bytes]]) -> None:
+async def test_line_breaks_do_not_pass(method: str, target: str) -> None:
     async with pool() as upstream:
         with pytest.raises(ValueError, match="line break"):
-            await upstream.send(Origin("127.0.0.1", 1), method, target, headers, [])
+            await upstream.send(Origin("127.0.0.1", 1), method, target, b"", [])
 
 
 @scenario
 async def test_many_targets_do_not_fill_memory() -> None:
     async with peer(replies(*[OK] * 200)) as worker, pool() as upstream:
         for number in range(200):
-            answer = await upstream.request(worker.origin, "GET", f"/{number}", [], [])
+            answer = await upstream.request(worker.origin, "GET", f"/{number}", b"", [])
             assert await answer.read(2) == b"ok"
         [site] = upstream._sites.values()
         assert len(site._request_lines) <= 64
@@ -453,7 +448,7 @@ async def test_a_large_body_waits_for_a_slow_worker() -> None:
     go = asyncio.Event()
     async with peer(script) as worker, pool() as upstream:
         sending = asyncio.ensure_future(
-            upstream.send(worker.origin, "POST", "/", [], [memoryview(LARGE), b"tail"])
+            upstream.send(worker.origin, "POST", "/", b"", [memoryview(LARGE), b"tail"])
         )
         await asyncio.sleep(0.05)
         assert not sending.done()
@@ -471,7 +466,7 @@ async def test_an_early_answer_ends_an_upload() -> None:
         await connection.wait_closed()
 
     async with peer(script) as worker, pool() as upstream:
-        answer = await upstream.send(worker.origin, "POST", "/", [], [LARGE])
+        answer = await upstream.send(worker.origin, "POST", "/", b"", [LARGE])
         await answer.head()
         assert (answer.status, await answer.read(100)) == (413, b"too large")
         stats = upstream.stats()
@@ -486,7 +481,7 @@ async def test_an_upload_that_the_worker_cuts() -> None:
         connection.reset()
 
     async with peer(script) as worker, pool() as upstream:
-        answer = await upstream.send(worker.origin, "POST", "/", [], [LARGE])
+        answer = await upstream.send(worker.origin, "POST", "/", b"", [LARGE])
         with pytest.raises(WorkerCutShort):
             await answer.head()
         assert upstream.stats().busy == 0
@@ -587,7 +582,7 @@ async def test_a_replacement_that_is_refused_counts_as_cut_short() -> None:
 async def test_an_answer_given_up_is_not_sent_again() -> None:
     async with peer(dying(1)) as worker, pool() as upstream:
         await get(upstream, worker.origin)
-        answer = await upstream.send(worker.origin, "POST", "/", [], [])
+        answer = await upstream.send(worker.origin, "POST", "/", b"", [])
         answer.abort()
         with pytest.raises(WorkerCutShort):
             await answer.head()
@@ -683,7 +678,7 @@ async def test_cancelled_while_uploading() -> None:
 
     has_begun, is_cancelled = asyncio.Event(), asyncio.Event()
     async with peer(script) as worker, pool() as upstream:
-        task = asyncio.ensure_future(upstream.send(worker.origin, "POST", "/", [], [LARGE]))
+        task = asyncio.ensure_future(upstream.send(worker.origin, "POST", "/", b"", [LARGE]))
         await has_begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -786,7 +781,7 @@ async def test_what_is_sent_and_dropped_arrives(is_tls: bool, size: int) -> None
 
     contexts = (server_context(), client_context()) if is_tls else (None, None)
     async with peer(script, "127.0.0.1", *contexts) as worker, pool() as upstream:
-        answer = await upstream.send(worker.origin, "POST", "/", [], [bytes(size)])
+        answer = await upstream.send(worker.origin, "POST", "/", b"", [bytes(size)])
         answer.abort()
         await until(lambda: bool(bodies))
         assert len(bodies[0]) == size

@@ -23,7 +23,7 @@ def answer(params: Any) -> bytes:
 
 def test_params_are_kept_but_for_the_cached_tokens() -> None:
     handoff = handoff_from(answer(PARAMS | {"remote_prefill_cached_tokens": 48, "tp_size": 2}))
-    assert {key: json.loads(bytes(raw)) for key, raw in handoff.params.items()} == PARAMS | {"tp_size": 2}
+    assert json.loads(handoff.params) == PARAMS | {"tp_size": 2}
     assert handoff.prefill_cached_tokens == 48
 
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.wire.usage import decode_document, usage_of, with_cached_tokens
+import pytest
+
+from orchestrator.wire.usage import InvalidAnswer, KvOutcome, mended
 
 ANSWER = (
     b'{"id":"c","choices":[{"message":{"content":"caf\\u00e9","tool_calls":[]},"logprobs":null}],'
@@ -10,19 +12,41 @@ ANSWER = (
 )
 
 
-def mended(content: bytes, cached: int | None) -> bytes:
-    document = decode_document(content)
-    assert document is not None
-    usage = usage_of(document)
-    assert usage is not None
-    return with_cached_tokens(document, usage, cached)
-
-
 def test_only_the_count_changes() -> None:
-    assert mended(ANSWER, 16) == ANSWER.replace(b'"cached_tokens":21', b'"cached_tokens":16')
+    assert mended(ANSWER, 16)[1] == ANSWER.replace(b'"cached_tokens":21', b'"cached_tokens":16')
 
 
 def test_nothing_changes_without_a_count_or_a_place_for_it() -> None:
-    assert mended(ANSWER, None) == ANSWER
+    assert mended(ANSWER, None) == (KvOutcome.TRANSFERRED, ANSWER)
     plain = json.dumps({"usage": {"prompt_tokens": 3}}, separators=(",", ":")).encode()
-    assert mended(plain, 16) == plain
+    assert mended(plain, 16) == (KvOutcome.UNKNOWN, plain)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        b'{"prompt_tokens":21,"prompt_tokens_details":{"cached_tokens" : 5}}',
+        b'{"prompt_tokens":21,"prompt_tokens_details":{"cached_tokens": 5, "x":1}}',
+        b'{"prompt_tokens":21,"prompt_tokens_details":{"cached_tokens":5},"cached_tokens":5}',
+        b'{"cached_tokens":5,"prompt_tokens":21,"prompt_tokens_details":{"cached_tokens":5}}',
+    ],
+)
+def test_the_right_count_changes_however_it_is_written(usage: bytes) -> None:
+    text = b'{"choices":["a \\"cached_tokens\\":5, quoted"],"usage":%b}' % usage
+    outcome, content = mended(text, 16)
+    expected = json.loads(text)
+    expected["usage"]["prompt_tokens_details"]["cached_tokens"] = 16
+    assert outcome is KvOutcome.RECOMPUTED
+    assert json.loads(content) == expected
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"{", b"", b'{"usage":}'])
+def test_what_is_no_object_is_refused(content: bytes) -> None:
+    with pytest.raises(InvalidAnswer):
+        mended(content, 16)
+
+
+@pytest.mark.parametrize("usage", ["1", '{"prompt_tokens":"many"}', '{"prompt_tokens_details":[]}', "null"])
+def test_a_usage_of_another_shape_is_no_evidence(usage: str) -> None:
+    content = f'{{"usage":{usage}}}'.encode()
+    assert mended(content, 16) == (KvOutcome.UNKNOWN, content)

@@ -1,0 +1,22 @@
+"""Header fields as bytes on the wire: what both HTTP sides are given, so that hot heads are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Fields = Iterable[tuple[bytes, bytes]]
+
+
+def header_block(fields: Fields) -> bytes:
+    """`name: value` lines, each with its line end. ValueError: a line break or NUL in a name or value."""
+    lines = [b"%b: %b\r\n" % field for field in fields]
+    block = b"".join(lines)
+    if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
+        raise ValueError("a line break or NUL in a header")
+    return block
+
+
+def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
+    """What a `header_block()` was made of."""
+    parted = (line.partition(b": ") for line in block.split(b"\r\n")[:-1])
+    return [(name, value) for name, _, value in parted]
