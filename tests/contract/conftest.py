@@ -12,7 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contract.cases", "tests.contract.engines", "tests.contract.shapes")
+pytest.register_assert_rewrite(
+    "tests.contract.cases",
+    "tests.contract.embedding_cases",
+    "tests.contract.engines",
+    "tests.contract.shapes",
+)
 
 from tests.contract.engines import Engine  # noqa: E402  # after its asserts are known to be rewritten
 from tests.worker.sim.workers import MODEL, running  # noqa: E402

@@ -26,9 +26,10 @@ from worker.info import decodes
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, protocol, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
+from worker.sim.embeddings import EmbeddingJob, EmbeddingRequest, EmbeddingResponse, embedding_job
 from worker.sim.engine import Engine
-from worker.sim.faults import FaultBox, Leg
-from worker.sim.journal import Journal
+from worker.sim.faults import FaultBox, Leg, Plan
+from worker.sim.journal import Entry, Journal
 from worker.sim.metrics import Metrics
 from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
 from worker.sim.settings import Settings
@@ -37,7 +38,8 @@ REFUSE_KEY = "refuse"  # in `app.state`, set by `SimServer`: its `refuse`
 
 _GUARDED = "/v1"
 _Body = Annotated[dict[str, Any], Body()]
-_JobMaker = Callable[[Any, Settings, str | None], Job]
+_JobMaker = Callable[[Any, Settings, str | None], Job | EmbeddingJob]
+_Respond = Callable[[Engine, Any, Plan, Entry], Response]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -70,9 +72,9 @@ class Sim:
             yield
 
     async def accept(
-        self, request: Request, body: dict[str, Any], kind: type[Any], make: _JobMaker
+        self, request: Request, body: dict[str, Any], kind: type[Any], make: _JobMaker, respond: _Respond
     ) -> Response:
-        """A generation request: the answer is generated when the response is sent."""
+        """A request for the engine, which gets to work when the response is sent."""
         entry = await self.journal.add(request, body)
         entry.leg = leg_of(body)
         plan = self.faults.draw(entry.leg)
@@ -82,9 +84,11 @@ class Sim:
             entry.outcome = f"refused: {refused.message}"
             return _refusal(refused)
         entry.answer_id = job.request_id
-        return GenerationResponse(self.engine, job, plan, entry)
+        return respond(self.engine, job, plan, entry)
 
-    def _job(self, body: dict[str, Any], kind: type[Any], make: _JobMaker, header_id: str | None) -> Job:
+    def _job(
+        self, body: dict[str, Any], kind: type[Any], make: _JobMaker, header_id: str | None
+    ) -> Job | EmbeddingJob:
         """Raises `Refused`. Except for a body of the wrong type, a hand-off is given up then, as in vLLM."""
         request = protocol.parse(body, kind)
         try:
@@ -142,11 +146,15 @@ def _json_routes(sim: Sim) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def create_chat_completion(request: Request, body: _Body) -> Response:
-        return await sim.accept(request, body, ChatRequest, protocol.chat_job)
+        return await sim.accept(request, body, ChatRequest, protocol.chat_job, GenerationResponse)
 
     @router.post("/v1/completions")
     async def create_completion(request: Request, body: _Body) -> Response:
-        return await sim.accept(request, body, CompletionRequest, protocol.completion_job)
+        return await sim.accept(request, body, CompletionRequest, protocol.completion_job, GenerationResponse)
+
+    @router.post("/v1/embeddings")
+    async def create_embedding(request: Request, body: _Body) -> Response:
+        return await sim.accept(request, body, EmbeddingRequest, embedding_job, EmbeddingResponse)
 
     @router.post("/tokenize")
     async def tokenize(body: _Body) -> Response:

@@ -1,4 +1,4 @@
-"""The way of an answer to the client, faults included: one ASGI response object for both forms of answer.
+"""The way of an answer to the client, faults included: ASGI responses that work while they are sent.
 
 A client that leaves ends the generation, in every phase.
 """
@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -31,19 +32,26 @@ _GARBAGE_BODY = b'data: {"choices": [{"index": 0, "del\xff\xfe\x00\x00\n\n'
 _KV_ERROR = frames.error_body("Internal server error", "InternalServerError", 500)
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The body of a whole answer, and what its head says of it."""
+
+    body: bytes
+    type: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
 class _Ended(Exception):
     """A fault has ended the answer."""
 
 
-class GenerationResponse(Response):
-    """Generates when it is sent."""
+class EngineResponse(Response):
+    """An answer that is made when it is sent, and the faults that strike it."""
 
-    def __init__(self, engine: Engine, job: Job, plan: Plan, entry: Entry) -> None:
+    def __init__(self, engine: Engine, plan: Plan, entry: Entry) -> None:
         self._engine = engine
-        self._job = job
         self._plan = plan
         self._entry = entry
-        self._answer = frames.answer_for(job)
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +67,7 @@ class GenerationResponse(Response):
     async def _deliver(self, wire: Wire) -> None:
         try:
             await self._strike(self._plan.at_head(), wire)
-            await (self._stream(wire) if self._job.is_stream else self._whole(wire))
+            await self._send_answer(wire)
             if self._entry.outcome == "running":
                 self._entry.outcome = "done"
         except _Ended:
@@ -67,17 +75,59 @@ class GenerationResponse(Response):
         except KvLost as error:
             self._entry.outcome = f"kv lost: {error}"
             self._engine.metrics.finished["error"].inc()
-            await wire.send_whole(500, _KV_ERROR)
+            await wire.send_whole(500, Content(_KV_ERROR))
+
+    async def _send_answer(self, wire: Wire) -> None:
+        raise NotImplementedError
+
+    async def _send_content(self, content: Content, wire: Wire) -> None:
+        if struck := self._plan.in_body():
+            self._note(struck[0])
+            await self._strike_whole(content, wire)
+        else:
+            await wire.send_whole(200, content)
+
+    async def _strike_whole(self, content: Content, wire: Wire) -> None:
+        """The fault that strikes in the middle of the body."""
+        body = content.body
+        half = body[: len(body) // 2]
+        match self._plan.in_body()[0]:
+            case faults.Truncate(clean=True):
+                await wire.send_whole(200, replace(content, body=half))
+            case faults.Garbage():
+                await wire.send_whole(200, replace(content, body=half + _GARBAGE_BODY))
+            case faults.Error() as error:
+                await wire.strike(error)
+            case fault:
+                await wire.send_head(200, content.type, len(body), *content.headers)
+                await wire.send_body(half)
+                await wire.strike(fault)
+                await wire.send_body(body[len(half) :], is_last=True)
+
+    async def _strike(self, struck: list[faults.Placed], wire: Wire) -> None:
+        """Raises `_Ended` unless the answer goes on."""
+        for fault in struck:
+            self._note(fault)
+            await wire.strike(fault)
+
+    def _note(self, fault: faults.Placed) -> None:
+        self._entry.outcome = f"fault: {type(fault).__name__.lower()}"
+
+
+class GenerationResponse(EngineResponse):
+    def __init__(self, engine: Engine, job: Job, plan: Plan, entry: Entry) -> None:
+        super().__init__(engine, plan, entry)
+        self._job = job
+        self._answer = frames.answer_for(job)
+
+    async def _send_answer(self, wire: Wire) -> None:
+        await (self._stream(wire) if self._job.is_stream else self._whole(wire))
 
     # --- whole answers
 
     async def _whole(self, wire: Wire) -> None:
         body = orjson.dumps(self._answer.whole(await self._outcome()))
-        if struck := self._plan.in_body():
-            self._note(struck[0])
-            await self._strike_whole(body, wire)
-        else:
-            await wire.send_whole(200, body)
+        await self._send_content(Content(body), wire)
 
     async def _outcome(self) -> Outcome:
         outcome = Outcome()
@@ -88,22 +138,6 @@ class GenerationResponse(Response):
                 else:
                     outcome.pieces.setdefault(item.index, []).append(item)
         return outcome
-
-    async def _strike_whole(self, body: bytes, wire: Wire) -> None:
-        """The fault that strikes in the middle of the body."""
-        half = body[: len(body) // 2]
-        match self._plan.in_body()[0]:
-            case faults.Truncate(clean=True):
-                await wire.send_whole(200, half)
-            case faults.Garbage():
-                await wire.send_whole(200, half + _GARBAGE_BODY)
-            case faults.Error() as error:
-                await wire.strike(error)
-            case fault:
-                await wire.send_head(200, b"application/json", len(body))
-                await wire.send_body(half)
-                await wire.strike(fault)
-                await wire.send_body(body[len(half) :], is_last=True)
 
     # --- streams
 
@@ -157,15 +191,6 @@ class GenerationResponse(Response):
                 yield item
         metrics.request_seconds.observe(loop.time() - started)
 
-    async def _strike(self, struck: list[faults.Placed], wire: Wire) -> None:
-        """Raises `_Ended` unless the answer goes on."""
-        for fault in struck:
-            self._note(fault)
-            await wire.strike(fault)
-
-    def _note(self, fault: faults.Placed) -> None:
-        self._entry.outcome = f"fault: {type(fault).__name__.lower()}"
-
 
 class ProbeResponse(Response):
     """200 without a body, or what a fault makes of it."""
@@ -210,9 +235,9 @@ class Wire:
     async def send_body(self, content: bytes, *, is_last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": content, "more_body": not is_last})
 
-    async def send_whole(self, status: int, content: bytes, *more: tuple[bytes, bytes]) -> None:
-        await self.send_head(status, b"application/json", len(content), *more)
-        await self.send_body(content, is_last=True)
+    async def send_whole(self, status: int, content: Content) -> None:
+        await self.send_head(status, content.type, len(content.body), *content.headers)
+        await self.send_body(content.body, is_last=True)
 
     async def strike(self, fault: faults.Placed) -> None:
         """Commit a fault. Raises `_Ended` unless the answer goes on after it."""
@@ -235,8 +260,8 @@ class Wire:
         if self._is_stream:
             await self.send_body(b"data: " + content + b"\n\n" + frames.DONE, is_last=True)
         elif not self._has_head:
-            later = [] if fault.retry_after is None else [(b"retry-after", b"%d" % fault.retry_after)]
-            await self.send_whole(fault.status, content, *later)
+            later = () if fault.retry_after is None else ((b"retry-after", b"%d" % fault.retry_after),)
+            await self.send_whole(fault.status, Content(content, headers=later))
 
     async def _truncate(self, fault: faults.Truncate) -> None:
         if self._has_head and fault.clean:

@@ -156,7 +156,7 @@ def parse(body: object, kind: type[_Any]) -> _Any:
 
 def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) -> Job:
     """Raises `Refused`, and `Malformed` for messages that are not messages."""
-    _check_model(request.model, settings)
+    check_model(request.model, settings)
     messages = [_rendered(index, message) for index, message in enumerate(request.messages)]
     if not messages:
         raise Refused("Cannot apply chat template to an empty conversation. Provide at least one message.")
@@ -170,15 +170,17 @@ def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) ->
     if request.top_logprobs and not request.logprobs:
         raise _wrong("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    answer_id = f"chatcmpl-{header_id or request.request_id or _random_id()}"
+    answer_id = f"chatcmpl-{header_id or request.request_id or random_id()}"
     echoed = messages[-1][1] if messages[-1][0] == "assistant" else ""
     return _job(request, settings, answer_id, [tokens], [echoed], logprobs, is_chat=True)
 
 
 def completion_job(request: CompletionRequest, settings: Settings, header_id: str | None) -> Job:
     """Raises `Refused`, and `Malformed` for a prompt of mixed types."""
-    prompts = _prompts(request.prompt)
-    _check_model(request.model, settings)
+    if not request.prompt and request.prompt != []:
+        raise _wrong("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+    prompts = prompts_of(request.prompt, "prompt")
+    check_model(request.model, settings)
     if request.use_beam_search and request.stream:
         raise Refused("Streaming is not currently supported with beam search")
     if not prompts:
@@ -187,12 +189,12 @@ def completion_job(request: CompletionRequest, settings: Settings, header_id: st
     texts = [_prompt_text(prompt) if request.echo else "" for prompt in prompts]
     if request.max_tokens is None:
         request.max_tokens = _DEFAULT_COMPLETION_TOKENS
-    answer_id = f"cmpl-{header_id or request.request_id or _random_id()}"
+    answer_id = f"cmpl-{header_id or request.request_id or random_id()}"
     return _job(request, settings, answer_id, tokens, texts, request.logprobs, is_chat=False)
 
 
 def tokens_to_count(request: TokenizeRequest, settings: Settings) -> list[int]:
-    _check_model(request.model, settings)
+    check_model(request.model, settings)
     if request.messages is not None:
         messages = [_rendered(index, message) for index, message in enumerate(request.messages)]
         return text.encode(text.render_chat(messages, add_generation_prompt=request.add_generation_prompt))
@@ -202,7 +204,7 @@ def tokens_to_count(request: TokenizeRequest, settings: Settings) -> list[int]:
 
 
 def tokens_to_text(request: DetokenizeRequest, settings: Settings) -> str:
-    _check_model(request.model, settings)
+    check_model(request.model, settings)
     return text.decode(request.tokens)
 
 
@@ -220,7 +222,7 @@ def _job(
     _check_logprobs(logprobs, "logprobs")
     _check_logprobs(request.prompt_logprobs, "prompt_logprobs")
     for prompt in tokens:
-        _check_prompt(prompt, settings)
+        check_prompt(prompt, settings)
     choices = 1 if request.n is None else request.n
     generates = not (request.echo and request.max_tokens == 0 and not is_chat)
     sampling = _sampling(request, settings, max(map(len, tokens)), generates=generates)
@@ -295,7 +297,7 @@ def _max_tokens(asked: int | None, settings: Settings, prompt_tokens: int) -> in
     return tokens
 
 
-def _check_model(model: str | None, settings: Settings) -> None:
+def check_model(model: str | None, settings: Settings) -> None:
     if model and model != settings.model_name:
         raise Refused(
             f"The model `{model}` does not exist. Valid aliases: {settings.model_name}.",
@@ -326,7 +328,7 @@ def _check_logprobs(asked: int | None, parameter: str) -> None:
         raise _wrong(message, parameter, asked)
 
 
-def _check_prompt(tokens: Sequence[int], settings: Settings) -> None:
+def check_prompt(tokens: Sequence[int], settings: Settings) -> None:
     if not tokens:
         raise Refused("The decoder prompt cannot be empty")
     if len(tokens) > settings.context_tokens:
@@ -341,19 +343,16 @@ def _check_prompt(tokens: Sequence[int], settings: Settings) -> None:
         raise Refused(f"Token id {max(tokens)} is out of vocabulary")
 
 
-def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
-    """A prompt in any of the forms: text, token ids, a list of either."""
-    if not prompt and prompt != []:
-        message = "Either prompt or prompt_embeds must be provided and non-empty."
-        raise _wrong(message, "prompt")
-    if isinstance(prompt, str):
-        return [prompt]
-    kinds = {type(part) for part in prompt or ()}
+def prompts_of(given: str | list[str | int | list[int]], field: str) -> list[str | list[int]]:
+    """A prompt in any of the forms: text, token ids, a list of either. Raises `Malformed` for mixed ones."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(part) for part in given}
     if len(kinds) > 1:
-        raise Malformed("Prompts of several types", param="body.prompt")
+        raise Malformed("Prompts of several types", param=f"body.{field}")
     if kinds == {int}:
-        return [prompt]  # type: ignore[list-item]  # msgspec has no union of two list types
-    return list(prompt or ())  # type: ignore[arg-type]
+        return [given]  # type: ignore[list-item]  # msgspec has no union of two list types
+    return list(given)  # type: ignore[arg-type]
 
 
 def _prompt_text(prompt: str | list[int]) -> str:
@@ -387,5 +386,5 @@ def _wrong(message: str, parameter: str, value: object = None) -> Refused:
     return Refused(f"{message} ({place})", param=parameter)
 
 
-def _random_id() -> str:
+def random_id() -> str:
     return uuid.uuid4().hex[:16]
