@@ -27,10 +27,11 @@ import orjson
 from msgspec import Raw
 
 from orchestrator.errors import WorkerGarbage
+from orchestrator.headers import header_block
 from orchestrator.offload import Offload
+from orchestrator.wire.view import RequestView
 
-Headers = list[tuple[bytes, bytes]]
-Fields = Mapping[str, Raw]
+Content = tuple[bytes, bytes]  # a header block, and the body
 
 PATH = "/v1/embeddings"
 SUMMARY_HEADER = b"x-baton-embeddings"  # what the bytes are; as long for one vector as for a thousand
@@ -39,6 +40,7 @@ METADATA_HEADER = b"metadata"  # vLLM's, with an entry for each vector
 _NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}  # vLLM's names
 _ABOUT_ALL = ("id", "created", "model", "usage")
 _BASE64 = Raw(b'"base64"')
+_JSON_HEADER = header_block([(b"content-type", b"application/json")])
 
 _STRING = msgspec.json.Decoder(str)
 _BYTES = msgspec.json.Decoder(bytes)  # of a base64 string
@@ -81,28 +83,29 @@ class Wanted:
         return _NUMBER_BYTES[self.dtype]
 
 
-def wanted_of(fields: Fields, accept: bytes | None) -> Wanted | None:
-    """Read it from a request's top level and its `Accept` header.
+def wanted_of(view: RequestView, accept: bytes | None) -> Wanted | None:
+    """What the request and its `Accept` header ask for.
 
     None: the client gets the worker's own answer. So it is also with whatever is unknown here, or wrong: the
     worker may know it, and says what it refuses.
     """
-    encoding = _text(fields, "encoding_format", "float")
+    encoding = _text(view.own, "encoding_format", "float")
     if encoding == "bytes":
-        return _wanted_raw(Form.RAW_WITH_METADATA, fields)
+        return _wanted_raw(Form.RAW_WITH_METADATA, view.own)
     if encoding == "bytes_only" or (encoding in ("float", "base64") and _prefers_bytes(accept)):
-        return _wanted_raw(Form.RAW, fields)
-    if encoding == "float" and not fields.keys() & {"embed_dtype", "endianness"}:
+        return _wanted_raw(Form.RAW, view.own)
+    if encoding == "float" and not view.own.keys() & {"embed_dtype", "endianness"}:
         return Wanted(Form.FLOATS)
     return None
 
 
-def ask_compact(fields: Fields) -> Fields:
-    """The fields of a request whose client wants another form than the worker's base64."""
-    return {**fields, "encoding_format": _BASE64}
+def ask_base64(view: RequestView) -> RequestView:
+    """The request as the worker gets it when the client wants another form."""
+    own = {**view.own, "encoding_format": _BASE64}
+    return msgspec.structs.replace(view, own=own, own_json=msgspec.json.encode(own))
 
 
-def _wanted_raw(form: Form, fields: Fields) -> Wanted | None:
+def _wanted_raw(form: Form, fields: Mapping[str, Raw]) -> Wanted | None:
     dtype = _text(fields, "embed_dtype", "float32")
     endianness = _text(fields, "endianness", "native")
     if dtype not in _NUMBER_BYTES or endianness not in ("native", "little", "big"):
@@ -116,7 +119,7 @@ def _prefers_bytes(accept: bytes | None) -> bool:
     return first.strip().lower() == b"application/octet-stream"
 
 
-def _text(fields: Fields, name: str, default: str) -> str | None:
+def _text(fields: Mapping[str, Raw], name: str, default: str) -> str | None:
     """A field's value; None if it is no string."""
     try:
         return _STRING.decode(fields[name]) if name in fields else default
@@ -135,14 +138,14 @@ class Embeddings:
         self._offload = offload
         self._has_numpy = False
 
-    async def answer(self, wanted: Wanted, content: bytes) -> tuple[Headers, bytes]:
-        """Head and body for the client, of the base64 that the worker answered. Raises `WorkerGarbage`."""
+    async def answer(self, wanted: Wanted, content: bytes) -> Content:
+        """What the client gets, of the base64 document that the worker sent. Raises `WorkerGarbage`."""
         try:
             return await self._convert(wanted, content)
         except InvalidEmbeddings as error:
             raise WorkerGarbage(f"the worker's answer holds no embeddings: {error}") from error
 
-    async def _convert(self, wanted: Wanted, content: bytes) -> tuple[Headers, bytes]:
+    async def _convert(self, wanted: Wanted, content: bytes) -> Content:
         if len(content) > MAX_INLINE_BYTES[wanted.form]:
             return await self._offload.run(convert, wanted, content)
         if wanted.form is Form.FLOATS:
@@ -156,15 +159,15 @@ class Embeddings:
             self._has_numpy = True
 
 
-def convert(wanted: Wanted, content: bytes) -> tuple[Headers, bytes]:
-    """The answer's head and body. Raises `InvalidEmbeddings`."""
+def convert(wanted: Wanted, content: bytes) -> Content:
+    """What `Embeddings.answer` returns. Raises `InvalidEmbeddings`."""
     try:
         document = _DOCUMENT.decode(content)
         items = _ITEMS.decode(document.get("data", b"null"))
         if wanted.form is Form.FLOATS:
-            return [_content_type(b"application/json")], _with_floats(document, items)
+            return _JSON_HEADER, _with_floats(document, items)
         vectors = [_vector(item, wanted.number_bytes) for item in items]
-        return _raw_headers(wanted, document, vectors), b"".join(vectors)
+        return header_block(_raw_headers(wanted, document, vectors)), b"".join(vectors)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEmbeddings(str(error)) from error
 
@@ -174,10 +177,6 @@ def _vector(item: Mapping[str, Raw], number_bytes: int) -> bytes:
     if not vector or len(vector) % number_bytes:
         raise InvalidEmbeddings(f"a vector has {len(vector)} bytes")
     return vector
-
-
-def _content_type(value: bytes) -> tuple[bytes, bytes]:
-    return b"content-type", value
 
 
 # --- floats
@@ -211,13 +210,15 @@ def _fragment(value: object) -> orjson.Fragment:
 # --- bytes
 
 
-def _raw_headers(wanted: Wanted, document: Mapping[str, Raw], vectors: Sequence[bytes]) -> Headers:
+def _raw_headers(
+    wanted: Wanted, document: Mapping[str, Raw], vectors: Sequence[bytes]
+) -> list[tuple[bytes, bytes]]:
     about = {name: msgspec.json.decode(document[name]) for name in _ABOUT_ALL if name in document}
     numbers = {"embed_dtype": wanted.dtype, "endianness": wanted.endianness}
     width = _width(vectors)
     dimensions = width // wanted.number_bytes
     summary = {**about, **numbers, "shape": [len(vectors), dimensions]}
-    headers = [_content_type(b"application/octet-stream"), (SUMMARY_HEADER, _ascii(summary))]
+    headers = [(b"content-type", b"application/octet-stream"), (SUMMARY_HEADER, _ascii(summary))]
     if wanted.form is Form.RAW_WITH_METADATA:
         entries = [
             {"index": index, **numbers, "start": start, "end": start + width, "shape": [dimensions]}

@@ -41,8 +41,11 @@ ROUTED: dict[str, Any] = {
 # Routed on by presence or shape; nobody here decodes their values.
 BY_SHAPE = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
 
-# Fields in which a request's legs differ; all others are common to them.
-OWN = frozenset(
+# What makes an embedding's form; see `orchestrator.embeddings`.
+EMBEDDING_FORM = frozenset({"encoding_format", "embed_dtype", "endianness"})
+
+# Fields in which a request's legs differ, or that a leg changes; all others are common to them.
+OWN = EMBEDDING_FORM | frozenset(
     {
         "model",
         "stream",

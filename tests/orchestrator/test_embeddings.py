@@ -15,7 +15,6 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Raw
 
 from orchestrator.embeddings import (
     MAX_INLINE_BYTES,
@@ -25,12 +24,16 @@ from orchestrator.embeddings import (
     Form,
     InvalidEmbeddings,
     Wanted,
-    ask_compact,
+    ask_base64,
     convert,
     wanted_of,
 )
 from orchestrator.errors import WorkerGarbage
+from orchestrator.headers import fields_of
 from orchestrator.offload import Offload
+from orchestrator.wire.codec import CODECS, Codec
+from orchestrator.wire.legs import LegBodies
+from orchestrator.wire.view import RequestView, view_request
 
 OCTETS = b"application/octet-stream"
 FLOATS, RAW, BYTES = (Wanted(form) for form in Form)
@@ -38,9 +41,8 @@ FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 VECTORS = [[0.5, -0.25, 1e-5], [0.1, 0.2, 0.3]]
 
 
-def fields(**values: Any) -> dict[str, Raw]:
-    """The top level of a request."""
-    return {name: Raw(msgspec.json.encode(value)) for name, value in values.items()}
+def view(**fields: Any) -> RequestView:
+    return view_request(json.dumps({"model": "m", "input": "a", **fields}).encode())
 
 
 def packed(vector: Sequence[float]) -> bytes:
@@ -66,7 +68,7 @@ def same_float32(found: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 def headers_of(wanted: Wanted, content: bytes) -> dict[bytes, bytes]:
-    return dict(convert(wanted, content)[0])
+    return dict(fields_of(convert(wanted, content)[0]))
 
 
 # --- what the client wants ----------------------------------------------------------------------
@@ -87,7 +89,7 @@ def headers_of(wanted: Wanted, content: bytes) -> dict[bytes, bytes]:
     ],
 )
 def test_the_form_is_read_from_the_request(given: dict[str, Any], expected: Wanted | None) -> None:
-    assert wanted_of(fields(model="m", input="a", **given), None) == expected
+    assert wanted_of(view(**given), None) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_the_form_is_read_from_the_request(given: dict[str, Any], expected: Want
     ],
 )
 def test_what_is_wrong_is_left_to_the_worker(given: dict[str, Any]) -> None:
-    assert wanted_of(fields(model="m", input="a", **given), None) is None
+    assert wanted_of(view(**given), None) is None
 
 
 @pytest.mark.parametrize(
@@ -117,24 +119,24 @@ def test_what_is_wrong_is_left_to_the_worker(given: dict[str, Any]) -> None:
     ],
 )
 def test_the_accept_header_asks_for_bytes(accept: bytes | None, expected: Wanted) -> None:
-    assert wanted_of(fields(model="m"), accept) == expected
+    assert wanted_of(view(), accept) == expected
 
 
 def test_the_accept_header_wins_over_what_an_sdk_adds() -> None:
-    assert wanted_of(fields(encoding_format="base64"), OCTETS) == RAW
+    assert wanted_of(view(encoding_format="base64"), OCTETS) == RAW
 
 
 def test_the_accept_header_does_not_take_the_metadata_away() -> None:
-    assert wanted_of(fields(encoding_format="bytes"), OCTETS) == BYTES
+    assert wanted_of(view(encoding_format="bytes"), OCTETS) == BYTES
 
 
-def test_the_worker_is_asked_for_base64_and_everything_else_stays() -> None:
-    given = fields(model="m", input=[[1, 2], [3]], dimensions=8, embed_dtype="float16", unknown={"a": 1})
-    asked = ask_compact({**given, "encoding_format": Raw(b'"bytes"')})
-    assert {name: bytes(raw) for name, raw in asked.items()} == {
-        **{name: bytes(raw) for name, raw in given.items()},
-        "encoding_format": b'"base64"',
-    }
+@pytest.mark.parametrize("codec", [CODECS["json"], CODECS["msgpack"]], ids=lambda codec: codec.name)
+def test_the_worker_is_asked_for_base64_and_everything_else_stays(codec: Codec) -> None:
+    given = {"input": [[1, 2], [3]], "dimensions": 8, "embed_dtype": "float16", "unknown": {"a": 1}}
+    asked = ask_base64(view(**given, encoding_format="bytes"))
+    leg = b"".join(LegBodies(asked).whole(codec, "m"))
+    document = msgspec.msgpack.decode(leg) if codec.name == "msgpack" else json.loads(leg)
+    assert document == {"model": "m", **given, "encoding_format": "base64"}
 
 
 # --- floats -------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def test_the_worker_is_asked_for_base64_and_everything_else_stays() -> None:
 def test_numbers_take_the_place_of_base64_and_the_rest_stays() -> None:
     content = document(map(encoded, VECTORS), unknown={"é": [1.50, None]})
     headers, body = convert(FLOATS, content)
-    assert headers == [(b"content-type", b"application/json")]
+    assert headers == b"content-type: application/json\r\n"
     expected = json.loads(content)
     for item, vector in zip(expected["data"], VECTORS, strict=True):
         item["embedding"] = vector
@@ -184,11 +186,12 @@ def test_no_vectors_are_no_error() -> None:
 
 
 def test_raw_bytes_and_what_they_are() -> None:
-    headers, body = convert(RAW, document(map(encoded, VECTORS)))
+    block, body = convert(RAW, document(map(encoded, VECTORS)))
     assert body == b"".join(map(packed, VECTORS))
-    assert [name for name, _ in headers] == [b"content-type", SUMMARY_HEADER]
-    assert dict(headers)[b"content-type"] == OCTETS
-    assert json.loads(dict(headers)[SUMMARY_HEADER]) == {
+    headers = dict(fields_of(block))
+    assert headers.keys() == {b"content-type", SUMMARY_HEADER}
+    assert headers[b"content-type"] == OCTETS
+    assert json.loads(headers[SUMMARY_HEADER]) == {
         "id": "embd-1",
         "created": 17,
         "model": "m",
