@@ -18,8 +18,10 @@ class LeastLoaded:
         self._turn += 1
         first = self._turn % len(candidates)
         best = candidates[first]
+        least = best.in_flight  # asked for once each: where several processes serve it is a sum
         for index in range(first + 1, first + len(candidates)):
             candidate = candidates[index % len(candidates)]
-            if candidate.in_flight < best.in_flight:
-                best = candidate
+            load = candidate.in_flight
+            if load < least:
+                best, least = candidate, load
         return best

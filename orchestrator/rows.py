@@ -1,0 +1,126 @@
+"""The numbers of several processes in one piece of memory: a row of int64 per writer.
+
+The supervisor makes it, data-plane processes inherit its file descriptor, and it is gone with the last of
+them. There is no lock: a cell has one writer, and is eight aligned bytes, which are read and written whole.
+
+A row holds what `Telemetry` counts, then the figures of the connections to workers, then the legs under way
+on each worker. Row 0 is the base: what processes that have ended had counted.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from array import array
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+
+from orchestrator.telemetry import Layout, sum_rows
+from orchestrator.transport.base import UpstreamStats
+
+BASE = 0
+CELL_BYTES = 8
+CACHE_LINE = 64  # bytes: rows do not share one
+
+_UPSTREAM = [field.name for field in fields(UpstreamStats)]
+_UPSTREAM_GAUGES = frozenset({"idle", "busy"})
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLoad:
+    """The legs under way on one worker."""
+
+    everyone: memoryview  # a cell per row
+    own: memoryview  # the one cell that this process may write
+
+
+class Rows:
+    """All rows. Whoever writes to one knows its index from the supervisor; only the supervisor folds."""
+
+    def __init__(self, fd: int, layout: Layout, workers: int, count: int) -> None:
+        """Maps the memory behind `fd`, which `create` made for the same arguments."""
+        self.fd = fd
+        self.count = count
+        self._layout = layout
+        self._upstream = layout.size
+        self._legs = self._upstream + len(_UPSTREAM)
+        self._end = self._legs + workers
+        self.row_size = row_size(layout, workers)
+        self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
+        self._counters = [
+            *layout.counters,
+            *(self._upstream + place for place, name in enumerate(_UPSTREAM) if name not in _UPSTREAM_GAUGES),
+        ]
+
+    @classmethod
+    def create(cls, layout: Layout, workers: int, count: int) -> Rows:
+        """`count` rows of zeros, the base among them."""
+        fd = _anonymous_file()
+        os.ftruncate(fd, count * row_size(layout, workers) * CELL_BYTES)
+        return cls(fd, layout, workers, count)
+
+    def close(self) -> None:
+        """Let go of the descriptor: nobody inherits it any more. The rows stay."""
+        os.close(self.fd)
+
+    # --- one row --------------------------------------------------------------------------------
+
+    def telemetry(self, row: int) -> memoryview:
+        """For `Telemetry` to count into."""
+        return self._row(row)[: self._upstream]
+
+    def note_upstream(self, row: int, stats: UpstreamStats) -> None:
+        for cell, value in enumerate(astuple(stats), row * self.row_size + self._upstream):
+            self._cells[cell] = value
+
+    def loads(self, row: int) -> list[SharedLoad]:
+        """For each worker its legs, as the writer of `row` needs them."""
+        return [self._load(row, cell) for cell in range(self._legs, self._end)]
+
+    def in_flight(self, row: int) -> int:
+        """Requests that the writer of `row` is serving."""
+        return sum(self._row(row)[: self._layout.requests])
+
+    def _row(self, row: int) -> memoryview:
+        return self._cells[row * self.row_size : (row + 1) * self.row_size]
+
+    def _load(self, row: int, cell: int) -> SharedLoad:
+        own = row * self.row_size + cell
+        return SharedLoad(self._cells[cell :: self.row_size], self._cells[own : own + 1])
+
+    # --- all rows -------------------------------------------------------------------------------
+
+    def counts(self) -> Sequence[int]:
+        """What all processes have counted, as one row of `Telemetry`."""
+        return sum_rows(self.telemetry(row) for row in range(self.count))
+
+    def upstream(self) -> UpstreamStats:
+        parts = (self._row(row)[self._upstream : self._legs] for row in range(self.count))
+        return UpstreamStats(*sum_rows(parts))
+
+    def fold(self, row: int) -> None:
+        """Add what an ended process has counted to the base, and clear its row for the next one.
+
+        What it had in flight is over. To be called once nobody writes to the row any more; readers of the
+        same event loop see the sums as before or as after.
+        """
+        base, ended = self._row(BASE), self._row(row)
+        for cell in self._counters:
+            base[cell] += ended[cell]
+        ended[:] = array("q", bytes(self.row_size * CELL_BYTES))
+
+
+def row_size(layout: Layout, workers: int) -> int:
+    """In cells."""
+    cells = layout.size + len(_UPSTREAM) + workers
+    per_line = CACHE_LINE // CELL_BYTES
+    return -(-cells // per_line) * per_line
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("baton-rows")
+    fd, path = tempfile.mkstemp(prefix="baton-rows")
+    os.unlink(path)
+    return fd
