@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from launch.bench import options
 from launch.exits import Exit
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
     schema = commands.add_parser("schema", help="JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
+    bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
+    options.add_options(bench)
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -137,6 +141,12 @@ def _worker(arguments: argparse.Namespace) -> int:
         raise _Usage(f"{arguments.config}: no worker {arguments.name!r}; there are:{names}")
     sys.stdout.flush()
     os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from launch.bench.command import run
+
+    return run(arguments)
 
 
 def _load(arguments: argparse.Namespace) -> Config:

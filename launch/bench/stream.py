@@ -1,0 +1,97 @@
+"""The sink of one streamed answer: notes when each piece of it came."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from launch.bench.sample import Sample, Usage
+from orchestrator.wire.sse import EventStream, InvalidStream
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: msgspec.Raw | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+
+    def has_text(self) -> bool:
+        """The model said, thought or called something; the opening and the closing event do not count."""
+        return any(choice.delta is not None and _says(choice.delta) for choice in self.choices)
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+class TokenClock:
+    """Fills in `arrivals`, `usage` and the error of a sample; for `Answer.pump`, and then `finish()`."""
+
+    def __init__(self, sample: Sample, now: Callable[[], float] = time.perf_counter) -> None:
+        self._sample = sample
+        self._now = now
+        self._stream = EventStream()
+
+    def __call__(self, chunk: bytes) -> bool:
+        """Raises `InvalidStream` for what no OpenAI endpoint sends."""
+        at = self._now()  # before any work of ours
+        for payload in _payloads(self._stream.feed(chunk)):
+            if payload != b"[DONE]":
+                self._note(_decode(payload), at)
+        return True
+
+    def finish(self) -> None:
+        """The answer is complete. Raises `InvalidStream` unless the stream ended as a complete one does."""
+        self._stream.finish()
+        if not self._sample.arrivals:
+            self._sample.fail("no text", "a stream without any text")
+
+    def _note(self, event: _Event, at: float) -> None:
+        if event.error is not None:
+            self._sample.fail("error in stream", error_text(bytes(event.error)))
+        if event.usage is not None:
+            self._sample.usage = event.usage
+        if event.has_text():
+            self._sample.arrivals.append(at)
+
+
+def error_text(content: bytes) -> str:
+    """What an OpenAI error object, or a whole error answer, says; in one line of bounded length."""
+    try:
+        document = msgspec.json.decode(content)
+        document = document.get("error", document) if isinstance(document, dict) else document
+        said = document.get("message", document) if isinstance(document, dict) else document
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        said = content.decode("utf-8", "replace")
+    line = "".join(letter if letter.isprintable() else " " for letter in str(said))
+    return " ".join(line.split())[:200]
+
+
+def _payloads(events: bytes) -> Iterator[bytes]:
+    return (line[5:].strip() for line in events.splitlines() if line.startswith(b"data:"))
+
+
+def _decode(payload: bytes) -> _Event:
+    try:
+        return _EVENT.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidStream(f"an event that is not OpenAI's: {error}") from error
+
+
+def _says(delta: _Delta) -> bool:
+    return bool(delta.content or delta.reasoning_content or delta.reasoning or _has_items(delta.tool_calls))
+
+
+def _has_items(raw: msgspec.Raw | None) -> bool:
+    return raw is not None and bytes(raw) not in (b"[]", b"null")
