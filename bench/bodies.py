@@ -6,6 +6,7 @@ import json
 from random import Random
 from typing import Any
 
+MODEL = "mock"
 SYSTEM = {"role": "system", "content": "You are a helpful assistant who answers in one sentence."}
 QUESTION = {"role": "user", "content": "What is the difference between prefill and decode?"}
 # Mostly ASCII, as texts are.
@@ -19,7 +20,7 @@ def encoded(document: dict[str, Any]) -> bytes:
 def small_chat(**more: Any) -> bytes:
     """About 250 bytes."""
     return encoded(
-        {"model": "mock", "messages": [SYSTEM, QUESTION], "max_tokens": 64, "temperature": 0, **more}
+        {"model": MODEL, "messages": [SYSTEM, QUESTION], "max_tokens": 64, "temperature": 0, **more}
     )
 
 
@@ -28,7 +29,7 @@ def long_chat(messages: int = 100, characters: int = 2250) -> bytes:
     random = Random(1)
     roles = ["user", "assistant"]
     turns = [{"role": roles[i % 2], "content": prose(random, characters)} for i in range(messages)]
-    return encoded({"model": "mock", "messages": [SYSTEM, *turns], "max_tokens": 64, "temperature": 0})
+    return encoded({"model": MODEL, "messages": [SYSTEM, *turns], "max_tokens": 64, "temperature": 0})
 
 
 def agentic_chat(turns: int = 160, tools: int = 40) -> bytes:
@@ -38,7 +39,7 @@ def agentic_chat(turns: int = 160, tools: int = 40) -> bytes:
     definitions = [_tool(random, number) for number in range(tools)]
     return encoded(
         {
-            "model": "mock",
+            "model": MODEL,
             "messages": [SYSTEM, QUESTION, *history],
             "tools": definitions,
             "tool_choice": "auto",
@@ -69,7 +70,7 @@ def token_ids(count: int = 40_000, vocabulary: int = 128_000) -> bytes:
     """About 250 KB, for /v1/completions."""
     random = Random(3)
     prompt = [random.randrange(vocabulary) for _ in range(count)]
-    return encoded({"model": "mock", "prompt": prompt, "max_tokens": 64, "temperature": 0})
+    return encoded({"model": MODEL, "prompt": prompt, "max_tokens": 64, "temperature": 0})
 
 
 def prose(random: Random, characters: int) -> str:

@@ -49,12 +49,14 @@ class Outcome:
 GOALS = [
     Goal("small chat, CPU", "small", "cpu_us", 0.5, "vllm-router"),
     Goal("small chat, CPU, one hop of nginx", "small", "cpu_us", 4, "nginx"),
-    Goal("chat 236 KB, CPU", "chat", "cpu_us", 0.3, "vllm-router"),
+    Goal("chat 233 KB, CPU", "chat", "cpu_us", 0.3, "vllm-router"),
     Goal("40,000 token ids, CPU", "ids", "cpu_us", 0.15, "vllm-router"),
     Goal("SSE, CPU per event", "sse", "cpu_us", 0.75, "vllm-router"),
     Goal("SSE, CPU per event, one hop of nginx", "sse", "cpu_us", 1.3, "nginx"),
     Goal("RSS per open stream, KB", "held", "rss_kb_per_stream", 20),
     Goal("RSS per open stream", "held", "rss_kb_per_stream", 1, "vllm-router", is_strict=True),
+    Goal("p50 at the same rate", "latency", "p50_ms", 1, "vllm-router"),
+    Goal("p99 at the same rate", "latency", "p99_ms", 1, "vllm-router"),
     Goal("two processes, CPU", "small", "cpu_us", 1.11, "baton", ours="baton-2-processes"),
 ]
 

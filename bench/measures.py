@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 import uvloop
 import wrk
-from bodies import small_chat
+from bodies import MODEL, small_chat
 from load import run_load
-from processes import Failed, cpu_seconds, lacks_files, peak_rss_bytes, rss_bytes, wait_idle
+from processes import (
+    Failed,
+    cpu_seconds,
+    lacks_files,
+    last_line,
+    peak_rss_bytes,
+    python,
+    rss_bytes,
+    wait_idle,
+)
 from streams import held_streams
 
 Sample = Mapping[str, float]  # by column key
@@ -139,6 +150,56 @@ def _is_whole_stream(text: str) -> bool:
 
 def _is_completion(content: bytes) -> bool:
     return bool(json.loads(content).get("choices"))
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """`baton bench`: chats come by a schedule, the same for all, whether or not the last ones are answered.
+
+    Latencies are counted from when a request was due.
+    """
+
+    rate: int = 800
+
+    @property
+    def columns(self) -> list[Column]:
+        return [
+            Column("p50_ms", "p50 ms", 3),
+            Column("p99_ms", "p99 ms", 3),
+            Column("ttft_p50_ms", "first event p50", 3),
+            Column("ttft_p99_ms", "p99", 3),
+            Column("per_second", "requests/s", 0),
+        ]
+
+    def lacks(self) -> str | None:
+        return None
+
+    def prepare(self, target: Target) -> None:
+        self.sample(target, 1)
+
+    def sample(self, target: Target, seconds: int) -> Sample:
+        with tempfile.NamedTemporaryFile() as file:
+            options = ["--model", MODEL, "--rate", str(self.rate), "--duration", str(seconds)]
+            command = python("-m", "launch.cli", "bench", target.url, *options, "--output", file.name)
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ended.returncode:
+                raise Failed(last_line(ended.stderr))
+            step = json.load(file)["steps"][0]
+        return _open_loop_sample(step)
+
+
+def _open_loop_sample(step: dict[str, Any]) -> Sample:
+    """From a step of a result of `baton bench`. Raises `Failed` if it counts errors."""
+    if step["errors"]:
+        raise Failed(f"{step['requests'] - step['ok']} of {step['requests']} failed: {step['errors']}")
+    end_to_end, first_event = step["times"]["e2e"], step["times"]["ttft"]
+    return {
+        "p50_ms": end_to_end["p50"],
+        "p99_ms": end_to_end["p99"],
+        "ttft_p50_ms": first_event["p50"],
+        "ttft_p99_ms": first_event["p99"],
+        "per_second": step["ok"] / step["seconds"],
+    }
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ HEALTH = _response(b"")
 INFO = _response(
     b'{"role":"both","model":"mock","decodes":["json","orjson","msgpack"],"engine":"mock","engine_version":"1"}'
 )
-PAGES = {b"/health": HEALTH, b"/v1/models": MODELS, b"/baton/info": INFO}
+SERVER_INFO = _response(b'{"served_model_name":"mock"}')  # where sglang-router looks for the model's name
+PAGES = {b"/health": HEALTH, b"/v1/models": MODELS, b"/baton/info": INFO, b"/server_info": SERVER_INFO}
 NOT_FOUND = _response(b'{"detail":"Not Found"}', status=b"404 Not Found")
 
 STREAM_HEAD = (

@@ -86,16 +86,21 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], output: IO[bytes], li
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise Failed(f"ended with {process.returncode}: {_last_line(output)}")
+            raise Failed(f"ended with {process.returncode}: {_said(output)}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise Failed(f"does not listen after {limit_s:.0f} s: {_last_line(output)}")
+    raise Failed(f"does not listen after {limit_s:.0f} s: {_said(output)}")
 
 
-def _last_line(output: IO[bytes]) -> str:
+def _said(output: IO[bytes]) -> str:
     output.seek(0)
-    lines = output.read().decode(errors="replace").split("\n")
+    return last_line(output.read().decode(errors="replace"))
+
+
+def last_line(text: str) -> str:
+    """What a program said last: the reason why it ended, if there is one."""
+    lines = text.split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "(no output)")
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bodies import agentic_chat, long_chat, small_chat, token_ids
-from measures import ClosedLoop, HeldStreams, Measure
+from measures import ClosedLoop, HeldStreams, Measure, OpenLoop
 
 SMALL = small_chat()
 STREAM = small_chat(stream=True)
-# Few connections: requests under way when the time is over are then a small share of all.
-LARGE_CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -28,18 +26,18 @@ WORKLOADS = [
     Workload("small", f"small chat, {len(SMALL)} bytes, 32 connections", ClosedLoop(SMALL)),
     Workload(
         "chat",
-        "chat of 100 messages, 236 KB, 8 connections",
-        ClosedLoop(long_chat(), connections=LARGE_CONNECTIONS),
+        "chat of 100 messages, 233 KB, 32 connections",
+        ClosedLoop(long_chat()),
     ),
     Workload(
         "agentic",
         "agentic chat with tools, 1 MB, 8 connections",
-        ClosedLoop(agentic_chat(), connections=LARGE_CONNECTIONS),
+        ClosedLoop(agentic_chat(), connections=8),
     ),
     Workload(
         "ids",
-        "completion of 40,000 token ids, 245 KB, 8 connections",
-        ClosedLoop(token_ids(), path="/v1/completions", connections=LARGE_CONNECTIONS),
+        "completion of 40,000 token ids, 245 KB, 32 connections",
+        ClosedLoop(token_ids(), path="/v1/completions"),
     ),
     Workload(
         "sse",
@@ -58,5 +56,11 @@ WORKLOADS = [
         "fresh",
         f"small chat, {len(SMALL)} bytes, every request on a fresh connection, 32 at a time",
         ClosedLoop(SMALL, keep_alive=False),
+    ),
+    Workload(
+        "latency",
+        f"open loop: {OpenLoop.rate} streamed chats per second on a seeded schedule, 8 events at once",
+        OpenLoop(),
+        worker=("--events", "8"),
     ),
 ]

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import Failed
+from processes import Failed, last_line
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 TIMEOUT_S = 60  # wrk's own 2 s would call a slow router's streams an error
@@ -47,10 +47,9 @@ def run(url: str, body: bytes, *, connections: int, seconds: int, keep_alive: bo
 
 def parse(output: str) -> Load:
     """Read the line that wrk.lua prints; raises `Failed` if there is none, or if it counts errors."""
-    lines = output.strip().splitlines()
-    line = next((line for line in reversed(lines) if line.startswith("{")), None)
+    line = next((line for line in output.splitlines() if line.startswith("{")), None)
     if line is None:
-        raise Failed(f"wrk: {lines[-1] if lines else 'no output'}")
+        raise Failed(f"wrk: {last_line(output)}")
     result = json.loads(line)
     if failures := _failures(result["errors"]):
         raise Failed(f"{failures}, of {result['requests']} requests")
