@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "bench/responses.py"
-TINY = "--rounds 2 --round-s 0.001 --models 3 --choices 2 --vectors 2 --dimensions 4".split()
+TINY = {"rounds": 2, "round-s": 0.001, "models": 3, "choices": 2, "vectors": 2, "dimensions": 4}
 
 
 DOCUMENT_WAYS = {"pydantic model", "dict", "orjson", "bytes"}
@@ -14,7 +14,8 @@ DOCUMENT_WAYS = {"pydantic model", "dict", "orjson", "bytes"}
 
 def test_every_way_of_every_answer_is_measured(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    argv = [sys.executable, str(SCRIPT), *TINY, "--json", str(result)]
+    options = [f"--{name}={value}" for name, value in {**TINY, "json": result}.items()]
+    argv = [sys.executable, str(SCRIPT), *options]
     shown = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()
     rows = json.loads(result.read_text())["rows"]
     assert {(row["answer"], row["way"]) for row in rows} == {
