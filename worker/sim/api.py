@@ -239,6 +239,7 @@ def _control_routes(sim: Sim) -> APIRouter:
 
     @router.get("/requests")
     async def requests() -> Response:
+        # Recorded bodies hold what orjson refuses: integers of any size, lone surrogates.
         return _encoded(json.dumps(sim.journal.recorded(), default=repr).encode())
 
     return router
