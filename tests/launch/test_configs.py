@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 STARTED = {
     "quickstart": ["tiny-chat/prefill/0", "tiny-chat/decode/0", "orchestrator"],
     "sim": ["sim/prefill/0", "sim/prefill/1", "sim/decode/0", "sim/decode/1", "orchestrator"],
+    "embeddings": ["tiny-embed/both/0", "sim/prefill/0", "sim/decode/0", "orchestrator"],
     "gpu-one-card": ["qwen/prefill/0", "qwen/decode/0", "orchestrator"],
     "gpu-1p1d": ["qwen/prefill/0", "qwen/decode/0", "orchestrator"],
     "multi-node": ["orchestrator"],
