@@ -14,7 +14,8 @@ from orchestrator.headers import Fields, header_block
 from orchestrator.transport.base import Answer, Part, Upstream
 from orchestrator.wire.sse import InvalidStream
 
-MAX_ANSWER = 16 * 1024 * 1024  # of one that is no stream
+_MAX_ANSWER = 16 * 1024 * 1024  # of one that is no stream
+_LISTING_S = 10.0  # for what takes no model
 
 # The transport's errors speak of workers; here the other side is the endpoint.
 _KINDS: dict[type[WorkerError], tuple[str, str]] = {
@@ -42,11 +43,14 @@ class Client:
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body. Raises `WorkerError`, `TimeoutError`."""
         endpoint = self.endpoint
-        async with asyncio.timeout(self._timeout_s):
+        async with asyncio.timeout(min(_LISTING_S, self._timeout_s)):
             answer = await self.upstream.request(
                 endpoint.origin, "GET", endpoint.base + path, self._headers, []
             )
-            return answer.status, await answer.read(MAX_ANSWER)
+            try:
+                return answer.status, await answer.read(_MAX_ANSWER)
+            finally:
+                answer.abort()
 
     async def ask(self, body: Sequence[Part], due: float | None = None) -> Sample:
         """One streamed chat completion, from its schedule to its end; every failure is in the sample."""
@@ -58,7 +62,7 @@ class Client:
         except TimeoutError:
             sample.fail("timeout", f"no complete answer within {self._timeout_s:g} s")
         except InvalidStream as error:
-            sample.fail("not a stream", str(error))
+            sample.fail("broken stream", str(error))
         except WorkerError as error:
             sample.fail(*explain(error))
         sample.ended = time.perf_counter()
@@ -68,29 +72,36 @@ class Client:
         endpoint = self.endpoint
         path = endpoint.base + "/chat/completions"
         answer = await self.upstream.request(endpoint.origin, "POST", path, self._headers, body)
-        _note_headers(answer, sample)
-        if answer.status != 200:
-            sample.fail(f"http {answer.status}", error_text(await answer.read(MAX_ANSWER)))
-        elif not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+        try:
+            await _receive(answer, sample)
+        finally:
             answer.abort()
-            raise InvalidStream("the answer is not a stream of events")
-        else:
-            clock = TokenClock(sample)
-            await answer.pump(clock)
-            clock.finish()
+
+
+async def _receive(answer: Answer, sample: Sample) -> None:
+    _note_headers(answer, sample)
+    if answer.status != 200:
+        sample.fail(f"http {answer.status}", error_text(await answer.read(_MAX_ANSWER)))
+    elif not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+        sample.fail("not a stream", "the answer to a streaming request is not a stream of events")
+    else:
+        clock = TokenClock(sample)
+        await answer.pump(clock)
+        clock.finish()
 
 
 def explain(error: WorkerError) -> tuple[str, str]:
     """Kind and text of a transport's error."""
     kind, text = _KINDS.get(type(error), ("failed", str(error)))
     cause = error.__cause__
-    return kind, f"{text}: {_cause(cause)}" if cause is not None and str(cause) else text
+    return kind, f"{text}: {_cause(cause)}" if cause is not None else text
 
 
 def _cause(cause: BaseException) -> str:
     """Without the numbers that event loops put before it."""
-    is_system = isinstance(cause, OSError) and cause.strerror is not None
-    return str(cause.strerror if is_system else cause)  # type: ignore[attr-defined]
+    if isinstance(cause, TimeoutError):
+        return "timed out"
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
 
 
 def _note_headers(answer: Answer, sample: Sample) -> None:

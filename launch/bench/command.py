@@ -117,7 +117,9 @@ class _Bench:
             return exit_code
         result = self._result(endpoint, session)
         self._show(result, report.report(result))
-        return exit_code or _judge(result)
+        if not any(step.ok for step in result.steps):
+            raise BenchError("not one request was answered")
+        return exit_code
 
     async def _measure(self, profile: Coroutine[Any, Any, None]) -> Exit:
         """What was found before Ctrl-C, or before the endpoint went, is still worth a report."""
@@ -168,7 +170,9 @@ class _Bench:
             steps=steps,
         )
         self._show(result, report.report_ab(result))
-        return Exit.OK if result.ratios else Exit.FAILED
+        if not any(step.ok for arm in steps.values() for step in arm):
+            raise BenchError("not one request was answered")
+        return Exit.OK
 
     async def _probe_all(self, upstream: Upstream, endpoints: dict[str, Endpoint]) -> Target:
         """All are asked as the first one wants it. Raises `WrongUsage` if their models differ."""
@@ -246,11 +250,6 @@ async def _upstream() -> AsyncIterator[Upstream]:
         yield upstream
     finally:
         await upstream.aclose()
-
-
-def _judge(result: Result) -> Exit:
-    """A result without a single answer is none."""
-    return Exit.OK if any(step.ok for step in result.steps) else Exit.FAILED
 
 
 def _now() -> str:

@@ -37,12 +37,15 @@ def metrics_of(step: Step) -> dict[str, float]:
 
 
 def compare(a: Result, b: Result) -> Iterator[Row]:
-    """Of all steps that both have, metrics that both have."""
+    """Of all steps that both have, the metrics that both have; and the rates that each sustained."""
     others = {name_of(step): step for step in b.steps}
     for step in a.steps:
         other = others.get(name_of(step))
         if other is not None:
             yield from _rows(step, other)
+    for workload, rate in a.sustained.items():
+        if workload in b.sustained:
+            yield Row(workload, "sustained req/s", rate, b.sustained[workload])
 
 
 def differences(a: Result, b: Result) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ _REFUSED = ("http 400", "http 422")
 _FEW_WORDS, _MANY_WORDS = 8, 136
 _USUAL_TOKENS_PER_WORD = 1.2  # where the endpoint does not count tokens
 _LEAST_TOKENS_PER_WORD = 0.5  # less cannot be: what counts so would make prompts without end
+
+_NAMES_SHOWN = 20  # gateways have hundreds
 
 _LENGTH_MARGIN = 1.05  # prompts are cut by words, not by tokens
 
@@ -80,12 +83,12 @@ async def _choose_model(client: Client, wanted: str | None) -> _Card:
     if status != 200 and wanted is not None:
         return _Card(wanted)  # not every gateway lists what it has
     cards = _cards(client, status, content)
-    names = ", ".join(cards)
-    if wanted is not None and wanted not in cards:
-        raise WrongUsage(f"{client.endpoint.url} has no model {wanted!r}; it has: {names}")
+    names = ", ".join([*islice(cards, _NAMES_SHOWN), *["..."] * (len(cards) > _NAMES_SHOWN)])
     if wanted is None and len(cards) > 1:
         raise WrongUsage(f"{client.endpoint.url} has several models, choose with --model: {names}")
-    return cards[wanted or names]
+    if wanted is not None and wanted not in cards:
+        raise WrongUsage(f"{client.endpoint.url} has no model {wanted!r}; it has: {names}")
+    return cards[wanted] if wanted is not None else next(iter(cards.values()))
 
 
 async def _get_models(client: Client) -> tuple[int, bytes]:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from typing import TextIO
 
 from launch.bench.measure import Tally
-from launch.bench.results import Unit
 
 _PERIOD_S = 0.25
 
@@ -57,8 +56,7 @@ def describe(tally: Tally, now: float) -> str:
     """What is known in the middle of a run."""
     run, answered = tally.run, len(tally.samples)
     elapsed = min(now - tally.started, run.duration_s)
-    load = f"{run.load}" if run.load.unit is Unit.RATE else f"{run.load.value:g} at once"
-    text = f"{run.workload.name}, {load}: {elapsed:.0f} of {run.duration_s:.0f} s, {tally.sent} sent"
+    text = f"{run.workload.name}, {run.load}: {elapsed:.0f} of {run.duration_s:.0f} s, {tally.sent} sent"
     text += f", {answered} answered" + (f", {tally.failed} failed" if tally.failed else "")
     last = next((sample for sample in reversed(tally.samples) if sample.is_ok), None)
     return text + (f", last TTFT {last.ttft_s * 1e3:.0f} ms" if last else "")

@@ -28,7 +28,8 @@ class Load(msgspec.Struct, frozen=True):
     unit: Unit
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} {self.unit}"
+        digits = ".3g" if self.value < 1000 else ".0f"
+        return f"{self.value:{digits}} {self.unit}"
 
 
 class Spread(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -45,7 +46,7 @@ class Sample:
     due: float
     sent: float
     ended: float = 0.0
-    arrivals: list[float] = field(default_factory=list)  # of each event that carried text
+    arrivals: array[float] = field(default_factory=lambda: array("d"))  # of each event that carried text
     usage: Usage | None = None
     error: str | None = None  # its kind
     detail: str = ""  # what the endpoint or the system said of the error

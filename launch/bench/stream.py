@@ -11,25 +11,35 @@ from launch.bench.sample import Sample, Usage
 from orchestrator.wire.sse import EventStream, InvalidStream
 
 
+class _Call(msgspec.Struct):
+    """Whatever it calls: that it does is enough."""
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[_Call] | None = None
+
+    def has_text(self) -> bool:
+        return bool(self.content or self.reasoning_content or self.reasoning or self.tool_calls)
 
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
 
 
+_NOTHING = msgspec.Raw(b"null")
+
+
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NOTHING
 
     def has_text(self) -> bool:
         """The model said, thought or called something; the opening and the closing event do not count."""
-        return any(choice.delta is not None and _says(choice.delta) for choice in self.choices)
+        return any(choice.delta is not None and choice.delta.has_text() for choice in self.choices)
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -58,7 +68,7 @@ class TokenClock:
             self._sample.fail("no text", "a stream without any text")
 
     def _note(self, event: _Event, at: float) -> None:
-        if event.error is not None:
+        if event.error != _NOTHING:
             self._sample.fail("error in stream", error_text(bytes(event.error)))
         if event.usage is not None:
             self._sample.usage = event.usage
@@ -87,11 +97,3 @@ def _decode(payload: bytes) -> _Event:
         return _EVENT.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidStream(f"an event that is not OpenAI's: {error}") from error
-
-
-def _says(delta: _Delta) -> bool:
-    return bool(delta.content or delta.reasoning_content or delta.reasoning or _has_items(delta.tool_calls))
-
-
-def _has_items(raw: msgspec.Raw | None) -> bool:
-    return raw is not None and bytes(raw) not in (b"[]", b"null")
