@@ -149,7 +149,10 @@ def _is_whole_stream(text: str) -> bool:
 
 
 def _is_completion(content: bytes) -> bool:
-    return bool(json.loads(content).get("choices"))
+    try:
+        return bool(json.loads(content).get("choices"))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+START_LIMIT_S = 60.0
+STOP_LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -52,7 +54,7 @@ def running(
 ) -> Iterator[int]:
     """A process that listens on `port`, pinned to one core; yields its pid and stops it at the end.
 
-    Raises `Failed` with the last line that it wrote if it ends, or does not listen within a minute.
+    Raises `Failed` with the last line that it wrote if it ends, or does not listen in time.
     """
     with tempfile.TemporaryFile() as output:
         with _pinned(core):
@@ -82,15 +84,15 @@ def _pinned(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], output: IO[bytes], limit_s: float = 60.0) -> None:
-    end = time.monotonic() + limit_s
+def _wait_for(port: int, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
+    end = time.monotonic() + START_LIMIT_S
     while time.monotonic() < end:
         if process.poll() is not None:
             raise Failed(f"ended with {process.returncode}: {_said(output)}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise Failed(f"does not listen after {limit_s:.0f} s: {_said(output)}")
+    raise Failed(f"does not listen after {START_LIMIT_S:.0f} s: {_said(output)}")
 
 
 def _said(output: IO[bytes]) -> str:
@@ -104,11 +106,11 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "(no output)")
 
 
-def _stop(process: subprocess.Popen[bytes], limit_s: float = 30.0) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     """It and its session: what does not end with it is killed."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=limit_s)
+        process.wait(timeout=STOP_LIMIT_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -58,7 +58,7 @@ def _aligned(lines: list[list[str]], remarks: Mapping[str, str]) -> list[str]:
 def goals_table(outcomes: Sequence[Outcome]) -> str:
     lines = [_goal_cells(one) for one in outcomes if one.reason is None]
     remarks = {one.goal.text: f"not measured: {one.reason}" for one in outcomes if one.reason}
-    return "\n".join(_aligned([["goal", "measured", "min-max", ""], *lines], remarks))
+    return "\n".join(_aligned([["goal", "measured", "min-max", "verdict"], *lines], remarks))
 
 
 def _goal_cells(outcome: Outcome) -> list[str]:
