@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import NoReturn
+
+import msgspec
 
 from orchestrator.endpoints import ENDPOINTS, Serving
 from orchestrator.errors import (
@@ -33,13 +34,13 @@ from orchestrator.headers import header_block
 from orchestrator.ids import IdSource
 from orchestrator.relay import RequestScope
 from orchestrator.routing.planner import Plan, Planner
-from orchestrator.telemetry import FallbackReason, Kv, Path, Telemetry
+from orchestrator.telemetry import FallbackReason, Path, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream, InvalidStream, error_status, has_begun, opening_error
-from orchestrator.wire.usage import InvalidAnswer, KvOutcome, encode_document, mended
+from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
 
@@ -55,13 +56,15 @@ RELEASE_TIMEOUT_S = 10.0
 
 MakeBody = Callable[[Codec, str], Parts]
 
-_KV = {outcome: Kv[outcome.name] for outcome in KvOutcome}
-_KV_HEADERS = {_KV[outcome]: header_block([(b"x-baton-kv", outcome.encode())]) for outcome in KvOutcome}
+# Looking a member up in its enumeration costs as much as a call.
+_DISAGGREGATED, _AGGREGATED = Path.DISAGGREGATED, Path.AGGREGATED
+_ONE_LEG = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
+# Indexed with the enumeration's numbers: a look-up by member is a call in Python.
+_KV_HEADERS = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
 _log = logging.getLogger("baton.flow")
 
 
-@dataclass(slots=True)
-class _Job:
+class _Job(msgspec.Struct):
     """What the legs of one request share."""
 
     scope: RequestScope
@@ -131,16 +134,16 @@ class Flow:
         self._telemetry.begin(record)
         plan = self._plan(scope.exchange.path, view)
         record.admitted = scope.now()
-        record.path = Path.DISAGGREGATED if plan.prefill else Path.AGGREGATED
         record.decode_worker = plan.decode.name
-        if plan.prefill:
+        if plan.prefill is None:
+            record.path = _AGGREGATED
+        else:
+            record.path = _DISAGGREGATED
             record.prefill_worker = plan.prefill.name
         return _Job(scope, view, LegBodies(view), plan, len(body), self._ids.fresh(), scope.relayed_headers())
 
     def _plan(self, path: str, view: RequestView) -> Plan:
-        whole_reason = view.whole_reason
-        if ENDPOINTS[path] is Serving.ONE_LEG:
-            whole_reason = "this endpoint needs one worker"
+        whole_reason = "this endpoint needs one worker" if path in _ONE_LEG else view.whole_reason
         return self._planners[view.model].plan(self._registry.pools[view.model], whole_reason)
 
     # --- one leg --------------------------------------------------------------------------------
@@ -260,12 +263,12 @@ class Flow:
         raise _worker_answered(answer, content)
 
     def _respond(self, job: _Job, answer: Answer, content: bytes) -> None:
-        outcome = KvOutcome.LOCAL
+        kv = Kv.LOCAL
         if job.handoff is not None:
-            outcome, content = _mended(content, job.handoff)
+            kv, content = _mended(content, job.handoff)
         scope = job.scope
-        scope.record.kv = kind = _KV[outcome]
-        headers = _content_type(answer) + scope.response_headers() + _KV_HEADERS[kind]
+        scope.record.kv = kv
+        headers = _content_type(answer) + scope.response_headers() + _KV_HEADERS[kv]
         scope.respond(200, headers, content)
 
     async def _relay_stream(self, job: _Job, answer: Answer) -> None:
@@ -279,7 +282,7 @@ class Flow:
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
-            scope.record.kv = _KV[KvOutcome.LOCAL if job.handoff is None else events.kv]
+            scope.record.kv = Kv.LOCAL if job.handoff is None else events.kv
         scope.exchange.finish()
 
 
@@ -312,7 +315,7 @@ def _content_type(answer: Answer) -> bytes:
     return b"content-type: %b\r\n" % answer.headers.get(b"content-type", b"application/json")
 
 
-def _mended(content: bytes, handoff: Handoff) -> tuple[KvOutcome, bytes]:
+def _mended(content: bytes, handoff: Handoff) -> tuple[Kv, bytes]:
     try:
         return mended(content, handoff.prefill_cached_tokens)
     except InvalidAnswer as error:

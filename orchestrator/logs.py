@@ -24,7 +24,8 @@ from typing import Any, Final
 import orjson
 
 from orchestrator.config import LogConfig
-from orchestrator.telemetry import NO_MODEL, STAGES, Kv, Path, RequestRecord
+from orchestrator.telemetry import NO_MODEL, STAGES, Path, RequestRecord
+from orchestrator.wire.usage import Kv
 
 Write = Callable[[bytes], None]
 
@@ -161,7 +162,7 @@ class AccessLog:
         self._records = records
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
         self._slow_s = config.slow_request_s
-        self._format = json_line if config.format == "json" else console_line
+        self._line = self._json_line if config.format == "json" else self._console_line
         self._is_on = config.access
         self._write = write
         self._wall_clock = wall_clock
@@ -186,11 +187,44 @@ class AccessLog:
         if self._is_on and records:
             lines = bytearray()  # each line is freed at once: a list of them costs as much again
             for record in records:
-                lines += self._format(self._fields(record, offset))
+                lines += self._line(record, offset)
             self._write(bytes(lines))
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)
+
+    def _console_line(self, record: RequestRecord, offset: float) -> bytes:
+        """A line for people: what every request has, then NAME=VALUE for what this one has too."""
+        queue_s, prefill_s, first_byte_s, total_s = record.stages()
+        ended = timestamp(record.finished + offset)
+        words = [f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"]
+        if model := self._models[record.model_index]:
+            words.append(f"model={model}")
+        if record.path:
+            words.append(_PATH_WORDS[record.path])
+        if record.error_code is not None:
+            words.append(f"error={record.error_code}")
+        words.append("stream=True" if record.is_stream else "stream=False")
+        if queue_s is not None:
+            words.append(f"queue_ms={queue_s * 1e3:.3f}")
+        if prefill_s is not None:
+            words.append(f"prefill_ms={prefill_s * 1e3:.3f}")
+        if first_byte_s is not None:
+            words.append(f"decode_first_byte_ms={first_byte_s * 1e3:.3f}")
+        words.append(f"total_ms={total_s * 1e3:.3f}")
+        if record.kv:
+            words.append(_KV_WORDS[record.kv])
+        if record.prefill_worker is not None:
+            words.append(f"prefill_worker={record.prefill_worker}")
+        if record.decode_worker is not None:
+            words.append(f"decode_worker={record.decode_worker}")
+        words.append(f"bytes_in={record.bytes_in} bytes_out={record.bytes_out}")
+        if record.client is not None:
+            words.append(f"client={record.client}")
+        return one_line(" ".join(words)).encode() + b"\n"
+
+    def _json_line(self, record: RequestRecord, offset: float) -> bytes:
+        return json_line(self._fields(record, offset))
 
     def _fields(self, record: RequestRecord, offset: float) -> dict[str, Any]:
         queue_s, prefill_s, first_byte_s, total_s = record.stages()
@@ -230,23 +264,12 @@ class AccessLog:
 
 _PATHS = tuple(None if path is Path.NONE else path.name.lower() for path in Path)
 _KV = tuple(None if kv is Kv.NONE else kv.name.lower() for kv in Kv)
+_PATH_WORDS = tuple(f"path={name}" for name in _PATHS)
+_KV_WORDS = tuple(f"kv={name}" for name in _KV)
 
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else int(seconds * 1e6) / 1e3
-
-
-def console_line(fields: Mapping[str, Any]) -> bytes:
-    """An access line for people: what every request has, then NAME=VALUE for what this one has too."""
-    words = [f"{fields['time']} ACCESS {fields['id']} {fields['status']} {fields['endpoint']}"]
-    words += [f"{name}={fields[name]}" for name in _IF_KNOWN if fields[name] is not None]
-    return (one_line(" ".join(words)) + "\n").encode()
-
-
-_IF_KNOWN = (
-    *("model", "path", "error", "stream", "queue_ms", "prefill_ms", "decode_first_byte_ms", "total_ms"),
-    *("kv", "prefill_worker", "decode_worker", "bytes_in", "bytes_out", "client"),
-)
 
 
 # --- everything else that logs ------------------------------------------------------------------

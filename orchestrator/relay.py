@@ -24,20 +24,21 @@ SWEEP_S = 0.25
 
 # The client's headers that workers get too; nothing else of a client's head reaches them.
 _RELAYED = frozenset({b"accept", b"traceparent", b"tracestate"})
-_PATHS = {Path.DISAGGREGATED: b"disaggregated", Path.AGGREGATED: b"aggregated"}
+_PATHS = tuple(path.name.lower().encode() for path in Path)  # a look-up by member is a call in Python
 _log = logging.getLogger("baton.relay")
 
 
 class RequestScope:
     """One request. Made by the data plane, driven by `run`, over when that returns."""
 
-    __slots__ = ("_plane", "_progress", "_stop", "_task", "deadline", "exchange", "record")
+    __slots__ = ("_plane", "_progress", "_seen_bytes", "_stop", "_task", "deadline", "exchange", "record")
 
     def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
         self._plane = plane
         self._task = asyncio.current_task(plane.loop)
         self._stop: BatonError | None = None
-        self._progress = received = plane.time()
+        self._seen_bytes = 0  # of the answer, at the last sweep
+        self._progress = received = plane.time()  # of a stream: when a sweep last saw more of it
         self.deadline = received + plane.limits.request_timeout_s
         self.exchange = exchange
         self.record = RequestRecord(request_id=exchange.request_id, endpoint=exchange.path, received=received)
@@ -102,6 +103,9 @@ class RequestScope:
         if not self.exchange.is_started:
             if now > self.deadline:
                 self.stop(DeadlineExceeded(f"not answered within {limits.request_timeout_s:g} s"))
+        elif self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
+            self._seen_bytes = self.record.bytes_out
+            self._progress = now
         elif now > self._progress + limits.stream_idle_timeout_s:
             self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
 
@@ -144,10 +148,9 @@ class RequestScope:
 
         The client's pace becomes the worker's: while its connection is full, the worker's is not read.
         """
-        record, time, send = self.record, self._plane.time, self.exchange.feed
+        record, send = self.record, self.exchange.feed
 
         def sink(chunk: bytes) -> bool:
-            self._progress = time()
             data = feed(chunk)
             record.bytes_out += len(data)
             return not data or send(data)

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import msgspec
 
 from orchestrator import errors
+from orchestrator.wire.usage import Kv
 
 Row: TypeAlias = "array[int] | memoryview"  # of int64, format "q"
 
@@ -31,16 +32,6 @@ class Path(IntEnum):
     NONE = 0
     DISAGGREGATED = 1
     AGGREGATED = 2
-
-
-class Kv(IntEnum):
-    """What became of the prompt's KV cache; NONE for requests that ended before anybody could tell."""
-
-    NONE = 0
-    TRANSFERRED = 1
-    RECOMPUTED = 2
-    LOCAL = 3
-    UNKNOWN = 4
 
 
 class RequestRecord(msgspec.Struct, kw_only=True, gc=False):
@@ -203,14 +194,14 @@ class Telemetry:
             {name: layout.request_cell(model, index) for index, name in enumerate(layout.endpoints)}
             for model in range(len(layout.models))
         ]
+        self._in_flight = [layout.in_flight + model for model in range(len(layout.models))]
         self._stages = [layout.stage_cell(model, 0) for model in range(len(layout.models))]
         self._statuses = {status: index for index, status in enumerate(STATUSES)}
         self._errors = {code: layout.errors + index for index, code in enumerate(layout.error_codes)}
 
     def begin(self, record: RequestRecord) -> None:
         """Count the request as in flight, for the model known by now. Owed: one `finish`."""
-        cell = self.layout.in_flight + record.model_index % len(self.layout.models)
-        record.in_flight_cell = cell
+        record.in_flight_cell = cell = self._in_flight[record.model_index]
         self.row[cell] += 1
 
     def finish(self, record: RequestRecord) -> None:
@@ -231,9 +222,10 @@ class Telemetry:
     def _observe_stages(self, record: RequestRecord) -> None:
         row = self.row
         cell = self._stages[record.model_index]
+        bucket, bounds = bisect_left, STAGE_BOUNDS
         for seconds in record.stages():
             if seconds is not None:  # what `_observe` does, without four more calls per request
-                row[cell + bisect_left(STAGE_BOUNDS, seconds)] += 1
+                row[cell + bucket(bounds, seconds)] += 1
                 row[cell + _STAGE_SUM] += int(seconds * 1e6)
             cell += _STAGE_CELLS
 

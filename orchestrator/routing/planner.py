@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from orchestrator.config import RoutingConfig
 from orchestrator.errors import Unavailable
@@ -10,8 +10,7 @@ from orchestrator.routing import POLICIES
 from orchestrator.workers import Pools, Worker
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(msgspec.Struct):
     """Who does what, and why. `prefill` is None if `decode` does everything."""
 
     prefill: Worker | None

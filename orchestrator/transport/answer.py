@@ -132,10 +132,11 @@ class ReceivedAnswer(ABC):
         """The body part of one read, without framing, may be empty; `is_complete`: nothing follows."""
         self._is_complete = is_complete
         if data:
-            if self._sink is None or self._is_held:
+            sink = self._sink
+            if sink is None or self._is_held:
                 self._keep(data)
             else:
-                self._offer(self._sink, data)
+                self._offer(sink, data)
         if is_complete or self._size >= self._wake_at:
             waiter = self._waiter
             if waiter is not None and not waiter.done():

@@ -426,11 +426,12 @@ class _Connection(asyncio.Protocol):
                 self._refuse(error)
                 return
             self.is_reusable = False
+        pieces = self._pieces
         if self._is_done:
             self._finish(answer)
-        elif self._pieces:
+        elif pieces:
             self._overhead = 0
-            answer.receive(self._take_pieces(), False)
+            answer.receive(pieces.pop() if len(pieces) == 1 else self._take_pieces(), False)
         else:
             self._count_overhead(answer, len(data))
 

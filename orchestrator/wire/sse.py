@@ -6,7 +6,7 @@ import msgspec
 
 from orchestrator.wire.usage import (
     Document,
-    KvOutcome,
+    Kv,
     decode_document,
     kv_outcome,
     usage_of,
@@ -60,7 +60,7 @@ class EventStream:
         self._cached_tokens = cached_tokens
         self._tail = b""
         self._last = b""
-        self.kv = KvOutcome.UNKNOWN  # set by the usage event
+        self.kv = Kv.UNKNOWN  # set by the usage event
 
     def feed(self, chunk: bytes) -> bytes:
         """Whole events that can be sent now; b"" if there are none. Raises `InvalidStream`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum
 
 import msgspec
 from msgspec import Raw
@@ -29,20 +29,21 @@ _OBJECT = msgspec.json.Decoder(Document)
 _json = msgspec.json.Encoder()
 
 
-class KvOutcome(StrEnum):
-    """What became of the hand-off, as the decode worker's count of cached tokens shows."""
+class Kv(IntEnum):
+    """What became of the prompt's KV cache, as the decode worker's count of cached tokens shows."""
 
-    TRANSFERRED = "transferred"  # all of the prompt came from the hand-off
-    RECOMPUTED = "recomputed"  # the decode worker computed (some of) the prompt itself
-    LOCAL = "local"  # there was no hand-off: one worker did everything
-    UNKNOWN = "unknown"  # the worker does not report cached tokens
+    NONE = 0  # the request ended before anybody could tell
+    TRANSFERRED = 1  # all of the prompt came from the hand-off
+    RECOMPUTED = 2  # the decode worker computed (some of) the prompt itself
+    LOCAL = 3  # there was no hand-off: one worker did everything
+    UNKNOWN = 4  # the worker does not report cached tokens
 
 
 class InvalidAnswer(ValueError):
     """A worker's answer is not a JSON object."""
 
 
-def mended(content: bytes, cached_tokens: int | None) -> tuple[KvOutcome, bytes]:
+def mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
     """Judge an answer, and write the prefill worker's count of cached tokens into its usage.
 
     Valid only if the hand-off was sent without the cached-tokens key. All other bytes stay as they are; so
@@ -51,9 +52,9 @@ def mended(content: bytes, cached_tokens: int | None) -> tuple[KvOutcome, bytes]
     usage = _typed_usage(content)
     details = usage.prompt_tokens_details if usage is not None else None
     if usage is None or details is None or details.cached_tokens is None or usage.prompt_tokens is None:
-        return KvOutcome.UNKNOWN, content
+        return Kv.UNKNOWN, content
     reported = details.cached_tokens
-    outcome = KvOutcome.TRANSFERRED if reported == usage.prompt_tokens else KvOutcome.RECOMPUTED
+    outcome = Kv.TRANSFERRED if reported == usage.prompt_tokens else Kv.RECOMPUTED
     if cached_tokens is None or cached_tokens == reported:
         return outcome, content
     return outcome, _with_count(content, reported, cached_tokens)
@@ -100,13 +101,13 @@ def usage_of(document: Document) -> Document | None:
     return None if usage is None else decode_document(bytes(usage))
 
 
-def kv_outcome(usage: Document) -> KvOutcome:
+def kv_outcome(usage: Document) -> Kv:
     """Judge the decode worker's usage; valid only if the hand-off was sent without the cached-tokens key."""
     details = _details_of(usage)
     if details is None or "cached_tokens" not in details or "prompt_tokens" not in usage:
-        return KvOutcome.UNKNOWN
+        return Kv.UNKNOWN
     is_whole = bytes(details["cached_tokens"]) == bytes(usage["prompt_tokens"])
-    return KvOutcome.TRANSFERRED if is_whole else KvOutcome.RECOMPUTED
+    return Kv.TRANSFERRED if is_whole else Kv.RECOMPUTED
 
 
 def with_cached_tokens(document: Document, usage: Document, cached_tokens: int | None) -> bytes:

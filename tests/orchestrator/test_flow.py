@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.config import RoutingConfig
-from orchestrator.telemetry import FallbackReason, Kv, Path
+from orchestrator.telemetry import FallbackReason, Path
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import Encoding, WorkerInfo
+from orchestrator.wire.usage import Kv
 from tests.orchestrator.fakes import (
     DONE,
     JSON,

@@ -12,7 +12,6 @@ from orchestrator.telemetry import (
     STAGES,
     STATUSES,
     FallbackReason,
-    Kv,
     Layout,
     LoopLagMonitor,
     Path,
@@ -22,6 +21,7 @@ from orchestrator.telemetry import (
     histogram_cells,
     sum_rows,
 )
+from orchestrator.wire.usage import Kv
 
 CHAT = "/v1/chat/completions"
 LAYOUT = Layout(["small", "large"], [CHAT, "/v1/completions"])

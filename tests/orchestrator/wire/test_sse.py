@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.wire.sse import DONE, EventStream, InvalidStream, error_status, has_begun, opening_error
-from orchestrator.wire.usage import KvOutcome
+from orchestrator.wire.usage import Kv
 
 
 def event(document: Any) -> bytes:
@@ -58,7 +58,7 @@ def test_events_come_back_byte_for_byte_however_they_are_cut(places: list[int]) 
 def test_a_usage_event_that_nobody_asked_for_is_withheld(places: list[int]) -> None:
     stream = EventStream(hides_usage=True)
     assert relayed(stream, cut(STREAM, places)) == STREAM.replace(usage_event(21, 21), b"")
-    assert stream.kv is KvOutcome.TRANSFERRED
+    assert stream.kv is Kv.TRANSFERRED
 
 
 @given(st.lists(st.integers(0, 10_000)))
@@ -70,13 +70,13 @@ def test_the_usage_event_gets_the_prefill_workers_count(places: list[int]) -> No
 @pytest.mark.parametrize(
     ("cached", "outcome"),
     [
-        (21, KvOutcome.TRANSFERRED),
-        (0, KvOutcome.RECOMPUTED),
-        (16, KvOutcome.RECOMPUTED),
-        (None, KvOutcome.UNKNOWN),
+        (21, Kv.TRANSFERRED),
+        (0, Kv.RECOMPUTED),
+        (16, Kv.RECOMPUTED),
+        (None, Kv.UNKNOWN),
     ],
 )
-def test_the_usage_event_is_the_evidence(cached: int | None, outcome: KvOutcome) -> None:
+def test_the_usage_event_is_the_evidence(cached: int | None, outcome: Kv) -> None:
     stream = EventStream()
     relayed(stream, [usage_event(21, cached) + DONE])
     assert stream.kv is outcome
@@ -86,7 +86,7 @@ def test_continuous_usage_is_left_alone() -> None:
     chunk = event({"choices": [{"delta": {}}], "usage": usage(21, 3)})
     stream = EventStream(hides_usage=True, cached_tokens=9)
     assert relayed(stream, [chunk, DONE]) == chunk + DONE
-    assert stream.kv is KvOutcome.UNKNOWN
+    assert stream.kv is Kv.UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.wire.usage import InvalidAnswer, KvOutcome, mended
+from orchestrator.wire.usage import InvalidAnswer, Kv, mended
 
 ANSWER = (
     b'{"id":"c","choices":[{"message":{"content":"caf\\u00e9","tool_calls":[]},"logprobs":null}],'
@@ -17,9 +17,9 @@ def test_only_the_count_changes() -> None:
 
 
 def test_nothing_changes_without_a_count_or_a_place_for_it() -> None:
-    assert mended(ANSWER, None) == (KvOutcome.TRANSFERRED, ANSWER)
+    assert mended(ANSWER, None) == (Kv.TRANSFERRED, ANSWER)
     plain = json.dumps({"usage": {"prompt_tokens": 3}}, separators=(",", ":")).encode()
-    assert mended(plain, 16) == (KvOutcome.UNKNOWN, plain)
+    assert mended(plain, 16) == (Kv.UNKNOWN, plain)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_right_count_changes_however_it_is_written(usage: bytes) -> None:
     outcome, content = mended(text, 16)
     expected = json.loads(text)
     expected["usage"]["prompt_tokens_details"]["cached_tokens"] = 16
-    assert outcome is KvOutcome.RECOMPUTED
+    assert outcome is Kv.RECOMPUTED
     assert json.loads(content) == expected
 
 
@@ -49,4 +49,4 @@ def test_what_is_no_object_is_refused(content: bytes) -> None:
 @pytest.mark.parametrize("usage", ["1", '{"prompt_tokens":"many"}', '{"prompt_tokens_details":[]}', "null"])
 def test_a_usage_of_another_shape_is_no_evidence(usage: str) -> None:
     content = f'{{"usage":{usage}}}'.encode()
-    assert mended(content, 16) == (KvOutcome.UNKNOWN, content)
+    assert mended(content, 16) == (Kv.UNKNOWN, content)
