@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import signal
 import sys
@@ -31,7 +30,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from comparison import Cores, Row, compare
+from cluster import share_cores
+from comparison import Row, compare
 from goals import GOALS, outcome
 from machine import machine
 from plot import save_plot
@@ -48,7 +48,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
     document = _about(arguments)
     raise_file_limit()
-    cores = _share_cores()
+    cores = share_cores()
+    if cores.router == cores.other:
+        print("only one core: the load takes time from the routers, expect wide spreads", file=sys.stderr)
     measured: dict[str, dict[str, Row]] = {}
     for workload in _chosen(arguments.only, WORKLOADS):
         rows = compare(
@@ -100,16 +102,6 @@ def _positive(text: str) -> int:
 
 def _chosen(names: list[str] | None, everything: list[Any]) -> list[Any]:
     return [one for one in everything if names is None or one.name in names]
-
-
-def _share_cores() -> Cores:
-    """The workers and this process, which makes some load, share a core; the routers get another one."""
-    mine = sorted(os.sched_getaffinity(0))
-    if len(mine) == 1:
-        print("only one core: the load takes time from the routers, expect wide spreads", file=sys.stderr)
-    cores = Cores(router=mine[0], other=mine[-1])
-    os.sched_setaffinity(0, {cores.other})
-    return cores
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:

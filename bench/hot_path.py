@@ -20,7 +20,8 @@ from typing import Any
 
 import uvloop
 from mock_worker import DECODE, PREFILL
-from relay import BODY, CONFIG
+from relay import BODY
+from routers import BATON_CONFIG
 from uvicorn.server import ServerState
 
 from orchestrator.app import Orchestrator
@@ -98,7 +99,8 @@ class InProcessUpstream(PooledUpstream):
 def config() -> Config:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "bench.yaml")
-        path.write_text(CONFIG.format(port=1, prefill=PREFILL_PORT, decode=3, access="true"))
+        urls = {"prefill": f"http://127.0.0.1:{PREFILL_PORT}", "decode": "http://127.0.0.1:3"}
+        path.write_text(BATON_CONFIG.format(port=1, processes=1, **urls))
         return load_config(path)
 
 

@@ -14,6 +14,7 @@ import httpx
 import uvloop
 import wrk
 from bodies import MODEL, small_chat
+from cluster import JSON, Target
 from load import run_load
 from processes import (
     Failed,
@@ -28,19 +29,6 @@ from processes import (
 from streams import held_streams
 
 Sample = Mapping[str, float]  # by column key
-
-
-@dataclass(frozen=True)
-class Target:
-    """A router at work, and the decode worker that answers through it."""
-
-    pid: int
-    port: int
-    decode: int
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -130,9 +118,6 @@ class ClosedLoop:
     def _count(self, target: Target) -> int:
         counts = httpx.get(f"http://127.0.0.1:{target.decode}/mock/counts").json()
         return int(counts[f"{self.unit}s"])
-
-
-JSON = {"content-type": "application/json"}
 
 
 def check_answer(answer: httpx.Response) -> None:

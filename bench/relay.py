@@ -9,79 +9,28 @@ on the other. Rounds are interleaved; the figure is the median of the ratios of 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import tempfile
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import uvloop
+from bodies import small_chat
+from cluster import Target, at_work, mock_workers, share_cores
 from load import Result, run_load
-from processes import cpu_seconds, free_port, python, running
+from processes import cpu_seconds
+from routers import ROUTERS
 
 GOAL = 0.35  # Baton's CPU per request over the proxy's
-BODY = json.dumps(
-    {
-        "model": "mock",
-        "messages": [
-            {"role": "system", "content": "You are a helpful assistant who answers in one sentence."},
-            {"role": "user", "content": "What is the difference between prefill and decode?"},
-        ],
-        "max_tokens": 64,
-        "temperature": 0,
-    },
-    separators=(",", ":"),
-).encode()
-
-CONFIG = """
-orchestrator: {{listen: "127.0.0.1:{port}", log: {{access: {access}}}}}
-models:
-  - name: mock
-    prefill: {{urls: ["http://127.0.0.1:{prefill}"]}}
-    decode: {{urls: ["http://127.0.0.1:{decode}"]}}
-"""
+NAMES = ("baton", "aiohttp-proxy")
+BODY = small_chat()
 
 
-@contextmanager
-def baton(core: int, prefill: int, decode: int, transport: str = "json") -> Iterator[tuple[int, int]]:
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder, "bench.yaml")
-        config.write_text(CONFIG.format(port=port, prefill=prefill, decode=decode, access="true"))
-        argv = python("-m", "launch.cli", "orchestrator", str(config))
-        with running(argv, port, core=core, env={"BATON_TRANSPORT": transport}) as pid:
-            _wait_until_ready(port)
-            yield pid, port
-
-
-def _wait_until_ready(port: int) -> None:
-    for _ in range(100):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
-                return
-        except OSError:
-            continue
-    raise RuntimeError("the orchestrator does not get ready")
-
-
-@contextmanager
-def aiohttp_proxy(core: int, prefill: int, decode: int) -> Iterator[tuple[int, int]]:
-    port = free_port()
-    urls = ["--prefill", f"http://127.0.0.1:{prefill}", "--decode", f"http://127.0.0.1:{decode}"]
-    with running(python("bench/aiohttp_proxy.py", "--port", str(port), *urls), port, core=core) as pid:
-        yield pid, port
-
-
-def measure(pid: int, port: int, requests: int, connections: int) -> tuple[float, Result]:
+def measure(target: Target, requests: int, connections: int) -> tuple[float, Result]:
     """CPU microseconds per request, and what the load saw."""
-    before = cpu_seconds(pid)
-    result = uvloop.run(run_load(port, BODY, requests=requests, connections=connections))
+    before = cpu_seconds(target.pid)
+    result = uvloop.run(run_load(target.port, BODY, requests=requests, connections=connections))
     if result.failed:
         raise RuntimeError(f"{result.failed} of {result.requests} requests failed")
-    return (cpu_seconds(pid) - before) / result.requests * 1e6, result
+    return (cpu_seconds(target.pid) - before) / result.requests * 1e6, result
 
 
 def main() -> None:
@@ -92,31 +41,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=32)
     arguments = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    router_core, other_core = cores[0], cores[-1]
-    os.sched_setaffinity(0, {other_core})
+    cores = share_cores()
     with ExitStack() as stack:
-        prefill, decode = (free_port() for _ in range(2))
-        for port in (prefill, decode):
-            stack.enter_context(
-                running(python("bench/mock_worker.py", "--port", str(port)), port, core=other_core)
-            )
-        routers = {
-            "baton": stack.enter_context(baton(router_core, prefill, decode)),
-            "aiohttp proxy": stack.enter_context(aiohttp_proxy(router_core, prefill, decode)),
+        workers = stack.enter_context(mock_workers(cores.other))
+        targets = {
+            router.name: stack.enter_context(at_work(router, workers, cores.router))
+            for router in ROUTERS
+            if router.name in NAMES
         }
-        report(rounds_of(routers, arguments.rounds, arguments.requests, arguments.connections))
+        report(rounds_of(targets, arguments.rounds, arguments.requests, arguments.connections))
 
 
 def rounds_of(
-    routers: dict[str, tuple[int, int]], rounds: int, requests: int, connections: int
+    targets: dict[str, Target], rounds: int, requests: int, connections: int
 ) -> dict[str, list[tuple[float, Result]]]:
-    figures: dict[str, list[tuple[float, Result]]] = {name: [] for name in routers}
-    for pid, port in routers.values():
-        measure(pid, port, requests // 10, connections)  # warm-up
+    figures: dict[str, list[tuple[float, Result]]] = {name: [] for name in targets}
+    for target in targets.values():
+        measure(target, requests // 10, connections)  # warm-up
     for _ in range(rounds):
-        for name, (pid, port) in routers.items():
-            figures[name].append(measure(pid, port, requests, connections))
+        for name, target in targets.items():
+            figures[name].append(measure(target, requests, connections))
     return figures
 
 

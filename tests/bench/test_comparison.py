@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import pytest
 import wrk
 from bodies import small_chat
-from comparison import Cores, Row, compare
-from measures import ClosedLoop, Column, HeldStreams, Measure, OpenLoop, Sample, Target
+from cluster import Cores, Target
+from comparison import Row, compare
+from measures import ClosedLoop, Column, HeldStreams, Measure, OpenLoop, Sample
 from processes import Failed, python
 from routers import ROUTERS, Router
 from workloads import Workload
@@ -112,6 +113,6 @@ def test_refused_path_is_a_reason() -> None:
         "refusing", lambda site: python("-m", "http.server", "--bind", "127.0.0.1", str(site.port))
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("comparison.READY_LIMIT_S", 0.0)
+        patch.setattr("cluster.READY_LIMIT_S", 0.0)
         (row,) = rows_of(OnePost(), refusing)
     assert re.match(r"not ready after 0 s: HTTP 501", str(row.reason))
