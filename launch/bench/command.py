@@ -186,7 +186,7 @@ class _Bench:
 
     async def _probe(self, upstream: Upstream, endpoint: Endpoint) -> Target:
         client = self._client(upstream, endpoint)
-        return await probe(client, self._arguments.model, self._corpus, self._salt)
+        return await probe(client, self._arguments.model, self._corpus)
 
     def _client(self, upstream: Upstream, endpoint: Endpoint) -> Client:
         return Client(upstream, endpoint, self._headers, self._arguments.timeout)

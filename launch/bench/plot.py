@@ -90,9 +90,10 @@ def _times(steps: Sequence[Step], name: str, quantile: str) -> list[float]:
 def _ab_figure(result: AbResult) -> Figure:
     """One panel per workload; the grey bars are the noise."""
     workloads = list(dict.fromkeys(ratio.workload for ratio in result.ratios))
-    figure = _new_figure(len(workloads), f"{result.study}, ratios to {next(iter(result.arms))}")
-    panels = figure.subplots(1, len(workloads), squeeze=False)[0]
-    for panel, workload in zip(panels, workloads, strict=True):
+    number = max(1, len(workloads))
+    figure = _new_figure(number, f"{result.study}, ratios to {next(iter(result.arms))}")
+    panels = figure.subplots(1, number, squeeze=False)[0]
+    for panel, workload in zip(panels, workloads, strict=False):
         panel.set_title(workload)
         panel.axvline(1.0, color="black", linewidth=0.5)
         _draw_ratios(panel, result, workload)
@@ -116,6 +117,6 @@ def _new_figure(panels: int, title: str) -> Figure:
     """Without pyplot, which would look for a screen and keep every figure."""
     from matplotlib.figure import Figure
 
-    figure: Any = Figure(figsize=(5 * max(1, panels), 4.5), layout="constrained")
+    figure: Any = Figure(figsize=(5 * panels, 4.5), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     return figure  # type: ignore[no-any-return]

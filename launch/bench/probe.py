@@ -63,11 +63,14 @@ class _Listing(msgspec.Struct):
     data: list[_Card]
 
 
-async def probe(client: Client, wanted: str | None, corpus: Corpus, salt: str) -> Target:
-    """Look at the endpoint with a few small requests. Raises `BenchError` with what is wrong with it."""
+async def probe(client: Client, wanted: str | None, corpus: Corpus) -> Target:
+    """Look at the endpoint with a few small requests. Raises `BenchError` with what is wrong with it.
+
+    One corpus gives one answer, so that two benches with the same seed send prompts of the same length.
+    """
     card = await _choose_model(client, wanted)
     for options in _OPTIONS:
-        prompts = Prompts(corpus, card.id, options, 1.0, seed="", salt=salt)
+        prompts = Prompts(corpus, card.id, options, 1.0, seed="", salt="")
         few = await client.ask(prompts.plain(_FEW_WORDS, answer=2))
         if few.error not in _REFUSED:
             break

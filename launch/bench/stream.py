@@ -63,7 +63,10 @@ class TokenClock:
 
     def finish(self) -> None:
         """The answer is complete. Raises `InvalidStream` unless the stream ended as a complete one does."""
-        self._stream.finish()
+        try:
+            self._stream.finish()
+        except InvalidStream as error:
+            raise InvalidStream("the stream ended without [DONE]") from error
         if not self._sample.arrivals:
             self._sample.fail("no text", "a stream without any text")
 
