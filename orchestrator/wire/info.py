@@ -8,10 +8,14 @@ import msgspec
 
 Role = Literal["prefill", "decode", "both"]
 Encoding = Literal["json", "orjson", "msgpack"]
+TokenIds = Literal["list", "base64", "bin"]
 
 # Set on a leg whose body is msgpack. The content type stays application/json on purpose: FastAPI hands a
 # body to Request.json() only for a JSON content type.
 MSGPACK_HEADER = "X-Msgpack"
+# Set on a prefill leg that wants the prompt's token ids: the form of them, "list" where it is absent. The two
+# packed forms are little-endian int32, as a base64 string in JSON or as bin in a msgpack answer.
+TOKEN_IDS_HEADER = "X-Token-Ids"
 TRANSPORT_ENV = "BATON_TRANSPORT"
 
 
@@ -26,3 +30,6 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     block_size: int | None = None  # tokens per KV block
     dtype: str | None = None
     max_model_len: int | None = None
+    token_ids: list[
+        TokenIds
+    ] = []  # how this worker gives a prompt's token ids as prefill, takes them as decode
