@@ -15,7 +15,7 @@ TokenIds = Literal["list", "base64", "bin"]
 MSGPACK_HEADER = "X-Msgpack"
 # Set on a prefill leg that wants the prompt's token ids: the form of them, "list" where it is absent. The two
 # packed forms are little-endian int32, as a base64 string in JSON or as bin in a msgpack answer.
-TOKEN_IDS_HEADER = "X-Token-Ids"
+TOKEN_IDS_HEADER = "X-Token-Ids"  # noqa: S105  # no secret
 TRANSPORT_ENV = "BATON_TRANSPORT"
 
 
@@ -30,6 +30,4 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     block_size: int | None = None  # tokens per KV block
     dtype: str | None = None
     max_model_len: int | None = None
-    token_ids: list[
-        TokenIds
-    ] = []  # how this worker gives a prompt's token ids as prefill, takes them as decode
+    token_ids: list[TokenIds] = []  # the forms of a prompt's ids that it gives as prefill and takes as decode
