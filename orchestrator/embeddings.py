@@ -147,10 +147,10 @@ class Embeddings:
 
     async def _convert(self, wanted: Wanted, content: bytes) -> Content:
         if len(content) > MAX_INLINE_BYTES[wanted.form]:
-            return await self._offload.run(convert, wanted, content)
+            return await self._offload.run(convert, content, wanted)
         if wanted.form is Form.FLOATS:
             await self._import_numpy()
-        return convert(wanted, content)
+        return convert(content, wanted)
 
     async def _import_numpy(self) -> None:
         """It takes 0.1 s and 14 MB, which only those shall pay who serve embeddings."""
@@ -159,7 +159,7 @@ class Embeddings:
             self._has_numpy = True
 
 
-def convert(wanted: Wanted, content: bytes) -> Content:
+def convert(content: bytes, wanted: Wanted) -> Content:
     """What `Embeddings.answer` returns. Raises `InvalidEmbeddings`."""
     try:
         document = _DOCUMENT.decode(content)

@@ -63,12 +63,16 @@ def document(embeddings: Sequence[Any], **more: Any) -> bytes:
     return json.dumps({**about, "data": items, "usage": {"prompt_tokens": 7}, **more}).encode()
 
 
+def made(wanted: Wanted, content: bytes) -> tuple[bytes, bytes]:
+    return convert(content, wanted)
+
+
 def same_float32(found: Sequence[float], expected: Sequence[float]) -> bool:
     return numpy.array(found, "f4").tobytes() == packed(expected)
 
 
 def headers_of(wanted: Wanted, content: bytes) -> dict[bytes, bytes]:
-    return dict(fields_of(convert(wanted, content)[0]))
+    return dict(fields_of(made(wanted, content)[0]))
 
 
 # --- what the client wants ----------------------------------------------------------------------
@@ -144,7 +148,7 @@ def test_the_worker_is_asked_for_base64_and_everything_else_stays(codec: Codec) 
 
 def test_numbers_take_the_place_of_base64_and_the_rest_stays() -> None:
     content = document(map(encoded, VECTORS), unknown={"é": [1.50, None]})
-    headers, body = convert(FLOATS, content)
+    headers, body = made(FLOATS, content)
     assert headers == b"content-type: application/json\r\n"
     expected = json.loads(content)
     for item, vector in zip(expected["data"], VECTORS, strict=True):
@@ -155,7 +159,7 @@ def test_numbers_take_the_place_of_base64_and_the_rest_stays() -> None:
 
 @given(st.lists(FLOAT32, min_size=1))
 def test_numbers_are_exactly_the_workers(vector: list[float]) -> None:
-    _, body = convert(FLOATS, document([encoded(vector)]))
+    _, body = made(FLOATS, document([encoded(vector)]))
     assert same_float32(json.loads(body)["data"][0]["embedding"], vector)
 
 
@@ -163,30 +167,30 @@ def test_all_bit_patterns_of_a_sample_survive() -> None:
     """Random bits are mostly numbers of extreme size, subnormal ones too."""
     bits = numpy.frombuffer(random.Random(4).randbytes(4 * 100_000), "<f4")
     vector = bits[numpy.isfinite(bits)]
-    _, body = convert(FLOATS, document([base64.b64encode(vector.tobytes()).decode()]))
+    _, body = made(FLOATS, document([base64.b64encode(vector.tobytes()).decode()]))
     assert numpy.array(json.loads(body)["data"][0]["embedding"], "f4").tobytes() == vector.tobytes()
 
 
 def test_what_is_no_number_is_null() -> None:
-    _, body = convert(FLOATS, document([encoded([float("nan"), float("inf"), 1.0])]))
+    _, body = made(FLOATS, document([encoded([float("nan"), float("inf"), 1.0])]))
     assert json.loads(body)["data"][0]["embedding"] == [None, None, 1.0]
 
 
 def test_numbers_of_a_worker_without_base64_keep_their_digits() -> None:
     content = document([[0.10000000149011612, 1]])
-    assert json.loads(convert(FLOATS, content)[1]) == json.loads(content)
-    assert b"0.10000000149011612" in convert(FLOATS, content)[1]
+    assert json.loads(made(FLOATS, content)[1]) == json.loads(content)
+    assert b"0.10000000149011612" in made(FLOATS, content)[1]
 
 
 def test_no_vectors_are_no_error() -> None:
-    assert json.loads(convert(FLOATS, document([]))[1])["data"] == []
+    assert json.loads(made(FLOATS, document([]))[1])["data"] == []
 
 
 # --- bytes --------------------------------------------------------------------------------------
 
 
 def test_raw_bytes_and_what_they_are() -> None:
-    block, body = convert(RAW, document(map(encoded, VECTORS)))
+    block, body = made(RAW, document(map(encoded, VECTORS)))
     assert body == b"".join(map(packed, VECTORS))
     headers = dict(fields_of(block))
     assert headers.keys() == {b"content-type", SUMMARY_HEADER}
@@ -257,14 +261,14 @@ def test_a_summary_is_ascii_and_has_no_line_break() -> None:
 )
 def test_what_holds_no_vectors_is_refused(wanted: Wanted, content: bytes) -> None:
     with pytest.raises(InvalidEmbeddings):
-        convert(wanted, content)
+        made(wanted, content)
 
 
 @pytest.mark.parametrize("wanted", [RAW, BYTES], ids=lambda wanted: wanted.form.name)
 @pytest.mark.parametrize("embeddings", [[encoded([1.0]), encoded([1.0, 2.0])], [], [[1.0, 2.0]]])
 def test_bytes_need_vectors_of_one_length(wanted: Wanted, embeddings: list[Any]) -> None:
     with pytest.raises(InvalidEmbeddings):
-        convert(wanted, document(embeddings))
+        made(wanted, document(embeddings))
 
 
 # --- where it is done ---------------------------------------------------------------------------
@@ -294,9 +298,9 @@ def test_small_answers_are_made_here_and_large_ones_elsewhere(wanted: Wanted) ->
     async def test(embeddings: Embeddings, offload: WatchedOffload) -> None:
         small = document([encoded([0.1] * 100)])
         large = document([encoded([0.1] * MAX_INLINE_BYTES[wanted.form])])
-        assert await embeddings.answer(wanted, small) == convert(wanted, small)
+        assert await embeddings.answer(wanted, small) == made(wanted, small)
         assert offload.calls == 0
-        assert await embeddings.answer(wanted, large) == convert(wanted, large)
+        assert await embeddings.answer(wanted, large) == made(wanted, large)
         assert offload.calls == 1
 
     run(test)

@@ -3,11 +3,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -19,45 +19,68 @@ LIMIT_S = 60.0
 ROOT = Path(__file__).parents[2]
 
 
-@asynccontextmanager
-async def offload(processes: int = 1) -> AsyncIterator[Offload]:
-    made = Offload(processes)
-    try:
-        yield made
-    finally:
-        await made.aclose()
-
-
 def run(test: Callable[[Offload], Awaitable[None]]) -> None:
+    """At its end no file is open that was not before."""
+
     async def main() -> None:
-        async with asyncio.timeout(LIMIT_S), offload() as made:
-            await test(made)
+        pool = Offload()
+        async with asyncio.timeout(LIMIT_S):
+            try:
+                await test(pool)
+            finally:
+                await pool.aclose()
 
+    before = mailboxes()
     asyncio.run(main())
+    assert mailboxes() == before
 
 
-# --- what runs in the pool ----------------------------------------------------------------------
+def mailboxes() -> int:
+    paths = (entry.path for entry in os.scandir("/proc/self/fd"))
+    return sum("baton-offload" in os.readlink(path) for path in paths if os.path.islink(path))
 
 
-def die() -> None:
+# --- what runs in the other process -------------------------------------------------------------
+
+
+def pid_of(data: bytes) -> tuple[int, bytes]:
+    return os.getpid(), b""
+
+
+def repeated(data: bytes, times: int) -> tuple[int, bytes]:
+    return len(data), data * times
+
+
+def parsed(data: bytes) -> tuple[object, bytes]:
+    return json.loads(data), b""
+
+
+def die(data: bytes) -> tuple[None, bytes]:
     os.kill(os.getpid(), signal.SIGKILL)
+    return None, b""
 
 
-def die_once(marker: Path) -> int:
+def die_once(data: bytes, marker: Path) -> tuple[int, bytes]:
     """Kills the process that calls it, unless one was killed before."""
     if not marker.exists():
         marker.touch()
-        die()
-    return os.getpid()
+        die(data)
+    return os.getpid(), data
 
 
-def wait_until_there(marker: Path) -> None:
-    while not marker.exists():
-        os.sched_yield()
+def wait_between(data: bytes, begun: Path, go: Path) -> tuple[None, bytes]:
+    """Both are pipes."""
+    begun.write_bytes(b"")
+    go.read_bytes()
+    return None, b"late" * len(data)
 
 
-def sigint_handler() -> str:
-    return str(signal.getsignal(signal.SIGINT))
+def sigint_handler(data: bytes) -> tuple[str, bytes]:
+    return str(signal.getsignal(signal.SIGINT)), b""
+
+
+async def pid(pool: Offload) -> int:
+    return (await pool.run(pid_of, b""))[0]
 
 
 # --- tests --------------------------------------------------------------------------------------
@@ -65,9 +88,9 @@ def sigint_handler() -> str:
 
 def test_it_is_another_process_and_always_the_same() -> None:
     async def test(pool: Offload) -> None:
-        first = await pool.run(os.getpid)
+        first = await pid(pool)
         assert first != os.getpid()
-        assert await pool.run(os.getpid) == first
+        assert await pid(pool) == first
 
     run(test)
 
@@ -79,9 +102,31 @@ def test_nothing_is_started_before_the_first_call() -> None:
     run(test)
 
 
-def test_calls_at_the_same_time_start_one_pool() -> None:
+def test_calls_at_the_same_time_start_one_process() -> None:
     async def test(pool: Offload) -> None:
-        assert len(set(await asyncio.gather(*(pool.run(os.getpid) for _ in range(5))))) == 1
+        assert len(set(await asyncio.gather(*(pid(pool) for _ in range(5))))) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 9_000_000])
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_bytes_go_there_and_come_back(size: int, times: int) -> None:
+    async def test(pool: Offload) -> None:
+        data = random.Random(size).randbytes(size)
+        assert await pool.run(repeated, data, times) == (size, data * times)
+
+    run(test)
+
+
+def test_every_call_gets_its_own_bytes() -> None:
+    """Mailboxes are used again, by longer and by shorter bodies."""
+
+    async def test(pool: Offload) -> None:
+        bodies = [bytes([index]) * (index * 7919 % 50_000) for index in range(60)]
+        for _ in range(3):
+            found = await asyncio.gather(*(pool.run(repeated, body, times=2) for body in bodies))
+            assert found == [(len(body), body * 2) for body in bodies]
 
     run(test)
 
@@ -89,27 +134,26 @@ def test_calls_at_the_same_time_start_one_pool() -> None:
 def test_what_the_function_raises_arrives() -> None:
     async def test(pool: Offload) -> None:
         with pytest.raises(json.JSONDecodeError):
-            await pool.run(json.loads, "{")
-        assert await pool.run(json.loads, "{}") == {}
+            await pool.run(parsed, b"{")
+        assert await pool.run(parsed, b"[1]") == ([1], b"")
 
     run(test)
 
 
 def test_a_killed_process_is_replaced_and_the_call_made_again(tmp_path: Path) -> None:
     async def test(pool: Offload) -> None:
-        before = await pool.run(os.getpid)
-        assert await pool.run(die_once, tmp_path / "died") != before
+        before = await pid(pool)
+        after, data = await pool.run(die_once, b"abc", tmp_path / "died")
+        assert (after != before, data) == (True, b"abc")
 
     run(test)
 
 
-def test_one_killed_process_costs_no_other_call(tmp_path: Path) -> None:
-    """All calls that waited for it are made again, in one fresh process."""
-
+def test_a_killed_process_costs_no_other_call(tmp_path: Path) -> None:
     async def test(pool: Offload) -> None:
-        calls = [pool.run(die_once, tmp_path / "died"), *(pool.run(os.getpid) for _ in range(3))]
-        died, *others = await asyncio.gather(*calls)
-        assert died in {await pool.run(os.getpid), *others}
+        others = [pool.run(repeated, bytes([index]), 2) for index in range(3)]
+        _, *found = await asyncio.gather(pool.run(die_once, b"", tmp_path / "died"), *others)
+        assert found == [(1, bytes([index]) * 2) for index in range(3)]
 
     run(test)
 
@@ -117,51 +161,66 @@ def test_one_killed_process_costs_no_other_call(tmp_path: Path) -> None:
 def test_a_call_that_kills_twice_is_an_error_and_the_next_one_is_served() -> None:
     async def test(pool: Offload) -> None:
         with pytest.raises(BatonError, match="killed twice"):
-            await pool.run(die)
-        assert await pool.run(os.getpid) != os.getpid()
+            await pool.run(die, b"")
+        assert await pid(pool) != os.getpid()
 
     run(test)
 
 
-def test_a_cancelled_call_is_dropped_and_the_pool_goes_on(tmp_path: Path) -> None:
+def test_a_call_that_is_cancelled_at_work_disturbs_no_other(tmp_path: Path) -> None:
+    """It writes its late result into a mailbox that nobody else has."""
+
     async def test(pool: Offload) -> None:
-        await pool.run(os.getpid)
-        call = asyncio.create_task(pool.run(wait_until_there, tmp_path / "go"))
-        await asyncio.sleep(0)
+        begun, go = tmp_path / "begun", tmp_path / "go"
+        os.mkfifo(begun)
+        os.mkfifo(go)
+        call = asyncio.create_task(pool.run(wait_between, b"abc", begun, go))
+        await asyncio.to_thread(begun.read_bytes)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        (tmp_path / "go").touch()
-        assert await pool.run(len, b"abc") == 3
+        others = [asyncio.create_task(pool.run(repeated, bytes([index]), 2)) for index in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(go.write_bytes, b"")
+        assert await asyncio.gather(*others) == [(1, bytes([index]) * 2) for index in range(3)]
 
     run(test)
 
 
 def test_closing_ends_the_process_and_may_be_repeated() -> None:
     async def test(pool: Offload) -> None:
-        pid = await pool.run(os.getpid)
+        ended = await pid(pool)
         await pool.aclose()
         await pool.aclose()
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+            os.kill(ended, 0)
 
     run(test)
 
 
 def test_ctrl_c_is_left_to_the_parent() -> None:
     async def test(pool: Offload) -> None:
-        assert await pool.run(sigint_handler) == str(signal.Handlers.SIG_IGN)
+        assert (await pool.run(sigint_handler, b""))[0] == str(signal.Handlers.SIG_IGN)
+
+    run(test)
+
+
+def test_where_there_are_no_files_in_memory_a_thread_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+
+    async def test(pool: Offload) -> None:
+        assert await pid(pool) == os.getpid()
 
     run(test)
 
 
 PARENT = """
-import asyncio, os
+import asyncio
 from orchestrator.offload import Offload
+from tests.orchestrator.test_offload import pid
 
 async def main():
-    pool = Offload()
-    print(await pool.run(os.getpid), flush=True)
+    print(await pid(Offload()), flush=True)
     await asyncio.sleep(600)
 
 if __name__ == "__main__":
