@@ -40,7 +40,7 @@ check: $(STAMP)
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)
-	-@$(MAKE) --no-print-directory $(PEERS)/setup-done
+	-@$(MAKE) --silent $(PEERS)/setup-done
 	$(BIN)/python bench/compare.py $(ARGS)
 
 $(PEERS)/setup-done: bench/peers.txt

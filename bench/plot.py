@@ -1,4 +1,4 @@
-"""A comparison as a picture: a chart per workload, a bar per router, the spread of its rounds as whiskers."""
+"""A comparison as a picture: a chart per workload, a point per router with the spread of its rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-OURS, OTHERS = "#0b6e4f", "#9aa5b1"
+OURS, OTHERS = "#0b6e4f", "#6b7785"
 COLUMNS = 2
 
 
@@ -19,37 +19,32 @@ def save_plot(workloads: list[dict[str, Any]], path: Path) -> None:
         return
     lines = -(-len(drawn) // COLUMNS)
     figure = Figure(figsize=(7 * COLUMNS, 3.2 * lines), layout="constrained")
-    grid = figure.subplots(lines, COLUMNS, squeeze=False).flat
-    for axes, workload in zip(grid, drawn, strict=False):
-        _draw(axes, workload)
-    for axes in list(grid)[len(drawn) :]:
-        axes.set_visible(False)
+    for number, workload in enumerate(drawn, start=1):
+        _draw(figure.add_subplot(lines, COLUMNS, number), workload)
     figure.savefig(path)
 
 
 def _draw(axes: Axes, workload: dict[str, Any]) -> None:
-    """The figure that the workload is about. Logarithmic: the slowest is hundreds of times the fastest."""
+    """The figure that the workload is about. Points: a logarithmic axis has no zero for bars to start at."""
     key, title = next(iter(workload["columns"].items()))
     rows = [row for row in reversed(workload["rows"]) if "figures" in row]
-    names = [row["router"] for row in rows]
-    figures = [row["figures"][key] for row in rows]
-    bars = axes.barh(names, figures, xerr=_whiskers(rows, key), color=list(map(_color, names)), capsize=2)
-    axes.bar_label(bars, [f"{figure:,.1f}" for figure in figures], padding=6, fontsize=8)
+    for place, row in enumerate(rows):
+        _draw_router(axes, place, row, key)
+    axes.set_yticks(range(len(rows)), [row["router"] for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.2)
     axes.set_xscale("log")
-    axes.margins(x=0.2)
+    axes.margins(x=0.15)
+    axes.grid(axis="x", color="#e3e6ea")
+    axes.set_axisbelow(True)
     axes.set_title(workload["title"], fontsize=9)
     axes.set_xlabel(f"{title} (logarithmic)", fontsize=8)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
 
 
-def _whiskers(rows: list[dict[str, Any]], key: str) -> list[list[float]]:
-    """Lengths to the left and to the right of each bar's end."""
-    figures = [(row["figures"][key], [sample[key] for sample in row["samples"]]) for row in rows]
-    return [
-        [middle - min(samples) for middle, samples in figures],
-        [max(samples) - middle for middle, samples in figures],
-    ]
-
-
-def _color(router: str) -> str:
-    return OURS if router.startswith("baton") else OTHERS
+def _draw_router(axes: Axes, place: int, row: dict[str, Any], key: str) -> None:
+    figure, samples = row["figures"][key], [sample[key] for sample in row["samples"]]
+    spread = [[figure - min(samples)], [max(samples) - figure]]
+    color = OURS if row["router"].startswith("baton") else OTHERS
+    axes.errorbar([figure], [place], xerr=spread, fmt="o", color=color, capsize=3)
+    text = f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+    axes.annotate(text, (figure, place), (0, 5), textcoords="offset points", ha="center", fontsize=8)
