@@ -125,7 +125,9 @@ class OrchestratorConfig(Model):
         "127.0.0.1:8000", description="Data plane, and /health, /ready, /version, /v1/models."
     )
     admin: Address | None = Field(None, description="Metrics and admin API; omit to turn off.")
-    processes: Literal[1] = 1
+    processes: int = Field(
+        1, ge=1, description="How many serve requests. What is limited below is limited in each."
+    )
     api_keys_file: str | None = Field(
         None,
         description="Lines `NAME SHA256HEX` (printf %s KEY | sha256sum); clients send KEY as bearer token.",
@@ -223,6 +225,9 @@ class RoutingConfig(Model):
     prefill: Policy = "round_robin"
     decode: Policy = "least_loaded"
     disaggregate: Literal["always", "never"] = "always"
+    tokenize_once: bool = Field(
+        True, description="Send the prompt's token ids to decode workers that announce that they take them."
+    )
 
 
 class LaunchConfig(Model):

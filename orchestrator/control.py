@@ -34,9 +34,17 @@ from orchestrator.errors import (
     UnknownModel,
 )
 from orchestrator.ids import REQUEST_ID_HEADER, IdSource, request_id_from
-from orchestrator.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
+from orchestrator.metrics import (
+    CONTENT_TYPE,
+    BatonCollector,
+    ProcessEnd,
+    ProcessStatus,
+    Sources,
+    process_collector,
+    render,
+)
 from orchestrator.openapi import describe_data_plane
-from orchestrator.telemetry import LoopLagMonitor, Telemetry
+from orchestrator.telemetry import Layout, LoopLagMonitor, Telemetry
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers import WorkerStatus
 
@@ -49,17 +57,8 @@ READY_RETRY_AFTER_S = 2
 _log = logging.getLogger("baton.control")
 
 
-class State(Protocol):
-    """What the control plane may see of the process. `app.py` provides it."""
-
-    @property
-    def config(self) -> Config: ...
-
-    @property
-    def telemetry(self) -> Telemetry: ...
-
-    @property
-    def lag(self) -> LoopLagMonitor: ...
+class Guarding(Protocol):
+    """What every listener needs to answer at all."""
 
     @property
     def ids(self) -> IdSource: ...
@@ -69,6 +68,24 @@ class State(Protocol):
         """None: everybody may ask."""
         ...
 
+
+class State(Guarding, Protocol):
+    """What the public pages may see of the process that answers. `app.py` provides it."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def index(self) -> int:
+        """Of this process among those that serve; 0 if it is the only one."""
+        ...
+
+    @property
+    def telemetry(self) -> Telemetry: ...
+
+    @property
+    def lag(self) -> LoopLagMonitor: ...
+
     @property
     def transport(self) -> str:
         """json, orjson or msgpack."""
@@ -76,16 +93,39 @@ class State(Protocol):
 
     @property
     def started(self) -> float:
-        """`time.time()` when the process started."""
+        """`time.time()` when the orchestrator started."""
+        ...
+
+    def workers(self) -> Sequence[WorkerStatus]: ...
+
+    def model_problems(self) -> Mapping[str, str | None]:
+        """For every model: None if a whole path exists, else why not."""
+        ...
+
+
+class AdminState(Guarding, Protocol):
+    """What the admin pages may see: of all processes together. `app.py` or `supervisor.py` provides it."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def transport(self) -> str: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def counts(self) -> Sequence[int]:
+        """One row."""
         ...
 
     def workers(self) -> Sequence[WorkerStatus]: ...
 
     def upstream(self) -> UpstreamStats: ...
 
-    def model_problems(self) -> Mapping[str, str | None]:
-        """For every model: None if a whole path exists, else why not."""
-        ...
+    def processes(self) -> Sequence[ProcessStatus]: ...
+
+    def ends(self) -> Mapping[ProcessEnd, int]: ...
 
 
 def control_app(state: State) -> FastAPI:
@@ -109,7 +149,7 @@ def control_app(state: State) -> FastAPI:
     return _guarded(app, state, OPEN_PATHS)
 
 
-def admin_app(state: State) -> FastAPI:
+def admin_app(state: AdminState) -> FastAPI:
     """Metrics and the admin API, for a listener that clients do not reach."""
     app = FastAPI(
         title="Baton admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
@@ -118,6 +158,7 @@ def admin_app(state: State) -> FastAPI:
     _add(app, "/", pages.index, "This list.", "admin")
     _add(app, "/metrics", pages.metrics, "Prometheus text format.", "admin")
     _add(app, "/admin/workers", pages.workers, "All workers and their states.", "admin")
+    _add(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
     return _guarded(app, state, frozenset())
 
 
@@ -128,7 +169,7 @@ def _add(
     app.add_api_route(path, page, methods=["HEAD"], include_in_schema=False)
 
 
-def _guarded(app: FastAPI, state: State, open_paths: frozenset[str]) -> FastAPI:
+def _guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str]) -> FastAPI:
     app.add_middleware(_Gate, state=state, open_paths=open_paths)
     app.add_exception_handler(HTTPException, _http_error)
     return app
@@ -147,7 +188,7 @@ class _ControlPlane(FastAPI):
 class _Gate:
     """ASGI middleware: request ids, API keys, and the place where errors become answers."""
 
-    def __init__(self, app: ASGIApp, state: State, open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, state: Guarding, open_paths: frozenset[str]) -> None:
         self._app = app
         self._keys = state.keys
         self._ids = state.ids
@@ -256,22 +297,30 @@ class _Pages:
 
 
 class _AdminPages:
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: AdminState) -> None:
         self._state = state
-        layout = state.telemetry.layout
         sources = Sources(
-            layout, lambda: state.telemetry.row, state.workers, state.upstream, lambda: _build(state)
+            layout=state.layout,
+            counts=state.counts,
+            workers=state.workers,
+            upstream=state.upstream,
+            processes=state.processes,
+            ends=state.ends,
+            info=lambda: _build(state.transport),
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 
     async def index(self) -> Response:
-        return PlainTextResponse("Baton admin\n\n/metrics\n/admin/workers\n")
+        return PlainTextResponse("Baton admin\n\n/metrics\n/admin/workers\n/admin/processes\n")
 
     async def metrics(self) -> Response:
         return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
 
     async def workers(self) -> Response:
         return Response(msgspec.json.encode(self._state.workers()), media_type="application/json")
+
+    async def processes(self) -> Response:
+        return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -287,11 +336,11 @@ def _max_model_len(workers: Iterable[WorkerStatus], model: str) -> int | None:
 # --- figures ------------------------------------------------------------------------------------
 
 
-def _build(state: State) -> dict[str, str]:
+def _build(transport: str) -> dict[str, str]:
     """What was chosen for this process; called on its event loop."""
     return {
         "version": __version__,
-        "transport": state.transport,
+        "transport": transport,
         "event_loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
         "http_parser": HTTP_PARSER,
     }
@@ -299,7 +348,9 @@ def _build(state: State) -> dict[str, str]:
 
 def _figures(state: State) -> dict[str, object]:
     return {
-        **_build(state),
+        **_build(state.transport),
+        "process": state.index,
+        "pid": os.getpid(),
         "uptime_s": round(time.time() - state.started, 3),
         "rss_bytes": _rss_bytes(),
         "loop_lag_ms": {"last": round(state.lag.last_s * 1e3, 3), "max": round(state.lag.max_s * 1e3, 3)},

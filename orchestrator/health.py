@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import httpx
 import msgspec
@@ -32,15 +31,15 @@ class Prober:
         self,
         registry: Registry,
         *,
-        headers: Mapping[str, str],
+        credential: str | None,
         interval_s: float = 1.0,
         timeout_s: float = 5.0,
     ) -> None:
-        """`headers` carry the worker credential, if there is one."""
+        """`credential` is what workers want as bearer token."""
         self._registry = registry
         self._interval_s = interval_s
         self._client = httpx.AsyncClient(
-            headers=dict(headers),
+            headers={"authorization": f"Bearer {credential}"} if credential else {},
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=None),
             trust_env=False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import accumulate, product
 
 from prometheus_client import ProcessCollector, generate_latest
@@ -26,15 +27,39 @@ from orchestrator.telemetry import (
     STAGE_BOUNDS,
     STAGES,
     FallbackReason,
-    Kv,
     Layout,
     RetryReason,
     histogram_cells,
 )
 from orchestrator.transport.base import UpstreamStats
+from orchestrator.wire.usage import Kv
 from orchestrator.workers import WorkerState, WorkerStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ProcessState(StrEnum):
+    STARTING = "starting"
+    SERVING = "serving"
+    RETIRING = "retiring"  # another one is to serve in its place
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One data-plane process at one moment."""
+
+    index: int  # its place; one that retires and the one that follows it share it
+    pid: int
+    state: ProcessState
+    in_flight: int  # requests
+
+
+class ProcessEnd(StrEnum):
+    """Why a process that had served ended, as long as nobody stopped the orchestrator."""
+
+    RECYCLED = "recycled"
+    DIED = "died"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +70,8 @@ class Sources:
     counts: Callable[[], Sequence[int]]
     workers: Callable[[], Sequence[WorkerStatus]]
     upstream: Callable[[], UpstreamStats]
+    processes: Callable[[], Sequence[ProcessStatus]]
+    ends: Callable[[], Mapping[ProcessEnd, int]]
     info: Callable[[], Mapping[str, str]]
 
 
@@ -54,6 +81,7 @@ class BatonCollector(Collector):
     def __init__(self, config: Config, sources: Sources) -> None:
         self._sources = sources
         self._layout = sources.layout
+        self._processes = config.orchestrator.processes
         self._pools = [
             (model.name, role)
             for model in config.models
@@ -76,6 +104,8 @@ class BatonCollector(Collector):
         yield self._workers(statuses)
         yield self._worker_in_flight(statuses)
         yield from self._upstream(self._sources.upstream())
+        yield self._process_in_flight(self._sources.processes())
+        yield self._process_ends(self._sources.ends())
 
     def _info(self) -> Metric:
         return InfoMetricFamily("baton", "What runs here.", value=dict(self._sources.info()))
@@ -176,6 +206,25 @@ class BatonCollector(Collector):
             ("reconnects", "Legs sent again, as a reused connection was closed.", stats.retries),
         ):
             yield CounterMetricFamily(f"baton_upstream_{name}", what, value=value)
+
+    def _process_in_flight(self, processes: Sequence[ProcessStatus]) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_process_requests_in_flight",
+            "Requests that a data-plane process is serving.",
+            labels=("process",),
+        )
+        for index in range(self._processes):
+            in_flight = sum(process.in_flight for process in processes if process.index == index)
+            family.add_metric((str(index),), in_flight)
+        return family
+
+    def _process_ends(self, ends: Mapping[ProcessEnd, int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_process_ends", "Data-plane processes that another one replaced.", labels=("reason",)
+        )
+        for reason in ProcessEnd:
+            family.add_metric((reason,), ends.get(reason, 0))
+        return family
 
 
 def _add_row(family: CounterMetricFamily, row: list[int], first: int, names: Iterable[str]) -> Metric:

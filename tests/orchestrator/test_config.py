@@ -103,9 +103,9 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         f"{GOOD}orchestrator: {{limits: {{body_timeout_s: .inf}}}}",
         ["c.yaml:5:25: body_timeout_s: expected a finite number, got inf"],
     ),
-    "more processes": (
-        f"{GOOD}orchestrator: {{processes: 2}}",
-        ["c.yaml:5:16: processes: 2 is not possible (allowed: 1)"],
+    "no process": (
+        f"{GOOD}orchestrator: {{processes: 0}}",
+        ["c.yaml:5:16: processes: must be at least 1, got 0"],
     ),
     "address without port": (
         f"{GOOD}orchestrator: {{listen: localhost}}",

@@ -1,6 +1,7 @@
 import asyncio
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
@@ -15,6 +16,7 @@ from orchestrator.auth import Key, KeyRing
 from orchestrator.config import Config
 from orchestrator.control import admin_app, control_app
 from orchestrator.ids import IdSource
+from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.telemetry import Layout, LoopLagMonitor, RequestRecord, Telemetry
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import UpstreamStats
@@ -57,12 +59,17 @@ class FakeState:
     )
     telemetry: Telemetry = field(default_factory=a_telemetry)
     config: Config = CONFIG
+    index: int = 3
     transport: str = "orjson"
     started: float = field(default_factory=lambda: time.time() - 100)
     ids: IdSource = field(default_factory=lambda: IdSource(Random(1)))
 
     def __post_init__(self) -> None:
         self.lag = LoopLagMonitor(self.telemetry)
+        self.layout = self.telemetry.layout
+
+    def counts(self) -> Sequence[int]:
+        return self.telemetry.row
 
     def workers(self) -> list[WorkerStatus]:
         return self.statuses
@@ -72,6 +79,12 @@ class FakeState:
 
     def model_problems(self) -> Mapping[str, str | None]:
         return self.problems
+
+    def processes(self) -> list[ProcessStatus]:
+        return [ProcessStatus(0, 71, ProcessState.SERVING, 5)]
+
+    def ends(self) -> Mapping[ProcessEnd, int]:
+        return {ProcessEnd.DIED: 2}
 
 
 def ask(
@@ -109,12 +122,14 @@ def test_verbose_health_has_figures() -> None:
     figures = ask(control_app(state), "/health?verbose").json()
     assert figures.pop("uptime_s") >= 100
     assert figures.pop("rss_bytes") > 1 << 20
+    assert figures.pop("pid") == os.getpid()
     assert figures == {
         "status": "ok",
         "version": __version__,
         "transport": "orjson",
         "event_loop": "asyncio",
         "http_parser": "httptools",
+        "process": 3,
         "loop_lag_ms": {"last": 125.0, "max": 250.0},
         "in_flight": 1,
     }
@@ -280,10 +295,16 @@ def test_workers_are_listed_with_all_that_is_known() -> None:
     assert second["info"]["engine"] == "sim"
 
 
+def test_processes_are_listed() -> None:
+    answer = ask(admin_app(FakeState()), "/admin/processes").json()
+    assert answer == [{"index": 0, "pid": 71, "state": "serving", "in_flight": 5}]
+
+
 def test_the_index_names_the_pages() -> None:
     text = ask(admin_app(FakeState()), "/").text
     assert "/metrics" in text
     assert "/admin/workers" in text
+    assert "/admin/processes" in text
 
 
 def test_admin_has_no_docs() -> None:

@@ -8,11 +8,20 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.config import Config
-from orchestrator.metrics import BatonCollector, Sources, process_collector, render
-from orchestrator.telemetry import FallbackReason, Kv, Layout, RequestRecord, RetryReason, Telemetry
+from orchestrator.metrics import (
+    BatonCollector,
+    ProcessEnd,
+    ProcessState,
+    ProcessStatus,
+    Sources,
+    process_collector,
+    render,
+)
+from orchestrator.telemetry import FallbackReason, Layout, RequestRecord, RetryReason, Telemetry
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role
+from orchestrator.wire.usage import Kv
 from orchestrator.workers import WorkerState, WorkerStatus
 
 CHAT = "/v1/chat/completions"
@@ -39,13 +48,18 @@ WORKERS = [
 
 
 def scrape(
-    telemetry: Telemetry, config: Config = CONFIG, workers: Sequence[WorkerStatus] = WORKERS
+    telemetry: Telemetry,
+    config: Config = CONFIG,
+    workers: Sequence[WorkerStatus] = WORKERS,
+    processes: Sequence[ProcessStatus] = (),
 ) -> dict[str, Metric]:
     sources = Sources(
         telemetry.layout,
         lambda: telemetry.row,
         lambda: workers,
         lambda: UpstreamStats(idle=4, busy=2, connects=9, reuses=30, retries=1),
+        lambda: processes,
+        lambda: {ProcessEnd.DIED: 2},
         lambda: {
             "version": "1",
             "transport": "orjson",
@@ -167,6 +181,27 @@ def test_workers_are_counted_by_state_and_named() -> None:
     assert value(families, "baton_worker_in_flight", "baton_worker_in_flight", worker="tiny/decode/0") == 3
 
 
+def test_a_place_has_what_both_its_processes_serve() -> None:
+    config = CONFIG.model_copy(
+        update={"orchestrator": CONFIG.orchestrator.model_copy(update={"processes": 3})}
+    )
+    processes = [
+        ProcessStatus(0, 71, ProcessState.RETIRING, 5),
+        ProcessStatus(0, 73, ProcessState.SERVING, 2),
+        ProcessStatus(1, 72, ProcessState.SERVING, 3),
+    ]
+    families = scrape(telemetry_of(), config, processes=processes)
+    name = "baton_process_requests_in_flight"
+    assert [value(families, name, name, process=str(index)) for index in range(3)] == [7, 3, 0]
+
+
+def test_ends_of_processes_are_counted_by_reason() -> None:
+    families = scrape(telemetry_of())
+    name = "baton_process_ends"
+    ends = {reason: value(families, name, f"{name}_total", reason=reason) for reason in ("recycled", "died")}
+    assert ends == {"recycled": 0, "died": 2}
+
+
 def test_connections_and_build_are_told() -> None:
     families = scrape(telemetry_of())
     name = "baton_upstream_connections"
@@ -208,6 +243,8 @@ def test_other_tasks_run_while_metrics_are_rendered() -> None:
             lambda: telemetry.row,
             lambda: WORKERS,
             lambda: UpstreamStats(0, 0, 0, 0, 0),
+            tuple,
+            dict,
             dict,
         )
         await render([BatonCollector(CONFIG, sources)])

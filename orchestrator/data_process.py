@@ -1,0 +1,220 @@
+"""The inside of one data-plane process of several: serves what the inherited socket brings, and obeys."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+
+import msgspec
+import uvicorn
+import uvloop
+
+from orchestrator.app import WORKER_KEY_ENV, Orchestrator, Place
+from orchestrator.auth import KeyRing
+from orchestrator.channel import Channel, Cut, Due, Replaced, Serving, Start, Stop, ToProcess
+from orchestrator.config import Config
+from orchestrator.endpoints import ENDPOINTS
+from orchestrator.logs import LineWriter, Write, configure_logging
+from orchestrator.membership import Follower, Snapshot
+from orchestrator.rows import Rows, row_size
+from orchestrator.serving import Server, StartError, on_signals
+from orchestrator.telemetry import Layout
+from orchestrator.topology import worker_addresses
+from orchestrator.transport.pool import PooledUpstream
+
+TICK_S = 0.1  # how soon the server sees that something has changed, as in uvicorn
+HANDSHAKE_S = 5.0  # for TLS handshakes under way: their connections are in no list yet
+UPSTREAM_PERIOD_S = 1.0  # how old the figures of connections to workers may be
+
+_log = logging.getLogger("baton.process")
+_decoder = msgspec.msgpack.Decoder(ToProcess)
+
+
+def run(channel: int, listener: int, rows: int) -> int:
+    """Serve until the supervisor says otherwise, or is gone; the arguments are file descriptors.
+
+    Returns the exit code.
+    """
+    for fd in (channel, listener, rows):
+        os.set_inheritable(fd, False)
+    writer = LineWriter()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(socket.socket(fileno=channel), socket.socket(fileno=listener), rows, writer))
+    except StartError as error:
+        _log.error("%s", error)
+        return 1
+    finally:
+        writer.close()
+    return 0
+
+
+async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writer: LineWriter) -> None:
+    channel = await Channel.open(end, _decoder)
+    start = await channel.receive()
+    if not isinstance(start, Start):
+        return  # the supervisor is gone already
+    config = Config.model_validate_json(start.config)
+    write = in_pieces(writer.write)
+    configure_logging(config.orchestrator.log, write)
+    writer.start()
+    rows = _rows(rows_fd, config, start)
+    await DataProcess(config, start, rows, channel).run(listener, write)
+
+
+def _rows(fd: int, config: Config, start: Start) -> Rows:
+    layout = Layout([model.name for model in config.models], ENDPOINTS)
+    workers = len(worker_addresses(config))
+    if row_size(layout, workers) != start.row_size:
+        raise StartError("another version is installed than the one that runs: restart the orchestrator")
+    rows = Rows(fd, layout, workers, start.rows)
+    rows.close()
+    return rows
+
+
+class DataProcess:
+    """What is here beside the `Orchestrator`: the channel, and the end of the process."""
+
+    def __init__(self, config: Config, start: Start, rows: Rows, channel: Channel[ToProcess]) -> None:
+        self._channel = channel
+        self._rows = rows
+        self._row = start.row
+        self._orchestrator = Orchestrator(
+            config,
+            PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s),
+            transport=start.transport,
+            credential=os.environ.get(WORKER_KEY_ENV),
+            place=Place(
+                index=start.index,
+                started=start.started,
+                keys=None if start.keys is None else KeyRing(start.keys),
+                row=rows.telemetry(start.row),
+                loads=rows.loads(start.row),
+            ),
+        )
+        self._follower = Follower(self._orchestrator.registry, channel.send)
+        self._follower.apply(start.snapshot)
+        self._server = DataServer(
+            self._orchestrator.server_config(),
+            on_serving=lambda: channel.send(Serving()),
+            on_due=lambda: channel.send(Due()),
+        )
+
+    async def run(self, listener: socket.socket, write: Write) -> None:
+        """Serve, to the end of the process."""
+        tasks = [asyncio.create_task(self._obey()), asyncio.create_task(self._share_upstream())]
+        self._orchestrator.start(write)
+        try:
+            # Whoever wants to end this process alone gets it drained, and another one in its place.
+            with on_signals(self._server.stop, [signal.SIGTERM]):
+                await self._server.serve(sockets=[listener])
+        finally:
+            await self._orchestrator.aclose()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._channel.close()
+
+    async def _obey(self) -> None:
+        while (message := await self._channel.receive()) is not None:
+            match message:
+                case Snapshot():
+                    self._follower.apply(message)
+                case Replaced():
+                    self._server.leave()
+                case Stop():
+                    self._server.stop()
+                case Cut():
+                    self._server.cut()
+        _log.error("the supervisor is gone: this process ends")
+        self._server.cut()
+
+    async def _share_upstream(self) -> None:
+        """Write the figures of connections to our row from time to time, and the last ones."""
+        try:
+            while True:
+                self._note_upstream()
+                await asyncio.sleep(UPSTREAM_PERIOD_S)
+        finally:
+            self._note_upstream()
+
+    def _note_upstream(self) -> None:
+        self._rows.note_upstream(self._row, self._orchestrator.upstream())
+
+
+class DataServer(Server):
+    """At `limit_max_requests` it stops without losing a request: only once another process serves.
+
+    From the limit on, every answer closes its connection (`server.py`).
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, *, on_serving: Callable[[], None], on_due: Callable[[], None]
+    ) -> None:
+        """`on_serving` is called once connections are accepted, `on_due` at the limit."""
+        super().__init__(config)
+        self._on_serving = on_serving
+        self._on_due = on_due
+        self._may_leave = asyncio.Event()
+        self._settle_s = HANDSHAKE_S if config.is_ssl else TICK_S
+
+    def leave(self) -> None:
+        """Another process serves."""
+        self._may_leave.set()
+
+    def stop(self) -> None:
+        super().stop()
+        self._may_leave.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_serving()
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        if not self.should_exit:
+            self._on_due()
+            await self._may_leave.wait()
+            await self._wait_deserted()
+
+    async def _wait_deserted(self) -> None:
+        """Until the last connection is closed, unless told to stop. Idle ones are closed after
+        `timeout_keep_alive` at the latest; a stream may go on for as long as it likes.
+        """
+        for server in self.servers:
+            server.close()  # who connects now comes to the others
+        await asyncio.sleep(self._settle_s)
+        while self.server_state.connections and not self.should_exit:  # noqa: ASYNC110  # uvicorn tells nobody
+            await asyncio.sleep(TICK_S)
+
+
+# --- lines --------------------------------------------------------------------------------------
+
+
+def in_pieces(write: Write, fd: int = 2) -> Write:
+    """`write`, for one of several writers to a pipe or socket, where only short pieces arrive whole."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return write
+
+    def write_pieces(data: bytes) -> None:
+        for piece in pieces(data):
+            write(piece)
+
+    return write_pieces
+
+
+def pieces(lines: bytes, limit: int = select.PIPE_BUF) -> Iterator[bytes]:
+    """As many whole lines as fit into `limit` bytes each; a longer line is a piece of its own."""
+    start = 0
+    while len(lines) - start > limit:
+        end = lines.rfind(b"\n", start, start + limit) + 1 or lines.find(b"\n", start) + 1 or len(lines)
+        yield lines[start:end]
+        start = end
+    if start < len(lines):
+        yield lines[start:]

@@ -1,0 +1,23 @@
+"""`python -m orchestrator.process CHANNEL LISTENER ROWS`: one of several data-plane processes.
+
+Started by `child.py` only; the arguments are inherited file descriptors. What it imports at once is small:
+a process pool that it starts imports this module too, and until the first line of `main` Ctrl-C, which
+reaches everybody in the terminal's group, would end it with a traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says what it means
+    from orchestrator.data_process import run
+
+    channel, listener, rows = map(int, sys.argv[1:])
+    return run(channel, listener, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""Several processes serve one listening socket; this one keeps them running, and does what is done once.
+
+It owns the admin listener, the probes, the membership and the sums of all numbers, and serves no request
+itself. Each place among the data-plane processes is kept filled: one that dies is followed by another, one
+that is due for recycling serves on until the next one does. None outlives the supervisor: they end when
+their channel closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any
+
+from orchestrator.channel import Start
+from orchestrator.child import Child, describe_exit
+from orchestrator.config import Config
+from orchestrator.control import admin_app
+from orchestrator.endpoints import ENDPOINTS
+from orchestrator.health import Prober
+from orchestrator.ids import IdSource
+from orchestrator.membership import Publisher
+from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.rows import BASE, Rows
+from orchestrator.serving import StartError, admin_server, bound, load_keys, on_signals
+from orchestrator.telemetry import Layout
+from orchestrator.topology import worker_addresses
+from orchestrator.transport.base import UpstreamStats
+from orchestrator.workers import Registry, WorkerStatus
+
+# Processes that end before they serve, in a row and while no other serves, before the supervisor gives up.
+MAX_FAILED_STARTS = 5
+FIRST_DELAY_S = 0.1  # before a process that ended too soon is followed by another
+LONGEST_DELAY_S = 5.0
+STABLE_S = 10.0  # a process that served for so long did not end too soon
+STOP_MARGIN_S = 15.0  # from the limit of draining to a cut: KV is released, connections are closed
+CUT_S = 15.0  # from a cut to SIGKILL
+
+_log = logging.getLogger("baton.supervisor")
+
+
+async def supervise(config: Config, *, transport: str, credential: str | None) -> None:
+    """Serve in `config.orchestrator.processes` processes until SIGINT or SIGTERM; a second one cuts.
+
+    Raises `StartError` if that is impossible. No process is left in either case.
+    """
+    options = config.orchestrator
+    stop = Stopping()
+    with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
+        supervisor = Supervisor(config, listener, transport=transport, credential=credential)
+        async with _admin(supervisor):
+            await supervisor.run(stop)
+
+
+@contextlib.asynccontextmanager
+async def _admin(supervisor: Supervisor) -> AsyncIterator[None]:
+    """The admin listener, if there is to be one; it is there while processes drain, too."""
+    options = supervisor.config.orchestrator
+    if options.admin is None:
+        yield
+        return
+    with bound(options.admin, options.backlog) as listener:
+        server = admin_server(admin_app(supervisor), options, options.admin, supervisor.random)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.cut()
+            await serving
+
+
+class Stopping:
+    """What signals ask for: the first to drain, the second to cut."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def request(self) -> None:
+        (self.hurry if self.requested.is_set() else self.requested).set()
+
+
+class Supervisor:
+    """All data-plane processes, and what the admin pages may see of them (`control.AdminState`).
+
+    Made inside a running event loop; everything happens in `run`.
+    """
+
+    def __init__(
+        self, config: Config, listener: socket.socket, *, transport: str, credential: str | None
+    ) -> None:
+        """Closes `listener` when it stops. Raises `StartError`."""
+        models = [model.name for model in config.models]
+        addresses = worker_addresses(config)
+        self._places = range(config.orchestrator.processes)
+        self.config = config
+        self.transport = transport
+        self.random = random.Random()  # noqa: S311  # ids, no secrets
+        self.ids = IdSource(self.random)
+        self.keys = load_keys(config.orchestrator)
+        self.layout = Layout(models, ENDPOINTS)
+        # The base, and for each place one that serves and one that retires.
+        self._rows = Rows.create(self.layout, len(addresses), 1 + 2 * len(self._places))
+        self._free_rows: asyncio.Queue[int] = asyncio.Queue()
+        for row in range(BASE + 1, self._rows.count):
+            self._free_rows.put_nowait(row)
+        registry = Registry(addresses, models, transport, self._rows.loads(BASE))
+        self._registry = registry
+        self._publisher = Publisher(registry)
+        self._prober = Prober(registry, credential=credential)
+        self._listener = listener
+        self._started = time.time()
+        self._children: dict[Child, asyncio.Task[None]] = {}  # with the task that watches each
+        self._ends: Counter[ProcessEnd] = Counter()
+        self._failed_starts = 0  # in a row
+        self._is_stopping = False
+
+    async def run(self, stop: Stopping) -> None:
+        """Keep all places filled until `stop`. Raises `StartError` if no process can be made to serve."""
+        self._prober.start()
+        try:
+            await _first_of(stop.requested.wait(), *(self._keep(place) for place in self._places))
+        finally:
+            self._is_stopping = True
+            self._listener.close()  # who connects now is refused, as soon as all processes have closed it too
+            await self._end_all(stop.hurry)
+            await self._prober.aclose()
+            self._rows.close()
+
+    # --- for the admin pages --------------------------------------------------------------------
+
+    def counts(self) -> Sequence[int]:
+        return self._rows.counts()
+
+    def workers(self) -> Sequence[WorkerStatus]:
+        return self._registry.statuses()
+
+    def upstream(self) -> UpstreamStats:
+        return self._rows.upstream()
+
+    def processes(self) -> Sequence[ProcessStatus]:
+        return [
+            ProcessStatus(child.index, child.pid, child.state, self._rows.in_flight(child.row))
+            for child in self._children
+        ]
+
+    def ends(self) -> Mapping[ProcessEnd, int]:
+        return self._ends
+
+    # --- one place ------------------------------------------------------------------------------
+
+    async def _keep(self, place: int) -> None:
+        """Keep a process serving at `place` until cancelled. Raises `StartError`."""
+        retiring: Child | None = None  # serves until the next one does
+        delay = _Delay()
+        while True:
+            child = self._start(place, await self._free_rows.get())
+            if child is not None and await child.wait_serving():
+                self._note_start(child)
+                if retiring is not None:
+                    retiring.replace()
+                retiring = child if await child.wait_due() else None
+            else:
+                self._note_failed_start()
+            if retiring is not child:
+                await asyncio.sleep(delay.next_s())
+
+    def _start(self, place: int, row: int) -> Child | None:
+        try:
+            child = Child(self._orders(place, row), self._listener, self._rows.fd, self._publisher)
+        except OSError as error:
+            _log.error("process %d cannot be started: %s", place, error)
+            self._free_rows.put_nowait(row)
+            return None
+        self._children[child] = asyncio.create_task(self._watch(child))
+        return child
+
+    def _orders(self, place: int, row: int) -> Start:
+        return Start(
+            index=place,
+            row=row,
+            rows=self._rows.count,
+            row_size=self._rows.row_size,
+            config=self.config.model_dump_json().encode(),
+            transport=self.transport,
+            started=self._started,
+            keys=None if self.keys is None else list(self.keys),
+            snapshot=self._publisher.snapshot,
+        )
+
+    def _note_start(self, child: Child) -> None:
+        self._failed_starts = 0
+        _log.info("%r serves", child)
+
+    def _note_failed_start(self) -> None:
+        self._failed_starts += 1
+        is_serving = any(child.state is not ProcessState.STARTING for child in self._children)
+        if self._failed_starts >= MAX_FAILED_STARTS and not is_serving:
+            raise StartError(
+                f"{self._failed_starts} processes in a row ended before they could serve; their lines say why"
+            )
+
+    async def _watch(self, child: Child) -> None:
+        """Until the process has ended; what it counted is kept."""
+        try:
+            code = await child.run()
+            if not self._is_stopping:
+                self._note_end(child, code)
+        finally:
+            del self._children[child]
+            self._rows.fold(child.row)
+            self._free_rows.put_nowait(child.row)
+
+    def _note_end(self, child: Child, code: int) -> None:
+        self._ends[ProcessEnd.DIED if code else ProcessEnd.RECYCLED] += 1
+        if code:
+            _log.error("%r ended with %s: what it was serving is lost", child, describe_exit(code))
+        else:
+            _log.info("%r has ended", child)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def _end_all(self, hurry: asyncio.Event) -> None:
+        for child in self._children:
+            child.stop()
+        limit_s = self.config.orchestrator.timeout_graceful_shutdown + STOP_MARGIN_S
+        await _first_of(self._wait_ended(), hurry.wait(), limit_s=limit_s)
+        for child in self._children:
+            child.cut()
+        await _first_of(self._wait_ended(), limit_s=CUT_S)
+        for child in self._children:
+            _log.error("%r does not end: killed", child)
+            child.kill()
+        await self._wait_ended()
+
+    async def _wait_ended(self) -> None:
+        """Until no process is left."""
+        if self._children:
+            await asyncio.wait(self._children.values())
+
+
+class _Delay:
+    """Between the starts of two processes at one place: the longer, the sooner they ended."""
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+        self._asked = asyncio.get_running_loop().time()
+
+    def next_s(self) -> float:
+        """To be asked at the end of a process, once."""
+        now = asyncio.get_running_loop().time()
+        ran_s = now - self._asked - self._last_s
+        self._asked = now
+        is_stable = ran_s >= STABLE_S
+        self._last_s = FIRST_DELAY_S if is_stable else min(2 * self._last_s or FIRST_DELAY_S, LONGEST_DELAY_S)
+        return self._last_s
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object], limit_s: float | None = None) -> None:
+    """Until one of them has ended, for `limit_s` at most; the others are cancelled. Raises what it raises."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,267 @@
+"""Orchestrators as real processes, in front of real simulated workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.launch.waiting import free_port, is_running, wait_for
+
+MODEL = "m"
+PATIENCE_S = 60.0
+Counters = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@contextlib.contextmanager
+def simulated(*roles: str, options: Sequence[str] = ()) -> Iterator[list[SimWorker]]:
+    """Workers of these roles, ready."""
+    workers = [SimWorker(role, options) for role in roles]
+    try:
+        for worker in workers:
+            worker.wait_ready()
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+class SimWorker:
+    def __init__(self, role: str, options: Sequence[str]) -> None:
+        self.role = role
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "worker.sim", "--model-name", MODEL, "--role", role, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def wait_ready(self) -> None:
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().removeprefix("ready: ").strip()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+class Stream:
+    """A streamed answer that has begun."""
+
+    def __init__(self, client: httpx.Client, tokens: int) -> None:
+        """On the client's idle connection, if it has one."""
+        self._client = client
+        body = {"model": MODEL, "prompt": "Go on", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        request = client.build_request("POST", "/v1/completions", json=body)
+        self._answer = client.send(request, stream=True)
+        assert self._answer.status_code == 200
+
+    def is_whole(self) -> bool:
+        """Read it to its end, which is as it should be or not."""
+        try:
+            events = self._answer.read()
+        except httpx.TransportError:
+            return False
+        return events.endswith(b"data: [DONE]\n\n") and b'data: {"error"' not in events
+
+    def leave(self) -> None:
+        self._client.close()
+
+
+class Orchestrator:
+    """`baton orchestrator` with several processes; `stop` must be called at the end."""
+
+    def __init__(
+        self,
+        directory: Path,
+        workers: Sequence[SimWorker],
+        *,
+        trust: ssl.SSLContext | bool = True,
+        env: Mapping[str, str] | None = None,
+        key: str = "",
+        **options: Any,
+    ) -> None:
+        """`options` are the config's. `trust` is for its certificate, `key` for who asks."""
+        self._asking: dict[str, Any] = {
+            "headers": {"authorization": f"Bearer {key}"} if key else {},
+            "timeout": PATIENCE_S,
+            "trust_env": False,
+            "verify": trust,
+        }
+        self._clients: list[httpx.Client] = []
+        self._marker = uuid4().hex  # in the environment of every process that comes from here
+        self._directory = directory
+        listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        scheme = "https" if "tls" in options else "http"
+        self.url, self.admin_url = f"{scheme}://{listen}", f"{scheme}://{admin}"
+        pools = {role: {"urls": [w.url for w in workers if w.role == role]} for role in ("prefill", "decode")}
+        config = {
+            "orchestrator": {"listen": listen, "admin": admin, "processes": 2, **options},
+            "models": [{"name": MODEL, **pools}],
+        }
+        path = directory / "config.yaml"
+        path.write_text(json.dumps(config))
+        self._stderr = (directory / "stderr").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", "orchestrator", str(path)],
+            env={**os.environ, **(env or {}), "BATON_TEST": self._marker},
+            stderr=self._stderr,
+            start_new_session=True,
+        )
+
+    @property
+    def lines(self) -> str:
+        return (self._directory / "stderr").read_text()
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self._is_ready() and len(self.serving()) == 2, "all processes, and a whole path")
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.lines
+        try:
+            return self._get(f"{self.url}/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def admin(self, path: str) -> httpx.Response:
+        answer = self._get(self.admin_url + path)
+        assert answer.status_code == 200
+        return answer
+
+    def _get(self, url: str) -> httpx.Response:
+        return httpx.get(url, **self._asking)
+
+    def processes(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.admin("/admin/processes").json()
+        return found
+
+    def serving(self) -> list[dict[str, Any]]:
+        """In the order of their places."""
+        found = [process for process in self.processes() if process["state"] == "serving"]
+        return sorted(found, key=lambda process: int(process["index"]))
+
+    def worker_loads(self) -> dict[str, int]:
+        return {
+            worker["address"]["name"]: worker["in_flight"] for worker in self.admin("/admin/workers").json()
+        }
+
+    def counters(self) -> Counters:
+        """Every series of /metrics that only grows, but for the supervisor's own process."""
+        families = text_string_to_metric_families(self.admin("/metrics").text)
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            if family.type in ("counter", "histogram") and family.name.startswith("baton")
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+
+    def answered(self) -> float:
+        """Completions with status 200, of all processes ever."""
+        labels = {"model": MODEL, "endpoint": "/v1/completions", "code": "200"}
+        return self.counters()["baton_requests_total", tuple(sorted(labels.items()))]
+
+    def client(self) -> httpx.Client:
+        """With connections of its own; closed at the end of the test."""
+        made = httpx.Client(base_url=self.url, **self._asking)
+        self._clients.append(made)
+        return made
+
+    def client_of_each(self) -> list[httpx.Client]:
+        """Clients with an idle connection to each process, in the order of their places."""
+        found: dict[int, httpx.Client] = {}
+
+        def are_all_found() -> bool:
+            client = self.client()
+            index = client.get("/health?verbose").json()["process"]
+            if found.setdefault(index, client) is not client:
+                client.close()
+            return len(found) == 2
+
+        wait_for(are_all_found, "a connection to each process")
+        return [found[index] for index in sorted(found)]
+
+    def streams(self, tokens: int) -> list[Stream]:
+        """Streams, at least two of them on each process."""
+        begun: list[Stream] = []
+
+        def are_enough() -> bool:
+            begun.append(Stream(self.client(), tokens))
+            return all(process["in_flight"] >= 2 for process in self.serving())
+
+        wait_for(are_enough, "streams on both processes")
+        return begun
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait_exit(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+    def left(self) -> set[int]:
+        """What runs of all that was ever started."""
+        return {
+            pid for pid, environ in _environments() if self._marker.encode() in environ and is_running(pid)
+        }
+
+    def clean_up(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._stderr.close()
+        for client in self._clients:
+            client.close()
+        wait_for(lambda: not self.left(), "the end of all processes")
+
+
+def _environments() -> Iterator[tuple[int, bytes]]:
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it ended, or is not ours
+            yield int(path.parent.name), path.read_bytes()
+
+
+class CounterWatch:
+    """Looks at all counters again and again, for as long as it is entered; none may have fallen."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self._orchestrator = orchestrator
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.looks = 0
+        self.fallen: list[tuple[str, Mapping[str, str], float, float]] = []
+
+    def __enter__(self) -> CounterWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        before = self._orchestrator.counters()
+        while not self._is_over.is_set():
+            now = self._orchestrator.counters()
+            for name, labels in before:
+                old, new = before[name, labels], now[name, labels]
+                if new < old:
+                    self.fallen.append((name, dict(labels), old, new))
+            before = now
+            self.looks += 1
