@@ -43,35 +43,47 @@ from workloads import WORKLOADS
 RESULTS = ROOT / "bench/results"
 
 
+Measured = dict[str, dict[str, Row]]  # by workload, by router
+
+
 def main() -> int:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
     document = _about(arguments)
-    raise_file_limit()
-    cores = share_cores()
-    if cores.router == cores.other:
-        print("only one core: the load takes time from the routers, expect wide spreads", file=sys.stderr)
-    measured: dict[str, dict[str, Row]] = {}
-    for workload in _chosen(arguments.only, WORKLOADS):
-        rows = compare(
-            workload,
-            _chosen(arguments.routers, ROUTERS),
-            cores=cores,
-            rounds=arguments.rounds,
-            seconds=arguments.seconds,
-            say=lambda text: print(text, file=sys.stderr, flush=True),
-        )
-        measured[workload.name] = {row.router: row for row in rows}
-        print(f"\n{table(workload, rows)}\n", flush=True)
-        document["workloads"].append(workload_document(workload, rows))
-        _write(document, arguments.output)  # what there is, should the rest be interrupted
+    measured = _measure(arguments, document)
     outcomes = [outcome(goal, measured) for goal in GOALS]
     print(goals_table(outcomes))
     document["goals"] = [outcome_document(one) for one in outcomes]
     _write(document, arguments.output)
-    save_plot(document["workloads"], arguments.output.with_suffix(".svg"))
-    print(f"\n{arguments.output} and {arguments.output.with_suffix('.svg').name}")
-    return 0 if any(row.samples for rows in measured.values() for row in rows.values()) else 1
+    if not any(row.samples for rows in measured.values() for row in rows.values()):
+        _say("nothing was measured")
+        return 1
+    plot = arguments.output.with_suffix(".svg")
+    save_plot(document["workloads"], plot)
+    print(f"\n{arguments.output} and {plot.name}")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, document: dict[str, Any]) -> Measured:
+    """Print each workload's table and write what there is so far: the rest may be interrupted."""
+    raise_file_limit()
+    cores = share_cores()
+    if cores.router == cores.other:
+        _say("only one core: the load takes time from the routers, expect wide spreads")
+    routers = _chosen(arguments.routers, ROUTERS)
+    options = {"cores": cores, "rounds": arguments.rounds, "seconds": arguments.seconds}
+    measured: Measured = {}
+    for workload in _chosen(arguments.only, WORKLOADS):
+        rows = compare(workload, routers, **options, say=_say)
+        measured[workload.name] = {row.router: row for row in rows}
+        print(f"\n{table(workload, rows)}\n", flush=True)
+        document["workloads"].append(workload_document(workload, rows))
+        _write(document, arguments.output)
+    return measured
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -123,4 +135,7 @@ def _write(document: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
