@@ -39,6 +39,7 @@ METADATA_HEADER = b"metadata"  # vLLM's, with an entry for each vector
 
 _NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}  # vLLM's names
 _ABOUT_ALL = ("id", "created", "model", "usage")
+_USAGE = ("prompt_tokens", "total_tokens")
 _BASE64 = Raw(b'"base64"')
 _JSON_HEADER = header_block([(b"content-type", b"application/json")])
 
@@ -213,7 +214,7 @@ def _fragment(value: object) -> orjson.Fragment:
 def _raw_headers(
     wanted: Wanted, document: Mapping[str, Raw], vectors: Sequence[bytes]
 ) -> list[tuple[bytes, bytes]]:
-    about = {name: msgspec.json.decode(document[name]) for name in _ABOUT_ALL if name in document}
+    about = _about(document)
     numbers = {"embed_dtype": wanted.dtype, "endianness": wanted.endianness}
     width = _width(vectors)
     dimensions = width // wanted.number_bytes
@@ -226,6 +227,15 @@ def _raw_headers(
         ]
         headers.append((METADATA_HEADER, _ascii({**about, "data": entries})))
     return headers
+
+
+def _about(document: Mapping[str, Raw]) -> dict[str, Any]:
+    """What the answer says beside its vectors; of the usage as much as vLLM's header has."""
+    about = {name: msgspec.json.decode(document[name]) for name in _ABOUT_ALL if name in document}
+    usage = about.get("usage")
+    if isinstance(usage, dict):
+        about["usage"] = {name: usage[name] for name in _USAGE if name in usage}
+    return about
 
 
 def _width(vectors: Sequence[bytes]) -> int:

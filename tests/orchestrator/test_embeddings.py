@@ -60,7 +60,9 @@ def document(embeddings: Sequence[Any], **more: Any) -> bytes:
         for index, embedding in enumerate(embeddings)
     ]
     about = {"id": "embd-1", "object": "list", "created": 17, "model": "m"}
-    return json.dumps({**about, "data": items, "usage": {"prompt_tokens": 7}, **more}).encode()
+    return json.dumps(
+        {**about, "data": items, "usage": {"prompt_tokens": 7, "details": None}, **more}
+    ).encode()
 
 
 def made(wanted: Wanted, content: bytes) -> tuple[bytes, bytes]:
