@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
@@ -36,17 +37,14 @@ from orchestrator.relay import RequestScope
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry import FallbackReason, Path, Telemetry
 from orchestrator.transport.base import Answer, Upstream
-from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts
-from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from
+from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge
+from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from, handoff_from_msgpack
+from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream, InvalidStream, error_status, has_begun, opening_error
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
-
-# A transcode decodes every value, at about 1 ms per MiB and more for lists of numbers, and holds the event
-# loop meanwhile. Larger bodies go as JSON, which is spliced.
-MAX_TRANSCODED_BYTES = 1024 * 1024
 
 # A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
 MAX_PREFILL_ANSWER_BYTES = 16 * 1024 * 1024
@@ -59,6 +57,12 @@ MakeBody = Callable[[Codec, str], Parts]
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED, _AGGREGATED = Path.DISAGGREGATED, Path.AGGREGATED
 _ONE_LEG = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
+_ID_HEADERS: dict[TokenIds | None, bytes] = {
+    None: b"",
+    "list": b"",
+    "base64": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"base64")]),
+    "bin": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"bin"), (b"accept", b"application/msgpack")]),
+}
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
 _log = logging.getLogger("baton.flow")
@@ -71,10 +75,10 @@ class _Job(msgspec.Struct):
     view: RequestView
     bodies: LegBodies
     plan: Plan
-    size: int  # bytes of the client's body
     id: str  # ours, for the workers
     headers: bytes  # of the client, for the workers
     attempts: int = 0  # legs sent
+    is_plain: bool = False  # send JSON and no ids, whatever the worker announces
     handoff: Handoff | None = None
 
 
@@ -91,8 +95,12 @@ class Flow:
         ids: IdSource,
         credential: str | None,
         max_answer_bytes: int,
+        tokenizes_once: bool = True,
     ) -> None:
-        """`planners` by model. `credential` is what workers want as bearer token."""
+        """`planners` by model. `credential` is what workers want as bearer token.
+
+        `tokenizes_once`: decode workers that announce it get the prompt's token ids from the prefill worker.
+        """
         self._registry = registry
         self._planners = planners
         self._upstream = upstream
@@ -103,6 +111,7 @@ class Flow:
             codec.name: header_block([*codec.headers, *authorization]) for codec in CODECS.values()
         }
         self._max_answer_bytes = max_answer_bytes
+        self._tokenizes_once = tokenizes_once
         self._models = {model: index for index, model in enumerate(registry.pools)}
         self._releases: set[asyncio.Task[None]] = set()
 
@@ -111,7 +120,7 @@ class Flow:
         job = self._accept(scope, body)
         with job.plan.decode.lease():
             if job.plan.prefill is None:
-                await self._serve_whole(job)
+                await self._answer(job, job.bodies.whole)
             else:
                 await self._serve_in_two_legs(job, job.plan.prefill)
 
@@ -140,17 +149,11 @@ class Flow:
         else:
             record.path = _DISAGGREGATED
             record.prefill_worker = plan.prefill.name
-        return _Job(scope, view, LegBodies(view), plan, len(body), self._ids.fresh(), scope.relayed_headers())
+        return _Job(scope, view, LegBodies(view), plan, self._ids.fresh(), scope.relayed_headers())
 
     def _plan(self, path: str, view: RequestView) -> Plan:
         whole_reason = "this endpoint needs one worker" if path in _ONE_LEG else view.whole_reason
         return self._planners[view.model].plan(self._registry.pools[view.model], whole_reason)
-
-    # --- one leg --------------------------------------------------------------------------------
-
-    async def _serve_whole(self, job: _Job) -> None:
-        answer = await self._send(job, job.plan.decode, job.bodies.whole)
-        await self._relay(job, answer)
 
     # --- two legs -------------------------------------------------------------------------------
 
@@ -158,26 +161,32 @@ class Flow:
         with prefill.lease():
             handoff = job.handoff = await self._prefill(job, prefill)
         job.scope.record.prefill_done = job.scope.now()
-        try:
-            answer = await self._send(
-                job, job.plan.decode, lambda codec, model: job.bodies.decode(codec, model, handoff)
-            )
-        except BaseException:
-            # Not sent, or cancelled before anybody knows: the prefill worker must get its blocks back.
-            self._release(job, handoff)
-            raise
-        await self._relay(job, answer)
+        await self._answer(job, lambda codec, model: job.bodies.decode(codec, model, handoff))
 
     async def _prefill(self, job: _Job, worker: Worker) -> Handoff:
-        answer = await self._send(job, worker, job.bodies.prefill)
+        form = self._form_of_ids(job, worker)
+        answer, content = await self._ask_prefill(job, worker, form)
+        if answer.status != 200 and _may_be_refusal(job, answer, worker):
+            job.is_plain, form = True, None
+            answer, content = await self._ask_prefill(job, worker, form)
+        if answer.status != 200:
+            raise _worker_answered(answer, content)
+        self._note_success(job, worker)
+        return _handoff(answer, content, has_ids=form is not None)
+
+    def _form_of_ids(self, job: _Job, prefill: Worker) -> TokenIds | None:
+        """How the prompt's token ids go from worker to worker; None if they do not."""
+        if not (self._tokenizes_once and prefill.token_ids and job.bodies.has_text):
+            return None
+        return next((form for form in prefill.token_ids if form in job.plan.decode.token_ids), None)
+
+    async def _ask_prefill(self, job: _Job, worker: Worker, form: TokenIds | None) -> tuple[Answer, bytes]:
+        answer = await self._send(job, worker, _prefill_body(job, form), _ID_HEADERS[form])
         try:
-            content = await answer.read(MAX_PREFILL_ANSWER_BYTES)
+            return answer, await answer.read(MAX_PREFILL_ANSWER_BYTES)
         except BaseException:
             self._abandon_prefill(job, answer)
             raise
-        if answer.status != 200:
-            raise _worker_answered(answer, content)
-        return _handoff(content)
 
     def _abandon_prefill(self, job: _Job, answer: Answer) -> None:
         """Stop a prefill; if it has just been answered, its blocks are pinned already."""
@@ -186,7 +195,7 @@ class Flow:
         if content is None or answer.status != 200:
             return
         with contextlib.suppress(WorkerGarbage):  # no hand-off in it, so nothing is pinned
-            self._release(job, _handoff(content))
+            self._release(job, _handoff(answer, content))
 
     # --- release --------------------------------------------------------------------------------
 
@@ -219,41 +228,73 @@ class Flow:
 
     # --- sending --------------------------------------------------------------------------------
 
-    async def _send(self, job: _Job, worker: Worker, make_body: MakeBody) -> Answer:
-        codec, parts = self._encode(job, worker, make_body)
+    async def _send(self, job: _Job, worker: Worker, make_body: MakeBody, headers: bytes = b"") -> Answer:
+        codec, parts = self._encode(worker, JSON if job.is_plain else worker.codec, make_body)
         job.attempts += 1
         attempt = f"x-request-id: {job.id}-{job.attempts}\r\n".encode()
-        headers = self._headers[codec.name] + attempt + job.headers
+        block = self._headers[codec.name] + headers + attempt + job.headers
         try:
-            return await self._upstream.send(worker.origin, "POST", job.scope.exchange.path, headers, parts)
+            return await self._upstream.send(worker.origin, "POST", job.scope.exchange.path, block, parts)
         except WorkerUnreachable as error:
             self._registry.mark_gone(worker, repr(error.__cause__ or error))
             raise
 
-    def _encode(self, job: _Job, worker: Worker, make_body: MakeBody) -> tuple[Codec, Parts]:
-        codec, model = worker.codec, worker.address.served_model
-        if codec is not JSON and job.size > MAX_TRANSCODED_BYTES:
-            self._telemetry.transport_fallback(FallbackReason.TOO_LARGE)
-            codec = JSON
+    def _encode(self, worker: Worker, codec: Codec, make_body: MakeBody) -> tuple[Codec, Parts]:
+        model = worker.address.served_model
         try:
             return codec, make_body(codec, model)
+        except TooLarge:
+            self._telemetry.transport_fallback(FallbackReason.TOO_LARGE)
         except NotEncodable:
             self._telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
-            return JSON, make_body(JSON, model)
+        return JSON, make_body(JSON, model)
+
+    def _note_success(self, job: _Job, worker: Worker) -> None:
+        """A worker took a leg. If that had to be plain JSON, it had refused what it announced."""
+        if job.is_plain:
+            job.is_plain = False
+            self._telemetry.transport_fallback(FallbackReason.REFUSED)
+            self._registry.distrust(worker)
+            _log.warning("%s refused what it announced: it gets plain JSON from now on", worker.name)
+        elif worker.proven_epoch != worker.epoch:
+            worker.proven_epoch = worker.epoch
 
     # --- the answer -----------------------------------------------------------------------------
 
-    async def _relay(self, job: _Job, answer: Answer) -> None:
+    async def _answer(self, job: _Job, make_body: MakeBody) -> None:
+        """Send the leg that answers the client, and relay what comes."""
+        if not await self._relay(job, await self._send_final(job, make_body)):
+            job.is_plain = True
+            if job.handoff is not None:
+                job.handoff.token_ids = None
+            await self._relay(job, await self._send_final(job, make_body))
+
+    async def _send_final(self, job: _Job, make_body: MakeBody) -> Answer:
+        try:
+            return await self._send(job, job.plan.decode, make_body)
+        except BaseException:
+            # Not sent, or cancelled before anybody knows: the prefill worker must get its blocks back.
+            if job.handoff is not None:
+                self._release(job, job.handoff)
+            raise
+
+    async def _relay(self, job: _Job, answer: Answer) -> bool:
+        """False, with nothing sent yet, if the worker may have refused a form that it had announced."""
         try:
             if job.view.is_stream:
                 await answer.head()
                 if answer.status == 200:
+                    self._note_success(job, job.plan.decode)
                     await self._relay_stream(job, answer)
-                    return
+                    return True
             content = await answer.read(self._max_answer_bytes)
-            if answer.status != 200:
-                self._refuse(job, answer, content)
-            self._respond(job, answer, content)
+            if answer.status == 200:
+                self._note_success(job, job.plan.decode)
+                self._respond(job, answer, content)
+                return True
+            if _may_be_refusal(job, answer, job.plan.decode):
+                return False
+            self._refuse(job, answer, content)
         finally:
             answer.abort()
 
@@ -294,9 +335,23 @@ def _unknown_model(model: str, known: Iterable[str]) -> str:
     return f"the model '{model[:100]}' does not exist; there is: {', '.join(known)}"
 
 
-def _handoff(content: bytes) -> Handoff:
+def _prefill_body(job: _Job, form: TokenIds | None) -> MakeBody:
+    if form is None:
+        return job.bodies.prefill
+    return functools.partial(job.bodies.prefill, asks_ids=True)
+
+
+def _may_be_refusal(job: _Job, answer: Answer, worker: Worker) -> bool:
+    """Whether an error may be due to a form that the worker announced and has not yet taken."""
+    is_plain = job.is_plain or (worker.codec is JSON and not worker.token_ids)
+    return answer.status in (400, 415, 422) and not is_plain and worker.proven_epoch != worker.epoch
+
+
+def _handoff(answer: Answer, content: bytes, *, has_ids: bool = False) -> Handoff:
     try:
-        return handoff_from(content)
+        if answer.headers.get(b"content-type") == b"application/msgpack":
+            return handoff_from_msgpack(content)
+        return handoff_from(content, has_ids=has_ids)
     except InvalidHandoff as error:
         raise WorkerGarbage(str(error)) from error
 

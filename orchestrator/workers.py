@@ -21,7 +21,7 @@ from orchestrator.rows import SharedLoad
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import CODECS, JSON, Codec
-from orchestrator.wire.info import Role, WorkerInfo
+from orchestrator.wire.info import Role, TokenIds, WorkerInfo
 
 
 class WorkerState(StrEnum):
@@ -68,13 +68,16 @@ class Worker(ABC):
     __slots__ = (
         "address",
         "codec",
+        "distrusted_epoch",
         "epoch",
         "info",
         "last_error",
         "max_model_len",
         "name",
         "origin",
+        "proven_epoch",
         "state",
+        "token_ids",
     )
 
     def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None) -> None:
@@ -85,6 +88,9 @@ class Worker(ABC):
         self.epoch = 0
         self.info: WorkerInfo | None = None
         self.codec: Codec = JSON
+        self.token_ids: tuple[TokenIds, ...] = ()  # forms that it gives and takes, the best first
+        self.proven_epoch = -1  # in which it took a leg in the form that it announced
+        self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
         self.last_error: str | None = None
 
@@ -119,19 +125,20 @@ class Worker(ABC):
 class OwnWorker(Worker):
     """A worker that only this process sends to."""
 
-    __slots__ = ("in_flight",)
+    __slots__ = ("_lease", "in_flight")
     in_flight: int
 
     def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None) -> None:
         super().__init__(address, tls)
         self.in_flight = 0
+        self._lease = Lease(self)
 
     def lease(self) -> Lease:
-        return Lease(self)
+        return self._lease
 
 
 class Lease:
-    """Counts one leg on a worker between enter and exit."""
+    """Counts one leg on a worker between enter and exit. One for all legs: it holds nothing else."""
 
     __slots__ = ("_worker",)
 
@@ -151,19 +158,20 @@ class Lease:
 class SharedWorker(Worker):
     """A worker that several processes send to: `in_flight` counts the legs of all."""
 
-    __slots__ = ("_everyone", "own_legs")
+    __slots__ = ("_everyone", "_lease", "own_legs")
 
     def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, load: SharedLoad) -> None:
         super().__init__(address, tls)
         self._everyone = load.everyone
         self.own_legs = load.own  # one cell, changed by leases only
+        self._lease = SharedLease(self)
 
     @property
     def in_flight(self) -> int:
         return sum(self._everyone)
 
     def lease(self) -> SharedLease:
-        return SharedLease(self)
+        return self._lease
 
 
 class SharedLease:
@@ -241,9 +249,18 @@ class Registry:
         """Note what a worker says of itself; None for one without our plugin, which gets plain JSON."""
         worker.info = info
         worker.max_model_len = max_model_len
+        if worker.distrusted_epoch == worker.epoch:
+            info = None
         is_understood = info is not None and self._transport in info.decodes
         worker.codec = CODECS[self._transport] if is_understood else JSON
+        forms = info.token_ids if info is not None else ()
+        worker.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
         self._tell_change()
+
+    def distrust(self, worker: Worker) -> None:
+        """A worker has refused what it announced: plain JSON for it from now on, until it is restarted."""
+        worker.distrusted_epoch = worker.epoch
+        self.announce(worker, worker.info, worker.max_model_len)
 
     def mark_ready(self, worker: Worker) -> None:
         worker.last_error = None
@@ -269,8 +286,8 @@ class Registry:
         is_outdated = worker.state is WorkerState.GONE and standing.epoch <= worker.epoch
         if is_outdated and standing.state is WorkerState.READY:
             return
-        self.announce(worker, standing.info, standing.max_model_len)
         worker.epoch = standing.epoch
+        self.announce(worker, standing.info, standing.max_model_len)
         worker.last_error = standing.last_error
         worker.state = standing.state
         self._refresh(self.pools[worker.address.model])
@@ -306,4 +323,10 @@ def _workers(addresses: Sequence[WorkerAddress], loads: Sequence[SharedLoad] | N
     return tuple(SharedWorker(address, context, load) for address, context, load in parts)
 
 
+# Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
+_ID_FORMS: dict[str, tuple[TokenIds, ...]] = {
+    "json": ("list",),
+    "orjson": ("base64", "list"),
+    "msgpack": ("bin", "base64", "list"),
+}
 _ROLES: tuple[Role, Role, Role] = ("prefill", "decode", "both")

@@ -6,7 +6,7 @@ part is encoded once and shared; legs are sent as several parts, so it is never 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -16,11 +16,21 @@ Parts = tuple[bytes | memoryview, ...]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _msgpack = msgspec.msgpack.Encoder()
+# A transcode decodes every value, at about 1 ms per MiB and more for lists of numbers, and holds the event
+# loop meanwhile. Larger documents go as JSON, which is spliced.
+MAX_TRANSCODED_BYTES = 1024 * 1024
+
+TOKEN_IDS_KEY = "prompt_token_ids"  # noqa: S105  # no secret; in kv_transfer_params, as vLLM reads it
+
 _CONTENT_TYPE = (b"content-type", b"application/json")
 
 
 class NotEncodable(ValueError):
     """The document has a value that this encoding cannot carry; send it as JSON."""
+
+
+class TooLarge(NotEncodable):
+    """Making another encoding of the document would take too long; send it as JSON."""
 
 
 class Codec(Protocol):
@@ -40,6 +50,10 @@ class Codec(Protocol):
         """
         ...
 
+    def leg_with_ids(self, common: bytes, overlay: bytes, packed: bytes) -> Parts:
+        """The same with packed token ids among the overlay's `kv_transfer_params`, which must be there."""
+        ...
+
 
 class JsonCodec:
     """The client's own bytes for every value, with the overlay's fields behind them."""
@@ -57,6 +71,9 @@ class JsonCodec:
             return (common,)
         return memoryview(common)[:-1], b"," + overlay[1:]
 
+    def leg_with_ids(self, common: bytes, overlay: bytes, packed: bytes) -> Parts:
+        return self.leg(common, msgspec.json.encode(_with_ids(overlay, packed)))  # bytes become base64
+
 
 class MsgpackCodec:
     """The same document as msgpack. The content type stays JSON: see `wire.info.MSGPACK_HEADER`."""
@@ -68,14 +85,27 @@ class MsgpackCodec:
         return _packed(document)
 
     def leg(self, common: bytes, overlay: bytes) -> Parts:
-        own = _packed(overlay)
+        return self._joined(common, _packed(overlay))
+
+    def leg_with_ids(self, common: bytes, overlay: bytes, packed: bytes) -> Parts:
+        return self._joined(common, _msgpack.encode(_with_ids(overlay, packed)))
+
+    def _joined(self, common: bytes, own: bytes) -> Parts:
         common_size, common_at = _map_header(common)
         own_size, own_at = _map_header(own)
         header = _encode_map_header(common_size + own_size)
         return header, memoryview(common)[common_at:], memoryview(own)[own_at:]
 
 
+def _with_ids(overlay: bytes, packed: bytes) -> Any:
+    document = msgspec.json.decode(overlay)
+    document["kv_transfer_params"][TOKEN_IDS_KEY] = packed
+    return document
+
+
 def _packed(document: bytes) -> bytes:
+    if len(document) > MAX_TRANSCODED_BYTES:
+        raise TooLarge("transcoding would hold the event loop")
     try:
         return _msgpack.encode(msgspec.json.decode(document))
     except (OverflowError, RecursionError, msgspec.MsgspecError) as error:

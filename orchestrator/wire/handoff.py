@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import Raw
 
@@ -13,13 +15,22 @@ CACHED_TOKENS_KEY = "remote_prefill_cached_tokens"
 # Its engine core dies of a decode leg in which one is missing.
 _REQUIRED = ("remote_engine_id", "remote_block_ids", "remote_request_id", "remote_host", "remote_port")
 
+_NULL = Raw(b"null")
+
 
 class InvalidHandoff(ValueError):
     """The prefill worker answered without a usable hand-off; a decode leg must not be sent."""
 
 
-class _PrefillAnswer(msgspec.Struct):
-    kv_transfer_params: dict[str, Raw] | None = None
+class TokenIds(msgspec.Struct, gc=False):
+    """The prompt's token ids as the prefill worker gave them; nobody here looks into them."""
+
+    json: bytes = b""  # a list, or a base64 string of little-endian int32; b"" if packed
+    packed: bytes = b""  # little-endian int32
+
+    @property
+    def is_list(self) -> bool:
+        return self.json.startswith(b"[")
 
 
 class Handoff(msgspec.Struct, gc=False):
@@ -27,25 +38,68 @@ class Handoff(msgspec.Struct, gc=False):
 
     params: bytes  # for the decode leg, a JSON object, unknown keys kept
     prefill_cached_tokens: int | None  # what the client's usage must say
+    token_ids: TokenIds | None = None
+
+
+class _PrefillAnswer(msgspec.Struct):
+    kv_transfer_params: dict[str, Raw] | None = None
+
+
+class _Choice(msgspec.Struct):
+    prompt_token_ids: Raw = _NULL
+
+
+class _PrefillAnswerWithIds(_PrefillAnswer):
+    """vLLM gives the ids of a chat at the top, those of a completion with its choice."""
+
+    prompt_token_ids: Raw = _NULL
+    choices: list[_Choice] = []
+
+
+class _PackedAnswer(msgspec.Struct):
+    kv_transfer_params: dict[str, Any] | None = None
+    prompt_token_ids: bytes | None = None
 
 
 _ANSWER = msgspec.json.Decoder(_PrefillAnswer)
-_json = msgspec.json.Encoder()
-_NULL = Raw(b"null")
+_ANSWER_WITH_IDS = msgspec.json.Decoder(_PrefillAnswerWithIds)
+_PACKED_ANSWER = msgspec.msgpack.Decoder(_PackedAnswer)
 _COUNT = msgspec.json.Decoder(int | None)
+_json = msgspec.json.Encoder()
 
 
-def handoff_from(answer: bytes) -> Handoff:
-    """Read a prefill worker's answer. Raises `InvalidHandoff`."""
+def handoff_from(answer: bytes, *, has_ids: bool = False) -> Handoff:
+    """Read a prefill worker's answer, with the token ids if it was asked for them.
+
+    Raises `InvalidHandoff`.
+    """
     try:
-        params = _ANSWER.decode(answer).kv_transfer_params
-        if not params:
-            raise InvalidHandoff("the prefill worker answered without kv_transfer_params")
-        cached = params.pop(CACHED_TOKENS_KEY, None)
-        _require(params)
-        return Handoff(_json.encode(params), None if cached is None else _COUNT.decode(cached))
+        if not has_ids:
+            return _handoff(_ANSWER.decode(answer).kv_transfer_params, None)
+        document = _ANSWER_WITH_IDS.decode(answer)
+        return _handoff(document.kv_transfer_params, _ids_of(document))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidHandoff("the prefill worker's answer cannot be read") from error
+
+
+def handoff_from_msgpack(answer: bytes) -> Handoff:
+    """The same for an answer in msgpack, whose ids are packed. Raises `InvalidHandoff`."""
+    try:
+        document = _PACKED_ANSWER.decode(answer)
+        params = document.kv_transfer_params or {}
+        raw = {name: Raw(_json.encode(value)) for name, value in params.items()}
+        ids = document.prompt_token_ids
+        return _handoff(raw, TokenIds(packed=ids) if ids else None)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidHandoff("the prefill worker's answer cannot be read") from error
+
+
+def _handoff(params: dict[str, Raw] | None, ids: TokenIds | None) -> Handoff:
+    if not params:
+        raise InvalidHandoff("the prefill worker answered without kv_transfer_params")
+    cached = params.pop(CACHED_TOKENS_KEY, _NULL)
+    _require(params)
+    return Handoff(_json.encode(params), _COUNT.decode(cached), ids)
 
 
 def _require(params: dict[str, Raw]) -> None:
@@ -55,3 +109,10 @@ def _require(params: dict[str, Raw]) -> None:
         raw = params.get(key, _NULL)
         if len(raw) == 4 and bytes(raw) == b"null":
             raise InvalidHandoff(f"the prefill worker's hand-off has no {key}")
+
+
+def _ids_of(document: _PrefillAnswerWithIds) -> TokenIds | None:
+    ids = bytes(document.prompt_token_ids)
+    if ids == b"null" and document.choices:
+        ids = bytes(document.choices[0].prompt_token_ids)
+    return None if ids == b"null" else TokenIds(json=ids)

@@ -3,7 +3,8 @@
 prefill: fills the KV cache and keeps it pinned. One token, not streamed, and no field that could stop it
     early or forbid a single token.
 decode: pulls the KV cache and answers. The client's document with the hand-off added; usage is asked for,
-    because it is the evidence of transfer.
+    because it is the evidence of transfer. If the prefill worker gave the prompt's token ids, they go along,
+    so that nobody tokenises twice, and the text of the prompt stays behind where nothing else needs it.
 release: pulls the KV cache so that the prefill worker can free it; its answer is dropped. The prefill leg's
     document with the hand-off, so it has no field that the prefill worker has not accepted.
 whole: everything on one worker. The client's document without hand-off fields.
@@ -17,8 +18,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.codec import Codec, Parts
-from orchestrator.wire.handoff import Handoff
+from orchestrator.wire.codec import TOKEN_IDS_KEY, Codec, Parts
+from orchestrator.wire.handoff import Handoff, TokenIds
 from orchestrator.wire.view import RequestView
 
 # A worker connects to whatever host these name, so they are never taken from a client.
@@ -33,6 +34,21 @@ _KEEP_KV = {
     "remote_port": None,
 }
 
+# What stands for messages whose tokens go along: vLLM wants at least one.
+_CUT_MESSAGES = Raw(b'[{"role":"user","content":"-"}]')
+_QUOTE = ord('"')
+
+
+class _Message(msgspec.Struct):
+    content: Raw = Raw(b"null")
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+
+
+_MESSAGES = msgspec.json.Decoder(list[_Message])
+_PARTS = msgspec.json.Decoder(list[_Part])
 _json = msgspec.json.Encoder()
 
 
@@ -48,23 +64,46 @@ class LegBodies:
         # The decode leg asks for a usage event that the client did not ask for.
         self.asks_hidden_usage = view.is_stream and not view.wants_usage
 
-    def prefill(self, codec: Codec, model: str) -> Parts:
+    @property
+    def has_text(self) -> bool:
+        """The prompt is text, which the workers have to tokenise."""
+        prompt = self._view.shared.get("prompt")
+        return prompt is None or memoryview(prompt)[0] == _QUOTE
+
+    def prefill(self, codec: Codec, model: str, *, asks_ids: bool = False) -> Parts:
         """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model."""
-        return self._leg(codec, _keep_kv(model, "max_completion_tokens" in self._view.own))
+        return self._leg(codec, _keep_kv(model, "max_completion_tokens" in self._view.own, asks_ids))
 
     def decode(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
+        if handoff.token_ids is not None:
+            return self._decode_with_ids(codec, model, handoff, handoff.token_ids)
         view = self._view
         if self.asks_hidden_usage or model != view.model or not _NEVER_RELAYED.isdisjoint(view.own):
-            return self._leg(codec, self._changed(model, handoff))
+            return self._leg(codec, _json.encode(self._changed(model, handoff.params)))
         return self._leg(codec, b'%b,"kv_transfer_params":%b}' % (view.own_json[:-1], handoff.params))
 
-    def _changed(self, model: str, handoff: Handoff) -> bytes:
+    def _decode_with_ids(self, codec: Codec, model: str, handoff: Handoff, ids: TokenIds) -> Parts:
+        is_completion = "prompt" in self._view.shared
+        in_params = not (ids.packed or (is_completion and ids.is_list))
+        params = _with_json_ids(handoff.params, ids.json) if in_params else handoff.params
+        overlay = self._changed(model, params)
+        rest = dict(self._view.shared)
+        if is_completion:
+            del rest["prompt"]
+            if ids.is_list:  # what vLLM takes as it is; packed ids become the prompt in our plugin
+                overlay["prompt"] = Raw(ids.json)
+        elif _is_text_only(rest.get("messages")):
+            rest["messages"] = _CUT_MESSAGES
+        common, encoded = codec.common(_json.encode(rest)), _json.encode(overlay)
+        return codec.leg_with_ids(common, encoded, ids.packed) if ids.packed else codec.leg(common, encoded)
+
+    def _changed(self, model: str, kv_transfer_params: bytes) -> dict[str, Any]:
         overlay = self._client_fields(model)
-        overlay["kv_transfer_params"] = Raw(handoff.params)
+        overlay["kv_transfer_params"] = Raw(kv_transfer_params)
         if self.asks_hidden_usage:
             # continuous_usage_stats has no effect without include_usage, so it must not gain one here.
             overlay["stream_options"] = {"include_usage": True}
-        return _json.encode(overlay)
+        return overlay
 
     def release(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
         overlay = _one_token(model, "max_completion_tokens" in self._view.own)
@@ -90,9 +129,10 @@ class LegBodies:
 
 
 @functools.lru_cache(maxsize=256)  # one for each of the few models and both kinds of limit
-def _keep_kv(model: str, has_completion_limit: bool) -> bytes:
+def _keep_kv(model: str, has_completion_limit: bool, asks_ids: bool) -> bytes:
     """The overlay of a prefill leg, which no request changes."""
-    return _json.encode(_one_token(model, has_completion_limit) | {"kv_transfer_params": _KEEP_KV})
+    overlay = _one_token(model, has_completion_limit) | {"kv_transfer_params": _KEEP_KV}
+    return _json.encode(overlay | {"return_token_ids": True} if asks_ids else overlay)
 
 
 def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:
@@ -100,3 +140,24 @@ def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:
     if has_completion_limit:
         overlay["max_completion_tokens"] = 1
     return overlay
+
+
+def _with_json_ids(params: bytes, ids: bytes) -> bytes:
+    """Parameters of a hand-off, never empty, with the token ids among them."""
+    return b'%b,"%b":%b}' % (params[:-1], TOKEN_IDS_KEY.encode(), ids)
+
+
+def _is_text_only(messages: Raw | None) -> bool:
+    """Whether the token ids say all that the messages say; no where there are images, audio and the like."""
+    if messages is None:
+        return False
+    try:
+        return all(_is_text(message.content) for message in _MESSAGES.decode(messages))
+    except msgspec.DecodeError:  # not OpenAI's shape: for the worker to judge
+        return False
+
+
+def _is_text(content: Raw) -> bool:
+    if memoryview(content)[0] == ord("["):
+        return all(part.type == "text" for part in _PARTS.decode(content))
+    return memoryview(content)[0] != ord("{")

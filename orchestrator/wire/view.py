@@ -58,6 +58,7 @@ OWN = EMBEDDING_FORM | frozenset(
         "stop",
         "stop_token_ids",
         "ignore_eos",
+        "return_token_ids",
         "kv_transfer_params",
         "ec_transfer_params",
     }
@@ -85,7 +86,8 @@ _STRING_LITERAL = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 class RequestView(msgspec.Struct, gc=False):
     """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
 
-    common: bytes  # the fields that all legs share, as one JSON object without white space between them
+    shared: dict[str, Raw]  # the fields that all legs share
+    common: bytes  # the same as one JSON object, without white space between them
     own: dict[str, Raw]  # the others (`OWN`)
     own_json: bytes  # the same as one JSON object
     model: str
@@ -115,6 +117,7 @@ def view_request(body: bytes) -> RequestView:
         whole_reason = "no token asked for"
     options = routed.stream_options
     return RequestView(
+        shared,
         common,
         own,
         own_json,

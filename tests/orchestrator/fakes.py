@@ -216,6 +216,7 @@ class FakeCluster:
         routing: RoutingConfig | None = None,
         keys: KeyRing | None = None,
         credential: str | None = None,
+        tokenizes_once: bool = True,
     ) -> None:
         self.upstream = MemoryUpstream()
         self.workers = FakeWorkers()
@@ -234,6 +235,7 @@ class FakeCluster:
             ids=IdSource(random.Random(1)),
             credential=credential,
             max_answer_bytes=limits.max_answer_bytes,
+            tokenizes_once=tokenizes_once,
         )
         self.plane = DataPlane(
             self.flow.serve,
