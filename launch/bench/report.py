@@ -143,12 +143,13 @@ def _errors(step: Step) -> Iterator[str]:
 
 
 def _warnings(step: Step) -> Iterator[str]:
-    late_ms = step.times["late"].p99
-    if step.client.cpu > _CPU_LIMIT or late_ms > _LATE_LIMIT_MS:
-        how = f"{step.client.cpu:.0%} of a core, 1 % of requests sent over {late_ms:.0f} ms late"
-        yield f"warning: {name_of(step)}: this client was the limit, not the endpoint ({how})"
+    start, late_ms = f"warning: {name_of(step)}:", step.times["late"].p99
+    if step.client.cpu > _CPU_LIMIT:
+        yield f"{start} this client was the limit, not the endpoint: it took {step.client.cpu:.0%} of a core"
+    if late_ms > _LATE_LIMIT_MS:
+        yield f"{start} this machine was busy: 1 % of the requests were sent over {late_ms:.0f} ms late"
     if "e2e" in step.times and step.times["e2e"].p50 > _LONG_ANSWER * step.seconds * 1e3:
-        yield f"warning: {name_of(step)}: too short for answers that take so long, see --duration"
+        yield f"{start} too short for answers that take so long, see --duration"
 
 
 def _ab_row(ratio: Ratio) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Sample:
     due: float
     sent: float
     ended: float = 0.0
-    arrivals: array[float] = field(default_factory=lambda: array("d"))  # of each event that carried text
+    arrivals: array[float] = field(default_factory=lambda: array("d"))  # of each event that carried a token
     usage: Usage | None = None
     error: str | None = None  # its kind
     detail: str = ""  # what the endpoint or the system said of the error
@@ -69,7 +69,7 @@ class Sample:
 
     @property
     def ttft_s(self) -> float:
-        """To the first text. Only for a request that had any, as every good one has."""
+        """To the first token. Only for a request that had one, as every good one has."""
         return self.arrivals[0] - self.due
 
     @property
@@ -89,7 +89,7 @@ class Sample:
         return (self.arrivals[-1] - self.arrivals[0]) / (self.output_tokens - 1)
 
     def gaps_s(self) -> Iterator[float]:
-        """Between events with text; 0 for those that came in one read."""
+        """Between events with tokens; 0 for those that came in one read."""
         return (later - earlier for earlier, later in pairwise(self.arrivals))
 
     def is_good(self, slo: Slo) -> bool:

@@ -16,13 +16,17 @@ class _Call(msgspec.Struct):
 
 
 class _Delta(msgspec.Struct):
+    role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[_Call] | None = None
 
-    def has_text(self) -> bool:
-        return bool(self.content or self.reasoning_content or self.reasoning or self.tool_calls)
+    def is_token(self) -> bool:
+        """Said, thought or called something; or a token without a text of its own, as vLLM tells of those."""
+        if self.content or self.reasoning_content or self.reasoning or self.tool_calls:
+            return True
+        return self.content is not None and self.role is None
 
 
 class _Choice(msgspec.Struct):
@@ -37,9 +41,9 @@ class _Event(msgspec.Struct):
     usage: Usage | None = None
     error: msgspec.Raw = _NOTHING
 
-    def has_text(self) -> bool:
-        """The model said, thought or called something; the opening and the closing event do not count."""
-        return any(choice.delta is not None and choice.delta.has_text() for choice in self.choices)
+    def is_token(self) -> bool:
+        """The model made a token; what opens, closes or accounts for the answer does not count."""
+        return any(choice.delta is not None and choice.delta.is_token() for choice in self.choices)
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -68,14 +72,14 @@ class TokenClock:
         except InvalidStream as error:
             raise InvalidStream("the stream ended without [DONE]") from error
         if not self._sample.arrivals:
-            self._sample.fail("no text", "a stream without any text")
+            self._sample.fail("no token", "a stream without a single token")
 
     def _note(self, event: _Event, at: float) -> None:
         if event.error != _NOTHING:
             self._sample.fail("error in stream", error_text(bytes(event.error)))
         if event.usage is not None:
             self._sample.usage = event.usage
-        if event.has_text():
+        if event.is_token():
             self._sample.arrivals.append(at)
 
 

@@ -62,10 +62,13 @@ def test_a_run_that_shows_the_endpoint_needs_no_warning() -> None:
 
 def test_a_client_at_its_own_limit_is_seen() -> None:
     (warning,) = warnings(step(quick_answers(), cpu=0.95))
-    assert "this client was the limit, not the endpoint (95% of a core" in warning
+    assert "this client was the limit, not the endpoint: it took 95% of a core" in warning
+
+
+def test_a_client_that_falls_behind_is_seen() -> None:
     late = [sample(ttft_ms=90, late_ms=60) for _ in range(10)]
     (warning,) = warnings(step(late))
-    assert "sent over 60 ms late" in warning
+    assert "1 % of the requests were sent over 60 ms late" in warning
 
 
 def test_a_step_that_is_too_short_for_its_answers_is_seen() -> None:

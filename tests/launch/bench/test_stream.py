@@ -56,17 +56,28 @@ def test_however_the_stream_is_cut(data: st.DataObject) -> None:
         text("", role="assistant"),
         text(None, tool_calls=[]),
         event(choices=[{"delta": {}, "finish_reason": "stop"}]),
+        event(choices=[{"index": 0, "finish_reason": "stop"}]),
         event(choices=[], usage={"prompt_tokens": 1}),
         b": a comment\n\n",
     ],
 )
-def test_what_says_nothing_is_no_token(silent: bytes) -> None:
+def test_what_opens_or_closes_is_no_token(silent: bytes) -> None:
     assert list(read(silent, text("a"), silent, DONE).arrivals) == [1]
 
 
 @pytest.mark.parametrize("field", ["content", "reasoning", "reasoning_content"])
 def test_thoughts_are_tokens(field: str) -> None:
     assert list(read(event(choices=[{"delta": {field: "hm"}}]), DONE).arrivals) == [0]
+
+
+def test_a_token_without_a_text_of_its_own_counts() -> None:
+    """Half a character, or what ends the answer: vLLM sends an event for it."""
+    last = event(choices=[{"delta": {"content": ""}, "finish_reason": "length"}])
+    assert list(read(text(""), text("é"), last, DONE).arrivals) == [0, 1, 2]
+
+
+def test_some_endpoints_repeat_the_role() -> None:
+    assert len(read(text("a", role="assistant"), text("b", role="assistant"), DONE).arrivals) == 2
 
 
 def test_tool_calls_are_tokens() -> None:
@@ -90,7 +101,7 @@ def test_an_error_in_the_stream() -> None:
 
 
 def test_a_stream_that_says_nothing_is_no_answer() -> None:
-    assert read(text(None, role="assistant"), DONE).error == "no text"
+    assert read(text(None, role="assistant"), DONE).error == "no token"
 
 
 @pytest.mark.parametrize("end", [b"", text("b"), b"data: [DO"])
