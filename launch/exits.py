@@ -24,5 +24,5 @@ _MEANINGS = {
     Exit.FAILED: "it ran and failed",
     Exit.USAGE: "wrong command line or wrong config; nothing was started",
     Exit.START_FAILED: "`up`: a process did not start; everything was stopped",
-    Exit.INTERRUPTED: "stopped by a signal before it was ready",
+    Exit.INTERRUPTED: "stopped by a signal before it was ready, or done",
 }
