@@ -104,7 +104,7 @@ def config() -> Config:
         return load_config(path)
 
 
-async def measure(requests: int, rounds: int, profile: bool) -> float:
+async def measure(requests: int, rounds: int, profile: bool = False) -> float:
     upstream = InProcessUpstream()
     options = config()
     orchestrator = Orchestrator(options, upstream, transport="json", credential=None)

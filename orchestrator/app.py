@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from orchestrator import garbage
 from orchestrator.auth import KeyRing
 from orchestrator.config import Config, OrchestratorConfig
 from orchestrator.control import admin_app, control_app
@@ -31,6 +32,7 @@ from orchestrator.rows import SharedLoad
 from orchestrator.server import uvicorn_config
 from orchestrator.serving import Server, StartError, admin_server, bound, load_keys, on_signals
 from orchestrator.supervisor import supervise
+from orchestrator.stall_alarm import StallAlarm
 from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, RequestRecord, Row, Telemetry
 from orchestrator.topology import worker_addresses
 from orchestrator.transport.base import Upstream, UpstreamStats
@@ -101,6 +103,7 @@ class Orchestrator:
             ids=self.ids,
             credential=credential,
             max_answer_bytes=limits.max_answer_bytes,
+            tokenizes_once=config.routing.tokenize_once,
         )
         self.data_plane = DataPlane(
             self._flow.serve,
@@ -110,6 +113,7 @@ class Orchestrator:
             time=time.monotonic,  # the loop's own clock, but uvloop rounds that to milliseconds
         )
         self._control = control_app(self)
+        self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -125,10 +129,12 @@ class Orchestrator:
         access_log = AccessLog(self.telemetry.records, models, self.config.orchestrator.log, write)
         loops = (self.data_plane.sweep_forever(), self.lag.run(), access_log.run())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
+        self._stall_alarm.start()
 
     async def aclose(self) -> None:
         """Stop what `start` started, and close all connections to workers. Open requests are cut."""
         await self._flow.aclose()
+        self._stall_alarm.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -213,6 +219,7 @@ async def _serve(config: Config, write: Write, *, transport: str, credential: st
         listeners = list(_listeners(orchestrator, sockets))
         prober.start()
         orchestrator.start(write)
+        garbage.tune()
         try:
             await _serve_until_signalled(listeners)
         finally:

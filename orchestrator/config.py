@@ -98,6 +98,9 @@ class LogConfig(Model):
     slow_request_s: Seconds = Field(
         30.0, description="Slower requests are one warning line with their stages."
     )
+    stall_s: Seconds = Field(
+        0.25, description="An event loop that is held up for longer is a warning line that says by what."
+    )
 
 
 class LimitsConfig(Model):

@@ -15,6 +15,7 @@ import msgspec
 import uvicorn
 import uvloop
 
+from orchestrator import garbage
 from orchestrator.app import WORKER_KEY_ENV, Orchestrator, Place
 from orchestrator.auth import KeyRing
 from orchestrator.channel import Channel, Cut, Due, Replaced, Serving, Start, Stop, ToProcess
@@ -110,6 +111,7 @@ class DataProcess:
         """Serve, to the end of the process."""
         tasks = [asyncio.create_task(self._obey()), asyncio.create_task(self._share_upstream())]
         self._orchestrator.start(write)
+        garbage.tune()
         try:
             # Whoever wants to end this process alone gets it drained, and another one in its place.
             with on_signals(self._server.stop, [signal.SIGTERM]):
