@@ -179,7 +179,8 @@ class Orchestrator:
 
     def client(self) -> httpx.Client:
         """With connections of its own; closed at the end of the test."""
-        made = httpx.Client(base_url=self.url, **self._asking)
+        limits = httpx.Limits(keepalive_expiry=None)  # the server ends idle connections
+        made = httpx.Client(base_url=self.url, limits=limits, **self._asking)
         self._clients.append(made)
         return made
 
