@@ -1,4 +1,4 @@
-"""What the garbage collector's policy (orchestrator/garbage.py) is worth, and whether memory stays level under it.
+"""What the collector's policy (orchestrator/garbage.py) is worth, and whether memory stays level under it.
 
     python bench/garbage.py [--requests N] [--rounds N]
 

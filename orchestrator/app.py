@@ -31,8 +31,8 @@ from orchestrator.routing.planner import Planner
 from orchestrator.rows import SharedLoad
 from orchestrator.server import uvicorn_config
 from orchestrator.serving import Server, StartError, admin_server, bound, load_keys, on_signals
-from orchestrator.supervisor import supervise
 from orchestrator.stall_alarm import StallAlarm
+from orchestrator.supervisor import supervise
 from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, RequestRecord, Row, Telemetry
 from orchestrator.topology import worker_addresses
 from orchestrator.transport.base import Upstream, UpstreamStats

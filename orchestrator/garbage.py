@@ -1,14 +1,14 @@
 """The garbage collector's policy in a process that serves.
 
-Requests free themselves: reference counts return all that one has made when it ends, so the collector is there
-for the few cycles that errors and closed connections leave. What it costs by default is not in proportion:
-every 700 objects it looks at the young ones, and now and then at all of them, which holds the event loop for
-tens of milliseconds, since FastAPI, pydantic and their schemas are hundreds of thousands of objects that live
-as long as the process. So:
+Requests free themselves: reference counts return all that one has made when it ends, so the collector is
+there for the few cycles that errors and closed connections leave. What it costs by default is not in
+proportion: every 700 objects it looks at the young ones, and now and then at all of them, which holds the
+event loop for tens of milliseconds, since FastAPI, pydantic and their schemas are hundreds of thousands of
+objects that live as long as the process. So:
 
 - what is there when serving begins is frozen: never looked at again;
-- young objects are looked at when 10,000 more were made than freed, the oldest generation a thousand times less
-  often: by then a leak of cycles would be some megabytes.
+- young objects are looked at when 10,000 more were made than freed, the oldest generation a thousand times
+  less often: by then a leak of cycles would be some megabytes.
 
 `bench/garbage.py` measures what that is worth.
 """
