@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 
 import msgspec
 
@@ -37,9 +36,7 @@ class Child:
         loop = asyncio.get_running_loop()
         self._is_serving: asyncio.Future[bool] = loop.create_future()
         self._is_due: asyncio.Future[bool] = loop.create_future()
-        self._end, theirs = socket.socketpair()
-        with theirs:
-            self._process = _popen([theirs.fileno(), listener.fileno(), rows_fd])
+        self._end, self._process = _started(listener.fileno(), rows_fd)
 
     def __repr__(self) -> str:
         return f"process {self.index} (pid {self.pid})"
@@ -143,12 +140,20 @@ class Child:
             news.set_result(True)
 
 
-def _popen(inherited: Sequence[int]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603  # our own module
-        [*COMMAND, *map(str, inherited)],
-        pass_fds=inherited,
-        stdin=subprocess.DEVNULL,
-    )
+def _started(listener: int, rows: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Our end of the channel, and the process that inherits the other end."""
+    ours, theirs = socket.socketpair()
+    inherited = (theirs.fileno(), listener, rows)
+    try:
+        process = subprocess.Popen(  # noqa: S603  # our own module
+            [*COMMAND, *map(str, inherited)], pass_fds=inherited, stdin=subprocess.DEVNULL
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours, process
 
 
 def describe_exit(code: int) -> str:

@@ -65,11 +65,12 @@ async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writ
     write = in_pieces(writer.write)
     configure_logging(config.orchestrator.log, write)
     writer.start()
-    rows = _rows(rows_fd, config, start)
+    rows = rows_of(rows_fd, config, start)
     await DataProcess(config, start, rows, channel).run(listener, write)
 
 
-def _rows(fd: int, config: Config, start: Start) -> Rows:
+def rows_of(fd: int, config: Config, start: Start) -> Rows:
+    """The supervisor's rows; closes `fd`. Raises `StartError` if they are not as this code has them."""
     layout = Layout([model.name for model in config.models], ENDPOINTS)
     workers = len(worker_addresses(config))
     if row_size(layout, workers) != start.row_size:

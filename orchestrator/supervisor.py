@@ -203,7 +203,7 @@ class Supervisor:
         is_serving = any(child.state is not ProcessState.STARTING for child in self._children)
         if self._failed_starts >= MAX_FAILED_STARTS and not is_serving:
             raise StartError(
-                f"{self._failed_starts} processes in a row ended before they could serve; their lines say why"
+                f"{MAX_FAILED_STARTS} processes in a row ended before they could serve; their lines say why"
             )
 
     async def _watch(self, child: Child) -> None:
@@ -218,10 +218,13 @@ class Supervisor:
             self._free_rows.put_nowait(child.row)
 
     def _note_end(self, child: Child, code: int) -> None:
-        self._ends[ProcessEnd.DIED if code else ProcessEnd.RECYCLED] += 1
-        if code:
+        if child.state is ProcessState.STARTING:
+            _log.error("%r ended with %s before it could serve", child, describe_exit(code))
+        elif code:
+            self._ends[ProcessEnd.DIED] += 1
             _log.error("%r ended with %s: what it was serving is lost", child, describe_exit(code))
         else:
+            self._ends[ProcessEnd.RECYCLED] += 1
             _log.info("%r has ended", child)
 
     # --- the end --------------------------------------------------------------------------------

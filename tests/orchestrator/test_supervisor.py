@@ -301,6 +301,13 @@ def test_processes_that_never_serve_end_the_supervisor(monkeypatch: pytest.Monke
         asyncio.run(supervise(config, transport="json", credential=None))
 
 
+def test_when_the_system_refuses_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "COMMAND", ("/no/such/program",))
+    config = one_of(listen=f"127.0.0.1:{free_port()}")
+    with pytest.raises(StartError, match="5 processes in a row"):
+        asyncio.run(supervise(config, transport="json", credential=None))
+
+
 def test_a_port_that_is_taken_is_found_before_anything_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
