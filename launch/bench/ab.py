@@ -62,7 +62,7 @@ def _of_arm(
     arm: Sequence[Mapping[str, float]],
     again: Sequence[Mapping[str, float]],
 ) -> Iterator[Ratio]:
-    for metric in first[0]:
+    for metric in {metric: None for figures in first for metric in figures}:
         noise = _per_round(metric, again, first)
         found = _per_round(metric, arm, first)
         if noise and found:

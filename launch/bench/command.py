@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable
@@ -26,7 +27,7 @@ from launch.bench.probe import Target, probe
 from launch.bench.profiles import PROFILES, Plan
 from launch.bench.progress import ProgressLine
 from launch.bench.prompts import Corpus
-from launch.bench.results import AB_FORMAT, FORMAT, AbResult, Result, Setup, load, save
+from launch.bench.results import AB_FORMAT, FORMAT, AbResult, Result, Setup, Step, load, save
 from launch.bench.sample import Slo
 from launch.bench.session import Session
 from launch.bench.shapes import WORKLOADS, Workload
@@ -57,13 +58,13 @@ def _run(arguments: argparse.Namespace) -> int:
         plot.check(arguments.plot)
     bench = _Bench(arguments)
     if arguments.ab:
-        return _finish(bench.run_ab(_arms(arguments.urls)))
+        return _run_loop(bench.run_ab(_arms(arguments.urls)))
     if len(arguments.urls) != 1:
         raise WrongUsage("one URL is needed, such as http://127.0.0.1:8000")
-    return _finish(bench.run_profile(Endpoint.parse(arguments.urls[0])))
+    return _run_loop(bench.run_profile(Endpoint.parse(arguments.urls[0])))
 
 
-def _finish(main: Coroutine[Any, Any, int]) -> int:
+def _run_loop(main: Coroutine[Any, Any, int]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 
@@ -83,7 +84,7 @@ def _arms(arguments: Iterable[str]) -> dict[str, Endpoint]:
     arms: dict[str, Endpoint] = {}
     for argument in arguments:
         label, equals, url = argument.partition("=")
-        if not equals or not label.isidentifier() or label in arms:
+        if not equals or not re.fullmatch(r"[\w.+-]+", label) or label in arms:
             raise WrongUsage(f"{argument!r}: --ab takes LABEL=URL, with labels that differ")
         arms[label] = Endpoint.parse(url)
     if len(arms) < 2:
@@ -117,9 +118,7 @@ class _Bench:
             return exit_code
         result = self._result(endpoint, session)
         self._show(result, report.report(result))
-        if not any(step.ok for step in result.steps):
-            raise BenchError("not one request was answered")
-        return exit_code
+        return exit_code or _judge(result.steps)
 
     async def _measure(self, profile: Coroutine[Any, Any, None]) -> Exit:
         """What was found before Ctrl-C, or before the endpoint went, is still worth a report."""
@@ -170,9 +169,7 @@ class _Bench:
             steps=steps,
         )
         self._show(result, report.report_ab(result))
-        if not any(step.ok for arm in steps.values() for step in arm):
-            raise BenchError("not one request was answered")
-        return Exit.OK
+        return _judge(step for arm in steps.values() for step in arm)
 
     async def _probe_all(self, upstream: Upstream, endpoints: dict[str, Endpoint]) -> Target:
         """All are asked as the first one wants it. Raises `WrongUsage` if their models differ."""
@@ -241,6 +238,13 @@ class _Bench:
             save(result, self._arguments.output)
         if self._arguments.plot:
             plot.plot(result, self._arguments.plot)
+
+
+def _judge(steps: Iterable[Step]) -> Exit:
+    """Raises `BenchError` if nothing was measured."""
+    if not any(step.ok for step in steps):
+        raise BenchError("not one request was answered")
+    return Exit.OK
 
 
 @contextlib.asynccontextmanager

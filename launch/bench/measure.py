@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
+from typing import Any
 
 from launch.bench.client import Client
 from launch.bench.prompts import Prompts
@@ -19,7 +20,7 @@ from launch.bench.shapes import Workload
 # A client of a closed loop that was refused waits, so as not to storm an endpoint that is gone.
 _PAUSE_AFTER_ERROR_S = 0.1
 
-Ask = Callable[[int, float], Awaitable[Sample]]
+Ask = Callable[[int, float], Coroutine[Any, Any, Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,8 @@ async def _open_loop(run: Run, ask: Ask) -> None:
     async with asyncio.TaskGroup() as group:
         await keep(
             arrivals(run.load.value, run.duration_s, random),
-            lambda index, due: group.create_task(_coroutine(ask, index, due)),
+            lambda index, due: group.create_task(ask(index, due)),
         )
-
-
-async def _coroutine(ask: Ask, index: int, due: float) -> None:
-    await ask(index, due)
 
 
 async def _closed_loop(run: Run, ask: Ask) -> None:

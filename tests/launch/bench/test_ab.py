@@ -40,6 +40,12 @@ def test_rounds_that_failed_are_left_out() -> None:
     assert of_ttft(found).low == of_ttft(found).high == pytest.approx(2.0)
 
 
+def test_a_first_round_that_failed_hides_nothing() -> None:
+    failed = step([sample(error="timeout")])
+    found = ratios({"a": [failed, *steps(10)], "b": steps(20, 20), "a again": steps(10, 10)})
+    assert of_ttft(found).median == pytest.approx(2.0)
+
+
 def test_nothing_but_failures_has_no_ratio() -> None:
     failed = step([sample(error="timeout")])
     assert ratios({"a": [failed], "b": [failed], "a again": [failed]}) == []

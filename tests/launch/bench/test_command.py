@@ -262,8 +262,8 @@ def test_what_speaks_no_http(capsys: pytest.CaptureFixture[str]) -> None:
         def greet() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
                 connection.recv(65536)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
 
         thread = Thread(target=greet)
         thread.start()
