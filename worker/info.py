@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar, get_args
 
-from orchestrator.wire.info import TRANSPORT_ENV, Encoding, Role
+from orchestrator.wire.info import TRANSPORT_ENV, Encoding, Role, TokenIds
 
 ROLE_ENV = "BATON_ROLE"
 
@@ -16,6 +16,11 @@ _DECODES: dict[Encoding, list[Encoding]] = {
     "json": ["json"],
     "orjson": ["json", "orjson"],
     "msgpack": ["json", "msgpack"],  # without the flag the standard library parses, as in a stock worker
+}
+_TOKEN_IDS: dict[Encoding, list[TokenIds]] = {
+    "json": ["list"],
+    "orjson": ["list", "base64"],
+    "msgpack": ["list", "base64", "bin"],
 }
 
 
@@ -32,6 +37,11 @@ def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:
 def decodes(transport: Encoding) -> list[Encoding]:
     """The request encodings that a worker with this transport takes."""
     return list(_DECODES[transport])
+
+
+def token_ids(transport: Encoding) -> list[TokenIds]:
+    """The forms of a prompt's token ids that a worker with this transport gives and takes."""
+    return list(_TOKEN_IDS[transport])
 
 
 def _choice(environ: Mapping[str, str], name: str, allowed: tuple[_Choice, ...], default: _Choice) -> _Choice:

@@ -9,7 +9,8 @@ within them costs no more than msgspec's untyped `decode` (40 us either way for 
   memory as they do in JSON and are not counted; all other fields may have `MAX_ENTRIES` entries together;
 - nesting ends at `MAX_DEPTH`. The typed decode knows `TYPED_DEPTH` levels; what is deeper is walked first.
 
-What JSON cannot say (bytes, extension types, keys that are not strings, NaN and infinities) is refused.
+What JSON cannot say (bytes, extension types, keys that are not strings, NaN and infinities) is refused, with
+one exception for those who ask for it: a prompt's token ids in the hand-off may be bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from typing import Annotated, Any
 
 import msgspec
+
+from worker.token_ids import IDS_KEY, PARAMS_KEY
 
 SMALL_BODY = 256 * 1024
 MAX_ENTRIES = 262_144  # at worst 60 MB of objects; a chat of 40,000 messages has as many
@@ -30,10 +33,13 @@ class BadMsgpack(ValueError):
     """The body is not a document that we take. The text says why and quotes nothing of the body."""
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """The document in `body`. Raises `BadMsgpack` and nothing else."""
+def decode(body: bytes, *, takes_ids: bool = False) -> dict[str, Any]:
+    """The document in `body`. Raises `BadMsgpack` and nothing else.
+
+    `takes_ids`: `kv_transfer_params.prompt_token_ids` may be bytes, which stay bytes.
+    """
     try:
-        return _decode_small(body) if len(body) <= SMALL_BODY else _decode_split(body)
+        return _decode_small(body, takes_ids) if len(body) <= SMALL_BODY else _decode_split(body, takes_ids)
     except RecursionError:
         raise BadMsgpack(_TOO_DEEP) from None
     except UnicodeDecodeError:
@@ -42,20 +48,33 @@ def decode(body: bytes) -> dict[str, Any]:
         raise BadMsgpack(str(error)) from None
 
 
-def _decode_small(body: bytes) -> dict[str, Any]:
+def _decode_small(body: bytes, takes_ids: bool) -> dict[str, Any]:
     try:
         return _TYPED.decode(body)
     except msgspec.ValidationError:  # deeper than the type, or not JSON's: the walk tells which
-        return _decode_split(body)
+        return _decode_split(body, takes_ids)
 
 
-def _decode_split(body: bytes) -> dict[str, Any]:
+def _decode_split(body: bytes, takes_ids: bool) -> dict[str, Any]:
     """Field by field. The split reads all framing and builds nothing, so no walk can run off the end."""
     document: dict[str, Any] = {}
     left = MAX_ENTRIES
     for key, raw in _SPLIT.decode(body).items():
-        document[key], left = _decode_field(raw, left)
+        ids, rest = _without_ids(raw) if takes_ids and key == PARAMS_KEY else (None, raw)
+        document[key], left = _decode_field(rest, left)
+        if ids is not None:
+            document[key][IDS_KEY] = ids
     return document
+
+
+def _without_ids(raw: msgspec.Raw) -> tuple[bytes | None, msgspec.Raw]:
+    """Token ids that are bytes, and the hand-off with none in their place."""
+    try:
+        params = _SPLIT.decode(raw)
+        ids = _BYTES.decode(params[IDS_KEY])
+    except (msgspec.ValidationError, KeyError):
+        return None, raw
+    return ids, msgspec.Raw(msgspec.msgpack.encode(params | {IDS_KEY: None}))
 
 
 def _decode_field(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
@@ -103,6 +122,7 @@ _TYPED: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[s
 _SPLIT: msgspec.msgpack.Decoder[dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(
     Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=MAX_FIELDS)]
 )
+_BYTES: msgspec.msgpack.Decoder[bytes] = msgspec.msgpack.Decoder(bytes)
 _FLAT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(_Flat)
 _ROWS: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(
     Annotated[list[_Flat], msgspec.Meta(max_length=MAX_ENTRIES)]

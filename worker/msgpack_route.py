@@ -3,20 +3,25 @@
 Use one on any router, as in `APIRouter(route_class=MsgpackRoute)`; endpoints, models and dependencies stay as
 they are. A msgpack body is flagged `X-Msgpack: 1` and keeps `Content-Type: application/json`: FastAPI asks
 `Request.json()` for a body of that type only, and hands any other to pydantic as bytes.
+
+An application whose state has `token_ids.Limits` also takes a prompt's token ids packed, and gives them so.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, ClassVar
 
 import orjson
 from fastapi import HTTPException, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from orchestrator.wire.info import MSGPACK_HEADER
-from worker import msgpack_body
+from orchestrator.wire.info import MSGPACK_HEADER, TOKEN_IDS_HEADER, TokenIds
+from worker import msgpack_body, token_ids
+from worker.token_ids import BadTokenIds, Limits, Wanted
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -26,13 +31,47 @@ def route_class(transport: str) -> type[APIRoute]:
     return {"json": APIRoute, "orjson": OrjsonRoute, "msgpack": MsgpackRoute}[transport]
 
 
-class MsgpackRequest(Request):
-    """`json()` decodes a body that is flagged as msgpack and leaves any other to Starlette.
+class _IdsRefused(HTTPException):
+    """FastAPI lets no other error through that happens while a body is read."""
+
+
+class _Request(Request):
+    """`json()` finds lists where the body has packed token ids."""
+
+    gives: ClassVar[tuple[TokenIds, ...]] = ()  # the packed forms that the answer may have
+
+    @property
+    def limits(self) -> Limits | None:
+        limits: Limits | None = getattr(self.app.state, token_ids.LIMITS_KEY, None)
+        return limits
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = self._unpacked(await self._parse())
+        return self._json
+
+    async def _parse(self) -> Any:
+        raise NotImplementedError
+
+    def _unpacked(self, document: Any) -> Any:
+        if self.limits is not None:
+            path = self.url.path
+            is_completion = path.endswith("/completions") and not path.endswith("/chat/completions")
+            try:
+                token_ids.unpack_in(document, self.limits, is_completion=is_completion)
+            except BadTokenIds as error:
+                raise _IdsRefused(400, str(error)) from error
+        return document
+
+
+class MsgpackRequest(_Request):
+    """`json()` decodes a body that is flagged as msgpack and parses any other as Starlette does.
 
     A flagged body that cannot be taken raises FastAPI's `HTTPException`, 400 or 413 with the reason: FastAPI
     and vLLM each make their own error object of it, also when an endpoint calls `json()` by itself.
     """
 
+    gives = ("base64", "bin")
     max_msgpack_bytes: ClassVar[int] = 64 * 1024 * 1024  # four times the orchestrator's default limit
 
     @property
@@ -52,22 +91,19 @@ class MsgpackRequest(Request):
                     raise HTTPException(413, f"a msgpack body may have {self.max_msgpack_bytes} bytes")
                 yield chunk
 
-    async def json(self) -> Any:
-        if not self.is_msgpack:
-            return await super().json()
-        if not hasattr(self, "_json"):
-            self._json = _decode(await self.body())
-        return self._json
+    async def _parse(self) -> Any:
+        body = await self.body()
+        return _decode(body, takes_ids=self.limits is not None) if self.is_msgpack else json.loads(body)
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def _decode(body: bytes, *, takes_ids: bool) -> dict[str, Any]:
     try:
-        return msgpack_body.decode(body)
+        return msgpack_body.decode(body, takes_ids=takes_ids)
     except msgpack_body.BadMsgpack as error:
         raise HTTPException(400, f"msgpack body refused: {error}") from error
 
 
-class OrjsonRequest(Request):
+class OrjsonRequest(_Request):
     """`json()` parses with orjson, and again with the standard library what orjson refuses.
 
     So all that a stock worker takes is taken (NaN, lone surrogates, a BOM, other UTFs), and its error for bad
@@ -75,13 +111,14 @@ class OrjsonRequest(Request):
     nesting is taken to 1,024 levels where Python 3.11's own parser ends at about 950.
     """
 
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            try:
-                self._json = orjson.loads(await self.body())
-            except orjson.JSONDecodeError:
-                return await super().json()
-        return self._json
+    gives = ("base64",)
+
+    async def _parse(self) -> Any:
+        body = await self.body()
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return json.loads(body)
 
 
 class MsgpackRoute(APIRoute):
@@ -98,14 +135,46 @@ class OrjsonRoute(APIRoute):
         return _handing(OrjsonRequest, super().get_route_handler())
 
 
-def _handing(kind: type[Request], handler: _Handler) -> _Handler:
+def _handing(kind: type[_Request], handler: _Handler) -> _Handler:
     async def handle(request: Request) -> Response:
-        return await handler(_seen_as(kind, request))
+        seen = _seen_as(kind, request)
+        wanted = _wanted(seen)
+        try:
+            response = await handler(seen)
+        except _IdsRefused as refused:
+            return _refusal(refused)
+        if wanted is not None and wanted.packed is not None:
+            _write_ids(response, wanted.form, wanted.packed)
+        return response
 
     return handle
 
 
-def _seen_as(kind: type[Request], request: Request) -> Request:
+def _wanted(request: _Request) -> Wanted | None:
+    """What the request asks for, left in its state for whoever makes the answer."""
+    asked = request.headers.get(TOKEN_IDS_HEADER)
+    form = next((form for form in request.gives if form == asked), None)
+    if form is None or request.limits is None:
+        return None
+    wanted = Wanted(form)
+    setattr(request.state, token_ids.WANTED_KEY, wanted)
+    return wanted
+
+
+def _write_ids(response: Response, form: TokenIds, packed: bytes) -> None:
+    """In place: the status, the other headers and the background work are the endpoint's."""
+    document = orjson.loads(response.body)
+    response.body, content_type = token_ids.encode_answer(document, form, packed)
+    response.headers["content-type"] = content_type
+    response.headers["content-length"] = str(len(response.body))
+
+
+def _refusal(refused: _IdsRefused) -> Response:
+    error = {"message": refused.detail, "type": "BadRequestError", "param": token_ids.PLACE, "code": 400}
+    return JSONResponse({"error": error}, 400)
+
+
+def _seen_as(kind: type[_Request], request: Request) -> _Request:
     """The same request in another class, with one state for both.
 
     Exception handlers are given the first object. With a state of its own it would wait for a body that the

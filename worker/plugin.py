@@ -1,7 +1,8 @@
 """Baton's part of a vLLM worker: an endpoint plugin, loaded when `VLLM_PLUGINS` names `baton`.
 
-It adds `GET /baton/info`, and gives vLLM's own JSON endpoints the route class for `BATON_TRANSPORT`. With
-`json`, the default, vLLM's routes stay vLLM's, and the route classes are not even imported.
+It adds `GET /baton/info`, and gives vLLM's own JSON endpoints the route class for `BATON_TRANSPORT` and, with
+it, packed token ids. With `json`, the default, vLLM's routes stay vLLM's, and the route classes are not even
+imported.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from starlette.datastructures import State
 from starlette.routing import BaseRoute
 
 from orchestrator.wire.info import Encoding, Role, WorkerInfo
-from worker.info import decodes, role_from_env, transport_from_env
+from worker.info import decodes, role_from_env, token_ids, transport_from_env
 
 
 class BatonPlugin:
@@ -40,9 +41,12 @@ class BatonPlugin:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """`engine_client` is None on vLLM's render server, which is no worker and announces nothing."""
-        if engine_client is not None:
-            info = _announcement(engine_client.vllm_config, args, self._role, self._transport)
-            state.baton_info = msgspec.json.encode(info)
+        if engine_client is None:
+            return
+        config = engine_client.vllm_config
+        state.baton_info = msgspec.json.encode(_announcement(config, args, self._role, self._transport))
+        if self._transport != "json":
+            _pack_token_ids(state, config.model_config)
 
 
 async def _info(request: Request) -> Response:
@@ -63,7 +67,25 @@ def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding)
         block_size=config.cache_config.block_size,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         max_model_len=config.model_config.max_model_len,
+        token_ids=token_ids(transport),
     )
+
+
+# Where vLLM's state has its serving objects, and the methods that make an answer before it is JSON.
+_CREATES = (
+    ("openai_serving_chat", "create_chat_completion"),
+    ("openai_serving_completion", "create_completion"),
+)
+
+
+def _pack_token_ids(state: State, model: Any) -> None:
+    from worker.token_ids import LIMITS_KEY, Limits, packing
+
+    setattr(state, LIMITS_KEY, Limits(model.get_vocab_size(), model.max_model_len))
+    for name, method in _CREATES:
+        serving = getattr(state, name, None)
+        if serving is not None:  # a worker for embeddings has none
+            setattr(serving, method, packing(getattr(serving, method)))
 
 
 # --- another class for routes that exist ----------------------------------------------------------------

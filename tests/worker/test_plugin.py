@@ -113,10 +113,13 @@ def vllm() -> ModuleType:
     return module
 
 
+VOCAB_SIZE = 1000
 ENGINE = SimpleNamespace(
     vllm_config=SimpleNamespace(
         cache_config=SimpleNamespace(block_size=128),
-        model_config=SimpleNamespace(dtype="torch.bfloat16", max_model_len=32768),
+        model_config=SimpleNamespace(
+            dtype="torch.bfloat16", max_model_len=32768, get_vocab_size=lambda: VOCAB_SIZE
+        ),
     )
 )
 COMPLETION = {"model": "tiny", "prompt": [1, 2]}
@@ -218,12 +221,13 @@ def test_the_worker_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         block_size=128,
         dtype="bfloat16",
         max_model_len=32768,
+        token_ids=["list", "base64", "bin"],
     )
 
 
 def test_by_default_it_is_a_json_worker_for_both_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     info = get(worker(monkeypatch), "/baton/info").json()
-    assert (info["role"], info["decodes"]) == ("both", ["json"])
+    assert (info["role"], info["decodes"], info["token_ids"]) == ("both", ["json"], ["list"])
 
 
 def test_a_server_without_an_engine_announces_nothing() -> None:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
 from random import Random
@@ -22,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.wire.info import WorkerInfo
-from worker.info import decodes
+from worker.info import decodes, token_ids
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, protocol, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
@@ -33,6 +34,7 @@ from worker.sim.journal import Entry, Journal
 from worker.sim.metrics import Metrics
 from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
 from worker.sim.settings import Settings
+from worker.token_ids import LIMITS_KEY, Limits, wanted_by
 
 REFUSE_KEY = "refuse"  # in `app.state`, set by `SimServer`: its `refuse`
 
@@ -47,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     sim = Sim(settings)
     app = FastAPI(title="Baton simulated worker", lifespan=sim.lifespan, exception_handlers=_HANDLERS)
     app.state.sim = sim
+    setattr(app.state, LIMITS_KEY, Limits(text.VOCAB_SIZE, settings.context_tokens))
     app.include_router(_json_routes(sim))
     app.include_router(_plain_routes(sim))
     app.include_router(_control_routes(sim))
@@ -109,6 +112,7 @@ class Sim:
             engine_version=frames.VERSION,
             block_size=settings.block_size,
             max_model_len=settings.context_tokens,
+            token_ids=token_ids(settings.transport),
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
@@ -146,11 +150,13 @@ def _json_routes(sim: Sim) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def create_chat_completion(request: Request, body: _Body) -> Response:
-        return await sim.accept(request, body, ChatRequest, protocol.chat_job, GenerationResponse)
+        respond = partial(GenerationResponse, wanted=wanted_by(request.state))
+        return await sim.accept(request, body, ChatRequest, protocol.chat_job, respond)
 
     @router.post("/v1/completions")
     async def create_completion(request: Request, body: _Body) -> Response:
-        return await sim.accept(request, body, CompletionRequest, protocol.completion_job, GenerationResponse)
+        respond = partial(GenerationResponse, wanted=wanted_by(request.state))
+        return await sim.accept(request, body, CompletionRequest, protocol.completion_job, respond)
 
     @router.post("/v1/embeddings")
     async def create_embedding(request: Request, body: _Body) -> Response:

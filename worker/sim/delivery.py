@@ -24,6 +24,7 @@ from worker.sim.generate import Opened, Outcome, Piece, generate
 from worker.sim.journal import Entry
 from worker.sim.protocol import Job
 from worker.sim.side_channel import KvLost
+from worker.token_ids import Wanted, encode_answer, pack
 
 TRANSPORT_KEY = "baton.transport"  # the connection's transport, which `server.py` puts into the scope's state
 
@@ -115,10 +116,17 @@ class EngineResponse(Response):
 
 
 class GenerationResponse(EngineResponse):
-    def __init__(self, engine: Engine, job: Job, plan: Plan, entry: Entry) -> None:
+    """`wanted` says in which form an answer gives the prompt's ids, if it gives them and is no stream."""
+
+    def __init__(
+        self, engine: Engine, job: Job, plan: Plan, entry: Entry, wanted: Wanted | None = None
+    ) -> None:
         super().__init__(engine, plan, entry)
-        self._job = job
-        self._answer = frames.answer_for(job)
+        packs = wanted is not None and job.return_token_ids and not job.is_stream
+        self._wanted = wanted if packs else None
+        self._job = replace(job, return_token_ids=False) if packs else job
+        self._answer = frames.answer_for(self._job)
+        engine.metrics.tokenized_prompts.inc(job.tokenized)
 
     async def _send_answer(self, wire: Wire) -> None:
         await (self._stream(wire) if self._job.is_stream else self._whole(wire))
@@ -126,8 +134,15 @@ class GenerationResponse(EngineResponse):
     # --- whole answers
 
     async def _whole(self, wire: Wire) -> None:
-        body = orjson.dumps(self._answer.whole(await self._outcome()))
-        await self._send_content(Content(body), wire)
+        await self._send_content(self._content(await self._outcome()), wire)
+
+    def _content(self, outcome: Outcome) -> Content:
+        document = self._answer.whole(outcome)
+        if self._wanted is None:
+            return Content(orjson.dumps(document))
+        packed = pack(outcome.runs[0].prompt.tokens)
+        body, content_type = encode_answer(document, self._wanted.form, packed)
+        return Content(body, content_type.encode())
 
     async def _outcome(self) -> Outcome:
         outcome = Outcome()

@@ -12,7 +12,15 @@ from fastapi import Request
 from worker.sim.faults import Leg
 
 _KEPT = 1000
-_SHOWN_HEADERS = ("x-request-id", "x-msgpack", "content-type", "accept", "traceparent", "tracestate")
+_SHOWN_HEADERS = (
+    "x-request-id",
+    "x-msgpack",
+    "x-token-ids",
+    "content-type",
+    "accept",
+    "traceparent",
+    "tracestate",
+)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""vLLM's metrics, under vLLM's names, as far as the simulation has something to count."""
+"""vLLM's metrics, under vLLM's names, as far as the simulation has something to count; `sim:` are its own."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Metrics:
             "nixl_num_notifications_after_expiry", "Notifications for requests that were no longer tracked."
         )
         self.preemptions = self._counter("num_preemptions", "Preemptions: the simulation has none.")
+        self.tokenized_prompts = self._counter("tokenized_prompts", "Prompts that came as text.", "sim")
         self.transfer_seconds = self._histogram("nixl_xfer_time_seconds", "Duration of KV transfers.")
         self.first_token_seconds = self._histogram("time_to_first_token_seconds", "Time to first token.")
         self.request_seconds = self._histogram("e2e_request_latency_seconds", "Request latency.")
@@ -60,8 +61,8 @@ class Metrics:
         for stage, read in stages.items():
             metric.labels(*self._values, stage).set_function(read)
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"vllm:{name}", text, _LABELS, registry=self._registry).labels(*self._values)
+    def _counter(self, name: str, text: str, family: str = "vllm") -> Counter:
+        return Counter(f"{family}:{name}", text, _LABELS, registry=self._registry).labels(*self._values)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"vllm:{name}", text, _LABELS, registry=self._registry).labels(*self._values)

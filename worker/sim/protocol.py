@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from worker.sim import text
 from worker.sim.engine import Prompt
 from worker.sim.settings import Settings
+from worker.token_ids import IDS_KEY, PLACE
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _GREEDY_BELOW = 1e-5
@@ -138,6 +139,7 @@ class Job:
     return_token_ids: bool = False
     echo: bool = False
     generates: bool = True  # false: `echo` with `max_tokens` 0
+    tokenized: int = 0  # prompts that came as text
 
 
 _Any = TypeVar("_Any", bound=msgspec.Struct)
@@ -158,21 +160,17 @@ def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) ->
     """Raises `Refused`, and `Malformed` for messages that are not messages."""
     check_model(request.model, settings)
     messages = [_rendered(index, message) for index, message in enumerate(request.messages)]
-    if not messages:
-        raise Refused("Cannot apply chat template to an empty conversation. Provide at least one message.")
-    if request.tools:
-        messages.insert(0, ("tools", _dump(request.tools)))
-    rendered = text.render_chat(messages, add_generation_prompt=request.add_generation_prompt)
-    given = (request.kv_transfer_params or {}).get("prompt_token_ids")
-    tokens = given if isinstance(given, list) else text.encode(rendered)
+    given = _given_ids(request, settings)
+    tokens = _tokenized_chat(request, messages) if given is None else given
     if request.max_completion_tokens is not None:
         request.max_tokens = request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         raise _wrong("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     answer_id = f"chatcmpl-{header_id or request.request_id or random_id()}"
-    echoed = messages[-1][1] if messages[-1][0] == "assistant" else ""
-    return _job(request, settings, answer_id, [tokens], [echoed], logprobs, is_chat=True)
+    echoed = messages[-1][1] if messages and messages[-1][0] == "assistant" else ""
+    job = _job(request, settings, answer_id, [tokens], [echoed], logprobs, is_chat=True)
+    return replace(job, tokenized=int(given is None))
 
 
 def completion_job(request: CompletionRequest, settings: Settings, header_id: str | None) -> Job:
@@ -190,7 +188,8 @@ def completion_job(request: CompletionRequest, settings: Settings, header_id: st
     if request.max_tokens is None:
         request.max_tokens = _DEFAULT_COMPLETION_TOKENS
     answer_id = f"cmpl-{header_id or request.request_id or random_id()}"
-    return _job(request, settings, answer_id, tokens, texts, request.logprobs, is_chat=False)
+    job = _job(request, settings, answer_id, tokens, texts, request.logprobs, is_chat=False)
+    return replace(job, tokenized=sum(isinstance(prompt, str) for prompt in prompts))
 
 
 def tokens_to_count(request: TokenizeRequest, settings: Settings) -> list[int]:
@@ -369,6 +368,36 @@ def _rendered(index: int, message: dict[str, Any]) -> tuple[str, str]:
     parts = content if isinstance(content, list) else [content or ""]
     rest = {key: message[key] for key in message.keys() - {"role", "content"} if message[key] is not None}
     return role, "".join(map(_part_text, parts)) + (_dump(rest) if rest else "")
+
+
+def _tokenized_chat(request: ChatRequest, messages: list[tuple[str, str]]) -> list[int]:
+    if not messages:
+        raise Refused("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    tools = [("tools", _dump(request.tools))] if request.tools else []
+    rendered = text.render_chat(tools + messages, add_generation_prompt=request.add_generation_prompt)
+    return text.encode(rendered)
+
+
+def _given_ids(request: ChatRequest, settings: Settings) -> list[int] | None:
+    """The prompt as the prefill worker tokenized it. As in vLLM, the messages count if they have more in them
+    than text, and if they are echoed."""
+    ids = (request.kv_transfer_params or {}).pop(IDS_KEY, None)
+    if ids is None or request.echo or any(map(_has_media, request.messages)):
+        return None
+    if not isinstance(ids, list) or not ids or any(type(one) is not int or one < 0 for one in ids):
+        raise _wrong(f"`{PLACE}` must be a non-empty list of non-negative integers.", PLACE)
+    if max(ids) >= text.VOCAB_SIZE:
+        raise _wrong(f"Token id {max(ids)} is out of vocabulary", PLACE)
+    if len(ids) > settings.context_tokens:
+        room = settings.context_tokens
+        raise Refused(f"Input length ({len(ids)}) exceeds model's maximum context length ({room}).")
+    return ids
+
+
+def _has_media(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, dict) and part.get("type", "text") != "text" for part in parts)
 
 
 def _part_text(part: object) -> str:
