@@ -51,7 +51,7 @@ def test_quick(worker: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = load(str(file))
     (step,) = found.steps
     assert (step.ok, step.errors) == (6, {})
-    assert step.times["itl"].count == step.output_tokens - 6
+    assert 0 < step.times["itl"].count <= step.output_tokens - 6
     assert step.prompt_tokens / 6 == pytest.approx(256, rel=0.5)
     assert step.cached_tokens < step.prompt_tokens / 2
     assert step.client.connects + step.client.reuses >= 6
