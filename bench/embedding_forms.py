@@ -3,8 +3,8 @@
     .venv/bin/python bench/embedding_forms.py [--rounds N] [--json FILE]
 
 vLLM's own code makes the answer of tensors and sends it, without a server. It writes JSON with orjson where
-that is installed, else with the standard library; both are measured. CPU milliseconds per answer, the median of
-the rounds and their spread; how many ASGI messages the body has; and how long the headers are.
+that is installed, else with the standard library; both are measured. CPU milliseconds per answer, the median
+of the rounds and their spread; how many ASGI messages the body has; and how long the headers are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Embeddings: which form of answer a client wants, and how it is made of what the worker sends.
 
 Between worker and orchestrator vectors travel as base64, which every OpenAI server has: half the bytes of
-JSON floats, and for vLLM half the work, or a twentieth where it has no orjson. Raw bytes would be fewer still,
-but vLLM sends them vector by vector, each from a thread, and describes them in a header that grows by 100 bytes
+JSON floats, and for vLLM half the work, or a twentieth where it has no orjson. Raw bytes would be fewer, but
+vLLM sends them vector by vector, each from a thread, and describes them in a header that grows by 100 bytes
 with each (bench/embedding_forms.py).
 
 | the client asks | it gets |
