@@ -76,7 +76,7 @@ def unpack(packed: str | bytes, limits: Limits) -> list[int]:
 def _from_base64(text: str, limits: Limits) -> bytes:
     most = 4 * _DTYPE.itemsize * (limits.max_tokens + 1) // 3 + 4
     if len(text) > most:
-        raise BadTokenIds(f"{PLACE} is too long; the context is {limits.max_tokens} tokens")
+        raise BadTokenIds(f"{PLACE} is too long; the model's context is {limits.max_tokens} tokens")
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
