@@ -21,6 +21,8 @@ from typing import NoReturn
 
 import msgspec
 
+from orchestrator.embeddings import PATH as EMBEDDINGS
+from orchestrator.embeddings import Embeddings, Wanted, ask_base64, wanted_of
 from orchestrator.endpoints import ENDPOINTS, Serving
 from orchestrator.errors import (
     BatonError,
@@ -33,6 +35,7 @@ from orchestrator.errors import (
 )
 from orchestrator.headers import header_block
 from orchestrator.ids import IdSource
+from orchestrator.offload import Offload
 from orchestrator.relay import RequestScope
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry import FallbackReason, Path, Telemetry
@@ -80,10 +83,11 @@ class _Job(msgspec.Struct):
     attempts: int = 0  # legs sent
     is_plain: bool = False  # send JSON and no ids, whatever the worker announces
     handoff: Handoff | None = None
+    embeddings: Wanted | None = None  # what is made of the worker's answer
 
 
 class Flow:
-    """Serves requests; one per process. `aclose` waits for releases under way."""
+    """Serves requests; one per process. `aclose` waits for releases under way and ends what was started."""
 
     def __init__(
         self,
@@ -114,19 +118,22 @@ class Flow:
         self._tokenizes_once = tokenizes_once
         self._models = {model: index for index, model in enumerate(registry.pools)}
         self._releases: set[asyncio.Task[None]] = set()
+        self._offload = Offload()
+        self._embeddings = Embeddings(self._offload)
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
         """Answer one request through its scope. Raises `BatonError`."""
         job = self._accept(scope, body)
         with job.plan.decode.lease():
             if job.plan.prefill is None:
-                await self._answer(job, job.bodies.whole)
+                await self._serve_whole(job)
             else:
                 await self._serve_in_two_legs(job, job.plan.prefill)
 
     async def aclose(self) -> None:
         if self._releases:
             await asyncio.wait(self._releases, timeout=RELEASE_TIMEOUT_S)
+        await self._offload.aclose()
 
     # --- plan -----------------------------------------------------------------------------------
 
@@ -139,7 +146,7 @@ class Flow:
             raise UnknownModel(_unknown_model(view.model, self._models), param="model")
         record = scope.record
         record.model_index = self._models[view.model]
-        record.is_stream = view.is_stream
+        record.is_stream = view.is_stream and scope.exchange.path not in _ONE_LEG
         self._telemetry.begin(record)
         plan = self._plan(scope.exchange.path, view)
         record.admitted = scope.now()
@@ -154,6 +161,15 @@ class Flow:
     def _plan(self, path: str, view: RequestView) -> Plan:
         whole_reason = "this endpoint needs one worker" if path in _ONE_LEG else view.whole_reason
         return self._planners[view.model].plan(self._registry.pools[view.model], whole_reason)
+
+    # --- one leg --------------------------------------------------------------------------------
+
+    async def _serve_whole(self, job: _Job) -> None:
+        if job.scope.exchange.path == EMBEDDINGS:
+            job.embeddings = wanted_of(job.view, job.scope.exchange.header(b"accept"))
+            if job.embeddings is not None:
+                job.bodies = LegBodies(ask_base64(job.view))
+        await self._answer(job, job.bodies.whole)
 
     # --- two legs -------------------------------------------------------------------------------
 
@@ -281,7 +297,7 @@ class Flow:
     async def _relay(self, job: _Job, answer: Answer) -> bool:
         """False, with nothing sent yet, if the worker may have refused a form that it had announced."""
         try:
-            if job.view.is_stream:
+            if job.scope.record.is_stream:
                 await answer.head()
                 if answer.status == 200:
                     self._note_success(job, job.plan.decode)
@@ -290,7 +306,10 @@ class Flow:
             content = await answer.read(self._max_answer_bytes)
             if answer.status == 200:
                 self._note_success(job, job.plan.decode)
-                self._respond(job, answer, content)
+                head = _content_type(answer)
+                if job.embeddings is not None:
+                    head, content = await self._embeddings.answer(job.embeddings, content)
+                self._respond(job, head, content)
                 return True
             if _may_be_refusal(job, answer, job.plan.decode):
                 return False
@@ -303,13 +322,14 @@ class Flow:
             self._release(job, job.handoff)
         raise _worker_answered(answer, content)
 
-    def _respond(self, job: _Job, answer: Answer, content: bytes) -> None:
+    def _respond(self, job: _Job, head: bytes, content: bytes) -> None:
+        """`head` is a header block with the content type."""
         kv = Kv.LOCAL
         if job.handoff is not None:
             kv, content = _mended(content, job.handoff)
         scope = job.scope
         scope.record.kv = kv
-        headers = _content_type(answer) + scope.response_headers() + _KV_HEADERS[kv]
+        headers = head + scope.response_headers() + _KV_HEADERS[kv]
         scope.respond(200, headers, content)
 
     async def _relay_stream(self, job: _Job, answer: Answer) -> None:
