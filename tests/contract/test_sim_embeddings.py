@@ -1,17 +1,40 @@
-"""The simulated engine keeps the contract of embeddings."""
+"""The simulated engine keeps the contract of embeddings, and so does the orchestrator before it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.contract.embedding_cases import *  # noqa: F403  # the tests themselves
 from tests.contract.embedding_cases import Embedder
+from tests.real.conftest import baton, free_port
 from tests.worker.sim.workers import MODEL, running
+
+CONFIG = """
+orchestrator: {{listen: "127.0.0.1:{port}", admin: null}}
+models: [{{name: {model}, both: {{urls: ["{url}"]}}}}]
+"""
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Iterator[Embedder]:
-    with running() as worker:
-        yield Embedder(worker.url, MODEL)
+def worker() -> Iterator[Embedder]:
+    with running() as sim:
+        yield Embedder(sim.url, MODEL)
+
+
+@pytest.fixture(scope="module")
+def front(worker: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    folder, port = tmp_path_factory.mktemp("orchestrator"), free_port()
+    config = Path(folder, "config.yaml")
+    config.write_text(CONFIG.format(port=port, model=MODEL, url=worker.url))
+    url = f"http://127.0.0.1:{port}"
+    with baton("orchestrator", str(config), cwd=folder, transport="msgpack", ready_at=f"{url}/ready"):
+        yield Embedder(url, MODEL)
+
+
+@pytest.fixture(scope="module", params=["worker", "front"])
+def embedder(request: pytest.FixtureRequest) -> Embedder:
+    embedder: Embedder = request.getfixturevalue(request.param)
+    return embedder
