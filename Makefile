@@ -9,7 +9,7 @@ STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help setup serve test check bench clean
+.PHONY: help setup serve test check bench regression profile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
 	@echo 'make check   ruff, its formatter, mypy'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
+	@echo 'make profile flame graphs of the orchestrator under load'
 	@echo 'make clean   remove .venv and caches'
 
 setup: $(STAMP)
@@ -42,6 +43,13 @@ check: $(STAMP)
 bench: $(STAMP)
 	-@$(MAKE) --silent $(PEERS)/setup-done
 	$(BIN)/python bench/compare.py $(ARGS)
+
+# In CI: fails if the relay has become much dearer, beside a plain proxy in the same run.
+regression: $(STAMP)
+	$(BIN)/python bench/relay.py --requests 3000 --rounds 7 --limit 0.45
+
+profile: $(STAMP)
+	$(BIN)/python bench/flame.py $(ARGS)
 
 $(PEERS)/setup-done: bench/peers.txt
 	@echo 'bench: installing the peers into $(PEERS)'

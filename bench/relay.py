@@ -1,15 +1,17 @@
 """What the relay costs: CPU of the router's process tree per small chat request, beside a plain proxy.
 
-    python bench/relay.py [--requests N] [--rounds N]
+    python bench/relay.py [--requests N] [--rounds N] [--limit RATIO]
 
 Two mock workers; Baton and a FastAPI + aiohttp two-leg proxy in turn, on one core, the load and the workers
-on the other. Rounds are interleaved; the figure is the median of the ratios of neighbouring rounds.
+on the other. Rounds are interleaved; the figure is the median of the ratios of neighbouring rounds. With
+`--limit` the exit code is 1 if it is above: a check that needs no figures of another machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from contextlib import ExitStack
 
 import uvloop
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000, help="per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--limit", type=float, help="of the ratio; above it the exit code is 1")
     arguments = parser.parse_args()
     cores = share_cores()
     with ExitStack() as stack:
@@ -49,7 +52,10 @@ def main() -> None:
             for router in ROUTERS
             if router.name in NAMES
         }
-        report(rounds_of(targets, arguments.rounds, arguments.requests, arguments.connections))
+        figures = rounds_of(targets, arguments.rounds, arguments.requests, arguments.connections)
+    ratio = report(figures)
+    if arguments.limit is not None and ratio > arguments.limit:
+        sys.exit(f"the relay costs more than {arguments.limit} x the proxy")
 
 
 def rounds_of(
@@ -64,7 +70,8 @@ def rounds_of(
     return figures
 
 
-def report(figures: dict[str, list[tuple[float, Result]]]) -> None:
+def report(figures: dict[str, list[tuple[float, Result]]]) -> float:
+    """Prints the table; returns the ratio."""
     print(f"{'router':<16}{'CPU us/request':>16}{'min-max':>16}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}")
     for name, rounds in figures.items():
         cpu = [microseconds for microseconds, _ in rounds]
@@ -77,6 +84,7 @@ def report(figures: dict[str, list[tuple[float, Result]]]) -> None:
     ours, theirs = figures.values()
     ratio = statistics.median(our[0] / their[0] for our, their in zip(ours, theirs, strict=True))
     print(f"\nratio baton / aiohttp proxy: {ratio:.3f} (goal: at most {GOAL})")
+    return ratio
 
 
 if __name__ == "__main__":
