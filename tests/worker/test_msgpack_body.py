@@ -121,3 +121,64 @@ def test_a_refusal_quotes_nothing_of_the_body() -> None:
         with pytest.raises(BadMsgpack) as refusal:
             decode(body)
         assert "secre" not in str(refusal.value)
+
+
+# --- token ids that are bytes ---------------------------------------------------------------------------
+
+PARAMS = {"remote_block_ids": [[1, 2]], "prompt_token_ids": None, "remote_port": 1}
+
+
+def leg(ids: object, **fields: Any) -> dict[str, Any]:
+    return {"model": "m"} | fields | {"kv_transfer_params": PARAMS | {"prompt_token_ids": ids}}
+
+
+@pytest.mark.parametrize("size", [0, 8, SMALL_BODY])
+def test_ids_in_the_handoff_may_be_bytes(size: int) -> None:
+    document = leg(b"\x01\xff" * (size // 2), tools=[{"a": [{}]}])
+    assert decode(encode(document), takes_ids=True) == document
+    with pytest.raises(BadMsgpack, match="bytes"):
+        decode(encode(document))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        leg([b"ids"]),
+        leg({"prompt_token_ids": b"ids"}),
+        leg(b"ids", prompt_token_ids=b"ids"),
+        leg(b"ids", kv=[b"ids"]),
+        leg(b"ids") | {"kv_transfer_params": {"other": b"ids"}},
+        leg(b"ids") | {"kv_transfer_params": {"other": b"ids", "prompt_token_ids": b"ids"}},
+        leg(b"ids") | {"kv_transfer_params": b"ids"},
+        leg(b"ids") | {"kv_transfer_params": [{"prompt_token_ids": b"ids"}]},
+    ],
+)
+def test_bytes_at_any_other_place_are_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(BadMsgpack, match="bytes"):
+        decode(encode(document), takes_ids=True)
+
+
+@given(documents, st.booleans())
+def test_who_takes_ids_decodes_all_else_as_before(document: dict[str, Any], is_large: bool) -> None:
+    with mock.patch.object(msgpack_body, "SMALL_BODY", 0 if is_large else SMALL_BODY):
+        for body in (document, leg([1, 2]) | document, leg("text"), {"kv_transfer_params": document}):
+            assert exactly(decode(encode(body), takes_ids=True)) == exactly(body)
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_BODIES if "top level" not in name])
+def test_a_handoff_of_any_shape_is_bounded_as_before(name: str) -> None:
+    body = b"\x81" + encode("kv_transfer_params") + BAD_BODIES[name]()
+    with pytest.raises(BadMsgpack):
+        decode(body, takes_ids=True)
+
+
+def test_a_handoff_with_bytes_nests_no_deeper() -> None:
+    def deep(levels: int) -> bytes:
+        inner: Any = None
+        for _ in range(levels - 2):
+            inner = [inner]
+        return encode({"kv_transfer_params": {"prompt_token_ids": b"ids", "deep": inner}})
+
+    assert decode(deep(MAX_DEPTH), takes_ids=True)
+    with pytest.raises(BadMsgpack, match="levels deep"):
+        decode(deep(MAX_DEPTH + 1), takes_ids=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
@@ -19,6 +21,7 @@ from orchestrator.wire.info import WorkerInfo
 from tests.worker.asgi import MSGPACK, get, post
 from worker.info import decodes, role_from_env, transport_from_env
 from worker.plugin import BatonPlugin
+from worker.token_ids import pack
 
 encode = msgspec.msgpack.encode
 
@@ -68,6 +71,12 @@ def core_router() -> APIRouter:
     async def completions(request: Completion, raw_request: Request) -> Response:
         return Response(json.dumps([request.model, request.prompt, len(await raw_request.body())]))
 
+    @router.post("/v1/chat/completions")
+    async def chat(request: ChatRequest, raw_request: Request) -> Response:
+        serving: ChatServing = raw_request.app.state.openai_serving_chat
+        answer = await serving.create_chat_completion(request, raw_request)
+        return JSONResponse(answer.model_dump(), headers={"x-load": "1"})
+
     @router.get("/v1/models")
     async def models() -> list[str]:
         return ["tiny"]
@@ -89,6 +98,31 @@ def own_router() -> APIRouter:
     return router
 
 
+class ChatRequest(BaseModel):
+    messages: list[dict[str, str]]
+    return_token_ids: bool = False
+    kv_transfer_params: dict[str, Any] | None = None
+
+
+class ChatChoice(BaseModel):
+    token_ids: list[int] | None
+
+
+class ChatAnswer(BaseModel):
+    choices: list[ChatChoice]
+    prompt_token_ids: list[int] | None
+    seen: dict[str, Any]
+
+
+class ChatServing:
+    """Its prompts have the tokens 5, 6 and 7."""
+
+    async def create_chat_completion(self, request: ChatRequest, raw_request: Request) -> ChatAnswer:
+        ids = [5, 6, 7] if request.return_token_ids else None
+        seen = request.model_dump(include={"kv_transfer_params"})
+        return ChatAnswer(choices=[ChatChoice(token_ids=ids and [8])], prompt_token_ids=ids, seen=seen)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BATON_TRANSPORT", "BATON_ROLE"):
@@ -103,6 +137,7 @@ def worker(monkeypatch: pytest.MonkeyPatch, **env: str) -> FastAPI:
     app, plugin = core(), BatonPlugin()
     plugin.attach_router(app)
     args = Namespace(served_model_name=["tiny", "alias"], model="path/to/tiny")
+    app.state.openai_serving_chat = ChatServing()
     asyncio.run(plugin.init_state(ENGINE, app.state, args))
     return app
 
@@ -200,9 +235,78 @@ def test_json_does_not_import_the_route_classes() -> None:
     script = (
         "import sys; from fastapi import FastAPI; from worker.plugin import BatonPlugin;"
         "BatonPlugin().attach_router(FastAPI());"
-        "sys.exit(not sys.modules.keys().isdisjoint({'worker.msgpack_route', 'worker.msgpack_body', 'vllm'}))"
+        "sys.exit(not sys.modules.keys().isdisjoint("
+        "{'worker.msgpack_route', 'worker.msgpack_body', 'worker.token_ids', 'vllm'}))"
     )
     assert subprocess.run([sys.executable, "-c", script], env={}, check=False).returncode == 0
+
+
+# --- token ids ------------------------------------------------------------------------------------------
+
+CHAT = "/v1/chat/completions"
+ASKS = json.dumps({"messages": [], "return_token_ids": True}).encode()
+TAKEN = {"choices": [{"token_ids": None}], "seen": {"kv_transfer_params": None}}
+
+
+def asking(form: str) -> dict[str, str]:
+    return {"content-type": "application/json", "x-token-ids": form}
+
+
+@pytest.mark.parametrize("transport", ["orjson", "msgpack"])
+def test_a_chat_gives_its_ids_as_base64(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    reply = post(worker(monkeypatch, BATON_TRANSPORT=transport), CHAT, ASKS, asking("base64"))
+    ids = base64.b64encode(pack([5, 6, 7])).decode()
+    assert reply.json() == TAKEN | {"prompt_token_ids": ids}
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-load"] == "1"
+
+
+def test_a_chat_gives_its_ids_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = post(worker(monkeypatch, BATON_TRANSPORT="msgpack"), CHAT, ASKS, asking("bin"))
+    assert msgspec.msgpack.decode(reply.body) == TAKEN | {"prompt_token_ids": pack([5, 6, 7])}
+    assert reply.headers["content-type"] == "application/msgpack"
+    assert reply.headers["content-length"] == str(len(reply.body))
+
+
+@pytest.mark.parametrize(
+    ("transport", "form"), [("json", "bin"), ("json", "base64"), ("orjson", "bin"), ("msgpack", "list")]
+)
+def test_all_else_is_vllms_own_answer(monkeypatch: pytest.MonkeyPatch, transport: str, form: str) -> None:
+    reply = post(worker(monkeypatch, BATON_TRANSPORT=transport), CHAT, ASKS, asking(form))
+    assert reply.json()["prompt_token_ids"] == [5, 6, 7]
+    assert reply.json()["choices"] == [{"token_ids": [8]}]
+
+
+def test_a_chat_takes_packed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = encode({"messages": [], "kv_transfer_params": {"prompt_token_ids": pack([5, 6])}})
+    reply = post(worker(monkeypatch, BATON_TRANSPORT="msgpack"), CHAT, body, MSGPACK)
+    assert reply.json()["seen"] == {"kv_transfer_params": {"prompt_token_ids": [5, 6]}}
+
+
+def test_ids_are_held_against_the_models_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = encode({"messages": [], "kv_transfer_params": {"prompt_token_ids": pack([VOCAB_SIZE])}})
+    reply = post(worker(monkeypatch, BATON_TRANSPORT="msgpack"), CHAT, body, MSGPACK)
+    assert reply.status == 400
+    assert reply.json()["error"] == {
+        "message": f"kv_transfer_params.prompt_token_ids: token id {VOCAB_SIZE} is out of vocabulary",
+        "type": "BadRequestError",
+        "param": "kv_transfer_params.prompt_token_ids",
+        "code": 400,
+    }
+
+
+def test_a_server_without_limits_takes_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = worker(monkeypatch, BATON_TRANSPORT="msgpack")
+    del app.state.baton_token_limits
+    body = encode({"messages": [], "kv_transfer_params": {"prompt_token_ids": pack([5, 6])}})
+    reply = post(app, CHAT, body, MSGPACK)
+    assert reply.json()["error"]["message"].startswith("msgpack body refused: bytes")
+
+
+def test_json_leaves_the_serving_objects_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = worker(monkeypatch)
+    assert vars(app.state.openai_serving_chat) == {}
+    assert not hasattr(app.state, "baton_token_limits")
 
 
 # --- the announcement -----------------------------------------------------------------------------------
