@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "tests.contract.embedding_cases",
     "tests.contract.engines",
     "tests.contract.shapes",
+    "tests.contract.token_id_cases",
 )
 
 from tests.contract.engines import Engine  # noqa: E402  # after its asserts are known to be rewritten

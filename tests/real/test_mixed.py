@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.contract.engines import Engine
+from tests.contract.token_id_cases import Legs, cut, listed, read
 from tests.real.ask import ANSWERS, PREFILL, chat, completion, post, text_of
 from tests.real.conftest import Cluster, orchestrator
 
@@ -34,3 +36,12 @@ def test_every_transport_reaches_them(front: str, mixed: Cluster, make: Any, str
     assert answer.headers["x-baton-path"] == "disaggregated"
     if not stream:
         assert answer.headers["x-baton-kv"] == "transferred"
+
+
+@pytest.mark.parametrize("make", [chat, completion])
+def test_ids_of_one_kind_are_a_prompt_to_the_other(mixed: Cluster, make: Any) -> None:
+    """With orjson they come as base64; plain vLLM takes a list."""
+    legs = Legs(Engine(mixed.prefill, mixed.decode, "tiny-chat"), "base64", passed=listed)
+    prefilled = read(legs.prefill(make(PREFILL)))
+    assert isinstance(prefilled["prompt_token_ids"], str)
+    assert text_of(legs.decode(cut(make(PREFILL)), prefilled)).strip() == ANSWERS[PREFILL]
