@@ -24,8 +24,11 @@ class Result:
 class _Client(asyncio.Protocol):
     """One connection that sends the same bytes again as soon as the answer is complete."""
 
-    def __init__(self, request: bytes, left: list[int], result: Result, done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, request: bytes, status: int, left: list[int], result: Result, done: asyncio.Future[None]
+    ) -> None:
         self._request = request
+        self._status = status  # that is no failure
         self._left = left  # shared by all connections
         self._result = result
         self._done = done
@@ -41,7 +44,7 @@ class _Client(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._result.requests += 1
         self._result.latencies_s.append(time.perf_counter() - self._started)
-        if self._parser.get_status_code() != 200:
+        if self._parser.get_status_code() != self._status:
             self._result.failed += 1
         self._next()
 
@@ -62,20 +65,29 @@ class _Client(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-async def run_load(port: int, body: bytes, *, requests: int, connections: int) -> Result:
-    """Send `requests` chat requests with this body to 127.0.0.1:`port` over `connections` connections."""
-    head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n"
-        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    )
-    request = head % (port, len(body)) + body
+async def run_load(
+    port: int,
+    body: bytes,
+    *,
+    requests: int,
+    connections: int,
+    path: str = "/v1/chat/completions",
+    headers: bytes = b"content-type: application/json\r\n",
+    status: int = 200,
+) -> Result:
+    """Send `requests` requests with this body to 127.0.0.1:`port` over `connections` connections.
+
+    An answer with another status than `status` counts as failed.
+    """
+    head = b"POST %s HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n%scontent-length: %d\r\n\r\n"
+    request = head % (path.encode(), port, headers, len(body)) + body
     loop, result, left = asyncio.get_running_loop(), Result(), [requests]
     started = time.perf_counter()
     ends = []
     for _ in range(connections):
         done: asyncio.Future[None] = loop.create_future()
         await loop.create_connection(
-            lambda done=done: _Client(request, left, result, done), "127.0.0.1", port
+            lambda done=done: _Client(request, status, left, result, done), "127.0.0.1", port
         )
         ends.append(done)
     await asyncio.gather(*ends)

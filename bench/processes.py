@@ -50,7 +50,12 @@ def python(*arguments: str) -> list[str]:
 
 @contextlib.contextmanager
 def running(
-    command: list[str], port: int, *, core: int | None = None, env: Mapping[str, str] | None = None
+    command: list[str],
+    port: int,
+    *,
+    core: int | None = None,
+    env: Mapping[str, str] | None = None,
+    limit_s: float = START_LIMIT_S,
 ) -> Iterator[int]:
     """A process that listens on `port`, pinned to one core; yields its pid and stops it at the end.
 
@@ -67,7 +72,7 @@ def running(
                 start_new_session=True,
             )
         try:
-            _wait_for(port, process, output)
+            _wait_for(port, process, output, limit_s)
             yield process.pid
         finally:
             _stop(process)
@@ -84,15 +89,15 @@ def _pinned(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
-    end = time.monotonic() + START_LIMIT_S
+def _wait_for(port: int, process: subprocess.Popen[bytes], output: IO[bytes], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if process.poll() is not None:
             raise Failed(f"ended with {process.returncode}: {_said(output)}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise Failed(f"does not listen after {START_LIMIT_S:.0f} s: {_said(output)}")
+    raise Failed(f"does not listen after {limit_s:.0f} s: {_said(output)}")
 
 
 def _said(output: IO[bytes]) -> str:
