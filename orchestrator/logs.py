@@ -67,8 +67,8 @@ def _escape_json(match: re.Match[str]) -> str:
 
 
 def timestamp(epoch_s: float) -> str:
-    second, fraction = divmod(epoch_s, 1.0)
-    return f"{_to_the_second(int(second))}.{int(fraction * 1000):03d}Z"
+    second = int(epoch_s)
+    return f"{_to_the_second(second)}.{int((epoch_s - second) * 1000):03d}Z"
 
 
 @functools.lru_cache(maxsize=16)  # lines of a batch share their second
@@ -161,6 +161,7 @@ class AccessLog:
     ) -> None:
         self._records = records
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
+        self._model_words = (*(f" model={one_line(model)}" for model in models), "")
         self._slow_s = config.slow_request_s
         self._line = self._json_line if config.format == "json" else self._console_line
         self._is_on = config.access
@@ -195,33 +196,16 @@ class AccessLog:
 
     def _console_line(self, record: RequestRecord, offset: float) -> bytes:
         """A line for people: what every request has, then NAME=VALUE for what this one has too."""
-        queue_s, prefill_s, first_byte_s, total_s = record.stages()
+        error = f" error={record.error_code}" if record.error_code else ""
+        client = f" client={one_line(record.client)}" if record.client else ""
         ended = timestamp(record.finished + offset)
-        words = [f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"]
-        if model := self._models[record.model_index]:
-            words.append(f"model={model}")
-        if record.path:
-            words.append(_PATH_WORDS[record.path])
-        if record.error_code is not None:
-            words.append(f"error={record.error_code}")
-        words.append("stream=True" if record.is_stream else "stream=False")
-        if queue_s is not None:
-            words.append(f"queue_ms={queue_s * 1e3:.3f}")
-        if prefill_s is not None:
-            words.append(f"prefill_ms={prefill_s * 1e3:.3f}")
-        if first_byte_s is not None:
-            words.append(f"decode_first_byte_ms={first_byte_s * 1e3:.3f}")
-        words.append(f"total_ms={total_s * 1e3:.3f}")
-        if record.kv:
-            words.append(_KV_WORDS[record.kv])
-        if record.prefill_worker is not None:
-            words.append(f"prefill_worker={record.prefill_worker}")
-        if record.decode_worker is not None:
-            words.append(f"decode_worker={record.decode_worker}")
-        words.append(f"bytes_in={record.bytes_in} bytes_out={record.bytes_out}")
-        if record.client is not None:
-            words.append(f"client={record.client}")
-        return one_line(" ".join(words)).encode() + b"\n"
+        line = (
+            f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
+            f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
+            f" stream={record.is_stream}{_stage_words(record)}{_KV_WORDS[record.kv]}{_worker_words(record)}"
+            f" bytes_in={record.bytes_in} bytes_out={record.bytes_out}{client}\n"
+        )
+        return line.encode()
 
     def _json_line(self, record: RequestRecord, offset: float) -> bytes:
         return json_line(self._fields(record, offset))
@@ -264,12 +248,28 @@ class AccessLog:
 
 _PATHS = tuple(None if path is Path.NONE else path.name.lower() for path in Path)
 _KV = tuple(None if kv is Kv.NONE else kv.name.lower() for kv in Kv)
-_PATH_WORDS = tuple(f"path={name}" for name in _PATHS)
-_KV_WORDS = tuple(f"kv={name}" for name in _KV)
+_PATH_WORDS = tuple(f" path={name}" if name else "" for name in _PATHS)
+_KV_WORDS = tuple(f" kv={name}" if name else "" for name in _KV)
+
+
+def _stage_words(record: RequestRecord) -> str:
+    queue_s, prefill_s, first_byte_s, total_s = record.stages()
+    words = f" total_ms={total_s * 1e3:.3f}"
+    if first_byte_s is not None:
+        words = f" decode_first_byte_ms={first_byte_s * 1e3:.3f}{words}"
+    if prefill_s is not None:
+        words = f" prefill_ms={prefill_s * 1e3:.3f}{words}"
+    return words if queue_s is None else f" queue_ms={queue_s * 1e3:.3f}{words}"
 
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else int(seconds * 1e6) / 1e3
+
+
+def _worker_words(record: RequestRecord) -> str:
+    prefill, decode = record.prefill_worker, record.decode_worker
+    words = f" prefill_worker={one_line(prefill)}" if prefill else ""
+    return f"{words} decode_worker={one_line(decode)}" if decode else words
 
 
 # --- everything else that logs ------------------------------------------------------------------
