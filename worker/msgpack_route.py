@@ -55,7 +55,7 @@ class _Request(Request):
 
     def _unpacked(self, document: Any) -> Any:
         if self.limits is not None:
-            path = self.url.path
+            path = self.scope["path"]
             is_completion = path.endswith("/completions") and not path.endswith("/chat/completions")
             try:
                 token_ids.unpack_in(document, self.limits, is_completion=is_completion)

@@ -1,7 +1,6 @@
 """A prompt's token ids on their way from the prefill to the decode worker, so that it is tokenised once.
 
 Packed ids are little-endian int32: bytes in msgpack, base64 in JSON. Lists are vLLM's own and not touched.
-Of 40,000 ids a list costs a worker 2.0 ms to parse and 2.9 ms to write, packed ones 0.5 ms each.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ def unpack(packed: str | bytes, limits: Limits) -> list[int]:
 
 
 def _from_base64(text: str, limits: Limits) -> bytes:
-    most = 4 * _DTYPE.itemsize * (limits.max_tokens + 1) // 3 + 4
-    if len(text) > most:
+    if len(text) > 6 * (limits.max_tokens + 1):  # base64 has 5.4 characters for an id
         raise BadTokenIds(f"{PLACE} is too long; the model's context is {limits.max_tokens} tokens")
     try:
         return base64.b64decode(text, validate=True)
