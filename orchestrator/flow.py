@@ -192,7 +192,7 @@ class Flow:
 
     def _form_of_ids(self, job: _Job, prefill: Worker) -> TokenIds | None:
         """How the prompt's token ids go from worker to worker; None if they do not."""
-        if not (self._tokenizes_once and prefill.token_ids and job.bodies.has_text):
+        if not (self._tokenizes_once and prefill.token_ids and job.bodies.takes_ids):
             return None
         return next((form for form in prefill.token_ids if form in job.plan.decode.token_ids), None)
 

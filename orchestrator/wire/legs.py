@@ -37,10 +37,15 @@ _KEEP_KV = {
 # What stands for messages whose tokens go along: vLLM wants at least one.
 _CUT_MESSAGES = Raw(b'[{"role":"user","content":"-"}]')
 _QUOTE = ord('"')
+_NULL = Raw(b"null")
+
+# Fields for which vLLM goes back to the text of the prompt (0.32).
+_NEED_TEXT = frozenset({"suffix", "return_prompt_text", "return_token_offsets"})
 
 
 class _Message(msgspec.Struct):
-    content: Raw = Raw(b"null")
+    content: Raw = _NULL
+    tool_calls: Raw = _NULL
 
 
 class _Part(msgspec.Struct):
@@ -65,9 +70,12 @@ class LegBodies:
         self.asks_hidden_usage = view.is_stream and not view.wants_usage
 
     @property
-    def has_text(self) -> bool:
-        """The prompt is text, which the workers have to tokenise."""
-        prompt = self._view.shared.get("prompt")
+    def takes_ids(self) -> bool:
+        """The prompt is text, which somebody has to tokenise, and nothing but its tokens is needed of it."""
+        shared = self._view.shared
+        if not _NEED_TEXT.isdisjoint(shared):
+            return False
+        prompt = shared.get("prompt")
         return prompt is None or memoryview(prompt)[0] == _QUOTE
 
     def prefill(self, codec: Codec, model: str, *, asks_ids: bool = False) -> Parts:
@@ -92,7 +100,7 @@ class LegBodies:
             del rest["prompt"]
             if ids.is_list:  # what vLLM takes as it is; packed ids become the prompt in our plugin
                 overlay["prompt"] = Raw(ids.json)
-        elif _is_text_only(rest.get("messages")):
+        elif _can_be_cut(rest):
             rest["messages"] = _CUT_MESSAGES
         common, encoded = codec.common(_json.encode(rest)), _json.encode(overlay)
         return codec.leg_with_ids(common, encoded, ids.packed) if ids.packed else codec.leg(common, encoded)
@@ -147,12 +155,17 @@ def _with_json_ids(params: bytes, ids: bytes) -> bytes:
     return b'%b,"%b":%b}' % (params[:-1], TOKEN_IDS_KEY.encode(), ids)
 
 
-def _is_text_only(messages: Raw | None) -> bool:
-    """Whether the token ids say all that the messages say; no where there are images, audio and the like."""
-    if messages is None:
+def _can_be_cut(shared: dict[str, Raw]) -> bool:
+    """Whether the token ids say all that a worker wants to know of the messages.
+
+    They do not where there are images, audio and the like; where vLLM counts the tool calls of the past to
+    name the next one; and where it takes the answer's role from the last message.
+    """
+    if "messages" not in shared or "add_generation_prompt" in shared:
         return False
     try:
-        return all(_is_text(message.content) for message in _MESSAGES.decode(messages))
+        messages = _MESSAGES.decode(shared["messages"])
+        return all(bytes(message.tool_calls) == b"null" and _is_text(message.content) for message in messages)
     except msgspec.DecodeError:  # not OpenAI's shape: for the worker to judge
         return False
 

@@ -164,6 +164,34 @@ def test_the_best_form_that_both_workers_announce_is_used(
     run(test, "msgpack")
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"add_generation_prompt": False},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "call_0"}]}]},
+    ],
+)
+def test_messages_that_say_more_than_the_prompt_are_kept(field: dict[str, Any]) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        document = CHAT | field
+        assert (await cluster.ask(document)).status == 200
+        sent = read(cluster.legs("decode")[0])
+        assert sent["messages"] == document["messages"]
+        assert kv_params(sent)["prompt_token_ids"] == IDS
+
+    run(test)
+
+
+@pytest.mark.parametrize("field", ["suffix", "return_prompt_text", "return_token_offsets"])
+def test_where_vllm_needs_the_text_there_are_no_ids(field: str) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert (await cluster.ask(COMPLETION | {field: True}, path="/v1/completions")).status == 200
+        assert "return_token_ids" not in read(cluster.legs("prefill")[0])
+        assert read(cluster.legs("decode")[0])["prompt"] == COMPLETION["prompt"]
+
+    run(test)
+
+
 @pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2]]])
 def test_a_prompt_of_ids_needs_no_others(prompt: list[Any]) -> None:
     async def test(cluster: FakeCluster) -> None:
