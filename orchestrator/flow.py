@@ -40,7 +40,7 @@ from orchestrator.relay import RequestScope
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry import FallbackReason, Path, Telemetry
 from orchestrator.transport.base import Answer, Upstream
-from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge
+from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge, transcoded
 from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from, handoff_from_msgpack
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
@@ -245,7 +245,10 @@ class Flow:
     # --- sending --------------------------------------------------------------------------------
 
     async def _send(self, job: _Job, worker: Worker, make_body: MakeBody, headers: bytes = b"") -> Answer:
-        codec, parts = self._encode(worker, JSON if job.is_plain else worker.codec, make_body)
+        codec = worker.codec
+        if codec is not JSON:
+            codec = JSON if job.is_plain else await self._prepared(job, codec)
+        codec, parts = self._encode(worker, codec, make_body)
         job.attempts += 1
         attempt = f"x-request-id: {job.id}-{job.attempts}\r\n".encode()
         block = self._headers[codec.name] + headers + attempt + job.headers
@@ -254,6 +257,18 @@ class Flow:
         except WorkerUnreachable as error:
             self._registry.mark_gone(worker, repr(error.__cause__ or error))
             raise
+
+    async def _prepared(self, job: _Job, codec: Codec) -> Codec:
+        """The codec to use, once a large body was encoded for it, in another process."""
+        document = job.bodies.to_transcode(codec)
+        if document is None:
+            return codec
+        is_encodable, common = await self._offload.run(transcoded, document)
+        if not is_encodable:
+            self._telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
+            return JSON
+        job.bodies.adopt(codec, common)
+        return codec
 
     def _encode(self, worker: Worker, codec: Codec, make_body: MakeBody) -> tuple[Codec, Parts]:
         model = worker.address.served_model

@@ -84,7 +84,7 @@ class FallbackReason(IntEnum):
 
     NOT_ANNOUNCED = 0  # the worker did not say that it decodes msgpack
     NOT_ENCODABLE = 1  # msgpack cannot carry it, e.g. an integer over 64 bits
-    TOO_LARGE = 2  # transcoding it would hold the event loop for too long
+    TOO_LARGE = 2  # what is left of it between the legs is too large to transcode in place
     REFUSED = 3  # the worker refused what it had announced
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.codec import TOKEN_IDS_KEY, Codec, Parts
+from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts
 from orchestrator.wire.handoff import Handoff, TokenIds
 from orchestrator.wire.view import RequestView
 
@@ -77,6 +77,15 @@ class LegBodies:
             return False
         prompt = shared.get("prompt")
         return prompt is None or memoryview(prompt)[0] == _QUOTE
+
+    def to_transcode(self, codec: Codec) -> bytes | None:
+        """The common part, if this encoding of it is not to be made in place; see `adopt()`."""
+        is_small = len(self._view.common) <= MAX_INLINE_BYTES
+        return None if is_small or codec is JSON or codec is self._codec else self._view.common
+
+    def adopt(self, codec: Codec, common: bytes) -> None:
+        """Take the common part as it was encoded elsewhere."""
+        self._codec, self._common = codec, common
 
     def prefill(self, codec: Codec, model: str, *, asks_ids: bool = False) -> Parts:
         """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model."""

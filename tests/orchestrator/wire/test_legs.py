@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable
+from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, TooLarge, transcoded
 from orchestrator.wire.handoff import handoff_from
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.view import view_request
@@ -115,7 +115,18 @@ def test_msgpack_maps_of_every_size_are_joined(fields: int) -> None:
     document = {"model": "m", "stream": True} | {f"k{index}": index for index in range(fields)}
     bodies = LegBodies(view_request(json.dumps(document).encode()))
     codec = CODECS["msgpack"]
+    if (large := bodies.to_transcode(codec)) is not None:
+        is_encodable, common = transcoded(large)
+        assert is_encodable
+        bodies.adopt(codec, common)
     assert seen(codec, bodies.whole(codec, "m")) == document
+
+
+def test_a_large_body_is_not_transcoded_in_place() -> None:
+    bodies = LegBodies(view_request(json.dumps({"model": "m", "user": "x" * 100_000}).encode()))
+    assert bodies.to_transcode(JSON) is None
+    with pytest.raises(TooLarge):
+        bodies.whole(CODECS["msgpack"], "m")
 
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "-9223372036854775809"])
