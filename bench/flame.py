@@ -131,9 +131,11 @@ def main() -> None:
     cores = share_cores()
     baton = next(router for router in ROUTERS if router.name == "baton")
     for name in LOADS:
-        with mock_workers(cores.other, ("--gap-ms", "5")) as workers:
-            with at_work(baton, workers, cores.router) as target:
-                profile(target, name, options.seconds)
+        with (
+            mock_workers(cores.other, ("--gap-ms", "5")) as workers,
+            at_work(baton, workers, cores.router) as target,
+        ):
+            profile(target, name, options.seconds)
 
 
 if __name__ == "__main__":
