@@ -25,6 +25,7 @@ from worker.token_ids import IDS_KEY, PARAMS_KEY
 SMALL_BODY = 256 * 1024
 MAX_ENTRIES = 262_144  # at worst 60 MB of objects; a chat of 40,000 messages has as many
 MAX_FIELDS = 4096
+MAX_WIDTH = 64  # of a hand-off's fields, and of the lists in one of them
 MAX_DEPTH = 128  # the document itself is level 1; the JSON Schemas of tools reach about 20
 TYPED_DEPTH = 10  # a plain tool's schema reaches 8; the type doubles with every level (20 ms to build at 10)
 
@@ -90,9 +91,19 @@ def _decode_rows(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
     try:
         rows = _ROWS.decode(raw)
     except msgspec.ValidationError:
+        return _decode_narrow(raw, left)
+    return rows, _spend(left, len(rows))
+
+
+def _decode_narrow(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
+    """A hand-off: few fields, and its block ids in a list per KV group, as many as a long prompt has."""
+    try:
+        fields = _NARROW.decode(raw)
+    except msgspec.ValidationError:
         left = _walk(memoryview(raw), left)
         return _ANY.decode(raw), left
-    return rows, _spend(left, len(rows))
+    lists = (len(value) for value in fields.values() if isinstance(value, list))
+    return fields, _spend(left, len(fields) + sum(lists))
 
 
 def _spend(left: int, entries: int) -> int:
@@ -126,6 +137,10 @@ _BYTES: msgspec.msgpack.Decoder[bytes] = msgspec.msgpack.Decoder(bytes)
 _FLAT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(_Flat)
 _ROWS: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(
     Annotated[list[_Flat], msgspec.Meta(max_length=MAX_ENTRIES)]
+)
+_Groups = Annotated[list[_Scalar | list[_Scalar]], msgspec.Meta(max_length=MAX_WIDTH)]
+_NARROW: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(
+    Annotated[dict[str, _Scalar | _Groups], msgspec.Meta(max_length=MAX_WIDTH)]
 )
 _ANY: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
 

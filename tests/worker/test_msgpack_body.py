@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.orchestrator.wire.documents import keys, values
 from tests.worker.hostile import BAD_BODIES, nested
 from worker import msgpack_body
-from worker.msgpack_body import MAX_DEPTH, MAX_ENTRIES, SMALL_BODY, BadMsgpack, decode
+from worker.msgpack_body import MAX_DEPTH, MAX_ENTRIES, MAX_WIDTH, SMALL_BODY, BadMsgpack, decode
 
 encode = msgspec.msgpack.encode
 documents = st.dictionaries(keys, values, max_size=6)
@@ -88,6 +88,9 @@ def test_nesting_ends_at_the_limit(wrap: bytes) -> None:
         pytest.param([{"role": "user", "content": "x" * 100}] * 5000, id="messages"),
         pytest.param([{"role": "user", "content": [{"type": "text", "text": "x" * 400}]}] * 1000, id="parts"),
         pytest.param({f"k{i}": i / 7 for i in range(40_000)}, id="a wide map"),
+        pytest.param(
+            {"engine": "e", "port": 1, "blocks": [list(range(MAX_ENTRIES + 1)), []]}, id="a hand-off"
+        ),
         pytest.param("x" * SMALL_BODY, id="text"),
         pytest.param({"a" * 300: {"b" * 70_000: ["c" * 200_000, 0.5, 2**63, -1, None]}}, id="long keys"),
     ],
@@ -104,6 +107,15 @@ def test_entries_are_counted_over_all_fields() -> None:
     assert decode(encode({"a": field, "b": field}))
     with pytest.raises(BadMsgpack, match="entries"):
         decode(encode({"a": field, "b": field, "c": [[]]}))
+
+
+def test_entries_of_handoffs_are_counted_too() -> None:
+    field = {"blocks": [[]] * MAX_WIDTH}
+    many = MAX_ENTRIES // (MAX_WIDTH + 1)
+    with mock.patch.object(msgpack_body, "SMALL_BODY", 0):
+        assert decode(encode({str(number): field for number in range(many)}))
+        with pytest.raises(BadMsgpack, match="entries"):
+            decode(encode({str(number): field for number in range(many + 1)}))
 
 
 def test_single_precision_floats_are_taken() -> None:
