@@ -84,7 +84,10 @@ def _as_sent(kind: Kind, arms: list[Arm]) -> list[Arm]:
 
 # --- the orchestrator -----------------------------------------------------------------------------------
 
-_ORCHESTRATOR = [Column("cpu_us", "CPU us/request", 0)]
+_ORCHESTRATOR = [
+    Column("cpu_us", "CPU us/request", 0),
+    Column("loop_us", "event loop us/request", 0),
+]
 
 
 def at_the_orchestrator(extent: Extent) -> Iterator[Panel]:

@@ -15,7 +15,7 @@ import msgspec
 from bodies import SYSTEM, encoded, prose
 from study_model import VOCABULARY
 
-from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts
+from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, transcoded
 from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.handoff import TokenIds as GivenIds
 from orchestrator.wire.info import Encoding, TokenIds
@@ -120,7 +120,7 @@ class Prompt:
             view_request(self._text_completion() if self._is_packed(arm) else self.from_client())
         )
         handoff = Handoff(self.params(), 0, self.given_ids(arm.ids))
-        return self._request(arm, lambda codec: bodies.decode(codec, self.model, handoff))
+        return self._request(arm, bodies, lambda codec: bodies.decode(codec, self.model, handoff))
 
     def params(self) -> bytes:
         blocks = list(range(1, self.tokens // _TOKENS_PER_BLOCK + 2))
@@ -151,11 +151,13 @@ class Prompt:
         """The client's request whose prompt the packed ids take the place of."""
         return encoded({"model": self.model, "prompt": "-", "max_tokens": 1, "temperature": 0})
 
-    def _request(self, arm: Arm, make: Callable[[Codec], Parts]) -> Request:
+    def _request(self, arm: Arm, bodies: LegBodies, make: Callable[[Codec], Parts]) -> Request:
         codec = CODECS[arm.transport]
+        if (large := bodies.to_transcode(codec)) is not None:
+            bodies.adopt(codec, transcoded(large)[1])
         try:
             parts = make(codec)
-        except NotEncodable:  # larger than Baton transcodes: JSON goes instead
+        except NotEncodable:  # the hand-off of a huge prompt: Baton sends JSON instead
             codec, parts = JSON, make(JSON)
         headers = b"".join(b"%s: %s\r\n" % header for header in codec.headers)
         return Request(PATHS[self.kind], headers, b"".join(parts))

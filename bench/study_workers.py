@@ -47,18 +47,20 @@ routing: {{tokenize_once: {tokenizes_once}}}
 
 @dataclass(frozen=True)
 class Server:
-    """A worker or an orchestrator at work. `pid`: whose event loop is its main thread."""
+    """A worker or an orchestrator at work, whose event loop is the main thread."""
 
     pid: int
     port: int
+    has_helpers: bool = False  # its children work for it: an engine core does not count, helpers do
 
     def loop_seconds(self) -> float:
         """CPU of the event loop's thread."""
         return _ran_s(Path(f"/proc/{self.pid}/task/{self.pid}"))
 
     def cpu_seconds(self) -> float:
-        """CPU of this process, all threads, without its children: not of vLLM's engine core."""
-        return sum(map(_ran_s, Path(f"/proc/{self.pid}/task").iterdir()))
+        """CPU of all threads, its helpers' too."""
+        members = [self.pid, *(_children(self.pid) if self.has_helpers else [])]
+        return sum(_ran_s(task) for member in members for task in Path(f"/proc/{member}/task").iterdir())
 
 
 def _ran_s(task: Path) -> float:
@@ -133,7 +135,7 @@ def _orchestrator(arm: Arm, pair: list[Servers], folder: Path, cores: Cores) -> 
     argv = python("-m", "launch.cli", "orchestrator", str(config))
     with running(argv, port, core=cores.router, env=_transport(arm.server)) as pid:
         wait_until_ready(port)
-        yield Server(pid, port)
+        yield Server(pid, port, has_helpers=True)
 
 
 def _transport(server: str) -> dict[str, str]:

@@ -120,12 +120,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--large", type=_positive, default=LARGE_TOKENS, metavar="TOKENS", help="of those beside streams")
     add("--streams", type=_positive, default=STREAMS, help=f"default: {STREAMS}")
     add("--rounds", type=_positive, help="default: 5, or 2 with --quick")
-    add("--seconds", type=float, help="per sample of streams, ten times that of others; default: 3, or 1")
+    add("--seconds", type=float, help="per sample of streams, ten times that of costs; default: 2, or 1")
     add("--quick", action="store_true", help="a look, not a measurement")
     add("--output", type=Path, help="the JSON file; default: bench/results/transport-DATE.json")
     options = parser.parse_args(argv)
     options.rounds = options.rounds or (2 if options.quick else 5)
-    options.seconds = options.seconds or (1.0 if options.quick else 3.0)
+    options.seconds = options.seconds or (1.0 if options.quick else 2.0)
     options.output = options.output or RESULTS / f"transport-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     return options
 
