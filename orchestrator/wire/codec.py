@@ -128,20 +128,16 @@ def _to_msgpack(document: bytes) -> bytes:
 
 
 def _map_header(packed: bytes) -> tuple[int, int]:
-    """(number of pairs, bytes of the header) of a msgpack map: fixmap, map 16 or map 32."""
-    kind = packed[0]
-    if kind & 0xF0 == 0x80:
-        return kind & 0x0F, 1
-    width = 2 if kind == 0xDE else 4
-    return int.from_bytes(packed[1 : 1 + width], "big"), 1 + width
+    """(number of pairs, bytes of the header) of a msgpack map: fixmap or map 16, for `view.MAX_FIELDS`."""
+    if packed[0] & 0xF0 == 0x80:
+        return packed[0] & 0x0F, 1
+    return int.from_bytes(packed[1:3], "big"), 3
 
 
 def _encode_map_header(size: int) -> bytes:
     if size < 16:
         return bytes((0x80 | size,))
-    if size < 1 << 16:
-        return b"\xde" + size.to_bytes(2, "big")
-    return b"\xdf" + size.to_bytes(4, "big")
+    return b"\xde" + size.to_bytes(2, "big")
 
 
 JSON = JsonCodec()

@@ -39,6 +39,9 @@ _CUT_MESSAGES = Raw(b'[{"role":"user","content":"-"}]')
 _QUOTE = ord('"')
 _NULL = Raw(b"null")
 
+# Larger ones stay: a million messages of nothing would hold the event loop up.
+_MAX_SCANNED_BYTES = 1024 * 1024
+
 # Fields for which vLLM goes back to the text of the prompt (0.32).
 _NEED_TEXT = frozenset({"suffix", "return_prompt_text", "return_token_offsets"})
 
@@ -170,10 +173,11 @@ def _can_be_cut(shared: dict[str, Raw]) -> bool:
     They do not where there are images, audio and the like; where vLLM counts the tool calls of the past to
     name the next one; and where it takes the answer's role from the last message.
     """
-    if "messages" not in shared or "add_generation_prompt" in shared:
+    raw = shared.get("messages")
+    if raw is None or len(raw) > _MAX_SCANNED_BYTES or "add_generation_prompt" in shared:
         return False
     try:
-        messages = _MESSAGES.decode(shared["messages"])
+        messages = _MESSAGES.decode(raw)
         return all(bytes(message.tool_calls) == b"null" and _is_text(message.content) for message in messages)
     except msgspec.DecodeError:  # not OpenAI's shape: for the worker to judge
         return False

@@ -5,12 +5,14 @@ One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Raw
+
+# Of a large body. OpenAI's requests have some thirty, and vLLM adds as many; a million would hold up the loop.
+MAX_FIELDS = 1000
 
 
 class InvalidRequest(ValueError):
@@ -75,12 +77,9 @@ _ROUTED_OWN = msgspec.json.Decoder(msgspec.defstruct("_RoutedOwn", _OWN_FIELDS))
 _json = msgspec.json.Encoder()
 _TOP_LEVEL = msgspec.json.Decoder(dict[str, Raw])
 _LIST = msgspec.json.Decoder(list[Raw])
-_STRING = msgspec.json.Decoder(str)
 _LITERALS = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
-_COUNT_LIMIT = 8192  # bytes; above, counting a dozen names costs more than comparing the body once
+_SMALL = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
 _WHITESPACE = b" \t\n\r"
-_SPACE = re.compile(rb"[ \t\n\r]*+")
-_STRING_LITERAL = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
 class RequestView(msgspec.Struct, gc=False):
@@ -103,13 +102,14 @@ def view_request(body: bytes) -> RequestView:
     wrong type, and for one given twice (also when its name is spelt with escapes). A prompt that is a list
     of one is unwrapped, because the KV cache of one prompt can be handed over.
     """
-    fields = _decode_top_level(body)
+    is_small = len(body) <= _SMALL
+    fields = _decode_top_level(body, is_small=is_small)
     shared = dict(fields)
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
     common, own_json = _json.encode(shared), _json.encode(own)
     routed = _decode_routed(own_json, own)
-    if len(body) != _compact_length(common, own_json):
-        _refuse_duplicates(body, fields)
+    if is_small and len(body) != _compact_length(common, own_json):
+        _refuse_duplicates(body)
     whole_reason = None
     if not _MAY_NEED_ONE_WORKER.isdisjoint(shared):
         common, whole_reason = _look_closer(common, shared)
@@ -128,18 +128,21 @@ def view_request(body: bytes) -> RequestView:
     )
 
 
-def _decode_top_level(body: bytes) -> dict[str, Raw]:
+def _decode_top_level(body: bytes, *, is_small: bool) -> dict[str, Raw]:
+    """Key by key unless the body is small."""
     if not body:
         raise InvalidRequest("the request body is empty")
     try:
         if not body.isascii():
             str(body, "utf-8")  # Raw values are not checked by the decoder
-        return _TOP_LEVEL.decode(body)
+        return _TOP_LEVEL.decode(body) if is_small else _decode_key_by_key(body)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the request body is not valid UTF-8 (byte {error.start})") from error
     except RecursionError as error:
         raise InvalidRequest("the request body is nested too deeply") from error
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, InvalidRequest):
+            raise error.__cause__ from None
         raise InvalidRequest("the request body must be a JSON object") from error
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
@@ -176,41 +179,11 @@ def _compact_length(common: bytes, own_json: bytes) -> int:
     return len(common) + len(own_json) - 1 if len(common) > 2 else len(own_json)
 
 
-def _refuse_duplicates(body: bytes, fields: Mapping[str, Raw]) -> None:
-    """Raise `InvalidRequest` if a routed field occurs twice. Cheap tests first, the full count last."""
-    if len(body) <= _COUNT_LIMIT and _is_no_name_twice(body):
-        return
-    if not _is_each_key_once(body, fields):
-        _count_keys(body)
-
-
-def _is_no_name_twice(body: bytes) -> bool:
-    """No routed name occurs twice as a literal, and none can hide behind an escape."""
-    return b"\\u" not in body and not any(body.count(literal) > 1 for literal in _LITERALS)
-
-
-def _is_each_key_once(body: bytes, fields: Mapping[str, Raw]) -> bool:
-    """Whether the document is exactly these fields in this order, with white space between its parts.
-
-    The decoder keeps a key's first place and its last value, so a document that reads this way from its
-    first byte to its last holds every key once.
-    """
-    at = _end_of_space(body, 0)
-    for key, raw in fields.items():
-        start = _end_of_space(body, at + 1)  # after the brace or the comma
-        string = _STRING_LITERAL.match(body, start)
-        if string is None or _STRING.decode(string[0]) != key:
-            return False
-        at = _end_of_space(body, _end_of_space(body, string.end()) + 1)
-        value = bytes(raw)
-        if body[at : at + len(value)] != value:
-            return False
-        at = _end_of_space(body, at + len(value))
-    return _end_of_space(body, at + 1) == len(body)
-
-
-def _end_of_space(body: bytes, at: int) -> int:
-    return _SPACE.match(body, at).end()  # type: ignore[union-attr]  # matches the empty string too
+def _refuse_duplicates(body: bytes) -> None:
+    """Raise `InvalidRequest` if a routed field occurs twice in a small body."""
+    # No name occurs twice as a literal, and none can hide behind an escape.
+    if b"\\u" in body or any(body.count(literal) > 1 for literal in _LITERALS):
+        _decode_top_level(body, is_small=False)
 
 
 class _Key(str):
@@ -219,19 +192,31 @@ class _Key(str):
     __slots__ = ()
 
 
-def _count_keys(body: bytes) -> None:
-    """Raise `InvalidRequest` if a routed field occurs twice. Of other fields the last one wins."""
-    seen: list[str] = []
+class _KeyReader:
+    """Sees every key as the decoder comes to it; raises `InvalidRequest`. Of other fields the last wins."""
 
-    def note(_kind: type, key: str) -> _Key:
+    def __init__(self) -> None:
+        self._count = 0
+        self._seen: set[str] = set()
+
+    def __call__(self, _kind: type, key: str) -> _Key:
+        self._count += 1
+        if self._count > MAX_FIELDS:
+            raise InvalidRequest(f"the request body has more than {MAX_FIELDS} fields")
         if key in _ALL_ROUTED:
-            seen.append(key)
+            if key in self._seen:
+                raise InvalidRequest(f"the field '{key}' is given twice", key)
+            self._seen.add(key)
         return _Key(key)
 
-    msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=note)
-    for key in set(seen):
-        if seen.count(key) > 1:
-            raise InvalidRequest(f"the field '{key}' is given twice", key)
+
+def _decode_key_by_key(body: bytes) -> dict[str, Raw]:
+    """The top level, given up at the first mistake: a large body can have a million fields.
+
+    `ValidationError` if it is no object, and with an `InvalidRequest` as its cause.
+    """
+    fields = msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=_KeyReader())
+    return {str(key): raw for key, raw in fields.items()}
 
 
 # --- what cannot be handed over -----------------------------------------------------------------

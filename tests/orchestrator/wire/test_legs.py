@@ -110,23 +110,26 @@ def test_json_values_keep_their_bytes() -> None:
         assert value in sent
 
 
-@pytest.mark.parametrize("fields", [0, 12, 13, 14, 20, 70_000])
+@pytest.mark.parametrize("fields", [0, 12, 13, 14, 20, 990])
 def test_msgpack_maps_of_every_size_are_joined(fields: int) -> None:
     document = {"model": "m", "stream": True} | {f"k{index}": index for index in range(fields)}
     bodies = LegBodies(view_request(json.dumps(document).encode()))
     codec = CODECS["msgpack"]
-    if (large := bodies.to_transcode(codec)) is not None:
-        is_encodable, common = transcoded(large)
-        assert is_encodable
-        bodies.adopt(codec, common)
     assert seen(codec, bodies.whole(codec, "m")) == document
 
 
-def test_a_large_body_is_not_transcoded_in_place() -> None:
-    bodies = LegBodies(view_request(json.dumps({"model": "m", "user": "x" * 100_000}).encode()))
+def test_a_large_body_is_transcoded_elsewhere() -> None:
+    document = {"model": "m", "user": "x" * 100_000}
+    bodies, codec = LegBodies(view_request(json.dumps(document).encode())), CODECS["msgpack"]
     assert bodies.to_transcode(JSON) is None
     with pytest.raises(TooLarge):
-        bodies.whole(CODECS["msgpack"], "m")
+        bodies.whole(codec, "m")
+    common = bodies.to_transcode(codec)
+    assert common is not None
+    is_encodable, packed = transcoded(common)
+    assert is_encodable
+    bodies.adopt(codec, packed)
+    assert seen(codec, bodies.whole(codec, "m")) == document
 
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "-9223372036854775809"])

@@ -89,6 +89,14 @@ def test_names_inside_values_are_no_duplicates(pad: str) -> None:
     assert set(json.loads(view.common)) >= {"messages", 'we"ird\\'}
 
 
+def test_a_large_body_has_a_bounded_number_of_fields() -> None:
+    fields = ",".join(f'"f{number}":1' for number in range(999))
+    padding = '"messages":"%s"' % ("x" * 20_000)
+    view_request(f'{{{fields},"model":"m"}}'.encode())
+    with pytest.raises(InvalidRequest, match="more than 1000 fields"):
+        view_request(f'{{{fields},{padding},"model":"m"}}'.encode())
+
+
 def test_a_value_that_imitates_the_rest_of_the_document_hides_no_duplicate() -> None:
     # The last "model" is as long as the text between the first one and the end.
     tail = ',"x":"b","model":'
