@@ -2,7 +2,7 @@
 
     python bench/bad_input.py [--mebibytes N]
 
-For every kind of bad input, a body of a given size (16 MiB, the default limit, unless said otherwise): the time
+For every kind of bad input, a body of a given size (16 MiB, the default limit, if not told): the time
 until it is understood or refused, the best of three. No worker is needed: none of these gets that far.
 """
 

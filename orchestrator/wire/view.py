@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-# Of a large body. OpenAI's requests have some thirty, and vLLM adds as many; a million would hold up the loop.
+# Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
 MAX_FIELDS = 1000
 
 
