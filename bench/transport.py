@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
     raise_file_limit()
+    about = _about(options)
     panels: list[Panel] = []
     try:
         for panel in _measure(options):
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if panels:
-            _save(options, panels)
+            _save(options.output, about, panels)
     return 0
 
 
@@ -79,14 +80,14 @@ def _measure(options: argparse.Namespace) -> Iterator[Panel]:
         yield from beside_streams(options.engine, options.large, options.streams, streams)
 
 
-def _save(options: argparse.Namespace, panels: Sequence[Panel]) -> None:
+def _save(output: Path, about: dict[str, Any], panels: Sequence[Panel]) -> None:
     """What there is, also of a run that was cut off."""
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    document = {**_about(options), "panels": [panel.document() for panel in panels]}
-    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    plot = options.output.with_suffix(".svg")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    document = {**about, "panels": [panel.document() for panel in panels]}
+    output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    plot = output.with_suffix(".svg")
     save_plot(panels, plot)
-    print(f"{options.output} and {plot.name}")
+    print(f"{output} and {plot.name}")
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
