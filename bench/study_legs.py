@@ -111,7 +111,7 @@ class Prompt:
     def prefill_leg(self, arm: Arm) -> Request:
         bodies = LegBodies(view_request(self.from_client()))
         return self._request(
-            arm, lambda codec: bodies.prefill(codec, self.model, asks_ids=arm.ids is not None)
+            arm, bodies, lambda codec: bodies.prefill(codec, self.model, asks_ids=arm.ids is not None)
         )
 
     def decode_leg(self, arm: Arm) -> Request:
