@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from launch.exits import Exit
-from tests.launch.waiting import free_port, running_with, wait_for
+from tests.launch.waiting import free_port, is_running, running_with, wait_for
 
 
 class Baton:
@@ -26,10 +26,10 @@ class Baton:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.model = f"sim-{uuid4().hex}"
-        self.listen = f"127.0.0.1:{free_port()}"
+        self.listen, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.started: list[subprocess.Popen[str]] = []
         config = {
-            "orchestrator": {"listen": self.listen, "admin": f"127.0.0.1:{free_port()}"},
+            "orchestrator": {"listen": self.listen, "admin": self.admin},
             "models": [{"name": self.model, "prefill": self._pool(), "decode": self._pool()}],
         }
         self.config = directory / f"{self.model}.yaml"
@@ -106,6 +106,17 @@ def test_start_answer_stop(baton: Baton) -> None:
         f"{baton.model}-prefill-0.log",
         f"{baton.model}-decode-0.log",
     }
+
+
+def test_several_processes(baton: Baton) -> None:
+    up = baton.start("up", "--set", "orchestrator.processes=2")
+    assert first_line(up) == f"ready: http://{baton.listen}\n", baton.stderr
+    processes = httpx.get(f"http://{baton.admin}/admin/processes", trust_env=False).json()
+    assert baton.ask().headers["x-baton-path"] == "disaggregated"
+    up.send_signal(signal.SIGINT)
+    assert up.wait(timeout=100) == Exit.OK
+    assert "orchestrator: stopped" in baton.stderr
+    assert not any(is_running(process["pid"]) for process in processes)
 
 
 def test_the_example_that_is_shown_works(baton: Baton) -> None:
