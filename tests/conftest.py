@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +13,6 @@ settings.register_profile(
     derandomize="CI" in os.environ,
 )
 settings.load_profile("baton")
+
+# A shell that starts a run in the background has it ignore Ctrl-C, and all its children too; tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
