@@ -245,7 +245,10 @@ async def _serve_until_signalled(listeners: Sequence[Listener]) -> None:
 
     def stop() -> None:
         for server in servers:
-            server.cut() if server.should_exit else server.stop()
+            if server.should_exit:
+                server.cut()
+            else:
+                server.stop()
 
     with on_signals(stop):
         tasks = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in listeners]

@@ -160,16 +160,27 @@ class Supervisor:
         retiring: Child | None = None  # serves until the next one does
         delay = _Delay()
         while True:
-            child = self._start(place, await self._free_rows.get())
-            if child is not None and await child.wait_serving():
-                self._note_start(child)
-                if retiring is not None:
-                    retiring.replace()
-                retiring = child if await child.wait_due() else None
-            else:
-                self._note_failed_start()
-            if retiring is not child:
+            child = await self._serving(place)
+            if child is None:
                 await asyncio.sleep(delay.next_s())
+                continue
+            if retiring is not None:
+                retiring.replace()
+                retiring = None
+            if await child.wait_due():
+                retiring = child
+            else:
+                await asyncio.sleep(delay.next_s())
+
+    async def _serving(self, place: int) -> Child | None:
+        """Start a process; None if it ends before it serves. Raises `StartError` if there were too many."""
+        child = self._start(place, await self._free_rows.get())
+        if child is None or not await child.wait_serving():
+            self._note_failed_start()
+            return None
+        self._failed_starts = 0
+        _log.info("%r serves", child)
+        return child
 
     def _start(self, place: int, row: int) -> Child | None:
         try:
@@ -193,10 +204,6 @@ class Supervisor:
             keys=None if self.keys is None else list(self.keys),
             snapshot=self._publisher.snapshot,
         )
-
-    def _note_start(self, child: Child) -> None:
-        self._failed_starts = 0
-        _log.info("%r serves", child)
 
     def _note_failed_start(self) -> None:
         self._failed_starts += 1
