@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Panel:
             "series": self.series,
             "tokens": self.tokens,
             "columns": {column.key: column.title for column in self.columns},
-            "rows": self.rows,
+            "rows": {arm: [_without_nan(sample) for sample in rows] for arm, rows in self.rows.items()},
             "beyond_noise": {
                 arm: [column.key for column in self.columns if self.is_beyond_noise(arm, column.key)]
                 for arm in self.rows
@@ -67,6 +68,11 @@ class Panel:
     def _ratios(self, arm: str, key: str) -> list[float]:
         pairs = zip(self._figures(arm, key), self._figures(BASE.name, key), strict=True)
         return [mine / base if base else 1.0 for mine, base in pairs]
+
+
+def _without_nan(sample: Sample) -> dict[str, float | None]:
+    """JSON has no NaN, which stands for a figure that an arm does not have."""
+    return {key: None if math.isnan(figure) else figure for key, figure in sample.items()}
 
 
 def in_rounds(arms: Sequence[str], rounds: int, sample: Callable[[str], Sample]) -> dict[str, list[Sample]]:
@@ -107,4 +113,4 @@ def _spread(panel: Panel, arm: str) -> str:
 
 
 def _figure(column: Column, figure: float) -> str:
-    return f"{figure:,.{column.digits}f}"
+    return "-" if math.isnan(figure) else f"{figure:,.{column.digits}f}"

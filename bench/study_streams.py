@@ -8,6 +8,7 @@ no stream gets its next event, and no new one gets its first.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def _sample(
         "gap_max_ms": _percentile_ms(seen.gaps, 1.0),
         "first_p50_ms": _percentile_ms(seen.firsts, 0.5),
         "first_p99_ms": _percentile_ms(seen.firsts, 0.99),
-        "large_p50_ms": _percentile_ms(seen.larges, 0.5) if large else 0.0,
+        "large_p50_ms": _percentile_ms(seen.larges, 0.5) if large else math.nan,
         "loop_share": 100 * seen.loop_s / seconds,
     }
 

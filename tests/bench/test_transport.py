@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -96,6 +97,13 @@ def test_only_what_the_base_does_not_differ_from_itself_by_is_marked() -> None:
         ["orjson", "100.0", "95.0-105.0"],
         ["msgpack", "89.0*", "89.0-89.0"],
     ]
+
+
+def test_a_figure_that_an_arm_does_not_have_is_left_out() -> None:
+    found = panel(json=4 * [1], json_again=4 * [1], quiet=4 * [math.nan])
+    assert not found.is_beyond_noise("quiet", "us")
+    assert found.document()["rows"]["quiet"] == 4 * [{"us": None}]
+    assert table(found).splitlines()[-1].split() == ["quiet", "-", "---"]
 
 
 def test_without_an_a_a_pair_or_in_a_few_rounds_nothing_is_marked() -> None:
