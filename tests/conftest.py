@@ -14,5 +14,7 @@ settings.register_profile(
 )
 settings.load_profile("baton")
 
-# A shell that starts a run in the background has it ignore Ctrl-C, and all its children too; tests press it.
+# A shell that starts a run in the background has it ignore Ctrl-C, and nohup has it ignore SIGHUP; so do all
+# its children. But tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
