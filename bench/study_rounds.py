@@ -32,10 +32,10 @@ class Panel:
         return f"{self.section}: {self.series}, {self.tokens:,} tokens"
 
     def median(self, arm: str, key: str) -> float:
-        return statistics.median(self._figures(arm, key))
+        return statistics.median(self._present(arm, key))
 
     def spread(self, arm: str, key: str) -> tuple[float, float]:
-        figures = self._figures(arm, key)
+        figures = self._present(arm, key)
         return min(figures), max(figures)
 
     def is_beyond_noise(self, arm: str, key: str) -> bool:
@@ -62,6 +62,10 @@ class Panel:
             },
         }
 
+    def _present(self, arm: str, key: str) -> list[float]:
+        """The figures of those rounds that have one; NaN if none has."""
+        return [figure for figure in self._figures(arm, key) if not math.isnan(figure)] or [math.nan]
+
     def _figures(self, arm: str, key: str) -> list[float]:
         return [sample[key] for sample in self.rows[arm]]
 
@@ -71,7 +75,7 @@ class Panel:
 
 
 def _without_nan(sample: Sample) -> dict[str, float | None]:
-    """JSON has no NaN, which stands for a figure that an arm does not have."""
+    """JSON has no NaN, which stands for a figure that there is none of."""
     return {key: None if math.isnan(figure) else figure for key, figure in sample.items()}
 
 

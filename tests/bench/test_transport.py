@@ -152,7 +152,7 @@ def test_every_section_is_measured_for_every_arm(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_said_in_one_line(tmp_path: Path) -> None:
     done = run("--only", "streams", *TINY, "--seconds", "0.001", "--output", str(tmp_path / "result.json"))
     assert done.returncode == 1
-    assert done.stderr == "transport: nothing came in the time of a sample\n"
+    assert done.stderr == "transport: no stream had two events within 0.001 s\n"
     assert list(tmp_path.iterdir()) == []
 
 
