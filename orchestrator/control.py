@@ -355,6 +355,7 @@ def _figures(state: State) -> dict[str, object]:
         "rss_bytes": _rss_bytes(),
         "loop_lag_ms": {"last": round(state.lag.last_s * 1e3, 3), "max": round(state.lag.max_s * 1e3, 3)},
         "in_flight": state.telemetry.in_flight,
+        "tasks": len(asyncio.all_tasks()),  # one that outlives its request shows here
     }
 
 

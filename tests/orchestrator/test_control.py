@@ -132,6 +132,7 @@ def test_verbose_health_has_figures() -> None:
         "process": 3,
         "loop_lag_ms": {"last": 125.0, "max": 250.0},
         "in_flight": 1,
+        "tasks": 1,
     }
 
 
