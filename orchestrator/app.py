@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,11 @@ class Orchestrator:
         transport: str,
         credential: str | None,
         place: Place | None = None,
+        clock: Callable[[], float] = time.monotonic,  # the loop's own, but uvloop rounds that to milliseconds
+        rng: random.Random | None = None,
     ) -> None:
-        """`place` is given where several processes serve."""
+        """`place` is given where several processes serve; `clock` and `rng` (ids, jitter: no secrets) where
+        time is simulated."""
         place = place or Place.alone(config.orchestrator)
         models = [model.name for model in config.models]
         limits = config.orchestrator.limits
@@ -87,7 +90,7 @@ class Orchestrator:
         self.transport = transport
         self.index = place.index
         self.started = place.started
-        self.random = random.Random()  # noqa: S311  # ids and jitter, no secrets
+        self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
         self.keys = place.keys
         self.layout = Layout(models, ENDPOINTS)
@@ -110,7 +113,7 @@ class Orchestrator:
             limits=limits,
             telemetry=self.telemetry,
             keys=self.keys,
-            time=time.monotonic,  # the loop's own clock, but uvloop rounds that to milliseconds
+            time=clock,
         )
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)

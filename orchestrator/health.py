@@ -34,11 +34,12 @@ class Prober:
         credential: str | None,
         interval_s: float = 1.0,
         timeout_s: float = 5.0,
+        client: httpx.AsyncClient | None = None,
     ) -> None:
-        """`credential` is what workers want as bearer token."""
+        """`credential` is what workers want as bearer token. `client`, if given, is closed by `aclose`."""
         self._registry = registry
         self._interval_s = interval_s
-        self._client = httpx.AsyncClient(
+        self._client = client or httpx.AsyncClient(
             headers={"authorization": f"Bearer {credential}"} if credential else {},
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=None),

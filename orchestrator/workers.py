@@ -315,8 +315,9 @@ class Registry:
 
 
 def _workers(addresses: Sequence[WorkerAddress], loads: Sequence[SharedLoad] | None) -> tuple[Worker, ...]:
-    tls = ssl.create_default_context()
-    contexts = [tls if address.url.startswith("https:") else None for address in addresses]
+    is_https = [address.url.startswith("https:") for address in addresses]
+    tls = ssl.create_default_context() if any(is_https) else None  # reads all certificates: 30 ms
+    contexts = [tls if is_secure else None for is_secure in is_https]
     if loads is None:
         return tuple(map(OwnWorker, addresses, contexts))
     parts = zip(addresses, contexts, loads, strict=True)
