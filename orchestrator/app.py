@@ -38,7 +38,7 @@ from orchestrator.topology import worker_addresses
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
-from orchestrator.wire.info import TRANSPORT_ENV
+from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
 from orchestrator.workers import Registry, WorkerStatus
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
@@ -196,7 +196,7 @@ def run(config: Config) -> int:
 
     Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
     """
-    transport = os.environ.get(TRANSPORT_ENV, "json")
+    transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
     credential = os.environ.get(WORKER_KEY_ENV)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar, get_args
 
-from orchestrator.wire.info import TRANSPORT_ENV, Encoding, Role, TokenIds
+from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, Encoding, Role, TokenIds
 
 ROLE_ENV = "BATON_ROLE"
 
@@ -25,8 +25,8 @@ _TOKEN_IDS: dict[Encoding, list[TokenIds]] = {
 
 
 def transport_from_env(environ: Mapping[str, str] = os.environ) -> Encoding:
-    """The value of `BATON_TRANSPORT`; unset or empty means `json`. Raises `ValueError` for an unknown one."""
-    return _choice(environ, TRANSPORT_ENV, get_args(Encoding), default="json")
+    """The value of `BATON_TRANSPORT`, or the default if it is unset or empty. Raises `ValueError` if unknown."""
+    return _choice(environ, TRANSPORT_ENV, get_args(Encoding), default=DEFAULT_TRANSPORT)
 
 
 def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:

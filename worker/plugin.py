@@ -1,8 +1,7 @@
 """Baton's part of a vLLM worker: an endpoint plugin, loaded when `VLLM_PLUGINS` names `baton`.
 
 It adds `GET /baton/info`, and gives vLLM's own JSON endpoints the route class for `BATON_TRANSPORT` and, with
-it, packed token ids. With `json`, the default, vLLM's routes stay vLLM's, and the route classes are not even
-imported.
+it, packed token ids. With `json` vLLM's routes stay vLLM's, and the route classes are not even imported.
 """
 
 from __future__ import annotations

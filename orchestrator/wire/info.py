@@ -17,6 +17,8 @@ MSGPACK_HEADER = "X-Msgpack"
 # packed forms are little-endian int32, as a base64 string in JSON or as bin in a msgpack answer.
 TOKEN_IDS_HEADER = "X-Token-Ids"  # noqa: S105  # no secret
 TRANSPORT_ENV = "BATON_TRANSPORT"
+# Where the variable is unset or empty, on either side. docs/transport.md has the measurements behind it.
+DEFAULT_TRANSPORT: Encoding = "orjson"
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -22,6 +22,7 @@ from orchestrator import child
 from orchestrator.config import Config
 from orchestrator.serving import StartError
 from orchestrator.supervisor import supervise
+from orchestrator.wire.info import DEFAULT_TRANSPORT
 from tests.launch.waiting import free_port, is_running, wait_for
 from tests.orchestrator.processes import (
     MODEL,
@@ -263,10 +264,11 @@ def test_keys_are_those_of_the_start(make: Any, tmp_path: Path) -> None:
         assert ask(client).status_code == 401
 
 
-def test_the_transport_is_the_same_in_all(make: Any) -> None:
-    orchestrator = make(env={"BATON_TRANSPORT": "msgpack"})
+@pytest.mark.parametrize(("given", "transport"), [("msgpack", "msgpack"), ("", DEFAULT_TRANSPORT)])
+def test_the_transport_is_the_same_in_all(make: Any, given: str, transport: str) -> None:
+    orchestrator = make(env={"BATON_TRANSPORT": given})
     for client in orchestrator.client_of_each():
-        assert client.get("/health?verbose").json()["transport"] == "msgpack"
+        assert client.get("/health?verbose").json()["transport"] == transport
         assert ask(client).status_code == 200
 
 

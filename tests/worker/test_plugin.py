@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import DEFAULT_TRANSPORT, WorkerInfo
 from tests.worker.asgi import MSGPACK, get, post
 from worker.info import decodes, role_from_env, transport_from_env
 from worker.plugin import BatonPlugin
@@ -224,7 +224,8 @@ def test_the_documentation_stays(monkeypatch: pytest.MonkeyPatch, transport: str
     assert paths == core().openapi()["paths"]
 
 
-def test_json_leaves_the_routes_alone() -> None:
+def test_json_leaves_the_routes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_TRANSPORT", "json")
     app = core()
     before = list(app.routes)
     BatonPlugin().attach_router(app)
@@ -238,7 +239,8 @@ def test_json_does_not_import_the_route_classes() -> None:
         "sys.exit(not sys.modules.keys().isdisjoint("
         "{'worker.msgpack_route', 'worker.msgpack_body', 'worker.token_ids', 'vllm'}))"
     )
-    assert subprocess.run([sys.executable, "-c", script], env={}, check=False).returncode == 0
+    env = {"BATON_TRANSPORT": "json"}
+    assert subprocess.run([sys.executable, "-c", script], env=env, check=False).returncode == 0
 
 
 # --- token ids ------------------------------------------------------------------------------------------
@@ -304,7 +306,7 @@ def test_a_server_without_limits_takes_no_bytes(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_json_leaves_the_serving_objects_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = worker(monkeypatch)
+    app = worker(monkeypatch, BATON_TRANSPORT="json")
     assert vars(app.state.openai_serving_chat) == {}
     assert not hasattr(app.state, "baton_token_limits")
 
@@ -329,9 +331,10 @@ def test_the_worker_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_by_default_it_is_a_json_worker_for_both_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_it_parses_with_orjson_for_both_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     info = get(worker(monkeypatch), "/baton/info").json()
-    assert (info["role"], info["decodes"], info["token_ids"]) == ("both", ["json"], ["list"])
+    assert info["role"] == "both"
+    assert (info["decodes"], info["token_ids"]) == (["json", "orjson"], ["list", "base64"])
 
 
 def test_a_server_without_an_engine_announces_nothing() -> None:
@@ -353,7 +356,7 @@ def test_json_is_always_among_the_encodings() -> None:
 
 
 def test_empty_is_unset() -> None:
-    assert transport_from_env({}) == transport_from_env({"BATON_TRANSPORT": ""}) == "json"
+    assert transport_from_env({}) == transport_from_env({"BATON_TRANSPORT": ""}) == DEFAULT_TRANSPORT
     assert role_from_env({}) == role_from_env({"BATON_ROLE": ""}) == "both"
 
 

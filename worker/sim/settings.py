@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orchestrator.wire.info import Encoding, Role
+from orchestrator.wire.info import DEFAULT_TRANSPORT, Encoding, Role
 from worker.sim.faults import Fault
 
 LoadFailurePolicy = Literal["fail", "recompute"]
@@ -43,7 +43,7 @@ class Settings:
     role: Role = "both"
     host: str = "127.0.0.1"
     side_channel_port: int = 0
-    transport: Encoding = "json"
+    transport: Encoding = DEFAULT_TRANSPORT
     latency: Latency = field(default_factory=Latency)
     block_size: int = 16
     num_blocks: int = 65536
