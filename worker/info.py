@@ -25,7 +25,7 @@ _TOKEN_IDS: dict[Encoding, list[TokenIds]] = {
 
 
 def transport_from_env(environ: Mapping[str, str] = os.environ) -> Encoding:
-    """The value of `BATON_TRANSPORT`, by default `DEFAULT_TRANSPORT`. Raises `ValueError` if it is unknown."""
+    """The value of `BATON_TRANSPORT`, by default `DEFAULT_TRANSPORT`. Raises `ValueError` if unknown."""
     return _choice(environ, TRANSPORT_ENV, get_args(Encoding), default=DEFAULT_TRANSPORT)
 
 
