@@ -1,7 +1,8 @@
 """The simulated model: a tokenizer, the digest that stands for a KV cache, and what it says.
 
 What is said is a pure function of a digest and the sampling parameters. Whoever holds the wrong digest says
-the wrong words, as an engine does that reads somebody else's KV cache.
+the wrong words, as an engine does that reads somebody else's KV cache. A prompt that ends in a part of its
+own answer is gone on with, as by any model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 
 from worker.sim.words import WORDS
 
@@ -28,10 +29,26 @@ VOCAB_SIZE = 4 << 24
 # An answer ends by itself after 8 to 47 tokens.
 _SHORTEST, _SPREAD = 8, 40
 _WORDS_PER_BLOCK = 64  # bytes of one BLAKE2b hash
+_WORD_TOKENS = {word: _FIRST_WORD + index for index, word in enumerate(WORDS)}
+
+_DIGEST_BYTES = 32  # behind them, if words of the answer were there already: how many
+_COUNT_BYTES = 4
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text; `decode` gives it back. The names of special tokens become those tokens."""
+    """Token ids of a text; `decode` gives it back. The names of special tokens become those tokens, and a
+    text that is nothing but words of an answer becomes the tokens that the answer had."""
+    return _encode_words(text) or _encode_text(text)
+
+
+def _encode_words(text: str) -> list[int]:
+    """Empty if there is anything else in the text."""
+    before, *words = text.split(" ") if text.startswith(" ") else (text,)
+    is_answer = not before and all(word in _WORD_TOKENS for word in words)
+    return [_WORD_TOKENS[word] for word in words] if is_answer else []
+
+
+def _encode_text(text: str) -> list[int]:
     tokens: list[int] = []
     for part in _SPECIAL_SPLIT.split(text):
         if part in SPECIAL_TOKENS:
@@ -53,19 +70,38 @@ def render_chat(messages: Sequence[tuple[str, str]], *, add_generation_prompt: b
 
 
 def digest_of(tokens: Sequence[int]) -> bytes:
-    """32 bytes that stand for the KV cache of a prompt. The first byte says how long the answer is."""
-    digest = hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).digest()
-    ending = 0 if EOS_NOW in tokens else max(1, digest[0])
-    return bytes([ending]) + digest[1:]
+    """Bytes that stand for the KV cache of a prompt. The first one says how long the answer is."""
+    said = _words_said(tokens)
+    prompt = tokens[: len(tokens) - said]
+    digest = hashlib.sha256(struct.pack(f"<{len(prompt)}I", *prompt)).digest()
+    ending = 0 if EOS_NOW in prompt else max(1, digest[0])
+    return bytes([ending]) + digest[1:] + (said.to_bytes(_COUNT_BYTES, "little") if said else b"")
+
+
+def _words_said(tokens: Sequence[int]) -> int:
+    """How many words of an answer these tokens end in: those after the prompt's text."""
+    start = len(tokens)
+    while start and _FIRST_WORD <= tokens[start - 1] < _FIRST_WORD + len(WORDS):
+        start -= 1
+    is_after_text = start > 0 and tokens[start - 1] >> 24 > 0
+    return len(tokens) - start if is_after_text else 0
+
+
+def _position(digest: bytes) -> int:
+    return int.from_bytes(digest[_DIGEST_BYTES:], "little")
 
 
 def answer_length(digest: bytes) -> int:
-    """Tokens before the answer ends by itself."""
-    return 0 if digest[0] == 0 else _SHORTEST + digest[0] % _SPREAD
+    """Tokens before the answer ends by itself, without those that are there already."""
+    return 0 if digest[0] == 0 else max(0, _SHORTEST + digest[0] % _SPREAD - _position(digest))
 
 
 def speak(digest: bytes, variant: bytes = b"") -> Iterator[int]:
     """Word tokens without end. `variant` tells apart samples of one prompt; greedy is the empty one."""
+    return islice(_words(digest[:_DIGEST_BYTES], variant), _position(digest), None)
+
+
+def _words(digest: bytes, variant: bytes) -> Iterator[int]:
     for block in count():
         key = digest + block.to_bytes(4, "little") + variant
         for byte in hashlib.blake2b(key, digest_size=_WORDS_PER_BLOCK).digest():

@@ -60,7 +60,24 @@ def test_samples_of_one_prompt_differ() -> None:
 
 @given(tokens.filter(lambda ids: text.EOS_NOW not in ids))
 def test_answers_have_an_end(ids: list[int]) -> None:
-    assert 8 <= text.answer_length(text.digest_of(ids)) < 48
+    assert 8 <= text.answer_length(text.digest_of([*ids, text.EOS])) < 48
+
+
+@given(st.text(min_size=1), st.integers(0, 60), st.binary(max_size=3))
+def test_an_answer_goes_on_from_any_of_its_words(prompt: str, place: int, variant: bytes) -> None:
+    ids = text.encode(prompt + "\n")
+    whole = text.digest_of(ids)
+    said = list(islice(text.speak(whole, variant), 70))
+    assert text.encode(text.decode(said[:place])) == said[:place]
+    rest = text.digest_of(ids + said[:place])
+    assert list(islice(text.speak(rest, variant), 70 - place)) == said[place:]
+    assert text.answer_length(rest) == max(0, text.answer_length(whole) - place)
+
+
+def test_a_cache_of_another_part_of_the_answer_says_other_words() -> None:
+    prompt = text.encode("What is prefill?")
+    said = list(islice(text.speak(text.digest_of(prompt)), 10))
+    assert text.digest_of(prompt + said[:4]) != text.digest_of(prompt + said[:5])
 
 
 def test_the_marker_ends_the_answer_at_once() -> None:
