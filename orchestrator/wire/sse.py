@@ -88,7 +88,7 @@ class EventStream:
         return chunk[:end]
 
     def _mend_usage(self, events: bytes) -> bytes:
-        return b"".join(map(self._mend_event, _split(events)))
+        return b"".join(map(self._mend_event, split_events(events)))
 
     def _mend_event(self, event: bytes) -> bytes:
         document = _document_of(event) if b'"usage"' in event else None
@@ -105,7 +105,7 @@ class EventStream:
 
 def opening_error(events: bytes) -> Document | None:
     """The error that these events report before any of them said something; None if there is none."""
-    for event in _split(events):
+    for event in split_events(events):
         if b'"error"' in event:
             document = _document_of(event)
             if document is not None and "choices" not in document:
@@ -128,16 +128,16 @@ def has_begun(events: bytes) -> bool:
     Comments do not, and neither do the role deltas that vLLM sends first, together with the first token: it
     sends them before an error too.
     """
-    return any(map(_says_something, _split(events)))
+    return any(map(_says_something, split_events(events)))
 
 
 def _says_something(event: bytes) -> bool:
-    return bool(_payload(event)) and not (b'"role"' in event and _is_role_delta(event))
+    return bool(payload_of(event)) and not (b'"role"' in event and _is_role_delta(event))
 
 
 def _is_role_delta(event: bytes) -> bool:
     try:
-        return all(choice.is_empty() for choice in _CHUNK.decode(_payload(event)).choices)
+        return all(choice.is_empty() for choice in _CHUNK.decode(payload_of(event)).choices)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
 
@@ -152,15 +152,17 @@ def _end_of_last(chunk: bytes, separator: bytes) -> int:
     return 0 if at < 0 else at + len(separator)
 
 
-def _split(events: bytes) -> list[bytes]:
+def split_events(events: bytes) -> list[bytes]:
+    """Whole events one by one, each with its end."""
     end = _CRLF_END if _CRLF_END in events else _END
     return [event + end for event in events.split(end) if event]
 
 
-def _payload(event: bytes) -> bytes:
+def payload_of(event: bytes) -> bytes:
+    """The data of one event; b"" if it has none, as a comment."""
     lines = (line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
     return b"\n".join(lines)
 
 
 def _document_of(event: bytes) -> Document | None:
-    return decode_document(_payload(event))
+    return decode_document(payload_of(event))
