@@ -141,7 +141,12 @@ def test_every_section_is_measured_for_every_arm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     panels = json.loads(output.read_text())["panels"]
     sections = {panel["section"] for panel in panels}
-    assert sections == {"bytes", "orchestrator", "sim worker", "sim worker, 16 streams"}
+    assert sections == {
+        "bytes",
+        "orchestrator",
+        "sim worker",
+        "sim worker, 16 streams, 5 large requests a second",
+    }
     for found in panels:
         assert found["rows"].keys() >= {BASE.name, "orjson", "msgpack"}
         assert found["section"] == "bytes" or BASE.name + AGAIN in found["rows"]
