@@ -27,7 +27,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def json_worker() -> Iterator[Worker]:
-    with running() as worker:
+    with running(transport="json") as worker:
         yield worker
 
 
