@@ -1,0 +1,224 @@
+"""A simulated cluster: the orchestrator for real, from the data plane down to the seam of its transport."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+from unittest import mock
+
+import httpx
+import msgspec
+
+from orchestrator.app import Orchestrator, Place
+from orchestrator.config import Config, LimitsConfig, ModelConfig, OrchestratorConfig, PoolConfig
+from orchestrator.health import Prober
+from orchestrator.transport.base import Answer, Origin, Part
+from orchestrator.transport.memory import MemoryUpstream
+from orchestrator.wire.info import WorkerInfo
+from orchestrator.workers import WorkerState
+from tests.simulation.client import MODEL
+from tests.simulation.engine import Engine, World, handoff_name, kind_of, prompt_of
+from tests.simulation.schedule import Schedule, Trouble, WorkerSpec
+from tests.simulation.trace import Trace
+
+PORT = 8000
+LIMITS = LimitsConfig(request_timeout_s=3.0, stream_idle_timeout_s=1.5)
+PROBE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One attempt of the orchestrator to send a leg."""
+
+    time: float
+    worker: str
+    gone_since: float | None  # the worker, in the orchestrator's eyes
+    kind: str
+    number: int  # of the client's request
+    handoff: str | None
+    is_refused: bool  # no connection
+
+
+class ObservedUpstream(MemoryUpstream):
+    """Notes every attempt, also those that no worker sees."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(connect_timeout_s=LIMITS.connect_timeout_s)
+        self.dispatches: list[Dispatch] = []
+        self.gone_since: dict[str, float] = {}  # by host; those that the orchestrator takes to be gone
+        self._trace = trace
+
+    async def send(
+        self, origin: Origin, method: str, target: str, headers: bytes, body: Sequence[Part]
+    ) -> Answer:
+        gone_since = self.gone_since.get(origin.host)
+        is_refused = True
+        try:
+            answer = await super().send(origin, method, target, headers, body)
+            is_refused = False
+            return answer
+        finally:
+            self._note(origin, gone_since, headers, body, is_refused=is_refused)
+
+    def _note(
+        self,
+        origin: Origin,
+        gone_since: float | None,
+        headers: bytes,
+        body: Sequence[Part],
+        *,
+        is_refused: bool,
+    ) -> None:
+        codec: Any = msgspec.msgpack if b"x-msgpack" in headers else msgspec.json
+        document = codec.decode(b"".join(body))
+        kind, number = kind_of(document), prompt_of(document)[0]
+        now = asyncio.get_running_loop().time()
+        name = handoff_name(document)
+        self.dispatches.append(Dispatch(now, origin.host, gone_since, kind, number, name, is_refused))
+        if is_refused:
+            self._trace.add(origin.host, f"refuses {kind} of {number}")
+
+
+class ProbeClient:
+    """What the prober uses of httpx, over the simulated workers."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def get(self, url: str) -> httpx.Response:
+        request = _request(url)
+        engine = self._world.engines[request.url.host]
+        if not engine.is_up:
+            raise httpx.ConnectError("connection refused", request=request)
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await engine.is_awake.wait()
+        except TimeoutError:
+            raise httpx.ReadTimeout("no answer", request=request) from None
+        return httpx.Response(200, content=_page(engine.spec, request.url.path), request=request)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+@functools.cache
+def _request(url: str) -> httpx.Request:
+    return httpx.Request("GET", url)
+
+
+@functools.lru_cache(4096)
+def _page(spec: WorkerSpec, path: str) -> bytes:
+    if path == "/v1/models":
+        return b'{"data":[{"id":"m","max_model_len":4096}]}'
+    if path == "/baton/info":
+        info = WorkerInfo(
+            role=spec.role,
+            model=MODEL,
+            decodes=["json", "msgpack"] if spec.decodes_msgpack else ["json"],
+            engine="sim",
+            engine_version="0",
+            token_ids=["list"] if spec.gives_ids else [],
+        )
+        return msgspec.json.encode(info)
+    return b""
+
+
+class Cluster:
+    """Everything of one run but its clients. To be made inside the running virtual loop."""
+
+    def __init__(self, schedule: Schedule, trace: Trace) -> None:
+        random = Random(schedule.seed)
+        self.upstream = ObservedUpstream(trace)
+        self.world = World(random, trace, self.upstream)
+        with _without_control_plane():
+            self.orchestrator = Orchestrator(
+                _config(tuple((worker.name, worker.role) for worker in schedule.workers)),
+                self.upstream,
+                transport=schedule.transport,
+                credential=None,
+                place=Place(index=0, started=0.0, keys=None, row=None, loads=None),
+                clock=asyncio.get_running_loop().time,
+                rng=random,
+            )
+        self.plane = self.orchestrator.data_plane
+        self.plane.open = InOrder()  # type: ignore[assignment]
+        self._prober = Prober(self.orchestrator.registry, credential=None, client=ProbeClient(self.world))  # type: ignore[arg-type]
+        self._make_engines(schedule)
+        self.orchestrator.registry.on_change(self._note_states)
+
+    def start(self) -> None:
+        self._prober.start()
+        with _without_control_plane():
+            self.orchestrator.start(_discard)
+
+    async def aclose(self) -> None:
+        await self._prober.aclose()
+        await self.orchestrator.aclose()
+
+    def _make_engines(self, schedule: Schedule) -> None:
+        workers = {worker.origin.host: worker for worker in self.orchestrator.registry.workers}
+        for spec in schedule.workers:
+            faults = [fault for fault in schedule.faults if fault.worker == spec.name]
+            Engine(spec, workers[spec.name].origin, self.world, faults)
+        loop = asyncio.get_running_loop()
+        for trouble in schedule.troubles:
+            engine = self.world.engines[trouble.worker]
+            happens = {Trouble.CRASH: engine.crash, Trouble.STOP: engine.stop, Trouble.SLOW: engine.slow_down}
+            loop.call_at(trouble.at, happens[trouble.trouble], trouble.seconds)
+
+    def _note_states(self) -> None:
+        now, gone_since = asyncio.get_running_loop().time(), self.upstream.gone_since
+        for worker in self.orchestrator.registry.workers:
+            if worker.state is WorkerState.GONE:
+                gone_since.setdefault(worker.origin.host, now)
+            else:
+                gone_since.pop(worker.origin.host, None)
+
+
+class InOrder(dict[Any, None]):
+    """A set that is iterated in the order of insertion: that of a set depends on addresses."""
+
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def discard(self, item: Any) -> None:
+        self.pop(item, None)
+
+
+def _discard(lines: bytes) -> None:
+    """The access log's reader."""
+
+
+@contextlib.contextmanager
+def _without_control_plane() -> Iterator[None]:
+    """Nobody asks it here, and it takes longer to make than a run. Nor is there a real loop to watch."""
+    names = ("control_app", "AccessLog", "StallAlarm", "LoopLagMonitor")
+    with mock.patch.multiple("orchestrator.app", **dict.fromkeys(names, _Nothing)):
+        yield
+
+
+class _Nothing:
+    def __init__(self, *args: object) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+@functools.cache
+def _config(workers: tuple[tuple[str, str], ...]) -> Config:
+    pools = {
+        role: PoolConfig(urls=[f"http://{name}:{PORT}" for name, of_role in workers if of_role == role])
+        for role in dict(map(reversed, workers))  # type: ignore[arg-type]
+    }
+    return Config(
+        orchestrator=OrchestratorConfig(limits=LIMITS),
+        models=[ModelConfig(name=MODEL, **pools)],
+    )

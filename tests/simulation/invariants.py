@@ -1,0 +1,231 @@
+"""What must hold after every run, whatever went wrong in it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+from orchestrator.relay import SWEEP_S
+from orchestrator.wire.usage import Kv
+from tests.simulation.client import Received, received
+from tests.simulation.cluster import LIMITS, Dispatch
+from tests.simulation.engine import Engine, Handoff, Leg
+from tests.simulation.language import answer_text
+from tests.simulation.schedule import LegFault
+from tests.simulation.simulate import Request, Result
+
+# Between a cause and what the orchestrator does about it at once, nothing is waited for.
+AT_ONCE_S = 0.001
+
+# What the orchestrator does not promise (yet). Whoever makes it promise more takes a line out here.
+#
+# - A whole leg's buffered answer is the worker's own: what is no JSON reaches the client as it is.
+# - An error event in the middle of a worker's stream is relayed, and the record does not say so.
+# - A worker that refuses somebody while a request is with another one may still get that request's next leg.
+NOT_PROMISED = frozenset({"whole answers are read", "error events are recorded", "each leg looks again"})
+
+# A deadline is noticed by the next sweep.
+LATE_S = SWEEP_S + AT_ONCE_S
+
+
+def check(result: Result) -> list[str]:
+    """Everything that is wrong with a run, in words; empty if nothing is."""
+    return [
+        *_rest(result),
+        *(problem for request in result.requests for problem in _request(result, request)),
+        *_legs(result),
+        *_handoffs(result),
+        *_dispatches(result),
+    ]
+
+
+def _rest(result: Result) -> Iterator[str]:
+    """At the end nothing is held, running or unexplained."""
+    yield from (f"{count} {what} are left" for what, count in result.held.items() if count)
+    yield from (f"a task is left: {task}" for task in result.tasks_left)
+    yield from (f"an error was logged: {error}" for error in result.errors_logged)
+
+
+# --- what clients got ---------------------------------------------------------------------------
+
+
+def _request(result: Result, request: Request) -> Iterator[str]:
+    client = request.client
+    problems = _ending(request) if request.ended is None else _life(result, request)
+    yield from (f"{client.name}: {problem}" for problem in problems)
+
+
+def _ending(request: Request) -> Iterator[str]:
+    yield "its request never ended"
+
+
+def _life(result: Result, request: Request) -> Iterator[str]:
+    yield from _times(request)
+    yield from _record(result, request)
+    if request.client.left is None and not request.client.is_complete:
+        yield "its answer has no end"
+    elif request.client.status:
+        yield from _answer(result, request)
+
+
+def _times(request: Request) -> Iterator[str]:
+    client, ended = request.client, request.ended
+    assert ended is not None
+    if client.left is not None:
+        if ended > client.left + AT_ONCE_S:
+            yield "its request went on after it had left"
+        return
+    if not client.spec.is_stream or not client.progress:
+        if ended > client.began + LIMITS.request_timeout_s + LATE_S:
+            yield "its request ended after its deadline"
+        return
+    silences = [later - earlier for earlier, later in pairwise([*client.progress, ended])]
+    if max(silences) > LIMITS.stream_idle_timeout_s + SWEEP_S + LATE_S:
+        yield "its stream was silent beyond the limit"
+
+
+def _record(result: Result, request: Request) -> Iterator[str]:
+    record, client = request.record, request.client
+    if record is None:
+        yield "there is no record of its request"
+        return
+    expected = client.status or 499
+    if record.status != expected:
+        yield f"it got {expected}, and the record says {record.status}"
+    has_failed = client.left is not None or received(client).error is not None
+    is_unsaid = "error events are recorded" in NOT_PROMISED and _met(result, request, LegFault.ERROR_MIDWAY)
+    if (
+        client.status
+        and has_failed != (record.error_code is not None)
+        and not (is_unsaid or client.is_stalled)
+    ):
+        yield f"the record says {record.error_code}"
+
+
+def _met(result: Result, request: Request, fault: LegFault) -> bool:
+    return any(leg.fault is fault for leg in _legs_of(result, request))
+
+
+def _legs_of(result: Result, request: Request) -> list[Leg]:
+    return [leg for leg in result.legs if leg.number == request.client.spec.number]
+
+
+def _answer(result: Result, request: Request) -> Iterator[str]:
+    client, got = request.client, received(request.client)
+    whole = answer_text(client.spec.number, client.spec.answer_tokens)
+    if client.left is not None:
+        if client.spec.is_stream and client.status == 200 and not whole.startswith(got.text):
+            yield f"until it left it got {got.text!r}"
+    elif got.error is not None:
+        yield from _failure(result, request, got, whole)
+    elif not _is_unread(result, request):
+        yield from _success(result, request, got, whole)
+
+
+def _is_unread(result: Result, request: Request) -> bool:
+    is_whole = "whole answers are read" in NOT_PROMISED and not request.client.spec.is_stream
+    return is_whole and any(
+        leg.kind == "whole" and leg.fault is LegFault.NOT_JSON for leg in _legs_of(result, request)
+    )
+
+
+def _failure(result: Result, request: Request, got: Received, whole: str) -> Iterator[str]:
+    if got.is_malformed or (request.client.is_streaming and not got.is_done):
+        yield f"its error has no end: {request.client.sent!r}"
+    if not whole.startswith(got.text):
+        yield f"before the error it got {got.text!r}"
+    if not _is_excused(result, request):
+        yield f"it got an error although nothing went wrong: {got.error}"
+
+
+def _success(result: Result, request: Request, got: Received, whole: str) -> Iterator[str]:
+    spec = request.client.spec
+    if got.is_malformed or (spec.is_stream and not got.is_done):
+        yield f"its answer is no whole answer: {request.client.sent!r}"
+    if got.text != whole:
+        yield f"it got {got.text!r}, not {whole!r}"
+    finish = "stop" if spec.answer_tokens == spec.length else "length"
+    if got.finish_reasons != [finish]:
+        yield f"its finish_reasons are {got.finish_reasons}"
+    if len(got.ids) != 1:
+        yield f"its answer has the ids {sorted(got.ids)}"
+    if len(got.usages) != (not spec.is_stream or spec.wants_usage):
+        yield f"it got the usage {got.usages}"
+    yield from _kv(result, request)
+
+
+def _kv(result: Result, request: Request) -> Iterator[str]:
+    """A recompute is never silent."""
+    answering = _legs_of(result, request)[-1]
+    said = request.record.kv if request.record is not None else None
+    if answering.kind == "decode" and (said is Kv.TRANSFERRED) != answering.is_pulled:
+        yield f"its KV is said to be {said!r}"
+
+
+def _is_excused(result: Result, request: Request) -> bool:
+    """Something went wrong on the way of this request that may have ended it."""
+    legs = _legs_of(result, request)
+    met = {dispatch.worker for dispatch in result.dispatches if dispatch.number == request.client.spec.number}
+    if not met:  # no worker for it
+        met = {engine.name for engine in result.engines}
+    return (
+        any(leg.fault is not None or not leg.is_seated for leg in legs)
+        or any(_was_troubled(engine, request) for engine in result.engines if engine.name in met)
+        or request.client.is_stalled
+    )
+
+
+def _was_troubled(engine: Engine, request: Request) -> bool:
+    """Trouble lasts until the next probe has seen its end."""
+    assert request.ended is not None
+    return any(
+        since <= request.ended and request.client.began < until + 2 for since, until in engine.troubled
+    )
+
+
+# --- what workers saw ---------------------------------------------------------------------------
+
+
+def _legs(result: Result) -> Iterator[str]:
+    """No leg outlives its request; release legs have limits of their own."""
+    ends = {request.client.spec.number: request.ended for request in result.requests}
+    for leg in result.legs:
+        end = ends[leg.number]
+        if leg.ended is None and not leg.reply.is_over:
+            yield f"{leg.name} still runs on {leg.engine.name}"
+        elif leg.kind != "release" and end is not None and (leg.ended or 0.0) > end + AT_ONCE_S:
+            yield f"{leg.name} went on on {leg.engine.name} after its request"
+
+
+def _handoffs(result: Result) -> Iterator[str]:
+    """Blocks that somebody knows of are pulled once, or somebody tried to have them pulled."""
+    attempts: dict[str | None, list[Dispatch]] = defaultdict(list)
+    for dispatch in result.dispatches:
+        attempts[dispatch.handoff].append(dispatch)
+    unread = Counter(leg.handoff for leg in result.legs if leg.is_refused_unread)
+    for handoff in result.handoffs:
+        yield from _handoff(handoff, attempts[handoff.name], unread[handoff])
+
+
+def _handoff(handoff: Handoff, attempts: list[Dispatch], unread: int) -> Iterator[str]:
+    used = sum(not attempt.is_refused for attempt in attempts) - unread
+    if used > 1:
+        yield f"{handoff.name} was sent {used} times to workers that read it"
+    if handoff.is_told and not (handoff.is_lost or used or _was_tried(attempts)):
+        yield f"nobody released {handoff.name}, which {handoff.engine.name} pins"
+
+
+def _was_tried(attempts: list[Dispatch]) -> bool:
+    """The last attempt was a release leg: it failed, and there is no more to be done."""
+    return bool(attempts) and attempts[-1].kind == "release"
+
+
+def _dispatches(result: Result) -> Iterator[str]:
+    """No leg goes to a worker that is known to be gone. A release leg does, where there is no other."""
+    first: dict[int, float] = {}
+    for dispatch in result.dispatches:
+        planned = first.setdefault(dispatch.number, dispatch.time)
+        limit = planned if "each leg looks again" in NOT_PROMISED else dispatch.time
+        if dispatch.kind != "release" and dispatch.gone_since is not None and dispatch.gone_since < limit:
+            yield f"{dispatch.kind} of {dispatch.number} was sent to {dispatch.worker}, which was gone"
