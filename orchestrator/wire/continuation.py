@@ -240,14 +240,14 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
             raise CannotContinue("its stop strings may hold text back whose token ids were sent")
 
 
-def ending_without_count(view: RequestView, sent: Sent) -> bytes | None:
+def ending_without_count(view: RequestView, sent: Sent, cached_tokens: int | None) -> bytes | None:
     """What a client still gets of a stream whose choice has ended; None if tokens are to be counted first."""
     if sent.finish_reason is None:
         return None
     needs_usage = view.wants_usage and not sent.has_final_usage
     if needs_usage and sent.usage is None:
         return None
-    return ending(Envelope(sent), sent.usage if needs_usage else None)
+    return ending(Envelope(sent), sent.usage if needs_usage else None, cached_tokens=cached_tokens)
 
 
 def _stops(own: Mapping[str, Raw]) -> list[str]:

@@ -110,7 +110,7 @@ class ContinuedStream:
             details["cached_tokens"] = bounded if self._cached_tokens is None else self._cached_tokens
 
 
-def ending(envelope: Envelope, usage: Usage | None, *, cached_tokens: int | None = None) -> bytes:
+def ending(envelope: Envelope, usage: Usage | None, *, cached_tokens: int | None) -> bytes:
     """The events that a stream still needs when no token is to come any more.
 
     `usage`: what is to be told of it, None if nothing is.
