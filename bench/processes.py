@@ -147,6 +147,11 @@ def peak_rss_bytes(pid: int) -> int:
     return sum(_status_bytes(member, "VmHWM:") for member in _tree(pid))
 
 
+def open_files(pid: int) -> int:
+    """Descriptors that a process and its living descendants hold; one that several share counts for each."""
+    return sum(len(os.listdir(f"/proc/{member}/fd")) for member in _tree(pid))
+
+
 def _tree(pid: int) -> list[int]:
     children = (child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task))
     return [pid, *(member for child in children for member in _tree(child))]

@@ -1,0 +1,83 @@
+"""What a soak measures: how memory grows, what is held, and whether that is within its goals."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+MB = 1e6
+PER = 10_000  # requests
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Resident memory of the orchestrator's process tree when so many requests had ended."""
+
+    requests: int
+    rss: int  # bytes
+
+
+def slope(samples: Sequence[Sample]) -> float:
+    """MB per 10,000 requests, by least squares. Raises `statistics.StatisticsError` below two samples."""
+    line = statistics.linear_regression([s.requests for s in samples], [s.rss for s in samples])
+    return line.slope * PER / MB
+
+
+def after(samples: Sequence[Sample], share: float) -> list[Sample]:
+    """Those that were taken when this share of all requests had ended, and later."""
+    return [sample for sample in samples if sample.requests >= share * samples[-1].requests]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the orchestrator and the simulated engines hold at one moment."""
+
+    descriptors: int
+    tasks: int
+    requests: int
+    legs: int
+    busy_connections: int  # to workers
+    kv_blocks: int
+    kv_pins: int
+
+    def beyond(self, start: Held) -> dict[str, int]:
+        """What is more than it was at the start, and how many."""
+        before = asdict(start)
+        return {name: value for name, value in asdict(self).items() if value > before[name]}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One goal: what was found in words, and whether that is good enough."""
+
+    goal: str
+    found: str
+    is_met: bool
+
+
+def judge(samples: Sequence[Sample], limit_mb: float, start: Held, end: Held) -> list[Verdict]:
+    """Memory and what is held, each with its verdict. `limit_mb` is per 10,000 requests."""
+    return [
+        _of_slope("slope, all but the first tenth", slope(after(samples, 0.1)), limit_mb),
+        _of_slope("slope, second half", slope(after(samples, 0.5)), limit_mb),
+        *_of_held(asdict(start), asdict(end)),
+    ]
+
+
+def _of_slope(name: str, found: float, limit_mb: float) -> Verdict:
+    goal = f"{name}: at most {limit_mb:g} MB per 10,000 requests"
+    return Verdict(goal, f"{found:+.2f}", found <= limit_mb)
+
+
+def _of_held(start: Mapping[str, int], end: Mapping[str, int]) -> list[Verdict]:
+    return [
+        Verdict(f"{name.replace('_', ' ')}: as at the start", f"{before} -> {end[name]}", end[name] <= before)
+        for name, before in start.items()
+    ]
+
+
+def of_answers(problems: Mapping[str, int]) -> Verdict:
+    """Every request that was not given up is answered as its kind must be."""
+    found = ", ".join(f"{count} x {problem}" for problem, count in problems.items()) or "none"
+    return Verdict("wrong answers: none", found, not problems)
