@@ -33,6 +33,7 @@ class Client(FakeExchange):
         self._trace = trace
         self._loop = asyncio.get_running_loop()
         self._unread = 0
+        self._steps = 0
 
     @property
     def is_stalled(self) -> bool:
@@ -48,6 +49,12 @@ class Client(FakeExchange):
         self._trace.add(self.name, "asks")
         if self.spec.leaves_after is not None:
             self._loop.call_later(self.spec.leaves_after, self.leave)
+
+    def note_step(self) -> None:
+        """One of its legs got on."""
+        self._steps += 1
+        if self._steps == self.spec.leaves_on:
+            self._loop.call_soon(self.leave)  # between the worker's step and what follows from it
 
     def leave(self) -> None:
         if not self.is_complete:
@@ -114,6 +121,7 @@ class Received(msgspec.Struct):
     usages: list[dict[str, Any]] = []
     error: dict[str, Any] | None = None
     is_done: bool = False  # a stream: it ended with [DONE]
+    has_postscript: bool = False  # something follows it; libraries read no further
     is_malformed: bool = False
 
 
@@ -140,7 +148,8 @@ def _from_stream(sent: bytes) -> Received:
     for event in events:
         data = event.removeprefix(b"data: ")
         if got.is_done:
-            break  # libraries read no further
+            got.has_postscript = True
+            break
         if data == _DONE:
             got.is_done = True
         else:

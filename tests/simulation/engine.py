@@ -11,7 +11,7 @@ import asyncio
 import base64
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -93,6 +93,7 @@ class World:
     engines: dict[str, Engine] = field(default_factory=dict)
     legs: list[Leg] = field(default_factory=list)
     handoffs: dict[str, Handoff] = field(default_factory=dict)
+    on_step: Callable[[int], None] = lambda number: None  # a leg of that request got on
 
 
 class Engine:
@@ -178,14 +179,14 @@ class Engine:
         leg = Leg(self, kind, tokens[0], handoff, self._loop.time(), reply, fault=self._next_fault())
         self._world.legs.append(leg)
         self._open.append(leg)
-        self._say(f"gets {leg.name}" + (f", which meets {leg.fault.name}" if leg.fault else ""))
+        self._step(leg.number, f"gets {leg.name}" + (f", which meets {leg.fault.name}" if leg.fault else ""))
         return leg
 
     def _end(self, leg: Leg, how: str) -> None:
         if leg.ended is None:
             leg.ended = self._loop.time()
             self._open.remove(leg)
-            self._say(f"{leg.name} is {how}")
+            self._step(leg.number, f"{leg.name} is {how}")
 
     def _next_fault(self) -> LegFault | None:
         if self._faults and self._faults[0].at <= self._loop.time():
@@ -235,7 +236,9 @@ class Engine:
         handoff = self._pin(leg, tokens)
         if self.spec.answer_delay_s:
             await asyncio.sleep(self.spec.answer_delay_s)
-        if leg.fault is not None:
+        if leg.fault is LegFault.LOSE_BLOCKS:
+            self.pinned.pop(handoff.name, None)
+        elif leg.fault is not None:
             leg.reply.cut_short()
             return
         handoff.is_told = not leg.reply.is_over
@@ -249,7 +252,7 @@ class Engine:
         name = f"h{len(self._world.handoffs)}"
         handoff = Handoff(name, self, self.engine_id, tokens, self._loop.time())
         self._world.handoffs[name] = self.pinned[name] = handoff
-        self._say(f"pins {name} for {leg.number}")
+        self._step(leg.number, f"pins {name} for {leg.number}")
         return handoff
 
     def _params(self, handoff: Handoff) -> dict[str, Any]:
@@ -301,7 +304,7 @@ class Engine:
             self._loop.call_later(0.05, self._pull, handoff, document, tokens, puller, is_pulled)
             return
         is_right = handoff.engine.take(handoff, document["kv_transfer_params"]["remote_engine_id"])
-        self._say(f"pulls {handoff.name}" if is_right else f"cannot pull {handoff.name}")
+        self._step(tokens[0], f"pulls {handoff.name}" if is_right else f"cannot pull {handoff.name}")
         if not is_pulled.done():
             is_pulled.set_result(is_right and handoff.tokens == tokens)
 
@@ -365,8 +368,8 @@ class Engine:
             await self._send(leg.reply, event)
         if leg.fault is not None:
             await self._break(leg)
-            return
-        await self._send(leg.reply, _DONE)
+        else:
+            await self._send(leg.reply, _DONE)
 
     async def _send(self, reply: MemoryReply, data: bytes) -> None:
         if self.spec.slices:
@@ -388,6 +391,10 @@ class Engine:
     async def _work(self, seconds: float) -> None:
         await asyncio.sleep(seconds * self.slowness)
         await self.is_awake.wait()
+
+    def _step(self, number: int, what: str) -> None:
+        self._say(what)
+        self._world.on_step(number)
 
     def _say(self, what: str) -> None:
         self._world.trace.add(self.name, what)

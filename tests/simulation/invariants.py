@@ -23,7 +23,10 @@ AT_ONCE_S = 0.001
 # - A whole leg's buffered answer is the worker's own: what is no JSON reaches the client as it is.
 # - An error event in the middle of a worker's stream is relayed, and the record does not say so.
 # - A worker that refuses somebody while a request is with another one may still get that request's next leg.
-NOT_PROMISED = frozenset({"whole answers are read", "error events are recorded", "each leg looks again"})
+# - A worker whose connection breaks between [DONE] and the end of its body makes one more error event.
+NOT_PROMISED = frozenset(
+    {"whole answers are read", "error events are recorded", "each leg looks again", "[DONE] is the end"}
+)
 
 # A deadline is noticed by the next sweep.
 LATE_S = SWEEP_S + AT_ONCE_S
@@ -141,7 +144,7 @@ def _failure(result: Result, request: Request, got: Received, whole: str) -> Ite
 
 def _success(result: Result, request: Request, got: Received, whole: str) -> Iterator[str]:
     spec = request.client.spec
-    if got.is_malformed or (spec.is_stream and not got.is_done):
+    if got.is_malformed or (spec.is_stream and not got.is_done) or _has_wrong_end(got):
         yield f"its answer is no whole answer: {request.client.sent!r}"
     if got.text != whole:
         yield f"it got {got.text!r}, not {whole!r}"
@@ -153,6 +156,10 @@ def _success(result: Result, request: Request, got: Received, whole: str) -> Ite
     if len(got.usages) != (not spec.is_stream or spec.wants_usage):
         yield f"it got the usage {got.usages}"
     yield from _kv(result, request)
+
+
+def _has_wrong_end(got: Received) -> bool:
+    return got.has_postscript and "[DONE] is the end" not in NOT_PROMISED
 
 
 def _kv(result: Result, request: Request) -> Iterator[str]:

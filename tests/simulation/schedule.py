@@ -24,6 +24,7 @@ class LegFault(Enum):
     HANG_MIDWAY = auto()
     END_MIDWAY = auto()  # a clean end of the body, without [DONE]
     ERROR_MIDWAY = auto()  # an error event, then [DONE], as vLLM writes it
+    LOSE_BLOCKS = auto()  # a prefill that answers, but what it pinned is gone
 
 
 class Trouble(Enum):
@@ -61,6 +62,7 @@ class RequestSpec:
     padding: int
     is_whole: bool  # a request that cannot be handed over
     leaves_after: float | None  # seconds
+    leaves_on: int | None  # the how manieth step of its legs, in a turn of the event loop soon after it
     reads_every: float  # seconds per 100 bytes; 0: at once
 
     @property
@@ -99,7 +101,8 @@ class Schedule:
 SPAN_S = 1.5  # in which requests arrive and trouble begins
 FOREVER = 1e9
 
-_LEG_FAULTS = tuple(LegFault)
+_PREFILL_FAULTS = tuple(LegFault)
+_FAULTS = tuple(fault for fault in LegFault if fault is not LegFault.LOSE_BLOCKS)
 _TROUBLES = tuple(Trouble)
 
 
@@ -138,7 +141,7 @@ def _worker(random: Random, name: str, role: Role) -> WorkerSpec:
         token_s=random.choice((0.0, 0.005, 0.03)),
         answer_delay_s=random.choice((0.0, 0.0, 0.001)),
         slices=random.random() < 0.3,
-        recomputes=random.random() < 0.1,
+        recomputes=random.random() < 0.3,
         gives_ids=random.random() < 0.5,
         decodes_msgpack=random.random() < 0.7,
     )
@@ -157,16 +160,18 @@ def _request(random: Random, number: int) -> RequestSpec:
         max_tokens=random.choice((None, None, 1, 7, 100)),
         padding=random.randint(0, 3),
         is_whole=random.random() < 0.07,
-        leaves_after=stays_for if random.random() < 0.25 else None,
+        leaves_after=stays_for if random.random() < 0.2 else None,
+        leaves_on=random.randint(1, 8) if random.random() < 0.2 else None,
         reads_every=random.choice((0.0,) * 6 + (0.001, 0.05, FOREVER)),
     )
 
 
 def _fault(random: Random, names: list[str]) -> PlannedFault:
+    worker = random.choice(names)
     return PlannedFault(
         at=random.uniform(0, SPAN_S),
-        worker=random.choice(names),
-        fault=random.choice(_LEG_FAULTS),
+        worker=worker,
+        fault=random.choice(_PREFILL_FAULTS if worker.startswith("p") else _FAULTS),
         after=random.choice((0, 1, 2, 5)),
     )
 

@@ -80,6 +80,8 @@ async def _run(result: Result) -> None:
     cluster.start()
     await asyncio.sleep(WARM_UP_S)
     runs = [_Run(Client(spec, trace), cluster) for spec in result.schedule.requests]
+    clients = {run.client.spec.number: run.client for run in runs}
+    cluster.world.on_step = lambda number: clients[number].note_step()
     tasks = [asyncio.create_task(run.serve()) for run in runs]
     await asyncio.wait(tasks, timeout=HORIZON_S)
     await asyncio.sleep(SETTLE_S)

@@ -1,0 +1,202 @@
+"""Each bug that is planted here breaks an invariant on some of the first schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import WorkerCutShort
+from orchestrator.flow import Flow
+from orchestrator.relay import RequestScope
+from orchestrator.telemetry import Telemetry
+from orchestrator.transport.answer import ReceivedAnswer
+from orchestrator.wire.legs import LegBodies
+from orchestrator.wire.sse import EventStream
+from orchestrator.wire.usage import Kv
+from orchestrator.workers import Lease, Registry
+from tests.simulation.many import problems
+
+SEEDS = range(1000)
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def nothing(*args: Any, **options: Any) -> None:
+    """What a forgotten call does."""
+
+
+# --- hand-offs ----------------------------------------------------------------------------------
+
+
+def no_release_leg(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flow, "_release", nothing)
+
+
+def no_release_for_a_prefill_that_has_just_ended(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flow, "_abandon_prefill", lambda flow, job, answer: answer.abort())
+
+
+def a_used_handoff_is_sent_again(patch: pytest.MonkeyPatch) -> None:
+    answer_of = Flow._answer
+
+    async def answer_twice(flow: Flow, job: Any, make_body: Any) -> None:
+        try:
+            await answer_of(flow, job, make_body)
+        except WorkerCutShort:
+            if job.scope.exchange.is_started:
+                raise
+            await answer_of(flow, job, make_body)
+
+    patch.setattr(Flow, "_answer", answer_twice)
+
+
+def the_handoff_of_somebody_else(patch: pytest.MonkeyPatch) -> None:
+    decode, kept = LegBodies.decode, []
+
+    def decode_with_the_last(bodies: LegBodies, codec: Any, model: str, handoff: Any) -> Any:
+        kept.append(handoff)
+        return decode(bodies, codec, model, kept[-2] if len(kept) > 1 else handoff)
+
+    patch.setattr(LegBodies, "decode", decode_with_the_last)
+
+
+def a_recompute_is_silent(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("orchestrator.wire.sse.kv_outcome", lambda usage: Kv.TRANSFERRED)
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+def a_chunk_is_relayed_twice(patch: pytest.MonkeyPatch) -> None:
+    forward = RequestScope.forward
+    patch.setattr(
+        RequestScope,
+        "forward",
+        lambda scope, answer, feed: forward(scope, answer, lambda data: feed(data) * 2),
+    )
+
+
+def the_tail_of_a_chunk_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    feed = EventStream.feed
+
+    def feed_without_tail(events: EventStream, chunk: bytes) -> bytes:
+        whole = feed(events, chunk)
+        events._tail = b""
+        return whole
+
+    patch.setattr(EventStream, "feed", feed_without_tail)
+
+
+def a_short_stream_looks_fine(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(EventStream, "finish", nothing)
+
+
+def no_error_event(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("orchestrator.relay.error_event", lambda body: b"")
+
+
+def a_stream_begins_again_after_bytes_were_sent(patch: pytest.MonkeyPatch) -> None:
+    relay = Flow._relay_stream
+
+    async def relay_again(flow: Flow, job: Any, answer: Any) -> None:
+        try:
+            await relay(flow, job, answer)
+        except WorkerCutShort:
+            if not job.scope.exchange.is_started:
+                raise
+            again = await flow._send(job, job.plan.decode, job.bodies.whole)
+            await job.scope.forward(again, EventStream().feed)
+            job.scope.exchange.finish()
+
+    patch.setattr(Flow, "_relay_stream", relay_again)
+
+
+def hidden_usage_is_shown(patch: pytest.MonkeyPatch) -> None:
+    make = EventStream.__init__
+    patch.setattr(
+        EventStream, "__init__", lambda events, **options: make(events, **(options | {"hides_usage": False}))
+    )
+
+
+# --- lifetimes ----------------------------------------------------------------------------------
+
+
+def a_place_is_kept_when_a_leg_fails(patch: pytest.MonkeyPatch) -> None:
+    give_back = Lease.__exit__
+
+    def give_back_after_success(lease: Lease, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            give_back(lease, kind, error, trace)
+
+    patch.setattr(Lease, "__exit__", give_back_after_success)
+
+
+def a_client_that_leaves_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RequestScope, "_client_left", nothing)
+
+
+def no_sweep(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RequestScope, "sweep", nothing)
+
+
+def legs_are_not_closed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReceivedAnswer, "abort", nothing)
+
+
+def a_client_that_left_stays_in_flight(patch: pytest.MonkeyPatch) -> None:
+    finish = Telemetry.finish
+
+    def finish_others(telemetry: Telemetry, record: Any) -> None:
+        if record.status == 499:
+            record.in_flight_cell = -1
+        finish(telemetry, record)
+
+    patch.setattr(Telemetry, "finish", finish_others)
+
+
+# --- workers ------------------------------------------------------------------------------------
+
+
+def gone_workers_get_requests(patch: pytest.MonkeyPatch) -> None:
+    refresh = Registry._refresh
+
+    def refresh_with_more_only(registry: Registry, pools: Any) -> None:
+        before = {role: getattr(pools, role) for role in ("prefill", "decode", "both")}
+        refresh(registry, pools)
+        for role, workers in before.items():
+            if len(workers) > len(getattr(pools, role)):
+                setattr(pools, role, workers)
+
+    patch.setattr(Registry, "_refresh", refresh_with_more_only)
+
+
+BUGS: list[tuple[Plant, str]] = [
+    (no_release_leg, "nobody released"),
+    (no_release_for_a_prefill_that_has_just_ended, "nobody released"),
+    (a_used_handoff_is_sent_again, "was sent 2 times"),
+    (the_handoff_of_somebody_else, "was sent 2 times"),
+    (a_recompute_is_silent, "its KV is said to be"),
+    (a_chunk_is_relayed_twice, "it got '"),
+    (the_tail_of_a_chunk_is_dropped, "it got '"),
+    (a_short_stream_looks_fine, "its answer is no whole answer"),
+    (no_error_event, "its answer is no whole answer"),
+    (a_stream_begins_again_after_bytes_were_sent, "it got '"),
+    (hidden_usage_is_shown, "it got the usage"),
+    (a_place_is_kept_when_a_leg_fails, "leases on"),
+    (a_client_that_leaves_is_not_noticed, "went on after it had left"),
+    (no_sweep, "its request never ended"),
+    (legs_are_not_closed, "after its request"),
+    (a_client_that_left_stays_in_flight, "requests in flight"),
+    (gone_workers_get_requests, "was gone"),
+]
+
+
+@pytest.mark.parametrize(("plant", "symptom"), BUGS, ids=[plant.__name__ for plant, _ in BUGS])
+def test_a_planted_bug_is_found(plant: Plant, symptom: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    for seed in SEEDS:
+        if any(symptom in problem for problem in problems(seed)):
+            return
+    pytest.fail(f"none of {len(SEEDS)} schedules shows {symptom!r}")
