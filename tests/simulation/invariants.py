@@ -24,8 +24,15 @@ AT_ONCE_S = 0.001
 # - An error event in the middle of a worker's stream is relayed, and the record does not say so.
 # - A worker that refuses somebody while a request is with another one may still get that request's next leg.
 # - A worker whose connection breaks between [DONE] and the end of its body makes one more error event.
+# - A client that leaves in the moment in which a decode worker refuses its request: nobody releases the blocks.
 NOT_PROMISED = frozenset(
-    {"whole answers are read", "error events are recorded", "each leg looks again", "[DONE] is the end"}
+    {
+        "whole answers are read",
+        "error events are recorded",
+        "each leg looks again",
+        "[DONE] is the end",
+        "refusals are heard after the client left",
+    }
 )
 
 # A deadline is noticed by the next sweep.
@@ -211,8 +218,11 @@ def _handoffs(result: Result) -> Iterator[str]:
     for dispatch in result.dispatches:
         attempts[dispatch.handoff].append(dispatch)
     unread = Counter(leg.handoff for leg in result.legs if leg.is_refused_unread)
+    left = {request.client.spec.number for request in result.requests if request.client.left is not None}
     for handoff in result.handoffs:
-        yield from _handoff(handoff, attempts[handoff.name], unread[handoff])
+        is_unheard = handoff.tokens[0] in left and unread[handoff]
+        if not (is_unheard and "refusals are heard after the client left" in NOT_PROMISED):
+            yield from _handoff(handoff, attempts[handoff.name], unread[handoff])
 
 
 def _handoff(handoff: Handoff, attempts: list[Dispatch], unread: int) -> Iterator[str]:
