@@ -198,6 +198,7 @@ class Timeout(Toxic):
         await self._removed.wait()
 
 
+@dataclass(eq=False)
 class Down(Toxic):
     """Connections are refused, and those that are open are reset."""
 

@@ -42,19 +42,19 @@ class Ends:
         self._target = target
         self._stack = stack
 
-    def connect(self) -> Link:
+    def connect(self) -> Connection:
         before = self.proxy.open_connections
         client = self._kept(socket.create_connection(self.proxy.address, LIMIT_S))
         server = self._kept(self._target.accept()[0])
         server.settimeout(LIMIT_S)
         wait_for(lambda: self.proxy.open_connections > before, "the connection")
-        return Link(client, server)
+        return Connection(client, server)
 
     def _kept(self, sock: socket.socket) -> socket.socket:
         return self._stack.enter_context(sock)
 
 
-class Link:
+class Connection:
     """One connection through the proxy."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
@@ -107,7 +107,7 @@ def connect_and_wait(proxy: FaultProxy) -> None:
         client.recv(1)
 
 
-def assert_passes(link: Link) -> None:
+def assert_passes(link: Connection) -> None:
     for direction in DIRECTIONS:
         sender, receiver = link.along(direction)
         sender.sendall(SAID)
