@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw
 
+from orchestrator.wire.codec import json_object
 from orchestrator.wire.continued_stream import ContinuedStream, Envelope, ending
 from orchestrator.wire.tokenize import Ids, decode_field
 from orchestrator.wire.transcript import CannotContinue, Sent, Usage
@@ -174,7 +175,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
         view = self.view
         return RequestView(
             shared,
-            _json.encode(shared),
+            json_object(shared),
             own,
             _json.encode(own),
             view.model,

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts
+from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
 from orchestrator.wire.handoff import Handoff, TokenIds
 from orchestrator.wire.view import RequestView
 
@@ -68,7 +68,7 @@ class LegBodies:
     def __init__(self, view: RequestView) -> None:
         self._view = view
         self._codec: Codec | None = None  # that `_common` is encoded with
-        self._common = b""
+        self._common: Parts = ()
         # The decode leg asks for a usage event that the client did not ask for.
         self.asks_hidden_usage = view.is_stream and not view.wants_usage
 
@@ -83,12 +83,13 @@ class LegBodies:
 
     def to_transcode(self, codec: Codec) -> bytes | None:
         """The common part, if this encoding of it is not to be made in place; see `adopt()`."""
-        is_small = len(self._view.common) <= MAX_INLINE_BYTES
-        return None if is_small or codec is JSON or codec is self._codec else self._view.common
+        if codec is JSON or codec is self._codec or sum(map(len, self._view.common)) <= MAX_INLINE_BYTES:
+            return None
+        return b"".join(self._view.common)
 
     def adopt(self, codec: Codec, common: bytes) -> None:
         """Take the common part as it was encoded elsewhere."""
-        self._codec, self._common = codec, common
+        self._codec, self._common = codec, (common,)
 
     def prefill(self, codec: Codec, model: str, *, asks_ids: bool = False) -> Parts:
         """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model."""
@@ -114,7 +115,7 @@ class LegBodies:
                 overlay["prompt"] = Raw(ids.json)
         elif _can_be_cut(rest):
             rest["messages"] = _CUT_MESSAGES
-        common, encoded = codec.common(_json.encode(rest)), _json.encode(overlay)
+        common, encoded = codec.common(json_object(rest)), _json.encode(overlay)
         return codec.leg_with_ids(common, encoded, ids.packed) if ids.packed else codec.leg(common, encoded)
 
     def _changed(self, model: str, kv_transfer_params: bytes) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from orchestrator.wire.codec import Parts, json_object
+
 # Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
 MAX_FIELDS = 1000
 
@@ -86,7 +88,7 @@ class RequestView(msgspec.Struct, gc=False):
     """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
 
     shared: dict[str, Raw]  # the fields that all legs share
-    common: bytes  # the same as one JSON object, without white space between them
+    common: Parts  # the same as one JSON object
     own: dict[str, Raw]  # the others (`OWN`)
     own_json: bytes  # the same as one JSON object
     model: str
@@ -106,9 +108,9 @@ def view_request(body: bytes) -> RequestView:
     fields = _decode_top_level(body, is_small=is_small)
     shared = dict(fields)
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
-    common, own_json = _json.encode(shared), _json.encode(own)
+    common, own_json = json_object(shared), _json.encode(own)
     routed = _decode_routed(own_json, own)
-    if is_small and len(body) != _compact_length(common, own_json):
+    if is_small and len(body) != _compact_length(len(common[0]), len(own_json)):
         _refuse_duplicates(body)
     whole_reason = None
     if not _MAY_NEED_ONE_WORKER.isdisjoint(shared):
@@ -171,12 +173,13 @@ def _decode_field(name: str, raw: Raw) -> Any:
 # --- one value per field ------------------------------------------------------------------------
 
 
-def _compact_length(common: bytes, own_json: bytes) -> int:
+def _compact_length(common: int, own: int) -> int:
     """Length of the document if it is written without white space, needless escapes and duplicates.
 
-    Each of these can only make the real document longer, so one of this length has none of them.
+    Each of these can only make the real document longer, so one of this length has none of them. `common`
+    and `own` are the lengths of its two halves as objects.
     """
-    return len(common) + len(own_json) - 1 if len(common) > 2 else len(own_json)
+    return common + own - 1 if common > 2 else own
 
 
 def _refuse_duplicates(body: bytes) -> None:
@@ -222,13 +225,13 @@ def _decode_key_by_key(body: bytes) -> dict[str, Raw]:
 # --- what cannot be handed over -----------------------------------------------------------------
 
 
-def _look_closer(common: bytes, shared: dict[str, Raw]) -> tuple[bytes, str | None]:
+def _look_closer(common: Parts, shared: dict[str, Raw]) -> tuple[Parts, str | None]:
     """The common part with a prompt that is a list of one unwrapped; why no hand-off is possible, if so."""
     if "prompt" in shared:
         prompt = _unwrap_single(shared["prompt"])
         if prompt is not shared["prompt"]:
             shared["prompt"] = prompt
-            common = _json.encode(shared)
+            common = json_object(shared)
     return common, _whole_reason(shared)
 
 

@@ -110,6 +110,23 @@ def test_json_values_keep_their_bytes() -> None:
         assert value in sent
 
 
+LARGE: dict[str, Any] = {"messages": "é" * 20_000, "tools": [{"name": "t"}] * 5_000}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [LARGE, {"x": 1, **LARGE}, {"messages": LARGE["messages"], "y": [2]}, {"tools": LARGE["tools"]}],
+    ids=["only large", "several large", "one large", "no small"],
+)
+def test_large_values_are_not_copied(fields: dict[str, Any]) -> None:
+    document = {"model": "m", **fields}
+    bodies = LegBodies(view_request(json.dumps(document, ensure_ascii=False).encode()))
+    parts = bodies.whole(JSON, "m")
+    assert seen(JSON, parts) == document
+    copies = [part for part in parts if isinstance(part, bytes)]
+    assert sum(map(len, copies)) < 200
+
+
 @pytest.mark.parametrize("fields", [0, 12, 13, 14, 20, 990])
 def test_msgpack_maps_of_every_size_are_joined(fields: int) -> None:
     document = {"model": "m", "stream": True} | {f"k{index}": index for index in range(fields)}
