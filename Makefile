@@ -9,7 +9,7 @@ STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help setup serve test check bench regression profile clean
+.PHONY: help setup serve test check bench regression soak profile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
 	@echo 'make check   ruff, its formatter, mypy'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
+	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make profile flame graphs of the orchestrator under load'
 	@echo 'make clean   remove .venv and caches'
 
@@ -47,6 +48,10 @@ bench: $(STAMP)
 # In CI: fails if the relay has become much dearer, beside a plain proxy in the same run.
 regression: $(STAMP)
 	$(BIN)/python bench/relay.py --requests 3000 --rounds 7 --limit 0.45
+
+# Fails if memory grows, or if anything is still held after the load.
+soak: $(STAMP)
+	$(BIN)/python bench/soak.py $(ARGS)
 
 profile: $(STAMP)
 	$(BIN)/python bench/flame.py $(ARGS)

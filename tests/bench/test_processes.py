@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Failed, cpu_seconds, free_port, peak_rss_bytes, python, rss_bytes, running
+from processes import (
+    Failed,
+    cpu_seconds,
+    free_port,
+    open_files,
+    peak_rss_bytes,
+    python,
+    rss_bytes,
+    running,
+)
 
 LISTEN = "import socket, sys; listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
 # Only with children of its own does the process listen: one that ended, one that lives.
@@ -35,6 +44,11 @@ def test_memory_counts_children_that_live(family: int) -> None:
     alone = int(Path(f"/proc/{family}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert rss_bytes(family) > 1.2 * alone
     assert peak_rss_bytes(family) >= rss_bytes(family)
+
+
+def test_open_files_count_children_that_live(family: int) -> None:
+    alone = len(list(Path(f"/proc/{family}/fd").iterdir()))
+    assert open_files(family) >= alone + 3  # a child has its standard streams at least
 
 
 def test_process_is_pinned_before_it_starts_and_gone_after_the_block() -> None:
