@@ -19,9 +19,10 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
@@ -31,7 +32,6 @@ from bodies import MODEL
 from machine import machine
 from processes import Failed, free_port, open_files, python, rss_bytes, running
 from prometheus_client.parser import text_string_to_metric_families
-from routers import versions
 from soak_load import Tally, run_load, schedule
 from soak_measures import MB, Held, Sample, Verdict, judge, of_answers
 
@@ -41,7 +41,10 @@ CANCELS = 0.1
 CLIENTS = 48
 SAMPLES = 100
 LINES = 20  # of progress
+LOOKS = 1000  # for one at each process
+PACKAGES = ("baton-serve", "uvicorn", "uvloop", "httptools")
 SETTLE_LIMIT_S = 90.0  # idle connections to workers are kept for some seconds, a lease of KV blocks for 30
+LOOK_EVERY_S = 0.5
 # Long enough for clients to leave in every phase, short enough to answer thousands.
 LATENCY = ("--prefill-us-per-token", "1", "--decode-ms-per-token", "1")
 CONFIG = """\
@@ -64,7 +67,7 @@ class Site:
     processes: int
 
     def held(self) -> Held:
-        """Raises `httpx.HTTPError` if somebody does not answer."""
+        """Raises `Failed` if somebody does not answer."""
         descriptors = open_files(self.pid)  # before this adds connections of its own
         gauges = self._gauges()
         ledgers = [_get(port, "/sim/ledger").json() for port in self.workers]
@@ -96,14 +99,20 @@ class Site:
     def _tasks(self) -> Mapping[int, int]:
         """By process. The kernel chooses which one answers."""
         found: dict[int, int] = {}
-        while len(found) < self.processes:
+        for _ in range(LOOKS):
             figures = _get(self.port, "/health?verbose").json()
             found[figures["process"]] = figures["tasks"]
-        return found
+            if len(found) == self.processes:
+                return found
+        raise Failed(f"{LOOKS} times only {len(found)} of {self.processes} processes answered")
 
 
 def _get(port: int, path: str) -> httpx.Response:
-    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30, trust_env=False)
+    """On a connection of its own, closed before this returns."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30, trust_env=False)
+    except httpx.HTTPError as error:
+        raise Failed(f"{path} on port {port}: {error!r}") from error
 
 
 @contextmanager
@@ -139,7 +148,7 @@ def settled(site: Site, start: Held) -> tuple[Held, float]:
     while (held := site.held()).beyond(start):
         if time.monotonic() - began > SETTLE_LIMIT_S:
             break
-        time.sleep(0.5)
+        time.sleep(LOOK_EVERY_S)
     return held, time.monotonic() - began
 
 
@@ -163,7 +172,7 @@ class Progress:
 
 
 def soak(site: Site, options: argparse.Namespace) -> list[Verdict]:
-    """Raises `Failed` if the load cannot go on."""
+    """Raises `Failed` if the load cannot go on, or nobody answers after it."""
     start = site.held()
     requests = schedule(Random(options.seed), CANCELS)
     progress = Progress(site.pid, options.requests)
@@ -183,7 +192,7 @@ def _show(tally: Tally) -> None:
     print(f"\nanswered: {answered}\ngiven up: {cancelled}\nconnections: {tally.connections:,}")
 
 
-def report(verdicts: list[Verdict]) -> bool:
+def report(verdicts: Sequence[Verdict]) -> bool:
     """Prints the table; returns whether all goals are met."""
     print()
     for verdict in verdicts:
@@ -192,7 +201,7 @@ def report(verdicts: list[Verdict]) -> bool:
     return all(verdict.is_met for verdict in verdicts)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,7 +211,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="of the orchestrator")
     parser.add_argument("--clients", type=int, default=CLIENTS, help="each with one request at a time")
     parser.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     requests, slope = (QUICK_REQUESTS, QUICK_SLOPE_MB) if options.quick else (REQUESTS, SLOPE_MB)
     options.requests = options.requests or requests
     options.slope = slope if options.slope is None else options.slope
@@ -211,9 +220,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    about = {**machine(), **versions()}
+    about = {**machine(), **{name: version(name) for name in PACKAGES}}
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    print(f"{options.requests:,} requests, {options.processes} processes, seed {options.seed}", flush=True)
+    print(
+        f"{options.requests:,} requests, processes: {options.processes}, seed: {options.seed}\n", flush=True
+    )
     try:
         with at_work(options.processes) as site:
             verdicts = soak(site, options)
