@@ -227,9 +227,8 @@ class Transcript:
         if data.endswith(DONE):
             self._is_done = True
             data = data[: -len(DONE)]
-        if self._head is None:  # by itself, for it is unlike the others
-            first, _, data = data.partition(_END)
-            self._read_first(first + _END)
+        if self._head is None:
+            data = self._read_first(data)
         if not data:
             return
         text = _plain_text(data)
@@ -239,11 +238,15 @@ class Transcript:
             self._misses_ids = True
             self._note_text(text)
 
-    def _read_first(self, event: bytes) -> None:
-        payload = payload_of(event)
-        if payload:  # no comment
-            self._head = _HEAD.decode(payload)
-            self._note([_EVENT.decode(payload)])
+    def _read_first(self, data: bytes) -> bytes:
+        """Read the first event by itself, for it is unlike the others; these are returned."""
+        events = split_events(data)
+        while events:
+            if payload := payload_of(events.pop(0)):  # no comment
+                self._head = _HEAD.decode(payload)
+                self._note([_EVENT.decode(payload)])
+                break
+        return b"".join(events)
 
     def _note(self, events: list[_Event]) -> None:
         choices = [choice for event in events for choice in event.choices]
