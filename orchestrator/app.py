@@ -22,7 +22,7 @@ from orchestrator.control import admin_app, control_app
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.errors import BatonError
 from orchestrator.flow import Flow
-from orchestrator.health import Prober
+from orchestrator.health import HttpProbe, Prober
 from orchestrator.ids import IdSource
 from orchestrator.logs import AccessLog, LineWriter, Write, configure_logging
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
@@ -55,7 +55,7 @@ class Place:
     started: float  # `time.time()`, of the orchestrator as a whole
     keys: KeyRing | None
     row: Row | None  # what to count into; None: memory of its own
-    loads: Sequence[SharedLoad] | None  # per worker; None: nobody else sends to them
+    loads: Sequence[SharedLoad] | None  # per worker's slot; None: nobody else sends to them
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> Place:
@@ -96,7 +96,16 @@ class Orchestrator:
         self.layout = Layout(models, ENDPOINTS)
         self.telemetry = Telemetry(self.layout, place.row)
         self.lag = LoopLagMonitor(self.telemetry)
-        self.registry = Registry(worker_addresses(config), models, transport, place.loads)
+        self.registry = Registry(
+            worker_addresses(config),
+            models,
+            transport,
+            place.loads,
+            health=config.health,
+            prefills_locally=config.routing.disaggregate != "strict",
+            time=clock,
+            random=self.random,
+        )
         self._upstream = upstream
         self._flow = Flow(
             self.registry,
@@ -217,7 +226,8 @@ def run(config: Config) -> int:
 async def _serve(config: Config, write: Write, *, transport: str, credential: str | None) -> None:
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
-    prober = Prober(orchestrator.registry, credential=credential)
+    probe = HttpProbe(credential)
+    prober = Prober(orchestrator.registry, probe, config.health, random=orchestrator.random)
     with contextlib.ExitStack() as sockets:
         listeners = list(_listeners(orchestrator, sockets))
         prober.start()
@@ -227,6 +237,7 @@ async def _serve(config: Config, write: Write, *, transport: str, credential: st
             await _serve_until_signalled(listeners)
         finally:
             await prober.aclose()
+            await probe.aclose()
             await orchestrator.aclose()
 
 

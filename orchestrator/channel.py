@@ -14,7 +14,7 @@ from typing import Generic, Self, TypeVar
 import msgspec
 
 from orchestrator.auth import Key
-from orchestrator.membership import Refused, Snapshot
+from orchestrator.membership import Report, Snapshot
 
 LENGTH_BYTES = 4
 
@@ -62,7 +62,7 @@ class Due(msgspec.Struct, tag=True):
     """It has served as many requests as it should and wants to be replaced; it serves on until then."""
 
 
-ToSupervisor = Serving | Due | Refused
+ToSupervisor = Serving | Due | Report
 
 # --- the channel --------------------------------------------------------------------------------
 

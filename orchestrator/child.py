@@ -11,7 +11,7 @@ import sys
 import msgspec
 
 from orchestrator.channel import Channel, Cut, Due, Replaced, Serving, Start, Stop, ToSupervisor
-from orchestrator.membership import Publisher, Refused
+from orchestrator.membership import Publisher, Report
 from orchestrator.metrics import ProcessState
 
 POLL_S = 0.05  # how soon the end of a process is seen
@@ -131,7 +131,7 @@ class Child:
                     self._move(ProcessState.STARTING, ProcessState.SERVING, self._is_serving)
                 case Due():
                     self._move(ProcessState.SERVING, ProcessState.RETIRING, self._is_due)
-                case Refused():
+                case Report():
                     self._publisher.note(message)
 
     def _move(self, before: ProcessState, after: ProcessState, news: asyncio.Future[bool]) -> None:

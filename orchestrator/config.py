@@ -227,9 +227,37 @@ Policy = Literal["round_robin", "least_loaded"]
 class RoutingConfig(Model):
     prefill: Policy = "round_robin"
     decode: Policy = "least_loaded"
-    disaggregate: Literal["always", "never"] = "always"
+    disaggregate: Literal["always", "strict", "never"] = Field(
+        "always",
+        description="always: two legs, but while no prefill worker is left, decode workers prefill, too; "
+        "strict: requests are answered 503 then; never: one worker serves each request.",
+    )
     tokenize_once: bool = Field(
         True, description="Send the prompt's token ids to decode workers that announce that they take them."
+    )
+
+
+class HealthConfig(Model):
+    """When a worker is taken out of service, and how it comes back. A refused connection counts at once."""
+
+    interval_s: Seconds = Field(0.75, description="Between two probes of a worker, give or take a fifth.")
+    timeout_s: Seconds = Field(1.0, description="For a probe of a worker in service.")
+    suspect_s: Seconds = Field(
+        0.4,
+        description="A worker that lost a leg, or failed a probe, is ejected unless it gives a sign by then.",
+    )
+    silence_s: Seconds = Field(
+        3.0, description="A worker is ejected that answers no probe and sends nothing on any leg for so long."
+    )
+    consecutive_errors: int = Field(
+        5, ge=1, description="A worker is ejected that answers so many legs in a row with a 5xx."
+    )
+    eject_s: Seconds = Field(
+        1.0, description="Until an ejected worker is probed, at most; doubled each time in a row."
+    )
+    eject_max_s: Seconds = Field(30.0, description="Bound of that.")
+    slow_start_s: float = Field(
+        10.0, ge=0, description="A worker that comes back gets its full share of requests after so long."
     )
 
 
@@ -244,5 +272,6 @@ class Config(Model):
     orchestrator: OrchestratorConfig = OrchestratorConfig()
     models: list[ModelConfig] = Field(min_length=1)
     routing: RoutingConfig = RoutingConfig()
+    health: HealthConfig = HealthConfig()
     launch: LaunchConfig = LaunchConfig()
     base_port: Port = Field(8100, description="Ports that are not given are allotted upwards from here.")

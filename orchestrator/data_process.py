@@ -23,7 +23,7 @@ from orchestrator.config import Config
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.logs import LineWriter, Write, configure_logging
 from orchestrator.membership import Follower, Snapshot
-from orchestrator.rows import Rows, row_size
+from orchestrator.rows import SPARE_WORKERS, Rows, row_size
 from orchestrator.serving import Server, StartError, on_signals
 from orchestrator.telemetry import Layout
 from orchestrator.topology import worker_addresses
@@ -72,10 +72,10 @@ async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writ
 def rows_of(fd: int, config: Config, start: Start) -> Rows:
     """The supervisor's rows; closes `fd`. Raises `StartError` if they are not as this code has them."""
     layout = Layout([model.name for model in config.models], ENDPOINTS)
-    workers = len(worker_addresses(config))
-    if row_size(layout, workers) != start.row_size:
+    slots = len(worker_addresses(config)) + SPARE_WORKERS
+    if row_size(layout, slots) != start.row_size:
         raise StartError("another version is installed than the one that runs: restart the orchestrator")
-    rows = Rows(fd, layout, workers, start.rows)
+    rows = Rows(fd, layout, slots, start.rows)
     rows.close()
     return rows
 
@@ -110,7 +110,8 @@ class DataProcess:
 
     async def run(self, listener: socket.socket, write: Write) -> None:
         """Serve, to the end of the process."""
-        tasks = [asyncio.create_task(self._obey()), asyncio.create_task(self._share_upstream())]
+        settle = self._orchestrator.registry.settle_forever()
+        tasks = [asyncio.create_task(loop) for loop in (self._obey(), self._share_upstream(), settle)]
         self._orchestrator.start(write)
         garbage.tune()
         try:

@@ -86,6 +86,13 @@ class RequestTimeout(ClientError):
     code = "request_timeout"
 
 
+class Conflict(ClientError):
+    """What is asked for does not fit what is there."""
+
+    status = 409
+    code = "conflict"
+
+
 class BodyTooLarge(ClientError):
     status = 413
     code = "request_too_large"

@@ -1,7 +1,7 @@
 """Who is there, the same in every process: the supervisor publishes snapshots, data-plane processes follow.
 
 A snapshot is the whole truth at one moment, so that one that is missed does no harm. In the other direction
-a process reports a worker that refused it at once: the supervisor then takes it out for everybody.
+a process reports at once what its legs have seen of a worker: the supervisor then decides for everybody.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ from collections.abc import Callable
 
 import msgspec
 
-from orchestrator.workers import Registry, Standing, Worker
+from orchestrator.workers import Event, Registry, Standing, Worker
+
+# What legs tell of a worker; all else the supervisor knows first.
+REPORTED = frozenset({Event.REFUSED, Event.LOST, Event.ERRED, Event.PROVEN})
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):
-    """All workers, in the order of the config."""
+    """All workers: those of the config in its order, then those that were added."""
 
     version: int  # a higher one is newer
     standings: tuple[Standing, ...]
 
 
-class Refused(msgspec.Struct, frozen=True, tag=True):
-    """A worker did not take a leg."""
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """What a process has seen of a worker."""
 
     worker: str
     epoch: int  # of the worker, as the process knew it
-    why: str
+    event: Event
+    why: str | None
 
 
 class Publisher:
@@ -34,7 +38,6 @@ class Publisher:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._workers = {worker.name: worker for worker in registry.workers}
         self.snapshot = Snapshot(1, registry.standings())  # the newest
         self._published = asyncio.Event()  # replaced with every snapshot
         self._is_due = False
@@ -46,11 +49,11 @@ class Publisher:
             await self._published.wait()
         return self.snapshot
 
-    def note(self, refused: Refused) -> None:
-        """Take a worker out; not if it has come back since."""
-        worker = self._workers[refused.worker]
-        if worker.epoch == refused.epoch:
-            self._registry.mark_gone(worker, refused.why)
+    def note(self, report: Report) -> None:
+        """Act on what a process has seen; not if the worker has come back since, or is not there any more."""
+        worker = self._registry.find(report.worker)
+        if worker is not None:
+            self._registry.note_seen(worker, report.epoch, report.event, report.why)
 
     def _note_change(self) -> None:
         """One snapshot for all that changes in a turn of the event loop."""
@@ -71,20 +74,19 @@ class Publisher:
 class Follower:
     """A data-plane process's side."""
 
-    def __init__(self, registry: Registry, report: Callable[[Refused], None]) -> None:
-        """`report` is called from the event loop for each worker that refused."""
+    def __init__(self, registry: Registry, report: Callable[[Report], None]) -> None:
+        """`report` is called from the event loop with what legs see of workers."""
         self._registry = registry
         self._report = report
         self._version = 0
-        registry.on_gone(self._note_gone)
+        registry.on_move(self._note_move)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take it over, if it is newer than what was applied before."""
-        if snapshot.version <= self._version:
-            return
-        self._version = snapshot.version
-        for worker, standing in zip(self._registry.workers, snapshot.standings, strict=True):
-            self._registry.adopt(worker, standing)
+        if snapshot.version > self._version:
+            self._version = snapshot.version
+            self._registry.follow(snapshot.standings)
 
-    def _note_gone(self, worker: Worker) -> None:
-        self._report(Refused(worker.name, worker.epoch, worker.last_error or ""))
+    def _note_move(self, worker: Worker, event: Event) -> None:
+        if event in REPORTED:
+            self._report(Report(worker.name, worker.epoch, event, worker.last_error))

@@ -3,8 +3,9 @@
 The supervisor makes it, data-plane processes inherit its file descriptor, and it is gone with the last of
 them. There is no lock: a cell has one writer, and is eight aligned bytes, which are read and written whole.
 
-A row holds what `Telemetry` counts, then the figures of the connections to workers, then the legs under way
-on each worker. Row 0 is the base: what processes that have ended had counted.
+A row holds what `Telemetry` counts, then the figures of the connections to workers, then for each worker the
+legs under way, then for each the moment at which it was last heard. Row 0 is the base: what processes that
+have ended had counted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from orchestrator.transport.base import UpstreamStats
 BASE = 0
 CELL_BYTES = 8
 CACHE_LINE = 64  # bytes: rows do not share one
+SPARE_WORKERS = (
+    64  # how many more than the config names can be there at a time, where several processes serve
+)
 
 _UPSTREAM = [field.name for field in fields(UpstreamStats)]
 _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
@@ -29,23 +33,29 @@ _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
 
 @dataclass(frozen=True, slots=True)
 class SharedLoad:
-    """The legs under way on one worker."""
+    """The legs under way on one worker, and when something last came on one. Memory: a cell per row."""
 
-    everyone: memoryview  # a cell per row
-    own: memoryview  # the one cell that this process may write
+    legs: memoryview
+    own_legs: memoryview  # the one cell that this process may write
+    heard_us: memoryview  # of `time.monotonic()`, which is the same in all processes
+    own_heard_us: memoryview
 
 
 class Rows:
     """All rows. Whoever writes to one knows its index from the supervisor; only the supervisor folds."""
 
     def __init__(self, fd: int, layout: Layout, workers: int, count: int) -> None:
-        """Maps the memory behind `fd`, which `create` made for the same arguments."""
+        """Maps the memory behind `fd`, which `create` made for the same arguments.
+
+        `workers` is how many slots there are for them.
+        """
         self.fd = fd
         self.count = count
         self._layout = layout
+        self._workers = workers
         self._upstream = layout.size
         self._legs = self._upstream + len(_UPSTREAM)
-        self._end = self._legs + workers
+        self._heard = self._legs + workers
         self.row_size = row_size(layout, workers)
         self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
         self._counters = [
@@ -75,8 +85,13 @@ class Rows:
             self._cells[cell] = value
 
     def loads(self, row: int) -> list[SharedLoad]:
-        """For each worker its legs, as the writer of `row` needs them."""
-        return [self._load(row, cell) for cell in range(self._legs, self._end)]
+        """For each worker's slot what the writer of `row` needs."""
+        return [
+            SharedLoad(*self._cell(row, legs), *self._cell(row, heard))
+            for legs, heard in zip(
+                range(self._legs, self._heard), range(self._heard, self._heard + self._workers), strict=True
+            )
+        ]
 
     def in_flight(self, row: int) -> int:
         """Requests that the writer of `row` is serving."""
@@ -85,9 +100,10 @@ class Rows:
     def _row(self, row: int) -> memoryview:
         return self._cells[row * self.row_size : (row + 1) * self.row_size]
 
-    def _load(self, row: int, cell: int) -> SharedLoad:
+    def _cell(self, row: int, cell: int) -> tuple[memoryview, memoryview]:
+        """In all rows, and in one."""
         own = row * self.row_size + cell
-        return SharedLoad(self._cells[cell :: self.row_size], self._cells[own : own + 1])
+        return self._cells[cell :: self.row_size], self._cells[own : own + 1]
 
     # --- all rows -------------------------------------------------------------------------------
 
@@ -113,7 +129,7 @@ class Rows:
 
 def row_size(layout: Layout, workers: int) -> int:
     """In cells."""
-    cells = layout.size + len(_UPSTREAM) + workers
+    cells = layout.size + len(_UPSTREAM) + 2 * workers
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line
 

@@ -23,11 +23,11 @@ from orchestrator.child import Child, describe_exit
 from orchestrator.config import Config
 from orchestrator.control import admin_app
 from orchestrator.endpoints import ENDPOINTS
-from orchestrator.health import Prober
+from orchestrator.health import HttpProbe, Prober
 from orchestrator.ids import IdSource
 from orchestrator.membership import Publisher
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.rows import BASE, Rows
+from orchestrator.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.serving import StartError, admin_server, bound, load_keys, on_signals
 from orchestrator.telemetry import Layout
 from orchestrator.topology import worker_addresses
@@ -106,14 +106,22 @@ class Supervisor:
         self.keys = load_keys(config.orchestrator)
         self.layout = Layout(models, ENDPOINTS)
         # The base, and for each place one that serves and one that retires.
-        self._rows = Rows.create(self.layout, len(addresses), 1 + 2 * len(self._places))
+        slots = len(addresses) + SPARE_WORKERS
+        self._rows = Rows.create(self.layout, slots, 1 + 2 * len(self._places))
         self._free_rows: asyncio.Queue[int] = asyncio.Queue()
         for row in range(BASE + 1, self._rows.count):
             self._free_rows.put_nowait(row)
-        registry = Registry(addresses, models, transport, self._rows.loads(BASE))
-        self._registry = registry
-        self._publisher = Publisher(registry)
-        self._prober = Prober(registry, credential=credential)
+        self.registry = Registry(
+            addresses,
+            models,
+            transport,
+            self._rows.loads(BASE),
+            health=config.health,
+            random=self.random,
+        )
+        self._publisher = Publisher(self.registry)
+        self._probe = HttpProbe(credential)
+        self._prober = Prober(self.registry, self._probe, config.health, random=self.random)
         self._listener = listener
         self._started = time.time()
         self._children: dict[Child, asyncio.Task[None]] = {}  # with the task that watches each
@@ -131,6 +139,7 @@ class Supervisor:
             self._listener.close()  # who connects now is refused, as soon as all processes have closed it too
             await self._end_all(stop.hurry)
             await self._prober.aclose()
+            await self._probe.aclose()
             self._rows.close()
 
     # --- for the admin pages --------------------------------------------------------------------
@@ -139,7 +148,7 @@ class Supervisor:
         return self._rows.counts()
 
     def workers(self) -> Sequence[WorkerStatus]:
-        return self._registry.statuses()
+        return self.registry.statuses()
 
     def upstream(self) -> UpstreamStats:
         return self._rows.upstream()

@@ -1,218 +1,67 @@
-"""Worker handles: who they are, what state they are in, how busy they are.
+"""The registry: all workers, what happens to them, and for each model those that take requests.
 
-Everything here is changed on the event loop only: states by `health.py` and by a leg that was refused,
-counts by leases. Where several processes serve, states come from the supervisor (`membership.py`), and a
-worker's legs are counted over all of them.
+States change here only, as `states.py` has them: by what probes say (`health.py`), by what legs see, and
+by the operator. Where several processes serve, the supervisor's registry decides, and those of the
+processes follow (`membership.py`); what their legs see they act upon at once, and report.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from enum import StrEnum
-from types import TracebackType
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
 
-import msgspec
-
+from orchestrator.config import HealthConfig
+from orchestrator.errors import Conflict
+from orchestrator.handles import (
+    NEVER,
+    Lease,
+    OwnWorker,
+    SharedLease,
+    SharedWorker,
+    Standing,
+    Worker,
+    WorkerStatus,
+)
+from orchestrator.pools import Pools
 from orchestrator.rows import SharedLoad
+from orchestrator.states import (
+    FULL_SERVICE,
+    IN_SERVICE,
+    ON_SUSPICION,
+    REACHABLE,
+    Event,
+    WorkerState,
+    next_state,
+)
 from orchestrator.topology import WorkerAddress
-from orchestrator.transport.base import Origin
-from orchestrator.wire.codec import CODECS, JSON, Codec
-from orchestrator.wire.info import Role, TokenIds, WorkerInfo
+from orchestrator.wire.codec import CODECS, JSON
+from orchestrator.wire.info import TokenIds, WorkerInfo
 
+__all__ = [
+    "Event",
+    "Lease",
+    "OwnWorker",
+    "Pools",
+    "Registry",
+    "SharedLease",
+    "SharedWorker",
+    "Standing",
+    "Worker",
+    "WorkerState",
+    "WorkerStatus",
+]
 
-class WorkerState(StrEnum):
-    """A worker takes requests only in READY."""
+SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
+CLOCK_ERROR_S = 0.01  # timeouts of the event loop may come early by as much as its clock's grain
 
-    STARTING = "starting"  # never answered a probe yet
-    READY = "ready"
-    GONE = "gone"  # answered before, refuses or fails now; probes bring it back
-
-
-_NEXT: dict[WorkerState, frozenset[WorkerState]] = {
-    WorkerState.STARTING: frozenset({WorkerState.READY}),
-    WorkerState.READY: frozenset({WorkerState.GONE}),
-    WorkerState.GONE: frozenset({WorkerState.READY}),
-}
-
-
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a worker, apart from its load: the same in all processes, but for moments."""
-
-    name: str
-    state: WorkerState
-    epoch: int  # how often it has become ready: tells a refusal from before its return
-    info: WorkerInfo | None
-    max_model_len: int | None
-    last_error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker at one moment, for the admin API and the metrics."""
-
-    address: WorkerAddress
-    state: WorkerState
-    in_flight: int  # legs that hold a lease on this worker now
-    info: WorkerInfo | None  # None until announced, and for workers without our plugin
-    max_model_len: int | None
-    last_error: str | None
-
-
-class Worker(ABC):
-    """One worker. `in_flight` is changed by leases only, everything else by the registry only."""
-
-    __slots__ = (
-        "address",
-        "codec",
-        "distrusted_epoch",
-        "epoch",
-        "info",
-        "last_error",
-        "max_model_len",
-        "name",
-        "origin",
-        "proven_epoch",
-        "state",
-        "token_ids",
-    )
-
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None) -> None:
-        self.address = address
-        self.name = address.name
-        self.origin = Origin(address.host, address.port, tls)
-        self.state = WorkerState.STARTING
-        self.epoch = 0
-        self.info: WorkerInfo | None = None
-        self.codec: Codec = JSON
-        self.token_ids: tuple[TokenIds, ...] = ()  # forms that it gives and takes, the best first
-        self.proven_epoch = -1  # in which it took a leg in the form that it announced
-        self.distrusted_epoch = -1  # in which it refused one
-        self.max_model_len: int | None = None
-        self.last_error: str | None = None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} {self.state} in_flight={self.in_flight}>"
-
-    @property
-    @abstractmethod
-    def in_flight(self) -> int:
-        """Legs under way on this worker."""
-
-    @abstractmethod
-    def lease(self) -> AbstractContextManager[Worker]:
-        """A place on this worker, held for the length of a leg."""
-
-    def standing(self) -> Standing:
-        return Standing(
-            name=self.name,
-            state=self.state,
-            epoch=self.epoch,
-            info=self.info,
-            max_model_len=self.max_model_len,
-            last_error=self.last_error,
-        )
-
-    def status(self) -> WorkerStatus:
-        return WorkerStatus(
-            self.address, self.state, self.in_flight, self.info, self.max_model_len, self.last_error
-        )
-
-
-class OwnWorker(Worker):
-    """A worker that only this process sends to."""
-
-    __slots__ = ("_lease", "in_flight")
-    in_flight: int
-
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None) -> None:
-        super().__init__(address, tls)
-        self.in_flight = 0
-        self._lease = Lease(self)
-
-    def lease(self) -> Lease:
-        return self._lease
-
-
-class Lease:
-    """Counts one leg on a worker between enter and exit. One for all legs: it holds nothing else."""
-
-    __slots__ = ("_worker",)
-
-    def __init__(self, worker: OwnWorker) -> None:
-        self._worker = worker
-
-    def __enter__(self) -> Worker:
-        self._worker.in_flight += 1
-        return self._worker
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._worker.in_flight -= 1
-
-
-class SharedWorker(Worker):
-    """A worker that several processes send to: `in_flight` counts the legs of all."""
-
-    __slots__ = ("_everyone", "_lease", "own_legs")
-
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, load: SharedLoad) -> None:
-        super().__init__(address, tls)
-        self._everyone = load.everyone
-        self.own_legs = load.own  # one cell, changed by leases only
-        self._lease = SharedLease(self)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(self._everyone)
-
-    def lease(self) -> SharedLease:
-        return self._lease
-
-
-class SharedLease:
-    """`Lease` where others count too."""
-
-    __slots__ = ("_worker",)
-
-    def __init__(self, worker: SharedWorker) -> None:
-        self._worker = worker
-
-    def __enter__(self) -> Worker:
-        self._worker.own_legs[0] += 1
-        return self._worker
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._worker.own_legs[0] -= 1
-
-
-class Pools:
-    """The workers of one model that take requests now, by role. Tuples are replaced, never changed."""
-
-    __slots__ = ("both", "decode", "model", "prefill")
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.prefill: tuple[Worker, ...] = ()
-        self.decode: tuple[Worker, ...] = ()
-        self.both: tuple[Worker, ...] = ()
-
-    def problem(self) -> str | None:
-        """Why no request for this model can be served now; None if there is a whole path."""
-        if self.both or (self.prefill and self.decode):
-            return None
-        missing = [role for role in ("prefill", "decode") if not getattr(self, role)]
-        return f"no {' and no '.join(missing)} worker is ready"
+Watch = Callable[[Worker], None]
 
 
 class Registry:
-    """All workers, and for each model those that are ready."""
+    """All workers, and for each model those that take requests."""
 
     def __init__(
         self,
@@ -220,16 +69,42 @@ class Registry:
         models: Iterable[str],
         transport: str,
         loads: Sequence[SharedLoad] | None = None,
+        *,
+        health: HealthConfig | None = None,
+        prefills_locally: bool = True,
+        time: Callable[[], float] = time.monotonic,
+        random: Random | None = None,
     ) -> None:
         """`transport` is what the orchestrator may send: json, orjson or msgpack.
 
-        `loads`, one per address, are given where other processes send to the same workers.
+        `loads` are given where other processes send to the same workers: one per address, and as many more
+        as workers can be added. `prefills_locally`: decode workers do, when no prefill worker is left.
+        `random` is for jitter.
         """
         self._transport = transport
-        self.workers = _workers(addresses, loads)
-        self.pools = {model: Pools(model) for model in models}
-        self._on_gone: list[Callable[[Worker], None]] = []
+        self._loads = loads
+        self._health = health or HealthConfig()
+        self._time = time
+        self._random = random or Random()  # noqa: S311  # no secret
+        self._tls: ssl.SSLContext | None = None
+        self.workers: tuple[Worker, ...] = ()  # replaced, never changed
+        self.pools = {
+            model: Pools(
+                model,
+                slow_start_s=self._health.slow_start_s,
+                prefills_locally=prefills_locally,
+                time=time,
+            )
+            for model in models
+        }
+        self._on_gone: list[Watch] = []
+        self._on_doubt: list[Watch] = []
+        self._on_added: list[Watch] = []
+        self._on_removed: list[Watch] = []
+        self._on_move: list[Callable[[Worker, Event], None]] = []
         self._on_change: list[Callable[[], None]] = []
+        for slot, address in enumerate(addresses):
+            self._admit(self._made(address, slot))
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self.workers)
@@ -237,13 +112,36 @@ class Registry:
     def standings(self) -> tuple[Standing, ...]:
         return tuple(worker.standing() for worker in self.workers)
 
-    def on_gone(self, callback: Callable[[Worker], None]) -> None:
-        """`callback` is called, from the event loop, each time a worker stops taking requests."""
+    def find(self, name: str) -> Worker | None:
+        return next((worker for worker in self.workers if worker.name == name), None)
+
+    # --- who wants to know ----------------------------------------------------------------------
+
+    def on_gone(self, callback: Watch) -> None:
+        """`callback` is called for each worker that falls out of service: gone or ejected."""
         self._on_gone.append(callback)
 
+    def on_doubt(self, callback: Watch) -> None:
+        """`callback` is called when something other than a probe has made a worker suspect: probe it now."""
+        self._on_doubt.append(callback)
+
+    def on_added(self, callback: Watch) -> None:
+        """`callback` is called for each worker that comes in later."""
+        self._on_added.append(callback)
+
+    def on_removed(self, callback: Watch) -> None:
+        """`callback` is called for each worker that is not known any more."""
+        self._on_removed.append(callback)
+
+    def on_move(self, callback: Callable[[Worker, Event], None]) -> None:
+        """`callback` is called with what has changed a worker's state here; not for what was adopted."""
+        self._on_move.append(callback)
+
     def on_change(self, callback: Callable[[], None]) -> None:
-        """`callback` is called, from the event loop, whenever a standing may have changed."""
+        """`callback` is called whenever a standing may have changed."""
         self._on_change.append(callback)
+
+    # --- what a worker announces ----------------------------------------------------------------
 
     def announce(self, worker: Worker, info: WorkerInfo | None, max_model_len: int | None) -> None:
         """Note what a worker says of itself; None for one without our plugin, which gets plain JSON."""
@@ -262,72 +160,297 @@ class Registry:
         worker.distrusted_epoch = worker.epoch
         self.announce(worker, worker.info, worker.max_model_len)
 
+    # --- what probes see ------------------------------------------------------------------------
+
     def mark_ready(self, worker: Worker) -> None:
+        """A probe found it well: ready, or on trial if it was ejected."""
+        worker.answered = self._time()
         worker.last_error = None
-        if worker.state is not WorkerState.READY:
-            worker.epoch += 1
-            self._move(worker, WorkerState.READY)
-        self._tell_change()
+        self._note(worker, Event.ANSWERED)
+
+    def note_failed(self, worker: Worker, why: str) -> None:
+        """A probe found it ill, or was cut off."""
+        worker.last_error = why
+        self._note(worker, Event.FAILED)
+
+    def note_missed(self, worker: Worker, asked: float) -> None:
+        """A probe begun at `asked` got no answer in its time.
+
+        That means nothing while a leg brings bytes: an API server can be too busy for probes.
+        """
+        if worker.heard > asked and worker.state in IN_SERVICE:
+            return
+        worker.last_error = "no answer to a probe"
+        is_silent = self._time() >= self.verdict_at(worker) - CLOCK_ERROR_S
+        self._note(worker, Event.SILENT if is_silent else Event.MISSED)
+
+    def verdict_at(self, worker: Worker) -> float:
+        """When a worker that gives no sign of life from now on is ejected for its silence."""
+        silence_s = self._health.silence_s
+        if worker.state is not WorkerState.SUSPECT:
+            return max(worker.answered, worker.heard) + silence_s
+        if worker.heard > worker.doubted:
+            return max(worker.verdict_at, worker.heard + silence_s)
+        return worker.verdict_at
+
+    # --- what legs see --------------------------------------------------------------------------
 
     def mark_gone(self, worker: Worker, why: str) -> None:
-        """A worker that refused, or failed its probe, takes no more requests until a probe succeeds."""
+        """A connection was refused, or the process has ended: no suspicion. A probe brings it back."""
         worker.last_error = why
-        if worker.state is WorkerState.READY:
-            self._move(worker, WorkerState.GONE)
-            for callback in self._on_gone:
-                callback(worker)
-        self._tell_change()
+        self._note(worker, Event.REFUSED)
 
-    def adopt(self, worker: Worker, standing: Standing) -> None:
-        """Take over what the process that probes knows; states that lay in between are not seen.
+    def note_lost(self, worker: Worker, epoch: int, why: str) -> None:
+        """A leg that began in `epoch` was reset or cut short; what was before its return is no news."""
+        if epoch == worker.epoch:
+            worker.last_error = why
+            self._note(worker, Event.LOST)
 
-        A worker that was ready before it refused us stays gone: that standing is older than the refusal.
+    def note_error(self, worker: Worker) -> None:
+        """A leg was answered with a 5xx. Whoever sees one succeed sets `failures` to 0."""
+        worker.failures += 1
+        if worker.failures >= self._health.consecutive_errors or worker.state is WorkerState.PROBING:
+            worker.last_error = f"answered {worker.failures} legs in a row with a 5xx"
+            self._note(worker, Event.ERRED)
+
+    def note_seen(self, worker: Worker, epoch: int, event: Event, why: str | None) -> None:
+        """What another process has seen of a worker in `epoch`."""
+        if epoch == worker.epoch:
+            worker.last_error = why
+            self._note(worker, event)
+
+    async def settle_forever(self) -> None:
+        """Notice what no call tells of, until cancelled; see `settle`."""
+        while True:
+            await asyncio.sleep(SETTLE_S)
+            self.settle()
+
+    def settle(self) -> None:
+        """End trials that succeeded, and let workers go that were to leave and are free."""
+        for worker in self.workers:
+            if worker.state is WorkerState.PROBING and not worker.failures:
+                self._note(worker, Event.PROVEN)
+            if worker.is_leaving and not worker.in_flight:
+                self._drop(worker)
+
+    # --- what the operator wants ----------------------------------------------------------------
+
+    def drain(self, worker: Worker) -> None:
+        """No new legs for it; those under way go on. Holds until `undrain`, also if it is restarted."""
+        worker.is_drained = True
+        self._note(worker, Event.DRAIN)
+
+    def undrain(self, worker: Worker) -> None:
+        """Let it serve again: at once as the last of its pool, else when a probe has found it well.
+
+        Raises `Conflict` if it is to be removed.
         """
-        is_outdated = worker.state is WorkerState.GONE and standing.epoch <= worker.epoch
-        if is_outdated and standing.state is WorkerState.READY:
+        if worker.is_leaving:
+            raise Conflict(f"{worker.name} is being removed")
+        worker.is_drained = False
+        self._note(worker, Event.UNDRAIN)
+
+    def add(self, address: WorkerAddress) -> Worker:
+        """Take in another worker; it serves once a probe has found it well.
+
+        Raises `Conflict` if it is there already, or if shared memory has no place for it.
+        """
+        key = (address.model, address.role, address.url)
+        for worker in self.workers:
+            if worker.name == address.name or key == _key(worker):
+                raise Conflict(f"there is {worker.name} at {worker.address.url} already")
+        worker = self._made(address, self._free_slot())
+        self._admit(worker)
+        self._tell(self._on_added, worker)
+        self._tell_change()
+        return worker
+
+    def remove(self, worker: Worker) -> None:
+        """Drain it, and forget it once its legs have ended; `settle` sees to that."""
+        worker.is_leaving = True
+        self.drain(worker)
+
+    # --- what another registry decides ----------------------------------------------------------
+
+    def follow(self, standings: Sequence[Standing]) -> None:
+        """Take over what the process that probes knows: who is there, and how each is."""
+        known = {(worker.slot, worker.address): worker for worker in self.workers}
+        for standing in standings:
+            worker = known.pop((standing.slot, standing.address), None)
+            if worker is None:
+                worker = self._made(standing.address, standing.slot)
+                self._admit(worker)
+            self._adopt(worker, standing)
+        for worker in known.values():
+            self._drop(worker)
+
+    def _adopt(self, worker: Worker, standing: Standing) -> None:
+        """States that lay in between are not seen.
+
+        A worker that served before it refused us stays gone: that standing is older than the refusal.
+        """
+        before = worker.state
+        is_outdated = before is WorkerState.GONE and standing.epoch <= worker.epoch
+        if is_outdated and standing.state in FULL_SERVICE:
             return
+        if standing.epoch != worker.epoch or standing.state is not before:
+            worker.failures = int(standing.state is WorkerState.PROBING)
         worker.epoch = standing.epoch
         self.announce(worker, standing.info, standing.max_model_len)
         worker.last_error = standing.last_error
+        worker.is_drained = standing.is_drained
+        worker.warm_from = standing.warm_from
         worker.state = standing.state
-        self._refresh(self.pools[worker.address.model])
+        self._refresh(worker.address.model)
+        self._tell_if_gone(worker, before)
+
+    # --- moves ----------------------------------------------------------------------------------
+
+    def _note(self, worker: Worker, event: Event) -> None:
+        """Move a worker as the table has it, and all that follows from it."""
+        before = worker.state
+        after = next_state(before, event)
+        if after is WorkerState.EJECTED and not self._may_be_out(worker):
+            after = WorkerState.SUSPECT
+        if after is WorkerState.EJECTED and (before is not after or event in _PROBED_ILL):
+            self._put_off(worker)
+        if after is not before:
+            worker.state = after
+            self._begin(worker, before, event)
+            self._refresh(worker.address.model)
+            for callback in self._on_move:
+                callback(worker, event)
+            self._tell_if_gone(worker, before)
+            self._follow_up(worker, event)
+        self._tell_change()
+
+    def _begin(self, worker: Worker, before: WorkerState, event: Event) -> None:
+        """Set what belongs to the state that a worker has just come to."""
+        now = self._time()
+        if before not in IN_SERVICE and worker.state in IN_SERVICE:
+            worker.epoch += 1
+        if before not in FULL_SERVICE and worker.state in FULL_SERVICE:
+            is_cold = before is not WorkerState.STARTING or self._has_elder(worker, now)
+            worker.warm_from = now if is_cold else NEVER
+            worker.credit = 0.0
+            worker.serves_since = now
+        if worker.state is WorkerState.SUSPECT:
+            worker.doubted = now
+            worker.verdict_at = self._first_verdict(worker, event, now)
+        elif worker.state is not WorkerState.EJECTED:
+            # On trial, only a leg that succeeds sets this to 0.
+            worker.failures = int(worker.state is WorkerState.PROBING)
+
+    def _first_verdict(self, worker: Worker, event: Event, now: float) -> float:
+        if event is Event.MISSED:
+            return max(worker.answered, worker.heard) + self._health.silence_s
+        is_seen_ill = event in (Event.LOST, Event.FAILED)
+        return now + (self._health.suspect_s if is_seen_ill else self._health.silence_s)
+
+    def _follow_up(self, worker: Worker, event: Event) -> None:
+        if worker.state is WorkerState.READY and worker.is_drained:
+            self._note(worker, Event.DRAIN)
+        elif worker.state is WorkerState.SUSPECT and event not in _PROBED_ILL:
+            self._tell(self._on_doubt, worker)
+        self._call_back(_key(worker)[:2])
+
+    def _put_off(self, worker: Worker) -> None:
+        """Set when an ejected worker is asked again: the later, the more often it has failed in a row."""
+        health, now = self._health, self._time()
+        if worker.state in FULL_SERVICE and now - worker.serves_since > health.eject_max_s:
+            worker.ejections = 0
+        delay_s = min(health.eject_s * 2**worker.ejections, health.eject_max_s)
+        worker.ejections += 1
+        worker.retry_at = now + delay_s * self._random.uniform(0.5, 1.0)
+
+    # --- never more than half of a pool ---------------------------------------------------------
+
+    def _may_be_out(self, worker: Worker) -> bool:
+        reachable = [w for w in self._pool(_key(worker)[:2]) if w.state in REACHABLE]
+        others_out = sum(w.state in ON_SUSPICION and w is not worker for w in reachable)
+        return others_out + 1 <= len(reachable) // 2
+
+    def _call_back(self, pool: tuple[str, str]) -> None:
+        """Use ejected workers again if too few others are left, the one that fails least first."""
+        reachable = [w for w in self._pool(pool) if w.state in REACHABLE]
+        out = sorted((w for w in reachable if w.state in ON_SUSPICION), key=lambda w: w.ejections)
+        if len(out) > len(reachable) // 2:
+            self._note(out[0], Event.NEEDED)
+
+    def _has_elder(self, worker: Worker, now: float) -> bool:
+        """Whether another one of its pool has served for so long that a new one would be far emptier."""
+        return any(
+            other.state in FULL_SERVICE and now - other.serves_since >= self._health.slow_start_s
+            for other in self._pool(_key(worker)[:2])
+            if other is not worker
+        )
+
+    def _pool(self, key: tuple[str, str]) -> list[Worker]:
+        return [worker for worker in self.workers if _key(worker)[:2] == key]
+
+    # --- members --------------------------------------------------------------------------------
+
+    def _made(self, address: WorkerAddress, slot: int) -> Worker:
+        tls = self._tls_context() if address.url.startswith("https:") else None
+        if self._loads is None:
+            return OwnWorker(address, tls, slot)
+        return SharedWorker(address, tls, slot, self._loads[slot])
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """One for all workers: making it reads all trusted certificates."""
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    def _free_slot(self) -> int:
+        """One that nobody counts in, not even a process that has not heard of a removal yet."""
+        taken = {worker.slot for worker in self.workers}
+        if self._loads is None:
+            return max(taken, default=-1) + 1
+        for slot, load in enumerate(self._loads):
+            if slot not in taken and not any(load.legs):
+                return slot
+        raise Conflict(f"there are {len(taken)} workers, and no more can be added: restart with a new config")
+
+    def _admit(self, worker: Worker) -> None:
+        self.workers = (*self.workers, worker)
+
+    def _drop(self, worker: Worker) -> None:
+        self.workers = tuple(other for other in self.workers if other is not worker)
+        self._refresh(worker.address.model)
+        self._tell(self._on_removed, worker)
+        self._call_back(_key(worker)[:2])
+        self._tell_change()
+
+    def _refresh(self, model: str) -> None:
+        self.pools[model].fill(worker for worker in self.workers if worker.address.model == model)
+
+    # --- telling --------------------------------------------------------------------------------
+
+    def _tell_if_gone(self, worker: Worker, before: WorkerState) -> None:
+        if before in IN_SERVICE and worker.state not in IN_SERVICE:
+            self._tell(self._on_gone, worker)
+
+    def _tell(self, callbacks: Iterable[Watch], worker: Worker) -> None:
+        for callback in callbacks:
+            callback(worker)
 
     def _tell_change(self) -> None:
         for callback in self._on_change:
             callback()
 
-    def _move(self, worker: Worker, state: WorkerState) -> None:
-        if state not in _NEXT[worker.state]:
-            raise RuntimeError(f"{worker.name} cannot go from {worker.state} to {state}")
-        worker.state = state
-        self._refresh(self.pools[worker.address.model])
 
-    def _refresh(self, pools: Pools) -> None:
-        pools.prefill, pools.decode, pools.both = (self._ready(pools.model, role) for role in _ROLES)
-
-    def _ready(self, model: str, role: Role) -> tuple[Worker, ...]:
-        return tuple(
-            worker
-            for worker in self.workers
-            if worker.state is WorkerState.READY
-            and (worker.address.model, worker.address.role) == (model, role)
-        )
+def _key(worker: Worker) -> tuple[str, str, str]:
+    address = worker.address
+    return address.model, address.role, address.url
 
 
-def _workers(addresses: Sequence[WorkerAddress], loads: Sequence[SharedLoad] | None) -> tuple[Worker, ...]:
-    is_https = [address.url.startswith("https:") for address in addresses]
-    tls = ssl.create_default_context() if any(is_https) else None  # reads all certificates: 30 ms
-    contexts = [tls if is_secure else None for is_secure in is_https]
-    if loads is None:
-        return tuple(map(OwnWorker, addresses, contexts))
-    parts = zip(addresses, contexts, loads, strict=True)
-    return tuple(SharedWorker(address, context, load) for address, context, load in parts)
-
+# Probes that show an ejected worker to be ill still; what late legs tell of it is no news.
+_PROBED_ILL = frozenset({Event.FAILED, Event.MISSED, Event.SILENT})
 
 # Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
-_ID_FORMS: dict[str, tuple[TokenIds, ...]] = {
+_ID_FORMS: Mapping[str, tuple[TokenIds, ...]] = {
     "json": ("list",),
     "orjson": ("base64", "list"),
     "msgpack": ("bin", "base64", "list"),
 }
-_ROLES: tuple[Role, Role, Role] = ("prefill", "decode", "both")

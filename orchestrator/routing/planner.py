@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from orchestrator.config import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing import POLICIES
 from orchestrator.workers import Pools, Worker
+
+NO_PREFILL = "no prefill worker is ready: the decode worker prefills"
 
 
 class Plan(msgspec.Struct):
@@ -22,26 +26,29 @@ class Planner:
     """Plans for one model. Synchronous: nothing may happen between its look at the workers and the leases."""
 
     def __init__(self, routing: RoutingConfig) -> None:
-        self._disaggregates = routing.disaggregate == "always"
+        self._disaggregates = routing.disaggregate != "never"
+        self._is_strict = routing.disaggregate == "strict"
         self._prefill = POLICIES[routing.prefill]()
         self._decode = POLICIES[routing.decode]()
         self._whole = POLICIES[routing.decode]()
 
-    def plan(self, pools: Pools, whole_reason: str | None) -> Plan:
-        """`whole_reason` says why the request cannot go in two legs. Raises `Unavailable`."""
+    def plan(self, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()) -> Plan:
+        """`whole_reason` says why the request cannot go in two legs. Workers in `avoid` are chosen only if
+        there is no other. Raises `Unavailable`.
+        """
         if whole_reason is None and not self._disaggregates:
             whole_reason = "disaggregation is off"
-        if whole_reason is not None:
-            return Plan(None, self._one_worker(pools), whole_reason)
-        if pools.prefill and pools.decode:
-            decode = self._decode.choose(pools.decode)
-            return Plan(self._prefill.choose(pools.prefill), decode, self._decode.reason)
-        if pools.both:
-            return Plan(None, self._whole.choose(pools.both), "no separate pools are ready")
-        raise Unavailable(f"{pools.problem()} for the model '{pools.model}'")
-
-    def _one_worker(self, pools: Pools) -> Worker:
-        """A worker that does both; else a decode worker, which can prefill for itself."""
-        if candidates := pools.both or pools.decode:
-            return self._whole.choose(candidates)
-        raise Unavailable(f"no decode worker is ready for the model '{pools.model}'")
+        prefill, decode, both = pools.prefill, pools.decode, pools.both
+        if avoid or not pools.is_steady:
+            prefill = pools.candidates("prefill", avoid)
+            decode = pools.candidates("decode", avoid)
+            both = pools.candidates("both", avoid)
+        if whole_reason is None and prefill and decode:
+            chosen = self._decode.choose(decode)
+            return Plan(self._prefill.choose(prefill), chosen, self._decode.reason)
+        if both:
+            return Plan(None, self._whole.choose(both), whole_reason or "no separate pools are ready")
+        if decode and (whole_reason is not None or not self._is_strict):
+            return Plan(None, self._whole.choose(decode), whole_reason or NO_PREFILL)
+        missing = pools.missing() if whole_reason is None else "no decode worker is ready"
+        raise Unavailable(f"{missing} for the model '{pools.model}'")

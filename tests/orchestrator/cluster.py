@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
 
+from orchestrator.config import HealthConfig
 from orchestrator.topology import WorkerAddress
 from orchestrator.wire.info import Role
 from orchestrator.workers import Registry, Worker
@@ -25,10 +28,28 @@ def address(
     )
 
 
-def registry_of(counts: Mapping[Role, int], *, transport: str = "json", ready: bool = True) -> Registry:
-    """One model `m` with so many workers of each role."""
+class Clock:
+    """A time that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def registry_of(
+    counts: Mapping[Role, int],
+    *,
+    transport: str = "json",
+    ready: bool = True,
+    clock: Clock | None = None,
+    **health: Any,
+) -> Registry:
+    """One model `m` with so many workers of each role. `health` as in the config."""
     addresses = [address(role, index) for role, count in counts.items() for index in range(count)]
-    registry = Registry(addresses, ["m"], transport)
+    config = HealthConfig.model_validate(health)
+    registry = Registry(addresses, ["m"], transport, health=config, time=clock or Clock(), random=Random(1))
     if ready:
         for worker in registry.workers:
             registry.mark_ready(worker)

@@ -8,16 +8,20 @@ import msgspec
 
 from orchestrator.auth import Key
 from orchestrator.channel import Channel, Cut, Replaced, Serving, Start, Stop, ToProcess, ToSupervisor
-from orchestrator.membership import Refused, Snapshot
+from orchestrator.membership import Report, Snapshot
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers import Standing, WorkerState
+from orchestrator.workers import Event, Standing, WorkerState
+from tests.orchestrator.cluster import address
 
 Ends = Callable[[Channel[ToSupervisor], Channel[ToProcess]], Awaitable[None]]
 
 STANDING = Standing(
-    name="m/decode/0",
+    address=address("decode", 0),
+    slot=2,
     state=WorkerState.READY,
     epoch=3,
+    is_drained=False,
+    warm_from=float("-inf"),
     info=WorkerInfo(role="decode", model="m", decodes=["json"], engine="sim", engine_version="1"),
     max_model_len=4096,
     last_error=None,
@@ -51,7 +55,7 @@ def over_a_socketpair(scenario: Ends) -> None:
 
 def test_messages_arrive_whole_and_in_order() -> None:
     down = [START, Snapshot(2, (STANDING,) * 5000), Replaced(), Stop(), Cut()]
-    up = [Serving(), Refused("m/decode/0", 3, "refused")]
+    up = [Serving(), Report("m/decode/0", 3, Event.REFUSED, "refused")]
 
     async def scenario(supervisor: Channel[ToSupervisor], process: Channel[ToProcess]) -> None:
         for message in down:

@@ -65,7 +65,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "disaggregate auto does not exist yet": (
         f"{GOOD}routing:\n  disaggregate: auto",
-        ["c.yaml:6:3: disaggregate: 'auto' is not possible (allowed: always, never)"],
+        ["c.yaml:6:3: disaggregate: 'auto' is not possible (allowed: always, strict, never)"],
     ),
     "no is a text": (
         f"{GOOD}orchestrator: {{log: {{access: no}}}}",

@@ -13,7 +13,7 @@ from orchestrator.config import Config
 from orchestrator.data_process import in_pieces, pieces, rows_of
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.membership import Snapshot
-from orchestrator.rows import Rows
+from orchestrator.rows import SPARE_WORKERS, Rows
 from orchestrator.serving import StartError
 from orchestrator.telemetry import Layout
 
@@ -24,7 +24,7 @@ CONFIG = Config.model_validate({"models": [{"name": "m", "both": {"urls": ["http
 
 @pytest.fixture
 def rows() -> Iterator[Rows]:
-    made = Rows.create(Layout(["m"], ENDPOINTS), 1, 3)
+    made = Rows.create(Layout(["m"], ENDPOINTS), 1 + SPARE_WORKERS, 3)
     yield made
     made.close()
 

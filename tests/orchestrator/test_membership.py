@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import asyncio
 
-from orchestrator.membership import Follower, Publisher, Refused, Snapshot
-from orchestrator.workers import Registry, WorkerState
+from orchestrator.membership import Follower, Publisher, Report, Snapshot
+from orchestrator.workers import Event, Registry, WorkerState
 from tests.orchestrator.cluster import names, registry_of
 
 
@@ -12,9 +12,9 @@ def supervisor() -> tuple[Registry, Publisher]:
     return registry, Publisher(registry)
 
 
-def process() -> tuple[Registry, Follower, list[Refused]]:
+def process() -> tuple[Registry, Follower, list[Report]]:
     registry = registry_of({"prefill": 1, "decode": 2}, ready=False)
-    reports: list[Refused] = []
+    reports: list[Report] = []
     return registry, Follower(registry, reports.append), reports
 
 
@@ -98,7 +98,7 @@ def test_a_worker_that_refuses_one_process_is_gone_for_all() -> None:
 def test_a_refusal_from_before_the_return_counts_no_more() -> None:
     async def scenario() -> None:
         source, publisher = supervisor()
-        late = Refused("m/decode/0", source.workers[1].epoch, "refused")
+        late = Report("m/decode/0", source.workers[1].epoch, Event.REFUSED, "refused")
         publisher.note(late)
         source.mark_ready(source.workers[1])
         publisher.note(late)

@@ -49,14 +49,14 @@ def test_rows_add_up(rows: Rows) -> None:
 def test_folding_keeps_counters_and_drops_what_was_in_flight(rows: Rows) -> None:
     serve(Telemetry(LAYOUT, rows.telemetry(1)), 2, open_=2)
     rows.note_upstream(1, UpstreamStats(idle=1, busy=2, connects=3, reuses=4, retries=5))
-    rows.loads(1)[0].own[0] += 1
+    rows.loads(1)[0].own_legs[0] += 1
     before = rows.counts()
     rows.fold(1)
     after = rows.counts()
     assert [after[cell] for cell in LAYOUT.counters] == [before[cell] for cell in LAYOUT.counters]
     assert sum(after[: LAYOUT.requests]) == 0
     assert rows.upstream() == UpstreamStats(idle=0, busy=0, connects=3, reuses=4, retries=5)
-    assert [sum(load.everyone) for load in rows.loads(BASE)] == [0] * WORKERS
+    assert [sum(load.legs) for load in rows.loads(BASE)] == [0] * WORKERS
 
 
 def test_a_row_is_used_again_after_folding(rows: Rows) -> None:
@@ -83,10 +83,10 @@ def test_counters_never_fall(steps: list[tuple[str, int]]) -> None:
 
 def test_each_process_sees_the_legs_of_all_and_changes_its_own(rows: Rows) -> None:
     one, two = rows.loads(1), rows.loads(2)
-    one[1].own[0] += 2
-    two[1].own[0] += 3
-    two[2].own[0] += 1
-    assert [[sum(load.everyone) for load in loads] for loads in (one, two)] == [[0, 5, 1]] * 2
+    one[1].own_legs[0] += 2
+    two[1].own_legs[0] += 3
+    two[2].own_legs[0] += 1
+    assert [[sum(load.legs) for load in loads] for loads in (one, two)] == [[0, 5, 1]] * 2
     assert rows.counts() == sum_rows([LAYOUT.size * [0]])  # legs are not telemetry
 
 
@@ -98,11 +98,11 @@ def test_another_process_writes_to_the_same_memory(rows: Rows) -> None:
     script = (
         "import sys; from tests.orchestrator.test_rows import *\n"
         "rows = Rows(int(sys.argv[1]), LAYOUT, WORKERS, 4)\n"
-        "serve(Telemetry(LAYOUT, rows.telemetry(1)), 7); rows.loads(1)[2].own[0] += 1"
+        "serve(Telemetry(LAYOUT, rows.telemetry(1)), 7); rows.loads(1)[2].own_legs[0] += 1"
     )
     subprocess.run([sys.executable, "-c", script, str(rows.fd)], pass_fds=[rows.fd], check=True)
     assert sum(rows.counts()[LAYOUT.requests : LAYOUT.stages]) == 7
-    assert sum(rows.loads(BASE)[2].everyone) == 1
+    assert sum(rows.loads(BASE)[2].legs) == 1
 
 
 def test_the_memory_has_no_name_and_other_programs_do_not_inherit_it(rows: Rows) -> None:

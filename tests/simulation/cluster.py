@@ -11,16 +11,15 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-import httpx
 import msgspec
 
 from orchestrator.app import Orchestrator, Place
 from orchestrator.config import Config, LimitsConfig, ModelConfig, OrchestratorConfig, PoolConfig
-from orchestrator.health import Prober
+from orchestrator.health import Introduction, Prober, ProbeRefused
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers import WorkerState
+from orchestrator.workers import Worker, WorkerState
 from tests.simulation.client import MODEL
 from tests.simulation.engine import Engine, World, handoff_name, kind_of, prompt_of
 from tests.simulation.schedule import Schedule, Trouble, WorkerSpec
@@ -28,7 +27,6 @@ from tests.simulation.trace import Trace
 
 PORT = 8000
 LIMITS = LimitsConfig(request_timeout_s=3.0, stream_idle_timeout_s=1.5)
-PROBE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,48 +82,31 @@ class ObservedUpstream(MemoryUpstream):
             self._trace.add(origin.host, f"refuses {kind} of {number}")
 
 
-class ProbeClient:
-    """What the prober uses of httpx, over the simulated workers."""
+class SimulatedProbe:
+    """The prober's way to the simulated workers."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def get(self, url: str) -> httpx.Response:
-        request = _request(url)
-        engine = self._world.engines[request.url.host]
+    async def __call__(self, worker: Worker) -> Introduction:
+        engine = self._world.engines[worker.origin.host]
         if not engine.is_up:
-            raise httpx.ConnectError("connection refused", request=request)
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await engine.is_awake.wait()
-        except TimeoutError:
-            raise httpx.ReadTimeout("no answer", request=request) from None
-        return httpx.Response(200, content=_page(engine.spec, request.url.path), request=request)
-
-    async def aclose(self) -> None:
-        """Nothing is open."""
-
-
-@functools.cache
-def _request(url: str) -> httpx.Request:
-    return httpx.Request("GET", url)
+            raise ProbeRefused("connection refused")
+        await engine.is_awake.wait()
+        return _introduction(engine.spec)
 
 
 @functools.lru_cache(4096)
-def _page(spec: WorkerSpec, path: str) -> bytes:
-    if path == "/v1/models":
-        return b'{"data":[{"id":"m","max_model_len":4096}]}'
-    if path == "/baton/info":
-        info = WorkerInfo(
-            role=spec.role,
-            model=MODEL,
-            decodes=["json", "msgpack"] if spec.decodes_msgpack else ["json"],
-            engine="sim",
-            engine_version="0",
-            token_ids=["list"] if spec.gives_ids else [],
-        )
-        return msgspec.json.encode(info)
-    return b""
+def _introduction(spec: WorkerSpec) -> Introduction:
+    info = WorkerInfo(
+        role=spec.role,
+        model=MODEL,
+        decodes=["json", "msgpack"] if spec.decodes_msgpack else ["json"],
+        engine="sim",
+        engine_version="0",
+        token_ids=["list"] if spec.gives_ids else [],
+    )
+    return Introduction(info, max_model_len=4096)
 
 
 class Cluster:
@@ -147,7 +128,13 @@ class Cluster:
             )
         self.plane = self.orchestrator.data_plane
         self.plane.open = InOrder()  # type: ignore[assignment]
-        self._prober = Prober(self.orchestrator.registry, credential=None, client=ProbeClient(self.world))  # type: ignore[arg-type]
+        self._prober = Prober(
+            self.orchestrator.registry,
+            SimulatedProbe(self.world),
+            self.orchestrator.config.health,
+            random=random,
+            time=asyncio.get_running_loop().time,
+        )
         self._make_engines(schedule)
         self.orchestrator.registry.on_change(self._note_states)
 

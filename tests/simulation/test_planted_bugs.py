@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from orchestrator.transport.answer import ReceivedAnswer
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream
 from orchestrator.wire.usage import Kv
-from orchestrator.workers import Lease, Registry
+from orchestrator.workers import Lease, Pools, Worker
 from tests.simulation.many import problems
 
 SEEDS = range(1000)
@@ -160,16 +160,16 @@ def a_client_that_left_stays_in_flight(patch: pytest.MonkeyPatch) -> None:
 
 
 def gone_workers_get_requests(patch: pytest.MonkeyPatch) -> None:
-    refresh = Registry._refresh
+    fill = Pools.fill
 
-    def refresh_with_more_only(registry: Registry, pools: Any) -> None:
+    def fill_with_more_only(pools: Pools, members: Iterable[Worker]) -> None:
         before = {role: getattr(pools, role) for role in ("prefill", "decode", "both")}
-        refresh(registry, pools)
+        fill(pools, members)
         for role, workers in before.items():
             if len(workers) > len(getattr(pools, role)):
                 setattr(pools, role, workers)
 
-    patch.setattr(Registry, "_refresh", refresh_with_more_only)
+    patch.setattr(Pools, "fill", fill_with_more_only)
 
 
 BUGS: list[tuple[Plant, str]] = [

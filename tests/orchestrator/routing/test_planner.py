@@ -35,6 +35,9 @@ PAIR = {"prefill": 1, "decode": 1}
         (PAIR, {"disaggregate": "never"}, (None, "decode")),
         ({"decode": 1}, {"disaggregate": "never"}, (None, "decode")),
         ({"decode": 1}, {"whole_reason": "echo"}, (None, "decode")),
+        ({"decode": 1}, {}, (None, "decode")),
+        ({"decode": 1}, {"disaggregate": "strict", "whole_reason": "echo"}, (None, "decode")),
+        (PAIR, {"disaggregate": "strict"}, ("prefill", "decode")),
     ],
 )
 def test_who_serves(counts: Any, options: Any, roles: tuple[str | None, str]) -> None:
@@ -46,7 +49,7 @@ def test_who_serves(counts: Any, options: Any, roles: tuple[str | None, str]) ->
     [
         ({}, {}, "no prefill and no decode worker is ready"),
         ({"prefill": 1}, {}, "no decode worker is ready"),
-        ({"decode": 1}, {}, "no prefill worker is ready"),
+        ({"decode": 1}, {"disaggregate": "strict"}, "no prefill worker is ready"),
         ({"prefill": 1}, {"whole_reason": "echo"}, "no decode worker is ready"),
         ({"prefill": 1}, {"disaggregate": "never"}, "no decode worker is ready"),
     ],
@@ -62,3 +65,34 @@ def test_the_reason_is_told() -> None:
     assert plan(PAIR, whole_reason="beam search").reason == "beam search"
     assert plan(PAIR, disaggregate="never").reason == "disaggregation is off"
     assert plan(PAIR).reason == "fewest legs under way"
+    assert plan({"decode": 1}).reason == "no prefill worker is ready: the decode worker prefills"
+
+
+def test_who_is_avoided_serves_only_if_there_is_no_other() -> None:
+    pools = registry_of({"prefill": 2, "decode": 2}).pools["m"]
+    planner = Planner(RoutingConfig())
+    for index in (0, 1):
+        avoided = [pools.prefill[index], pools.decode[index]]
+        made = [planner.plan(pools, None, avoided) for _ in range(4)]
+        assert {(one.prefill, one.decode) for one in made} == {
+            (pools.prefill[1 - index], pools.decode[1 - index])
+        }
+    made = [planner.plan(pools, None, (*pools.prefill, *pools.decode)) for _ in range(4)]
+    assert {one.decode for one in made} == set(pools.decode)
+
+
+def test_who_is_avoided_is_avoided_also_for_a_whole_request() -> None:
+    pools = registry_of({"both": 2}).pools["m"]
+    assert Planner(RoutingConfig()).plan(pools, "echo", [pools.both[0]]).decode is pools.both[1]
+
+
+def test_a_suspect_serves_only_if_its_pool_has_no_other() -> None:
+    registry = registry_of({"prefill": 2, "decode": 1})
+    pools, (first, second, decode) = registry.pools["m"], registry.workers
+    planner = Planner(RoutingConfig())
+    registry.note_lost(first, first.epoch, "reset")
+    assert {planner.plan(pools, None).prefill for _ in range(4)} == {second}
+    registry.mark_gone(second, "refused")
+    registry.note_lost(decode, decode.epoch, "reset")
+    made = planner.plan(pools, None)
+    assert (made.prefill, made.decode) == (first, decode)

@@ -1,0 +1,118 @@
+"""The workers of one model that requests can be sent to now, by role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+from orchestrator.handles import Worker
+from orchestrator.states import WorkerState
+from orchestrator.wire.info import Role
+
+ROLES: tuple[Role, Role, Role] = ("prefill", "decode", "both")
+MIN_SHARE = 0.125  # of a worker that has just come back: one turn in eight
+
+
+class Pools:
+    """Made anew by the registry whenever a state changes: tuples are replaced, never changed.
+
+    While `is_steady`, every worker in the tuples takes its full share, and there is no other. Otherwise
+    `candidates` says who may take the next request.
+    """
+
+    __slots__ = (
+        "_is_prefill_lost",
+        "_prefills_locally",
+        "_slow_start_s",
+        "_time",
+        "_trials",
+        "both",
+        "decode",
+        "is_steady",
+        "model",
+        "prefill",
+    )
+
+    def __init__(
+        self, model: str, *, slow_start_s: float, prefills_locally: bool, time: Callable[[], float]
+    ) -> None:
+        """`prefills_locally`: decode workers do, when no prefill worker is left."""
+        self.model = model
+        self.prefill: tuple[Worker, ...] = ()
+        self.decode: tuple[Worker, ...] = ()
+        self.both: tuple[Worker, ...] = ()
+        self.is_steady = True
+        self._is_prefill_lost = False  # workers have served as prefill, and none does now
+        self._prefills_locally = prefills_locally
+        self._trials: dict[Role, list[Worker]] = {}
+        self._slow_start_s = slow_start_s
+        self._time = time
+
+    def fill(self, members: Iterable[Worker]) -> None:
+        """Take in all workers of the model; for the registry."""
+        by_role: dict[Role, list[Worker]] = {role: [] for role in ROLES}
+        for worker in members:
+            by_role[worker.address.role].append(worker)
+        self.prefill, self.decode, self.both = (_in_use(by_role[role]) for role in ROLES)
+        self._is_prefill_lost = not self.prefill and any(worker.epoch for worker in by_role["prefill"])
+        self._trials = {role: _on_trial(found) for role, found in by_role.items() if _on_trial(found)}
+        self._note_steady()
+
+    def problem(self) -> str | None:
+        """Why no request for this model can be served as it should be; None if there is a whole path.
+
+        Decode workers alone are one only if there have been prefill workers: a start waits for these.
+        """
+        if self.both or (self.prefill and self.decode):
+            return None
+        if self.decode and self._is_prefill_lost and self._prefills_locally:
+            return None
+        return self.missing()
+
+    def missing(self) -> str:
+        """Which of the two legs nobody serves, in words."""
+        missing = [role for role in ("prefill", "decode") if not getattr(self, role)]
+        return f"no {' and no '.join(missing)} worker is ready"
+
+    def candidates(self, role: Role, avoid: Collection[Worker] = ()) -> tuple[Worker, ...]:
+        """Who may take the next request: not those in `avoid` if there is any other.
+
+        A worker in slow start is among them as often as its share says, one on trial while it has no leg.
+        """
+        workers = self._of(role)
+        found = [worker for worker in workers if worker not in avoid and self._has_turn(worker)]
+        found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.in_flight]
+        self._note_steady()
+        return tuple(found) or tuple(worker for worker in workers if worker not in avoid) or workers
+
+    def share(self, worker: Worker) -> float:
+        """How much of its usual part a worker takes now, from `MIN_SHARE` to 1."""
+        if not self._slow_start_s:
+            return 1.0
+        return min(max((self._time() - worker.warm_from) / self._slow_start_s, MIN_SHARE), 1.0)
+
+    def _has_turn(self, worker: Worker) -> bool:
+        worker.credit += self.share(worker)
+        if worker.credit < 1.0:
+            return False
+        worker.credit = min(worker.credit - 1.0, 1.0)
+        return True
+
+    def _note_steady(self) -> None:
+        workers = (*self.prefill, *self.decode, *self.both)
+        self.is_steady = not self._trials and all(self.share(worker) == 1.0 for worker in workers)
+
+    def _of(self, role: Role) -> tuple[Worker, ...]:
+        workers: tuple[Worker, ...] = getattr(self, role)
+        return workers
+
+
+def _in_use(members: list[Worker]) -> tuple[Worker, ...]:
+    """Those that are ready; if there is none, those that are only suspected."""
+    for state in (WorkerState.READY, WorkerState.SUSPECT):
+        if found := tuple(worker for worker in members if worker.state is state):
+            return found
+    return ()
+
+
+def _on_trial(members: list[Worker]) -> list[Worker]:
+    return [worker for worker in members if worker.state is WorkerState.PROBING]
