@@ -21,6 +21,7 @@ from orchestrator.workers import Registry, Worker
 
 GREETING_S = 5.0  # limit of a probe of a worker that is not in service: nothing depends on it
 JITTER = 0.2  # of the interval: probes of many workers, or by many orchestrators, do not come all at once
+LAST_PROBE = 1.5  # of the timeout: with less time than this until the verdict, there is but one more probe
 IMPATIENT = 0.1  # of the interval: what lies between probes of a suspect, or before that of one that refused
 
 
@@ -128,12 +129,13 @@ class Prober:
         return interval_s
 
     def _limit_s(self, worker: Worker) -> float:
-        """For one probe: a suspect's ends with the time that it has to give a sign."""
+        """For one probe: a suspect's last one ends with the time that it has to give a sign."""
+        timeout_s = self._health.timeout_s
         if worker.state not in FULL_SERVICE:
-            return max(GREETING_S, self._health.timeout_s)
+            return max(GREETING_S, timeout_s)
         left_s = self._registry.verdict_at(worker) - self._time()
-        is_due_sooner = worker.state is WorkerState.SUSPECT and left_s > 0
-        return min(self._health.timeout_s, left_s) if is_due_sooner else self._health.timeout_s
+        is_last = worker.state is WorkerState.SUSPECT and 0 < left_s < LAST_PROBE * timeout_s
+        return left_s if is_last else timeout_s
 
     async def _probe(self, worker: Worker) -> None:
         registry, asked = self._registry, self._time()
@@ -167,13 +169,14 @@ class _ModelList(msgspec.Struct):
 class HttpProbe:
     """`Probe` for vLLM's server and for ours. To be closed by whoever made it."""
 
-    def __init__(self, credential: str | None) -> None:
-        """`credential` is what workers want as bearer token."""
+    def __init__(self, credential: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`credential` is what workers want as bearer token. `transport` stands in for the network."""
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {credential}"} if credential else {},
             timeout=None,  # noqa: S113  # whoever asks has limits of its own
             limits=httpx.Limits(max_connections=None),
             trust_env=False,
+            transport=transport,
         )
 
     async def aclose(self) -> None:
