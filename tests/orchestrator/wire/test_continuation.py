@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.wire.continuation import REFUSED, Continuation, ending_without_count, replaceable
-from orchestrator.wire.sse import DONE
 from orchestrator.wire.tokenize import ids_of
 from orchestrator.wire.transcript import CannotContinue, Sent, Usage
 from tests.orchestrator.wire.cut_streams import (
@@ -19,6 +18,7 @@ from tests.orchestrator.wire.cut_streams import (
     names_in,
     view_of,
 )
+from tests.orchestrator.wire.documents import joined
 from worker.sim import text
 
 Json = dict[str, Any]
@@ -67,15 +67,242 @@ def test_a_cut_stream_says_what_an_uncut_one_does(document: Json, ends: list[int
     assert content_of(mended) == content_of(whole)
     assert len(names_in(mended)) == 1
     if view.wants_usage:
-        check_usage(events_in(mended), events_in(whole))
+        check_usage(events_in(mended), events_in(whole), document)
 
 
-def check_usage(mended: list[Json], whole: list[Json]) -> None:
+def check_usage(mended: list[Json], whole: list[Json], document: Json) -> None:
     usage, real = mended[-1]["usage"], whole[-1]["usage"]
-    if usage["completion_tokens"] != real["completion_tokens"]:  # counted by the text, which has no end token
-        usage = {**usage, "completion_tokens": usage["completion_tokens"] + 1}
-        usage["total_tokens"] += 1
-    assert usage["prompt_tokens_details"]["cached_tokens"] == CACHED_TOKENS
-    assert {**usage, "prompt_tokens_details": None} == {**real, "prompt_tokens_details": None}
+    assert usage.pop("prompt_tokens_details")["cached_tokens"] == CACHED_TOKENS
+    del real["prompt_tokens_details"]
+    if usage != real:  # its text was counted, after its end: that leaves the end token out, and cuts a word
+        assert not document.get("return_token_ids")
+        assert "stop" in document or usage["completion_tokens"] == real["completion_tokens"] - 1
+        assert usage["total_tokens"] == real["prompt_tokens"] + usage["completion_tokens"]
     told = [event["usage"]["completion_tokens"] for event in mended if event.get("usage")]
     assert told == sorted(told)
+
+
+# --- the request for the rest -------------------------------------------------------------------
+
+
+def sent(**fields: Any) -> Sent:
+    defaults: Json = {
+        "id": "one",
+        "created": 7,
+        "model": "tiny",
+        "is_chat": True,
+        "text": "ab",
+        "ids": None,
+        "prompt_ids": None,
+        "has_role": True,
+        "finish_reason": None,
+        "usage": None,
+        "has_final_usage": False,
+        "is_done": False,
+    }
+    return Sent(**{**defaults, **fields})
+
+
+def continuation(document: Json, *, model_len: int | None = 100, **fields: Any) -> Continuation:
+    """A prompt of four tokens, of which three were answered."""
+    return Continuation(
+        view=view_of(document),
+        sent=sent(**{"is_chat": "messages" in document, **fields}),
+        prompt=ids_of([1, 2, 3, 4]),
+        said=ids_of([5, 6, 7]),
+        model_len=model_len,
+    )
+
+
+def rest_of(document: Json, **fields: Any) -> Json | None:
+    rest = continuation(document, **fields).rest()
+    return None if rest is None else json.loads(joined(rest.common)) | json.loads(rest.own_json)
+
+
+def test_the_rest_of_a_chat_is_a_completion() -> None:
+    sampling = {"temperature": 0.5, "seed": 3, "stop": ["\n"], "cache_salt": "s", "logit_bias": {"5": 1}}
+    chat_only = {"chat_template_kwargs": {}, "user": "me", "n": 1, "tools": None, "parallel_tool_calls": True}
+    limits = {"max_tokens": 90, "max_completion_tokens": 20, "min_tokens": 5}
+    assert rest_of(CHAT | sampling | chat_only | limits) == {
+        "model": "tiny",
+        "stream": True,
+        "user": "me",
+        "prompt": [1, 2, 3, 4, 5, 6, 7],
+        "max_tokens": 17,
+        "min_tokens": 2,
+        **sampling,
+    }
+
+
+def test_the_rest_of_a_completion_keeps_fields_that_nobody_knows() -> None:
+    rest = rest_of(COMPLETION | {"max_tokens": 10, "min_tokens": 1, "of_another_engine": [1]})
+    ids = {"prompt": [1, 2, 3, 4, 5, 6, 7], "max_tokens": 7, "min_tokens": 0}
+    assert rest == COMPLETION | {"of_another_engine": [1]} | ids
+
+
+@pytest.mark.parametrize(
+    ("document", "model_len", "limit"),
+    [
+        (CHAT, 100, 93),
+        (CHAT | {"max_tokens": 50}, None, 47),
+        (CHAT | {"max_tokens": 50, "max_completion_tokens": None}, 20, 13),
+        (COMPLETION, None, 13),
+        (COMPLETION | {"max_tokens": None, "max_completion_tokens": 3}, 100, 13),
+    ],
+)
+def test_what_was_sent_counts(document: Json, model_len: int | None, limit: int) -> None:
+    rest = rest_of(document, model_len=model_len)
+    assert rest is not None
+    assert rest["max_tokens"] == limit
+
+
+def test_a_chat_without_limit_needs_the_length_of_the_context() -> None:
+    with pytest.raises(CannotContinue, match="context"):
+        rest_of(CHAT, model_len=None)
+
+
+def test_a_field_that_the_worker_reads_otherwise() -> None:
+    with pytest.raises(CannotContinue, match="'min_tokens' cannot be read"):
+        rest_of(CHAT | {"min_tokens": "5"})
+
+
+# --- stop strings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["x", ["x", "y"], None, []])
+def test_stop_strings_of_one_character_hold_nothing_back(stop: Any) -> None:
+    assert rest_of(CHAT | {"stop": stop}, ids=[5, 6, 7]) is not None
+
+
+def test_ids_that_were_sent_before_their_text_cannot_be_gone_on_with() -> None:
+    assert rest_of(CHAT | {"stop": "END"}) is not None
+    with pytest.raises(CannotContinue, match="hold text back"):
+        rest_of(CHAT | {"stop": "END"}, ids=[5, 6, 7])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open"), [("abE", True), ("abEN", True), ("abEND", False), ("ab", False)]
+)
+def test_a_stop_string_that_is_part_of_the_answer_may_have_begun(text: str, is_open: bool) -> None:
+    document = CHAT | {"stop": ["END"], "include_stop_str_in_output": True}
+    if is_open:
+        with pytest.raises(CannotContinue, match="may have begun"):
+            rest_of(document, text=text)
+    else:
+        assert rest_of(document, text=text) is not None
+
+
+# --- nothing but the ending ---------------------------------------------------------------------
+
+USAGE = {"stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize(("document", "model_len"), [(CHAT | {"max_tokens": 3}, 100), (CHAT, 7)])
+def test_a_stream_that_has_had_its_tokens_gets_its_ending(document: Json, model_len: int) -> None:
+    cut = continuation(document | USAGE, model_len=model_len)
+    assert cut.rest() is None
+    finish, usage = events_in(cut.ending())
+    assert finish["choices"] == [
+        {"index": 0, "delta": {"content": ""}, "logprobs": None, "finish_reason": "length"}
+        | {"stop_reason": None}
+    ]
+    assert usage["choices"] == []
+    assert usage["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+    assert {event["id"] for event in (finish, usage)} == {"one"}
+
+
+def test_no_usage_for_who_did_not_ask() -> None:
+    assert len(events_in(continuation(CHAT, model_len=7).ending())) == 1
+
+
+@pytest.mark.parametrize(
+    ("document", "fields", "usages"),
+    [
+        (CHAT, {}, 0),
+        (CHAT, {"usage": Usage(4, 9)}, 0),
+        (CHAT | USAGE, {"usage": Usage(4, 9)}, 1),
+        (CHAT | USAGE, {"usage": Usage(4, 9), "has_final_usage": True}, 0),
+    ],
+)
+def test_an_ending_that_needs_no_count(document: Json, fields: Json, usages: int) -> None:
+    ended = sent(finish_reason="stop", **fields)
+    assert continuation(document, finish_reason="stop", **fields).rest() is None
+    ending = ending_without_count(view_of(document), ended, 2)
+    assert ending is not None
+    assert [event["usage"]["completion_tokens"] for event in events_in(ending)] == [9] * usages
+
+
+def test_an_ending_that_needs_a_count() -> None:
+    assert ending_without_count(view_of(CHAT), sent(), None) is None
+    assert ending_without_count(view_of(CHAT | USAGE), sent(finish_reason="stop"), None) is None
+
+
+def test_a_stream_that_has_ended_gets_nothing() -> None:
+    assert ending_without_count(view_of(CHAT), sent(finish_reason="stop", is_done=True), None) == b""
+
+
+# --- which requests -----------------------------------------------------------------------------
+
+HARMLESS = {
+    "n": 1,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "tools": None,
+    "vllm_xargs": {},
+    "response_format": {"type": "text"},
+    "include_reasoning": True,
+    "temperature": 1,
+    "stop": ["a"],
+    "echo": False,
+}
+
+
+@pytest.mark.parametrize(
+    "document", [CHAT | HARMLESS, COMPLETION | HARMLESS, COMPLETION | {"prompt": [[1, 2]]}]
+)
+def test_requests_that_can_be_gone_on_with(document: Json) -> None:
+    assert replaceable(view_of(document | HARMLESS)) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2},
+        {"best_of": 2},
+        {"tools": [{"type": "function"}]},
+        {"functions": [{}]},
+        {"logprobs": True},
+        {"logprobs": 0},
+        {"top_logprobs": 2},
+        {"prompt_logprobs": 0},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": 3},
+        {"guided_json": {}},
+        {"structured_outputs": {"regex": "a"}},
+        {"echo": True},
+        {"use_beam_search": True},
+        {"prompt_embeds": "x"},
+        {"include_reasoning": False},
+        {"repetition_detection": {"max_pattern_size": 3}},
+        {"thinking_token_budget": 10},
+        {"truncate_prompt_tokens": 9},
+        {"vllm_xargs": {"a": 1}},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        {"messages": [{"role": "user", "content": [{"image_url": {}}]}]},
+        {"messages": "none"},
+        {"prompt": ["a", "b"]},
+    ],
+)
+def test_requests_that_cannot_be_gone_on_with(fields: Json) -> None:
+    assert replaceable(view_of(CHAT | fields))
+
+
+def test_messages_of_text_parts_and_past_tool_calls_can_be_gone_on_with() -> None:
+    said = {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
+    assert replaceable(view_of(CHAT | {"messages": [said, parts]})) is None
+
+
+def test_each_reason_names_its_field() -> None:
+    for name in REFUSED:
+        assert replaceable(view_of(CHAT | {name: ["x"]})) == f"'{name}' was asked for"
