@@ -122,7 +122,7 @@ def _ids_from(ids: TokenIds) -> Ids:
     if ids.is_list:
         return _ids_in(ids.json)
     try:
-        packed = ids.packed or base64.b64decode(ids.json.strip(b'"'))
+        packed = ids.packed or base64.b64decode(ids.json.strip(b'"'), validate=True)
         return ids_of(struct.unpack(f"<{len(packed) // 4}i", packed))
     except (ValueError, struct.error) as error:
         raise CannotContinue("the prompt's token ids cannot be read") from error

@@ -138,6 +138,25 @@ def continuation_of(view: RequestView, sent: Sent, worker: Worker) -> Continuati
     )
 
 
+def sent_of(**fields: Any) -> Sent:
+    """A chat's stream, cut after its first words."""
+    defaults: Json = {
+        "id": "one",
+        "created": 7,
+        "model": "tiny",
+        "is_chat": True,
+        "text": "ab",
+        "ids": None,
+        "prompt_ids": None,
+        "has_role": True,
+        "finish_reason": None,
+        "usage": None,
+        "has_final_usage": False,
+        "is_done": False,
+    }
+    return Sent(**{**defaults, **fields})
+
+
 def events_in(stream: bytes) -> list[Json]:
     """The documents of a stream, which must end as a complete one does."""
     assert stream.count(DONE) == 1

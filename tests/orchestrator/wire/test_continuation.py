@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from orchestrator.wire.continuation import REFUSED, Continuation, ending_without_count, replaceable
 from orchestrator.wire.tokenize import ids_of
-from orchestrator.wire.transcript import CannotContinue, Sent, Usage
+from orchestrator.wire.transcript import CannotContinue, Usage
 from tests.orchestrator.wire.cut_streams import (
     CACHED_TOKENS,
     Client,
     content_of,
     events_in,
     names_in,
+    sent_of,
     view_of,
 )
 from tests.orchestrator.wire.documents import joined
@@ -85,29 +86,11 @@ def check_usage(mended: list[Json], whole: list[Json], document: Json) -> None:
 # --- the request for the rest -------------------------------------------------------------------
 
 
-def sent(**fields: Any) -> Sent:
-    defaults: Json = {
-        "id": "one",
-        "created": 7,
-        "model": "tiny",
-        "is_chat": True,
-        "text": "ab",
-        "ids": None,
-        "prompt_ids": None,
-        "has_role": True,
-        "finish_reason": None,
-        "usage": None,
-        "has_final_usage": False,
-        "is_done": False,
-    }
-    return Sent(**{**defaults, **fields})
-
-
 def continuation(document: Json, *, model_len: int | None = 100, **fields: Any) -> Continuation:
     """A prompt of four tokens, of which three were answered."""
     return Continuation(
         view=view_of(document),
-        sent=sent(**{"is_chat": "messages" in document, **fields}),
+        sent=sent_of(**{"is_chat": "messages" in document, **fields}),
         prompt=ids_of([1, 2, 3, 4]),
         said=ids_of([5, 6, 7]),
         model_len=model_len,
@@ -225,7 +208,7 @@ def test_no_usage_for_who_did_not_ask() -> None:
     ],
 )
 def test_an_ending_that_needs_no_count(document: Json, fields: Json, usages: int) -> None:
-    ended = sent(finish_reason="stop", **fields)
+    ended = sent_of(finish_reason="stop", **fields)
     assert continuation(document, finish_reason="stop", **fields).rest() is None
     ending = ending_without_count(view_of(document), ended, 2)
     assert ending is not None
@@ -233,12 +216,12 @@ def test_an_ending_that_needs_no_count(document: Json, fields: Json, usages: int
 
 
 def test_an_ending_that_needs_a_count() -> None:
-    assert ending_without_count(view_of(CHAT), sent(), None) is None
-    assert ending_without_count(view_of(CHAT | USAGE), sent(finish_reason="stop"), None) is None
+    assert ending_without_count(view_of(CHAT), sent_of(), None) is None
+    assert ending_without_count(view_of(CHAT | USAGE), sent_of(finish_reason="stop"), None) is None
 
 
 def test_a_stream_that_has_ended_gets_nothing() -> None:
-    assert ending_without_count(view_of(CHAT), sent(finish_reason="stop", is_done=True), None) == b""
+    assert ending_without_count(view_of(CHAT), sent_of(finish_reason="stop", is_done=True), None) == b""
 
 
 # --- which requests -----------------------------------------------------------------------------
