@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
+from orchestrator.admin_workers import WorkerPages
 from orchestrator.auth import KeyRing
 from orchestrator.config import Config
 from orchestrator.errors import (
@@ -46,13 +47,24 @@ from orchestrator.metrics import (
 from orchestrator.openapi import describe_data_plane
 from orchestrator.telemetry import Layout, LoopLagMonitor, Telemetry
 from orchestrator.transport.base import UpstreamStats
-from orchestrator.workers import WorkerStatus
+from orchestrator.workers import Registry, WorkerStatus
 
 HTTP_PARSER = "httptools"  # what `server.py` is built on
 # Answered without a key: load balancers and supervisors have none.
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 # A probe brings a worker back within seconds.
 READY_RETRY_AFTER_S = 2
+
+INDEX = """\
+Baton admin
+
+/metrics
+/admin/processes
+/admin/workers                      POST {"model", "role", "url"} adds a worker
+/admin/workers/{name}               DELETE drains and removes it
+/admin/workers/{name}/drain         POST: no new legs
+/admin/workers/{name}/undrain       POST: takes legs again
+"""
 
 _log = logging.getLogger("baton.control")
 
@@ -115,6 +127,11 @@ class AdminState(Guarding, Protocol):
     @property
     def layout(self) -> Layout: ...
 
+    @property
+    def registry(self) -> Registry:
+        """The one that decides who serves."""
+        ...
+
     def counts(self) -> Sequence[int]:
         """One row."""
         ...
@@ -157,9 +174,18 @@ def admin_app(state: AdminState) -> FastAPI:
     pages = _AdminPages(state)
     _add(app, "/", pages.index, "This list.", "admin")
     _add(app, "/metrics", pages.metrics, "Prometheus text format.", "admin")
-    _add(app, "/admin/workers", pages.workers, "All workers and their states.", "admin")
+    _add_worker_pages(app, WorkerPages(state.registry))
     _add(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
     return _guarded(app, state, frozenset())
+
+
+def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:
+    path, one = "/admin/workers", "/admin/workers/{name:path}"
+    _add(app, path, pages.all, "All workers and their states.", "admin")
+    app.add_api_route(path, pages.add, methods=["POST"])
+    app.add_api_route(f"{one}/drain", pages.drain, methods=["POST"])
+    app.add_api_route(f"{one}/undrain", pages.undrain, methods=["POST"])
+    app.add_api_route(one, pages.remove, methods=["DELETE"])
 
 
 def _add(
@@ -311,13 +337,10 @@ class _AdminPages:
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 
     async def index(self) -> Response:
-        return PlainTextResponse("Baton admin\n\n/metrics\n/admin/workers\n/admin/processes\n")
+        return PlainTextResponse(INDEX)
 
     async def metrics(self) -> Response:
         return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
-
-    async def workers(self) -> Response:
-        return Response(msgspec.json.encode(self._state.workers()), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

@@ -57,6 +57,11 @@ class Unauthorized(ClientError):
         return [*super().headers(), (b"www-authenticate", b"Bearer")]
 
 
+class Forbidden(ClientError):
+    status = 403
+    code = "forbidden"
+
+
 class NotFound(ClientError):
     status = 404
     code = "not_found"

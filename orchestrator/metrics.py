@@ -178,7 +178,8 @@ class BatonCollector(Collector):
 
     def _workers(self, statuses: Sequence[WorkerStatus]) -> Metric:
         family = GaugeMetricFamily("baton_workers", "Workers, by state.", labels=("model", "role", "state"))
-        for (model, role), state in product(self._pools, WorkerState):
+        added = ((status.address.model, status.address.role) for status in statuses)
+        for (model, role), state in product(dict.fromkeys((*self._pools, *added)), WorkerState):
             family.add_metric(
                 (model, role, state),
                 sum((w.address.model, w.address.role, w.state) == (model, role, state) for w in statuses),

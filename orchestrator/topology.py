@@ -88,7 +88,7 @@ def _places(model: ModelConfig, role: Role, pool: PoolConfig) -> Iterator[Worker
 
 def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
     if place.url is not None:
-        return _unmanaged(place, place.url)
+        return unmanaged(place.model.name, place.role, place.index, place.url, place.pool.served_model)
     host = place.worker.host
     port = place.worker.port or ports.next_http(host)
     return WorkerAddress(
@@ -104,13 +104,14 @@ def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
     )
 
 
-def _unmanaged(place: WorkerPlace, url: str) -> WorkerAddress:
+def unmanaged(model: str, role: Role, index: int, url: str, served_model: str | None) -> WorkerAddress:
+    """A worker that Baton never starts. `url` is as the config's type has it."""
     host, port = split_address(urlsplit(url).netloc)
     return WorkerAddress(
-        name=place.name,
-        model=place.model.name,
-        served_model=place.pool.served_model or place.model.name,
-        role=place.role,
+        name=f"{model}/{role}/{index}",
+        model=model,
+        served_model=served_model or model,
+        role=role,
         url=url,
         host=host,
         port=port,

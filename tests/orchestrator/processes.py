@@ -156,6 +156,14 @@ class Orchestrator:
         found = [process for process in self.processes() if process["state"] == "serving"]
         return sorted(found, key=lambda process: int(process["index"]))
 
+    def change(self, method: str, path: str, body: object = None) -> None:
+        """Ask the admin API for something else than to look."""
+        answer = httpx.request(method, self.admin_url + path, json=body, **self._asking)
+        assert answer.is_success, answer.text
+
+    def worker_states(self) -> dict[str, str]:
+        return {worker["address"]["name"]: worker["state"] for worker in self.admin("/admin/workers").json()}
+
     def worker_loads(self) -> dict[str, int]:
         return {
             worker["address"]["name"]: worker["in_flight"] for worker in self.admin("/admin/workers").json()

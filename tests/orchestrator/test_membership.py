@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 
 from orchestrator.membership import Follower, Publisher, Report, Snapshot
-from orchestrator.workers import Event, Registry, WorkerState
-from tests.orchestrator.cluster import names, registry_of
+from orchestrator.workers import Event, Registry, Worker, WorkerState
+from tests.orchestrator.cluster import address, names, registry_of
 
 
 def supervisor() -> tuple[Registry, Publisher]:
@@ -103,5 +103,158 @@ def test_a_refusal_from_before_the_return_counts_no_more() -> None:
         source.mark_ready(source.workers[1])
         publisher.note(late)
         assert source.workers[1].state is WorkerState.READY
+
+    asyncio.run(scenario())
+
+
+# --- what legs see, and what follows ------------------------------------------------------------
+
+
+class Site:
+    """A supervisor and two processes, each with its registry; nothing is sent until `exchange`."""
+
+    def __init__(self) -> None:
+        self.source, self.publisher = supervisor()
+        self.copies = [process() for _ in range(2)]
+        self._deliver()
+
+    @property
+    def all(self) -> list[Registry]:
+        return [self.source, *(copy for copy, _, _ in self.copies)]
+
+    async def exchange(self) -> None:
+        """Reports up, then the newest snapshot down."""
+        for _, _, reports in self.copies:
+            while reports:
+                self.publisher.note(reports.pop(0))
+        await asyncio.sleep(0)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        for _, follower, _ in self.copies:
+            follower.apply(self.publisher.snapshot)
+
+    def states(self) -> list[list[str]]:
+        return [[worker.state.value for worker in registry.workers] for registry in self.all]
+
+
+def test_a_leg_lost_in_one_process_makes_the_worker_suspect_in_all() -> None:
+    async def scenario() -> None:
+        site = Site()
+        doubted: list[Worker] = []
+        site.source.on_doubt(doubted.append)
+        seen_by = site.all[1]
+        seen_by.note_lost(seen_by.workers[1], 1, "reset")
+        assert seen_by.workers[1].state is WorkerState.SUSPECT
+        await site.exchange()
+        assert site.states() == [["ready", "suspect", "ready"]] * 3
+        assert doubted == [site.source.workers[1]]
+        site.source.mark_ready(doubted[0])
+        await site.exchange()
+        assert site.states() == [["ready"] * 3] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_silent_worker_loses_its_legs_in_all_processes() -> None:
+    async def scenario() -> None:
+        site = Site()
+        gone: list[Worker] = []
+        for registry in site.all[1:]:
+            registry.on_gone(gone.append)
+        site.source.note_failed(site.source.workers[1], "500")
+        site.source.note_failed(site.source.workers[1], "500")
+        await site.exchange()
+        assert site.states() == [["ready", "ejected", "ready"]] * 3
+        assert gone == [registry.workers[1] for registry in site.all[1:]]
+
+    asyncio.run(scenario())
+
+
+def test_a_leg_that_succeeds_in_one_process_ends_the_trial_in_all() -> None:
+    async def scenario() -> None:
+        site = Site()
+        worker = site.source.workers[1]
+        for _ in range(2):
+            site.source.note_failed(worker, "500")
+        site.source.mark_ready(worker)
+        await site.exchange()
+        assert site.states() == [["ready", "probing", "ready"]] * 3
+        used_by = site.all[1]
+        used_by.settle()
+        assert used_by.workers[1].state is WorkerState.PROBING
+        used_by.workers[1].failures = 0
+        used_by.settle()
+        await site.exchange()
+        assert site.states() == [["ready"] * 3] * 3
+        assert len({registry.workers[1].warm_from for registry in site.all}) == 1
+        assert not any(registry.pools["m"].is_steady for registry in site.all)
+
+    asyncio.run(scenario())
+
+
+def test_errors_in_one_process_eject_in_all() -> None:
+    async def scenario() -> None:
+        site = Site()
+        for _ in range(5):
+            site.all[2].note_error(site.all[2].workers[2])
+        await site.exchange()
+        assert site.states() == [["ready", "ready", "ejected"]] * 3
+        assert site.source.workers[2].last_error == "answered 5 legs in a row with a 5xx"
+
+    asyncio.run(scenario())
+
+
+# --- members ------------------------------------------------------------------------------------
+
+
+def test_workers_that_are_added_drained_and_removed_are_so_in_all_processes() -> None:
+    async def scenario() -> None:
+        site = Site()
+        added = site.source.add(address("decode", 2, port=9))
+        await site.exchange()
+        assert [names(registry.workers)[-1] for registry in site.all] == ["decode/2"] * 3
+        site.source.mark_ready(added)
+        site.source.drain(site.source.workers[1])
+        await site.exchange()
+        assert [names(registry.pools["m"].decode) for registry in site.all] == [["decode/1", "decode/2"]] * 3
+        site.source.remove(site.source.workers[1])
+        site.source.settle()
+        await site.exchange()
+        assert [names(registry.workers) for registry in site.all] == [
+            ["prefill/0", "decode/1", "decode/2"]
+        ] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_report_on_a_worker_that_was_removed_is_no_news() -> None:
+    async def scenario() -> None:
+        site = Site()
+        copy = site.all[1]
+        copy.mark_gone(copy.workers[1], "refused")
+        site.source.remove(site.source.workers[1])
+        site.source.settle()
+        await site.exchange()
+        assert [names(registry.workers) for registry in site.all] == [["prefill/0", "decode/1"]] * 3
+
+    asyncio.run(scenario())
+
+
+def test_another_worker_in_the_same_slot_is_another_worker() -> None:
+    async def scenario() -> None:
+        site = Site()
+        source = site.source
+        first = source.add(address("decode", 2, port=8))
+        await site.exchange()
+        before = site.all[1].workers[-1]
+        source.remove(first)
+        source.settle()
+        second = source.add(address("decode", 2, port=9))
+        await site.exchange()
+        after = site.all[1].workers[-1]
+        assert (first.slot, after.slot) == (second.slot, before.slot)
+        assert after is not before
+        assert after.origin.port == 9
 
     asyncio.run(scenario())

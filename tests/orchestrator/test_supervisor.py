@@ -118,6 +118,29 @@ def test_a_worker_that_is_gone_is_gone_for_all(make: Any) -> None:
             assert ask(client).json()["error"]["code"] == "no_worker"
 
 
+# --- membership ---------------------------------------------------------------------------------
+
+
+def test_a_worker_takes_the_place_of_another_while_streams_go_on(make: Any, workers: list[SimWorker]) -> None:
+    prefill, old, new = workers
+    orchestrator = make(workers=[prefill, old])
+    streams = orchestrator.streams(SHORT)
+    orchestrator.change("POST", "/admin/workers", {"model": MODEL, "role": "decode", "url": new.url})
+    wait_for(lambda: orchestrator.worker_states().get("m/decode/1") == "ready", "the new worker")
+    orchestrator.change("POST", "/admin/workers/m/decode/0/drain")
+    clients = orchestrator.client_of_each()
+    assert all(ask(client).status_code == 200 for client in clients)
+    assert all(stream.is_whole() for stream in streams)
+    orchestrator.change("DELETE", "/admin/workers/m/decode/0")
+    wait_for(lambda: "m/decode/0" not in orchestrator.worker_states(), "the old worker's end")
+    assert all(ask(client).status_code == 200 for client in clients)
+    later = orchestrator.streams(ENDLESS)
+    assert orchestrator.worker_loads()["m/decode/1"] == len(later)
+    for stream in later:
+        stream.leave()
+    wait_for(lambda: orchestrator.worker_loads()["m/decode/1"] == 0, "rest")
+
+
 # --- death --------------------------------------------------------------------------------------
 
 
