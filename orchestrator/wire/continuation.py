@@ -9,8 +9,9 @@ How the rest of such a stream differs from that of one that was not cut:
   under SentencePiece, special tokens that text leaves out, bytes that are no UTF-8), it may choose other
   words.
 - A seed begins anew; presence and frequency penalties and bad words do not know what was sent before the cut.
-- Stop strings are found as ever: what may be the beginning of one has not been sent, and comes again. But the
-  text in front of it may end within a word, which is where tokens differ most.
+- Stop strings are found as ever: what may be the beginning of one has not been sent. But the text in front of
+  it can end within a token, and no model has learned to go on there. A greedy one begins with the last word
+  again, which is left out of the stream; if it says another one, the stream cannot be gone on with.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ _GUIDED = "guided_"  # what structured output was called before
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's; chats have no limit but the context
 
 
+# Where words are longer than this, there are no spaces between them.
+_MAX_WORD = 200
+_GREEDY_BELOW = 1e-5  # vLLM's
+
+
 class _Format(msgspec.Struct):
     type: str = ""
 
@@ -104,6 +110,7 @@ _MESSAGES = msgspec.json.Decoder(list[_Message])
 _PARTS = msgspec.json.Decoder(list[_Format])
 _STOP = msgspec.json.Decoder(str | list[str] | None)
 _COUNT = msgspec.json.Decoder(int | None)
+_NUMBER = msgspec.json.Decoder(float | None)
 _BOOL = msgspec.json.Decoder(bool | None)
 _json = msgspec.json.Encoder()
 
@@ -148,6 +155,28 @@ def _is_text(content: Raw) -> bool:
     return all(part.type == "text" for part in _PARTS.decode(content))
 
 
+def text_to_go_on_from(view: RequestView, sent: Sent) -> str:
+    """What of the sent text the new workers are given: all of it, unless it can end within a token.
+
+    Raises `CannotContinue`.
+    """
+    if not (_holds_text_back(view) and _is_greedy(view)):
+        return sent.text
+    start = max(0, sent.text.rfind(" "))
+    return sent.text if len(sent.text) - start > _MAX_WORD else sent.text[:start]
+
+
+def _is_greedy(view: RequestView) -> bool:
+    temperature = decode_field(_NUMBER, view.shared, "temperature")
+    return temperature is not None and temperature < _GREEDY_BELOW
+
+
+def _holds_text_back(view: RequestView) -> bool:
+    """A worker does so with what may be the beginning of a stop string, unless that is part of the answer."""
+    keeps_stop = decode_field(_BOOL, view.shared, "include_stop_str_in_output")
+    return not keeps_stop and any(len(stop) > 1 for stop in _stops(view))
+
+
 class Continuation(msgspec.Struct, frozen=True, kw_only=True):
     """A stream that was cut, and all that is needed to go on with it. The original view and hand-off count
     also for a stream that is cut again: what was sent then is of several workers."""
@@ -155,7 +184,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
     view: RequestView  # the client's
     sent: Sent
     prompt: Ids
-    said: Ids  # of what was sent
+    said: Ids  # those that were sent, else those of `text_to_go_on_from`
     model_len: int | None = None  # the context in tokens; needed for chats without a limit
     cached_tokens: int | None = None  # what the first hand-off says that the client is to be told
 
@@ -191,12 +220,20 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
             self._usage,
             hides_usage=not self.view.wants_usage,
             cached_tokens=self.cached_tokens,
+            again=self._again,
         )
 
     def ending(self) -> bytes:
         """What the client still gets if there is no rest."""
         usage = self._usage if self.view.wants_usage else None
         return ending(self._envelope, usage, cached_tokens=self.cached_tokens)
+
+    @property
+    def _again(self) -> str:
+        """What the client has already and the new worker will say again."""
+        if self.sent.ids is not None:
+            return ""
+        return self.sent.text[len(text_to_go_on_from(self.view, self.sent)) :]
 
     @property
     def _envelope(self) -> Envelope:
@@ -230,15 +267,11 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
         return {name: fields[name] for name in names}
 
     def _refuse_stops(self) -> None:
-        stops = _stops(self.view.own)
-        if not any(len(stop) > 1 for stop in stops):
-            return
-        if decode_field(_BOOL, self.view.shared, "include_stop_str_in_output"):
-            # Then vLLM holds nothing back.
-            if any(_begins(stop, self.sent.text) for stop in stops):
-                raise CannotContinue("a stop string may have begun")
-        elif self.sent.ids:
-            raise CannotContinue("its stop strings may hold text back whose token ids were sent")
+        if _holds_text_back(self.view):
+            if self.sent.ids:
+                raise CannotContinue("its stop strings may hold text back whose token ids were sent")
+        elif any(_begins(stop, self.sent.text) for stop in _stops(self.view)):
+            raise CannotContinue("a stop string may have begun")
 
 
 def ending_without_count(view: RequestView, sent: Sent, cached_tokens: int | None) -> bytes | None:
@@ -251,8 +284,8 @@ def ending_without_count(view: RequestView, sent: Sent, cached_tokens: int | Non
     return ending(Envelope(sent), sent.usage if needs_usage else None, cached_tokens=cached_tokens)
 
 
-def _stops(own: Mapping[str, Raw]) -> list[str]:
-    stop = decode_field(_STOP, own, "stop")
+def _stops(view: RequestView) -> list[str]:
+    stop = decode_field(_STOP, view.own, "stop")
     return [stop] if isinstance(stop, str) else stop or []
 
 

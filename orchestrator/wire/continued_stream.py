@@ -52,20 +52,28 @@ class ContinuedStream:
     event is made anew: the name of the stream, chat instead of completion, usage as if nothing had happened.
     """
 
-    __slots__ = ("_cached_tokens", "_envelope", "_events", "_hides_usage", "_needs_role", "_so_far")
+    __slots__ = ("_again", "_cached_tokens", "_envelope", "_events", "_hides_usage", "_needs_role", "_so_far")
 
     def __init__(
-        self, envelope: Envelope, so_far: Usage, *, hides_usage: bool, cached_tokens: int | None
+        self,
+        envelope: Envelope,
+        so_far: Usage,
+        *,
+        hides_usage: bool,
+        cached_tokens: int | None,
+        again: str = "",
     ) -> None:
         """`so_far`: the prompt's tokens, and those of the text that was sent.
 
         `cached_tokens`: what the client is told; if it is not known, the worker's own count.
+        `again`: text that the client has and the worker begins with; not part of `so_far`.
         """
         self._events = EventStream()
         self._envelope = envelope
         self._so_far = so_far
         self._hides_usage = hides_usage
         self._cached_tokens = cached_tokens
+        self._again = again
         self._needs_role = envelope.sent.is_chat and not envelope.sent.has_role
 
     @property
@@ -93,8 +101,22 @@ class ContinuedStream:
             if self._hides_usage and not choices:
                 return b""
             self._mend_usage(document["usage"])
-        document.update(self._envelope.head(), choices=list(map(self._envelope.choice, choices)))
+        document.update(self._envelope.head(), choices=list(map(self._choice, choices)))
         return self._role_if_due() + _event(document)
+
+    def _choice(self, completion: _Document) -> _Document:
+        if self._again:
+            completion = completion | {"text": self._new(completion["text"])}
+            if self._again and completion["finish_reason"] is not None:
+                raise InvalidStream("the worker left out what the client has")
+        return self._envelope.choice(completion)
+
+    def _new(self, text: str) -> str:
+        """What of the text the client does not have."""
+        again, self._again = self._again[: len(text)], self._again[len(text) :]
+        if not text.startswith(again):
+            raise InvalidStream("the worker says something else than the client has")
+        return text[len(again) :]
 
     def _role_if_due(self) -> bytes:
         is_due, self._needs_role = self._needs_role, False

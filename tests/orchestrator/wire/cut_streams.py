@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.wire.codec import JSON
-from orchestrator.wire.continuation import Continuation, ending_without_count
+from orchestrator.wire.continuation import Continuation, ending_without_count, text_to_go_on_from
 from orchestrator.wire.continued_stream import ContinuedStream
 from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.legs import LegBodies
@@ -127,7 +127,7 @@ def continuation_of(view: RequestView, sent: Sent, worker: Worker) -> Continuati
     if prompt is None:
         prompt, _ = tokenized(worker.tokenize(tokenize_prompt(view, sent, worker.model)))
     if said is None:
-        said, _ = tokenized(worker.tokenize(tokenize_text(sent.text, worker.model)))
+        said, _ = tokenized(worker.tokenize(tokenize_text(text_to_go_on_from(view, sent), worker.model)))
     return Continuation(
         view=view,
         sent=sent,

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.wire.continuation import REFUSED, Continuation, ending_without_count, replaceable
+from orchestrator.wire.continuation import (
+    REFUSED,
+    Continuation,
+    ending_without_count,
+    replaceable,
+    text_to_go_on_from,
+)
 from orchestrator.wire.tokenize import ids_of
 from orchestrator.wire.transcript import CannotContinue, Usage
 from tests.orchestrator.wire.cut_streams import (
@@ -69,6 +75,15 @@ def test_a_cut_stream_says_what_an_uncut_one_does(document: Json, ends: list[int
     assert len(names_in(mended)) == 1
     if view.wants_usage:
         check_usage(events_in(mended), events_in(whole), document)
+
+
+stops = st.sampled_from(["é", "er s", " mountain", "ab"])
+
+
+@given(stops, st.sampled_from([CHAT, COMPLETION]), st.integers(0, 20_000))
+def test_text_that_was_held_back_comes_after_the_cut(stop: str, document: Json, place: int) -> None:
+    view = view_of(document | {"temperature": 0, "stop": ["xyz", stop], "max_tokens": 60})
+    assert content_of(Client(view).read([place, place])) == content_of(Client(view).read())
 
 
 def check_usage(mended: list[Json], whole: list[Json], document: Json) -> None:
@@ -155,6 +170,17 @@ def test_a_field_that_the_worker_reads_otherwise() -> None:
 @pytest.mark.parametrize("stop", ["x", ["x", "y"], None, []])
 def test_stop_strings_of_one_character_hold_nothing_back(stop: Any) -> None:
     assert rest_of(CHAT | {"stop": stop}, ids=[5, 6, 7]) is not None
+
+
+def test_a_greedy_answer_begins_again_with_the_word_that_may_be_cut() -> None:
+    held = {"stop": ["END"], "temperature": 0}
+    said = sent_of(text="one two thr")
+    assert text_to_go_on_from(view_of(CHAT | held), said) == "one two"
+    assert text_to_go_on_from(view_of(CHAT | held | {"include_stop_str_in_output": True}), said) == said.text
+    assert text_to_go_on_from(view_of(CHAT | held | {"temperature": 1}), said) == said.text
+    assert text_to_go_on_from(view_of(CHAT | held | {"stop": "\n"}), said) == said.text
+    assert text_to_go_on_from(view_of(CHAT | held), sent_of(text="thr")) == ""
+    assert text_to_go_on_from(view_of(CHAT | held), sent_of(text="\u4e00" * 300)) == "\u4e00" * 300
 
 
 def test_ids_that_were_sent_before_their_text_cannot_be_gone_on_with() -> None:

@@ -30,10 +30,17 @@ def usage_event(cached: int | None = 9) -> bytes:
     return event(usage={"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12, **details})
 
 
-def stream(*, hides_usage: bool = False, cached_tokens: int | None = 5, **fields: Any) -> ContinuedStream:
+def stream(
+    *, hides_usage: bool = False, cached_tokens: int | None = 5, again: str = "", **fields: Any
+) -> ContinuedStream:
     """Of a prompt of six tokens that was answered with three."""
-    envelope = Envelope(sent_of(**fields))
-    return ContinuedStream(envelope, Usage(6, 3), hides_usage=hides_usage, cached_tokens=cached_tokens)
+    return ContinuedStream(
+        Envelope(sent_of(**fields)),
+        Usage(6, 3),
+        hides_usage=hides_usage,
+        cached_tokens=cached_tokens,
+        again=again,
+    )
 
 
 def test_a_chat_gets_chat_events() -> None:
@@ -78,6 +85,23 @@ def test_usage_that_nobody_asked_for_is_withheld() -> None:
     continued = stream(hides_usage=True)
     assert continued.feed(usage_event(0) + DONE) == DONE
     assert continued.kv is Kv.RECOMPUTED
+
+
+@pytest.mark.parametrize("texts", [["thr", "ee", " four"], ["th", "ree four"], ["", "three four"]])
+def test_what_the_client_has_is_left_out(texts: list[str]) -> None:
+    events = events_in(stream(again="thr").feed(b"".join(map(said, texts)) + DONE))
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events) == "ee four"
+
+
+@pytest.mark.parametrize("texts", [["tho"], ["t", "a"], ["x"]])
+def test_a_worker_that_says_something_else(texts: list[str]) -> None:
+    with pytest.raises(InvalidStream, match="something else"):
+        stream(again="thr").feed(b"".join(map(said, texts)))
+
+
+def test_a_worker_that_ends_too_early() -> None:
+    with pytest.raises(InvalidStream, match="left out"):
+        stream(again="thr").feed(said("th", finish_reason="stop"))
 
 
 def test_an_error_stays_one() -> None:
