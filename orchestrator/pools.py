@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from orchestrator.handles import Worker
+from orchestrator.handles import NEVER, Worker
 from orchestrator.states import WorkerState
 from orchestrator.wire.info import Role
 
@@ -25,6 +25,7 @@ class Pools:
         "_slow_start_s",
         "_time",
         "_trials",
+        "_warm_at",
         "both",
         "decode",
         "is_steady",
@@ -44,6 +45,7 @@ class Pools:
         self._is_prefill_lost = False  # workers have served as prefill, and none does now
         self._prefills_locally = prefills_locally
         self._trials: dict[Role, list[Worker]] = {}
+        self._warm_at = NEVER  # when the last slow start is over
         self._slow_start_s = slow_start_s
         self._time = time
 
@@ -55,7 +57,9 @@ class Pools:
         self.prefill, self.decode, self.both = (_in_use(by_role[role]) for role in ROLES)
         self._is_prefill_lost = not self.prefill and any(worker.epoch for worker in by_role["prefill"])
         self._trials = {role: _on_trial(found) for role, found in by_role.items() if _on_trial(found)}
-        self._note_steady()
+        warm_from = max((w.warm_from for w in (*self.prefill, *self.decode, *self.both)), default=NEVER)
+        self._warm_at = warm_from + self._slow_start_s
+        self.is_steady = not self._trials and self._time() >= self._warm_at
 
     def problem(self) -> str | None:
         """Why no request for this model can be served as it should be; None if there is a whole path.
@@ -78,28 +82,33 @@ class Pools:
 
         A worker in slow start is among them as often as its share says, one on trial while it has no leg.
         """
+        now = self._time()
+        self.is_steady = not self._trials and now >= self._warm_at
         workers = self._of(role)
-        found = [worker for worker in workers if worker not in avoid and self._has_turn(worker)]
+        others = [worker for worker in workers if worker not in avoid]
+        found = [worker for worker in others if self._has_turn(worker, now)]
         found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.in_flight]
-        self._note_steady()
-        return tuple(found) or tuple(worker for worker in workers if worker not in avoid) or workers
+        return tuple(found or others) or workers
 
     def share(self, worker: Worker) -> float:
         """How much of its usual part a worker takes now, from `MIN_SHARE` to 1."""
-        if not self._slow_start_s:
-            return 1.0
-        return min(max((self._time() - worker.warm_from) / self._slow_start_s, MIN_SHARE), 1.0)
+        return self._share(worker, self._time())
 
-    def _has_turn(self, worker: Worker) -> bool:
-        worker.credit += self.share(worker)
+    def _share(self, worker: Worker, now: float) -> float:
+        warm_s = now - worker.warm_from
+        if warm_s >= self._slow_start_s:
+            return 1.0
+        return max(warm_s / self._slow_start_s, MIN_SHARE)
+
+    def _has_turn(self, worker: Worker, now: float) -> bool:
+        share = self._share(worker, now)
+        if share == 1.0:
+            return True
+        worker.credit += share
         if worker.credit < 1.0:
             return False
-        worker.credit = min(worker.credit - 1.0, 1.0)
+        worker.credit -= 1.0
         return True
-
-    def _note_steady(self) -> None:
-        workers = (*self.prefill, *self.decode, *self.both)
-        self.is_steady = not self._trials and all(self.share(worker) == 1.0 for worker in workers)
 
     def _of(self, role: Role) -> tuple[Worker, ...]:
         workers: tuple[Worker, ...] = getattr(self, role)
