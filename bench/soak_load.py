@@ -126,6 +126,7 @@ class Connection(asyncio.Protocol):
         self._answered: asyncio.Future[Answer | None] = self._loop.create_future()
         self._end = b""
         self._unread = float("inf")  # bytes that are still to be read
+        self._is_whole = cancel is None or cancel.phase is not Phase.SENDING
         if cancel is None:
             self._transport.write(request)
         else:
@@ -171,7 +172,8 @@ class Connection(asyncio.Protocol):
         self._end = (self._end + body)[-TAIL:]
 
     def on_message_complete(self) -> None:
-        self._is_kept = self._parser.should_keep_alive()
+        # A path that is not there is answered before the whole request is: what comes next would be its rest.
+        self._is_kept = self._is_whole and self._parser.should_keep_alive()
         self._answered.set_result(Answer(self._parser.get_status_code(), self._end))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 from processes import Failed, free_port
-from soak_load import Answer, Cancel, Kind, Phase, Request, Tally, kinds, run_load, schedule
+from soak_load import Answer, Cancel, Connection, Kind, Phase, Request, Tally, kinds, run_load, schedule
 
 KINDS = {kind.name: kind for kind in kinds()}
 CHAT, STREAM = KINDS["chat"], KINDS["stream"]
@@ -119,6 +119,31 @@ def test_a_client_leaves_while_it_sends(is_reset: bool) -> None:
     tally, begun = asyncio.run(_load(Server(), leaving, count=3))
     assert (tally.cancelled, tally.connections) == ({Phase.SENDING: 3}, 3)
     assert max(begun) <= len(CHAT.encode()) // 2
+
+
+class HastyTransport(asyncio.Transport):
+    """A server that answers as soon as anything comes."""
+
+    def __init__(self, client: Connection) -> None:
+        super().__init__()
+        self._client = client
+
+    def write(self, data: object) -> None:
+        self._client.data_received(OK)
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("phase", "is_open"), [(Phase.SENDING, False), (Phase.WAITING, True)])
+def test_a_connection_is_not_used_again_after_half_a_request(phase: Phase, is_open: bool) -> None:
+    async def main() -> None:
+        connection = Connection()
+        connection.connection_made(HastyTransport(connection))
+        assert await connection.ask(CHAT.encode(), Cancel(phase, 0.5, False)) == Answer(200, b"{}")
+        assert connection.is_open is is_open
+
+    asyncio.run(main())
 
 
 def test_a_client_leaves_while_it_waits() -> None:
