@@ -289,6 +289,8 @@ class Flow:
             _log.warning("%s refused what it announced: it gets plain JSON from now on", worker.name)
         elif worker.proven_epoch != worker.epoch:
             worker.proven_epoch = worker.epoch
+        if worker.failures:
+            worker.failures = 0
 
     # --- the answer -----------------------------------------------------------------------------
 
