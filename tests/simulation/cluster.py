@@ -15,11 +15,13 @@ import msgspec
 
 from orchestrator.app import Orchestrator, Place
 from orchestrator.config import Config, LimitsConfig, ModelConfig, OrchestratorConfig, PoolConfig
-from orchestrator.health import Introduction, Prober, ProbeRefused
+from orchestrator.health import Introduction, ProbeFailed, Prober, ProbeRefused
+from orchestrator.states import IN_SERVICE
+from orchestrator.states import Event as WorkerEvent
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers import Worker, WorkerState
+from orchestrator.workers import Worker
 from tests.simulation.client import MODEL
 from tests.simulation.engine import Engine, World, handoff_name, kind_of, prompt_of
 from tests.simulation.schedule import Schedule, Trouble, WorkerSpec
@@ -35,7 +37,7 @@ class Dispatch:
 
     time: float
     worker: str
-    gone_since: float | None  # the worker, in the orchestrator's eyes
+    out_since: float | None  # the worker, in the orchestrator's eyes
     kind: str
     number: int  # of the client's request
     handoff: str | None
@@ -48,25 +50,25 @@ class ObservedUpstream(MemoryUpstream):
     def __init__(self, trace: Trace) -> None:
         super().__init__(connect_timeout_s=LIMITS.connect_timeout_s)
         self.dispatches: list[Dispatch] = []
-        self.gone_since: dict[str, float] = {}  # by host; those that the orchestrator takes to be gone
+        self.out_since: dict[str, float] = {}  # by host: those that are out of service, gone or ejected
         self._trace = trace
 
     async def send(
         self, origin: Origin, method: str, target: str, headers: bytes, body: Sequence[Part]
     ) -> Answer:
-        gone_since = self.gone_since.get(origin.host)
+        out_since = self.out_since.get(origin.host)
         is_refused = True
         try:
             answer = await super().send(origin, method, target, headers, body)
             is_refused = False
             return answer
         finally:
-            self._note(origin, gone_since, headers, body, is_refused=is_refused)
+            self._note(origin, out_since, headers, body, is_refused=is_refused)
 
     def _note(
         self,
         origin: Origin,
-        gone_since: float | None,
+        out_since: float | None,
         headers: bytes,
         body: Sequence[Part],
         *,
@@ -77,23 +79,26 @@ class ObservedUpstream(MemoryUpstream):
         kind, number = kind_of(document), prompt_of(document)[0]
         now = asyncio.get_running_loop().time()
         name = handoff_name(document)
-        self.dispatches.append(Dispatch(now, origin.host, gone_since, kind, number, name, is_refused))
+        self.dispatches.append(Dispatch(now, origin.host, out_since, kind, number, name, is_refused))
         if is_refused:
             self._trace.add(origin.host, f"refuses {kind} of {number}")
 
 
 class SimulatedProbe:
-    """The prober's way to the simulated workers."""
+    """Asks simulated workers how they are (`health.Probe`)."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def __call__(self, worker: Worker) -> Introduction:
+    async def __call__(self, worker: Worker) -> Introduction | None:
         engine = self._world.engines[worker.origin.host]
         if not engine.is_up:
             raise ProbeRefused("connection refused")
+        asked = engine.engine_id
         await engine.is_awake.wait()
-        return _introduction(engine.spec)
+        if engine.engine_id != asked:
+            raise ProbeFailed("cut off by a crash")
+        return None if worker.state in IN_SERVICE else _introduction(engine.spec)
 
 
 @functools.lru_cache(4096)
@@ -136,7 +141,7 @@ class Cluster:
             time=asyncio.get_running_loop().time,
         )
         self._make_engines(schedule)
-        self.orchestrator.registry.on_change(self._note_states)
+        self.orchestrator.registry.on_move(self._note_move)
 
     def start(self) -> None:
         self._prober.start()
@@ -158,13 +163,13 @@ class Cluster:
             happens = {Trouble.CRASH: engine.crash, Trouble.STOP: engine.stop, Trouble.SLOW: engine.slow_down}
             loop.call_at(trouble.at, happens[trouble.trouble], trouble.seconds)
 
-    def _note_states(self) -> None:
-        now, gone_since = asyncio.get_running_loop().time(), self.upstream.gone_since
-        for worker in self.orchestrator.registry.workers:
-            if worker.state is WorkerState.GONE:
-                gone_since.setdefault(worker.origin.host, now)
-            else:
-                gone_since.pop(worker.origin.host, None)
+    def _note_move(self, worker: Worker, event: WorkerEvent) -> None:
+        host = worker.origin.host
+        self.world.trace.add(host, f"is {worker.state} to the orchestrator: {event}")
+        if worker.state in IN_SERVICE:
+            self.upstream.out_since.pop(host, None)
+        else:
+            self.upstream.out_since.setdefault(host, asyncio.get_running_loop().time())
 
 
 class InOrder(dict[Any, None]):

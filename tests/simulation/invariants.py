@@ -24,7 +24,7 @@ AT_ONCE_S = 0.001
 # - An error event in the middle of a worker's stream is relayed, and the record does not say so.
 # - A worker that refuses somebody while a request is with another one may still get that request's next leg.
 # - A worker whose connection breaks between [DONE] and the end of its body makes one more error event.
-# - A client that leaves in the moment in which a decode worker refuses its request: nobody releases the blocks.
+# - If a client leaves in the moment in which a decode worker refuses its request, nobody releases the blocks.
 NOT_PROMISED = frozenset(
     {
         "whole answers are read",
@@ -239,10 +239,11 @@ def _was_tried(attempts: list[Dispatch]) -> bool:
 
 
 def _dispatches(result: Result) -> Iterator[str]:
-    """No leg goes to a worker that is known to be gone. A release leg does, where there is no other."""
+    """No leg goes to a worker that is gone or ejected. A release leg does, where there is no other."""
     first: dict[int, float] = {}
     for dispatch in result.dispatches:
         planned = first.setdefault(dispatch.number, dispatch.time)
         limit = planned if "each leg looks again" in NOT_PROMISED else dispatch.time
-        if dispatch.kind != "release" and dispatch.gone_since is not None and dispatch.gone_since < limit:
-            yield f"{dispatch.kind} of {dispatch.number} was sent to {dispatch.worker}, which was gone"
+        if dispatch.kind != "release" and dispatch.out_since is not None and dispatch.out_since < limit:
+            leg = f"{dispatch.kind} of {dispatch.number}"
+            yield f"{leg} was sent to {dispatch.worker}, which was out of service"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import WorkerCutShort
 from orchestrator.flow import Flow
+from orchestrator.pools import ROLES, Pools
 from orchestrator.relay import RequestScope
 from orchestrator.telemetry import Telemetry
 from orchestrator.transport.answer import ReceivedAnswer
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream
 from orchestrator.wire.usage import Kv
-from orchestrator.workers import Lease, Pools, Worker
+from orchestrator.workers import Lease
 from tests.simulation.many import problems
 
 SEEDS = range(1000)
@@ -162,8 +163,8 @@ def a_client_that_left_stays_in_flight(patch: pytest.MonkeyPatch) -> None:
 def gone_workers_get_requests(patch: pytest.MonkeyPatch) -> None:
     fill = Pools.fill
 
-    def fill_with_more_only(pools: Pools, members: Iterable[Worker]) -> None:
-        before = {role: getattr(pools, role) for role in ("prefill", "decode", "both")}
+    def fill_with_more_only(pools: Pools, members: Any) -> None:
+        before = {role: getattr(pools, role) for role in ROLES}
         fill(pools, members)
         for role, workers in before.items():
             if len(workers) > len(getattr(pools, role)):
@@ -189,7 +190,7 @@ BUGS: list[tuple[Plant, str]] = [
     (no_sweep, "its request never ended"),
     (legs_are_not_closed, "after its request"),
     (a_client_that_left_stays_in_flight, "requests in flight"),
-    (gone_workers_get_requests, "was gone"),
+    (gone_workers_get_requests, "out of service"),
 ]
 
 
