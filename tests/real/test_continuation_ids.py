@@ -18,7 +18,7 @@ from tests.real.ask import ANSWERS, LIMIT, PREFILL, chat, completion
 from tests.real.conftest import Cluster
 
 LONG = max(ANSWERS, key=lambda ask: len(ANSWERS[ask]))
-CUTS = 12  # per stream
+CUTS = 8  # per stream
 
 _KIND = {"content-type": "application/json"}
 
