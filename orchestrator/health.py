@@ -6,6 +6,7 @@ A probe only says what it saw; what follows from that is in `states.py` and `wor
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from random import Random
@@ -15,7 +16,7 @@ import httpx
 import msgspec
 
 from orchestrator.config import HealthConfig
-from orchestrator.states import FULL_SERVICE, WorkerState
+from orchestrator.states import FULL_SERVICE, Event, WorkerState
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers import Registry, Worker
 
@@ -23,6 +24,8 @@ GREETING_S = 5.0  # limit of a probe of a worker that is not in service: nothing
 JITTER = 0.2  # of the interval: probes of many workers, or by many orchestrators, do not come all at once
 LAST_PROBE = 1.5  # of the timeout: with less time than this until the verdict, there is but one more probe
 IMPATIENT = 0.1  # of the interval: what lies between probes of a suspect, or before that of one that refused
+
+_log = logging.getLogger("baton.health")
 
 
 class ProbeRefused(Exception):
@@ -79,6 +82,7 @@ class Prober:
         registry.on_doubt(self._watch_anew)
         registry.on_gone(self._watch_anew)
         registry.on_removed(self._forget)
+        registry.on_move(_log_move)
         self._settling = asyncio.create_task(registry.settle_forever(), name="settle workers")
         for worker in registry.workers:
             self._watch_anew(worker)
@@ -152,6 +156,14 @@ class Prober:
             if introduction is not None:
                 registry.announce(worker, introduction.info, introduction.max_model_len)
             registry.mark_ready(worker)
+
+
+def _log_move(worker: Worker, event: Event) -> None:
+    is_out = worker.state in (WorkerState.GONE, WorkerState.EJECTED)
+    why = f": {worker.last_error}" if worker.last_error else ""
+    _log.log(
+        logging.WARNING if is_out else logging.INFO, "%s is %s (%s)%s", worker.name, worker.state, event, why
+    )
 
 
 # --- over HTTP ----------------------------------------------------------------------------------

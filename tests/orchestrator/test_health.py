@@ -199,6 +199,24 @@ def test_a_pool_keeps_half_of_its_silent_workers_and_all_come_back() -> None:
     run(4, scenario)
 
 
+def test_moves_are_logged_with_their_reason(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        cluster.probe.failing.add("decode/0")
+        await cluster.wait_state(cluster.first, WorkerState.EJECTED)
+
+    with caplog.at_level("INFO", "baton.health"):
+        run(2, scenario)
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert sorted(lines[:2]) == [
+        ("INFO", "m/decode/0 is ready (answered)"),
+        ("INFO", "m/decode/1 is ready (answered)"),
+    ]
+    assert lines[2:] == [
+        ("INFO", "m/decode/0 is suspect (failed): 500"),
+        ("WARNING", "m/decode/0 is ejected (failed): 500"),
+    ]
+
+
 def test_who_is_needed_again_is_asked_at_once() -> None:
     async def scenario(cluster: Cluster) -> None:
         first, second = cluster.registry.workers

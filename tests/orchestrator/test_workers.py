@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.errors import Conflict
 from orchestrator.routing.least_loaded import LeastLoaded
 from orchestrator.rows import Rows
+from orchestrator.states import ON_SUSPICION, REACHABLE
 from orchestrator.telemetry import Layout
 from orchestrator.topology import WorkerAddress
 from orchestrator.wire.codec import CODECS, JSON
@@ -472,3 +477,41 @@ def test_a_worker_is_heard_by_all_processes() -> None:
     two.workers[0].heard = 1233.5
     assert [registry.workers[0].heard for registry in (one, two)] == [1234.5, 1234.5]
     assert two.workers[1].heard == 0.0
+
+
+# --- whatever happens ---------------------------------------------------------------------------
+
+ACTIONS: dict[str, Callable[[Registry, Worker], None]] = {
+    "answered": lambda registry, worker: registry.mark_ready(worker),
+    "refused": lambda registry, worker: registry.mark_gone(worker, "refused"),
+    "failed": lambda registry, worker: registry.note_failed(worker, "500"),
+    "missed": lambda registry, worker: registry.note_missed(worker, asked=float("inf")),
+    "lost": lambda registry, worker: registry.note_lost(worker, worker.epoch, "reset"),
+    "error": lambda registry, worker: registry.note_error(worker),
+    "success": lambda registry, worker: setattr(worker, "failures", 0),
+    "drain": lambda registry, worker: registry.drain(worker),
+    "undrain": lambda registry, worker: registry.undrain(worker),
+    "settle": lambda registry, worker: registry.settle(),
+}
+STEPS = st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), st.integers(0, 4), st.floats(0, 2)), max_size=60)
+
+
+@given(STEPS)
+def test_no_more_than_half_is_out_and_no_worker_that_could_serve_is_idle(
+    steps: list[tuple[str, int, float]],
+) -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 5}, clock=clock, consecutive_errors=2)
+    pools = registry.pools["m"]
+    for action, index, seconds in steps:
+        epochs = [worker.epoch for worker in registry.workers]
+        clock.now += seconds
+        ACTIONS[action](registry, registry.workers[index])
+        found = states(registry)
+        reachable = [state for state in found if state in REACHABLE]
+        assert sum(state in ON_SUSPICION for state in reachable) <= len(reachable) // 2
+        best = "ready" if "ready" in found else "suspect"
+        assert [worker.state for worker in pools.decode] == [best] * found.count(best)
+        assert bool(pools.candidates("decode")) == bool(pools.decode)
+        assert all(new.epoch >= old for new, old in zip(registry.workers, epochs, strict=True))
+        assert all(worker.is_drained or worker.state != "draining" for worker in registry.workers)
