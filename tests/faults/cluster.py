@@ -1,4 +1,4 @@
-"""An orchestrator and two simulated workers as processes of their own, with a fault proxy on each link."""
+"""An orchestrator and simulated workers as processes of their own, with fault proxies on their links."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Cluster:
     def _pages(self) -> Iterator[tuple[str, str]]:
         yield "orchestrator", self._get(f"{self._orchestrator.admin_url}/metrics")
         for worker in self._workers:
-            yield f"{worker.role} worker", self._get(f"{worker.url}/metrics")
+            yield f"{worker.role} {worker.url}", self._get(f"{worker.url}/metrics")
 
     def _get(self, url: str) -> str:
         return self._client.get(url).raise_for_status().text
@@ -90,15 +90,19 @@ def _gauges(page: str) -> Iterator[tuple[str, float]]:
 
 @contextlib.contextmanager
 def orchestrating(directory: Path, workers: list[SimWorker], limits: dict[str, float]) -> Iterator[Cluster]:
-    """Ready, with these limits of the config."""
+    """Ready, with these limits of the config. The first worker of each role is behind a proxy."""
     with contextlib.ExitStack() as stack:
-        proxies: dict[str, FaultProxy] = {
-            worker.role: stack.enter_context(FaultProxy(_address(worker.url))) for worker in workers
-        }
-        detours: list[Any] = [_Detour(worker.role, proxies[worker.role].url) for worker in workers]
-        orchestrator = Orchestrator(directory, detours, processes=1, limits=limits)
+
+        def proxied(url: str) -> FaultProxy:
+            return stack.enter_context(FaultProxy(_address(url)))
+
+        firsts = {worker.role: worker for worker in reversed(workers)}
+        proxies = {role: proxied(worker.url) for role, worker in firsts.items()}
+        detours: list[Any] = [_Detour(role, proxy.url) for role, proxy in proxies.items()]
+        others = [worker for worker in workers if worker not in firsts.values()]
+        orchestrator = Orchestrator(directory, [*detours, *others], processes=1, limits=limits)
         stack.callback(orchestrator.clean_up)
-        proxies["client"] = stack.enter_context(FaultProxy(_address(orchestrator.url)))
+        proxies["client"] = proxied(orchestrator.url)
         client = stack.enter_context(httpx.Client(timeout=PATIENCE_S, trust_env=False, verify=NO_TLS))
         cluster = Cluster(workers, orchestrator, proxies, client)
         cluster.wait_well()

@@ -73,20 +73,27 @@ UNDER_WAY = [
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[list[SimWorker]]:
-    with simulated("prefill", "decode", options=SIM_OPTIONS) as made:
+    with simulated("prefill", "decode", "prefill", "decode", options=SIM_OPTIONS) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def patient(workers: list[SimWorker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """With the limits of the defaults, which not even a slow machine reaches."""
-    with orchestrating(tmp_path_factory.mktemp("patient"), workers, {}) as cluster:
+    with orchestrating(tmp_path_factory.mktemp("patient"), workers[:2], {}) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def strict(workers: list[SimWorker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with orchestrating(tmp_path_factory.mktemp("strict"), workers, STRICT) as cluster:
+    with orchestrating(tmp_path_factory.mktemp("strict"), workers[:2], STRICT) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def spared(workers: list[SimWorker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """With a second worker of each role, whose links are always well."""
+    with orchestrating(tmp_path_factory.mktemp("spared"), workers, STRICT) as cluster:
         yield cluster
 
 
@@ -124,6 +131,13 @@ def test_a_worker_that_is_cut_off_leaves_no_wrong_answer(
 ) -> None:
     assert outcomes(strict, link, toxic, direction) <= {Outcome.RIGHT, Outcome.ERROR}
     strict.wait_well()
+
+
+@pytest.mark.parametrize("link", ["prefill", "decode"])
+@pytest.mark.parametrize("toxic", [Reset(1500), Down()], ids=repr)
+def test_nor_does_one_that_another_can_replace(spared: Cluster, link: Link, toxic: Toxic) -> None:
+    assert outcomes(spared, link, toxic, "downstream") <= {Outcome.RIGHT, Outcome.ERROR}
+    spared.wait_well()
 
 
 @pytest.mark.parametrize("link", ["prefill", "decode"])
