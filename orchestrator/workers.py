@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 
 from orchestrator.config import HealthConfig
+from orchestrator.ejection import called_back, may_be_out, pause_s
 from orchestrator.errors import Conflict
 from orchestrator.handles import (
     NEVER,
@@ -30,8 +31,6 @@ from orchestrator.rows import SharedLoad
 from orchestrator.states import (
     FULL_SERVICE,
     IN_SERVICE,
-    ON_SUSPICION,
-    REACHABLE,
     Event,
     WorkerState,
     next_state,
@@ -255,9 +254,8 @@ class Registry:
 
         Raises `Conflict` if it is there already, or if shared memory has no place for it.
         """
-        key = (address.model, address.role, address.url)
         for worker in self.workers:
-            if worker.name == address.name or key == _key(worker):
+            if worker.name == address.name or _place(worker.address) == _place(address):
                 raise Conflict(f"there is {worker.name} at {worker.address.url} already")
         worker = self._made(address, self._free_slot())
         self._admit(worker)
@@ -291,7 +289,7 @@ class Registry:
         """
         before = worker.state
         is_outdated = before is WorkerState.GONE and standing.epoch <= worker.epoch
-        if is_outdated and standing.state in FULL_SERVICE:
+        if is_outdated and standing.state in IN_SERVICE:
             return
         if standing.epoch != worker.epoch or standing.state is not before:
             worker.failures = int(standing.state is WorkerState.PROBING)
@@ -310,7 +308,7 @@ class Registry:
         """Move a worker as the table has it, and all that follows from it."""
         before = worker.state
         after = next_state(before, event)
-        if after is WorkerState.EJECTED and not self._may_be_out(worker):
+        if after is WorkerState.EJECTED and not may_be_out(worker, self._pool_of(worker)):
             after = WorkerState.SUSPECT
         if after is WorkerState.EJECTED and (before is not after or event in _PROBED_ILL):
             self._put_off(worker)
@@ -352,41 +350,33 @@ class Registry:
             self._note(worker, Event.DRAIN)
         elif worker.state is WorkerState.SUSPECT and event not in _PROBED_ILL:
             self._tell(self._on_doubt, worker)
-        self._call_back(_key(worker)[:2])
+        self._keep_half(worker)
+
+    def _keep_half(self, worker: Worker) -> None:
+        """Call workers of its pool back if too many are ejected, now that it is what it is."""
+        needed = called_back(self._pool_of(worker))
+        if needed is not None:
+            self._note(needed, Event.NEEDED)
 
     def _put_off(self, worker: Worker) -> None:
         """Set when an ejected worker is asked again: the later, the more often it has failed in a row."""
         health, now = self._health, self._time()
         if worker.state in FULL_SERVICE and now - worker.serves_since > health.eject_max_s:
             worker.ejections = 0
-        delay_s = min(health.eject_s * 2**worker.ejections, health.eject_max_s)
+        worker.retry_at = now + pause_s(worker.ejections, health, self._random)
         worker.ejections += 1
-        worker.retry_at = now + delay_s * self._random.uniform(0.5, 1.0)
-
-    # --- never more than half of a pool ---------------------------------------------------------
-
-    def _may_be_out(self, worker: Worker) -> bool:
-        reachable = [w for w in self._pool(_key(worker)[:2]) if w.state in REACHABLE]
-        others_out = sum(w.state in ON_SUSPICION and w is not worker for w in reachable)
-        return others_out + 1 <= len(reachable) // 2
-
-    def _call_back(self, pool: tuple[str, str]) -> None:
-        """Use ejected workers again if too few others are left, the one that fails least first."""
-        reachable = [w for w in self._pool(pool) if w.state in REACHABLE]
-        out = sorted((w for w in reachable if w.state in ON_SUSPICION), key=lambda w: w.ejections)
-        if len(out) > len(reachable) // 2:
-            self._note(out[0], Event.NEEDED)
 
     def _has_elder(self, worker: Worker, now: float) -> bool:
         """Whether another one of its pool has served for so long that a new one would be far emptier."""
         return any(
             other.state in FULL_SERVICE and now - other.serves_since >= self._health.slow_start_s
-            for other in self._pool(_key(worker)[:2])
+            for other in self._pool_of(worker)
             if other is not worker
         )
 
-    def _pool(self, key: tuple[str, str]) -> list[Worker]:
-        return [worker for worker in self.workers if _key(worker)[:2] == key]
+    def _pool_of(self, worker: Worker) -> list[Worker]:
+        model, role = worker.address.model, worker.address.role
+        return [w for w in self.workers if (w.address.model, w.address.role) == (model, role)]
 
     # --- members --------------------------------------------------------------------------------
 
@@ -419,7 +409,7 @@ class Registry:
         self.workers = tuple(other for other in self.workers if other is not worker)
         self._refresh(worker.address.model)
         self._tell(self._on_removed, worker)
-        self._call_back(_key(worker)[:2])
+        self._keep_half(worker)
         self._tell_change()
 
     def _refresh(self, model: str) -> None:
@@ -440,8 +430,7 @@ class Registry:
             callback()
 
 
-def _key(worker: Worker) -> tuple[str, str, str]:
-    address = worker.address
+def _place(address: WorkerAddress) -> tuple[str, str, str]:
     return address.model, address.role, address.url
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,6 +165,15 @@ def test_a_standing_from_before_a_refusal_does_not_bring_the_worker_back() -> No
     assert copy.workers[0].state is WorkerState.READY
 
 
+@pytest.mark.parametrize("stale", ["probing", "draining", "suspect"])
+def test_no_older_standing_brings_a_worker_back_that_refused(stale: str) -> None:
+    copy = registry_of({"decode": 2})
+    before = copy.workers[0].standing()
+    copy.mark_gone(copy.workers[0], "refused")
+    copy.follow([msgspec.structs.replace(before, state=WorkerState(stale)), copy.workers[1].standing()])
+    assert copy.workers[0].state is WorkerState.GONE
+
+
 def test_taking_over_ends_legs_and_is_no_report() -> None:
     source, copy = registry_of({"decode": 1}), registry_of({"decode": 1})
     gone: list[Worker] = []
@@ -306,6 +316,9 @@ def test_an_ejected_worker_is_asked_later_each_time() -> None:
         registry.note_failed(worker, "500")
         waits.append(worker.retry_at - clock.now)
     assert all(bound / 2 <= wait <= bound for wait, bound in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))
+    worker.ejections = 100_000  # a month of failures
+    registry.note_failed(worker, "500")
+    assert worker.retry_at - clock.now <= 8
     retry_at = worker.retry_at
     registry.note_lost(worker, worker.epoch, "a leg from before")
     registry.note_error(worker)
