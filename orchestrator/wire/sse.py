@@ -69,7 +69,8 @@ class EventStream:
             self._tail = b""
         if not chunk.endswith(_END):
             chunk = self._cut(chunk)
-        if b'"usage"' in chunk:
+        # Not `in`: for bytes that costs an exception, raised and dropped inside, before it looks at any of them.
+        if chunk.rfind(b'"usage"') >= 0:
             chunk = self._mend_usage(chunk)
         if chunk:
             self._last = chunk
