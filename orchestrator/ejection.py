@@ -22,7 +22,7 @@ def may_be_out(worker: Worker, pool: Sequence[Worker]) -> bool:
 
 
 def called_back(pool: Sequence[Worker]) -> Worker | None:
-    """Who has to serve again, as too few others are left: the one that has failed least. None if enough are."""
+    """Who has to serve again, as too few others are left: the one that has failed least. Else None."""
     out = [worker for worker in pool if worker.state in ON_SUSPICION]
     if len(out) <= _reachable(pool) // 2:
         return None
