@@ -69,7 +69,7 @@ class EventStream:
             self._tail = b""
         if not chunk.endswith(_END):
             chunk = self._cut(chunk)
-        # Not `in`: for bytes that costs an exception, raised and dropped inside, before it looks at any of them.
+        # Not `in`: for bytes that raises an exception inside, and drops it, before it looks at them.
         if chunk.rfind(b'"usage"') >= 0:
             chunk = self._mend_usage(chunk)
         if chunk:
