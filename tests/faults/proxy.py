@@ -46,6 +46,8 @@ class Toxic:
     """
 
     refuses: ClassVar[bool] = False  # whether nobody listens while it is there
+    _pipe: Pipe  # these two: a copy's
+    _removed: asyncio.Event
 
     def attached(self, pipe: Pipe) -> Self:
         own = copy.copy(self)
@@ -78,9 +80,6 @@ class Toxic:
 
     async def hold_ending(self) -> None:
         """Return when the end of the stream may be passed on."""
-
-    _pipe: Pipe
-    _removed: asyncio.Event
 
 
 @dataclass(eq=False)
