@@ -115,7 +115,9 @@ class Orchestrator:
             ids=self.ids,
             credential=credential,
             max_answer_bytes=limits.max_answer_bytes,
+            time=clock,
             tokenizes_once=config.routing.tokenize_once,
+            kv_missing=config.routing.kv_missing,
         )
         self.data_plane = DataPlane(
             self._flow.serve,
@@ -139,7 +141,12 @@ class Orchestrator:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
         access_log = AccessLog(self.telemetry.records, models, self.config.orchestrator.log, write)
-        loops = (self.data_plane.sweep_forever(), self.lag.run(), access_log.run())
+        loops = (
+            self.data_plane.sweep_forever(),
+            self._flow.ledger.sweep_forever(),
+            self.lag.run(),
+            access_log.run(),
+        )
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         self._stall_alarm.start()
 

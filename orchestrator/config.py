@@ -115,10 +115,18 @@ class LimitsConfig(Model):
     body_timeout_s: Seconds = 60.0
     request_timeout_s: Seconds = Field(
         600.0,
-        description="To the first event of a stream, or to the end of a non-streaming answer.",
+        description="To the first event of a stream, or to the end of a non-streaming answer; a client asks "
+        "for less with the header x-request-timeout, in seconds.",
+    )
+    first_byte_timeout_s: Seconds = Field(
+        300.0, description="From a prefill leg, or the leg of a stream, to the first byte of its answer."
     )
     stream_idle_timeout_s: Seconds = Field(
         120.0, description="A stream is limited by silence, not by its length."
+    )
+    leg_silence_s: Seconds = Field(
+        3.0,
+        description="A leg that is silent for so long, on a worker that no longer answers probes, is lost.",
     )
     connect_timeout_s: Seconds = 5.0
 
@@ -234,6 +242,11 @@ class RoutingConfig(Model):
     )
     tokenize_once: bool = Field(
         True, description="Send the prompt's token ids to decode workers that announce that they take them."
+    )
+    kv_missing: Literal["warn", "fail", "allow"] = Field(
+        "warn",
+        description="When a decode worker computes the prompt's KV cache again: a line in the log, and with "
+        "fail also 502 for answers that are not streamed.",
     )
 
 

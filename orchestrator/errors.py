@@ -11,6 +11,9 @@ from typing import ClassVar
 
 import msgspec
 
+# What OpenAI's SDKs ask before they decide by the status.
+_NO_RETRY = (b"x-should-retry", b"false")
+
 
 class BatonError(Exception):
     """Base of everything that ends a request early. `message` is safe to show to a client."""
@@ -19,6 +22,7 @@ class BatonError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     retry_after_s: int | None = None
+    should_retry = True  # False: it was retried here as often as is good; SDKs obey the header
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -30,6 +34,8 @@ class BatonError(Exception):
         headers = [(b"content-type", b"application/json")]
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % self.retry_after_s))
+        if not self.should_retry:
+            headers.append(_NO_RETRY)
         return headers
 
     def body(self) -> bytes:
@@ -177,6 +183,14 @@ class WorkerGarbage(WorkerError):
     code = "worker_garbage"
 
 
+class KvMissing(BatonError):
+    """The KV cache did not get from the prefill to the decode worker, and `kv_missing: fail` minds."""
+
+    status = 502
+    type = "upstream_error"
+    code = "kv_missing"
+
+
 class WorkerAnswered(BatonError):
     """The worker answered with an error of its own; status and body reach the client unchanged."""
 
@@ -201,6 +215,8 @@ class WorkerAnswered(BatonError):
         headers = [(b"content-type", self.content_type)]
         if self.retry_after is not None:
             headers.append((b"retry-after", self.retry_after))
+        if not self.should_retry:
+            headers.append(_NO_RETRY)
         return headers
 
     def body(self) -> bytes:

@@ -28,6 +28,7 @@ from orchestrator.telemetry import (
     STAGES,
     FallbackReason,
     Layout,
+    LeaseState,
     RetryReason,
     histogram_cells,
 )
@@ -99,6 +100,7 @@ class BatonCollector(Collector):
         yield self._kv_transfers(row)
         yield self._fallbacks(row)
         yield self._retries(row)
+        yield from self._leases(row)
         yield self._loop_lag(row)
         statuses = self._sources.workers()
         yield self._workers(statuses)
@@ -168,6 +170,27 @@ class BatonCollector(Collector):
             "baton_upstream_retries", "Work sent to a worker again after a failure.", labels=("reason",)
         )
         return _add_row(family, row, self._layout.retries, [r.name.lower() for r in RetryReason])
+
+    def _leases(self, row: list[int]) -> Iterator[Metric]:
+        layout = self._layout
+        open_leases = GaugeMetricFamily(
+            "baton_kv_leases",
+            "Finished prefills that pin KV blocks: for a leg to come, or for one that has not answered yet.",
+            labels=("state",),
+        )
+        ended = CounterMetricFamily(
+            "baton_kv_leases_ended", "Finished prefills by how their KV blocks got free.", labels=("state",)
+        )
+        for state in LeaseState:
+            family = open_leases if state < LeaseState.CONSUMED else ended
+            family.add_metric((state.name.lower(),), row[layout.leases + state])
+        yield open_leases
+        yield ended
+        yield CounterMetricFamily(
+            "baton_kv_leases_leaked",
+            "Finished prefills that nobody looked after any more. Stays 0.",
+            value=row[layout.leases_leaked],
+        )
 
     def _loop_lag(self, row: list[int]) -> Metric:
         family = HistogramMetricFamily(

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
-from orchestrator.errors import BatonError, ClientGone, DeadlineExceeded, MethodNotAllowed
+from orchestrator.errors import BatonError, ClientError, ClientGone, DeadlineExceeded, MethodNotAllowed
 from orchestrator.exchange import AsgiExchange, Exchange
 from orchestrator.headers import header_block
+from orchestrator.states import IN_SERVICE
 from orchestrator.telemetry import Path, RequestRecord, Telemetry
 from orchestrator.transport.base import Answer
 from orchestrator.wire.sse import error_event
+from orchestrator.workers import Worker
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
@@ -31,14 +34,27 @@ _log = logging.getLogger("baton.relay")
 class RequestScope:
     """One request. Made by the data plane, driven by `run`, over when that returns."""
 
-    __slots__ = ("_plane", "_progress", "_seen_bytes", "_stop", "_task", "deadline", "exchange", "record")
+    __slots__ = (
+        "_leg",
+        "_plane",
+        "_progress",
+        "_seen_bytes",
+        "_stop",
+        "_task",
+        "_worker",
+        "deadline",
+        "exchange",
+        "record",
+    )
 
     def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
         self._plane = plane
         self._task = asyncio.current_task(plane.loop)
         self._stop: BatonError | None = None
         self._seen_bytes = 0  # of the answer, at the last sweep
-        self._progress = received = plane.time()  # of a stream: when a sweep last saw more of it
+        self._progress = received = plane.time()  # when a leg was sent, or a sweep last saw more of a stream
+        self._worker: Worker | None = None
+        self._leg: Answer | None = None  # of that worker
         self.deadline = received + plane.limits.request_timeout_s
         self.exchange = exchange
         self.record = RequestRecord(request_id=exchange.request_id, endpoint=exchange.path, received=received)
@@ -67,6 +83,9 @@ class RequestScope:
     def _admit(self) -> None:
         """Judge the request by its head."""
         exchange, plane = self.exchange, self._plane
+        wanted = exchange.header(b"x-request-timeout")
+        if wanted is not None:
+            self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
         if plane.keys is not None:
             self.record.client = plane.keys.check(exchange.header(b"authorization"))
         if exchange.method != "POST":
@@ -98,21 +117,42 @@ class RequestScope:
         return self._stop
 
     def sweep(self, now: float) -> None:
-        """Stop the request if it has outlived its deadline, or a stream if it has been silent too long."""
-        limits = self._plane.limits
-        if not self.exchange.is_started:
-            if now > self.deadline:
-                self.stop(DeadlineExceeded(f"not answered within {limits.request_timeout_s:g} s"))
-        elif self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
+        """Enforce the deadline of the request and the limits of silence."""
+        if self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
             self._seen_bytes = self.record.bytes_out
             self._progress = now
-        elif now > self._progress + limits.stream_idle_timeout_s:
-            self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
+            if self._worker is not None:
+                self._worker.heard = now
+        if not self.exchange.is_started and now > self.deadline:
+            seconds = self.deadline - self.record.received
+            self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
+        elif self._leg is not None and self._worker is not None:
+            self._sweep_leg(self._leg, self._worker, now - self._progress)
+
+    def _sweep_leg(self, leg: Answer, worker: Worker, silence_s: float) -> None:
+        limits = self._plane.limits
+        if silence_s > limits.leg_silence_s and worker.state not in IN_SERVICE:
+            leg.abort()  # lost: whoever reads it finds another worker
+        elif self.exchange.is_started:
+            if silence_s > limits.stream_idle_timeout_s:
+                self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
+        elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(worker):
+            self.stop(DeadlineExceeded(f"no answer from a worker for {limits.first_byte_timeout_s:g} s"))
+
+    def _answers_piecemeal(self, worker: Worker) -> bool:
+        """Whether the first byte comes before the work is done; or the work is a prefill, and not long."""
+        return self.record.is_stream or worker.address.role == "prefill"
 
     # --- what the flow needs --------------------------------------------------------------------
 
     def now(self) -> float:
         return self._plane.time()
+
+    def watch(self, worker: Worker, leg: Answer) -> None:
+        """A leg was sent: from now on its silence is measured."""
+        self._worker = worker
+        self._leg = leg
+        self._progress = self._plane.time()
 
     def relayed_headers(self) -> bytes:
         """Those of the client's headers that go to workers."""
@@ -173,6 +213,17 @@ class RequestScope:
             self.respond(error.status, headers, error.body())
         elif not exchange.is_complete:
             exchange.finish(error_event(error.body()))
+
+
+def _timeout(wanted: bytes, most: float) -> float:
+    """Seconds, of a client's header. Raises `ClientError`."""
+    try:
+        seconds = float(wanted)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ClientError("x-request-timeout must be a positive number of seconds")
+    return min(seconds, most)
 
 
 def _server_timing(record: RequestRecord) -> bytes:

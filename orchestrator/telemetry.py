@@ -89,11 +89,22 @@ class FallbackReason(IntEnum):
 
 
 class RetryReason(IntEnum):
-    """Which part of a request was sent again."""
+    """Which leg failed, so that (a part of) a request was sent again."""
 
-    PREFILL = 0  # the prefill leg, to another worker
-    DECODE = 1  # both legs, because a decode leg failed and its hand-off was used
-    WHOLE = 2  # a request served by one worker
+    PREFILL = 0  # the prefill leg
+    DECODE = 1  # the decode leg, before anything of it had reached the client
+    WHOLE = 2  # that of a request served by one worker
+    STREAM = 3  # one whose stream had begun: the rest came from another worker
+
+
+class LeaseState(IntEnum):
+    """Of the KV blocks that a finished prefill keeps (`ledger.py`). The first two are open: gauges."""
+
+    HELD = 0  # the prefill worker pins the blocks for us
+    USED = 1  # bytes of a decode leg with this hand-off were written
+    CONSUMED = 2
+    RELEASED = 3
+    EXPIRED = 4
 
 
 OTHER = "other"  # the label for what is in no fixed list
@@ -137,7 +148,7 @@ def histogram_cells(bounds: Sequence[float]) -> int:
 class Layout:
     """Which cell of a row counts what: worked out from names alone, so every process has the same.
 
-    Cells before `requests` are gauges (they fall again), all others only grow.
+    Cells before `lease_ends` are gauges (they fall again), all others only grow.
     """
 
     def __init__(self, models: Iterable[str], endpoints: Iterable[str]) -> None:
@@ -146,7 +157,10 @@ class Layout:
         self.statuses = (*map(str, STATUSES), OTHER)
         self.error_codes = (*ERROR_CODES, OTHER)
         self.in_flight = 0
-        self.requests = self.in_flight + len(self.models)
+        self.leases = self.in_flight + len(self.models)  # one cell per LeaseState
+        self.lease_ends = self.leases + LeaseState.CONSUMED
+        self.leases_leaked = self.leases + len(LeaseState)
+        self.requests = self.leases_leaked + 1
         self.stages = self.requests + len(self.models) * len(self.endpoints) * len(self.statuses)
         self.errors = self.stages + len(self.models) * len(STAGES) * histogram_cells(STAGE_BOUNDS)
         self.kv = self.errors + len(self.error_codes)
@@ -158,7 +172,7 @@ class Layout:
     @property
     def counters(self) -> range:
         """The cells that only grow."""
-        return range(self.requests, self.size)
+        return range(self.lease_ends, self.size)
 
     def request_cell(self, model: int, endpoint: int) -> int:
         """The cell of the first status; the others follow in the order of `statuses`."""
@@ -242,7 +256,7 @@ class Telemetry:
     @property
     def in_flight(self) -> int:
         """Requests between `begin` and `finish` in this process."""
-        return sum(self.row[self.layout.in_flight : self.layout.requests])
+        return sum(self.row[self.layout.in_flight : self.layout.leases])
 
 
 _STAGE_CELLS = histogram_cells(STAGE_BOUNDS)

@@ -235,6 +235,7 @@ class FakeCluster:
             ids=IdSource(random.Random(1)),
             credential=credential,
             max_answer_bytes=limits.max_answer_bytes,
+            time=asyncio.get_running_loop().time,
             tokenizes_once=tokenizes_once,
         )
         self.plane = DataPlane(

@@ -13,6 +13,7 @@ from orchestrator.telemetry import (
     STATUSES,
     FallbackReason,
     Layout,
+    LeaseState,
     LoopLagMonitor,
     Path,
     RequestRecord,
@@ -56,6 +57,8 @@ def histogram(telemetry: Telemetry, cell: int, bounds: tuple[float, ...]) -> tup
 def test_blocks_of_the_layout_fill_the_row_without_overlap() -> None:
     blocks = [
         range(LAYOUT.in_flight, LAYOUT.in_flight + 3),
+        range(LAYOUT.leases, LAYOUT.leases + len(LeaseState)),
+        range(LAYOUT.leases_leaked, LAYOUT.leases_leaked + 1),
         *(
             range(cell, cell + len(LAYOUT.statuses))
             for cell in (LAYOUT.request_cell(model, endpoint) for model in range(3) for endpoint in range(3))
@@ -89,7 +92,7 @@ def test_in_flight_falls_where_it_rose_when_the_model_becomes_known_later() -> N
     assert telemetry.row[LAYOUT.in_flight + 2] == 1
     record.model_index = 0
     telemetry.finish(record)
-    assert list(telemetry.row[: LAYOUT.requests]) == [0, 0, 0]
+    assert list(telemetry.row[: LAYOUT.leases]) == [0, 0, 0]
 
 
 def test_a_request_that_was_refused_before_begin_leaves_in_flight_alone() -> None:
@@ -169,7 +172,7 @@ def test_fallbacks_and_retries_count_by_reason() -> None:
     telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
     telemetry.retry(RetryReason.DECODE)
     telemetry.retry(RetryReason.DECODE)
-    assert list(telemetry.row[LAYOUT.fallbacks : LAYOUT.lag]) == [0, 1, 0, 0, 0, 2, 0]
+    assert list(telemetry.row[LAYOUT.fallbacks : LAYOUT.lag]) == [0, 1, 0, 0, 0, 2, 0, 0]
 
 
 def test_rows_may_lie_in_shared_memory_and_add_up() -> None:

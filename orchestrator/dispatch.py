@@ -1,0 +1,143 @@
+"""Sends legs: the encoding that the worker takes, our headers, and what its success says of a worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from orchestrator.embeddings import Wanted
+from orchestrator.errors import WorkerAnswered
+from orchestrator.headers import header_block
+from orchestrator.ledger import KvLease
+from orchestrator.offload import Offload
+from orchestrator.relay import RequestScope
+from orchestrator.retry import Retries
+from orchestrator.routing.planner import Plan
+from orchestrator.telemetry import FallbackReason, Telemetry
+from orchestrator.transport.base import Answer, Upstream
+from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge, transcoded
+from orchestrator.wire.legs import LegBodies
+from orchestrator.wire.view import RequestView
+from orchestrator.workers import Registry, Worker
+
+MakeBody = Callable[[Codec, str], Parts]
+
+_log = logging.getLogger("baton.dispatch")
+
+
+class Job(msgspec.Struct):
+    """One request on its way through the workers: what its legs and its attempts share."""
+
+    scope: RequestScope
+    view: RequestView
+    bodies: LegBodies
+    plan: Plan
+    id: str  # ours, for the workers
+    headers: bytes  # of the client, for the workers
+    path: str  # of the legs
+    worker: Worker  # that the last leg went to
+    epoch: int = -1  # of that worker, then
+    legs: int = 0  # sent
+    avoid: tuple[Worker, ...] = ()  # workers that have failed it
+    is_plain: bool = False  # send JSON and no ids, whatever the worker announces
+    lease: KvLease | None = None  # of the prefill that the decode leg builds on
+    retries: Retries | None = None  # once a leg has failed
+    embeddings: Wanted | None = None  # what is made of the worker's answer
+
+
+class Dispatcher:
+    """Sends the legs of all requests; one per process."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        upstream: Upstream,
+        offload: Offload,
+        *,
+        telemetry: Telemetry,
+        credential: str | None,
+    ) -> None:
+        """`credential` is what workers want as bearer token."""
+        self._registry = registry
+        self._upstream = upstream
+        self._offload = offload
+        self._telemetry = telemetry
+        authorization = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
+        self._headers = {
+            codec.name: header_block([*codec.headers, *authorization]) for codec in CODECS.values()
+        }
+
+    def send(
+        self, job: Job, worker: Worker, make_body: MakeBody, headers: bytes = b""
+    ) -> Coroutine[Any, Any, Answer]:
+        """Send one leg. What it returns raises `WorkerUnreachable`: not one byte of it was written."""
+        codec = JSON if job.is_plain else worker.codec
+        if codec is not JSON:
+            document = job.bodies.to_transcode(codec)
+            if document is not None:
+                return self._send_transcoded(job, worker, make_body, headers, document)
+        return self._send(job, worker, codec, make_body, headers)
+
+    def _send(
+        self, job: Job, worker: Worker, codec: Codec, make_body: MakeBody, headers: bytes
+    ) -> Coroutine[Any, Any, Answer]:
+        codec, parts = self._encode(worker, codec, make_body)
+        job.worker, job.epoch = worker, worker.epoch
+        job.legs += 1
+        attempt = f"x-request-id: {job.id}-{job.legs}\r\n".encode()
+        block = self._headers[codec.name] + headers + attempt + job.headers
+        return self._upstream.send(worker.origin, "POST", job.path, block, parts)
+
+    async def _send_transcoded(
+        self, job: Job, worker: Worker, make_body: MakeBody, headers: bytes, document: bytes
+    ) -> Answer:
+        """The same for a large body, which is encoded in another process."""
+        codec = worker.codec
+        is_encodable, common = await self._offload.run(transcoded, document)
+        if is_encodable:
+            job.bodies.adopt(codec, common)
+        else:
+            self._telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
+            codec = JSON
+        return await self._send(job, worker, codec, make_body, headers)
+
+    def note_success(self, job: Job, worker: Worker) -> None:
+        """A worker took a leg. If that had to be plain JSON, it had refused what it announced."""
+        if job.is_plain:
+            job.is_plain = False
+            self._telemetry.transport_fallback(FallbackReason.REFUSED)
+            self._registry.distrust(worker)
+            _log.warning("%s refused what it announced: it gets plain JSON from now on", worker.name)
+        elif worker.proven_epoch != worker.epoch:
+            worker.proven_epoch = worker.epoch
+        if worker.failures:
+            worker.failures = 0
+
+    def _encode(self, worker: Worker, codec: Codec, make_body: MakeBody) -> tuple[Codec, Parts]:
+        model = worker.address.served_model
+        try:
+            return codec, make_body(codec, model)
+        except TooLarge:
+            self._telemetry.transport_fallback(FallbackReason.TOO_LARGE)
+        except NotEncodable:
+            self._telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
+        return JSON, make_body(JSON, model)
+
+
+def may_be_refusal(job: Job, answer: Answer, worker: Worker) -> bool:
+    """Whether an error may be due to a form that the worker announced and has not yet taken."""
+    is_plain = job.is_plain or (worker.codec is JSON and not worker.token_ids)
+    return answer.status in (400, 415, 422) and not is_plain and worker.proven_epoch != worker.epoch
+
+
+def worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:
+    """A worker's own error, to be raised."""
+    return WorkerAnswered(
+        answer.status,
+        content,
+        content_type=answer.headers.get(b"content-type", b"application/json"),
+        retry_after=answer.headers.get(b"retry-after"),
+    )

@@ -1,0 +1,106 @@
+"""Gives KV blocks back to prefill workers when no decode leg will pull them: it pays what the ledger owes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from copy import copy
+
+from orchestrator.dispatch import Dispatcher, Job
+from orchestrator.errors import BatonError, WorkerGarbage, WorkerUnreachable
+from orchestrator.ledger import KvLease, LeaseLedger
+from orchestrator.telemetry import LeaseState
+from orchestrator.transport.base import Answer
+from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from, handoff_from_msgpack
+from orchestrator.workers import Registry, Worker
+
+# How long a release leg may take to be answered. The lease it saves lasts 30 s.
+RELEASE_TIMEOUT_S = 10.0
+
+_log = logging.getLogger("baton.releases")
+
+
+class Releases:
+    """Release legs under way; one per process. `aclose` waits for them."""
+
+    def __init__(self, dispatcher: Dispatcher, registry: Registry, ledger: LeaseLedger) -> None:
+        self._dispatcher = dispatcher
+        self._registry = registry
+        self._ledger = ledger
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def release(self, job: Job, lease: KvLease) -> None:
+        """Have the blocks pulled and freed, in the background: nobody waits for it, `aclose` does."""
+        lease.is_handed_back = True
+        if not self._ledger.is_good(lease):
+            return
+        job.legs += 1  # the copy's number: the job itself may go on
+        task = asyncio.get_running_loop().create_task(self._send(copy(job), lease))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def abandon_prefill(self, job: Job, worker: Worker, answer: Answer) -> None:
+        """Stop a prefill; if it has just been answered, its blocks are pinned already."""
+        content = answer.body_nowait()
+        answer.abort()
+        if content is None or answer.status != 200:
+            return
+        with contextlib.suppress(WorkerGarbage):  # no hand-off in it, so nothing is pinned
+            self.release(job, self._ledger.lease(worker, read_handoff(answer, content)))
+
+    def settle(self, job: Job) -> None:
+        """The job goes on without its hand-off, or has ended: what is held of it goes back."""
+        lease, job.lease = job.lease, None
+        if lease is None:
+            return
+        if lease.state is LeaseState.HELD:
+            self.release(job, lease)
+        elif job.scope.exchange.is_gone:
+            # vLLM pulls the blocks, and frees them on the other side, for a leg that was dropped at once too.
+            lease.consume()
+
+    async def aclose(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=RELEASE_TIMEOUT_S)
+
+    async def _send(self, job: Job, lease: KvLease) -> None:
+        try:
+            await self._ask(job, lease)
+        except (BatonError, TimeoutError) as error:
+            _log.warning("KV of %s stays pinned until its lease ends: %r", lease.worker.name, error)
+
+    async def _ask(self, job: Job, lease: KvLease) -> None:
+        handoff, worker = lease.handoff, self._releaser(job)
+        async with asyncio.timeout(RELEASE_TIMEOUT_S):
+            try:
+                answer = await self._dispatcher.send(
+                    job, worker, lambda codec, model: job.bodies.release(codec, model, handoff)
+                )
+            except WorkerUnreachable as error:
+                self._registry.mark_gone(worker, repr(error.__cause__ or error))
+                raise
+            try:
+                await answer.head()
+            finally:
+                answer.abort()
+        if answer.status == 200:
+            lease.release()
+
+    def _releaser(self, job: Job) -> Worker:
+        """A decode worker, if possible one that has not just failed this request."""
+        ready = self._registry.pools[job.view.model].decode
+        failed = (*job.avoid, job.worker)
+        if job.plan.decode not in failed and job.plan.decode in ready:
+            return job.plan.decode
+        return next((worker for worker in ready if worker not in failed), job.plan.decode)
+
+
+def read_handoff(answer: Answer, content: bytes, *, has_ids: bool = False) -> Handoff:
+    """What a prefill worker answered. Raises `WorkerGarbage`."""
+    try:
+        if answer.headers.get(b"content-type") == b"application/msgpack":
+            return handoff_from_msgpack(content)
+        return handoff_from(content, has_ids=has_ids)
+    except InvalidHandoff as error:
+        raise WorkerGarbage(str(error)) from error

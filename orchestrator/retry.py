@@ -1,0 +1,106 @@
+"""What follows the failure of a leg: one table from the class of the failure to the next step, and a budget.
+
+| failure | what happened | another worker? |
+|---|---|---|
+| UNREACHABLE | no connection: nothing was written | yes; the first one is free |
+| LOST | reset, cut short, or silent while its probe fails too | yes; the first one is free |
+| BUSY | answered 429 or 503 | yes, within the budget |
+| FAILED | answered another 5xx (also as the first event of a stream), or garbage | once, within the budget |
+| REFUSED | answered another 4xx: any worker would | never |
+
+The first replacement of a lost leg costs no budget: a worker that loses legs is soon ejected, which bounds
+them. All others are bounded by the budget, so that an outage is not answered by a flood of retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import NamedTuple
+
+from orchestrator.errors import BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
+
+# Replacements under way at once, as a share of the requests that are open, and the least that is allowed.
+# Envoy's retry budgets have the same shape and the same numbers.
+BUDGET_SHARE = 0.2
+BUDGET_LEAST = 3
+
+
+class Failure(Enum):
+    UNREACHABLE = auto()
+    LOST = auto()
+    BUSY = auto()
+    FAILED = auto()
+    REFUSED = auto()
+
+
+class Rule(NamedTuple):
+    most: int  # replacements of this kind per request
+    first_is_free: bool
+
+
+RULES: dict[Failure, Rule] = {
+    Failure.UNREACHABLE: Rule(most=3, first_is_free=True),
+    Failure.LOST: Rule(most=3, first_is_free=True),
+    Failure.BUSY: Rule(most=2, first_is_free=False),
+    Failure.FAILED: Rule(most=1, first_is_free=False),
+    Failure.REFUSED: Rule(most=0, first_is_free=False),
+}
+
+_BUSY = frozenset({429, 503})
+
+
+def failure_of(error: BatonError) -> Failure:
+    """The class of what a leg raised."""
+    if isinstance(error, WorkerUnreachable):
+        return Failure.UNREACHABLE
+    if isinstance(error, WorkerCutShort):
+        return Failure.LOST
+    if isinstance(error, WorkerAnswered):
+        if error.status in _BUSY:
+            return Failure.BUSY
+        return Failure.FAILED if error.status >= 500 else Failure.REFUSED
+    return Failure.FAILED
+
+
+class RetryBudget:
+    """Bounds how many replacements are under way at once, over all requests of a process."""
+
+    def __init__(self, open_requests: Callable[[], int]) -> None:
+        self._open_requests = open_requests
+        self.in_use = 0
+
+    def take(self) -> bool:
+        """Whether one more may start; it is owed back when its request ends."""
+        if self.in_use >= max(BUDGET_LEAST, BUDGET_SHARE * self._open_requests()):
+            return False
+        self.in_use += 1
+        return True
+
+    def give_back(self, count: int) -> None:
+        self.in_use -= count
+
+
+class Retries:
+    """What one request has had replaced. Made at its first failure; `close()` when the request ends."""
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+        self._failures: list[Failure] = []
+        self._taken = 0
+
+    def allows(self, failure: Failure) -> bool:
+        """Whether a leg that failed so is to be replaced; counted if it is."""
+        rule = RULES[failure]
+        if self._failures.count(failure) >= rule.most:
+            return False
+        if not (rule.first_is_free and not self._failures):
+            if not self._budget.take():
+                return False
+            self._taken += 1
+        self._failures.append(failure)
+        return True
+
+    def close(self) -> None:
+        self._budget.give_back(self._taken)
+        self._taken = 0
