@@ -21,7 +21,7 @@ TOKENS = 8  # of each answer
 FRESH = 0.1  # share of requests on a connection of their own, beside those that follow a cancelled one
 LONGEST_WAIT_S = 0.03  # of a client that leaves without an answer: beyond what most answers take
 MOST_BYTES = 2000  # that one has read when it leaves within the answer: as many as a stream has
-TAIL = 16  # bytes of an answer that are kept: its end is checked
+TAIL = 200  # bytes of an answer that are kept: its end is checked, and tells why if it is an error
 HEAD = b"POST %s HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)  # linger for 0 s: closing sends RST
 
@@ -103,7 +103,7 @@ class Answer:
     def problem(self, kind: Kind) -> str | None:
         """None if it is what this kind is to be answered with."""
         if self.status != kind.status:
-            return f"{kind.name}: HTTP {self.status}"
+            return f"{kind.name}: HTTP {self.status} {self.end.decode(errors='replace')}"
         if not self.end.endswith(kind.end):
             return f"{kind.name}: ends with {self.end!r}"
         return None

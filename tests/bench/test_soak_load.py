@@ -47,8 +47,8 @@ def test_large_bodies_have_64_kilobytes() -> None:
         (CHAT, Answer(200, b'"usage":{}}'), None),
         (STREAM, Answer(200, b"data: [DONE]\n\n"), None),
         (KINDS["bad JSON"], Answer(400, b"}"), None),
-        (CHAT, Answer(502, b"}"), "chat: HTTP 502"),
-        (KINDS["bad JSON"], Answer(200, b"}"), "bad JSON: HTTP 200"),
+        (CHAT, Answer(502, b"}"), "chat: HTTP 502 }"),
+        (KINDS["bad JSON"], Answer(200, b"}"), "bad JSON: HTTP 200 }"),
         (STREAM, Answer(200, b"data: {}\n\n"), "stream: ends with b'data: {}\\n\\n'"),
     ],
 )

@@ -67,3 +67,7 @@ def test_wrong_answers_are_named() -> None:
     assert of_answers({}).is_met
     verdict = of_answers({"chat: HTTP 502": 3})
     assert (verdict.is_met, verdict.found) == (False, "3 x chat: HTTP 502")
+
+
+def test_not_all_wrong_answers_are_listed() -> None:
+    assert of_answers({f"chat: HTTP {status}": 1 for status in range(500, 600)}).found.count("HTTP") == 5
