@@ -85,7 +85,9 @@ class Site:
         return sum(_get(port, "/sim/ledger").json()["expired"] for port in self.workers)
 
     def is_ready(self) -> bool:
-        return _get(self.port, "/ready").is_success
+        """All processes serve, with all workers there."""
+        states = [process["state"] for process in _get(self.admin, "/admin/processes").json()]
+        return states == ["serving"] * self.processes and _get(self.port, "/ready").is_success
 
     def _gauges(self) -> Mapping[str, float]:
         """Sums over all labels; of the connections to workers only the busy ones."""
@@ -142,6 +144,18 @@ def _wait_ready(site: Site, limit_s: float = 60.0) -> None:
         time.sleep(0.1)
 
 
+def steady(site: Site) -> Held:
+    """What is held once two looks see the same: processes that have just started still open files."""
+    before = site.held()
+    for _ in range(LOOKS):
+        time.sleep(LOOK_EVERY_S)
+        now = site.held()
+        if now == before:
+            break
+        before = now
+    return before
+
+
 def settled(site: Site, start: Held) -> tuple[Held, float]:
     """What is held once that is no more than at the start, or too late; and how many seconds it took."""
     began = time.monotonic()
@@ -173,7 +187,7 @@ class Progress:
 
 def soak(site: Site, options: argparse.Namespace) -> list[Verdict]:
     """Raises `Failed` if the load cannot go on, or nobody answers after it."""
-    start = site.held()
+    start = steady(site)
     requests = schedule(Random(options.seed), CANCELS)
     progress = Progress(site.pid, options.requests)
     load = run_load(

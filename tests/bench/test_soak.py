@@ -57,6 +57,11 @@ class FakeSite:
         return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
 
 
+def test_start_is_what_two_looks_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "LOOK_EVERY_S", 0.0)
+    assert soak.steady(FakeSite(10, 16, 17, 17, 99)) == held(17)
+
+
 def test_what_is_held_may_take_its_time_to_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "LOOK_EVERY_S", 0.0)
     assert soak.settled(FakeSite(40, 30, 17, 99), held(17))[0] == held(17)
