@@ -73,7 +73,7 @@ def beside_streams(engine: Engine, tokens: int, streams: int, extent: Extent) ->
 
 def _sample(given: Mapping[str, tuple[Server, Request | None]], load: Load, arm: str) -> Sample:
     server, large = given[arm]
-    seen = uvloop.run(_watch(server, large, load))
+    seen = uvloop.run(watch(server, large, load))
     return {
         "gap_p99_ms": _percentile_ms(seen.gaps, 0.99),
         "gap_p50_ms": _percentile_ms(seen.gaps, 0.5),
@@ -107,7 +107,7 @@ class Seen:
     failure: str | None = None
 
 
-async def _watch(server: Server, large: Request | None, load: Load) -> Seen:
+async def watch(server: Server, large: Request | None, load: Load) -> Seen:
     """Raises `Failed` if a request failed, or no stream got on."""
     seen = Seen()
     streams = [_Stream(seen, EVENTS * (number + 1) // load.streams) for number in range(load.streams)]
