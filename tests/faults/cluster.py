@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import httpx
 
-from tests.faults.asking import NO_TLS, Outcome, ask, completion
+from tests.faults.asking import NO_TLS, ask
 from tests.faults.proxy import Address, FaultProxy
 from tests.launch.waiting import wait_for
 from tests.orchestrator.processes import PATIENCE_S, Orchestrator, SimWorker
+from worker.sim.questions import Outcome, completion
 
 Link = Literal["client", "prefill", "decode"]
 LINKS: tuple[Link, ...] = ("client", "prefill", "decode")

@@ -2,5 +2,5 @@ from __future__ import annotations
 
 import pytest
 
-# They assert, and are no test modules.
-pytest.register_assert_rewrite("tests.faults.asking", "tests.faults.cluster")
+# It asserts, and is no test module.
+pytest.register_assert_rewrite("tests.faults.cluster")

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.asking import Outcome, Question, ask, chat, completion
+from tests.faults.asking import ask
 from tests.orchestrator.processes import MODEL, PATIENCE_S
 from tests.worker.sim.workers import Worker, running
+from worker.sim.questions import Outcome, Question, WrongAnswer, chat, completion
 
 WHOLE = [make("What is prefill?", 10, is_stream=False) for make in (completion, chat)]
 STREAMS = [make("What is prefill?", 10, is_stream=True) for make in (completion, chat)]
@@ -48,12 +49,12 @@ def test_gives_up_when_nothing_comes_any_more(worker: Worker, question: Question
 
 @pytest.mark.parametrize("question", STREAMS)
 def test_a_stream_that_ends_short_and_clean_is_wrong(worker: Worker, question: Question) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(WrongAnswer):
         ask_once(worker, question, "truncate", IN_THE_MIDDLE)
 
 
 @pytest.mark.parametrize("question", [*WHOLE, *STREAMS])
 def test_the_words_of_another_prompt_are_wrong(worker: Worker, question: Question) -> None:
     other = Question(question.path, "What is decode?", question.body, question.tokens)
-    with pytest.raises(AssertionError):
+    with pytest.raises(WrongAnswer):
         ask(worker.url, other, PATIENCE_S)

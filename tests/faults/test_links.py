@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.faults.asking import Outcome, Question, ask, chat, completion
+from tests.faults.asking import ask
 from tests.faults.cluster import LINKS, Cluster, Link, orchestrating
 from tests.faults.proxy import (
     DIRECTIONS,
@@ -30,6 +30,7 @@ from tests.faults.proxy import (
     Toxic,
 )
 from tests.orchestrator.processes import PATIENCE_S, SimWorker, simulated
+from worker.sim.questions import Outcome, Question, chat, completion
 
 # A step takes so long that a stream is still under way when a toxic is added. The lease is short, as blocks
 # whose hand-off was lost on the way stay pinned until it ends.
