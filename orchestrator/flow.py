@@ -178,6 +178,8 @@ class Flow:
         job.avoid = (*job.avoid, worker)
         job.plan = self._plan(job.path, job.view, job.avoid)
         _note_plan(job.scope, job.plan)
+        if job.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
+            self._releases.settle(job)
 
     def _may_help(self, job: Job, failure: Failure) -> bool:
         """Whether another attempt is a chance: a worker that has answered is not asked the same again."""
