@@ -118,6 +118,7 @@ class Orchestrator:
             time=clock,
             tokenizes_once=config.routing.tokenize_once,
             kv_missing=config.routing.kv_missing,
+            max_kept_bytes=limits.max_kept_bytes if config.routing.failover else 0,
         )
         self.data_plane = DataPlane(
             self._flow.serve,

@@ -124,6 +124,11 @@ class LimitsConfig(Model):
     stream_idle_timeout_s: Seconds = Field(
         120.0, description="A stream is limited by silence, not by its length."
     )
+    max_kept_bytes: int = Field(
+        512 * 1024 * 1024,
+        ge=0,
+        description="Of what open streams have sent, kept so that another worker can go on with them.",
+    )
     leg_silence_s: Seconds = Field(
         3.0,
         description="A leg that is silent for so long, on a worker that no longer answers probes, is lost.",
@@ -242,6 +247,9 @@ class RoutingConfig(Model):
     )
     tokenize_once: bool = Field(
         True, description="Send the prompt's token ids to decode workers that announce that they take them."
+    )
+    failover: bool = Field(
+        True, description="When a worker is lost in the middle of a stream, another one goes on with it."
     )
     kv_missing: Literal["warn", "fail", "allow"] = Field(
         "warn",

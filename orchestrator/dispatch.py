@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.embeddings import Wanted
-from orchestrator.errors import WorkerAnswered
+from orchestrator.errors import BatonError, WorkerAnswered
 from orchestrator.headers import header_block
 from orchestrator.ledger import KvLease
 from orchestrator.offload import Offload
@@ -19,6 +19,8 @@ from orchestrator.routing.planner import Plan
 from orchestrator.telemetry import FallbackReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge, transcoded
+from orchestrator.wire.continuation import Continuation
+from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.view import RequestView
 from orchestrator.workers import Registry, Worker
@@ -46,6 +48,8 @@ class Job(msgspec.Struct):
     lease: KvLease | None = None  # of the prefill that the decode leg builds on
     retries: Retries | None = None  # once a leg has failed
     embeddings: Wanted | None = None  # what is made of the worker's answer
+    first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
+    continuation: Continuation | None = None  # once another worker goes on with the stream
 
 
 class Dispatcher:
@@ -104,6 +108,18 @@ class Dispatcher:
             codec = JSON
         return await self._send(job, worker, codec, make_body, headers)
 
+    async def ask(self, job: Job, worker: Worker, path: str, body: bytes, limit: int) -> bytes:
+        """A question beside the legs, in JSON: the answer's body. Raises as a leg does."""
+        answer = await self._upstream.send(worker.origin, "POST", path, self._headers[JSON.name], [body])
+        job.scope.watch(worker, answer)
+        try:
+            content = await answer.read(limit)
+        finally:
+            answer.abort()
+        if answer.status != 200:
+            raise worker_answered(answer, content)
+        return content
+
     def note_success(self, job: Job, worker: Worker) -> None:
         """A worker took a leg. If that had to be plain JSON, it had refused what it announced."""
         if job.is_plain:
@@ -131,6 +147,15 @@ def may_be_refusal(job: Job, answer: Answer, worker: Worker) -> bool:
     """Whether an error may be due to a form that the worker announced and has not yet taken."""
     is_plain = job.is_plain or (worker.codec is JSON and not worker.token_ids)
     return answer.status in (400, 415, 422) and not is_plain and worker.proven_epoch != worker.epoch
+
+
+def note_unreachable(registry: Registry, worker: Worker, error: BatonError) -> None:
+    """Tell the registry that a connection could not be made: refused is certain, too slow a suspicion."""
+    why = repr(error.__cause__ or error)
+    if isinstance(error.__cause__, TimeoutError):
+        registry.note_lost(worker, worker.epoch, why)
+    else:
+        registry.mark_gone(worker, why)
 
 
 def worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:

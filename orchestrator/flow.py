@@ -19,7 +19,14 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
-from orchestrator.dispatch import Dispatcher, Job, MakeBody, may_be_refusal, worker_answered
+from orchestrator.dispatch import (
+    Dispatcher,
+    Job,
+    MakeBody,
+    may_be_refusal,
+    note_unreachable,
+    worker_answered,
+)
 from orchestrator.embeddings import PATH as EMBEDDINGS
 from orchestrator.embeddings import Embeddings, Wanted, ask_base64, wanted_of
 from orchestrator.endpoints import ENDPOINTS, Serving
@@ -33,6 +40,7 @@ from orchestrator.errors import (
     WorkerError,
     WorkerGarbage,
 )
+from orchestrator.failover import Failover
 from orchestrator.headers import header_block
 from orchestrator.ids import IdSource
 from orchestrator.ledger import KvLease, LeaseLedger
@@ -43,10 +51,11 @@ from orchestrator.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry import Path, RetryReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
+from orchestrator.wire.continued_stream import ContinuedStream
 from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.sse import EventStream, InvalidStream, error_status, has_begun, opening_error
+from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed, has_begun
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
@@ -84,11 +93,13 @@ class Flow:
         time: Callable[[], float],
         tokenizes_once: bool = True,
         kv_missing: str = "warn",
+        max_kept_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         """`planners` by model. `credential` is what workers want as bearer token. `time` is the clock.
 
         `tokenizes_once`: decode workers that announce it get the prompt's token ids from the prefill worker.
         `kv_missing`: what follows when a decode worker computes the KV cache again; warn, fail or allow.
+        `max_kept_bytes`: of what streams have sent, so that another worker can go on with them.
         """
         self._registry = registry
         self._planners = planners
@@ -105,6 +116,7 @@ class Flow:
         )
         self.ledger = LeaseLedger(telemetry, time)
         self._releases = Releases(self._dispatcher, registry, self.ledger)
+        self._failover = Failover(self._dispatcher, registry, max_bytes=max_kept_bytes)
         self._retry_budget = RetryBudget(lambda: telemetry.in_flight)
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
@@ -119,7 +131,10 @@ class Flow:
                             return await self._serve_whole(job)
                         return await self._serve_in_two_legs(job, plan.prefill)
                 except (WorkerError, WorkerAnswered) as error:
-                    self._replace_leg(job, error)
+                    self._allow_another(job, error)
+                    if scope.exchange.is_started and not await self._failover.go_on(job, error):
+                        return None
+                    self._plan_again(job)
         finally:
             self._settle(job)
 
@@ -161,21 +176,24 @@ class Flow:
 
     # --- attempts -------------------------------------------------------------------------------
 
-    def _replace_leg(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
-        """Make ready for another attempt, or raise `error` for good."""
-        failure, worker = failure_of(error), job.worker
+    def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
+        """Note what has failed; raise `error` for good if it is not to be tried again."""
+        failure = failure_of(error)
         self._tell_registry(job, failure, error)
+        if not self._may_help(job, failure):
+            raise error
         if job.retries is None:
             job.retries = Retries(self._retry_budget)
-        if job.scope.exchange.is_started or not self._may_help(job, failure):
-            raise error
         if not job.retries.allows(failure):
             error.should_retry = False
             raise error
         if failure is not Failure.UNREACHABLE:  # of which nothing was written: the hand-off is unused
             self._releases.settle(job)
         self._telemetry.retry(_retry_reason(job))
-        job.avoid = (*job.avoid, worker)
+
+    def _plan_again(self, job: Job) -> None:
+        """Choose other workers. Nothing may come between this and their leases."""
+        job.avoid = (*job.avoid, job.worker)
         job.plan = self._plan(job.path, job.view, job.avoid)
         _note_plan(job.scope, job.plan)
         if job.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
@@ -195,7 +213,7 @@ class Flow:
     def _tell_registry(self, job: Job, failure: Failure, error: BatonError) -> None:
         worker = job.worker
         if failure is Failure.UNREACHABLE:
-            self._registry.mark_gone(worker, repr(error.__cause__ or error))
+            note_unreachable(self._registry, worker, error)
         elif failure is Failure.LOST:
             self._registry.note_lost(worker, job.epoch, repr(error.__cause__ or error))
         elif failure is Failure.FAILED:
@@ -224,7 +242,10 @@ class Flow:
         if lease is None or not self.ledger.is_good(lease):
             with prefill.lease():
                 lease = job.lease = await self._prefill(job, prefill)
-            job.scope.record.prefill_done = job.scope.now()
+            if job.first_handoff is None:
+                job.first_handoff = lease.handoff
+            if not job.scope.exchange.is_started:
+                job.scope.record.prefill_done = job.scope.now()
         handoff = lease.handoff
         await self._answer(job, lambda codec, model: job.bodies.decode(codec, model, handoff))
 
@@ -308,10 +329,13 @@ class Flow:
         try:
             opening = await _opening(answer, events)
             self._note_answer(job)
-            headers = _content_type(answer) + scope.response_headers() + _STREAM_HEADERS
-            scope.start_stream(headers, opening)
-            await scope.forward(answer, events.feed)
+            if not scope.exchange.is_started:
+                scope.transcript = self._failover.transcript(job)
+                scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
+            await scope.forward(answer, opening, events.feed)
             events.finish()
+        except WorkerFailed as error:
+            raise WorkerAnswered(error.status, encode_document(error.document)) from error
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
@@ -361,6 +385,8 @@ def _note_plan(scope: RequestScope, plan: Plan) -> None:
 
 
 def _retry_reason(job: Job) -> RetryReason:
+    if job.scope.exchange.is_started:
+        return RetryReason.STREAM
     if job.plan.prefill is None:
         return RetryReason.WHOLE
     return RetryReason.PREFILL if job.worker is job.plan.prefill else RetryReason.DECODE
@@ -389,7 +415,9 @@ def _mended(content: bytes, handoff: Handoff) -> tuple[Kv, bytes]:
         raise WorkerGarbage(str(error)) from error
 
 
-def _events(job: Job) -> EventStream:
+def _events(job: Job) -> EventStream | ContinuedStream:
+    if job.continuation is not None:
+        return job.continuation.stream()
     if job.lease is None:
         return EventStream()
     return EventStream(
@@ -397,14 +425,12 @@ def _events(job: Job) -> EventStream:
     )
 
 
-async def _opening(answer: Answer, events: EventStream) -> bytes:
-    """The stream until it says something, which is looked at: it may be an error, and no head is sent yet."""
+async def _opening(answer: Answer, events: EventStream | ContinuedStream) -> bytes:
+    """The stream until it says something: until then it may turn out to be an error, with a status."""
     opening = b""
     while not has_begun(opening):
         chunk = await answer.chunk()
         if not chunk:
             raise InvalidStream("the worker's stream ended before its first event")
         opening += events.feed(chunk)
-    if error := opening_error(opening):
-        raise WorkerAnswered(error_status(error), encode_document(error))
     return opening

@@ -19,6 +19,7 @@ from orchestrator.states import IN_SERVICE
 from orchestrator.telemetry import Path, RequestRecord, Telemetry
 from orchestrator.transport.base import Answer
 from orchestrator.wire.sse import error_event
+from orchestrator.wire.transcript import Transcript
 from orchestrator.workers import Worker
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
@@ -45,6 +46,7 @@ class RequestScope:
         "deadline",
         "exchange",
         "record",
+        "transcript",
     )
 
     def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
@@ -55,6 +57,7 @@ class RequestScope:
         self._progress = received = plane.time()  # when a leg was sent, or a sweep last saw more of a stream
         self._worker: Worker | None = None
         self._leg: Answer | None = None  # of that worker
+        self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
         self.exchange = exchange
         self.record = RequestRecord(request_id=exchange.request_id, endpoint=exchange.path, received=received)
@@ -93,6 +96,8 @@ class RequestScope:
 
     def _close(self) -> None:
         self._task = None
+        if self.transcript is not None:
+            self.transcript.close()
         self._plane.open.discard(self)
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
@@ -123,6 +128,8 @@ class RequestScope:
             self._progress = now
             if self._worker is not None:
                 self._worker.heard = now
+            if self.transcript is not None:
+                self.transcript.reduce_if_due()
         if not self.exchange.is_started and now > self.deadline:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
@@ -175,28 +182,39 @@ class RequestScope:
         self.record.bytes_out = len(body)
         self.exchange.respond(status, headers, body)
 
-    def start_stream(self, headers: bytes, opening: bytes) -> None:
-        """Send the head of a stream and its first events."""
+    def start_stream(self, headers: bytes) -> None:
+        """Send the head of a stream, with the first events that follow."""
         self.record.status = 200
-        self.record.bytes_out = len(opening)
         self._progress = self._plane.time()
         self.exchange.start(200, headers)
-        self.exchange.feed(opening)
 
-    async def forward(self, answer: Answer, feed: Callable[[bytes], bytes]) -> None:
-        """Send the rest of a worker's stream as it comes, through `feed`. Raises what the answer raises.
+    async def forward(self, answer: Answer, opening: bytes, feed: Callable[[bytes], bytes]) -> None:
+        """Send the first events, then the rest of a worker's stream as it comes, through `feed`.
 
-        The client's pace becomes the worker's: while its connection is full, the worker's is not read.
+        The client's pace becomes the worker's: while its connection is full, the worker's is not read. Raises
+        what the answer raises.
         """
-        record, send = self.record, self.exchange.feed
+        record, send, transcript = self.record, self.exchange.feed, self.transcript
+        keep = _keep_nothing if transcript is None else transcript.chunks.append
 
         def sink(chunk: bytes) -> bool:
             data = feed(chunk)
+            if not data:
+                return True
             record.bytes_out += len(data)
-            return not data or send(data)
+            keep(data)
+            return send(data)
 
+        record.bytes_out += len(opening)
+        keep(opening)
+        send(opening)
         self.exchange.on_writable(answer.resume)
         await answer.pump(sink)
+
+    def end_stream(self, events: bytes) -> None:
+        """Send the last events of a stream, and its end."""
+        self.record.bytes_out += len(events)
+        self.exchange.finish(events)
 
     # --- errors ---------------------------------------------------------------------------------
 
@@ -213,6 +231,10 @@ class RequestScope:
             self.respond(error.status, headers, error.body())
         elif not exchange.is_complete:
             exchange.finish(error_event(error.body()))
+
+
+def _keep_nothing(data: bytes) -> None:
+    """For a stream that no other worker could go on with."""
 
 
 def _timeout(wanted: bytes, most: float) -> float:

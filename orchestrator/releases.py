@@ -7,7 +7,7 @@ import contextlib
 import logging
 from copy import copy
 
-from orchestrator.dispatch import Dispatcher, Job
+from orchestrator.dispatch import Dispatcher, Job, note_unreachable
 from orchestrator.errors import BatonError, WorkerGarbage, WorkerUnreachable
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import LeaseState
@@ -78,7 +78,7 @@ class Releases:
                     job, worker, lambda codec, model: job.bodies.release(codec, model, handoff)
                 )
             except WorkerUnreachable as error:
-                self._registry.mark_gone(worker, repr(error.__cause__ or error))
+                note_unreachable(self._registry, worker, error)
                 raise
             try:
                 await answer.head()

@@ -25,6 +25,21 @@ class InvalidStream(ValueError):
     """The worker's stream is not what it must be; the client has to be told, for it looks like an end."""
 
 
+class WorkerFailed(InvalidStream):
+    """The worker reports an error in its stream, as an event like any other."""
+
+    def __init__(self, document: Document) -> None:
+        super().__init__("the worker's stream reports an error")
+        self.document = document
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that the error would have had before the head; 500 if it has none."""
+        error = decode_document(bytes(self.document["error"])) or {}
+        code = bytes(error.get("code", b""))
+        return int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
+
+
 class _Delta(msgspec.Struct, omit_defaults=True):
     role: str
     content: str | None = None
@@ -63,7 +78,10 @@ class EventStream:
         self.kv = Kv.UNKNOWN  # set by the usage event
 
     def feed(self, chunk: bytes) -> bytes:
-        """Whole events that can be sent now; b"" if there are none. Raises `InvalidStream`."""
+        """Whole events that can be sent now; b"" if there are none.
+
+        Raises `InvalidStream`, and `WorkerFailed` for an error among them: the others are dropped with it.
+        """
         if self._tail:
             chunk = self._tail + chunk
             self._tail = b""
@@ -72,6 +90,8 @@ class EventStream:
         # Not `in`: for bytes that raises an exception inside, and drops it, before it looks at them.
         if chunk.rfind(b'"usage"') >= 0:
             chunk = self._mend_usage(chunk)
+        if chunk.rfind(b'{"error"') >= 0:  # inside a string its quotes are escaped
+            _refuse_error(chunk)
         if chunk:
             self._last = chunk
         return chunk
@@ -104,23 +124,11 @@ class EventStream:
         return b"data: " + with_cached_tokens(document, usage, self._cached_tokens) + _END
 
 
-def opening_error(events: bytes) -> Document | None:
-    """The error that these events report before any of them said something; None if there is none."""
+def _refuse_error(events: bytes) -> None:
     for event in split_events(events):
-        if b'"error"' in event:
-            document = _document_of(event)
-            if document is not None and "choices" not in document:
-                return document
-        if _says_something(event):
-            return None
-    return None
-
-
-def error_status(document: Document) -> int:
-    """The HTTP status that the error would have had if it had come before the head; 500 if it has none."""
-    error = decode_document(bytes(document["error"])) or {}
-    code = bytes(error.get("code", b""))
-    return int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
+        document = _document_of(event) if b'{"error"' in event else None
+        if document is not None and "choices" not in document:
+            raise WorkerFailed(document)
 
 
 def has_begun(events: bytes) -> bool:

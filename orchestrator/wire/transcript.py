@@ -177,11 +177,16 @@ class Transcript:
     def keep(self, events: bytes) -> None:
         """Whole events that the client gets.
 
-        Who cannot afford this call appends to `chunks`, and calls `reduce` every `REDUCE_BYTES`.
+        Who cannot afford this call appends to `chunks`, and calls `reduce_if_due` several times a second.
         """
         self.chunks.append(events)
         self._size += len(events)
         if self._size >= self._due:
+            self.reduce()
+
+    def reduce_if_due(self) -> None:
+        """To be called now and then by who appends to `chunks`; at every call the chunks are measured."""
+        if sum(map(len, self.chunks)) >= self._due:
             self.reduce()
 
     def reduce(self) -> None:

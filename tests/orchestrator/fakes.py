@@ -217,6 +217,7 @@ class FakeCluster:
         keys: KeyRing | None = None,
         credential: str | None = None,
         tokenizes_once: bool = True,
+        max_kept_bytes: int = 1024 * 1024,
     ) -> None:
         self.upstream = MemoryUpstream()
         self.workers = FakeWorkers()
@@ -237,6 +238,7 @@ class FakeCluster:
             max_answer_bytes=limits.max_answer_bytes,
             time=asyncio.get_running_loop().time,
             tokenizes_once=tokenizes_once,
+            max_kept_bytes=max_kept_bytes,
         )
         self.plane = DataPlane(
             self.flow.serve,

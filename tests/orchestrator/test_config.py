@@ -49,7 +49,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown key, nothing near": (
         f"{GOOD}routing: {{zzz: 1}}",
-        ["c.yaml:5:11: unknown key 'zzz' (known keys: prefill, decode, disaggregate, tokenize_once, kv_missing)"],
+        [
+            "c.yaml:5:11: unknown key 'zzz' "
+            "(known keys: prefill, decode, disaggregate, tokenize_once, failover, kv_missing)"
+        ],
     ),
     "unknown key in a pool": (
         "models: [{name: m, both: {engine: sim, relicas: 2}}]",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.wire.continued_stream import ContinuedStream, Envelope
-from orchestrator.wire.sse import DONE, InvalidStream, opening_error
+from orchestrator.wire.sse import DONE, InvalidStream, WorkerFailed
 from orchestrator.wire.transcript import Usage
 from orchestrator.wire.usage import Kv
 from tests.orchestrator.wire.cut_streams import events_in, sent_of
@@ -106,9 +106,8 @@ def test_a_worker_that_ends_too_early() -> None:
 
 def test_an_error_stays_one() -> None:
     failed = b'data: {"error": {"message": "KV load failed", "code": 500}}\n\n'
-    events = stream().feed(failed + DONE)
-    assert events == failed + DONE
-    assert opening_error(events) is not None
+    with pytest.raises(WorkerFailed):
+        stream().feed(failed + DONE)
 
 
 def test_comments_stay() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.wire.sse import DONE, EventStream, InvalidStream, error_status, has_begun, opening_error
+from orchestrator.wire.sse import DONE, EventStream, InvalidStream, WorkerFailed, has_begun
 from orchestrator.wire.usage import Kv
 
 
@@ -117,14 +117,23 @@ def test_an_event_without_end_does_not_fill_the_memory(monkeypatch: pytest.Monke
         EventStream().feed(b"data: " + b"x" * 200)
 
 
-def test_the_first_data_event_shows_an_error() -> None:
-    failed = event({"error": {"message": "KV load failed", "code": 500}})
-    error = opening_error(b": ping\n\n" + ROLE + ROLE + failed + DONE)
-    assert error is not None
-    assert error_status(error) == 500
-    assert opening_error(token("a") + failed) is None
-    assert opening_error(token('{"error":1}')) is None
-    assert opening_error(b": ping\n\n" + ROLE) is None
+@pytest.mark.parametrize(
+    "before", [b"", b": ping\n\n", ROLE + ROLE, token("a")], ids=["", "ping", "roles", "token"]
+)
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_an_error_among_the_events_is_raised(before: bytes, separators: tuple[str, str]) -> None:
+    document = {"error": {"message": "KV load failed", "code": 500}}
+    failed = b"data: " + json.dumps(document, separators=separators).encode() + b"\n\n"
+    with pytest.raises(WorkerFailed) as failure:
+        EventStream().feed(before + failed + DONE)
+    assert failure.value.status == 500
+    assert json.loads(bytes(failure.value.document["error"])) == document["error"]
+
+
+@pytest.mark.parametrize("text", ['{"error":1}', '{"error"', '\\{"error"', '"}{"error":{}}'])
+def test_text_that_looks_like_an_error_is_text(text: str) -> None:
+    stream = token(text) + event({"choices": [], "x": {"error": 1}}) + DONE
+    assert EventStream().feed(stream) == stream
 
 
 @pytest.mark.parametrize(
@@ -132,9 +141,9 @@ def test_the_first_data_event_shows_an_error() -> None:
     [({"code": 404}, 404), ({"code": "x"}, 500), ({}, 500), ("text", 500), ({"code": 7}, 500)],
 )
 def test_the_status_of_an_error_event(error: Any, status: int) -> None:
-    document = opening_error(event({"error": error}))
-    assert document is not None
-    assert error_status(document) == status
+    with pytest.raises(WorkerFailed) as failure:
+        EventStream().feed(event({"error": error}))
+    assert failure.value.status == status
 
 
 def test_comments_and_roles_say_nothing() -> None:
