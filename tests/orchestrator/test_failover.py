@@ -224,7 +224,7 @@ def error_of(answer: FakeExchange) -> str:
 @pytest.mark.parametrize(
     ("field", "reason"),
     [
-        ({"n": 2}, "'n'"),
+        ({"n": 2, "temperature": 1}, "'n'"),
         ({"logprobs": True}, "'logprobs'"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "'tools'"),
         ({"response_format": {"type": "json_object"}}, "structured output"),
@@ -233,7 +233,7 @@ def error_of(answer: FakeExchange) -> str:
 )
 def test_what_cannot_go_on_ends_with_an_error(field: dict[str, Any], reason: str) -> None:
     async def test(cluster: Cluster) -> None:
-        cluster.cuts = [8]
+        cluster.cuts = [6]
         assert reason in error_of(await cluster.stream(CHAT | field))
 
     assert run(test).telemetry.records[-1].error_code == "worker_cut_short"
