@@ -104,6 +104,8 @@ def document_of(spec: RequestSpec) -> dict[str, Any]:
             document["stream_options"] = {"include_usage": True}
     if spec.max_tokens is not None:
         document["max_tokens"] = spec.max_tokens
+    if spec.wants_ids:
+        document["return_token_ids"] = True
     if spec.is_whole:
         document["use_beam_search"] = True
     return document
@@ -116,6 +118,7 @@ class Received(msgspec.Struct):
     """An answer as a client library reads it."""
 
     text: str = ""
+    token_ids: list[int] = []
     finish_reasons: list[str] = []
     ids: set[str] = set()
     usages: list[dict[str, Any]] = []
@@ -175,6 +178,7 @@ def _take(got: Received, document: dict[str, Any]) -> None:
         got.usages.append(document["usage"])
     for choice in document["choices"]:
         said = choice.get("delta") or choice.get("message") or choice
+        got.token_ids += choice.get("token_ids") or []
         got.text += said.get("content") or said.get("text") or ""
         if choice.get("finish_reason"):
             got.finish_reasons.append(choice["finish_reason"])

@@ -14,21 +14,43 @@ from unittest import mock
 import msgspec
 
 from orchestrator.app import Orchestrator, Place
-from orchestrator.config import Config, LimitsConfig, ModelConfig, OrchestratorConfig, PoolConfig
+from orchestrator.config import (
+    Config,
+    HealthConfig,
+    LimitsConfig,
+    ModelConfig,
+    OrchestratorConfig,
+    PoolConfig,
+)
 from orchestrator.health import Introduction, ProbeFailed, Prober, ProbeRefused
+from orchestrator.ledger import LEASE_S, KvLease
 from orchestrator.states import IN_SERVICE
 from orchestrator.states import Event as WorkerEvent
+from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers import Worker
 from tests.simulation.client import MODEL
-from tests.simulation.engine import Engine, World, handoff_name, kind_of, prompt_of
+from tests.simulation.engine import MAX_MODEL_LEN, Engine, World, handoff_name, kind_of, prompt_of
+from tests.simulation.language import number_of
 from tests.simulation.schedule import Schedule, Trouble, WorkerSpec
 from tests.simulation.trace import Trace
 
 PORT = 8000
-LIMITS = LimitsConfig(request_timeout_s=3.0, stream_idle_timeout_s=1.5)
+# Shorter than the defaults, all of them, so that a run is over within seconds and meets each of them.
+LIMITS = LimitsConfig(
+    request_timeout_s=3.0, first_byte_timeout_s=2.5, stream_idle_timeout_s=1.5, leg_silence_s=0.8
+)
+HEALTH = HealthConfig(
+    interval_s=0.4,
+    timeout_s=0.3,
+    suspect_s=0.2,
+    silence_s=0.7,
+    eject_s=0.5,
+    eject_max_s=2.0,
+    slow_start_s=1.0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +85,12 @@ class ObservedUpstream(MemoryUpstream):
             is_refused = False
             return answer
         finally:
-            self._note(origin, out_since, headers, body, is_refused=is_refused)
+            self._note(origin, target, out_since, headers, body, is_refused=is_refused)
 
     def _note(
         self,
         origin: Origin,
+        target: str,
         out_since: float | None,
         headers: bytes,
         body: Sequence[Part],
@@ -76,7 +99,7 @@ class ObservedUpstream(MemoryUpstream):
     ) -> None:
         codec: Any = msgspec.msgpack if b"x-msgpack" in headers else msgspec.json
         document = codec.decode(b"".join(body))
-        kind, number = kind_of(document), prompt_of(document)[0]
+        kind, number = kind_of(target, document), number_of(prompt_of(document))
         now = asyncio.get_running_loop().time()
         name = handoff_name(document)
         self.dispatches.append(Dispatch(now, origin.host, out_since, kind, number, name, is_refused))
@@ -111,7 +134,7 @@ def _introduction(spec: WorkerSpec) -> Introduction:
         engine_version="0",
         token_ids=["list"] if spec.gives_ids else [],
     )
-    return Introduction(info, max_model_len=4096)
+    return Introduction(info, MAX_MODEL_LEN)
 
 
 class Cluster:
@@ -140,6 +163,9 @@ class Cluster:
             random=random,
             time=asyncio.get_running_loop().time,
         )
+        self.ledger = self.orchestrator._flow.ledger
+        self.retry_budget = self.orchestrator._flow._retry_budget
+        self.books = self._keep_books()
         self._make_engines(schedule)
         self.orchestrator.registry.on_move(self._note_move)
 
@@ -148,9 +174,26 @@ class Cluster:
         with _without_control_plane():
             self.orchestrator.start(_discard)
 
-    async def aclose(self) -> None:
+    async def let_leases_end(self) -> None:
+        """Until the ledger has written off what nobody could release. Workers are probed no more."""
         await self._prober.aclose()
+        if self.ledger.open:
+            await asyncio.sleep(LEASE_S + 1)
+
+    async def aclose(self) -> None:
         await self.orchestrator.aclose()
+
+    def _keep_books(self) -> dict[str, LeaseState]:
+        """How each lease has ended, by the name of its hand-off, as the ledger says."""
+        ledger, books = self.ledger, {}
+        end = ledger.end
+
+        def note_end(lease: KvLease, state: LeaseState) -> None:
+            books[handoff_name({"kv_transfer_params": msgspec.json.decode(lease.handoff.params)})] = state
+            end(lease, state)
+
+        ledger.end = note_end  # type: ignore[method-assign]
+        return books
 
     def _make_engines(self, schedule: Schedule) -> None:
         workers = {worker.origin.host: worker for worker in self.orchestrator.registry.workers}
@@ -213,4 +256,5 @@ def _config(workers: tuple[tuple[str, str], ...]) -> Config:
     return Config(
         orchestrator=OrchestratorConfig(limits=LIMITS),
         models=[ModelConfig(name=MODEL, **pools)],
+        health=HEALTH,
     )

@@ -20,11 +20,12 @@ import msgspec
 
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
-from tests.simulation.language import continuation, text_of, tokens_of
-from tests.simulation.schedule import LegFault, PlannedFault, WorkerSpec
+from tests.simulation.language import continuation, number_of, text_of, tokens_of
+from tests.simulation.schedule import DEFAULT_COMPLETION_TOKENS, LegFault, PlannedFault, WorkerSpec
 from tests.simulation.trace import Trace
 
 LEASE_S = 30.0
+MAX_MODEL_LEN = 4096
 
 _JSON = {b"content-type": b"application/json"}
 _SSE = {b"content-type": b"text/event-stream; charset=utf-8"}
@@ -67,13 +68,13 @@ class Leg:
     """One request to a worker, as the worker sees it."""
 
     engine: Engine
-    kind: str  # prefill, decode, release, whole
+    kind: str  # prefill, decode, release, whole, tokenize
     number: int  # of the client's request
     handoff: Handoff | None  # that it was sent with
     began: float
     reply: MemoryReply
     ended: float | None = None
-    is_refused_unread: bool = False  # answered 4xx before anything was looked at
+    is_refused_unread: bool = False  # answered so that the hand-off is still good
     fault: LegFault | None = None
     is_seated: bool = False  # its turn has come
     is_pulled: bool = False
@@ -165,7 +166,7 @@ class Engine:
     async def serve(self, request: MemoryRequest, reply: MemoryReply) -> None:
         document = read(request)
         tokens = prompt_of(document)
-        leg = self._begin(document, tokens, reply)
+        leg = self._begin(kind_of(request.target, document), document, tokens, reply)
         try:
             await self._serve(leg, request, document, tokens)
         except asyncio.CancelledError:
@@ -174,9 +175,9 @@ class Engine:
         finally:
             self._end(leg, "over")
 
-    def _begin(self, document: dict[str, Any], tokens: list[int], reply: MemoryReply) -> Leg:
-        kind, handoff = kind_of(document), self._world.handoffs.get(handoff_name(document) or "")
-        leg = Leg(self, kind, tokens[0], handoff, self._loop.time(), reply, fault=self._next_fault())
+    def _begin(self, kind: str, document: dict[str, Any], tokens: list[int], reply: MemoryReply) -> Leg:
+        number, handoff = number_of(tokens), self._world.handoffs.get(handoff_name(document) or "")
+        leg = Leg(self, kind, number, handoff, self._loop.time(), reply, fault=self._next_fault())
         self._world.legs.append(leg)
         self._open.append(leg)
         self._step(leg.number, f"gets {leg.name}" + (f", which meets {leg.fault.name}" if leg.fault else ""))
@@ -199,11 +200,15 @@ class Engine:
         self, leg: Leg, request: MemoryRequest, document: dict[str, Any], tokens: list[int]
     ) -> None:
         after = self._fault_after
+        is_pulled = None if leg.fault in _AT_ONCE else self._start_pull(leg, document, tokens)
         await self.is_awake.wait()
         if leg.fault in _AT_ONCE:
             await self._fail(leg, leg.fault)
             return
-        is_pulled = self._start_pull(leg, document, tokens)
+        if leg.kind == "tokenize":
+            leg.is_seated = True
+            leg.reply.answer(200, _encode({"tokens": tokens, "max_model_len": MAX_MODEL_LEN}), _JSON)
+            return
         async with self._seats:
             leg.is_seated = True
             if leg.kind == "prefill":
@@ -222,7 +227,7 @@ class Engine:
         elif fault is LegFault.NOT_JSON:
             reply.answer(200, b"<html>", {b"content-type": b"text/html"})
         else:
-            leg.is_refused_unread = fault.value < 500
+            leg.is_refused_unread = fault is not LegFault.FAIL_500
             reply.answer(fault.value, _encode(_error(fault.value, fault.name)), _JSON)
 
     # --- prefill --------------------------------------------------------------------------------
@@ -329,7 +334,7 @@ class Engine:
             if not leg.is_pulled and not self.spec.recomputes:
                 await self._fail_pull(leg, document)
                 return
-        answer = _Answer(document, tokens, len(tokens) if leg.is_pulled else 0)
+        answer = _Answer(len(self._world.legs), document, tokens, len(tokens) if leg.is_pulled else 0)
         if document.get("stream"):
             await self._stream(leg, answer, fault_after)
         else:
@@ -403,15 +408,18 @@ class Engine:
 class _Answer:
     """What a decode worker says to one document."""
 
-    def __init__(self, document: dict[str, Any], prompt: list[int], cached_tokens: int) -> None:
+    def __init__(
+        self, document_id: int, document: dict[str, Any], prompt: list[int], cached_tokens: int
+    ) -> None:
         said = continuation(prompt)
-        limit = document.get("max_tokens")
+        self._is_chat = "messages" in document
+        limit = document.get("max_tokens", None if self._is_chat else DEFAULT_COMPLETION_TOKENS)
         self.tokens = said if limit is None else said[:limit]
         self._finish = "stop" if limit is None or len(said) <= limit else "length"
-        self._is_chat = "messages" in document
         self._has_usage = bool((document.get("stream_options") or {}).get("include_usage"))
         self._has_ids = bool(document.get("return_token_ids"))
-        self._id = f"cmpl-{prompt[0]}"
+        self._prompt = prompt
+        self._id = f"cmpl-{document_id}"
         self._usage = {
             "prompt_tokens": len(prompt),
             "completion_tokens": len(self.tokens),
@@ -426,24 +434,27 @@ class _Answer:
     def events(self) -> Iterable[bytes]:
         """All but [DONE]."""
         if self._is_chat:
-            yield _sse(self._json([{"index": 0, "delta": {"role": "assistant", "content": ""}}]))
-        for token in self.tokens:
-            yield self._token(token)
+            more = {"prompt_token_ids": self._prompt} if self._has_ids else {}
+            yield _sse(self._json([{"index": 0, "delta": {"role": "assistant", "content": ""}}], **more))
+        for index, token in enumerate(self.tokens):
+            yield self._token(token, is_first=index == 0)
         last = {"delta": {}} if self._is_chat else {"text": ""}
         yield _sse(self._json([{"index": 0, **last, "finish_reason": self._finish}]))
         if self._has_usage:
             yield _sse(self._json([], usage=self._usage))
 
-    def _token(self, token: int) -> bytes:
+    def _token(self, token: int, *, is_first: bool) -> bytes:
         text = text_of(token)
         choice: dict[str, Any] = {"index": 0}
         choice |= {"delta": {"content": text}} if self._is_chat else {"text": text}
         if self._has_ids:
             choice["token_ids"] = [token]
+            if is_first and not self._is_chat:
+                choice["prompt_token_ids"] = self._prompt
         return _sse(self._json([choice]))
 
     def _json(self, choices: list[Any], **more: Any) -> bytes:
-        return _encode({"id": self._id, "choices": choices, **more})
+        return _encode({"id": self._id, "created": 1, "model": "m", "choices": choices, **more})
 
 
 # --- documents ----------------------------------------------------------------------------------
@@ -456,7 +467,9 @@ def read(request: MemoryRequest) -> dict[str, Any]:
     return document
 
 
-def kind_of(document: dict[str, Any]) -> str:
+def kind_of(target: str, document: dict[str, Any]) -> str:
+    if target == "/tokenize":
+        return "tokenize"
     params = document.get("kv_transfer_params") or {}
     if params.get("do_remote_decode"):
         return "prefill"

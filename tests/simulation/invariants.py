@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.relay import SWEEP_S
+from orchestrator.telemetry import LeaseState
 from orchestrator.wire.usage import Kv
 from tests.simulation.client import Received, received
 from tests.simulation.cluster import LIMITS, Dispatch
 from tests.simulation.engine import Engine, Handoff, Leg
-from tests.simulation.language import answer_text
+from tests.simulation.language import answer_text, tokens_of
 from tests.simulation.schedule import LegFault
 from tests.simulation.simulate import Request, Result
 
@@ -25,6 +26,7 @@ AT_ONCE_S = 0.001
 # - A worker that refuses somebody while a request is with another one may still get that request's next leg.
 # - A worker whose connection breaks between [DONE] and the end of its body makes one more error event.
 # - If a client leaves in the moment in which a decode worker refuses its request, nobody releases the blocks.
+# - Blocks that a worker in trouble was to pull may be pinned although the ledger has them as consumed.
 NOT_PROMISED = frozenset(
     {
         "whole answers are read",
@@ -103,13 +105,12 @@ def _record(result: Result, request: Request) -> Iterator[str]:
     expected = client.status or 499
     if record.status != expected:
         yield f"it got {expected}, and the record says {record.status}"
-    has_failed = client.left is not None or received(client).error is not None
+    got = received(client)
+    if not client.status or (got.has_postscript and "[DONE] is the end" in NOT_PROMISED):
+        return
+    has_failed = client.left is not None or got.error is not None
     is_unsaid = "error events are recorded" in NOT_PROMISED and _met(result, request, LegFault.ERROR_MIDWAY)
-    if (
-        client.status
-        and has_failed != (record.error_code is not None)
-        and not (is_unsaid or client.is_stalled)
-    ):
+    if has_failed != (record.error_code is not None) and not is_unsaid:
         yield f"the record says {record.error_code}"
 
 
@@ -147,6 +148,8 @@ def _failure(result: Result, request: Request, got: Received, whole: str) -> Ite
         yield f"before the error it got {got.text!r}"
     if not _is_excused(result, request):
         yield f"it got an error although nothing went wrong: {got.error}"
+    elif _is_survivable(result, request, got):
+        yield f"one lost leg was not replaced: {got.error}"
 
 
 def _success(result: Result, request: Request, got: Received, whole: str) -> Iterator[str]:
@@ -160,6 +163,8 @@ def _success(result: Result, request: Request, got: Received, whole: str) -> Ite
         yield f"its finish_reasons are {got.finish_reasons}"
     if len(got.ids) != 1:
         yield f"its answer has the ids {sorted(got.ids)}"
+    if spec.wants_ids and spec.is_stream and got.token_ids != tokens_of(whole):
+        yield f"it got the token ids {got.token_ids}"
     if len(got.usages) != (not spec.is_stream or spec.wants_usage):
         yield f"it got the usage {got.usages}"
     yield from _kv(result, request)
@@ -198,6 +203,37 @@ def _was_troubled(engine: Engine, request: Request) -> bool:
     )
 
 
+# What a request survives if it meets it once, before anything has reached its client.
+_SURVIVABLE = frozenset(
+    {
+        LegFault.BUSY_429,
+        LegFault.FAIL_500,
+        LegFault.BUSY_503,
+        LegFault.RESET,
+        LegFault.NOT_HTTP,
+        LegFault.NOT_JSON,
+        LegFault.RESET_MIDWAY,
+        LegFault.LOSE_BLOCKS,
+    }
+)
+
+
+def _is_survivable(result: Result, request: Request, got: Received) -> bool:
+    """It met one fault on a cluster that is well otherwise, and has another worker of every role."""
+    is_well = not any(engine.troubled for engine in result.engines)
+    is_spare = all(count > 1 for count in Counter(engine.spec.role for engine in result.engines).values())
+    met = [leg for leg in _legs_of(result, request) if leg.fault is not None]
+    return (
+        is_well
+        and is_spare
+        and len(result.schedule.faults) <= 3  # what the budget allows in any case
+        and [leg.fault in _SURVIVABLE for leg in met] == [True]
+        and not request.client.is_streaming
+        and got.error is not None
+        and got.error.get("code") != "deadline_exceeded"
+    )
+
+
 # --- what workers saw ---------------------------------------------------------------------------
 
 
@@ -218,11 +254,14 @@ def _handoffs(result: Result) -> Iterator[str]:
     for dispatch in result.dispatches:
         attempts[dispatch.handoff].append(dispatch)
     unread = Counter(leg.handoff for leg in result.legs if leg.is_refused_unread)
+    odd = {leg.handoff for leg in result.legs if leg.fault is not None or leg.engine.troubled}
     left = {request.client.spec.number for request in result.requests if request.client.left is not None}
     for handoff in result.handoffs:
         is_unheard = handoff.tokens[0] in left and unread[handoff]
         if not (is_unheard and "refusals are heard after the client left" in NOT_PROMISED):
             yield from _handoff(handoff, attempts[handoff.name], unread[handoff])
+            if handoff not in odd:
+                yield from _book(handoff, result.books.get(handoff.name))
 
 
 def _handoff(handoff: Handoff, attempts: list[Dispatch], unread: int) -> Iterator[str]:
@@ -231,6 +270,15 @@ def _handoff(handoff: Handoff, attempts: list[Dispatch], unread: int) -> Iterato
         yield f"{handoff.name} was sent {used} times to workers that read it"
     if handoff.is_told and not (handoff.is_lost or used or _was_tried(attempts)):
         yield f"nobody released {handoff.name}, which {handoff.engine.name} pins"
+
+
+def _book(handoff: Handoff, book: LeaseState | None) -> Iterator[str]:
+    """The ledger tells the truth: what it takes for free is free."""
+    if handoff.is_told and book is None:
+        yield f"the ledger does not know {handoff.name}"
+    is_pinned = handoff.name in handoff.engine.pinned and not handoff.is_lost
+    if is_pinned and book in (LeaseState.CONSUMED, LeaseState.RELEASED):
+        yield f"{handoff.engine.name} pins {handoff.name}, which the ledger has as {book.name.lower()}"
 
 
 def _was_tried(attempts: list[Dispatch]) -> bool:

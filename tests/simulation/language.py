@@ -27,6 +27,12 @@ def is_answer_token(token: int) -> bool:
     return token >= _FIRST_ANSWER_TOKEN
 
 
+def number_of(tokens: Sequence[int]) -> int:
+    """The request that a prompt, or a part of an answer, belongs to."""
+    first = tokens[0]
+    return (first - _FIRST_ANSWER_TOKEN) // _PER_REQUEST if is_answer_token(first) else first
+
+
 def text_of(token: int) -> str:
     if not is_answer_token(token):
         return f" {token}"

@@ -57,6 +57,7 @@ class RequestSpec:
     is_chat: bool
     is_stream: bool
     wants_usage: bool
+    wants_ids: bool
     length: int  # tokens that the model would say
     max_tokens: int | None
     padding: int
@@ -67,7 +68,10 @@ class RequestSpec:
 
     @property
     def answer_tokens(self) -> int:
-        return self.length if self.max_tokens is None else min(self.length, self.max_tokens)
+        limit = self.max_tokens
+        if limit is None and not self.is_chat:
+            limit = DEFAULT_COMPLETION_TOKENS
+        return self.length if limit is None else min(self.length, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Schedule:
     troubles: tuple[PlannedTrouble, ...]
 
 
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's; chats have no limit
 SPAN_S = 1.5  # in which requests arrive and trouble begins
 FOREVER = 1e9
 
@@ -156,6 +161,7 @@ def _request(random: Random, number: int) -> RequestSpec:
         is_chat=random.random() < 0.6,
         is_stream=random.random() < 0.7,
         wants_usage=random.random() < 0.3,
+        wants_ids=random.random() < 0.15,
         length=length,
         max_tokens=random.choice((None, None, 1, 7, 100)),
         padding=random.randint(0, 3),

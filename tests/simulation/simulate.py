@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from orchestrator.telemetry import RequestRecord
+from orchestrator.telemetry import LeaseState, RequestRecord
 from tests.simulation.client import Client
 from tests.simulation.cluster import Cluster, Dispatch
 from tests.simulation.engine import Engine, Handoff, Leg
@@ -44,6 +44,7 @@ class Result:
     legs: list[Leg] = field(default_factory=list)
     dispatches: list[Dispatch] = field(default_factory=list)
     handoffs: list[Handoff] = field(default_factory=list)
+    books: dict[str, LeaseState] = field(default_factory=dict)  # how their leases ended, to the ledger
     held: dict[str, int] = field(default_factory=dict)  # what was still counted as under way, by name
     tasks_left: list[str] = field(default_factory=list)
     errors_logged: list[str] = field(default_factory=list)
@@ -85,6 +86,7 @@ async def _run(result: Result) -> None:
     tasks = [asyncio.create_task(run.serve()) for run in runs]
     await asyncio.wait(tasks, timeout=HORIZON_S)
     await asyncio.sleep(SETTLE_S)
+    await cluster.let_leases_end()
     _collect(result, cluster, runs)
     await cluster.aclose()
     for task in tasks:
@@ -117,6 +119,7 @@ def _collect(result: Result, cluster: Cluster, runs: list[_Run]) -> None:
     result.engines = list(cluster.world.engines.values())
     result.legs = cluster.world.legs
     result.dispatches = cluster.upstream.dispatches
+    result.books = cluster.books
     result.handoffs = list(cluster.world.handoffs.values())
 
 
@@ -125,7 +128,10 @@ def _held(cluster: Cluster) -> dict[str, int]:
     orchestrator = cluster.orchestrator
     row, layout = orchestrator.telemetry.row, orchestrator.telemetry.layout
     return {
-        "requests in flight": sum(row[: layout.requests]),
+        "requests in flight": orchestrator.telemetry.in_flight,
+        "leases in the ledger": len(cluster.ledger.open),
+        "leaked leases": row[layout.leases_leaked],
+        "replacements in the budget": cluster.retry_budget.in_use,
         "open scopes": len(cluster.plane.open),
         "legs in the transport": cluster.upstream.stats().busy,
         **{f"leases on {worker.name}": worker.in_flight for worker in orchestrator.registry.workers},
