@@ -4,7 +4,7 @@ What is owed at each point, and who pays it, when the client leaves or something
 
 | point | owed | paid by |
 |---|---|---|
-| prefill leg under way | the worker stops | its connection is closed |
+| prefill leg under way | the worker stops | its connection is half closed; an answer on its way is released |
 | prefill has answered, decode not sent | prefill's pinned blocks | a release leg, in the background |
 | decode refused the leg (4xx, 503) | the same: it never looked at the hand-off | a release leg |
 | decode leg sent | both workers stop | its connection is closed; the decode worker lets the blocks go |
@@ -46,7 +46,7 @@ from orchestrator.ids import IdSource
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.offload import Offload
 from orchestrator.relay import RequestScope
-from orchestrator.releases import Releases, read_handoff
+from orchestrator.releases import MAX_PREFILL_ANSWER_BYTES, Releases, read_handoff
 from orchestrator.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry import Path, RetryReason, Telemetry
@@ -59,9 +59,6 @@ from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed, has_
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
-
-# A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
-MAX_PREFILL_ANSWER_BYTES = 16 * 1024 * 1024
 
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED, _AGGREGATED = Path.DISAGGREGATED, Path.AGGREGATED

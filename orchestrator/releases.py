@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Coroutine
 from copy import copy
+from typing import Any
 
 from orchestrator.dispatch import Dispatcher, Job, note_unreachable
-from orchestrator.errors import BatonError, WorkerGarbage, WorkerUnreachable
+from orchestrator.errors import BatonError, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer
@@ -17,6 +19,16 @@ from orchestrator.workers import Registry, Worker
 
 # How long a release leg may take to be answered. The lease it saves lasts 30 s.
 RELEASE_TIMEOUT_S = 10.0
+
+# A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
+MAX_PREFILL_ANSWER_BYTES = 16 * 1024 * 1024
+
+# How long a prefill may go on when its request has ended: to finish costs less than the blocks that stay
+# pinned for 30 s if its connection is closed in the moment in which it answers.
+GRACE_S = 0.05
+
+# How long an answer is waited for once the worker knows that nobody wants it.
+LAST_WORDS_S = 1.0
 
 _log = logging.getLogger("baton.releases")
 
@@ -36,18 +48,34 @@ class Releases:
         if not self._ledger.is_good(lease):
             return
         job.legs += 1  # the copy's number: the job itself may go on
-        task = asyncio.get_running_loop().create_task(self._send(copy(job), lease))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._start(self._send(copy(job), lease))
 
     def abandon_prefill(self, job: Job, worker: Worker, answer: Answer) -> None:
-        """Stop a prefill; if it has just been answered, its blocks are pinned already."""
-        content = answer.body_nowait()
-        answer.abort()
+        """Stop a prefill whose request has ended; an answer that is on its way means pinned blocks."""
+        if answer.status and answer.status != 200:
+            answer.abort()
+        else:
+            self._start(self._see_off(copy(job), worker, answer))
+
+    async def _see_off(self, job: Job, worker: Worker, answer: Answer) -> None:
+        try:
+            content = await self._last_words(answer)
+        finally:
+            answer.abort()
         if content is None or answer.status != 200:
             return
         with contextlib.suppress(WorkerGarbage):  # no hand-off in it, so nothing is pinned
             self.release(job, self._ledger.lease(worker, read_handoff(answer, content)))
+
+    async def _last_words(self, answer: Answer) -> bytes | None:
+        """The answer of a prefill that nobody wants any more, if there is one."""
+        with contextlib.suppress(WorkerError):
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), GRACE_S)
+            answer.leave()
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), LAST_WORDS_S)
+        return None
 
     def settle(self, job: Job) -> None:
         """The job goes on without its hand-off, or has ended: what is held of it goes back."""
@@ -61,8 +89,13 @@ class Releases:
             lease.consume()
 
     async def aclose(self) -> None:
-        if self._tasks:
+        while self._tasks:  # one that sees a prefill off may start another
             await asyncio.wait(self._tasks, timeout=RELEASE_TIMEOUT_S)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _send(self, job: Job, lease: KvLease) -> None:
         try:

@@ -23,8 +23,8 @@ _NEVER = sys.maxsize  # as "wake me at": only at the end
 class ReceivedAnswer(ABC):
     """What `base.Answer` promises, on top of a connection that says what arrived.
 
-    Subclasses tell the connection to stop and go on (`_pause_reading`, `_resume_reading`) and to close
-    (`_drop`); all three must do nothing once the answer is complete or has failed.
+    Subclasses tell the connection to stop and go on (`_pause_reading`, `_resume_reading`) and to close, half
+    (`_close_sending`) or wholly (`_drop`); all must do nothing once the answer is complete or has failed.
     """
 
     __slots__ = (
@@ -113,6 +113,10 @@ class ReceivedAnswer(ABC):
                 self._resume_reading()
             self._wake()
 
+    def leave(self) -> None:
+        if not self._is_complete and self._error is None:
+            self._close_sending()
+
     def abort(self) -> None:
         is_pumping = self._sink is not None and bool(self._pieces)
         if not self._is_complete or is_pumping:
@@ -155,6 +159,9 @@ class ReceivedAnswer(ABC):
 
     @abstractmethod
     def _resume_reading(self) -> None: ...
+
+    @abstractmethod
+    def _close_sending(self) -> None: ...
 
     @abstractmethod
     def _drop(self) -> None: ...

@@ -97,6 +97,14 @@ class Answer(Protocol):
         """`sink` can take more. It may be called from inside this call. No effect unless paused."""
         ...
 
+    def leave(self) -> None:
+        """Tell the worker that the answer is not wanted any more, and still take one that is on its way.
+
+        Closes the sending half of the connection, which a server takes for the client's leaving. Read on, or
+        `abort()`, as before. TLS has no such half: there it does nothing.
+        """
+        ...
+
     def abort(self) -> None:
         """Give the answer up: closes the connection unless the answer is complete. Repeatable.
 

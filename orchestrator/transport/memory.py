@@ -136,6 +136,9 @@ class MemoryUpstream(Upstream):
         except Exception as error:  # a worker's mistake must not pass for an answer: aclose() raises it
             self._failures.append(error)
             reply.cut_short()
+        except asyncio.CancelledError:
+            reply.cut_short()
+            raise
         else:
             reply.end()
 
@@ -216,6 +219,11 @@ class MemoryReply:
             self._close()
             asyncio.get_running_loop().call_soon(self._task.cancel)  # after its first step, if that is due
 
+    def leave(self) -> None:
+        """The worker is told; what it has said by then still arrives."""
+        if not self.is_over and self._task is not None:
+            asyncio.get_running_loop().call_soon(self._task.cancel)
+
     def hold(self) -> None:
         if not self.is_over and self._reader_takes is None:
             self._reader_takes = asyncio.get_running_loop().create_future()
@@ -253,6 +261,9 @@ class _MemoryAnswer(ReceivedAnswer):
 
     def _resume_reading(self) -> None:
         self._reply.let_go()
+
+    def _close_sending(self) -> None:
+        self._reply.leave()
 
     def _drop(self) -> None:
         self._reply.drop()

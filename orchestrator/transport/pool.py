@@ -295,6 +295,10 @@ class _PooledAnswer(ReceivedAnswer):
         if self.connection is not None:
             self.connection.resume_reading()
 
+    def _close_sending(self) -> None:
+        if self.connection is not None:
+            self.connection.close_sending()
+
     def _drop(self) -> None:
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -386,6 +390,12 @@ class _Connection(asyncio.Protocol):
         if self._is_read_held:
             self._is_read_held = False
             self._transport.resume_reading()
+
+    def close_sending(self) -> None:
+        """The last answer may still come; what is unsent of the request is sent first."""
+        self.is_reusable = False
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
 
     def end(self, error: WorkerError) -> None:
         """Close; the answer that is under way, if any, fails with `error`."""

@@ -544,6 +544,33 @@ async def test_an_answer_that_completes_while_its_reader_is_cancelled(serve: Ser
 
 
 @contract
+async def test_leaving_tells_the_worker(serve: Serve) -> None:
+    worker = Streaming()
+    async with serve(worker) as at:
+        answer = await send(at)
+        await worker.has_begun.wait()
+        answer.leave()
+        with pytest.raises(WorkerCutShort):
+            await answer.read(100)
+        await worker.wait_dropped(at)
+
+
+@contract
+async def test_an_answer_that_is_on_its_way_arrives_after_leaving(serve: Serve) -> None:
+    worker = Streaming()
+    async with serve(worker) as at:
+        answer = await send(at)
+        await worker.has_begun.wait()
+        worker.reply.answer(200, b"whole")
+        answer.leave()
+        answer.leave()
+        assert await answer.read(100) == b"whole"
+        answer.leave()
+        await until(lambda: at.upstream.stats().busy == 0)
+        assert at.upstream.stats().idle == 0  # half closed, it carries no other leg
+
+
+@contract
 async def test_abort_wakes_the_reader_and_tells_the_worker(serve: Serve) -> None:
     worker = Streaming()
     async with serve(worker) as at:
