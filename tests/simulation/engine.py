@@ -76,6 +76,7 @@ class Leg:
     ended: float | None = None
     is_refused_unread: bool = False  # answered so that the hand-off is still good
     fault: LegFault | None = None
+    is_crashed: bool = False
     is_seated: bool = False  # its turn has come
     is_pulled: bool = False
 
@@ -133,6 +134,7 @@ class Engine:
         self.pinned.clear()
         self._world.upstream.refuse(self.origin)
         for leg in list(self._open):
+            leg.is_crashed = True
             leg.reply.cut_short()
             self._end(leg, "lost in the crash")
         self._loop.call_later(seconds, self._come_back, self._restarts)
@@ -415,7 +417,7 @@ class _Answer:
         self._is_chat = "messages" in document
         limit = document.get("max_tokens", None if self._is_chat else DEFAULT_COMPLETION_TOKENS)
         self.tokens = said if limit is None else said[:limit]
-        self._finish = "stop" if limit is None or len(said) <= limit else "length"
+        self._finish = "stop" if limit is None or len(said) < limit else "length"
         self._has_usage = bool((document.get("stream_options") or {}).get("include_usage"))
         self._has_ids = bool(document.get("return_token_ids"))
         self._prompt = prompt

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.relay import SWEEP_S
+from orchestrator.releases import GRACE_S
 from orchestrator.telemetry import LeaseState
 from orchestrator.wire.usage import Kv
 from tests.simulation.client import Received, received
@@ -22,7 +23,6 @@ AT_ONCE_S = 0.001
 # What the orchestrator does not promise (yet). Whoever makes it promise more takes a line out here.
 #
 # - A whole leg's buffered answer is the worker's own: what is no JSON reaches the client as it is.
-# - An error event in the middle of a worker's stream is relayed, and the record does not say so.
 # - A worker that refuses somebody while a request is with another one may still get that request's next leg.
 # - A worker whose connection breaks between [DONE] and the end of its body makes one more error event.
 # - If a client leaves in the moment in which a decode worker refuses its request, nobody releases the blocks.
@@ -30,7 +30,6 @@ AT_ONCE_S = 0.001
 NOT_PROMISED = frozenset(
     {
         "whole answers are read",
-        "error events are recorded",
         "each leg looks again",
         "[DONE] is the end",
         "refusals are heard after the client left",
@@ -73,15 +72,15 @@ def _ending(request: Request) -> Iterator[str]:
 
 
 def _life(result: Result, request: Request) -> Iterator[str]:
-    yield from _times(request)
-    yield from _record(result, request)
+    yield from _times(result, request)
+    yield from _record(request)
     if request.client.left is None and not request.client.is_complete:
         yield "its answer has no end"
     elif request.client.status:
         yield from _answer(result, request)
 
 
-def _times(request: Request) -> Iterator[str]:
+def _times(result: Result, request: Request) -> Iterator[str]:
     client, ended = request.client, request.ended
     assert ended is not None
     if client.left is not None:
@@ -92,12 +91,14 @@ def _times(request: Request) -> Iterator[str]:
         if ended > client.began + LIMITS.request_timeout_s + LATE_S:
             yield "its request ended after its deadline"
         return
-    silences = [later - earlier for earlier, later in pairwise([*client.progress, ended])]
+    sent = [dispatch.time for dispatch in result.dispatches if dispatch.number == client.spec.number]
+    signs = sorted([*client.progress, *(time for time in sent if time > client.progress[0]), ended])
+    silences = [later - earlier for earlier, later in pairwise(signs)]
     if max(silences) > LIMITS.stream_idle_timeout_s + SWEEP_S + LATE_S:
         yield "its stream was silent beyond the limit"
 
 
-def _record(result: Result, request: Request) -> Iterator[str]:
+def _record(request: Request) -> Iterator[str]:
     record, client = request.record, request.client
     if record is None:
         yield "there is no record of its request"
@@ -109,13 +110,8 @@ def _record(result: Result, request: Request) -> Iterator[str]:
     if not client.status or (got.has_postscript and "[DONE] is the end" in NOT_PROMISED):
         return
     has_failed = client.left is not None or got.error is not None
-    is_unsaid = "error events are recorded" in NOT_PROMISED and _met(result, request, LegFault.ERROR_MIDWAY)
-    if has_failed != (record.error_code is not None) and not is_unsaid:
+    if has_failed != (record.error_code is not None):
         yield f"the record says {record.error_code}"
-
-
-def _met(result: Result, request: Request, fault: LegFault) -> bool:
-    return any(leg.fault is fault for leg in _legs_of(result, request))
 
 
 def _legs_of(result: Result, request: Request) -> list[Leg]:
@@ -158,8 +154,7 @@ def _success(result: Result, request: Request, got: Received, whole: str) -> Ite
         yield f"its answer is no whole answer: {request.client.sent!r}"
     if got.text != whole:
         yield f"it got {got.text!r}, not {whole!r}"
-    finish = "stop" if spec.answer_tokens == spec.length else "length"
-    if got.finish_reasons != [finish]:
+    if got.finish_reasons != [spec.finish_reason]:
         yield f"its finish_reasons are {got.finish_reasons}"
     if len(got.ids) != 1:
         yield f"its answer has the ids {sorted(got.ids)}"
@@ -178,7 +173,9 @@ def _kv(result: Result, request: Request) -> Iterator[str]:
     """A recompute is never silent."""
     answering = _legs_of(result, request)[-1]
     said = request.record.kv if request.record is not None else None
-    if answering.kind == "decode" and (said is Kv.TRANSFERRED) != answering.is_pulled:
+    if answering.fault is not None or answering.is_crashed or answering.kind != "decode":
+        return
+    if said is not (Kv.TRANSFERRED if answering.is_pulled else Kv.RECOMPUTED):
         yield f"its KV is said to be {said!r}"
 
 
@@ -203,7 +200,7 @@ def _was_troubled(engine: Engine, request: Request) -> bool:
     )
 
 
-# What a request survives if it meets it once, before anything has reached its client.
+# What a request survives if it meets it once.
 _SURVIVABLE = frozenset(
     {
         LegFault.BUSY_429,
@@ -213,6 +210,8 @@ _SURVIVABLE = frozenset(
         LegFault.NOT_HTTP,
         LegFault.NOT_JSON,
         LegFault.RESET_MIDWAY,
+        LegFault.END_MIDWAY,
+        LegFault.ERROR_MIDWAY,
         LegFault.LOSE_BLOCKS,
     }
 )
@@ -228,7 +227,7 @@ def _is_survivable(result: Result, request: Request, got: Received) -> bool:
         and is_spare
         and len(result.schedule.faults) <= 3  # what the budget allows in any case
         and [leg.fault in _SURVIVABLE for leg in met] == [True]
-        and not request.client.is_streaming
+        and not (request.client.is_streaming and request.client.spec.is_whole)
         and got.error is not None
         and got.error.get("code") != "deadline_exceeded"
     )
@@ -238,14 +237,18 @@ def _is_survivable(result: Result, request: Request, got: Received) -> bool:
 
 
 def _legs(result: Result) -> Iterator[str]:
-    """No leg outlives its request; release legs have limits of their own."""
+    """No leg outlives its request, but for a prefill's grace; release legs have limits of their own."""
     ends = {request.client.spec.number: request.ended for request in result.requests}
     for leg in result.legs:
         end = ends[leg.number]
         if leg.ended is None and not leg.reply.is_over:
             yield f"{leg.name} still runs on {leg.engine.name}"
-        elif leg.kind != "release" and end is not None and (leg.ended or 0.0) > end + AT_ONCE_S:
+        elif leg.kind != "release" and end is not None and (leg.ended or 0.0) > end + _grace_s(leg):
             yield f"{leg.name} went on on {leg.engine.name} after its request"
+
+
+def _grace_s(leg: Leg) -> float:
+    return AT_ONCE_S + (GRACE_S if leg.kind == "prefill" else 0.0)
 
 
 def _handoffs(result: Result) -> Iterator[str]:

@@ -67,11 +67,18 @@ class RequestSpec:
     reads_every: float  # seconds per 100 bytes; 0: at once
 
     @property
+    def limit(self) -> int | None:
+        is_limited = self.is_chat or self.max_tokens is not None
+        return self.max_tokens if is_limited else DEFAULT_COMPLETION_TOKENS
+
+    @property
     def answer_tokens(self) -> int:
-        limit = self.max_tokens
-        if limit is None and not self.is_chat:
-            limit = DEFAULT_COMPLETION_TOKENS
-        return self.length if limit is None else min(self.length, limit)
+        return self.length if self.limit is None else min(self.length, self.limit)
+
+    @property
+    def finish_reason(self) -> str:
+        """The end of an answer takes a token too."""
+        return "stop" if self.limit is None or self.length < self.limit else "length"
 
 
 @dataclass(frozen=True, slots=True)
