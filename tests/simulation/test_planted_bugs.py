@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import WorkerCutShort
 from orchestrator.flow import Flow
+from orchestrator.handles import Lease
+from orchestrator.ledger import KvLease
 from orchestrator.pools import ROLES, Pools
 from orchestrator.relay import RequestScope
+from orchestrator.releases import Releases
+from orchestrator.retry import Retries
 from orchestrator.telemetry import Telemetry
 from orchestrator.transport.answer import ReceivedAnswer
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream
+from orchestrator.wire.tokenize import Ids
 from orchestrator.wire.usage import Kv
-from orchestrator.workers import Lease
 from tests.simulation.many import problems
 
 SEEDS = range(1000)
@@ -32,25 +35,19 @@ def nothing(*args: Any, **options: Any) -> None:
 
 
 def no_release_leg(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Flow, "_release", nothing)
+    patch.setattr(Releases, "release", nothing)
 
 
 def no_release_for_a_prefill_that_has_just_ended(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Flow, "_abandon_prefill", lambda flow, job, answer: answer.abort())
+    patch.setattr(Releases, "abandon_prefill", lambda releases, job, worker, answer: answer.abort())
+
+
+def a_handoff_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Releases, "settle", nothing)
 
 
 def a_used_handoff_is_sent_again(patch: pytest.MonkeyPatch) -> None:
-    answer_of = Flow._answer
-
-    async def answer_twice(flow: Flow, job: Any, make_body: Any) -> None:
-        try:
-            await answer_of(flow, job, make_body)
-        except WorkerCutShort:
-            if job.scope.exchange.is_started:
-                raise
-            await answer_of(flow, job, make_body)
-
-    patch.setattr(Flow, "_answer", answer_twice)
+    patch.setattr(KvLease, "use", nothing)
 
 
 def the_handoff_of_somebody_else(patch: pytest.MonkeyPatch) -> None:
@@ -71,12 +68,8 @@ def a_recompute_is_silent(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_chunk_is_relayed_twice(patch: pytest.MonkeyPatch) -> None:
-    forward = RequestScope.forward
-    patch.setattr(
-        RequestScope,
-        "forward",
-        lambda scope, answer, feed: forward(scope, answer, lambda data: feed(data) * 2),
-    )
+    feed = EventStream.feed
+    patch.setattr(EventStream, "feed", lambda events, chunk: feed(events, chunk) * 2)
 
 
 def the_tail_of_a_chunk_is_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -99,19 +92,7 @@ def no_error_event(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_stream_begins_again_after_bytes_were_sent(patch: pytest.MonkeyPatch) -> None:
-    relay = Flow._relay_stream
-
-    async def relay_again(flow: Flow, job: Any, answer: Any) -> None:
-        try:
-            await relay(flow, job, answer)
-        except WorkerCutShort:
-            if not job.scope.exchange.is_started:
-                raise
-            again = await flow._send(job, job.plan.decode, job.bodies.whole)
-            await job.scope.forward(again, EventStream().feed)
-            job.scope.exchange.finish()
-
-    patch.setattr(Flow, "_relay_stream", relay_again)
+    patch.setattr(Ids, "followed_by", lambda prompt, said: prompt)
 
 
 def hidden_usage_is_shown(patch: pytest.MonkeyPatch) -> None:
@@ -173,9 +154,18 @@ def gone_workers_get_requests(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pools, "fill", fill_with_more_only)
 
 
+def a_lost_leg_is_not_replaced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flow, "_may_help", lambda flow, job, failure: False)
+
+
+def the_retry_budget_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Retries, "close", nothing)
+
+
 BUGS: list[tuple[Plant, str]] = [
     (no_release_leg, "nobody released"),
     (no_release_for_a_prefill_that_has_just_ended, "nobody released"),
+    (a_handoff_is_forgotten, "leaked leases"),
     (a_used_handoff_is_sent_again, "was sent 2 times"),
     (the_handoff_of_somebody_else, "was sent 2 times"),
     (a_recompute_is_silent, "its KV is said to be"),
@@ -191,6 +181,8 @@ BUGS: list[tuple[Plant, str]] = [
     (legs_are_not_closed, "after its request"),
     (a_client_that_left_stays_in_flight, "requests in flight"),
     (gone_workers_get_requests, "out of service"),
+    (a_lost_leg_is_not_replaced, "was not replaced"),
+    (the_retry_budget_is_not_given_back, "replacements in the budget"),
 ]
 
 
