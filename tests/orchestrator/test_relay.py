@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
-from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest
 from tests.orchestrator.fakes import DONE, SSE, FakeCluster, FakeExchange, token
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
@@ -20,6 +20,14 @@ BODY = json.dumps(CHAT).encode()
 
 async def hang(request: MemoryRequest, reply: MemoryReply) -> None:
     await reply.hang()
+
+
+def hang_after(asked: asyncio.Event) -> Handler:
+    async def worker(request: MemoryRequest, reply: MemoryReply) -> None:
+        asked.set()
+        await reply.hang()
+
+    return worker
 
 
 def test_a_request_that_outlives_its_deadline_is_a_504() -> None:
@@ -66,6 +74,87 @@ def test_a_stream_is_limited_by_its_silence() -> None:
         assert first + b"\n\n" == token("a")
         assert json.loads(failed.removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
         assert done == b"data: [DONE]"
+        cluster.workers.pinned.clear()
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("wanted", "seconds"), [(b"2", 2), (b"0.5", 0.5), (b"100", 10)])
+def test_a_client_may_ask_for_an_earlier_deadline(wanted: bytes, seconds: float) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(limits=LimitsConfig(request_timeout_s=10))
+        cluster.upstream.serve(cluster.origin("prefill/0"), hang)
+        exchange = FakeExchange(BODY, headers=[(b"x-request-timeout", wanted)])
+        serving = asyncio.create_task(cluster.serve(exchange))
+        await asyncio.sleep(0)
+        (scope,) = cluster.plane.open
+        assert scope.deadline == pytest.approx(scope.record.received + seconds)
+        scope.sweep(scope.deadline + 0.1)
+        await serving
+        assert exchange.status == 504
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("wanted", [b"soon", b"", b"0", b"-1", b"nan", b"inf", b"1e999"])
+def test_a_deadline_that_is_none_is_refused(wanted: bytes) -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        answer = await cluster.serve(FakeExchange(BODY, headers=[(b"x-request-timeout", wanted)]))
+        assert answer.status == 400
+        assert b"x-request-timeout" in answer.sent
+        assert cluster.upstream.requests == []
+        await cluster.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("silent", ["prefill/0", "decode/0"])
+def test_a_leg_without_a_first_byte_is_a_504(silent: str) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(limits=LimitsConfig(first_byte_timeout_s=20))
+        asked = asyncio.Event()
+        cluster.upstream.serve(cluster.origin(silent), hang_after(asked))
+        exchange = FakeExchange(BODY)
+        serving = asyncio.create_task(cluster.serve(exchange))
+        await asked.wait()
+        (scope,) = cluster.plane.open
+        now = asyncio.get_running_loop().time()
+        scope.sweep(now + 19)
+        await asyncio.sleep(0)
+        assert not serving.done()
+        scope.sweep(now + 21)
+        await serving
+        assert (exchange.status, exchange.is_complete) == (504, True)
+        cluster.workers.pinned.clear()
+        await cluster.aclose()
+        cluster.assert_at_rest()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("silent", ["prefill/0", "decode/0"])
+def test_a_silent_leg_is_lost_only_if_its_workers_probes_fail_too(silent: str) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(roles=("prefill", "prefill", "decode", "decode"))
+        asked = asyncio.Event()
+        cluster.upstream.serve(cluster.origin(silent), hang_after(asked))
+        exchange = FakeExchange(BODY)
+        serving = asyncio.create_task(cluster.serve(exchange))
+        await asked.wait()
+        (scope,) = cluster.plane.open
+        now = asyncio.get_running_loop().time()
+        scope.sweep(now + 60)
+        await asyncio.sleep(0)
+        assert not serving.done()
+        cluster.registry.mark_gone(cluster.worker(silent), "no answer")
+        scope.sweep(now + 61)
+        await serving
+        assert (exchange.status, exchange.is_complete) == (200, True)
         cluster.workers.pinned.clear()
         await cluster.aclose()
         cluster.assert_at_rest()
