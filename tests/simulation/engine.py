@@ -76,8 +76,8 @@ class Leg:
     ended: float | None = None
     is_refused_unread: bool = False  # answered so that the hand-off is still good
     fault: LegFault | None = None
-    is_crashed: bool = False
-    is_seated: bool = False  # its turn has come
+    is_served: bool = False  # to its end
+    seated: float | None = None  # when its turn came
     is_pulled: bool = False
 
     @property
@@ -134,7 +134,6 @@ class Engine:
         self.pinned.clear()
         self._world.upstream.refuse(self.origin)
         for leg in list(self._open):
-            leg.is_crashed = True
             leg.reply.cut_short()
             self._end(leg, "lost in the crash")
         self._loop.call_later(seconds, self._come_back, self._restarts)
@@ -171,6 +170,7 @@ class Engine:
         leg = self._begin(kind_of(request.target, document), document, tokens, reply)
         try:
             await self._serve(leg, request, document, tokens)
+            leg.is_served = leg.fault is None and leg.ended is None
         except asyncio.CancelledError:
             self._end(leg, "dropped by the orchestrator")
             raise
@@ -208,11 +208,11 @@ class Engine:
             await self._fail(leg, leg.fault)
             return
         if leg.kind == "tokenize":
-            leg.is_seated = True
+            leg.seated = self._loop.time()
             leg.reply.answer(200, _encode({"tokens": tokens, "max_model_len": MAX_MODEL_LEN}), _JSON)
             return
         async with self._seats:
-            leg.is_seated = True
+            leg.seated = self._loop.time()
             if leg.kind == "prefill":
                 await self._prefill(leg, request, document, tokens)
             else:

@@ -20,6 +20,9 @@ from tests.simulation.simulate import Request, Result
 # Between a cause and what the orchestrator does about it at once, nothing is waited for.
 AT_ONCE_S = 0.001
 
+# What a leg may wait at a worker without being late for it: a request's limit is six times as much.
+QUEUED_S = 0.5
+
 # What the orchestrator does not promise (yet). Whoever makes it promise more takes a line out here.
 #
 # - A whole leg's buffered answer is the worker's own: what is no JSON reaches the client as it is.
@@ -173,7 +176,7 @@ def _kv(result: Result, request: Request) -> Iterator[str]:
     """A recompute is never silent."""
     answering = _legs_of(result, request)[-1]
     said = request.record.kv if request.record is not None else None
-    if answering.fault is not None or answering.is_crashed or answering.kind != "decode":
+    if answering.kind != "decode" or not answering.is_served:
         return
     if said is not (Kv.TRANSFERRED if answering.is_pulled else Kv.RECOMPUTED):
         yield f"its KV is said to be {said!r}"
@@ -186,10 +189,15 @@ def _is_excused(result: Result, request: Request) -> bool:
     if not met:  # no worker for it
         met = {engine.name for engine in result.engines}
     return (
-        any(leg.fault is not None or not leg.is_seated for leg in legs)
+        any(leg.fault is not None or _has_queued(leg) for leg in legs)
         or any(_was_troubled(engine, request) for engine in result.engines if engine.name in met)
         or request.client.is_stalled
     )
+
+
+def _has_queued(leg: Leg) -> bool:
+    """It waited for a seat at the worker, and may be late for that."""
+    return leg.seated is None or leg.seated > leg.began + QUEUED_S
 
 
 def _was_troubled(engine: Engine, request: Request) -> bool:
