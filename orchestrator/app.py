@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ from orchestrator.relay import DataPlane
 from orchestrator.routing.planner import Planner
 from orchestrator.rows import SharedLoad
 from orchestrator.server import uvicorn_config
-from orchestrator.serving import Server, StartError, admin_server, bound, load_keys, on_signals
+from orchestrator.serving import PublicServer, StartError, admin_served, bound, load_keys, on_signals
 from orchestrator.stall_alarm import StallAlarm
 from orchestrator.supervisor import supervise
 from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, RequestRecord, Row, Telemetry
@@ -93,6 +92,7 @@ class Orchestrator:
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
         self.keys = place.keys
+        self.is_draining = False
         self.layout = Layout(models, ENDPOINTS)
         self.telemetry = Telemetry(self.layout, place.row)
         self.lag = LoopLagMonitor(self.telemetry)
@@ -159,6 +159,19 @@ class Orchestrator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstream.aclose()
+
+    # --- the end (`serving.Draining`) -------------------------------------------------------------
+
+    def announce_drain(self) -> None:
+        self.is_draining = True
+
+    def refuse_requests(self) -> None:
+        self.data_plane.is_refusing = True
+
+    def end_requests(self) -> None:
+        self.data_plane.end_all()
+
+    # --- the public listener ----------------------------------------------------------------------
 
     def server_config(self) -> uvicorn.Config:
         """How uvicorn serves the public listener."""
@@ -236,45 +249,22 @@ async def _serve(config: Config, write: Write, *, transport: str, credential: st
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
     probe = HttpProbe(credential)
     prober = Prober(orchestrator.registry, probe, config.health, random=orchestrator.random)
-    with contextlib.ExitStack() as sockets:
-        listeners = list(_listeners(orchestrator, sockets))
-        prober.start()
-        orchestrator.start(write)
-        garbage.tune()
-        try:
-            await _serve_until_signalled(listeners)
-        finally:
-            await prober.aclose()
-            await probe.aclose()
-            await orchestrator.aclose()
+    options = config.orchestrator
+    with bound(options.listen, options.backlog) as listener:
+        async with admin_served(admin_app(orchestrator), options, orchestrator.random):
+            prober.start()
+            orchestrator.start(write)
+            garbage.tune()
+            try:
+                await _serve_until_signalled(orchestrator, listener)
+            finally:
+                await prober.aclose()
+                await probe.aclose()
+                await orchestrator.aclose()
 
 
-Listener = tuple[Server, socket.socket]
-
-
-def _listeners(orchestrator: Orchestrator, sockets: contextlib.ExitStack) -> Iterator[Listener]:
-    """Sockets are bound here, before anything runs, so that a port that is taken is found at once."""
-    options = orchestrator.config.orchestrator
-    yield Server(orchestrator.server_config()), sockets.enter_context(bound(options.listen, options.backlog))
-    if options.admin is not None:
-        admin = admin_server(admin_app(orchestrator), options, options.admin, orchestrator.random)
-        yield admin, sockets.enter_context(bound(options.admin, options.backlog))
-
-
-async def _serve_until_signalled(listeners: Sequence[Listener]) -> None:
-    """Run all servers; the first signal drains them, the second cuts the rest. One that ends, ends all."""
-    servers = [server for server, _ in listeners]
-
-    def stop() -> None:
-        for server in servers:
-            if server.should_exit:
-                server.cut()
-            else:
-                server.stop()
-
-    with on_signals(stop):
-        tasks = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in listeners]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for server in servers:
-            server.stop()
-        await asyncio.gather(*tasks)
+async def _serve_until_signalled(orchestrator: Orchestrator, listener: socket.socket) -> None:
+    """The first signal drains, the second cuts."""
+    server = PublicServer(orchestrator.server_config(), orchestrator, orchestrator.config.orchestrator)
+    with on_signals(server.stop_or_cut):
+        await server.serve(sockets=[listener])

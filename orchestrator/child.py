@@ -36,6 +36,8 @@ class Child:
         loop = asyncio.get_running_loop()
         self._is_serving: asyncio.Future[bool] = loop.create_future()
         self._is_due: asyncio.Future[bool] = loop.create_future()
+        self._beats = 0
+        self._silent_looks = 0  # in a row
         self._end, self._process = _started(listener.fileno(), rows_fd)
 
     def __repr__(self) -> str:
@@ -70,6 +72,16 @@ class Child:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def silent_looks(self, beats: int) -> int:
+        """At how many looks in a row, this one included, its event loop had not moved; `beats` is its count.
+
+        One that starts has no event loop yet.
+        """
+        has_moved = beats != self._beats or self.state is ProcessState.STARTING
+        self._silent_looks = 0 if has_moved else self._silent_looks + 1
+        self._beats = beats
+        return self._silent_looks
 
     # --- its life -------------------------------------------------------------------------------
 

@@ -160,7 +160,19 @@ class OrchestratorConfig(Model):
     limit_max_requests: int | None = Field(None, ge=1)
     limit_max_requests_jitter: int = Field(0, ge=0)
     timeout_keep_alive: int = Field(75, ge=1)
-    timeout_graceful_shutdown: int = Field(30, ge=0)
+    timeout_graceful_shutdown: int = Field(
+        30, ge=0, description="Seconds from SIGTERM until open requests are ended with an error."
+    )
+    # what uvicorn has no setting for
+    drain_notice_s: float = Field(
+        0.0,
+        ge=0,
+        description="From SIGTERM on /ready is 503; for so long requests are still taken, so that load "
+        "balancers can turn away before they are refused.",
+    )
+    hang_timeout_s: Seconds = Field(
+        5.0, description="Of several processes, one whose event loop stands still for so long is replaced."
+    )
 
 
 class SimConfig(Model):

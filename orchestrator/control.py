@@ -108,6 +108,11 @@ class State(Guarding, Protocol):
         """`time.time()` when the orchestrator started."""
         ...
 
+    @property
+    def is_draining(self) -> bool:
+        """The process is about to end."""
+        ...
+
     def workers(self) -> Sequence[WorkerStatus]: ...
 
     def model_problems(self) -> Mapping[str, str | None]:
@@ -293,9 +298,11 @@ class _Pages:
 
     async def ready(self) -> Response:
         problems = self._state.model_problems()
-        if all(problem is None for problem in problems.values()):
+        is_draining = self._state.is_draining
+        if not is_draining and all(problem is None for problem in problems.values()):
             return _json({"status": "ready", "models": problems})
-        answer = _json({"status": "not ready", "models": problems}, 503)
+        status = "draining" if is_draining else "not ready"
+        answer = _json({"status": status, "models": problems}, 503)
         answer.headers["retry-after"] = str(READY_RETRY_AFTER_S)
         return answer
 

@@ -19,18 +19,19 @@ from orchestrator import garbage
 from orchestrator.app import WORKER_KEY_ENV, Orchestrator, Place
 from orchestrator.auth import KeyRing
 from orchestrator.channel import Channel, Cut, Due, Replaced, Serving, Start, Stop, ToProcess
-from orchestrator.config import Config
+from orchestrator.config import Config, OrchestratorConfig
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.logs import LineWriter, Write, configure_logging
 from orchestrator.membership import Follower, Snapshot
 from orchestrator.rows import SPARE_WORKERS, Rows, row_size
-from orchestrator.serving import Server, StartError, on_signals
+from orchestrator.serving import TICK_S, Draining, PublicServer, StartError, on_signals
 from orchestrator.telemetry import Layout
 from orchestrator.topology import worker_addresses
 from orchestrator.transport.pool import PooledUpstream
 
-TICK_S = 0.1  # how soon the server sees that something has changed, as in uvicorn
 HANDSHAKE_S = 5.0  # for TLS handshakes under way: their connections are in no list yet
+BUSY_S = 1.0  # a client that asks more often has been told by then that its connection ends
+BEATS = 10  # within the time after which this process counts as hung
 UPSTREAM_PERIOD_S = 1.0  # how old the figures of connections to workers may be
 
 _log = logging.getLogger("baton.process")
@@ -87,6 +88,7 @@ class DataProcess:
         self._channel = channel
         self._rows = rows
         self._row = start.row
+        self._beat_s = config.orchestrator.hang_timeout_s / BEATS
         self._orchestrator = Orchestrator(
             config,
             PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s),
@@ -104,6 +106,8 @@ class DataProcess:
         self._follower.apply(start.snapshot)
         self._server = DataServer(
             self._orchestrator.server_config(),
+            self._orchestrator,
+            config.orchestrator,
             on_serving=lambda: channel.send(Serving()),
             on_due=lambda: channel.send(Due()),
         )
@@ -111,12 +115,13 @@ class DataProcess:
     async def run(self, listener: socket.socket, write: Write) -> None:
         """Serve, to the end of the process."""
         settle = self._orchestrator.registry.settle_forever()
-        tasks = [asyncio.create_task(loop) for loop in (self._obey(), self._share_upstream(), settle)]
+        loops = (self._obey(), self._share_upstream(), self._beat(), settle)
+        tasks = [asyncio.create_task(loop) for loop in loops]
         self._orchestrator.start(write)
         garbage.tune()
         try:
-            # Whoever wants to end this process alone gets it drained, and another one in its place.
-            with on_signals(self._server.stop, [signal.SIGTERM]):
+            # Whoever wants to end this process alone gets another one in its place.
+            with on_signals(self._server.retire, [signal.SIGTERM]):
                 await self._server.serve(sockets=[listener])
         finally:
             await self._orchestrator.aclose()
@@ -139,6 +144,12 @@ class DataProcess:
         _log.error("the supervisor is gone: this process ends")
         self._server.cut()
 
+    async def _beat(self) -> None:
+        """Show the supervisor that this event loop moves."""
+        while True:
+            self._rows.beat(self._row)
+            await asyncio.sleep(self._beat_s)
+
     async def _share_upstream(self) -> None:
         """Write the figures of connections to our row from time to time, and the last ones."""
         try:
@@ -152,21 +163,34 @@ class DataProcess:
         self._rows.note_upstream(self._row, self._orchestrator.upstream())
 
 
-class DataServer(Server):
-    """At `limit_max_requests` it stops without losing a request: only once another process serves.
+class DataServer(PublicServer):
+    """One of several on the same socket: when it alone is to end, it leaves without losing a request.
 
-    From the limit on, every answer closes its connection (`server.py`).
+    Another one serves in its place before it stops accepting connections. From the moment at which it is
+    due, by `limit_max_requests` or by `retire`, every answer closes its connection (`server.py`).
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, on_serving: Callable[[], None], on_due: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        requests: Draining,
+        options: OrchestratorConfig,
+        *,
+        on_serving: Callable[[], None],
+        on_due: Callable[[], None],
     ) -> None:
-        """`on_serving` is called once connections are accepted, `on_due` at the limit."""
-        super().__init__(config)
+        """`on_serving` is called once connections are accepted, `on_due` when another one is to follow."""
+        super().__init__(config, requests, options)
         self._on_serving = on_serving
         self._on_due = on_due
+        self._is_retiring = False
         self._may_leave = asyncio.Event()
         self._settle_s = HANDSHAKE_S if config.is_ssl else TICK_S
+
+    def retire(self) -> None:
+        """End once another process serves and the requests that are open then have their answers."""
+        self._is_retiring = True
+        self.notice_s = 0.0
 
     def leave(self) -> None:
         """Another process serves."""
@@ -180,22 +204,30 @@ class DataServer(Server):
         await super().startup(sockets)
         self._on_serving()
 
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._is_retiring
+
     async def main_loop(self) -> None:
         await super().main_loop()
         if not self.should_exit:
+            self.close_after_answers()
             self._on_due()
             await self._may_leave.wait()
             await self._wait_deserted()
 
     async def _wait_deserted(self) -> None:
-        """Until the last connection is closed, unless told to stop. Idle ones are closed after
-        `timeout_keep_alive` at the latest; a stream may go on for as long as it likes.
+        """Until the last connection is closed, unless told to stop.
+
+        Idle ones are closed after `timeout_keep_alive` at the latest, and soon if this process was told to
+        retire; a stream may go on for as long as it likes, but not beyond the grace time in that case.
         """
         for server in self.servers:
             server.close()  # who connects now comes to the others
-        await asyncio.sleep(self._settle_s)
-        while self.server_state.connections and not self.should_exit:  # noqa: ASYNC110  # uvicorn tells nobody
+        await asyncio.sleep(max(self._settle_s, BUSY_S) if self._is_retiring else self._settle_s)
+        while self.server_state.connections and not (self.should_exit or self._is_retiring):  # noqa: ASYNC110  # uvicorn tells nobody
             await asyncio.sleep(TICK_S)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
 
 # --- lines --------------------------------------------------------------------------------------

@@ -148,6 +148,10 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
 class DeadlineExceeded(BatonError):
     status = 504
     type = "timeout_error"

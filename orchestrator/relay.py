@@ -12,7 +12,14 @@ from typing import Any
 
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
-from orchestrator.errors import BatonError, ClientError, ClientGone, DeadlineExceeded, MethodNotAllowed
+from orchestrator.errors import (
+    BatonError,
+    ClientError,
+    ClientGone,
+    DeadlineExceeded,
+    MethodNotAllowed,
+    ShuttingDown,
+)
 from orchestrator.exchange import AsgiExchange, Exchange
 from orchestrator.headers import header_block
 from orchestrator.states import IN_SERVICE
@@ -86,6 +93,8 @@ class RequestScope:
     def _admit(self) -> None:
         """Judge the request by its head."""
         exchange, plane = self.exchange, self._plane
+        if plane.is_refusing:
+            raise ShuttingDown("this server is shutting down: ask again")
         wanted = exchange.header(b"x-request-timeout")
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
@@ -287,6 +296,7 @@ class DataPlane:
         self.time = time
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: set[RequestScope] = set()
+        self.is_refusing = False  # new requests: the process is about to end
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
@@ -296,6 +306,11 @@ class DataPlane:
         """The same as an ASGI application, for servers that are not ours."""
         async with AsgiExchange(scope, receive, send) as exchange:
             await self.handle(exchange)
+
+    def end_all(self) -> None:
+        """End every open request with an error: its client knows that the answer is not whole."""
+        for request in tuple(self.open):
+            request.stop(ShuttingDown("this server is shutting down"))
 
     async def sweep_forever(self) -> None:
         """Enforce deadlines until cancelled."""

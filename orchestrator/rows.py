@@ -3,8 +3,9 @@
 The supervisor makes it, data-plane processes inherit its file descriptor, and it is gone with the last of
 them. There is no lock: a cell has one writer, and is eight aligned bytes, which are read and written whole.
 
-A row holds what `Telemetry` counts, then the figures of the connections to workers, then for each worker the
-legs under way, then for each the moment at which it was last heard. Row 0 is the base: what processes that
+A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
+writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
+was last heard. Row 0 is the base: what processes that
 have ended had counted.
 """
 
@@ -54,7 +55,8 @@ class Rows:
         self._layout = layout
         self._workers = workers
         self._upstream = layout.size
-        self._legs = self._upstream + len(_UPSTREAM)
+        self._beats = self._upstream + len(_UPSTREAM)
+        self._legs = self._beats + 1
         self._heard = self._legs + workers
         self.row_size = row_size(layout, workers)
         self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
@@ -84,6 +86,14 @@ class Rows:
         for cell, value in enumerate(astuple(stats), row * self.row_size + self._upstream):
             self._cells[cell] = value
 
+    def beat(self, row: int) -> None:
+        """The writer's event loop moves."""
+        self._cells[row * self.row_size + self._beats] += 1
+
+    def beats(self, row: int) -> int:
+        """How often it has; differs from an earlier value if it has moved since."""
+        return self._cells[row * self.row_size + self._beats]
+
     def loads(self, row: int) -> list[SharedLoad]:
         """For each worker's slot what the writer of `row` needs."""
         return [
@@ -112,7 +122,7 @@ class Rows:
         return sum_rows(self.telemetry(row) for row in range(self.count))
 
     def upstream(self) -> UpstreamStats:
-        parts = (self._row(row)[self._upstream : self._legs] for row in range(self.count))
+        parts = (self._row(row)[self._upstream : self._beats] for row in range(self.count))
         return UpstreamStats(*sum_rows(parts))
 
     def fold(self, row: int) -> None:
@@ -129,7 +139,7 @@ class Rows:
 
 def row_size(layout: Layout, workers: int) -> int:
     """In cells."""
-    cells = layout.size + len(_UPSTREAM) + 2 * workers
+    cells = layout.size + len(_UPSTREAM) + 1 + 2 * workers
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line
 

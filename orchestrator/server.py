@@ -206,6 +206,7 @@ class HttpProtocol(asyncio.Protocol):
     """
 
     shared: ClassVar[_Shared]  # set by make_protocol()
+    is_ending = False  # the connection closes behind its next answer
     write: Callable[[bytes], None]  # the transport's, without a call in between
     writelines: Callable[[Iterable[bytes]], None]
 
@@ -235,7 +236,6 @@ class HttpProtocol(asyncio.Protocol):
         self.scheme = "http"
         self.deadline = NEVER  # read by the sweep; `expire()` finds out what it was for
         self.is_write_paused = False
-        self.is_ending = False
 
         # What is being read
         self._parser = self._new_parser()
@@ -341,7 +341,17 @@ class HttpProtocol(asyncio.Protocol):
         elif not self._is_closing:
             self._rest()
 
-    # --- uvicorn's side
+    # --- the server's side
+
+    @classmethod
+    def close_after_answers(cls) -> None:
+        """Let every connection, also those to come, end with its next answer; idle ones stay until then."""
+        cls.is_ending = True
+
+    @property
+    def is_busy(self) -> bool:
+        """A request is in progress, or a part of its answer is still to be sent."""
+        return self._active is not None or self._transport.get_write_buffer_size() > 0
 
     def shutdown(self) -> None:
         """Close as soon as the request in progress is answered."""

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from random import Random
+from typing import Protocol, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from orchestrator.auth import KeyFileError, KeyRing
 from orchestrator.config import OrchestratorConfig, split_address
-from orchestrator.server import uvicorn_config
+from orchestrator.server import HttpProtocol, uvicorn_config
+
+TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
+CLOSE_S = 1  # from the end of draining: for connections to be closed
+
+_log = logging.getLogger("baton.serving")
 
 
 class StartError(Exception):
@@ -29,7 +36,7 @@ class Server(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Drain, within the config's `timeout_graceful_shutdown`. Repeatable."""
+        """End in good order. Repeatable."""
         self.should_exit = True
 
     def cut(self) -> None:
@@ -37,11 +44,89 @@ class Server(uvicorn.Server):
         self.force_exit = True
         self.stop()
 
+    def stop_or_cut(self) -> None:
+        """What a signal asks for: the first to stop, the second to cut."""
+        if self.should_exit:
+            self.cut()
+        else:
+            self.stop()
 
-def admin_server(app: FastAPI, options: OrchestratorConfig, listen: str, random: Random) -> Server:
-    """For the admin listener: what limits clients does not limit whoever looks after them."""
+
+class Draining(Protocol):
+    """What serves requests behind a `PublicServer`, and is told of its end step by step."""
+
+    def announce_drain(self) -> None:
+        """`/ready` is 503 from now on; requests are still taken."""
+
+    def refuse_requests(self) -> None:
+        """New ones are 503 from now on."""
+
+    def end_requests(self) -> None:
+        """Those that are open end with an error."""
+
+
+class PublicServer(Server):
+    """Before it closes anything it drains: open requests go on, while new connections get answers still.
+
+    A listener that were closed at once would leave load balancers to find out by refused connections, and
+    clients without the `retry-after` that tells them what to do.
+    """
+
+    def __init__(self, config: uvicorn.Config, requests: Draining, options: OrchestratorConfig) -> None:
+        super().__init__(config)
+        self._requests = requests
+        self._grace_s = options.timeout_graceful_shutdown
+        self.notice_s = min(options.drain_notice_s, self._grace_s)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
+        self.config.timeout_graceful_shutdown = CLOSE_S
+        await super().shutdown(sockets)
+
+    async def _drain(self) -> None:
+        """Until nothing is owed to any client, but not longer than the grace time."""
+        began = asyncio.get_running_loop().time()
+        _log.info("draining: open requests have %g s", self._grace_s)
+        self._requests.announce_drain()
+        self.close_after_answers()
+        await self._wait(lambda: True, began + self.notice_s)
+        self._requests.refuse_requests()
+        await self._wait(self._is_busy, began + self._grace_s)
+        self._requests.end_requests()
+
+    def close_after_answers(self) -> None:
+        """Let connections end as they come to their next answer: then nobody asks on one that is closed."""
+        protocol = cast("type[HttpProtocol]", self.config.http_protocol_class)
+        protocol.close_after_answers()
+
+    def _is_busy(self) -> bool:
+        return any(cast("HttpProtocol", connection).is_busy for connection in self.server_state.connections)
+
+    async def _wait(self, is_to_wait: Callable[[], bool], until: float) -> None:
+        """While the condition holds, and nobody is in a hurry; uvicorn tells of neither."""
+        loop = asyncio.get_running_loop()
+        while is_to_wait() and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(TICK_S)
+
+
+@contextlib.asynccontextmanager
+async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random) -> AsyncIterator[None]:
+    """The admin listener, if there is to be one, for as long as it is entered; also while requests drain.
+
+    What limits clients does not limit whoever looks after them. Raises `StartError`.
+    """
+    if options.admin is None:
+        yield
+        return
     unlimited = options.model_copy(update={"limit_concurrency": None, "limit_max_requests": None})
-    return Server(uvicorn_config(app, unlimited, random=random, listen=listen))
+    with bound(options.admin, options.backlog) as listener:
+        server = Server(uvicorn_config(app, unlimited, random=random, listen=options.admin))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.cut()
+            await serving
 
 
 def load_keys(options: OrchestratorConfig) -> KeyRing | None:

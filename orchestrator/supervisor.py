@@ -2,20 +2,19 @@
 
 It owns the admin listener, the probes, the membership and the sums of all numbers, and serves no request
 itself. Each place among the data-plane processes is kept filled: one that dies is followed by another, one
-that is due for recycling serves on until the next one does. None outlives the supervisor: they end when
-their channel closes.
+that is due for recycling serves on until the next one does, one whose event loop stands still is killed. None
+outlives the supervisor: they end when their channel closes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from orchestrator.channel import Start
@@ -28,7 +27,7 @@ from orchestrator.ids import IdSource
 from orchestrator.membership import Publisher
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.rows import BASE, SPARE_WORKERS, Rows
-from orchestrator.serving import StartError, admin_server, bound, load_keys, on_signals
+from orchestrator.serving import StartError, admin_served, bound, load_keys, on_signals
 from orchestrator.telemetry import Layout
 from orchestrator.topology import worker_addresses
 from orchestrator.transport.base import UpstreamStats
@@ -40,6 +39,7 @@ FIRST_DELAY_S = 0.1  # before a process that ended too soon is followed by anoth
 LONGEST_DELAY_S = 5.0
 STABLE_S = 10.0  # a process that served for so long did not end too soon
 STOP_MARGIN_S = 15.0  # from the limit of draining to a cut: KV is released, connections are closed
+LOOKS = 5  # at a process that may hang, within the limit; it beats at least as often
 CUT_S = 15.0  # from a cut to SIGKILL
 
 _log = logging.getLogger("baton.supervisor")
@@ -54,25 +54,8 @@ async def supervise(config: Config, *, transport: str, credential: str | None) -
     stop = Stopping()
     with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
         supervisor = Supervisor(config, listener, transport=transport, credential=credential)
-        async with _admin(supervisor):
+        async with admin_served(admin_app(supervisor), options, supervisor.random):
             await supervisor.run(stop)
-
-
-@contextlib.asynccontextmanager
-async def _admin(supervisor: Supervisor) -> AsyncIterator[None]:
-    """The admin listener, if there is to be one; it is there while processes drain, too."""
-    options = supervisor.config.orchestrator
-    if options.admin is None:
-        yield
-        return
-    with bound(options.admin, options.backlog) as listener:
-        server = admin_server(admin_app(supervisor), options, options.admin, supervisor.random)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield
-        finally:
-            server.cut()
-            await serving
 
 
 class Stopping:
@@ -133,7 +116,8 @@ class Supervisor:
         """Keep all places filled until `stop`. Raises `StartError` if no process can be made to serve."""
         self._prober.start()
         try:
-            await _first_of(stop.requested.wait(), *(self._keep(place) for place in self._places))
+            places = (self._keep(place) for place in self._places)
+            await _first_of(stop.requested.wait(), self._kill_hung(), *places)
         finally:
             self._is_stopping = True
             self._listener.close()  # who connects now is refused, as soon as all processes have closed it too
@@ -243,13 +227,26 @@ class Supervisor:
             self._ends[ProcessEnd.RECYCLED] += 1
             _log.info("%r has ended", child)
 
+    async def _kill_hung(self) -> None:
+        """Kill processes whose event loops stand still, until cancelled; others take their places.
+
+        The limit is counted in looks, so that a pause of this process is not taken for theirs.
+        """
+        limit_s = self.config.orchestrator.hang_timeout_s
+        while True:
+            await asyncio.sleep(limit_s / LOOKS)
+            for child in self._children:
+                if child.silent_looks(self._rows.beats(child.row)) >= LOOKS:
+                    _log.error("%r has stood still for %g s: killed", child, limit_s)
+                    child.kill()
+
     # --- the end --------------------------------------------------------------------------------
 
     async def _end_all(self, hurry: asyncio.Event) -> None:
         for child in self._children:
             child.stop()
         limit_s = self.config.orchestrator.timeout_graceful_shutdown + STOP_MARGIN_S
-        await _first_of(self._wait_ended(), hurry.wait(), limit_s=limit_s)
+        await _first_of(self._wait_ended(), hurry.wait(), self._kill_hung(), limit_s=limit_s)
         for child in self._children:
             child.cut()
         await _first_of(self._wait_ended(), limit_s=CUT_S)

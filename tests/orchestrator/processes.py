@@ -78,12 +78,19 @@ class Stream:
             return False
         return events.endswith(b"data: [DONE]\n\n") and b'data: {"error"' not in events
 
+    def error_code(self) -> str:
+        """Read it to its end, of which an error is the last event."""
+        *_, error, done, _ = self._answer.read().split(b"\n\n")
+        assert done == b"data: [DONE]"
+        code: str = json.loads(error.removeprefix(b"data: "))["error"]["code"]
+        return code
+
     def leave(self) -> None:
         self._client.close()
 
 
 class Orchestrator:
-    """`baton orchestrator` with several processes; `stop` must be called at the end."""
+    """`baton orchestrator`, of two processes if not told otherwise; `clean_up` must be called at the end."""
 
     def __init__(
         self,
@@ -103,6 +110,7 @@ class Orchestrator:
             "verify": trust,
         }
         self._clients: list[httpx.Client] = []
+        self.count = options.setdefault("processes", 2)
         self._marker = uuid4().hex  # in the environment of every process that comes from here
         self._directory = directory
         listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
@@ -110,7 +118,7 @@ class Orchestrator:
         self.url, self.admin_url = f"{scheme}://{listen}", f"{scheme}://{admin}"
         pools = {role: {"urls": [w.url for w in workers if w.role == role]} for role in ("prefill", "decode")}
         config = {
-            "orchestrator": {"listen": listen, "admin": admin, "processes": 2, **options},
+            "orchestrator": {"listen": listen, "admin": admin, **options},
             "models": [{"name": MODEL, **pools}],
         }
         path = directory / "config.yaml"
@@ -130,7 +138,14 @@ class Orchestrator:
     # --- asking ---------------------------------------------------------------------------------
 
     def wait_ready(self) -> None:
-        wait_for(lambda: self._is_ready() and len(self.serving()) == 2, "all processes, and a whole path")
+        wait_for(
+            lambda: self._is_ready() and len(self.serving()) == self.count, "all processes, and a whole path"
+        )
+
+    def readiness(self) -> str:
+        """What /ready says, on a fresh connection."""
+        status: str = self._get(f"{self.url}/ready").json()["status"]
+        return status
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.lines
@@ -201,7 +216,7 @@ class Orchestrator:
             index = client.get("/health?verbose").json()["process"]
             if found.setdefault(index, client) is not client:
                 client.close()
-            return len(found) == 2
+            return len(found) == self.count
 
         wait_for(are_all_found, "a connection to each process")
         return [found[index] for index in sorted(found)]
@@ -214,7 +229,7 @@ class Orchestrator:
             begun.append(Stream(self.client(), tokens))
             return all(process["in_flight"] >= 2 for process in self.serving())
 
-        wait_for(are_enough, "streams on both processes")
+        wait_for(are_enough, "streams on all processes")
         return begun
 
     # --- ending ---------------------------------------------------------------------------------

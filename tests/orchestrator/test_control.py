@@ -62,6 +62,7 @@ class FakeState:
     config: Config = CONFIG
     index: int = 3
     transport: str = "orjson"
+    is_draining: bool = False
     started: float = field(default_factory=lambda: time.time() - 100)
     ids: IdSource = field(default_factory=lambda: IdSource(Random(1)))
     registry: Registry = field(default_factory=lambda: registry_of({"prefill": 1, "decode": 2}))

@@ -46,6 +46,15 @@ def test_rows_add_up(rows: Rows) -> None:
     assert [rows.in_flight(row) for row in range(4)] == [0, 2, 0, 0]
 
 
+def test_each_event_loop_beats_for_itself(rows: Rows) -> None:
+    rows.beat(1)
+    rows.beat(1)
+    assert [rows.beats(row) for row in range(3)] == [0, 2, 0]
+    assert rows.upstream() == UpstreamStats(0, 0, 0, 0, 0)
+    rows.fold(1)
+    assert rows.beats(1) == 0
+
+
 def test_folding_keeps_counters_and_drops_what_was_in_flight(rows: Rows) -> None:
     serve(Telemetry(LAYOUT, rows.telemetry(1)), 2, open_=2)
     rows.note_upstream(1, UpstreamStats(idle=1, busy=2, connects=3, reuses=4, retries=5))

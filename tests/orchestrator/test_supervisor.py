@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -36,6 +37,7 @@ from tests.orchestrator.processes import (
 # A stream takes at least so long per token.
 STEP_MS = 10
 SHORT, LONG, ENDLESS = 100, 600, 100_000  # tokens
+HANG_S = 3
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +197,34 @@ def test_a_process_that_is_terminated_drains_and_is_followed_by_another(make: An
     wait_for(lambda: not is_running(ended) and len(orchestrator.serving()) == 2, "another process")
 
 
+def test_a_process_that_hangs_is_replaced_and_others_serve_on(make: Any) -> None:
+    orchestrator = make(hang_timeout_s=HANG_S)
+    streams = orchestrator.streams(LONG)
+    victim, survivor = orchestrator.serving()
+    os.kill(victim["pid"], signal.SIGSTOP)
+    assert ask(orchestrator.client()).status_code == 200  # who connects comes to the other one
+    whole = [stream.is_whole() for stream in streams]
+    assert (whole.count(False), whole.count(True)) == (victim["in_flight"], survivor["in_flight"])
+    wait_for(lambda: not is_running(victim["pid"]) and len(orchestrator.serving()) == 2, "another process")
+    assert orchestrator.serving()[1]["pid"] == survivor["pid"]
+    assert f"has stood still for {HANG_S} s: killed" in orchestrator.lines
+    wait_for(lambda: set(orchestrator.worker_loads().values()) == {0}, "the end of what it had in flight")
+
+
+def test_a_pause_of_the_supervisor_kills_nobody(make: Any) -> None:
+    orchestrator = make(hang_timeout_s=HANG_S)
+    before = [process["pid"] for process in orchestrator.serving()]
+    orchestrator.signal(signal.SIGSTOP)
+    asked_until = time.monotonic() + 2 * HANG_S
+    clients = [orchestrator.client() for _ in range(4)]
+    while time.monotonic() < asked_until:
+        assert all(ask(client).status_code == 200 for client in clients)
+    orchestrator.signal(signal.SIGCONT)
+    stream = Stream(orchestrator.client(), LONG)
+    assert stream.is_whole()
+    assert [process["pid"] for process in orchestrator.serving()] == before
+
+
 # --- recycling ----------------------------------------------------------------------------------
 
 
@@ -240,15 +270,6 @@ def is_due(orchestrator: Orchestrator, pid: int) -> bool:
 # --- stopping -----------------------------------------------------------------------------------
 
 
-def test_a_signal_drains(make: Any) -> None:
-    orchestrator = make()
-    streams = orchestrator.streams(SHORT)
-    orchestrator.signal(signal.SIGTERM)
-    assert all(stream.is_whole() for stream in streams)
-    assert orchestrator.wait_exit() == 0
-    assert orchestrator.left() == set()
-
-
 def test_ctrl_c_reaches_everybody_and_still_drains(make: Any) -> None:
     orchestrator = make()
     streams = orchestrator.streams(SHORT)
@@ -256,17 +277,6 @@ def test_ctrl_c_reaches_everybody_and_still_drains(make: Any) -> None:
     assert all(stream.is_whole() for stream in streams)
     assert orchestrator.wait_exit() == 0
     assert "Traceback" not in orchestrator.lines
-
-
-def test_the_second_signal_cuts(make: Any) -> None:
-    orchestrator = make(timeout_graceful_shutdown=600)
-    streams = orchestrator.streams(ENDLESS)
-    orchestrator.signal(signal.SIGTERM)
-    wait_for(lambda: "Waiting for connections to close" in orchestrator.lines, "the drain")
-    orchestrator.signal(signal.SIGTERM)
-    assert orchestrator.wait_exit() == 0
-    assert not any(stream.is_whole() for stream in streams)
-    assert orchestrator.left() == set()
 
 
 # --- what processes are given -------------------------------------------------------------------
