@@ -74,6 +74,7 @@ class Prober:
         self._time = time
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
         self._settling: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     def start(self) -> None:
         """Begin; inside the event loop that changes the registry."""
@@ -88,6 +89,7 @@ class Prober:
             self._watch_anew(worker)
 
     async def aclose(self) -> None:
+        self._is_closed = True  # the registry goes on telling, for instance of legs that are cut at the end
         tasks = [*self._tasks.values()]
         if self._settling is not None:
             tasks.append(self._settling)
@@ -98,8 +100,8 @@ class Prober:
     def _watch_anew(self, worker: Worker) -> None:
         """Begin again with a worker of which something was heard: a probe under way is from before that."""
         task = self._tasks.get(worker)
-        if task is asyncio.current_task():
-            return  # its own probe saw it
+        if self._is_closed or task is asyncio.current_task():
+            return  # in the second case its own probe saw it
         if task is not None:
             task.cancel()
         self._tasks[worker] = asyncio.create_task(self._watch(worker), name=f"probe {worker.name}")
