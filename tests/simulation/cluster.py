@@ -24,7 +24,7 @@ from orchestrator.config import (
 )
 from orchestrator.health import Introduction, ProbeFailed, Prober, ProbeRefused
 from orchestrator.ledger import LEASE_S, KvLease
-from orchestrator.states import IN_SERVICE
+from orchestrator.states import IN_SERVICE, WorkerState
 from orchestrator.states import Event as WorkerEvent
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
@@ -72,7 +72,7 @@ class ObservedUpstream(MemoryUpstream):
     def __init__(self, trace: Trace) -> None:
         super().__init__(connect_timeout_s=LIMITS.connect_timeout_s)
         self.dispatches: list[Dispatch] = []
-        self.out_since: dict[str, float] = {}  # by host: those that are out of service, gone or ejected
+        self.out_since: dict[str, float] = {}  # by host: those that may get no leg: gone, ejected, draining
         self._trace = trace
 
     async def send(
@@ -203,13 +203,25 @@ class Cluster:
         loop = asyncio.get_running_loop()
         for trouble in schedule.troubles:
             engine = self.world.engines[trouble.worker]
-            happens = {Trouble.CRASH: engine.crash, Trouble.STOP: engine.stop, Trouble.SLOW: engine.slow_down}
+            happens = {
+                Trouble.CRASH: engine.crash,
+                Trouble.STOP: engine.stop,
+                Trouble.SLOW: engine.slow_down,
+                Trouble.SICK: engine.fall_sick,
+                Trouble.DRAINED: functools.partial(self._drain, engine, workers[engine.name]),
+            }
             loop.call_at(trouble.at, happens[trouble.trouble], trouble.seconds)
+
+    def _drain(self, engine: Engine, worker: Worker, seconds: float) -> None:
+        engine.note_trouble("is drained", seconds)
+        registry = self.orchestrator.registry
+        registry.drain(worker)
+        asyncio.get_running_loop().call_later(seconds, registry.undrain, worker)
 
     def _note_move(self, worker: Worker, event: WorkerEvent) -> None:
         host = worker.origin.host
         self.world.trace.add(host, f"is {worker.state} to the orchestrator: {event}")
-        if worker.state in IN_SERVICE:
+        if worker.state in IN_SERVICE - {WorkerState.DRAINING}:
             self.upstream.out_since.pop(host, None)
         else:
             self.upstream.out_since.setdefault(host, asyncio.get_running_loop().time())

@@ -117,6 +117,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._faults = deque(sorted(faults, key=lambda fault: fault.at))
         self._fault_after = 0
+        self._sickness: LegFault | None = None
         self._seats = asyncio.Semaphore(spec.seats)
         self._restarts = 0
         self._open: list[Leg] = []
@@ -127,7 +128,7 @@ class Engine:
     # --- trouble --------------------------------------------------------------------------------
 
     def crash(self, seconds: float) -> None:
-        self._note_trouble("crashes", seconds)
+        self.note_trouble("crashes", seconds)
         self.is_up = False
         self._restarts += 1
         self.engine_id = f"{self.name}-{self._restarts}"
@@ -139,12 +140,17 @@ class Engine:
         self._loop.call_later(seconds, self._come_back, self._restarts)
 
     def stop(self, seconds: float) -> None:
-        self._note_trouble("stops", seconds)
+        self.note_trouble("stops", seconds)
         self.is_awake.clear()
         self._loop.call_later(seconds, self.is_awake.set)
 
+    def fall_sick(self, seconds: float) -> None:
+        self.note_trouble("falls sick", seconds)
+        self._sickness = self._world.random.choice((LegFault.FAIL_500, LegFault.BUSY_503))
+        self._loop.call_later(seconds, self._recover)
+
     def slow_down(self, seconds: float) -> None:
-        self._note_trouble("slows down", seconds)
+        self.note_trouble("slows down", seconds)
         self.slowness = 20.0
         self._loop.call_later(seconds, self._speed_up)
 
@@ -154,10 +160,13 @@ class Engine:
             self.is_up = True
             self._world.upstream.serve(self.origin, self.serve)
 
+    def _recover(self) -> None:
+        self._sickness = None
+
     def _speed_up(self) -> None:
         self.slowness = 1.0
 
-    def _note_trouble(self, what: str, seconds: float) -> None:
+    def note_trouble(self, what: str, seconds: float) -> None:
         now = self._loop.time()
         self.troubled.append((now, now + seconds))
         self._say(f"{what} for {seconds:g} s")
@@ -196,7 +205,7 @@ class Engine:
             planned = self._faults.popleft()
             self._fault_after = planned.after
             return planned.fault
-        return None
+        return self._sickness
 
     async def _serve(
         self, leg: Leg, request: MemoryRequest, document: dict[str, Any], tokens: list[int]

@@ -271,7 +271,7 @@ def _handoffs(result: Result) -> Iterator[str]:
         is_unheard = handoff.tokens[0] in left and unread[handoff]
         if not (is_unheard and "refusals are heard after the client left" in NOT_PROMISED):
             yield from _handoff(handoff, attempts[handoff.name], unread[handoff])
-            if handoff not in odd:
+            if not (handoff in odd or handoff.engine.troubled):
                 yield from _book(handoff, result.books.get(handoff.name))
 
 
@@ -298,7 +298,7 @@ def _was_tried(attempts: list[Dispatch]) -> bool:
 
 
 def _dispatches(result: Result) -> Iterator[str]:
-    """No leg goes to a worker that is gone or ejected. A release leg does, where there is no other."""
+    """No leg goes to a worker that is gone, ejected or draining, but a release leg if there is no other."""
     first: dict[int, float] = {}
     for dispatch in result.dispatches:
         planned = first.setdefault(dispatch.number, dispatch.time)

@@ -33,6 +33,8 @@ class Trouble(Enum):
     CRASH = auto()  # connections break, later ones are refused; then it comes back with a new engine id
     STOP = auto()  # it says nothing, to probes neither; then it goes on
     SLOW = auto()
+    SICK = auto()  # it answers every leg with 500 or 503, and probes as if nothing were wrong
+    DRAINED = auto()  # the operator wants it free for a while
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.flow import Flow
 from orchestrator.handles import Lease
+from orchestrator.health import Prober
 from orchestrator.ledger import KvLease
 from orchestrator.pools import ROLES, Pools
 from orchestrator.relay import RequestScope
@@ -162,6 +163,14 @@ def the_retry_budget_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Retries, "close", nothing)
 
 
+async def no_end(*args: Any) -> None:
+    """What closes nothing."""
+
+
+def probes_go_on_after_the_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Prober, "aclose", no_end)
+
+
 BUGS: list[tuple[Plant, str]] = [
     (no_release_leg, "nobody released"),
     (no_release_for_a_prefill_that_has_just_ended, "nobody released"),
@@ -183,6 +192,7 @@ BUGS: list[tuple[Plant, str]] = [
     (gone_workers_get_requests, "out of service"),
     (a_lost_leg_is_not_replaced, "was not replaced"),
     (the_retry_budget_is_not_given_back, "replacements in the budget"),
+    (probes_go_on_after_the_end, "a task is left"),
 ]
 
 
