@@ -117,6 +117,7 @@ class Orchestrator:
             max_answer_bytes=limits.max_answer_bytes,
             time=clock,
             tokenizes_once=config.routing.tokenize_once,
+            kv_lease_s=config.routing.kv_lease_s,
             kv_missing=config.routing.kv_missing,
             max_kept_bytes=limits.max_kept_bytes if config.routing.failover else 0,
         )

@@ -16,6 +16,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.wire.info import Role
 
+# vLLM's: 30.3 s passed on 0.32 until the blocks of a prefill that nobody pulled were free.
+LEASE_S = 30.0
+
 WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
@@ -262,6 +265,10 @@ class RoutingConfig(Model):
     )
     failover: bool = Field(
         True, description="When a worker is lost in the middle of a stream, another one goes on with it."
+    )
+    kv_lease_s: Seconds = Field(
+        LEASE_S,
+        description="How long prefill workers pin KV blocks that nobody pulls; the engine decides that.",
     )
     kv_missing: Literal["warn", "fail", "allow"] = Field(
         "warn",

@@ -19,6 +19,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from orchestrator.config import LEASE_S
 from orchestrator.dispatch import (
     Dispatcher,
     Job,
@@ -89,12 +90,14 @@ class Flow:
         max_answer_bytes: int,
         time: Callable[[], float],
         tokenizes_once: bool = True,
+        kv_lease_s: float = LEASE_S,
         kv_missing: str = "warn",
         max_kept_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         """`planners` by model. `credential` is what workers want as bearer token. `time` is the clock.
 
         `tokenizes_once`: decode workers that announce it get the prompt's token ids from the prefill worker.
+        `kv_lease_s`: how long prefill workers pin blocks that nobody pulls.
         `kv_missing`: what follows when a decode worker computes the KV cache again; warn, fail or allow.
         `max_kept_bytes`: of what streams have sent, so that another worker can go on with them.
         """
@@ -111,7 +114,7 @@ class Flow:
         self._dispatcher = Dispatcher(
             registry, upstream, self._offload, telemetry=telemetry, credential=credential
         )
-        self.ledger = LeaseLedger(telemetry, time)
+        self.ledger = LeaseLedger(telemetry, time, kv_lease_s)
         self._releases = Releases(self._dispatcher, registry, self.ledger)
         self._failover = Failover(self._dispatcher, registry, max_bytes=max_kept_bytes)
         self._retry_budget = RetryBudget(lambda: telemetry.in_flight)

@@ -21,16 +21,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from orchestrator.config import LEASE_S
 from orchestrator.telemetry import LeaseState, Telemetry
 from orchestrator.wire.handoff import Handoff
 from orchestrator.workers import Worker
 
-# vLLM's lease: 30.3 s passed on 0.32 until the blocks of a prefill that nobody pulled were free.
-LEASE_S = 30.0
-
 # A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began
-# before its answer reached us.
-MARGIN_S = 2.0
+# before its answer reached us. This part of the lease, 2 s of vLLM's 30.
+MARGIN = 1 / 15
 
 SWEEP_S = 0.25  # how old the numbers of open leases may be
 
@@ -51,7 +49,8 @@ class KvLease(msgspec.Struct, eq=False, gc=False):
 
     def is_good(self, now: float) -> bool:
         """The hand-off may be sent: never used, not near its end, and its worker is still the same one."""
-        return self.state is _HELD and now < self.expires - MARGIN_S and self.epoch == self.worker.epoch
+        is_late = now >= self.expires - self.ledger.margin_s
+        return self.state is _HELD and not is_late and self.epoch == self.worker.epoch
 
     def use(self) -> None:
         """A decode leg with the hand-off was written."""
@@ -76,16 +75,19 @@ class KvLease(msgspec.Struct, eq=False, gc=False):
 class LeaseLedger:
     """All leases of a process. Ends are counted in its telemetry row, those open at every sweep."""
 
-    def __init__(self, telemetry: Telemetry, time: Callable[[], float]) -> None:
+    def __init__(self, telemetry: Telemetry, time: Callable[[], float], lease_s: float = LEASE_S) -> None:
+        """`lease_s`: how long prefill workers pin blocks that nobody pulls."""
         self._row = telemetry.row
         self._cell = telemetry.layout.leases
         self._leaked = telemetry.layout.leases_leaked
         self._time = time
+        self._lease_s = lease_s
+        self.margin_s = lease_s * MARGIN
         self.open: set[KvLease] = set()  # HELD or USED
 
     def lease(self, worker: Worker, handoff: Handoff) -> KvLease:
         """A prefill has just been answered."""
-        lease = KvLease(self, worker, worker.epoch, handoff, self._time() + LEASE_S)
+        lease = KvLease(self, worker, worker.epoch, handoff, self._time() + self._lease_s)
         self.open.add(lease)
         return lease
 

@@ -19,11 +19,15 @@ from worker.sim.questions import Outcome, completion
 Link = Literal["client", "prefill", "decode"]
 LINKS: tuple[Link, ...] = ("client", "prefill", "decode")
 
+KV_LEASE_S = 2.0  # for the engines and the orchestrator: after that nothing may be pinned
+
 # What a request takes and must give back. Pinned blocks are in use, too.
 _GAUGES = (
     "baton_requests_in_flight",
     "baton_worker_in_flight",
     'baton_upstream_connections{state="busy"}',
+    "baton_kv_leases{",
+    "baton_kv_leases_leaked_total",
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
@@ -101,7 +105,9 @@ def orchestrating(directory: Path, workers: list[SimWorker], limits: dict[str, f
         proxies = {role: proxied(worker.url) for role, worker in firsts.items()}
         detours: list[Any] = [_Detour(role, proxy.url) for role, proxy in proxies.items()]
         others = [worker for worker in workers if worker not in firsts.values()]
-        orchestrator = Orchestrator(directory, [*detours, *others], processes=1, limits=limits)
+        orchestrator = Orchestrator(
+            directory, [*detours, *others], processes=1, limits=limits, routing={"kv_lease_s": KV_LEASE_S}
+        )
         stack.callback(orchestrator.clean_up)
         proxies["client"] = proxied(orchestrator.url)
         client = stack.enter_context(httpx.Client(timeout=PATIENCE_S, trust_env=False, verify=NO_TLS))

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.faults.asking import ask
-from tests.faults.cluster import LINKS, Cluster, Link, orchestrating
+from tests.faults.cluster import KV_LEASE_S, LINKS, Cluster, Link, orchestrating
 from tests.faults.proxy import (
     DIRECTIONS,
     Bandwidth,
@@ -34,7 +34,7 @@ from worker.sim.questions import Outcome, Question, chat, completion
 
 # A step takes so long that a stream is still under way when a toxic is added. The lease is short, as blocks
 # whose hand-off was lost on the way stay pinned until it ends.
-SIM_OPTIONS = ["--decode-ms-per-token", "5", "--lease-s", "2"]
+SIM_OPTIONS = ["--decode-ms-per-token", "5", "--lease-s", str(KV_LEASE_S)]
 TOKENS = 30
 
 DEADLINE_S = 1.0
@@ -137,7 +137,7 @@ def test_a_worker_that_is_cut_off_leaves_no_wrong_answer(
 @pytest.mark.parametrize("link", ["prefill", "decode"])
 @pytest.mark.parametrize("toxic", [Reset(1500), Down()], ids=repr)
 def test_nor_does_one_that_another_can_replace(spared: Cluster, link: Link, toxic: Toxic) -> None:
-    assert outcomes(spared, link, toxic, "downstream") <= {Outcome.RIGHT, Outcome.ERROR}
+    assert outcomes(spared, link, toxic, "downstream") == {Outcome.RIGHT}
     spared.wait_well()
 
 

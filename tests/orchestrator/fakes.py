@@ -218,6 +218,7 @@ class FakeCluster:
         credential: str | None = None,
         tokenizes_once: bool = True,
         max_kept_bytes: int = 1024 * 1024,
+        kv_missing: str = "warn",
     ) -> None:
         self.upstream = MemoryUpstream()
         self.workers = FakeWorkers()
@@ -239,6 +240,7 @@ class FakeCluster:
             time=asyncio.get_running_loop().time,
             tokenizes_once=tokenizes_once,
             max_kept_bytes=max_kept_bytes,
+            kv_missing=kv_missing,
         )
         self.plane = DataPlane(
             self.flow.serve,

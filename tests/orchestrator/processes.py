@@ -100,9 +100,10 @@ class Orchestrator:
         trust: ssl.SSLContext | bool = True,
         env: Mapping[str, str] | None = None,
         key: str = "",
+        routing: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        """`options` are the config's. `trust` is for its certificate, `key` for who asks."""
+        """`options` are the config's `orchestrator`. `trust` is for its certificate, `key` for who asks."""
         self._asking: dict[str, Any] = {
             "headers": {"authorization": f"Bearer {key}"} if key else {},
             "timeout": PATIENCE_S,
@@ -120,6 +121,7 @@ class Orchestrator:
         config = {
             "orchestrator": {"listen": listen, "admin": admin, **options},
             "models": [{"name": MODEL, **pools}],
+            "routing": dict(routing or {}),
         }
         path = directory / "config.yaml"
         path.write_text(json.dumps(config))

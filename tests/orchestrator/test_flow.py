@@ -95,6 +95,40 @@ def test_a_recompute_is_seen() -> None:
     assert run(test).telemetry.records[0].kv is Kv.RECOMPUTED
 
 
+@pytest.mark.parametrize(
+    ("policy", "status", "is_logged"), [("warn", 200, True), ("fail", 502, True), ("allow", 200, False)]
+)
+def test_what_follows_a_recompute_is_the_operators_choice(
+    policy: str, status: int, is_logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        body = json.dumps({"choices": [], "usage": usage(21, 0)}).encode()
+        cluster.upstream.serve(cluster.origin("decode/0"), answering(200, body))
+        answer = await cluster.ask(CHAT)
+        assert answer.status == status
+        assert len(cluster.legs("decode")) == 1  # failing means failing: it is not computed a third time
+        cluster.workers.pinned.clear()
+
+    cluster = run(test, kv_missing=policy)
+    assert ("recomputed the KV cache" in caplog.text) == is_logged
+    if policy == "fail":
+        assert cluster.telemetry.records[0].error_code == "kv_missing"
+
+
+def test_a_stream_whose_kv_was_recomputed_is_not_cut(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        async def recomputes(request: MemoryRequest, reply: MemoryReply) -> None:
+            reply.head(200, SSE)
+            await reply.chunk(token("a") + event({"choices": [], "usage": usage(21, 0)}) + DONE)
+
+        cluster.upstream.serve(cluster.origin("decode/0"), recomputes)
+        assert (await cluster.ask(STREAM)).sent == token("a") + DONE
+        cluster.workers.pinned.clear()
+
+    assert run(test, kv_missing="fail").telemetry.records[0].kv is Kv.RECOMPUTED
+    assert "recomputed the KV cache" in caplog.text
+
+
 @pytest.mark.parametrize("asks", [None, False, True])
 def test_a_stream_comes_back_event_for_event(asks: bool | None) -> None:
     options = {} if asks is None else {"stream_options": {"include_usage": asks}}

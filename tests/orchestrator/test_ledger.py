@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.ledger import LEASE_S, MARGIN_S, KvLease, LeaseLedger
+from orchestrator.config import LEASE_S
+from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import Layout, LeaseState, Telemetry
 from orchestrator.wire.handoff import Handoff
 from tests.orchestrator.cluster import registry_of
@@ -89,7 +90,7 @@ def test_a_lease_that_nobody_ends_expires(is_used: bool) -> None:
 def test_a_hand_off_is_not_sent_near_the_end_of_its_lease() -> None:
     books = Books()
     lease = books.lease()
-    books.now += LEASE_S - MARGIN_S - 0.001
+    books.now += LEASE_S - books.ledger.margin_s - 0.001
     assert books.ledger.is_good(lease)
     books.now += 0.001
     assert not books.ledger.is_good(lease)

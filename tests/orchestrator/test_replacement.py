@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import RoutingConfig
-from orchestrator.ledger import LEASE_S
+from orchestrator.config import LEASE_S, RoutingConfig
 from orchestrator.retry import BUDGET_LEAST
 from orchestrator.telemetry import LeaseState, RetryReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest

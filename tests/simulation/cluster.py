@@ -15,6 +15,7 @@ import msgspec
 
 from orchestrator.app import Orchestrator, Place
 from orchestrator.config import (
+    LEASE_S,
     Config,
     HealthConfig,
     LimitsConfig,
@@ -23,7 +24,7 @@ from orchestrator.config import (
     PoolConfig,
 )
 from orchestrator.health import Introduction, ProbeFailed, Prober, ProbeRefused
-from orchestrator.ledger import LEASE_S, KvLease
+from orchestrator.ledger import KvLease
 from orchestrator.states import IN_SERVICE, WorkerState
 from orchestrator.states import Event as WorkerEvent
 from orchestrator.telemetry import LeaseState
