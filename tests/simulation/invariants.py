@@ -14,7 +14,7 @@ from tests.simulation.client import Received, received
 from tests.simulation.cluster import LIMITS, Dispatch
 from tests.simulation.engine import Engine, Handoff, Leg
 from tests.simulation.language import answer_text, tokens_of
-from tests.simulation.schedule import LegFault
+from tests.simulation.schedule import LegFault, Trouble
 from tests.simulation.simulate import Request, Result
 
 # Between a cause and what the orchestrator does about it at once, nothing is waited for.
@@ -226,19 +226,27 @@ _SURVIVABLE = frozenset(
 
 
 def _is_survivable(result: Result, request: Request, got: Received) -> bool:
-    """It met one fault on a cluster that is well otherwise, and has another worker of every role."""
-    is_well = not any(engine.troubled for engine in result.engines)
+    """It met one fault or one crash, all else is well, and there is another worker of every role."""
     is_spare = all(count > 1 for count in Counter(engine.spec.role for engine in result.engines).values())
-    met = [leg for leg in _legs_of(result, request) if leg.fault is not None]
+    is_replaceable = not (request.client.is_streaming and request.client.spec.is_whole)
+    is_late = got.error is not None and got.error.get("code") == "deadline_exceeded"
     return (
-        is_well
-        and is_spare
-        and len(result.schedule.faults) <= 3  # what the budget allows in any case
-        and [leg.fault in _SURVIVABLE for leg in met] == [True]
-        and not (request.client.is_streaming and request.client.spec.is_whole)
-        and got.error is not None
-        and got.error.get("code") != "deadline_exceeded"
+        is_spare
+        and is_replaceable
+        and not is_late
+        and (_met_one_fault(result, request) or _is_one_crash(result))
     )
+
+
+def _met_one_fault(result: Result, request: Request) -> bool:
+    """On its way; and the others are so few that the budget is enough for all."""
+    met = [leg.fault in _SURVIVABLE for leg in _legs_of(result, request) if leg.fault is not None]
+    return met == [True] and not result.schedule.troubles and len(result.schedule.faults) <= 3
+
+
+def _is_one_crash(result: Result) -> bool:
+    troubles = [trouble.trouble for trouble in result.schedule.troubles]
+    return troubles == [Trouble.CRASH] and not result.schedule.faults
 
 
 # --- what workers saw ---------------------------------------------------------------------------
