@@ -132,6 +132,10 @@ class LimitsConfig(Model):
         ge=0,
         description="Of what open streams have sent, kept so that another worker can go on with them.",
     )
+    client_write_timeout_s: Seconds = Field(
+        60.0,
+        description="A client is cut off that takes less than 16 KiB in so long while more waits for it.",
+    )
     leg_silence_s: Seconds = Field(
         3.0,
         description="A leg that is silent for so long, on a worker that no longer answers probes, is lost.",

@@ -14,7 +14,7 @@ from orchestrator.exchange import Handler, Headers, Message, error_answer
 from orchestrator.headers import fields_of, header_block
 from orchestrator.ids import IdSource, valid_request_id
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("baton.server")
 
 ASGI_HIGH_WATER = 256 * 1024  # unread bytes after which a plain ASGI app stops the reading of its body
 MAX_PIECES = 4096  # of a body, before they are joined: an object for every few bytes costs many times more

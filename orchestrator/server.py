@@ -17,10 +17,13 @@ cost next to nothing: thousands of tiny chunks, fields or requests in one read w
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import re
 import socket
 import struct
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -48,7 +51,7 @@ from orchestrator.headers import Fields
 from orchestrator.http_exchange import HttpExchange, Target
 from orchestrator.ids import IdSource
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("baton.server")
 
 NO_HANDLERS: Mapping[str, Handler] = {}
 NEVER = float("inf")
@@ -59,6 +62,7 @@ MANY_HELD = 64  # reads, before they are joined
 MAX_PIPELINED = 64  # requests in one read; the connection closes after the last one taken
 HEAD_DRAIN = 4  # times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
+MIN_TAKEN = 16 * 1024  # bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 
 
@@ -69,7 +73,9 @@ class ServerLimits:
     header_timeout_s: float = 10.0  # from the first byte to the end of the head; also for a silent new client
     body_idle_timeout_s: float = 10.0  # between two pieces of a body
     body_timeout_s: float = 60.0  # for the body as a whole
-    write_stall_s: float = 120.0  # a client that takes not one byte of its answer for so long is cut off
+    write_timeout_s: float = (
+        60.0  # a client that takes less than MIN_TAKEN of what waits in so long is cut off
+    )
     max_request_line: int = 16 * 1024  # bytes; more is 414
     max_header_bytes: int = 32 * 1024  # all header fields as sent; more is 431
     max_headers: int = 100  # fields; more is 431
@@ -88,7 +94,7 @@ class ServerLimits:
             header_timeout_s=limits.header_timeout_s,
             body_idle_timeout_s=limits.body_idle_timeout_s,
             body_timeout_s=limits.body_timeout_s,
-            write_stall_s=limits.stream_idle_timeout_s,
+            write_timeout_s=limits.client_write_timeout_s,
             max_body_bytes=limits.max_body_bytes,
             limit_concurrency=config.limit_concurrency,
         )
@@ -264,7 +270,7 @@ class HttpProtocol(asyncio.Protocol):
         self._is_next_due = False
         self._is_closing = False
         self._is_lost = False
-        self._stalled_size = -1  # of the write buffer when the sweep last looked
+        self._unsent_before = NEVER  # bytes, when the sweep last looked
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)
@@ -810,6 +816,7 @@ class HttpProtocol(asyncio.Protocol):
         self.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
+        self._unsent_before = NEVER
         self.deadline = self.loop.time() + LINGER_S
 
     def cut(self, *, resets: bool) -> None:
@@ -841,16 +848,26 @@ class HttpProtocol(asyncio.Protocol):
             self._close()
 
     def _watch_writes(self) -> None:
-        self._stalled_size = self._transport.get_write_buffer_size()
-        self.deadline = self.loop.time() + self._limits.write_stall_s
+        self._unsent_before = self._unsent()
+        self.deadline = self.loop.time() + self._limits.write_timeout_s
 
     def _check_progress(self, now: float) -> None:
-        size = self._transport.get_write_buffer_size()
-        if size == self._stalled_size or (size == 0 and self._is_closing):
+        """Cut a client off that takes too little of what is written to it; nothing is written meanwhile."""
+        unsent = self._unsent()
+        taken = self._unsent_before - unsent
+        if self._is_closing and not self._transport.get_write_buffer_size():
+            self._transport.abort()  # the kernel goes on sending
+        elif taken < MIN_TAKEN:
+            logger.info("%s is cut off: it took %d bytes, and %d wait", self.client, max(0, taken), unsent)
             self._transport.abort()
         else:
-            self._stalled_size = size
-            self.deadline = now + self._limits.write_stall_s
+            self._unsent_before = unsent
+            self.deadline = now + self._limits.write_timeout_s
+
+    def _unsent(self) -> int:
+        """Bytes that the client has not taken: here and in the kernel, which takes them from here in large
+        steps, however evenly they leave."""
+        return self._transport.get_write_buffer_size() + _unacknowledged(self._transport)
 
 
 # --- helpers --------------------------------------------------------------------------------------
@@ -892,6 +909,15 @@ def _parse_target(method: str, url: bytes) -> Target | None:
     except httptools.HttpParserInvalidURLError:
         return None
     return Target.of(url, parsed.path or b"/", parsed.query or b"")
+
+
+def _unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """Bytes in the kernel's send buffer; 0 where it does not tell."""
+    try:
+        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _address(name: object) -> tuple[str, int] | None:

@@ -318,7 +318,7 @@ def test_a_reader_that_stops_is_cut_off(closes: bool, run: Any) -> None:
     async def main() -> None:
         async with (
             # Some asyncio do not say that writelines() filled the buffer; then the keep-alive ends the wait.
-            serving(app_of(respond), lax(write_stall_s=SOON), timeout_keep_alive=SOON) as site,
+            serving(app_of(respond), lax(write_timeout_s=SOON), timeout_keep_alive=SOON) as site,
             site.client(receive_buffer=4096) as client,
         ):
             client.send(post(b"", b"Connection: close") if closes else GET)
@@ -329,12 +329,29 @@ def test_a_reader_that_stops_is_cut_off(closes: bool, run: Any) -> None:
     run(main)
 
 
+def test_a_reader_that_takes_a_byte_now_and_then_is_cut_off(run: Any) -> None:
+    async def main() -> None:
+        async with (
+            serving(app_of(stream_with_drain), lax(write_timeout_s=SOON)) as site,
+            site.client(receive_buffer=4096) as client,
+        ):
+            client.send(GET)
+            await client.head()
+            while site.state.connections:
+                await client.reader.read(1)
+                await asyncio.sleep(0.001)
+            data, _ = await client.rest()
+            assert len(data) < len(PIECE) * PIECES
+
+    run(main)
+
+
 def test_a_slow_reader_of_the_last_answer_gets_all_of_it(run: Any) -> None:
     async def respond(exchange: Exchange) -> None:
         exchange.respond(200, [], PIECE * 100)
 
     async def main() -> None:
-        limits = lax(write_stall_s=2.0)
+        limits = lax(write_timeout_s=2.0)
         async with serving(app_of(respond), limits) as site, site.client(receive_buffer=4096) as client:
             client.send(post(b"", b"Connection: close"))
             status, headers = await client.head()
