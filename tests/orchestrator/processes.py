@@ -41,8 +41,13 @@ def simulated(*roles: str, options: Sequence[str] = ()) -> Iterator[list[SimWork
 class SimWorker:
     def __init__(self, role: str, options: Sequence[str]) -> None:
         self.role = role
+        self._options = options
+        self._start(port=0)
+
+    def _start(self, port: int) -> None:
+        command = [sys.executable, "-m", "worker.sim", "--model-name", MODEL, "--role", self.role]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.sim", "--model-name", MODEL, "--role", role, *options],
+            [*command, "--port", str(port), *self._options],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -51,6 +56,12 @@ class SimWorker:
     def wait_ready(self) -> None:
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().removeprefix("ready: ").strip()
+
+    def restart(self) -> None:
+        """Where it was; another engine, ready."""
+        self.kill()
+        self._start(int(self.url.rpartition(":")[2]))
+        self.wait_ready()
 
     def kill(self) -> None:
         self._process.kill()
