@@ -175,6 +175,10 @@ class WorkerUnreachable(WorkerError):
     code = "worker_unreachable"
 
 
+class WorkerOut(WorkerUnreachable):
+    """The leg was not sent: its worker had fallen out of service since it was chosen."""
+
+
 class WorkerCutShort(WorkerError):
     """The connection broke after bytes of the leg were written, before the answer was complete."""
 

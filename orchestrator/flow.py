@@ -40,6 +40,7 @@ from orchestrator.errors import (
     WorkerCutShort,
     WorkerError,
     WorkerGarbage,
+    WorkerOut,
 )
 from orchestrator.failover import Failover
 from orchestrator.headers import header_block
@@ -50,10 +51,10 @@ from orchestrator.relay import RequestScope
 from orchestrator.releases import MAX_PREFILL_ANSWER_BYTES, Releases, read_handoff
 from orchestrator.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.routing.planner import Plan, Planner
+from orchestrator.states import IN_SERVICE, WorkerState
 from orchestrator.telemetry import Path, RetryReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.continued_stream import ContinuedStream
-from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed, has_begun
@@ -63,6 +64,7 @@ from orchestrator.workers import Registry, Worker
 
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED, _AGGREGATED = Path.DISAGGREGATED, Path.AGGREGATED
+_READY = WorkerState.READY
 _ONE_LEG = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
 _ID_HEADERS: dict[TokenIds | None, bytes] = {
     None: b"",
@@ -212,6 +214,8 @@ class Flow:
 
     def _tell_registry(self, job: Job, failure: Failure, error: BatonError) -> None:
         worker = job.worker
+        if isinstance(error, WorkerOut):
+            return  # the registry has told us
         if failure is Failure.UNREACHABLE:
             note_unreachable(self._registry, worker, error)
         elif failure is Failure.LOST:
@@ -246,8 +250,16 @@ class Flow:
                 job.first_handoff = lease.handoff
             if not job.scope.exchange.is_started:
                 job.scope.record.prefill_done = job.scope.now()
+        self._look_again(job)
         handoff = lease.handoff
         await self._answer(job, lambda codec, model: job.bodies.decode(codec, model, handoff))
+
+    def _look_again(self, job: Job) -> None:
+        """The decode worker was chosen before prefill ran. Raises `WorkerOut` if it has been lost since."""
+        worker = job.plan.decode
+        if worker.state is not _READY and worker.state not in IN_SERVICE:
+            job.worker = worker
+            raise WorkerOut(f"{worker.name} fell out of service before its leg was sent")
 
     async def _prefill(self, job: Job, worker: Worker) -> KvLease:
         form = self._form_of_ids(job, worker)
@@ -292,19 +304,18 @@ class Flow:
                         return await self._respond_with_embeddings(job, job.embeddings, content)
                     return self._respond(job, _content_type(answer), content)
             finally:
+                if lease is not None and _is_unread(answer.status):
+                    lease.unuse()
                 answer.abort()
             self._judge(job, answer, content)
             job.is_plain = True
 
     def _judge(self, job: Job, answer: Answer, content: bytes) -> None:
         """Raise a worker's error, unless it may have refused a form that it had announced."""
-        lease = job.lease
-        if lease is not None and _is_unread(answer.status):
-            lease.unuse()
         if not may_be_refusal(job, answer, job.plan.decode):
             raise worker_answered(answer, content)
-        if lease is not None:
-            lease.handoff.token_ids = None
+        if job.lease is not None:
+            job.lease.handoff.token_ids = None
 
     async def _respond_with_embeddings(self, job: Job, wanted: Wanted, content: bytes) -> None:
         head, body = await self._embeddings.answer(wanted, content)
@@ -313,8 +324,11 @@ class Flow:
     def _respond(self, job: Job, head: bytes, content: bytes) -> None:
         """`head` is a header block with the content type."""
         scope, kv = job.scope, Kv.LOCAL
-        if job.lease is not None:
-            kv, content = _mended(content, job.lease.handoff)
+        if job.lease is None:
+            if job.embeddings is None:
+                _mended(content, None)  # a look only: what is no JSON is no answer
+        else:
+            kv, content = _mended(content, job.lease.handoff.prefill_cached_tokens)
             if kv is Kv.RECOMPUTED:
                 self._note_recompute(job, fails=self._kv_missing == "fail")
         scope.record.kv = kv
@@ -332,8 +346,7 @@ class Flow:
             if not scope.exchange.is_started:
                 scope.transcript = self._failover.transcript(job)
                 scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
-            await scope.forward(answer, opening, events.feed)
-            events.finish()
+            await self._forward(scope, answer, opening, events)
         except WorkerFailed as error:
             raise WorkerAnswered(error.status, encode_document(error.document)) from error
         except InvalidStream as error:
@@ -344,6 +357,16 @@ class Flow:
             self._note_recompute(job, fails=False)
         scope.exchange.finish()
         return True
+
+    async def _forward(
+        self, scope: RequestScope, answer: Answer, opening: bytes, events: EventStream | ContinuedStream
+    ) -> None:
+        try:
+            await scope.forward(answer, opening, events)
+            events.finish()
+        except WorkerCutShort:
+            if not events.is_done:  # what happens to the worker behind its last word is no matter
+                raise
 
     def _note_answer(self, job: Job) -> None:
         """The decode worker answers: it has taken the leg, and the hand-off with it."""
@@ -400,7 +423,7 @@ def _prefill_body(job: Job, form: TokenIds | None) -> MakeBody:
 
 def _is_unread(status: int) -> bool:
     """Whether a worker that answers so has not looked at the hand-off: it judged the request, or its load."""
-    return status < 500 or status == 503
+    return 400 <= status < 500 or status == 503
 
 
 def _content_type(answer: Answer) -> bytes:
@@ -408,9 +431,9 @@ def _content_type(answer: Answer) -> bytes:
     return b"content-type: %b\r\n" % answer.headers.get(b"content-type", b"application/json")
 
 
-def _mended(content: bytes, handoff: Handoff) -> tuple[Kv, bytes]:
+def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
     try:
-        return mended(content, handoff.prefill_cached_tokens)
+        return mended(content, cached_tokens)
     except InvalidAnswer as error:
         raise WorkerGarbage(str(error)) from error
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
@@ -39,10 +39,20 @@ _PATHS = tuple(path.name.lower().encode() for path in Path)  # a look-up by memb
 _log = logging.getLogger("baton.relay")
 
 
+class Events(Protocol):
+    """A worker's stream on its way to the client: `wire.sse.EventStream`, or one that goes on elsewhere."""
+
+    @property
+    def is_done(self) -> bool: ...
+
+    def feed(self, chunk: bytes) -> bytes: ...
+
+
 class RequestScope:
     """One request. Made by the data plane, driven by `run`, over when that returns."""
 
     __slots__ = (
+        "_events",
         "_leg",
         "_plane",
         "_progress",
@@ -64,6 +74,7 @@ class RequestScope:
         self._progress = received = plane.time()  # when a leg was sent, or a sweep last saw more of a stream
         self._worker: Worker | None = None
         self._leg: Answer | None = None  # of that worker
+        self._events: Events | None = None  # of a stream that is forwarded
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
         self.exchange = exchange
@@ -197,13 +208,14 @@ class RequestScope:
         self._progress = self._plane.time()
         self.exchange.start(200, headers)
 
-    async def forward(self, answer: Answer, opening: bytes, feed: Callable[[bytes], bytes]) -> None:
-        """Send the first events, then the rest of a worker's stream as it comes, through `feed`.
+    async def forward(self, answer: Answer, opening: bytes, events: Events) -> None:
+        """Send the first events, then the rest of a worker's stream as it comes, through `events`.
 
         The client's pace becomes the worker's: while its connection is full, the worker's is not read. Raises
         what the answer raises.
         """
-        record, send, transcript = self.record, self.exchange.feed, self.transcript
+        self._events = events
+        feed, record, send, transcript = events.feed, self.record, self.exchange.feed, self.transcript
         keep = _keep_nothing if transcript is None else transcript.chunks.append
 
         def sink(chunk: bytes) -> bool:
@@ -229,13 +241,26 @@ class RequestScope:
 
     def _fail(self, error: BatonError) -> None:
         record, exchange = self.record, self.exchange
-        record.error_code = error.code
         if isinstance(error, ClientGone):
+            record.error_code = error.code
             record.status = record.status or error.status
             exchange.abort()
-        elif not exchange.is_started:
+        elif exchange.is_started and self._has_all():
+            if not exchange.is_complete:  # what is wrong behind the last word is no news to the client
+                exchange.finish()
+        else:
+            record.error_code = error.code
+            self._tell(error)
+
+    def _has_all(self) -> bool:
+        """Nothing is missing of a stream but its end."""
+        return self._events is not None and self._events.is_done
+
+    def _tell(self, error: BatonError) -> None:
+        exchange = self.exchange
+        if not exchange.is_started:
             headers = header_block(error.headers())
-            if record.path:
+            if self.record.path:
                 headers += self.response_headers()
             self.respond(error.status, headers, error.body())
         elif not exchange.is_complete:

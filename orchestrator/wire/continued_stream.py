@@ -81,6 +81,11 @@ class ContinuedStream:
         """Of the hand-off to the new worker; set by its usage event."""
         return self._events.kv
 
+    @property
+    def is_done(self) -> bool:
+        """The last event was `[DONE]`."""
+        return self._events.is_done
+
     def feed(self, chunk: bytes) -> bytes:
         """Whole events that can be sent now; b"" if there are none. Raises `InvalidStream`."""
         return b"".join(map(self._rewritten, split_events(self._events.feed(chunk))))

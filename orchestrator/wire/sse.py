@@ -77,6 +77,11 @@ class EventStream:
         self._last = b""
         self.kv = Kv.UNKNOWN  # set by the usage event
 
+    @property
+    def is_done(self) -> bool:
+        """The last event was `[DONE]`."""
+        return self._last.rstrip().endswith(b"data: [DONE]")
+
     def feed(self, chunk: bytes) -> bytes:
         """Whole events that can be sent now; b"" if there are none.
 
@@ -98,7 +103,7 @@ class EventStream:
 
     def finish(self) -> None:
         """The worker's body has ended. Raises `InvalidStream` unless it ended as a complete stream does."""
-        if self._tail or not self._last.rstrip().endswith(b"data: [DONE]"):
+        if self._tail or not self.is_done:
             raise InvalidStream("the worker's stream ended without [DONE]")
 
     def _cut(self, chunk: bytes) -> bytes:

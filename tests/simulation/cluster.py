@@ -61,6 +61,7 @@ class Dispatch:
     time: float
     worker: str
     out_since: float | None  # the worker, in the orchestrator's eyes
+    is_draining: bool  # it still serves those that it was chosen for before
     kind: str
     number: int  # of the client's request
     handoff: str | None
@@ -74,6 +75,7 @@ class ObservedUpstream(MemoryUpstream):
         super().__init__(connect_timeout_s=LIMITS.connect_timeout_s)
         self.dispatches: list[Dispatch] = []
         self.out_since: dict[str, float] = {}  # by host: those that may get no leg: gone, ejected, draining
+        self.draining: set[str] = set()  # hosts
         self._trace = trace
 
     async def send(
@@ -102,8 +104,10 @@ class ObservedUpstream(MemoryUpstream):
         document = codec.decode(b"".join(body))
         kind, number = kind_of(target, document), number_of(prompt_of(document))
         now = asyncio.get_running_loop().time()
-        name = handoff_name(document)
-        self.dispatches.append(Dispatch(now, origin.host, out_since, kind, number, name, is_refused))
+        name, is_draining = handoff_name(document), origin.host in self.draining
+        self.dispatches.append(
+            Dispatch(now, origin.host, out_since, is_draining, kind, number, name, is_refused)
+        )
         if is_refused:
             self._trace.add(origin.host, f"refuses {kind} of {number}")
 
@@ -222,6 +226,10 @@ class Cluster:
     def _note_move(self, worker: Worker, event: WorkerEvent) -> None:
         host = worker.origin.host
         self.world.trace.add(host, f"is {worker.state} to the orchestrator: {event}")
+        if worker.state is WorkerState.DRAINING:
+            self.upstream.draining.add(host)
+        else:
+            self.upstream.draining.discard(host)
         if worker.state in IN_SERVICE - {WorkerState.DRAINING}:
             self.upstream.out_since.pop(host, None)
         else:

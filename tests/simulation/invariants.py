@@ -23,22 +23,6 @@ AT_ONCE_S = 0.001
 # What a leg may wait at a worker without being late for it: a request's limit is six times as much.
 QUEUED_S = 0.5
 
-# What the orchestrator does not promise (yet). Whoever makes it promise more takes a line out here.
-#
-# - A whole leg's buffered answer is the worker's own: what is no JSON reaches the client as it is.
-# - A worker that refuses somebody while a request is with another one may still get that request's next leg.
-# - A worker whose connection breaks between [DONE] and the end of its body makes one more error event.
-# - If a client leaves in the moment in which a decode worker refuses its request, nobody releases the blocks.
-# - Blocks that a worker in trouble was to pull may be pinned although the ledger has them as consumed.
-NOT_PROMISED = frozenset(
-    {
-        "whole answers are read",
-        "each leg looks again",
-        "[DONE] is the end",
-        "refusals are heard after the client left",
-    }
-)
-
 # A deadline is noticed by the next sweep.
 LATE_S = SWEEP_S + AT_ONCE_S
 
@@ -110,7 +94,7 @@ def _record(request: Request) -> Iterator[str]:
     if record.status != expected:
         yield f"it got {expected}, and the record says {record.status}"
     got = received(client)
-    if not client.status or (got.has_postscript and "[DONE] is the end" in NOT_PROMISED):
+    if not client.status:
         return
     has_failed = client.left is not None or got.error is not None
     if has_failed != (record.error_code is not None):
@@ -129,15 +113,8 @@ def _answer(result: Result, request: Request) -> Iterator[str]:
             yield f"until it left it got {got.text!r}"
     elif got.error is not None:
         yield from _failure(result, request, got, whole)
-    elif not _is_unread(result, request):
+    else:
         yield from _success(result, request, got, whole)
-
-
-def _is_unread(result: Result, request: Request) -> bool:
-    is_whole = "whole answers are read" in NOT_PROMISED and not request.client.spec.is_stream
-    return is_whole and any(
-        leg.kind == "whole" and leg.fault is LegFault.NOT_JSON for leg in _legs_of(result, request)
-    )
 
 
 def _failure(result: Result, request: Request, got: Received, whole: str) -> Iterator[str]:
@@ -153,7 +130,7 @@ def _failure(result: Result, request: Request, got: Received, whole: str) -> Ite
 
 def _success(result: Result, request: Request, got: Received, whole: str) -> Iterator[str]:
     spec = request.client.spec
-    if got.is_malformed or (spec.is_stream and not got.is_done) or _has_wrong_end(got):
+    if got.is_malformed or (spec.is_stream and not got.is_done) or got.has_postscript:
         yield f"its answer is no whole answer: {request.client.sent!r}"
     if got.text != whole:
         yield f"it got {got.text!r}, not {whole!r}"
@@ -166,10 +143,6 @@ def _success(result: Result, request: Request, got: Received, whole: str) -> Ite
     if len(got.usages) != (not spec.is_stream or spec.wants_usage):
         yield f"it got the usage {got.usages}"
     yield from _kv(result, request)
-
-
-def _has_wrong_end(got: Received) -> bool:
-    return got.has_postscript and "[DONE] is the end" not in NOT_PROMISED
 
 
 def _kv(result: Result, request: Request) -> Iterator[str]:
@@ -268,19 +241,19 @@ def _grace_s(leg: Leg) -> float:
 
 
 def _handoffs(result: Result) -> Iterator[str]:
-    """Blocks that somebody knows of are pulled once, or somebody tried to have them pulled."""
+    """Blocks that somebody knows of are pulled once, or somebody tried to have them pulled.
+
+    The ledger is not held to what it says of blocks whose worker was in trouble, or was to pull them then.
+    """
     attempts: dict[str | None, list[Dispatch]] = defaultdict(list)
     for dispatch in result.dispatches:
         attempts[dispatch.handoff].append(dispatch)
     unread = Counter(leg.handoff for leg in result.legs if leg.is_refused_unread)
     odd = {leg.handoff for leg in result.legs if leg.fault is not None or leg.engine.troubled}
-    left = {request.client.spec.number for request in result.requests if request.client.left is not None}
     for handoff in result.handoffs:
-        is_unheard = handoff.tokens[0] in left and unread[handoff]
-        if not (is_unheard and "refusals are heard after the client left" in NOT_PROMISED):
-            yield from _handoff(handoff, attempts[handoff.name], unread[handoff])
-            if not (handoff in odd or handoff.engine.troubled):
-                yield from _book(handoff, result.books.get(handoff.name))
+        yield from _handoff(handoff, attempts[handoff.name], unread[handoff])
+        if not (handoff in odd or handoff.engine.troubled):
+            yield from _book(handoff, result.books.get(handoff.name))
 
 
 def _handoff(handoff: Handoff, attempts: list[Dispatch], unread: int) -> Iterator[str]:
@@ -306,11 +279,12 @@ def _was_tried(attempts: list[Dispatch]) -> bool:
 
 
 def _dispatches(result: Result) -> Iterator[str]:
-    """No leg goes to a worker that is gone, ejected or draining, but a release leg if there is no other."""
+    """No leg goes to a worker that is gone or ejected, but a release leg if there is no other; nor to one that is
+    draining, unless the request had its seat there before."""
     first: dict[int, float] = {}
     for dispatch in result.dispatches:
         planned = first.setdefault(dispatch.number, dispatch.time)
-        limit = planned if "each leg looks again" in NOT_PROMISED else dispatch.time
+        limit = planned if dispatch.is_draining else dispatch.time
         if dispatch.kind != "release" and dispatch.out_since is not None and dispatch.out_since < limit:
             leg = f"{dispatch.kind} of {dispatch.number}"
             yield f"{leg} was sent to {dispatch.worker}, which was out of service"
