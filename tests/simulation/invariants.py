@@ -279,8 +279,10 @@ def _was_tried(attempts: list[Dispatch]) -> bool:
 
 
 def _dispatches(result: Result) -> Iterator[str]:
-    """No leg goes to a worker that is gone or ejected, but a release leg if there is no other; nor to one that is
-    draining, unless the request had its seat there before."""
+    """No leg goes to a worker that is gone or ejected, but a release leg if there is no other.
+
+    One that is draining gets those of requests that had their seat there before.
+    """
     first: dict[int, float] = {}
     for dispatch in result.dispatches:
         planned = first.setdefault(dispatch.number, dispatch.time)
