@@ -2,8 +2,8 @@
 
 | failure | what happened | another worker? |
 |---|---|---|
-| UNREACHABLE | no connection: nothing was written | yes; the first one is free |
-| LOST | reset, cut short, or silent while its probe fails too | yes; the first one is free |
+| UNREACHABLE | no connection: nothing was written | yes; the first is free |
+| LOST | reset, cut short, silent while its probe fails too, or its engine ended | yes; the first is free |
 | BUSY | answered 429 or 503 | yes, within the budget |
 | FAILED | answered another 5xx (also as the first event of a stream), or garbage | once, within the budget |
 | REFUSED | answered another 4xx: any worker would | never |
@@ -49,6 +49,10 @@ RULES: dict[Failure, Rule] = {
 
 _BUSY = frozenset({429, 503})
 
+# What vLLM (0.32) answers to all its requests at once when its engine dies or SIGTERM stops it; streams get
+# it as an event. The server ends a moment later.
+_ENGINE_ENDED = b"EngineCore encountered an issue"
+
 
 def failure_of(error: BatonError) -> Failure:
     """The class of what a leg raised."""
@@ -57,10 +61,16 @@ def failure_of(error: BatonError) -> Failure:
     if isinstance(error, WorkerCutShort):
         return Failure.LOST
     if isinstance(error, WorkerAnswered):
-        if error.status in _BUSY:
-            return Failure.BUSY
-        return Failure.FAILED if error.status >= 500 else Failure.REFUSED
+        return _failure_answered(error)
     return Failure.FAILED
+
+
+def _failure_answered(error: WorkerAnswered) -> Failure:
+    if error.status in _BUSY:
+        return Failure.BUSY
+    if error.status < 500:
+        return Failure.REFUSED
+    return Failure.LOST if _ENGINE_ENDED in error.content else Failure.FAILED
 
 
 class RetryBudget:

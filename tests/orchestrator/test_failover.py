@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.retry import BUDGET_LEAST
 from orchestrator.telemetry import RetryReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, FakeExchange, event, read
@@ -287,5 +288,21 @@ def test_an_error_in_the_middle_of_a_stream_is_a_loss(code: int) -> None:
         cluster.instead = event({"error": {"message": "engine died", "type": "x", "code": code}}) + DONE
         assert told((await cluster.stream(CHAT)).sent) == expected
 
+    expected = told(uncut(CHAT))
+    run(test)
+
+
+def test_all_streams_of_an_engine_that_is_stopped_go_on() -> None:
+    """More of them than the budget for replacements after answers has room for."""
+    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+
+    async def test(cluster: Cluster) -> None:
+        cluster.cuts = [5] * streams
+        error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+        cluster.instead = event({"error": error}) + DONE
+        answers = await asyncio.gather(*(cluster.stream(CHAT) for _ in range(streams)))
+        assert [told(answer.sent) for answer in answers] == [expected] * streams
+
+    streams = 4 * BUDGET_LEAST
     expected = told(uncut(CHAT))
     run(test)

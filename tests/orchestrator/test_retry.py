@@ -11,12 +11,20 @@ from orchestrator.errors import (
 )
 from orchestrator.retry import BUDGET_LEAST, RULES, Failure, Retries, RetryBudget, failure_of
 
+# Word for word what vLLM 0.32 said to a request that was not streamed when it got SIGTERM.
+ENGINE_ENDED = (
+    b'{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root cause.",'
+    b'"type":"InternalServerError","param":null,"code":500}}'
+)
+
 
 @pytest.mark.parametrize(
     ("error", "failure"),
     [
         (WorkerUnreachable("x"), Failure.UNREACHABLE),
         (WorkerCutShort("x"), Failure.LOST),
+        (WorkerAnswered(500, ENGINE_ENDED), Failure.LOST),
+        (WorkerAnswered(400, ENGINE_ENDED), Failure.REFUSED),
         (WorkerGarbage("x"), Failure.FAILED),
         (WorkerAnswered(429, b""), Failure.BUSY),
         (WorkerAnswered(503, b""), Failure.BUSY),
