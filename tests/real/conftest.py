@@ -48,6 +48,7 @@ models:
     path: {model}
     prefill: {{device: cpu, args: &args {args}, env: {prefill_env}}}
     decode: {decode}
+    both: {both}
 """
 
 
@@ -118,9 +119,10 @@ def config_text(
     *,
     args: Sequence[str] = (),
     decode: str = DECODE,
+    both: str = "null",
     prefill_env: Mapping[str, str] | None = None,
 ) -> str:
-    """A cluster that listens at `base` (prefill), `base` + 1 (decode), + 10 (data plane) and + 11 (admin)."""
+    """A cluster at `base` (prefill), `base` + 1 (decode), + 2 (both), + 10 (data plane) and + 11 (admin)."""
     return CONFIG.format(
         listen=base + 10,
         admin=base + 11,
@@ -129,6 +131,7 @@ def config_text(
         args=[*ARGS, *args],
         prefill_env=dict(prefill_env or {}),
         decode=decode,
+        both=both,
     )
 
 
@@ -139,11 +142,12 @@ def running_cluster(
     *,
     args: Sequence[str] = (),
     decode: str = DECODE,
+    both: str = "null",
     prefill_env: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """`baton up` with msgpack as its transport."""
     config = folder / "cluster.yaml"
-    config.write_text(config_text(base, args=args, decode=decode, prefill_env=prefill_env))
+    config.write_text(config_text(base, args=args, decode=decode, both=both, prefill_env=prefill_env))
     with baton("up", str(config), cwd=folder, transport="msgpack") as front:
         yield Cluster(config, front, *(f"http://127.0.0.1:{base + offset}" for offset in (11, 0, 1)))
 
@@ -278,7 +282,7 @@ def free_port() -> int:
 def free_base() -> int:
     """A base port whose workers, listeners and side channels (1000 higher) are free."""
     for base in range(20_000, 30_000, 20):
-        if all(map(_is_free, (base, base + 1, base + 10, base + 11, base + 1000, base + 1001))):
+        if all(map(_is_free, (base, base + 1, base + 2, base + 10, base + 11, base + 1000, base + 1001))):
             return base
     raise AssertionError("no free ports")
 
