@@ -217,7 +217,9 @@ class WorkerAnswered(BatonError):
         self.status = status
         self.content = content
         self.content_type = content_type
-        self.retry_after = retry_after
+        self.retry_after = retry_after  # as the worker wrote it
+        if retry_after is not None and retry_after.isdigit():
+            self.retry_after_s = int(retry_after[:9])
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         headers = [(b"content-type", self.content_type)]

@@ -222,6 +222,8 @@ class Flow:
             self._registry.note_lost(worker, job.epoch, repr(error.__cause__ or error))
         elif failure is Failure.FAILED:
             self._registry.note_error(worker)
+        elif failure is Failure.BUSY and isinstance(error, WorkerAnswered) and error.retry_after_s:
+            self._registry.pools[job.view.model].rest(worker, error.retry_after_s)
 
     def _settle(self, job: Job) -> None:
         """The request has ended: what it holds goes back."""

@@ -9,6 +9,7 @@ from orchestrator.states import WorkerState
 from orchestrator.wire.info import Role
 
 ROLES: tuple[Role, Role, Role] = ("prefill", "decode", "both")
+MAX_REST_S = 60.0  # a worker may ask for more, but its probes say more of it than that
 MIN_SHARE = 0.125  # of a worker that has just come back: one turn in eight
 
 
@@ -22,6 +23,7 @@ class Pools:
     __slots__ = (
         "_is_prefill_lost",
         "_prefills_locally",
+        "_resting",
         "_slow_start_s",
         "_time",
         "_trials",
@@ -45,6 +47,7 @@ class Pools:
         self._is_prefill_lost = False  # workers have served as prefill, and none does now
         self._prefills_locally = prefills_locally
         self._trials: dict[Role, list[Worker]] = {}
+        self._resting: dict[Worker, float] = {}  # until when they asked not to be sent more
         self._warm_at = NEVER  # when the last slow start is over
         self._slow_start_s = slow_start_s
         self._time = time
@@ -59,7 +62,17 @@ class Pools:
         self._trials = {role: _on_trial(found) for role, found in by_role.items() if _on_trial(found)}
         warm_from = max((w.warm_from for w in (*self.prefill, *self.decode, *self.both)), default=NEVER)
         self._warm_at = warm_from + self._slow_start_s
-        self.is_steady = not self._trials and self._time() >= self._warm_at
+        self._settle(self._time())
+
+    def rest(self, worker: Worker, seconds: float) -> None:
+        """A worker was too busy, and said for how long: until then it is not chosen if there is any other."""
+        self._resting[worker] = self._time() + min(seconds, MAX_REST_S)
+        self.is_steady = False
+
+    def _settle(self, now: float) -> None:
+        if self._resting:
+            self._resting = {worker: until for worker, until in self._resting.items() if until > now}
+        self.is_steady = not self._trials and not self._resting and now >= self._warm_at
 
     def problem(self) -> str | None:
         """Why no request for this model can be served as it should be; None if there is a whole path.
@@ -78,14 +91,15 @@ class Pools:
         return f"no {' and no '.join(missing)} worker is ready"
 
     def candidates(self, role: Role, avoid: Collection[Worker] = ()) -> tuple[Worker, ...]:
-        """Who may take the next request: not those in `avoid` if there is any other.
+        """Who may take the next request: not those in `avoid`, nor those at rest, if there is any other.
 
         A worker in slow start is among them as often as its share says, one on trial while it has no leg.
         """
         now = self._time()
-        self.is_steady = not self._trials and now >= self._warm_at
+        self._settle(now)
         workers = self._of(role)
         others = [worker for worker in workers if worker not in avoid]
+        others = [worker for worker in others if worker not in self._resting] or others
         found = [worker for worker in others if self._has_turn(worker, now)]
         found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.in_flight]
         return tuple(found or others) or workers

@@ -136,3 +136,31 @@ def test_a_strict_path_needs_a_prefill_worker() -> None:
         registry.mark_ready(worker)
     registry.mark_gone(registry.workers[0], "refused")
     assert registry.pools["m"].problem() == "no prefill worker is ready"
+
+
+# --- workers that asked to be left alone --------------------------------------------------------
+
+
+def test_a_worker_rests_for_as_long_as_it_asked() -> None:
+    now = [0.0]
+    registry = Registry(
+        [worker.address for worker in registry_of({"decode": 2}).workers], ["m"], "json", time=lambda: now[0]
+    )
+    for worker in registry.workers:
+        registry.mark_ready(worker)
+    now[0] = 1000.0
+    pools, (first, second) = registry.pools["m"], registry.workers
+    pools.rest(first, 7)
+    assert not pools.is_steady
+    assert pools.candidates("decode") == (second,)
+    assert pools.candidates("decode", [second]) == (first,)
+    now[0] += 7
+    assert pools.candidates("decode") == (first, second)
+    assert pools.is_steady
+
+
+def test_a_pool_whose_workers_all_rest_is_used() -> None:
+    registry = registry_of({"decode": 2})
+    for worker in registry.workers:
+        registry.pools["m"].rest(worker, 7)
+    assert set(registry.pools["m"].candidates("decode")) == set(registry.workers)

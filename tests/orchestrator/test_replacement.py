@@ -310,3 +310,24 @@ def test_with_strict_disaggregation_nobody_prefills_for_others() -> None:
         assert (await cluster.ask(CHAT)).status == 503
 
     run(test, roles=("prefill", "decode"), routing=RoutingConfig(disaggregate="strict"))
+
+
+def test_a_busy_worker_is_left_alone_for_as_long_as_it_asked() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        spoil(cluster, "prefill/0", answers(429, {**JSON, b"retry-after": b"7"}))
+        for _ in range(6):
+            assert (await cluster.ask(CHAT)).status == 200
+        legs = [leg.origin for leg in cluster.legs("prefill")]
+        assert legs.count(cluster.origin("prefill/0")) == 1
+
+    run(test)
+
+
+def test_a_busy_worker_is_asked_all_the_same_if_there_is_no_other() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        spoil(cluster, "prefill/0", answers(503, {**JSON, b"retry-after": b"7"}))
+        for _ in range(2):
+            assert (await cluster.ask(CHAT)).status == 503
+        assert len(cluster.legs("prefill")) == 2
+
+    run(test, roles=("prefill", "decode"))
