@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from orchestrator import garbage
+from orchestrator.admission import Admission
 from orchestrator.auth import KeyRing
 from orchestrator.config import Config, OrchestratorConfig
 from orchestrator.control import admin_app, control_app
@@ -106,11 +107,20 @@ class Orchestrator:
             time=clock,
             random=self.random,
         )
+        self._admission = Admission(
+            self.registry.pools,
+            config.orchestrator.queue,
+            seats={model.name: {role: pool.seats for role, pool in model.pools()} for model in config.models},
+            processes=config.orchestrator.processes,
+            telemetry=self.telemetry,
+            time=clock,
+        )
         self._upstream = upstream
         self._flow = Flow(
             self.registry,
             {model: Planner(config.routing) for model in models},
             upstream,
+            self._admission,
             telemetry=self.telemetry,
             ids=self.ids,
             credential=credential,
@@ -146,6 +156,7 @@ class Orchestrator:
         loops = (
             self.data_plane.sweep_forever(),
             self._flow.ledger.sweep_forever(),
+            self._admission.sweep_forever(),
             self.lag.run(),
             access_log.run(),
         )

@@ -143,6 +143,20 @@ class LimitsConfig(Model):
     connect_timeout_s: Seconds = 5.0
 
 
+class QueueConfig(Model):
+    """Requests that wait for a seat on a decode worker, for each model. More are answered 429 at once."""
+
+    requests: int = Field(1024, ge=0, description="0: nobody waits.")
+    tokens: int = Field(
+        4_000_000, ge=0, description="Of prompts: token ids are counted, of text there is one per four bytes."
+    )
+    bytes: int = Field(64 * 1024 * 1024, ge=0, description="Of request bodies.")
+    timeout_s: Seconds = Field(
+        30.0,
+        description="Who has waited for so long is answered 503; who would have to, by the recent rate, 429.",
+    )
+
+
 class OrchestratorConfig(Model):
     listen: Address = Field(
         "127.0.0.1:8000", description="Data plane, and /health, /ready, /version, /v1/models."
@@ -159,6 +173,7 @@ class OrchestratorConfig(Model):
     tls: TlsConfig | None = None
     log: LogConfig = LogConfig()
     limits: LimitsConfig = LimitsConfig()
+    queue: QueueConfig = QueueConfig()
     # uvicorn's settings, under uvicorn's names
     backlog: int = Field(2048, ge=1)
     limit_concurrency: int | None = Field(
@@ -207,6 +222,9 @@ class WorkerConfig(Model):
     env: dict[str, Text] = Field({}, description="Over the pool's.")
 
 
+DEFAULT_SEATS = 1024  # vLLM's on its large cards
+
+
 class PoolConfig(Model):
     """Workers of one role: `replicas` here, or `workers` by host, or `urls` that Baton never starts."""
 
@@ -217,6 +235,12 @@ class PoolConfig(Model):
     workers: list[WorkerConfig] | None = Field(None, min_length=1)
     urls: list[Url] | None = Field(None, min_length=1)
     served_model: str | None = Field(None, description="The workers' own name of the model, if it differs.")
+    seats: int = Field(
+        DEFAULT_SEATS,
+        ge=1,
+        description="Requests that each worker serves at once, as vLLM's --max-num-seqs has it; more wait in "
+        "the orchestrator's queue. Not for prefill. With several processes each has its share of them.",
+    )
     args: list[Text] = Field([], description="Further arguments of the engine, for every worker of the pool.")
     env: dict[str, Text] = Field({}, description="Environment on top of the inherited one.")
     sim: SimConfig = SimConfig()

@@ -185,8 +185,10 @@ def is_hub_name(path: str) -> bool:
 
 def _useless(path: Path, role: Role, pool: PoolConfig) -> Iterator[Finding]:
     given = pool.model_fields_set
+    if role == "prefill" and "seats" in given:
+        yield Finding((*path, role, "seats"), "seats has no effect on prefill workers: give it to decode")
     if not pool.is_managed:
-        for key in sorted(given - {"urls", "served_model"}):
+        for key in sorted(given - {"urls", "served_model", "seats"}):
             yield Finding(
                 (*path, role, key), f"{key} has no effect on urls: Baton does not start these workers"
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.admission import Gate
 from orchestrator.embeddings import Wanted
 from orchestrator.errors import BatonError, WorkerAnswered
 from orchestrator.headers import header_block
@@ -36,6 +37,7 @@ class Job(msgspec.Struct):
     scope: RequestScope
     view: RequestView
     bodies: LegBodies
+    gate: Gate  # that its permit is of
     plan: Plan
     id: str  # ours, for the workers
     headers: bytes  # of the client, for the workers

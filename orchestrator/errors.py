@@ -152,6 +152,14 @@ class ShuttingDown(Unavailable):
     code = "shutting_down"
 
 
+class TooBusy(Overloaded):
+    """There is neither a seat nor a place in the queue for it, now."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_busy"
+
+
 class DeadlineExceeded(BatonError):
     status = 504
     type = "timeout_error"

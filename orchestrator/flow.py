@@ -1,4 +1,4 @@
-"""The story of a request: plan, prefill leg, hand-off, decode leg; and again, elsewhere, when a leg is lost.
+"""The story of a request: permit, plan, prefill, hand-off, decode; and again, elsewhere, when a leg is lost.
 
 What is owed at each point, and who pays it, when the client leaves or something fails:
 
@@ -19,6 +19,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from orchestrator.admission import Admission, Demand, Gate, prompt_tokens
 from orchestrator.config import LEASE_S
 from orchestrator.dispatch import (
     Dispatcher,
@@ -85,6 +86,7 @@ class Flow:
         registry: Registry,
         planners: Mapping[str, Planner],
         upstream: Upstream,
+        admission: Admission,
         *,
         telemetry: Telemetry,
         ids: IdSource,
@@ -105,6 +107,7 @@ class Flow:
         """
         self._registry = registry
         self._planners = planners
+        self._gates = admission.gates
         self._telemetry = telemetry
         self._ids = ids
         self._max_answer_bytes = max_answer_bytes
@@ -119,11 +122,21 @@ class Flow:
         self.ledger = LeaseLedger(telemetry, time, kv_lease_s)
         self._releases = Releases(self._dispatcher, registry, self.ledger)
         self._failover = Failover(self._dispatcher, registry, max_bytes=max_kept_bytes)
-        self._retry_budget = RetryBudget(lambda: telemetry.in_flight)
+        self._retry_budget = RetryBudget(lambda: admission.admitted)
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
         """Answer one request through its scope. Raises `BatonError`."""
-        job = self._accept(scope, body)
+        view = self._accept(scope, body)
+        gate = self._gates[view.model]
+        if gate.free > 0:  # then nobody waits, and this is a permit
+            gate.free -= 1
+        else:
+            await gate.wait(_demand(scope, view))
+        try:
+            job = self._begin(scope, view, gate)
+        except BaseException:
+            gate.give_back(scope.record)
+            raise
         try:
             while True:
                 plan = job.plan
@@ -146,7 +159,8 @@ class Flow:
 
     # --- plan -----------------------------------------------------------------------------------
 
-    def _accept(self, scope: RequestScope, body: bytes) -> Job:
+    def _accept(self, scope: RequestScope, body: bytes) -> RequestView:
+        """What the client asks for, and whom."""
         try:
             view = view_request(body)
         except InvalidRequest as error:
@@ -154,17 +168,22 @@ class Flow:
         if view.model not in self._models:
             raise UnknownModel(_unknown_model(view.model, self._models), param="model")
         record = scope.record
-        path = scope.exchange.path
         record.model_index = self._models[view.model]
-        record.is_stream = view.is_stream and path not in _ONE_LEG
+        record.is_stream = view.is_stream and record.endpoint not in _ONE_LEG
         self._telemetry.begin(record)
+        return view
+
+    def _begin(self, scope: RequestScope, view: RequestView, gate: Gate) -> Job:
+        """Choose the workers. Nothing may come between the permit, this, and their leases."""
+        path = scope.exchange.path
+        scope.record.admitted = scope.now()
         plan = self._plan(path, view)
-        record.admitted = scope.now()
         _note_plan(scope, plan)
         return Job(
             scope=scope,
             view=view,
             bodies=LegBodies(view),
+            gate=gate,
             plan=plan,
             id=self._ids.fresh(),
             headers=scope.relayed_headers(),
@@ -227,6 +246,7 @@ class Flow:
 
     def _settle(self, job: Job) -> None:
         """The request has ended: what it holds goes back."""
+        job.gate.give_back(job.scope.record)
         if job.lease is not None:
             self._releases.settle(job)
         if job.retries is not None:
@@ -397,6 +417,11 @@ _STREAM_HEADERS = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buff
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:
     return f"the model '{model[:100]}' does not exist; there is: {', '.join(known)}"
+
+
+def _demand(scope: RequestScope, view: RequestView) -> Demand:
+    record = scope.record
+    return Demand(prompt_tokens(view), record.bytes_in, scope.deadline, record.is_stream)
 
 
 def _note_plan(scope: RequestScope, plan: Plan) -> None:

@@ -24,11 +24,13 @@ from prometheus_client.registry import Collector
 from orchestrator.config import Config
 from orchestrator.telemetry import (
     LAG_BOUNDS,
+    QUEUE_UNITS,
     STAGE_BOUNDS,
     STAGES,
     FallbackReason,
     Layout,
     LeaseState,
+    RejectReason,
     RetryReason,
     histogram_cells,
 )
@@ -100,6 +102,8 @@ class BatonCollector(Collector):
         yield self._kv_transfers(row)
         yield self._fallbacks(row)
         yield self._retries(row)
+        yield from self._queues(row)
+        yield self._rejections(row)
         yield from self._leases(row)
         yield self._loop_lag(row)
         statuses = self._sources.workers()
@@ -170,6 +174,24 @@ class BatonCollector(Collector):
             "baton_upstream_retries", "Work sent to a worker again after a failure.", labels=("reason",)
         )
         return _add_row(family, row, self._layout.retries, [r.name.lower() for r in RetryReason])
+
+    def _queues(self, row: list[int]) -> Iterator[Metric]:
+        layout = self._layout
+        for place, unit in enumerate(QUEUE_UNITS):
+            family = GaugeMetricFamily(
+                f"baton_queue_{unit}",
+                f"What waits for a seat on a decode worker, in {unit}.",
+                labels=("model",),
+            )
+            for index, model in enumerate(layout.models[:-1]):
+                family.add_metric((model,), row[layout.queue_cell(index) + place])
+            yield family
+
+    def _rejections(self, row: list[int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_requests_rejected", "Requests sent away before any work on them.", labels=("reason",)
+        )
+        return _add_row(family, row, self._layout.rejections, [r.name.lower() for r in RejectReason])
 
     def _leases(self, row: list[int]) -> Iterator[Metric]:
         layout = self._layout

@@ -22,6 +22,7 @@ class Pools:
 
     __slots__ = (
         "_is_prefill_lost",
+        "_on_fill",
         "_prefills_locally",
         "_resting",
         "_slow_start_s",
@@ -32,6 +33,7 @@ class Pools:
         "decode",
         "is_steady",
         "model",
+        "others",
         "prefill",
     )
 
@@ -43,14 +45,20 @@ class Pools:
         self.prefill: tuple[Worker, ...] = ()
         self.decode: tuple[Worker, ...] = ()
         self.both: tuple[Worker, ...] = ()
+        self.others: tuple[Worker, ...] = ()  # all that are in none of these
         self.is_steady = True
         self._is_prefill_lost = False  # workers have served as prefill, and none does now
         self._prefills_locally = prefills_locally
+        self._on_fill: list[Callable[[], None]] = []
         self._trials: dict[Role, list[Worker]] = {}
         self._resting: dict[Worker, float] = {}  # until when they asked not to be sent more
         self._warm_at = NEVER  # when the last slow start is over
         self._slow_start_s = slow_start_s
         self._time = time
+
+    def on_fill(self, callback: Callable[[], None]) -> None:
+        """`callback` is called whenever other workers may be in use."""
+        self._on_fill.append(callback)
 
     def fill(self, members: Iterable[Worker]) -> None:
         """Take in all workers of the model; for the registry."""
@@ -58,11 +66,15 @@ class Pools:
         for worker in members:
             by_role[worker.address.role].append(worker)
         self.prefill, self.decode, self.both = (_in_use(by_role[role]) for role in ROLES)
+        in_use = {*self.prefill, *self.decode, *self.both}
+        self.others = tuple(w for found in by_role.values() for w in found if w not in in_use)
         self._is_prefill_lost = not self.prefill and any(worker.epoch for worker in by_role["prefill"])
         self._trials = {role: _on_trial(found) for role, found in by_role.items() if _on_trial(found)}
-        warm_from = max((w.warm_from for w in (*self.prefill, *self.decode, *self.both)), default=NEVER)
+        warm_from = max((worker.warm_from for worker in in_use), default=NEVER)
         self._warm_at = warm_from + self._slow_start_s
         self._settle(self._time())
+        for callback in self._on_fill:
+            callback()
 
     def rest(self, worker: Worker, seconds: float) -> None:
         """A worker was too busy, and said for how long: until then it is not chosen if there is any other."""

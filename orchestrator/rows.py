@@ -105,7 +105,7 @@ class Rows:
 
     def in_flight(self, row: int) -> int:
         """Requests that the writer of `row` is serving."""
-        return sum(self._row(row)[: self._layout.leases])
+        return sum(self._row(row)[: self._layout.queues])
 
     def _row(self, row: int) -> memoryview:
         return self._cells[row * self.row_size : (row + 1) * self.row_size]

@@ -97,6 +97,14 @@ class RetryReason(IntEnum):
     STREAM = 3  # one whose stream had begun: the rest came from another worker
 
 
+class RejectReason(IntEnum):
+    """Why a request was sent away before anything was done for it."""
+
+    QUEUE_FULL = 0
+    TOO_LATE = 1  # it would not have been answered before its deadline, or would have waited for too long
+    WAITED = 2  # it has waited for too long
+
+
 class LeaseState(IntEnum):
     """Of the KV blocks that a finished prefill keeps (`ledger.py`). The first two are open: gauges."""
 
@@ -107,6 +115,7 @@ class LeaseState(IntEnum):
     EXPIRED = 4
 
 
+QUEUE_UNITS = ("requests", "tokens", "bytes")  # in which a queue is measured (`admission.py`)
 OTHER = "other"  # the label for what is in no fixed list
 NO_MODEL = ""  # no configured name can be empty
 STAGES = ("queue", "prefill", "decode_first_byte", "total")
@@ -157,7 +166,8 @@ class Layout:
         self.statuses = (*map(str, STATUSES), OTHER)
         self.error_codes = (*ERROR_CODES, OTHER)
         self.in_flight = 0
-        self.leases = self.in_flight + len(self.models)  # one cell per LeaseState
+        self.queues = self.in_flight + len(self.models)  # of each model that has a name, one per QUEUE_UNITS
+        self.leases = self.queue_cell(len(self.models) - 1)  # one cell per LeaseState
         self.lease_ends = self.leases + LeaseState.CONSUMED
         self.leases_leaked = self.leases + len(LeaseState)
         self.requests = self.leases_leaked + 1
@@ -166,13 +176,18 @@ class Layout:
         self.kv = self.errors + len(self.error_codes)
         self.fallbacks = self.kv + len(Kv)
         self.retries = self.fallbacks + len(FallbackReason)
-        self.lag = self.retries + len(RetryReason)
+        self.rejections = self.retries + len(RetryReason)
+        self.lag = self.rejections + len(RejectReason)
         self.size = self.lag + histogram_cells(LAG_BOUNDS)
 
     @property
     def counters(self) -> range:
         """The cells that only grow."""
         return range(self.lease_ends, self.size)
+
+    def queue_cell(self, model: int) -> int:
+        """The cell of the first unit; the others follow."""
+        return self.queues + model * len(QUEUE_UNITS)
 
     def request_cell(self, model: int, endpoint: int) -> int:
         """The cell of the first status; the others follow in the order of `statuses`."""
@@ -250,13 +265,16 @@ class Telemetry:
     def retry(self, reason: RetryReason) -> None:
         self.row[self.layout.retries + reason] += 1
 
+    def rejected(self, reason: RejectReason) -> None:
+        self.row[self.layout.rejections + reason] += 1
+
     def loop_lag(self, seconds: float) -> None:
         _observe(self.row, self.layout.lag, LAG_BOUNDS, seconds)
 
     @property
     def in_flight(self) -> int:
         """Requests between `begin` and `finish` in this process."""
-        return sum(self.row[self.layout.in_flight : self.layout.leases])
+        return sum(self.row[self.layout.in_flight : self.layout.queues])
 
 
 _STAGE_CELLS = histogram_cells(STAGE_BOUNDS)

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.admission import Admission
 from orchestrator.auth import KeyRing
-from orchestrator.config import LimitsConfig, RoutingConfig
+from orchestrator.config import DEFAULT_SEATS, HealthConfig, LimitsConfig, QueueConfig, RoutingConfig
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.errors import ClientGone
 from orchestrator.flow import Flow
@@ -214,6 +215,9 @@ class FakeCluster:
         transport: str = "json",
         limits: LimitsConfig | None = None,
         routing: RoutingConfig | None = None,
+        health: HealthConfig | None = None,
+        seats: int = DEFAULT_SEATS,
+        queue: QueueConfig | None = None,
         keys: KeyRing | None = None,
         credential: str | None = None,
         tokenizes_once: bool = True,
@@ -222,17 +226,26 @@ class FakeCluster:
     ) -> None:
         self.upstream = MemoryUpstream()
         self.workers = FakeWorkers()
-        self.registry = Registry(_addresses(roles), ["m"], transport)
+        self.registry = Registry(_addresses(roles), ["m"], transport, health=health)
         for worker in self.registry.workers:
             self.registry.mark_ready(worker)
             is_prefill = worker.address.role == "prefill"
             self.upstream.serve(worker.origin, self.workers.prefill if is_prefill else self.workers.decode)
         self.telemetry = Telemetry(Layout(["m"], ENDPOINTS))
         limits = limits or LimitsConfig()
+        self.admission = Admission(
+            self.registry.pools,
+            queue or QueueConfig(),
+            seats={"m": {"decode": seats, "both": seats}},
+            processes=1,
+            telemetry=self.telemetry,
+            time=asyncio.get_running_loop().time,
+        )
         self.flow = Flow(
             self.registry,
             {"m": Planner(routing or RoutingConfig())},
             self.upstream,
+            self.admission,
             telemetry=self.telemetry,
             ids=IdSource(random.Random(1)),
             credential=credential,
@@ -280,6 +293,7 @@ class FakeCluster:
         assert self.upstream.stats().busy == 0
         assert self.plane.open == set()
         assert self.telemetry.in_flight == 0
+        assert self.admission.admitted == 0
 
 
 def _addresses(roles: Sequence[Role]) -> list[WorkerAddress]:

@@ -200,6 +200,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         "models: [{name: m, both: {urls: ['http://h'], args: [x], served_model: n}}]",
         ["c.yaml:1:47: args has no effect on urls: Baton does not start these workers"],
     ),
+    "seats of prefill workers": (
+        "models: [{name: m, prefill: {urls: ['http://h'], seats: 4}, decode: {urls: ['http://i']}}]",
+        ["c.yaml:1:50: seats has no effect on prefill workers: give it to decode"],
+    ),
     "settings of the other engine": (
         "models:\n- {name: m, path: a/b, both: {sim: {}}}\n"
         "- {name: n, both: {engine: sim, device: cpu, workers: [{gpus: [0]}]}}",

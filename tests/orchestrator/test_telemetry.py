@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from orchestrator.telemetry import (
     ERROR_CODES,
     LAG_BOUNDS,
+    QUEUE_UNITS,
     STAGE_BOUNDS,
     STAGES,
     STATUSES,
@@ -16,6 +17,7 @@ from orchestrator.telemetry import (
     LeaseState,
     LoopLagMonitor,
     Path,
+    RejectReason,
     RequestRecord,
     RetryReason,
     Telemetry,
@@ -57,6 +59,7 @@ def histogram(telemetry: Telemetry, cell: int, bounds: tuple[float, ...]) -> tup
 def test_blocks_of_the_layout_fill_the_row_without_overlap() -> None:
     blocks = [
         range(LAYOUT.in_flight, LAYOUT.in_flight + 3),
+        *(range(cell, cell + len(QUEUE_UNITS)) for cell in map(LAYOUT.queue_cell, range(2))),
         range(LAYOUT.leases, LAYOUT.leases + len(LeaseState)),
         range(LAYOUT.leases_leaked, LAYOUT.leases_leaked + 1),
         *(
@@ -71,6 +74,7 @@ def test_blocks_of_the_layout_fill_the_row_without_overlap() -> None:
         range(LAYOUT.kv, LAYOUT.kv + len(Kv)),
         range(LAYOUT.fallbacks, LAYOUT.fallbacks + len(FallbackReason)),
         range(LAYOUT.retries, LAYOUT.retries + len(RetryReason)),
+        range(LAYOUT.rejections, LAYOUT.rejections + len(RejectReason)),
         range(LAYOUT.lag, LAYOUT.lag + histogram_cells(LAG_BOUNDS)),
     ]
     assert [cell for block in blocks for cell in block] == list(range(LAYOUT.size))
@@ -92,7 +96,7 @@ def test_in_flight_falls_where_it_rose_when_the_model_becomes_known_later() -> N
     assert telemetry.row[LAYOUT.in_flight + 2] == 1
     record.model_index = 0
     telemetry.finish(record)
-    assert list(telemetry.row[: LAYOUT.leases]) == [0, 0, 0]
+    assert list(telemetry.row[: LAYOUT.queues]) == [0, 0, 0]
 
 
 def test_a_request_that_was_refused_before_begin_leaves_in_flight_alone() -> None:
@@ -172,7 +176,7 @@ def test_fallbacks_and_retries_count_by_reason() -> None:
     telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
     telemetry.retry(RetryReason.DECODE)
     telemetry.retry(RetryReason.DECODE)
-    assert list(telemetry.row[LAYOUT.fallbacks : LAYOUT.lag]) == [0, 1, 0, 0, 0, 2, 0, 0]
+    assert list(telemetry.row[LAYOUT.fallbacks : LAYOUT.rejections]) == [0, 1, 0, 0, 0, 2, 0, 0]
 
 
 def test_rows_may_lie_in_shared_memory_and_add_up() -> None:

@@ -1,0 +1,211 @@
+"""Requests that wait for a seat, and those for which there is none: what clients and workers see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.config import HealthConfig, QueueConfig
+from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from tests.orchestrator.fakes import DONE, SSE, FakeCluster, FakeExchange, token
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+STREAM = {**CHAT, "stream": True}
+BOTH_KINDS = pytest.mark.parametrize("document", [CHAT, STREAM], ids=["whole", "stream"])
+
+Test = Callable[[FakeCluster], Awaitable[None]]
+
+
+def run(test: Test, **options: Any) -> FakeCluster:
+    """Run a test over a cluster with one seat; at its end nothing may be held."""
+
+    async def main() -> FakeCluster:
+        cluster = FakeCluster(**{"seats": 1, **options})
+        await test(cluster)
+        await cluster.aclose()
+        cluster.assert_at_rest()
+        return cluster
+
+    return asyncio.run(main())
+
+
+class Held:
+    """A decode worker that says one word, and the rest when it is told to."""
+
+    def __init__(self, cluster: FakeCluster, name: str = "decode/0") -> None:
+        self._cluster = cluster
+        self.may_go_on = asyncio.Event()
+        cluster.upstream.serve(cluster.origin(name), self.serve)
+
+    async def serve(self, request: MemoryRequest, reply: MemoryReply) -> None:
+        self._cluster.workers.pinned.clear()  # it has pulled the only blocks that there are
+        reply.head(200, SSE)
+        await reply.chunk(token("a"))
+        await self.may_go_on.wait()
+        await reply.chunk(DONE)
+
+
+def ask(
+    cluster: FakeCluster, document: Any = STREAM, **options: Any
+) -> tuple[FakeExchange, asyncio.Task[Any]]:
+    exchange = FakeExchange(json.dumps(document).encode(), **options)
+    return exchange, asyncio.create_task(cluster.serve(exchange))
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+@BOTH_KINDS
+def test_nothing_of_a_request_is_sent_before_it_has_a_seat(document: Any) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        held = Held(cluster)
+        _, first = ask(cluster)
+        _, second = ask(cluster, document)
+        await settle()
+        assert len(cluster.legs("prefill")) == 1
+        cluster.upstream.serve(cluster.origin("decode/0"), cluster.workers.decode)
+        held.may_go_on.set()
+        await asyncio.gather(first, second)
+        assert len(cluster.legs("prefill")) == len(cluster.legs("decode")) == 2
+
+    cluster = run(test)
+    before, after = cluster.telemetry.records
+    assert [record.status for record in (before, after)] == [200, 200]
+    assert after.admitted >= before.first_byte
+
+
+def test_who_waits_is_served_in_the_order_of_arrival() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        held = Held(cluster)
+        asked = [ask(cluster, headers=[(b"x-request-id", str(number).encode())]) for number in range(4)]
+        await settle()
+        held.may_go_on.set()
+        await asyncio.gather(*(serving for _, serving in asked))
+
+    cluster = run(test)
+    assert [record.request_id for record in cluster.telemetry.records] == ["0", "1", "2", "3"]
+
+
+def test_a_full_queue_is_a_429_at_once() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        held = Held(cluster)
+        _, first = ask(cluster)
+        _, second = ask(cluster)
+        await settle()
+        answer = await cluster.ask(CHAT)
+        assert answer.status == 429
+        assert json.loads(answer.sent)["error"]["code"] == "too_busy"
+        assert int(answer.answer_headers[b"retry-after"]) >= 1
+        held.may_go_on.set()
+        await asyncio.gather(first, second)
+        assert (await cluster.ask(STREAM)).status == 200
+
+    run(test, queue=QueueConfig(requests=1))
+
+
+def test_a_deadline_that_passes_in_the_queue_is_a_504_and_nothing_is_sent() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        held = Held(cluster)
+        _, first = ask(cluster)
+        exchange, second = ask(cluster, CHAT)
+        await settle()
+        now = asyncio.get_running_loop().time()
+        for scope in tuple(cluster.plane.open):
+            scope.sweep(now + 601.0 if scope.exchange is exchange else now)
+        await second
+        assert exchange.status == 504
+        held.may_go_on.set()
+        await first
+        assert len(cluster.legs("prefill")) == 1
+
+    run(test)
+
+
+@BOTH_KINDS
+def test_a_client_may_leave_the_queue_at_any_moment(document: Any) -> None:
+    """Before its turn, in its turn, and after: the one behind it is served, and nothing stays taken."""
+
+    async def leave_after(cluster: FakeCluster, turns: int) -> bool:
+        _, first = ask(cluster, document)
+        exchange, second = ask(cluster, document)
+        last, third = ask(cluster, document)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        exchange.leave()
+        await asyncio.gather(first, second, third)
+        assert last.status == 200
+        await cluster.flow.aclose()
+        return exchange.is_complete
+
+    turns, is_complete = 0, False
+    while not is_complete:
+        seen: list[bool] = []
+
+        async def test(cluster: FakeCluster, turns: int = turns, seen: list[bool] = seen) -> None:
+            seen.append(await leave_after(cluster, turns))
+
+        run(test)
+        (is_complete,) = seen
+        turns += 1
+    assert turns > 12  # the queue and both legs
+
+
+def test_a_replacement_keeps_the_seat() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        admitted = []
+
+        async def cuts_short(request: MemoryRequest, reply: MemoryReply) -> None:
+            cluster.workers.pinned.clear()
+            admitted.append(cluster.admission.admitted)
+            reply.cut_short()
+
+        async def decode(request: MemoryRequest, reply: MemoryReply) -> None:
+            admitted.append(cluster.admission.admitted)
+            await cluster.workers.decode(request, reply)
+
+        cluster.upstream.serve(cluster.origin("decode/0"), cuts_short)
+        cluster.upstream.serve(cluster.origin("decode/1"), decode)
+        assert (await cluster.ask(CHAT)).status == 200
+        assert admitted == [1, 1]
+
+    run(test, roles=("prefill", "decode", "decode"))
+
+
+def test_those_who_wait_hear_at_once_that_the_last_worker_has_gone() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        held = Held(cluster)
+        _, first = ask(cluster)
+        waiting, second = ask(cluster)
+        await settle()
+        cluster.registry.drain(cluster.worker("decode/0"))
+        await second
+        assert waiting.status == 503
+        assert json.loads(waiting.sent)["error"]["code"] == "no_worker"
+        held.may_go_on.set()
+        await first
+
+    run(test)
+
+
+def test_a_second_worker_takes_over_the_queue() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        spare = cluster.worker("decode/1")
+        cluster.registry.drain(spare)
+        held = Held(cluster)
+        _, first = ask(cluster)
+        _, second = ask(cluster)
+        await settle()
+        cluster.registry.undrain(spare)
+        cluster.registry.mark_ready(spare)
+        await second
+        held.may_go_on.set()
+        await first
+
+    cluster = run(test, roles=("prefill", "decode", "decode"), health=HealthConfig(slow_start_s=0))
+    assert [record.decode_worker for record in cluster.telemetry.records] == ["m/decode/1", "m/decode/0"]
