@@ -94,7 +94,7 @@ async def _given_back(orchestrator: Orchestrator) -> Verdict:
 async def process(pools: Pools, scale: Scale, number: Signals) -> list[Verdict]:
     """One of two gets the signal; another one takes its place."""
     async with orchestrating(pools, processes=2) as orchestrator:
-        async with load_of(orchestrator, scale, asks_process=True) as load:
+        async with load_of(orchestrator, scale, asks_process=number is not signal.SIGTERM) as load:
             await load.reach(scale.requests // 3)
             victim = (await orchestrator.processes())[0]["pid"]
             struck = asyncio.get_running_loop().time()
@@ -124,7 +124,11 @@ def _only_open_failed(results: Sequence[Result], process: int, struck: float, nu
     others = [result for result in results if not _was_open_in(result, process, struck)]
     holds = not any(r.has_failed for r in others) and not any(r.end is End.WRONG for r in excused)
     found = f"{tally(excused)} that were open in it; {tally(others)} others"
-    return Verdict(f"{number.name} to one of 2 processes: only requests open in it fail", found, holds)
+    return Verdict(
+        f"{number.name} to one of 2 processes: only requests open in it fail, the other takes the rest",
+        found,
+        holds,
+    )
 
 
 # --- the launcher -------------------------------------------------------------------------------

@@ -55,10 +55,7 @@ async def cancels(pools: Pools, scale: Scale) -> list[Verdict]:
     return [
         Verdict("clients that leave", f"{phases}; {found.answered.total()} too late", None),
         nothing("those who stay are answered rightly", found.problems),
-        nothing(
-            f"{GRACE_S:.0f} s after the last one nothing is held: no request, leg, lease, KV block",
-            held | _sums(by_worker),
-        ),
+        nothing(f"{GRACE_S:.0f} s later no request, leg, lease or KV block is held", held),
     ]
 
 
