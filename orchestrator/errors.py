@@ -207,6 +207,10 @@ class KvMissing(BatonError):
     code = "kv_missing"
 
 
+BUSY = frozenset({429, 503})  # statuses of a worker that has too much to do
+BUSY_S = 1  # for so long, if it does not say. It answers faster than others: the least loaded would be chosen
+
+
 class WorkerAnswered(BatonError):
     """The worker answered with an error of its own; status and body reach the client unchanged."""
 
@@ -228,6 +232,8 @@ class WorkerAnswered(BatonError):
         self.retry_after = retry_after  # as the worker wrote it
         if retry_after is not None and retry_after.isdigit():
             self.retry_after_s = int(retry_after[:9])
+        elif status in BUSY:
+            self.retry_after_s = BUSY_S
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         headers = [(b"content-type", self.content_type)]

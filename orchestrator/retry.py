@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from orchestrator.errors import BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
+from orchestrator.errors import BUSY, BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
 
 # Replacements under way at once, as a share of the requests that are open, and the least that is allowed.
 # Envoy's retry budgets have the same shape and the same numbers.
@@ -47,7 +47,6 @@ RULES: dict[Failure, Rule] = {
     Failure.REFUSED: Rule(most=0, first_is_free=False),
 }
 
-_BUSY = frozenset({429, 503})
 
 # What vLLM (0.32) answers to all its requests at once when its engine dies or SIGTERM stops it; streams get
 # it as an event. The server ends a moment later.
@@ -66,7 +65,7 @@ def failure_of(error: BatonError) -> Failure:
 
 
 def _failure_answered(error: WorkerAnswered) -> Failure:
-    if error.status in _BUSY:
+    if error.status in BUSY:
         return Failure.BUSY
     if error.status < 500:
         return Failure.REFUSED

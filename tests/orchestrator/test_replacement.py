@@ -312,9 +312,13 @@ def test_with_strict_disaggregation_nobody_prefills_for_others() -> None:
     run(test, roles=("prefill", "decode"), routing=RoutingConfig(disaggregate="strict"))
 
 
-def test_a_busy_worker_is_left_alone_for_as_long_as_it_asked() -> None:
+@pytest.mark.parametrize(
+    "more", [{b"retry-after": b"7"}, {}], ids=["for as long as it asked", "for a moment"]
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_worker_is_left_alone(status: int, more: dict[bytes, bytes]) -> None:
     async def test(cluster: FakeCluster) -> None:
-        spoil(cluster, "prefill/0", answers(429, {**JSON, b"retry-after": b"7"}))
+        spoil(cluster, "prefill/0", answers(status, JSON | more))
         for _ in range(6):
             assert (await cluster.ask(CHAT)).status == 200
         legs = [leg.origin for leg in cluster.legs("prefill")]
