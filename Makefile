@@ -9,7 +9,7 @@ STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help setup serve test check bench regression soak profile clean
+.PHONY: help setup serve test check bench regression soak chaos profile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make check   ruff, its formatter, mypy'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
+	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
 	@echo 'make profile flame graphs of the orchestrator under load'
 	@echo 'make clean   remove .venv and caches'
 
@@ -52,6 +53,10 @@ regression: $(STAMP)
 # Fails if memory grows, or if anything is still held after the load.
 soak: $(STAMP)
 	$(BIN)/python bench/soak.py $(ARGS)
+
+# Fails if anything does not hold of what docs/reliability.md promises.
+chaos: $(STAMP)
+	$(BIN)/python bench/chaos.py $(ARGS)
 
 profile: $(STAMP)
 	$(BIN)/python bench/flame.py $(ARGS)
