@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import pytest
 
 from orchestrator.config import HealthConfig, QueueConfig
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
-from tests.orchestrator.fakes import DONE, SSE, FakeCluster, FakeExchange, token
+from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, FakeExchange, token
+from tests.simulation.loop import run_virtually
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
 STREAM = {**CHAT, "stream": True}
@@ -209,3 +212,71 @@ def test_a_second_worker_takes_over_the_queue() -> None:
 
     cluster = run(test, roles=("prefill", "decode", "decode"), health=HealthConfig(slow_start_s=0))
     assert [record.decode_worker for record in cluster.telemetry.records] == ["m/decode/1", "m/decode/0"]
+
+
+# --- goodput, in virtual time -------------------------------------------------------------------
+
+SEATS, SERVICE_S = 16, 0.3
+CAPACITY = SEATS / SERVICE_S  # requests per second
+
+
+class Crowd:
+    """Clients that come at a rate, whatever becomes of those before, and have their deadline."""
+
+    def __init__(self, cluster: FakeCluster, deadline_s: float, spread: float) -> None:
+        """`spread` of the times that answers take, as the sigma of their logarithm."""
+        self._cluster = cluster
+        self._random = Random(1)
+        self._deadline_s = deadline_s
+        self._spread = spread
+        self._answered: list[float] = []  # when, of those in time
+        cluster.upstream.serve(cluster.origin("both/0"), self._answer)
+
+    async def _answer(self, request: MemoryRequest, reply: MemoryReply) -> None:
+        mean = SERVICE_S / math.exp(self._spread**2 / 2)
+        await asyncio.sleep(mean * math.exp(self._random.gauss(0.0, self._spread)))
+        reply.answer(200, b"{}", JSON)
+
+    async def come(self, rate: float, seconds: float) -> float:
+        """Requests answered in time, per second; what comes after the last one was sent does not count."""
+        end = asyncio.get_running_loop().time() + seconds
+        async with asyncio.TaskGroup() as group:
+            for _ in range(int(rate * seconds)):
+                group.create_task(self._ask())
+                await asyncio.sleep(self._random.expovariate(rate))
+        return sum(moment <= end for moment in self._answered) / seconds
+
+    async def _ask(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        exchange = FakeExchange(
+            json.dumps(CHAT).encode(), headers=[(b"x-request-timeout", b"%g" % self._deadline_s)]
+        )
+        await self._cluster.serve(exchange)
+        if exchange.status == 200 and loop.time() - begun <= self._deadline_s:
+            self._answered.append(loop.time())
+
+
+def goodput(load: float, deadline_s: float, spread: float, seconds: float = 20.0) -> float:
+    """Of so many times the capacity."""
+
+    async def main() -> float:
+        cluster = FakeCluster(roles=("both",), seats=SEATS)
+        sweeps = [
+            asyncio.create_task(cluster.plane.sweep_forever()),
+            asyncio.create_task(cluster.admission.sweep_forever()),
+        ]
+        found = await Crowd(cluster, deadline_s, spread).come(load * CAPACITY, seconds)
+        for sweep in sweeps:
+            sweep.cancel()
+        await cluster.aclose()
+        cluster.assert_at_rest()
+        return found
+
+    return run_virtually(main())
+
+
+@pytest.mark.parametrize(("deadline_s", "spread"), [(0.6, 0.2), (2.0, 0.5), (2.0, 1.0)])
+def test_goodput_under_overload_is_that_of_the_peak(deadline_s: float, spread: float) -> None:
+    found = {load: goodput(load, deadline_s, spread) for load in (0.8, 1.0, 2.0, 5.0)}
+    assert min(found[2.0], found[5.0]) >= 0.95 * max(found.values()), found
