@@ -10,7 +10,7 @@ from copy import copy
 from typing import Any
 
 from orchestrator.dispatch import Dispatcher, Job, note_unreachable
-from orchestrator.errors import BatonError, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.errors import BatonError, Unavailable, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer
@@ -108,7 +108,7 @@ class Releases:
         async with asyncio.timeout(RELEASE_TIMEOUT_S):
             try:
                 answer = await self._dispatcher.send(
-                    job, worker, lambda codec, model: job.bodies.release(codec, model, handoff)
+                    job, worker, lambda codec, model: job.bodies.release(codec, model, handoff, job.id)
                 )
             except WorkerUnreachable as error:
                 note_unreachable(self._registry, worker, error)
@@ -121,12 +121,18 @@ class Releases:
             lease.release()
 
     def _releaser(self, job: Job) -> Worker:
-        """A decode worker, if possible one that has not just failed this request."""
+        """A decode worker, if possible one that has not just failed this request. Raises `Unavailable`.
+
+        A worker that does both does not know of hand-offs: it would answer, and pull nothing.
+        """
+        planned, failed = job.plan.decode, (*job.avoid, job.worker)
         ready = self._registry.pools[job.view.model].decode
-        failed = (*job.avoid, job.worker)
-        if job.plan.decode not in failed and job.plan.decode in ready:
-            return job.plan.decode
-        return next((worker for worker in ready if worker not in failed), job.plan.decode)
+        if planned in ready and planned not in failed:
+            return planned
+        choices = [worker for worker in (*ready, planned) if worker.address.role == "decode"]
+        if not choices:
+            raise Unavailable("no decode worker is there to pull them")
+        return next((worker for worker in choices if worker not in failed), choices[-1])
 
 
 def read_handoff(answer: Answer, content: bytes, *, has_ids: bool = False) -> Handoff:

@@ -6,7 +6,9 @@ decode: pulls the KV cache and answers. The client's document with the hand-off 
     because it is the evidence of transfer. If the prefill worker gave the prompt's token ids, they go along,
     so that nobody tokenises twice, and the text of the prompt stays behind where nothing else needs it.
 release: pulls the KV cache so that the prefill worker can free it; its answer is dropped. The prefill leg's
-    document with the hand-off, so it has no field that the prefill worker has not accepted.
+    document with the hand-off, so it has no field that the prefill worker has not accepted; and a cache salt
+    of its own. For some requests that it refuses vLLM (0.32) frees the blocks by itself: what is pulled
+    then may be of another prompt already, and must be no prefix that anybody finds in the decode worker.
 whole: everything on one worker. The client's document without hand-off fields.
 """
 
@@ -33,6 +35,8 @@ _KEEP_KV = {
     "remote_host": None,
     "remote_port": None,
 }
+
+_SALT = "cache_salt"  # two requests share cached prefixes only if it is the same for both
 
 # What stands for messages whose tokens go along: vLLM wants at least one.
 _CUT_MESSAGES = Raw(b'[{"role":"user","content":"-"}]')
@@ -126,10 +130,13 @@ class LegBodies:
             overlay["stream_options"] = {"include_usage": True}
         return overlay
 
-    def release(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
+    def release(self, codec: Codec, model: str, handoff: Handoff, salt: str) -> Parts:
         overlay = _one_token(model, "max_completion_tokens" in self._view.own)
-        overlay["kv_transfer_params"] = Raw(handoff.params)
-        return self._leg(codec, _json.encode(overlay))
+        encoded = _json.encode(overlay | {"kv_transfer_params": Raw(handoff.params), _SALT: salt})
+        if _SALT not in self._view.shared:
+            return self._leg(codec, encoded)
+        rest = {name: value for name, value in self._view.shared.items() if name != _SALT}
+        return codec.leg(codec.common(json_object(rest)), encoded)
 
     def whole(self, codec: Codec, model: str) -> Parts:
         return self._leg(codec, _json.encode(self._client_fields(model)))

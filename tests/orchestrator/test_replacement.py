@@ -294,6 +294,22 @@ def test_a_pool_that_is_gone_is_a_503() -> None:
     run(test)
 
 
+def test_a_worker_that_does_both_takes_over_but_pulls_nothing() -> None:
+    """It would answer a release leg, and the ledger would take the blocks for free."""
+
+    async def test(cluster: FakeCluster) -> None:
+        cluster.upstream.refuse(cluster.origin("decode/0"))
+        answer = await cluster.ask(CHAT)
+        assert answer.status == 200
+        assert answer.answer_headers[b"x-baton-path"] == b"aggregated"
+        await cluster.flow.aclose()
+        assert leases_of(cluster, LeaseState.RELEASED) == 0
+        assert leases_of(cluster, LeaseState.HELD) == 1
+        cluster.workers.pinned.clear()
+
+    run(test, roles=("prefill", "decode", "both"))
+
+
 def test_without_prefill_workers_the_decode_worker_prefills() -> None:
     async def test(cluster: FakeCluster) -> None:
         cluster.upstream.refuse(cluster.origin("prefill/0"))

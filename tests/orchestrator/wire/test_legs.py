@@ -82,7 +82,7 @@ def test_whole_is_the_clients_document(codec: Codec, data: st.DataObject) -> Non
 @codecs
 def test_release_asks_for_one_token_and_brings_the_handoff(codec: Codec) -> None:
     body = b'{"model":"m","messages":[1],"stop":7,"stream":true,"n":"x","max_completion_tokens":9}'
-    sent = seen(codec, LegBodies(view_request(body)).release(codec, "m", HANDOFF))
+    sent = seen(codec, LegBodies(view_request(body)).release(codec, "m", HANDOFF, "req-1"))
     assert sent == {
         "model": "m",
         "messages": [1],
@@ -91,7 +91,18 @@ def test_release_asks_for_one_token_and_brings_the_handoff(codec: Codec) -> None
         "max_completion_tokens": 1,
         "ignore_eos": True,
         "kv_transfer_params": KV,
+        "cache_salt": "req-1",
     }
+
+
+@codecs
+def test_what_a_release_pulls_is_cached_for_nobody(codec: Codec) -> None:
+    bodies = LegBodies(view_request(b'{"model":"m","cache_salt":"the client\'s","prompt":"a"}'))
+    parts = bodies.release(codec, "m", HANDOFF, "req-1")
+    assert b"the client's" not in b"".join(parts)
+    sent = seen(codec, parts)
+    assert (sent["cache_salt"], sent["prompt"]) == ("req-1", "a")
+    assert seen(codec, bodies.whole(codec, "m"))["cache_salt"] == "the client's"
 
 
 @codecs
