@@ -10,7 +10,7 @@ from copy import copy
 from typing import Any
 
 from orchestrator.dispatch import Dispatcher, Job, note_unreachable
-from orchestrator.errors import BatonError, Unavailable, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.errors import BatonError, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer
@@ -121,18 +121,17 @@ class Releases:
             lease.release()
 
     def _releaser(self, job: Job) -> Worker:
-        """A decode worker, if possible one that has not just failed this request. Raises `Unavailable`.
+        """A decode worker, if possible one that has not just failed this request.
 
-        A worker that does both does not know of hand-offs: it would answer, and pull nothing.
+        There is one: it was planned when the prefill was sent. Who does both in its place would answer a
+        release leg, but know nothing of hand-offs, and pull nothing.
         """
         planned, failed = job.plan.decode, (*job.avoid, job.worker)
         ready = self._registry.pools[job.view.model].decode
         if planned in ready and planned not in failed:
             return planned
-        choices = [worker for worker in (*ready, planned) if worker.address.role == "decode"]
-        if not choices:
-            raise Unavailable("no decode worker is there to pull them")
-        return next((worker for worker in choices if worker not in failed), choices[-1])
+        choices = [worker for worker in (*ready, planned, *failed) if worker.address.role == "decode"]
+        return next((worker for worker in choices if worker not in failed), choices[0])
 
 
 def read_handoff(answer: Answer, content: bytes, *, has_ids: bool = False) -> Handoff:

@@ -295,7 +295,7 @@ def test_a_pool_that_is_gone_is_a_503() -> None:
 
 
 def test_a_worker_that_does_both_takes_over_but_pulls_nothing() -> None:
-    """It would answer a release leg, and the ledger would take the blocks for free."""
+    """The ledger would take what it had answered for the end of the blocks."""
 
     async def test(cluster: FakeCluster) -> None:
         cluster.upstream.refuse(cluster.origin("decode/0"))
