@@ -27,7 +27,7 @@ from random import Random
 from typing import Any
 
 import uvloop
-from chaos_kills import Scale, launcher_stopped_and_killed, launcher_terminated, process, workers
+from chaos_kills import Scale, launcher_stopped_and_killed, launcher_terminated, process, rolling, workers
 from chaos_report import Outcome, Verdict, document_of, lines_of, table
 from chaos_site import Pools
 from chaos_streams import amplification, cancels, cuts
@@ -54,6 +54,7 @@ SCENARIOS = [
     Scenario("workers-kill", partial(workers, number=signal.SIGKILL)),
     Scenario("workers-term", partial(workers, number=signal.SIGTERM), is_quick=False),
     Scenario("workers-stop", partial(workers, number=signal.SIGSTOP)),
+    Scenario("workers-rolling", rolling, is_quick=False),
     Scenario("process-kill", partial(process, number=signal.SIGKILL)),
     Scenario("process-term", partial(process, number=signal.SIGTERM)),
     Scenario("process-stop", partial(process, number=signal.SIGSTOP), is_quick=False),

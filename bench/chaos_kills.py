@@ -63,6 +63,22 @@ async def workers(pools: Pools, scale: Scale, number: Signals) -> list[Verdict]:
         ]
 
 
+async def rolling(pools: Pools, scale: Scale) -> list[Verdict]:
+    """All workers are started again, one after the other, while requests come without end."""
+    async with orchestrating(pools) as orchestrator:
+        async with Load(orchestrator.port, questions(Random(scale.seed), TOKENS), scale.clients) as load:
+            for worker in pools.workers:
+                await worker.restart()
+                await orchestrator.wait_ready(1, len(pools.workers))
+            await load.reach(scale.requests)
+            load.stop()
+        explain(load.results)
+        return [
+            none_failed(load.results, f"all {len(pools.workers)} workers restarted in turn"),
+            await _given_back(orchestrator),
+        ]
+
+
 async def _are_out(orchestrator: Orchestrator, victims: Sequence[Worker]) -> bool:
     states = await orchestrator.worker_states()
     return not any(states[victim.port] in IN_SERVICE for victim in victims)

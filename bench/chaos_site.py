@@ -34,6 +34,7 @@ LATENCY_OPTIONS = [
     part for key, value in LATENCY.items() for part in (f"--{key.replace('_', '-')}", str(value))
 ]
 MARKER = "BATON_CHAOS"  # in the environment of what must not be left behind
+RUNNING = "vllm:num_requests_running"
 # Numbers of /metrics that count what requests take and give back.
 HELD = ("baton_requests_in_flight", "baton_worker_in_flight", "baton_kv_leases", "baton_kv_leases_leaked")
 
@@ -99,6 +100,12 @@ class Worker:
 
     async def clear_faults(self) -> None:
         await fetch(self.port, "/sim/faults", method="DELETE")
+
+    async def running(self) -> int:
+        """Requests."""
+        page = (await fetch(self.port, "/metrics")).text
+        samples = [line for line in page.splitlines() if line.startswith(RUNNING)]
+        return int(sum(float(line.rpartition(" ")[2]) for line in samples))
 
     async def held(self) -> dict[str, int]:
         ledger = await fetch_json(self.port, "/sim/ledger")
