@@ -287,6 +287,32 @@ class Gate:
         return max(1, min(math.ceil(self._wait_s()), _LONGEST_RETRY_AFTER_S))
 
 
+class MemoryBound:
+    """Bytes that the requests of a process hold, against the most that they may.
+
+    `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
+    not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
+    """
+
+    __slots__ = ("_most", "_telemetry", "bodies", "under_way")
+
+    def __init__(self, most: int, telemetry: Telemetry) -> None:
+        self.bodies = 0
+        self.under_way = 0
+        self._most = most
+        self._telemetry = telemetry
+
+    def check(self) -> None:
+        """Raises `Overloaded` if there is too much already."""
+        if self.bodies + self.under_way > self._most:
+            self._telemetry.rejected(RejectReason.MEMORY)
+            raise Overloaded("this server holds as many bytes of requests as it may")
+
+    def note_under_way(self, size: int) -> None:
+        self.under_way = size
+        self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
+
+
 class Admission:
     """The gates of a process, by model; their seats follow the workers."""
 

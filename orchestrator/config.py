@@ -113,6 +113,12 @@ class LimitsConfig(Model):
     max_answer_bytes: int = Field(
         64 * 1024 * 1024, ge=1024, description="Bound of a buffered non-streaming answer."
     )
+    max_held_bytes: int = Field(
+        1024 * 1024 * 1024,
+        ge=1024,
+        description="Of bodies of open requests, and of answers that have come in and not gone out; while "
+        "there is more, new requests are answered 503.",
+    )
     header_timeout_s: Seconds = 10.0
     body_idle_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 60.0

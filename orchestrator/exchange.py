@@ -45,6 +45,7 @@ class Exchange(Protocol):
     method: str
     headers: list[tuple[bytes, bytes]]  # names in lower case, in the order of arrival
     content_length: int | None  # None: chunked, or no body
+    body_size: int  # bytes of the body that have arrived
 
     @property
     def path(self) -> str:
@@ -170,6 +171,7 @@ class AsgiExchange:
         length = self.header(b"content-length")
         self.content_length = int(length) if length is not None else None
         self.request_id = request_id_from(self.headers, ids or IdSource(SystemRandom()))
+        self.body_size = 0
         self.is_gone = False
         self.is_started = False
         self.is_complete = False
@@ -244,7 +246,8 @@ class AsgiExchange:
         if self._body.done():
             return
         self._chunks.append(chunk)
-        if sum(map(len, self._chunks)) > self._max_body_bytes:
+        self.body_size += len(chunk)
+        if self.body_size > self._max_body_bytes:
             self._body.set_exception(BodyTooLarge(f"the body is over {self._max_body_bytes} bytes"))
         elif is_last:
             self._body.set_result(b"".join(self._chunks))

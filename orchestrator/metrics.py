@@ -186,6 +186,9 @@ class BatonCollector(Collector):
             for index, model in enumerate(layout.models[:-1]):
                 family.add_metric((model,), row[layout.queue_cell(index) + place])
             yield family
+        yield GaugeMetricFamily(
+            "baton_held_bytes", "Of open requests, and of answers not yet sent.", value=row[layout.held_bytes]
+        )
 
     def _rejections(self, row: list[int]) -> Metric:
         family = CounterMetricFamily(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from orchestrator.admission import MemoryBound
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
 from orchestrator.errors import (
@@ -90,6 +91,8 @@ class RequestScope:
             self._admit()
             body = await self.exchange.read_body()
             self.record.bytes_in = len(body)
+            self._plane.memory.bodies += len(body)
+            self._plane.memory.check()
             await self._plane.serve(self, body)
         except BatonError as error:
             self._fail(error)
@@ -106,6 +109,7 @@ class RequestScope:
         exchange, plane = self.exchange, self._plane
         if plane.is_refusing:
             raise ShuttingDown("this server is shutting down: ask again")
+        plane.memory.check()
         wanted = exchange.header(b"x-request-timeout")
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
@@ -119,6 +123,7 @@ class RequestScope:
         if self.transcript is not None:
             self.transcript.close()
         self._plane.open.discard(self)
+        self._plane.memory.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
 
@@ -169,6 +174,11 @@ class RequestScope:
     def _answers_piecemeal(self, worker: Worker) -> bool:
         """Whether the first byte comes before the work is done; or the work is a prefill, and not long."""
         return self.record.is_stream or worker.address.role == "prefill"
+
+    def bytes_under_way(self) -> int:
+        """Of its body while that comes in, and of a worker's answer that nobody has read yet."""
+        incoming = 0 if self.record.bytes_in else self.exchange.body_size
+        return incoming + (self._leg.unread if self._leg is not None else 0)
 
     # --- what the flow needs --------------------------------------------------------------------
 
@@ -321,6 +331,7 @@ class DataPlane:
         self.time = time
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: set[RequestScope] = set()
+        self.memory = MemoryBound(limits.max_held_bytes, telemetry)
         self.is_refusing = False  # new requests: the process is about to end
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:
@@ -344,3 +355,4 @@ class DataPlane:
             now = self.time()
             for request in tuple(self.open):
                 request.sweep(now)
+            self.memory.note_under_way(sum(request.bytes_under_way() for request in self.open))

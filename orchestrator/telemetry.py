@@ -103,6 +103,7 @@ class RejectReason(IntEnum):
     QUEUE_FULL = 0
     TOO_LATE = 1  # it would not have been answered before its deadline, or would have waited for too long
     WAITED = 2  # it has waited for too long
+    MEMORY = 3  # requests hold too many bytes
 
 
 class LeaseState(IntEnum):
@@ -167,7 +168,8 @@ class Layout:
         self.error_codes = (*ERROR_CODES, OTHER)
         self.in_flight = 0
         self.queues = self.in_flight + len(self.models)  # of each model that has a name, one per QUEUE_UNITS
-        self.leases = self.queue_cell(len(self.models) - 1)  # one cell per LeaseState
+        self.held_bytes = self.queue_cell(len(self.models) - 1)
+        self.leases = self.held_bytes + 1  # one cell per LeaseState
         self.lease_ends = self.leases + LeaseState.CONSUMED
         self.leases_leaked = self.leases + len(LeaseState)
         self.requests = self.leases_leaked + 1

@@ -66,6 +66,10 @@ class ReceivedAnswer(ABC):
     def is_complete(self) -> bool:
         return self._is_complete
 
+    @property
+    def unread(self) -> int:
+        return self._size
+
     async def head(self) -> None:
         while not self.status:
             if self._error is not None:

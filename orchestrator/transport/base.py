@@ -53,6 +53,11 @@ class Answer(Protocol):
         """The whole body has arrived (it may still be unread)."""
         ...
 
+    @property
+    def unread(self) -> int:
+        """Bytes of the body that have arrived and that nobody has taken."""
+        ...
+
     async def head(self) -> None:
         """Wait for `status` and `headers`. Repeatable, also after it was cancelled.
 

@@ -49,6 +49,7 @@ class FakeExchange:
     """A request whose client can leave, or stop reading, whenever a test says so."""
 
     content_length = None
+    body_size = 0
     query = b""
     client = None
 
@@ -294,6 +295,7 @@ class FakeCluster:
         assert self.plane.open == set()
         assert self.telemetry.in_flight == 0
         assert self.admission.admitted == 0
+        assert self.plane.memory.bodies == 0
 
 
 def _addresses(roles: Sequence[Role]) -> list[WorkerAddress]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import HealthConfig, QueueConfig
+from orchestrator.config import HealthConfig, LimitsConfig, QueueConfig
+from orchestrator.relay import RequestScope
+from orchestrator.telemetry import RejectReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, FakeExchange, token
 from tests.simulation.loop import run_virtually
@@ -212,6 +214,56 @@ def test_a_second_worker_takes_over_the_queue() -> None:
 
     cluster = run(test, roles=("prefill", "decode", "decode"), health=HealthConfig(slow_start_s=0))
     assert [record.decode_worker for record in cluster.telemetry.records] == ["m/decode/1", "m/decode/0"]
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_requests_that_hold_too_much_send_others_away() -> None:
+    size = len(json.dumps(CHAT))
+
+    async def test(cluster: FakeCluster) -> None:
+        held = Held(cluster)
+        asked = [ask(cluster) for _ in range(2)]
+        await settle()
+        refused, _ = await asyncio.gather(*(cluster.serve(FakeExchange(b" " * 2000)) for _ in range(2)))
+        assert refused.status == 503
+        assert json.loads(refused.sent)["error"]["code"] == "overloaded"
+        assert b"retry-after" in refused.answer_headers
+        held.may_go_on.set()
+        await asyncio.gather(*(serving for _, serving in asked))
+        assert (await cluster.ask(STREAM)).status == 200
+        assert cluster.telemetry.row[cluster.telemetry.layout.rejections + RejectReason.MEMORY] == 2
+
+    run(test, limits=LimitsConfig(max_held_bytes=1024 + size))
+
+
+def test_what_is_on_its_way_counts_at_the_next_sweep() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        is_full, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def decode(request: MemoryRequest, reply: MemoryReply) -> None:
+            cluster.workers.pinned.clear()
+            reply.head(200, JSON)
+            await reply.chunk(b"[" + b" " * 4000)
+            is_full.set()
+            await may_go_on.wait()
+            await reply.chunk(b"]")
+
+        cluster.upstream.serve(cluster.origin("decode/0"), decode)
+        uploading = FakeExchange(b"")
+        uploading.body_size = 3000
+        _, serving = ask(cluster, CHAT)
+        await is_full.wait()
+        assert sum(scope.bytes_under_way() for scope in cluster.plane.open) == 4001
+        cluster.plane.memory.note_under_way(4001)
+        assert (await cluster.ask(CHAT)).status == 503
+        assert RequestScope(cluster.plane, uploading).bytes_under_way() == 3000
+        cluster.plane.memory.note_under_way(0)
+        may_go_on.set()
+        await serving
+
+    run(test, limits=LimitsConfig(max_held_bytes=2048))
 
 
 # --- goodput, in virtual time -------------------------------------------------------------------

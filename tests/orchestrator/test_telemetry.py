@@ -60,6 +60,7 @@ def test_blocks_of_the_layout_fill_the_row_without_overlap() -> None:
     blocks = [
         range(LAYOUT.in_flight, LAYOUT.in_flight + 3),
         *(range(cell, cell + len(QUEUE_UNITS)) for cell in map(LAYOUT.queue_cell, range(2))),
+        range(LAYOUT.held_bytes, LAYOUT.held_bytes + 1),
         range(LAYOUT.leases, LAYOUT.leases + len(LeaseState)),
         range(LAYOUT.leases_leaked, LAYOUT.leases_leaked + 1),
         *(
