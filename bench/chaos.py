@@ -89,7 +89,7 @@ async def _outcome(scenario: Scenario, pools: Pools, scale: Scale) -> Outcome:
     return Outcome(scenario.name, verdicts, loop.time() - began)
 
 
-def _arguments() -> argparse.Namespace:
+def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -99,16 +99,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, help=f"of each load; {FULL.requests:,} if not given")
     parser.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def _chosen(arguments: argparse.Namespace) -> list[Scenario]:
+def chosen(arguments: argparse.Namespace) -> list[Scenario]:
     if arguments.only:
         return [scenario for scenario in SCENARIOS if scenario.name in arguments.only]
     return [scenario for scenario in SCENARIOS if scenario.is_quick or not arguments.quick]
 
 
-def _scale(arguments: argparse.Namespace) -> Scale:
+def scale_of(arguments: argparse.Namespace) -> Scale:
     scale = replace(QUICK if arguments.quick else FULL, seed=arguments.seed)
     return replace(scale, requests=arguments.requests) if arguments.requests else scale
 
@@ -130,14 +130,14 @@ def _write(path: Path, about: Mapping[str, Any], outcomes: Sequence[Outcome]) ->
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments = arguments_of()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
     raise_file_limit()
-    scale = _scale(arguments)
+    scale = scale_of(arguments)
     about = _about(scale)
     print(", ".join(f"{name} {value}" for name, value in about.items()), "\n", flush=True)
     try:
-        outcomes = uvloop.run(chaos(_chosen(arguments), scale))
+        outcomes = uvloop.run(chaos(chosen(arguments), scale))
     except Failed as failed:
         sys.exit(f"chaos: {failed}")
     print(f"\n{table(outcomes)}\n\n{arguments.output}")

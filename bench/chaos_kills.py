@@ -116,28 +116,28 @@ async def process(pools: Pools, scale: Scale, number: Signals) -> list[Verdict]:
             struck = asyncio.get_running_loop().time()
             os.kill(victim, number)
             await wait_for(lambda: _is_replaced(orchestrator, victim), "another process")
-        explain([result for result in load.results if not _was_open_in(result, victim, struck)])
+        explain([result for result in load.results if not was_open_in(result, victim, struck)])
         await orchestrator.wait_ready(2, len(pools.workers))
         if number is signal.SIGTERM:
             return [
                 none_failed(load.results, f"{number.name} to one of 2 processes"),
                 await _given_back(orchestrator),
             ]
-        return [_only_open_failed(load.results, victim, struck, number), await _given_back(orchestrator)]
+        return [only_open_failed(load.results, victim, struck, number), await _given_back(orchestrator)]
 
 
 async def _is_replaced(orchestrator: Orchestrator, victim: int) -> bool:
     return all(process["pid"] != victim for process in await orchestrator.processes())
 
 
-def _was_open_in(result: Result, process: int, struck: float) -> bool:
+def was_open_in(result: Result, process: int, struck: float) -> bool:
     """Whether a request was in this process at that time. Its connection may have been: nobody can tell."""
     return result.began <= struck <= result.ended and result.process in (process, None)
 
 
-def _only_open_failed(results: Sequence[Result], process: int, struck: float, number: Signals) -> Verdict:
-    excused = [result for result in results if _was_open_in(result, process, struck)]
-    others = [result for result in results if not _was_open_in(result, process, struck)]
+def only_open_failed(results: Sequence[Result], process: int, struck: float, number: Signals) -> Verdict:
+    excused = [result for result in results if was_open_in(result, process, struck)]
+    others = [result for result in results if not was_open_in(result, process, struck)]
     holds = not any(r.has_failed for r in others) and not any(r.end is End.WRONG for r in excused)
     found = f"{tally(excused)} that were open in it; {tally(others)} others"
     return Verdict(

@@ -227,10 +227,10 @@ class Launcher:
         """How many processes it started are left: waits for there to be none."""
         with contextlib.suppress(Failed):
             await wait_for(self._is_gone, "the end of all processes")
-        return len(set(_marked(self._marker)))
+        return len(set(marked(self._marker)))
 
     async def _is_gone(self) -> bool:
-        return not any(_marked(self._marker))
+        return not any(marked(self._marker))
 
 
 @asynccontextmanager
@@ -286,7 +286,7 @@ async def wait_for(
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-def _marked(marker: str) -> Iterator[int]:
+def marked(marker: str) -> Iterator[int]:
     """Processes with this in their environment. A zombie has none."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended, or is not ours

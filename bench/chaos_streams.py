@@ -44,7 +44,7 @@ async def cancels(pools: Pools, scale: Scale) -> list[Verdict]:
     """Clients leave while they send, while they wait for either worker, and while they read."""
     await pools.wait_idle()
     async with orchestrating(pools) as orchestrator:
-        asked = _cancelled(Random(scale.seed))
+        asked = cancelled(Random(scale.seed))
         found = await run_load(
             orchestrator.port, asked, count=scale.cancels, clients=scale.clients, on_end=lambda _: None
         )
@@ -59,7 +59,7 @@ async def cancels(pools: Pools, scale: Scale) -> list[Verdict]:
     ]
 
 
-def _cancelled(random: Random) -> Iterator[Request]:
+def cancelled(random: Random) -> Iterator[Request]:
     """Without end: requests that are given up at some moment of some phase."""
     of = [kind for kind in kinds() if kind.name in CANCELLED]
     while True:
@@ -120,10 +120,10 @@ async def _answer(port: int, question: Question) -> list[dict[str, Any]] | str:
             return answer.text
     except (Failed, WrongAnswer) as error:
         return str(error)
-    return [_lasting(event) for event in events_of(answer.text.removesuffix(DONE))]
+    return [lasting(event) for event in events_of(answer.text.removesuffix(DONE))]
 
 
-def _lasting(event: dict[str, Any]) -> dict[str, Any]:
+def lasting(event: dict[str, Any]) -> dict[str, Any]:
     """Of the usage all but how much a worker had in its cache."""
     usage = event.get("usage")
     if usage is not None:
