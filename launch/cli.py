@@ -117,9 +117,10 @@ def _up(arguments: argparse.Namespace) -> int:
 def _orchestrator(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from orchestrator.app import StartError, run
+    from orchestrator.reload import ConfigSource
 
     try:
-        return run(config)
+        return run(config, ConfigSource(arguments.config, arguments.overrides))
     except StartError as error:
         print(error, file=sys.stderr)
         return Exit.FAILED

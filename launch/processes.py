@@ -83,6 +83,10 @@ class Child:
         """Whether no process of the group is left. Its number is free for others from then on."""
         return self._process.poll() is not None and not group_is_alive(self.group)
 
+    def hang_up(self) -> None:
+        """SIGHUP to the leader alone; nothing happens if it has ended."""
+        self._process.send_signal(signal.SIGHUP)
+
     def signal(self, number: signal.Signals) -> None:
         """To all of the group; nothing happens if there is none."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -17,12 +17,13 @@ from launch.logs import likely_cause, tail
 from launch.plan import Plan, ProcessSpec
 from launch.processes import Child, Guard, describe_exit
 from launch.progress import Progress
+from orchestrator.hangup import on_hangup
 
 POLL_S = 0.2
 PROBE_TIMEOUT_S = 2.0
 SHOWN_LINES = 20
 EXPLAIN_AFTER_S = 5.0  # the orchestrator needs a moment to find its workers
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +59,29 @@ class Stop:
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
-        numbers = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_detached]
-        for number in numbers:
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self.request)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in STOP_SIGNALS:
                 loop.remove_signal_handler(number)
 
 
 async def supervise(
     plan: Plan, run_directory: Path, limits: Limits, progress: Progress, announce: Callable[[], None]
 ) -> Exit:
-    """Run the plan until a signal. `announce` is called once, when all is ready. No process is left after."""
+    """Run the plan until a signal; SIGHUP has the orchestrator reload its config instead.
+
+    `announce` is called once, when all is ready. No process is left after.
+    """
     stop = Stop()
     with stop.on_signals(), Guard() as guard:
         async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
             cluster = _Cluster(plan, run_directory, limits, progress, guard, client)
             try:
-                return await _until_stopped(cluster, stop, announce)
+                with on_hangup(cluster.reload, stop.request):
+                    return await _until_stopped(cluster, stop, announce)
             finally:
                 await cluster.stop(stop.hurry)
 
@@ -188,6 +191,12 @@ class _Cluster:
         except httpx.HTTPError:
             return False
 
+    def reload(self) -> None:
+        """Have the orchestrator read its config again; its workers change with a restart only."""
+        for member in self._members:
+            if member.spec.role == "orchestrator":
+                member.reload()
+
     async def stop(self, hurry: asyncio.Event) -> None:
         """The orchestrator first, so that it drains while its workers run; then the workers together."""
         limits = self._limits
@@ -231,6 +240,12 @@ class _Member:
     def mark_ready(self) -> None:
         self.is_ready = True
         self._progress.set(self.spec.name, "ready")
+
+    def reload(self) -> None:
+        """One that is not ready reads the config anyway, or dies of a signal that it cannot take yet."""
+        if self._child is not None and self.is_ready:
+            self._child.hang_up()
+            self._progress.say(f"{self.spec.name}: reloads the config; its log tells what came of it")
 
     def check_started(self) -> None:
         """Raises `StartFailed` if it has ended."""

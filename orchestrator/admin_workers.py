@@ -1,6 +1,6 @@
 """/admin/workers: who serves, and what the operator changes about it while requests go on.
 
-Changes hold until the orchestrator ends; what is to outlast that belongs into the config.
+Changes hold until the orchestrator ends; what is to outlast that belongs into the config (`reload.py`).
 """
 
 from __future__ import annotations
@@ -42,30 +42,31 @@ class WorkerPages:
 
     async def add(self, request: Request) -> Response:
         """201; it serves once a probe has found it well."""
-        _refuse_other_sites(request.headers)
+        refuse_other_sites(request.headers)
         new = _new_worker(await request.body())
         if new.model not in self._registry.pools:
             known = ", ".join(self._registry.pools)
             raise UnknownModel(f"no model {new.model[:MAX_NAME]!r}; there is {known}", param="model")
-        address = unmanaged(new.model, new.role, self._next_index(new), new.url, new.served_model)
+        index = self._registry.next_index(new.model, new.role)
+        address = unmanaged(new.model, new.role, index, new.url, new.served_model)
         return _answer(self._registry.add(address).status(), 201)
 
     async def drain(self, request: Request, name: str) -> Response:
         """Legs under way go on, none begins; `in_flight` says when the worker is free."""
-        _refuse_other_sites(request.headers)
+        refuse_other_sites(request.headers)
         worker = self._find(name)
         self._registry.drain(worker)
         return _answer(worker.status())
 
     async def undrain(self, request: Request, name: str) -> Response:
-        _refuse_other_sites(request.headers)
+        refuse_other_sites(request.headers)
         worker = self._find(name)
         self._registry.undrain(worker)
         return _answer(worker.status())
 
     async def remove(self, request: Request, name: str) -> Response:
         """202: it drains, and is in the list until its last leg has ended."""
-        _refuse_other_sites(request.headers)
+        refuse_other_sites(request.headers)
         worker = self._find(name)
         self._registry.remove(worker)
         return _answer(worker.status(), 202)
@@ -76,11 +77,6 @@ class WorkerPages:
             known = ", ".join(worker.name for worker in self._registry.workers)
             raise NotFound(f"no worker {name[:MAX_NAME]!r}; there is {known}")
         return worker
-
-    def _next_index(self, new: NewWorker) -> int:
-        prefix = f"{new.model}/{new.role}/"
-        names = (worker.name for worker in self._registry.workers if worker.name.startswith(prefix))
-        return max((int(name.removeprefix(prefix)) for name in names), default=-1) + 1
 
 
 def _answer(value: object, status: int = 200) -> Response:
@@ -101,7 +97,7 @@ def _mistakes(error: ValidationError) -> list[str]:
     ]
 
 
-def _refuse_other_sites(headers: Mapping[str, str]) -> None:
+def refuse_other_sites(headers: Mapping[str, str]) -> None:
     """A page of another site, open in the operator's browser, must not change anything here."""
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host"):

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -22,15 +22,24 @@ from orchestrator.control import admin_app, control_app
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.errors import BatonError
 from orchestrator.flow import Flow
+from orchestrator.hangup import on_hangup
 from orchestrator.health import HttpProbe, Prober
 from orchestrator.ids import IdSource
 from orchestrator.logs import AccessLog, LineWriter, Write, configure_logging
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.relay import DataPlane
+from orchestrator.reload import ConfigSource, Reloader
 from orchestrator.routing.planner import Planner
 from orchestrator.rows import SharedLoad
-from orchestrator.server import uvicorn_config
-from orchestrator.serving import PublicServer, StartError, admin_served, bound, load_keys, on_signals
+from orchestrator.server import HttpProtocol, ServerLimits, uvicorn_config
+from orchestrator.serving import (
+    PublicServer,
+    StartError,
+    admin_served,
+    bound,
+    load_keys,
+    on_signals,
+)
 from orchestrator.stall_alarm import StallAlarm
 from orchestrator.supervisor import supervise
 from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, RequestRecord, Row, Telemetry
@@ -118,7 +127,7 @@ class Orchestrator:
         self._upstream = upstream
         self._flow = Flow(
             self.registry,
-            {model: Planner(config.routing) for model in models},
+            _planners(config),
             upstream,
             self._admission,
             telemetry=self.telemetry,
@@ -138,6 +147,7 @@ class Orchestrator:
             keys=self.keys,
             time=clock,
         )
+        self._served_by: uvicorn.Config | None = None
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []
@@ -172,6 +182,23 @@ class Orchestrator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstream.aclose()
 
+    def reconfigure(self, config: Config) -> None:
+        """Serve by another config from now on, in what can be changed (`reload.py`); workers are the
+        registry's, keys the ring's.
+        """
+        self.config = config
+        options, routing = config.orchestrator, config.routing
+        self.registry.reconfigure(config.health, prefills_locally=routing.disaggregate != "strict")
+        self._flow.reconfigure(
+            _planners(config),
+            max_answer_bytes=options.limits.max_answer_bytes,
+            tokenizes_once=routing.tokenize_once,
+            kv_missing=routing.kv_missing,
+        )
+        self.data_plane.limits = options.limits
+        if self._served_by is not None:
+            cast("type[HttpProtocol]", self._served_by.http).limit(ServerLimits.of(options))
+
     # --- the end (`serving.Draining`) -------------------------------------------------------------
 
     def announce_drain(self) -> None:
@@ -187,13 +214,14 @@ class Orchestrator:
 
     def server_config(self) -> uvicorn.Config:
         """How uvicorn serves the public listener."""
-        return uvicorn_config(
+        self._served_by = uvicorn_config(
             self,
             self.config.orchestrator,
             random=self.random,
             handlers=dict.fromkeys(ENDPOINTS, self.data_plane.handle),
             on_refused=self.note_refused,
         )
+        return self._served_by
 
     def note_refused(self, error: BatonError) -> None:
         """Count and log a request that the server refused before it got here."""
@@ -230,11 +258,17 @@ class Orchestrator:
         return {}
 
 
+def _planners(config: Config) -> dict[str, Planner]:
+    return {model.name: Planner(config.routing) for model in config.models}
+
+
 # --- running ------------------------------------------------------------------------------------
 
 
-def run(config: Config) -> int:
-    """Serve until SIGINT or SIGTERM, in one process or in several. Returns the process's exit code.
+def run(config: Config, source: ConfigSource) -> int:
+    """Serve until SIGINT or SIGTERM, in one process or in several; SIGHUP reloads `config` from `source`.
+
+    Returns the process's exit code.
 
     Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
     """
@@ -248,35 +282,40 @@ def run(config: Config) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if config.orchestrator.processes == 1:
-                runner.run(_serve(config, writer.write, transport=transport, credential=credential))
+                runner.run(_serve(config, source, writer.write, transport=transport, credential=credential))
             else:
-                runner.run(supervise(config, transport=transport, credential=credential))
+                runner.run(supervise(config, source, transport=transport, credential=credential))
     finally:
         writer.close()
     return 0
 
 
-async def _serve(config: Config, write: Write, *, transport: str, credential: str | None) -> None:
+async def _serve(
+    config: Config, source: ConfigSource, write: Write, *, transport: str, credential: str | None
+) -> None:
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
     probe = HttpProbe(credential)
-    prober = Prober(orchestrator.registry, probe, config.health, random=orchestrator.random)
+    prober = Prober(orchestrator.registry, probe, random=orchestrator.random)
     options = config.orchestrator
+    reloader = Reloader(source, orchestrator)
     with bound(options.listen, options.backlog) as listener:
-        async with admin_served(admin_app(orchestrator), options, orchestrator.random):
+        async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
             prober.start()
             orchestrator.start(write)
             garbage.tune()
             try:
-                await _serve_until_signalled(orchestrator, listener)
+                await _serve_until_signalled(orchestrator, listener, reloader)
             finally:
                 await prober.aclose()
                 await probe.aclose()
                 await orchestrator.aclose()
 
 
-async def _serve_until_signalled(orchestrator: Orchestrator, listener: socket.socket) -> None:
+async def _serve_until_signalled(
+    orchestrator: Orchestrator, listener: socket.socket, reloader: Reloader
+) -> None:
     """The first signal drains, the second cuts."""
     server = PublicServer(orchestrator.server_config(), orchestrator, orchestrator.config.orchestrator)
-    with on_signals(server.stop_or_cut):
+    with on_signals(server.stop_or_cut), on_hangup(reloader.reload_soon, server.stop_or_cut):
         await server.serve(sockets=[listener])

@@ -34,7 +34,7 @@ class Key:
 
 
 class KeyRing:
-    """All keys that are valid. Read once; a changed file needs a restart."""
+    """All keys that are valid; whoever holds the ring sees new ones as soon as they are exchanged."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
@@ -55,6 +55,10 @@ class KeyRing:
         if problems:
             raise KeyFileError([f"{path}:{problem}" for problem in problems])
         return cls(keys)
+
+    def exchange(self, keys: Iterable[Key]) -> None:
+        """From now on these are valid, and no others."""
+        self._keys = tuple(keys)
 
     def check(self, authorization: bytes | None) -> str:
         """The name of the key that an `Authorization` value carries; raises Unauthorized.

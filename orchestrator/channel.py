@@ -29,11 +29,19 @@ class Start(msgspec.Struct, tag=True, kw_only=True):
     row: int  # what it may write to
     rows: int  # how many there are
     row_size: int  # cells; differs if the supervisor runs another version of the code
+    slots: int  # for workers, in each row
     config: bytes  # JSON
     transport: str
     started: float  # when the supervisor did, `time.time()`
     keys: list[Key] | None
     snapshot: Snapshot
+
+
+class Reconfigured(msgspec.Struct, tag=True):
+    """Serve by another config, and other keys, in what can be changed; of workers the snapshots tell."""
+
+    config: bytes  # JSON
+    keys: list[Key] | None
 
 
 class Replaced(msgspec.Struct, tag=True):
@@ -48,7 +56,7 @@ class Cut(msgspec.Struct, tag=True):
     """End now; open requests are cut."""
 
 
-ToProcess = Start | Snapshot | Replaced | Stop | Cut
+ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut
 
 
 # --- to the supervisor --------------------------------------------------------------------------

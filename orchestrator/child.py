@@ -10,7 +10,7 @@ import sys
 
 import msgspec
 
-from orchestrator.channel import Channel, Cut, Due, Replaced, Serving, Start, Stop, ToSupervisor
+from orchestrator.channel import Channel, Cut, Due, Reconfigured, Replaced, Serving, Start, Stop, ToSupervisor
 from orchestrator.membership import Publisher, Report
 from orchestrator.metrics import ProcessState
 
@@ -56,6 +56,9 @@ class Child:
     async def wait_due(self) -> bool:
         """True once it wants to be replaced, False if it ends first."""
         return await self._is_due
+
+    def reconfigure(self, message: Reconfigured) -> None:
+        self._tell(message)
 
     def replace(self) -> None:
         """Another one serves in its place: it may end as soon as its connections have."""

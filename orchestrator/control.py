@@ -24,7 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
-from orchestrator.admin_workers import WorkerPages
+from orchestrator.admin_workers import WorkerPages, refuse_other_sites
 from orchestrator.auth import KeyRing
 from orchestrator.config import Config
 from orchestrator.errors import (
@@ -64,7 +64,10 @@ Baton admin
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
 /admin/workers/{name}/undrain       POST: takes legs again
+/admin/reload                       POST: read the config file again
 """
+
+Reload = Callable[[], Awaitable[Sequence[str]]]
 
 _log = logging.getLogger("baton.control")
 
@@ -171,8 +174,11 @@ def control_app(state: State) -> FastAPI:
     return _guarded(app, state, OPEN_PATHS)
 
 
-def admin_app(state: AdminState) -> FastAPI:
-    """Metrics and the admin API, for a listener that clients do not reach."""
+def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
+    """Metrics and the admin API, for a listener that clients do not reach.
+
+    `reload` reads the config again; it returns what has changed, or raises a `BatonError`.
+    """
     app = FastAPI(
         title="Baton admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
@@ -181,7 +187,17 @@ def admin_app(state: AdminState) -> FastAPI:
     _add(app, "/metrics", pages.metrics, "Prometheus text format.", "admin")
     _add_worker_pages(app, WorkerPages(state.registry))
     _add(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
+    if reload is not None:
+        app.add_api_route("/admin/reload", _reload_page(reload), methods=["POST"])
     return _guarded(app, state, frozenset())
+
+
+def _reload_page(reload: Reload) -> Callable[[Request], Awaitable[Response]]:
+    async def page(request: Request) -> Response:
+        refuse_other_sites(request.headers)
+        return _json({"changed": await reload()})
+
+    return page
 
 
 def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:

@@ -18,15 +18,14 @@ import uvloop
 from orchestrator import garbage
 from orchestrator.app import WORKER_KEY_ENV, Orchestrator, Place
 from orchestrator.auth import KeyRing
-from orchestrator.channel import Channel, Cut, Due, Replaced, Serving, Start, Stop, ToProcess
+from orchestrator.channel import Channel, Cut, Due, Reconfigured, Replaced, Serving, Start, Stop, ToProcess
 from orchestrator.config import Config, OrchestratorConfig
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.logs import LineWriter, Write, configure_logging
 from orchestrator.membership import Follower, Snapshot
-from orchestrator.rows import SPARE_WORKERS, Rows, row_size
+from orchestrator.rows import Rows, row_size
 from orchestrator.serving import TICK_S, Draining, PublicServer, StartError, on_signals
 from orchestrator.telemetry import Layout
-from orchestrator.topology import worker_addresses
 from orchestrator.transport.pool import PooledUpstream
 
 HANDSHAKE_S = 5.0  # for TLS handshakes under way: their connections are in no list yet
@@ -73,10 +72,9 @@ async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writ
 def rows_of(fd: int, config: Config, start: Start) -> Rows:
     """The supervisor's rows; closes `fd`. Raises `StartError` if they are not as this code has them."""
     layout = Layout([model.name for model in config.models], ENDPOINTS)
-    slots = len(worker_addresses(config)) + SPARE_WORKERS
-    if row_size(layout, slots) != start.row_size:
+    if row_size(layout, start.slots) != start.row_size:
         raise StartError("another version is installed than the one that runs: restart the orchestrator")
-    rows = Rows(fd, layout, slots, start.rows)
+    rows = Rows(fd, layout, start.slots, start.rows)
     rows.close()
     return rows
 
@@ -135,6 +133,8 @@ class DataProcess:
             match message:
                 case Snapshot():
                     self._follower.apply(message)
+                case Reconfigured():
+                    self._reconfigure(message)
                 case Replaced():
                     self._server.leave()
                 case Stop():
@@ -143,6 +143,11 @@ class DataProcess:
                     self._server.cut()
         _log.error("the supervisor is gone: this process ends")
         self._server.cut()
+
+    def _reconfigure(self, message: Reconfigured) -> None:
+        if self._orchestrator.keys is not None and message.keys is not None:
+            self._orchestrator.keys.exchange(message.keys)
+        self._orchestrator.reconfigure(Config.model_validate_json(message.config))
 
     async def _beat(self) -> None:
         """Show the supervisor that this event loop moves."""
@@ -190,7 +195,6 @@ class DataServer(PublicServer):
     def retire(self) -> None:
         """End once another process serves and the requests that are open then have their answers."""
         self._is_retiring = True
-        self.notice_s = 0.0
 
     def leave(self) -> None:
         """Another process serves."""
@@ -213,6 +217,8 @@ class DataServer(PublicServer):
             self.close_after_answers()
             self._on_due()
             await self._may_leave.wait()
+        if not self.should_exit:
+            self.notice_s = 0.0
             await self._wait_deserted()
 
     async def _wait_deserted(self) -> None:

@@ -124,6 +124,20 @@ class Flow:
         self._failover = Failover(self._dispatcher, registry, max_bytes=max_kept_bytes)
         self._retry_budget = RetryBudget(lambda: admission.admitted)
 
+    def reconfigure(
+        self,
+        planners: Mapping[str, Planner],
+        *,
+        max_answer_bytes: int,
+        tokenizes_once: bool,
+        kv_missing: str,
+    ) -> None:
+        """Go by these from now on; see `__init__`."""
+        self._planners = planners
+        self._max_answer_bytes = max_answer_bytes
+        self._tokenizes_once = tokenizes_once
+        self._kv_missing = kv_missing
+
     async def serve(self, scope: RequestScope, body: bytes) -> None:
         """Answer one request through its scope. Raises `BatonError`."""
         view = self._accept(scope, body)

@@ -15,7 +15,6 @@ from typing import Protocol
 import httpx
 import msgspec
 
-from orchestrator.config import HealthConfig
 from orchestrator.states import FULL_SERVICE, Event, WorkerState
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers import Registry, Worker
@@ -61,7 +60,6 @@ class Prober:
         self,
         registry: Registry,
         probe: Probe,
-        health: HealthConfig,
         *,
         random: Random,
         time: Callable[[], float] = time.monotonic,
@@ -69,7 +67,6 @@ class Prober:
         """`time` is the registry's clock. `random` is for jitter."""
         self._registry = registry
         self._ask = probe
-        self._health = health
         self._random = random
         self._time = time
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
@@ -120,13 +117,13 @@ class Prober:
     def _first_pause_s(self, worker: Worker) -> float:
         match worker.state:
             case WorkerState.GONE:  # one that was just refused is not back at once
-                return self._health.interval_s * IMPATIENT
+                return self._registry.health.interval_s * IMPATIENT
             case WorkerState.EJECTED:
                 return worker.retry_at - self._time()
         return 0.0
 
     def _pause_s(self, worker: Worker) -> float:
-        interval_s = self._health.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+        interval_s = self._registry.health.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
         match worker.state:
             case WorkerState.SUSPECT:
                 return interval_s * IMPATIENT
@@ -136,7 +133,7 @@ class Prober:
 
     def _limit_s(self, worker: Worker) -> float:
         """For one probe: a suspect's last one ends with the time that it has to give a sign."""
-        timeout_s = self._health.timeout_s
+        timeout_s = self._registry.health.timeout_s
         if worker.state not in FULL_SERVICE:
             return max(GREETING_S, timeout_s)
         left_s = self._registry.verdict_at(worker) - self._time()

@@ -60,6 +60,11 @@ class Pools:
         """`callback` is called whenever other workers may be in use."""
         self._on_fill.append(callback)
 
+    def reconfigure(self, *, slow_start_s: float, prefills_locally: bool) -> None:
+        """Holds from the next `fill` on."""
+        self._slow_start_s = slow_start_s
+        self._prefills_locally = prefills_locally
+
     def fill(self, members: Iterable[Worker]) -> None:
         """Take in all workers of the model; for the registry."""
         by_role: dict[Role, list[Worker]] = {role: [] for role in ROLES}

@@ -12,7 +12,8 @@ import sys
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says what it means
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor says what they mean
     from orchestrator.data_process import run
 
     channel, listener, rows = map(int, sys.argv[1:])

@@ -26,7 +26,7 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar, Literal, cast
 
@@ -353,6 +353,11 @@ class HttpProtocol(asyncio.Protocol):
     def close_after_answers(cls) -> None:
         """Let every connection, also those to come, end with its next answer; idle ones stay until then."""
         cls.is_ending = True
+
+    @classmethod
+    def limit(cls, limits: ServerLimits) -> None:
+        """Bound the connections that are made from now on."""
+        cls.shared = replace(cls.shared, limits=limits)
 
     @property
     def is_busy(self) -> bool:

@@ -17,15 +17,18 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
-from orchestrator.channel import Start
+from orchestrator.auth import Key
+from orchestrator.channel import Reconfigured, Start
 from orchestrator.child import Child, describe_exit
 from orchestrator.config import Config
 from orchestrator.control import admin_app
 from orchestrator.endpoints import ENDPOINTS
+from orchestrator.hangup import on_hangup
 from orchestrator.health import HttpProbe, Prober
 from orchestrator.ids import IdSource
 from orchestrator.membership import Publisher
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.reload import ConfigSource, Reloader
 from orchestrator.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.serving import StartError, admin_served, bound, load_keys, on_signals
 from orchestrator.telemetry import Layout
@@ -45,8 +48,10 @@ CUT_S = 15.0  # from a cut to SIGKILL
 _log = logging.getLogger("baton.supervisor")
 
 
-async def supervise(config: Config, *, transport: str, credential: str | None) -> None:
+async def supervise(config: Config, source: ConfigSource, *, transport: str, credential: str | None) -> None:
     """Serve in `config.orchestrator.processes` processes until SIGINT or SIGTERM; a second one cuts.
+
+    SIGHUP reloads `config` from `source`.
 
     Raises `StartError` if that is impossible. No process is left in either case.
     """
@@ -54,8 +59,10 @@ async def supervise(config: Config, *, transport: str, credential: str | None) -
     stop = Stopping()
     with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
         supervisor = Supervisor(config, listener, transport=transport, credential=credential)
-        async with admin_served(admin_app(supervisor), options, supervisor.random):
-            await supervisor.run(stop)
+        reloader = Reloader(source, supervisor)
+        async with admin_served(admin_app(supervisor, reloader.reload), options, supervisor.random):
+            with on_hangup(reloader.reload_soon, stop.request):
+                await supervisor.run(stop)
 
 
 class Stopping:
@@ -89,8 +96,8 @@ class Supervisor:
         self.keys = load_keys(config.orchestrator)
         self.layout = Layout(models, ENDPOINTS)
         # The base, and for each place one that serves and one that retires.
-        slots = len(addresses) + SPARE_WORKERS
-        self._rows = Rows.create(self.layout, slots, 1 + 2 * len(self._places))
+        self._slots = len(addresses) + SPARE_WORKERS
+        self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._places))
         self._free_rows: asyncio.Queue[int] = asyncio.Queue()
         for row in range(BASE + 1, self._rows.count):
             self._free_rows.put_nowait(row)
@@ -104,7 +111,7 @@ class Supervisor:
         )
         self._publisher = Publisher(self.registry)
         self._probe = HttpProbe(credential)
-        self._prober = Prober(self.registry, self._probe, config.health, random=self.random)
+        self._prober = Prober(self.registry, self._probe, random=self.random)
         self._listener = listener
         self._started = time.time()
         self._children: dict[Child, asyncio.Task[None]] = {}  # with the task that watches each
@@ -125,6 +132,14 @@ class Supervisor:
             await self._prober.aclose()
             await self._probe.aclose()
             self._rows.close()
+
+    def reconfigure(self, config: Config) -> None:
+        """Have all processes, also those to come, serve by another config in what can be changed."""
+        self.config = config
+        self.registry.reconfigure(config.health, prefills_locally=config.routing.disaggregate != "strict")
+        message = Reconfigured(config=self._config_json(), keys=self._key_list())
+        for child in self._children:
+            child.reconfigure(message)
 
     # --- for the admin pages --------------------------------------------------------------------
 
@@ -191,12 +206,19 @@ class Supervisor:
             row=row,
             rows=self._rows.count,
             row_size=self._rows.row_size,
-            config=self.config.model_dump_json().encode(),
+            slots=self._slots,
+            config=self._config_json(),
             transport=self.transport,
             started=self._started,
-            keys=None if self.keys is None else list(self.keys),
+            keys=self._key_list(),
             snapshot=self._publisher.snapshot,
         )
+
+    def _config_json(self) -> bytes:
+        return self.config.model_dump_json().encode()
+
+    def _key_list(self) -> list[Key] | None:
+        return None if self.keys is None else list(self.keys)
 
     def _note_failed_start(self) -> None:
         self._failed_starts += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from random import Random
 
 from orchestrator.config import HealthConfig
@@ -37,7 +37,7 @@ from orchestrator.states import (
 )
 from orchestrator.topology import WorkerAddress
 from orchestrator.wire.codec import CODECS, JSON
-from orchestrator.wire.info import TokenIds, WorkerInfo
+from orchestrator.wire.info import Role, TokenIds, WorkerInfo
 
 __all__ = [
     "Event",
@@ -104,6 +104,17 @@ class Registry:
         self._on_change: list[Callable[[], None]] = []
         for slot, address in enumerate(addresses):
             self._admit(self._made(address, slot))
+
+    @property
+    def health(self) -> HealthConfig:
+        return self._health
+
+    def reconfigure(self, health: HealthConfig, *, prefills_locally: bool) -> None:
+        """Judge by other options from now on; what was decided stays."""
+        self._health = health
+        for model, pools in self.pools.items():
+            pools.reconfigure(slow_start_s=health.slow_start_s, prefills_locally=prefills_locally)
+            self._refresh(model)
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self.workers)
@@ -248,6 +259,21 @@ class Registry:
             raise Conflict(f"{worker.name} is being removed")
         worker.is_drained = False
         self._note(worker, Event.UNDRAIN)
+
+    def at(self, model: str, role: Role, url: str) -> Worker | None:
+        """Who serves `model` in this role there, or is to be removed still."""
+        place = (model, role, url)
+        return next((worker for worker in self.workers if _place(worker.address) == place), None)
+
+    def next_index(self, model: str, role: Role) -> int:
+        """For the name of a worker that is to be added."""
+        prefix = f"{model}/{role}/"
+        names = (worker.name for worker in self.workers if worker.name.startswith(prefix))
+        return max((int(name.removeprefix(prefix)) for name in names), default=-1) + 1
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many workers can be added; only shared memory has bounds."""
+        return self._loads is None or sum(1 for _ in self._free_slots(self._loads)) >= count
 
     def add(self, address: WorkerAddress) -> Worker:
         """Take in another worker; it serves once a probe has found it well.
@@ -394,13 +420,17 @@ class Registry:
 
     def _free_slot(self) -> int:
         """One that nobody counts in, not even a process that has not heard of a removal yet."""
-        taken = {worker.slot for worker in self.workers}
         if self._loads is None:
-            return max(taken, default=-1) + 1
-        for slot, load in enumerate(self._loads):
-            if slot not in taken and not any(load.legs):
-                return slot
-        raise Conflict(f"there are {len(taken)} workers, and no more can be added: restart with a new config")
+            return max((worker.slot for worker in self.workers), default=-1) + 1
+        slot = next(self._free_slots(self._loads), None)
+        if slot is None:
+            count = len(self.workers)
+            raise Conflict(f"there are {count} workers, and no more can be added: restart with a new config")
+        return slot
+
+    def _free_slots(self, loads: Sequence[SharedLoad]) -> Iterator[int]:
+        taken = {worker.slot for worker in self.workers}
+        return (slot for slot, load in enumerate(loads) if slot not in taken and not any(load.legs))
 
     def _admit(self, worker: Worker) -> None:
         self.workers = (*self.workers, worker)

@@ -36,6 +36,7 @@ def main() -> None:
             sys.exit(0)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, lambda *_: note("reload", os.getpid()))
     if options.child:
         sleep = (
             "import signal,time; [signal.signal(s, signal.SIG_IGN) for s in (2, 15)]; print(1, flush=True)"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,8 @@ class Cluster:
     options: dict[str, Sequence[str]]
     limits: dict[str, Any] = field(default_factory=dict)
 
-    def start(self) -> None:
+    def start(self, terminal: int | None = None) -> None:
+        """`terminal` becomes the driver's own, as that of a shell would be."""
         self.directory.mkdir(exist_ok=True)
         ports = {name: free_port() for name in self.options}
         document = {
@@ -50,6 +53,7 @@ class Cluster:
                 stderr=stderr,
                 cwd=ROOT,
                 start_new_session=True,
+                preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
             )
 
     def _argv(self, name: str, port: int) -> list[str]:
@@ -104,7 +108,7 @@ def clusters(tmp_path: Path) -> Iterator[Any]:
         cluster.clean_up()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_orchestrator_first_and_leaves_nothing(clusters: Any, number: int) -> None:
     cluster = clusters({"one": ["--child"], "two": [], "orchestrator": []}, stop_worker_s=0.5)
     cluster.wait_ready()
@@ -133,6 +137,30 @@ def test_nohup_is_respected(clusters: Any) -> None:
     cluster.process.send_signal(signal.SIGHUP)
     os.kill(_last(cluster, "start", "one"), signal.SIGKILL)
     wait_for(lambda: cluster.stderr.count("one: ready") == 2, "the restart, as a sign of life")
+
+
+def test_the_orchestrator_alone_is_told_to_reload(clusters: Any) -> None:
+    cluster = clusters({"one": [], "orchestrator": []})
+    cluster.wait_ready()
+    cluster.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: cluster.events("reload"), "the news")
+    os.kill(_last(cluster, "start", "one"), signal.SIGKILL)
+    wait_for(lambda: cluster.stderr.count("one: ready") == 2, "the restart, as a sign of life")
+    assert [name for _, name, _ in cluster.events("reload")] == ["orchestrator"]
+
+
+def test_the_end_of_the_terminal_is_the_end_of_all(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, {"one": [], "orchestrator": []}, {})
+    terminal, theirs = os.openpty()
+    try:
+        cluster.start(terminal=theirs)
+        cluster.wait_ready()
+        os.close(terminal)
+        assert cluster.wait_exit() == Exit.OK
+        assert not any(map(is_running, cluster.pids()))
+    finally:
+        os.close(theirs)
+        cluster.clean_up()
 
 
 def test_ready_only_when_all_are(clusters: Any) -> None:

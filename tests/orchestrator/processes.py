@@ -129,20 +129,24 @@ class Orchestrator:
         scheme = "https" if "tls" in options else "http"
         self.url, self.admin_url = f"{scheme}://{listen}", f"{scheme}://{admin}"
         pools = {role: {"urls": [w.url for w in workers if w.role == role]} for role in ("prefill", "decode")}
-        config = {
+        self.config: dict[str, Any] = {
             "orchestrator": {"listen": listen, "admin": admin, **options},
             "models": [{"name": MODEL, **pools}],
             "routing": dict(routing or {}),
         }
-        path = directory / "config.yaml"
-        path.write_text(json.dumps(config))
+        self._config_file = directory / "config.yaml"
+        self.write_config()
         self._stderr = (directory / "stderr").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "orchestrator", str(path)],
+            [sys.executable, "-m", "launch.cli", "orchestrator", str(self._config_file)],
             env={**os.environ, **(env or {}), "BATON_TEST": self._marker},
             stderr=self._stderr,
             start_new_session=True,
         )
+
+    def write_config(self, text: str | None = None) -> None:
+        """Put `config`, or something else, into the file that a reload reads."""
+        self._config_file.write_text(text or json.dumps(self.config))
 
     @property
     def lines(self) -> str:

@@ -31,6 +31,7 @@ START = Start(
     row=2,
     rows=5,
     row_size=64,
+    slots=65,
     config=b"{}",
     transport="json",
     started=1.5,

@@ -35,6 +35,7 @@ def start(rows: Rows, row_size: int) -> Start:
         row=1,
         rows=rows.count,
         row_size=row_size,
+        slots=1 + SPARE_WORKERS,
         config=b"",
         transport="json",
         started=0.0,

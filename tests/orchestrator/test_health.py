@@ -51,7 +51,7 @@ class Cluster:
         addresses = [address("decode", index, port=index + 1) for index in range(size)]
         random = Random(seed)
         self.registry = Registry(addresses, ["m"], "json", health=HEALTH, time=loop.time, random=random)
-        self.prober = Prober(self.registry, self.probe, HEALTH, random=random, time=loop.time)
+        self.prober = Prober(self.registry, self.probe, random=random, time=loop.time)
         self.moved = asyncio.Event()
         self.registry.on_move(lambda worker, event: self.moved.set())
 

@@ -21,6 +21,7 @@ import pytest
 
 from orchestrator import child
 from orchestrator.config import Config
+from orchestrator.reload import ConfigSource
 from orchestrator.serving import StartError
 from orchestrator.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT
@@ -38,6 +39,7 @@ from tests.orchestrator.processes import (
 STEP_MS = 10
 SHORT, LONG, ENDLESS = 100, 600, 100_000  # tokens
 HANG_S = 3
+SOURCE = ConfigSource("config.yaml")  # not read again
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +335,14 @@ def test_processes_that_never_serve_end_the_supervisor(monkeypatch: pytest.Monke
     monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     config = one_of(listen=f"127.0.0.1:{free_port()}", admin=f"127.0.0.1:{free_port()}")
     with pytest.raises(StartError, match="5 processes in a row ended before they could serve"):
-        asyncio.run(supervise(config, transport="json", credential=None))
+        asyncio.run(supervise(config, SOURCE, transport="json", credential=None))
 
 
 def test_when_the_system_refuses_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "COMMAND", ("/no/such/program",))
     config = one_of(listen=f"127.0.0.1:{free_port()}")
     with pytest.raises(StartError, match="5 processes in a row"):
-        asyncio.run(supervise(config, transport="json", credential=None))
+        asyncio.run(supervise(config, SOURCE, transport="json", credential=None))
 
 
 def test_a_port_that_is_taken_is_found_before_anything_starts() -> None:
@@ -348,4 +350,4 @@ def test_a_port_that_is_taken_is_found_before_anything_starts() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for options in ({"listen": address}, {"listen": f"127.0.0.1:{free_port()}", "admin": address}):
             with pytest.raises(StartError, match=f"cannot listen on {address}"):
-                asyncio.run(supervise(one_of(**options), transport="json", credential=None))
+                asyncio.run(supervise(one_of(**options), SOURCE, transport="json", credential=None))

@@ -164,7 +164,6 @@ class Cluster:
         self._prober = Prober(
             self.orchestrator.registry,
             SimulatedProbe(self.world),
-            self.orchestrator.config.health,
             random=random,
             time=asyncio.get_running_loop().time,
         )

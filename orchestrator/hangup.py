@@ -1,0 +1,41 @@
+"""SIGHUP means one of two things: somebody wants the config to be read again, or the terminal is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    """Have the running event loop call `reload` for SIGHUP, or `stop` if that came with a terminal's end."""
+    loop = asyncio.get_running_loop()
+    terminal = Terminal()
+    loop.add_signal_handler(signal.SIGHUP, lambda: stop() if terminal.is_gone() else reload())
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+class Terminal:
+    """To be made before SIGHUP is handled: who was started with nohup outlives its terminal."""
+
+    def __init__(self) -> None:
+        is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._had_one = not is_detached and _has_terminal()
+
+    def is_gone(self) -> bool:
+        """Whether there was a terminal and it is not there any more: nobody can press Ctrl-C now."""
+        return self._had_one and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
