@@ -53,7 +53,7 @@ orchestrator: {{listen: "127.0.0.1:{port}", processes: {processes}}}
 models:
   - name: mock
     prefill: {{urls: ["{prefill}"]}}
-    decode: {{urls: ["{decode}"]}}
+    decode: {{urls: ["{decode}"], seats: 4096}}
 """
 
 

@@ -46,6 +46,10 @@ SWEEP_S = 0.25  # how late a wait that is over may be noticed, and seats that le
 # Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
 BYTES_PER_TOKEN = 4
 
+# Who is let in could wait half again as long as is expected: then nearly all who wait are served, and the others
+# know at once. Without it one in ten of those sent away heard of it only when its turn had come.
+_CAUTION = 1.5
+
 _LONGEST_RETRY_AFTER_S = 60  # an estimate is not worth more
 
 
@@ -87,6 +91,11 @@ class Estimate:
         error = value - self.mean
         self.mean += error / 16
         self.deviation += (abs(error) - self.deviation) / 8
+
+    @property
+    def likely(self) -> float:
+        """Most are below this."""
+        return self.mean + self.deviation
 
     @property
     def most(self) -> float:
@@ -190,7 +199,7 @@ class Gate:
         now = self._time()
         if not self._has_room(demand):
             raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
-        if self._is_too_late(demand, now, self._wait_s()):
+        if not self._may_wait(demand, now):
             raise self._too_late()
         waiter = _Waiter(demand, now, asyncio.get_running_loop().create_future())
         self._waiters[waiter] = None
@@ -209,7 +218,7 @@ class Gate:
         """Give free seats to those who wait; if there are no seats at all any more, nobody waits for one."""
         now = self._time() if self._waiters else 0.0
         while (self.free > 0 or not self.seats) and (first := self._first()) is not None:
-            if self.seats and self._is_too_late(first.demand, now):
+            if self.seats and not self._may_begin(first.demand, now):
                 self._end(first, self._too_late())
             else:
                 self.free -= 1
@@ -262,10 +271,15 @@ class Gate:
         """How long the next one that comes would wait: seats get free at the rate at which they did."""
         return (len(self._waiters) + 1) * self._held_s.mean / self.seats if self.seats else 0.0
 
-    def _is_too_late(self, demand: Demand, now: float, wait_s: float = 0.0) -> bool:
-        """Whether it would be given up while it waits, or before it is answered."""
+    def _may_wait(self, demand: Demand, now: float) -> bool:
+        """Whether it would have its turn soon enough, and be answered in time then."""
+        wait_s = self._wait_s() * _CAUTION
         needed_s = self._first_byte_s[demand.is_stream].most
-        return wait_s > self._limits.timeout_s or now + wait_s + needed_s > demand.deadline
+        return wait_s <= self._limits.timeout_s and now + wait_s + needed_s <= demand.deadline
+
+    def _may_begin(self, demand: Demand, now: float) -> bool:
+        """Whether it will rather be answered in time than not, now that it is its turn."""
+        return now + self._first_byte_s[demand.is_stream].likely <= demand.deadline
 
     # --- refusals -------------------------------------------------------------------------------
 
