@@ -46,8 +46,8 @@ SWEEP_S = 0.25  # how late a wait that is over may be noticed, and seats that le
 # Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
 BYTES_PER_TOKEN = 4
 
-# Who is let in could wait half again as long as is expected: then nearly all who wait are served, and the others
-# know at once. Without it one in ten of those sent away heard of it only when its turn had come.
+# Who is let in could bear to wait half again as long as is expected: then nearly all who wait are served, and
+# the others know at once. Without it one in ten of those sent away heard of it only when its turn had come.
 _CAUTION = 1.5
 
 _LONGEST_RETRY_AFTER_S = 60  # an estimate is not worth more
