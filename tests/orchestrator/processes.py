@@ -18,6 +18,7 @@ from uuid import uuid4
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator.config import DEFAULT_SEATS
 from tests.launch.waiting import free_port, is_running, wait_for
 
 MODEL = "m"
@@ -112,9 +113,12 @@ class Orchestrator:
         env: Mapping[str, str] | None = None,
         key: str = "",
         routing: Mapping[str, Any] | None = None,
+        seats: int = DEFAULT_SEATS,
         **options: Any,
     ) -> None:
-        """`options` are the config's `orchestrator`. `trust` is for its certificate, `key` for who asks."""
+        """`seats` are those of a decode worker, `options` are the config's `orchestrator`. `trust` is for its
+        certificate, `key` for who asks.
+        """
         self._asking: dict[str, Any] = {
             "headers": {"authorization": f"Bearer {key}"} if key else {},
             "timeout": PATIENCE_S,
@@ -129,9 +133,10 @@ class Orchestrator:
         scheme = "https" if "tls" in options else "http"
         self.url, self.admin_url = f"{scheme}://{listen}", f"{scheme}://{admin}"
         pools = {role: {"urls": [w.url for w in workers if w.role == role]} for role in ("prefill", "decode")}
+        decode = {**pools["decode"], "seats": seats}
         self.config: dict[str, Any] = {
             "orchestrator": {"listen": listen, "admin": admin, **options},
-            "models": [{"name": MODEL, **pools}],
+            "models": [{"name": MODEL, "prefill": pools["prefill"], "decode": decode}],
             "routing": dict(routing or {}),
         }
         self._config_file = directory / "config.yaml"
@@ -211,6 +216,11 @@ class Orchestrator:
             for sample in family.samples
             if not sample.name.endswith("_created")
         }
+
+    def gauge(self, name: str) -> float:
+        """The sum of all series of that name."""
+        families = text_string_to_metric_families(self.admin("/metrics").text)
+        return sum(sample.value for family in families if family.name == name for sample in family.samples)
 
     def answered(self) -> float:
         """Completions with status 200, of all processes ever."""
