@@ -46,6 +46,10 @@ def ask(client: httpx.Client) -> httpx.Response:
 
 def drain(orchestrator: Orchestrator) -> None:
     orchestrator.signal(signal.SIGTERM)
+    wait_drain(orchestrator)
+
+
+def wait_drain(orchestrator: Orchestrator) -> None:
     wait_for(lambda: orchestrator.lines.count("draining:") == orchestrator.count, "the drain")
 
 
@@ -63,6 +67,19 @@ def test_open_requests_end_well_and_new_ones_are_refused(make: Any) -> None:
     assert (ready.status_code, ready.json()["status"]) == (503, "draining")
     assert (health.status_code, health.json()["status"]) == (200, "ok")
     assert orchestrator.worker_loads()[f"{MODEL}/decode/0"] == len(streams)  # the admin listener is there
+    assert all(stream.is_whole() for stream in streams)
+    assert orchestrator.wait_exit() == 0
+    assert orchestrator.left() == set()
+
+
+def test_a_signal_to_the_whole_group_is_one_drain(make: Any) -> None:
+    """As `baton up` and systemd send it: then no process is to be followed by another."""
+    orchestrator = make()
+    streams = orchestrator.streams(LONG)
+    os.killpg(orchestrator.process.pid, signal.SIGTERM)
+    wait_drain(orchestrator)
+    answer = ask(orchestrator.client())
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert all(stream.is_whole() for stream in streams)
     assert orchestrator.wait_exit() == 0
     assert orchestrator.left() == set()
