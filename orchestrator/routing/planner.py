@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -12,6 +12,10 @@ from orchestrator.routing import POLICIES
 from orchestrator.workers import Pools, Worker
 
 NO_PREFILL = "no prefill worker is ready: the decode worker prefills"
+PAIR_FAILED = "who would prefill or decode has just failed"
+
+
+Ready = Sequence[Worker]
 
 
 class Plan(msgspec.Struct):
@@ -44,11 +48,24 @@ class Planner:
             decode = pools.candidates("decode", avoid)
             both = pools.candidates("both", avoid)
         if whole_reason is None and prefill and decode:
-            chosen = self._decode.choose(decode)
-            return Plan(self._prefill.choose(prefill), chosen, self._decode.reason)
+            if not (avoid and self._is_better_whole(prefill, decode, both, avoid)):
+                chosen = self._decode.choose(decode)
+                return Plan(self._prefill.choose(prefill), chosen, self._decode.reason)
+            whole_reason = PAIR_FAILED
         if both:
             return Plan(None, self._whole.choose(both), whole_reason or "no separate pools are ready")
         if decode and (whole_reason is not None or not self._is_strict):
             return Plan(None, self._whole.choose(decode), whole_reason or NO_PREFILL)
         missing = pools.missing() if whole_reason is None else "no decode worker is ready"
         raise Unavailable(f"{missing} for the model '{pools.model}'")
+
+    def _is_better_whole(self, prefill: Ready, decode: Ready, both: Ready, avoid: Collection[Worker]) -> bool:
+        """Whether one worker that has not failed the request can serve it, but no two such can.
+
+        Of a role's candidates all have failed it, or none.
+        """
+        if prefill[0] not in avoid and decode[0] not in avoid:
+            return False
+        if both:
+            return both[0] not in avoid
+        return not self._is_strict and decode[0] not in avoid

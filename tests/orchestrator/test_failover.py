@@ -306,3 +306,17 @@ def test_all_streams_of_an_engine_that_is_stopped_go_on() -> None:
     streams = 4 * BUDGET_LEAST
     expected = told(uncut(CHAT))
     run(test)
+
+
+def test_streams_of_the_only_decode_worker_go_on_at_one_that_does_both() -> None:
+    """At once: a second replacement of each would be more than the budget has room for."""
+
+    async def test(cluster: Cluster) -> None:
+        cluster.cuts = [5] * streams
+        answers = await asyncio.gather(*(cluster.stream(CHAT) for _ in range(streams)))
+        assert [told(answer.sent) for answer in answers] == [expected] * streams
+        assert len(cluster.legs("decode")) == streams
+
+    streams = 4 * BUDGET_LEAST
+    expected = told(uncut(CHAT))
+    run(test, roles=("prefill", "decode", "both"))

@@ -45,6 +45,30 @@ def test_who_serves(counts: Any, options: Any, roles: tuple[str | None, str]) ->
 
 
 @pytest.mark.parametrize(
+    ("counts", "avoided", "disaggregate", "roles"),
+    [
+        (ALL, [], "always", ("prefill", "decode")),
+        (ALL, ["decode"], "always", (None, "both")),
+        (ALL, ["prefill"], "always", (None, "both")),
+        (ALL, ["both"], "always", ("prefill", "decode")),
+        (ALL, ["prefill", "decode", "both"], "always", ("prefill", "decode")),
+        (PAIR, ["prefill"], "always", (None, "decode")),
+        (PAIR, ["prefill"], "strict", ("prefill", "decode")),
+        (PAIR, ["decode"], "always", ("prefill", "decode")),
+        ({"prefill": 2, "decode": 2, "both": 1}, ["prefill", "decode"], "always", ("prefill", "decode")),
+    ],
+)
+def test_who_serves_what_has_failed(
+    counts: Any, avoided: list[str], disaggregate: Any, roles: tuple[str | None, str]
+) -> None:
+    """One worker that has not failed the request is better than a pair of which one has."""
+    pools = registry_of(counts).pools["m"]
+    avoid = [getattr(pools, role)[0] for role in avoided]
+    made = Planner(RoutingConfig(disaggregate=disaggregate)).plan(pools, None, avoid)
+    assert chosen(made) == roles
+
+
+@pytest.mark.parametrize(
     ("counts", "options", "says"),
     [
         ({}, {}, "no prefill and no decode worker is ready"),
