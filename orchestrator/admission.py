@@ -1,4 +1,5 @@
-"""Who may begin: a request takes a seat on a decode worker before anything of it is sent, or waits for one.
+"""Who may begin: a request takes a seat on a decode worker before anything of it is sent, or waits for one;
+and how many bytes all requests together may hold.
 
 A seat is counted over all decode workers of a model (and those of role `both`), not on one of them: which
 worker serves the request is the planner's choice, right after. So no prefill ends, and pins KV blocks,
@@ -37,10 +38,9 @@ from orchestrator.telemetry import RejectReason, RequestRecord, Telemetry
 from orchestrator.wire.info import Role
 from orchestrator.wire.view import RequestView
 
-SEATED: tuple[Role, Role] = (
-    "decode",
-    "both",
-)  # prefill workers queue by themselves
+# Prefill workers have no seats: they queue by themselves, one prompt after another.
+SEATED: tuple[Role, Role] = ("decode", "both")
+
 SWEEP_S = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
 
 # Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
