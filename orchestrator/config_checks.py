@@ -14,6 +14,7 @@ from orchestrator.config import (
     WILDCARDS,
     Config,
     ModelConfig,
+    OrchestratorConfig,
     PoolConfig,
     TlsConfig,
     WorkerConfig,
@@ -58,6 +59,7 @@ class Finding:
 def findings(config: Config) -> Iterator[Finding]:
     """All mistakes, in no order. Looks at the file system, at nothing else outside the config."""
     yield from _open_to_strangers(config)
+    yield from _drain(config.orchestrator)
     yield from _files(config)
     yield from _model_names(config)
     for index, model in enumerate(config.models):
@@ -76,6 +78,13 @@ def _open_to_strangers(config: Config) -> Iterator[Finding]:
         if address is not None and not is_loopback(split_address(address)[0]):
             message = f"{address} is open to other machines: give api_keys_file, or insecure_no_auth: true"
             yield Finding(("orchestrator", key), message)
+
+
+def _drain(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
+    path: Path = ("orchestrator", "drain_notice_s")
+    limit: Path = ("orchestrator", "timeout_graceful_shutdown")
+    if orchestrator.drain_notice_s > orchestrator.timeout_graceful_shutdown:
+        yield Finding(path, "drain_notice_s is longer than timeout_graceful_shutdown", also=(limit,))
 
 
 def _files(config: Config) -> Iterator[Finding]:

@@ -68,7 +68,7 @@ class Draining(Protocol):
 class PublicServer(Server):
     """Before it closes anything it drains: open requests go on, while new connections get answers still.
 
-    A listener that were closed at once would leave load balancers to find out by refused connections, and
+    A listener closed at once would leave load balancers to find out by refused connections, and
     clients without the `retry-after` that tells them what to do.
     """
 
@@ -76,7 +76,7 @@ class PublicServer(Server):
         super().__init__(config)
         self._requests = requests
         self._grace_s = options.timeout_graceful_shutdown
-        self.notice_s = min(options.drain_notice_s, self._grace_s)
+        self.notice_s = options.drain_notice_s
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._drain()

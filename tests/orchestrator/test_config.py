@@ -129,6 +129,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
             "c.yaml:7:3: [::]:8001 is open to other machines",
         ],
     ),
+    "notice beyond the grace time": (
+        f"{GOOD}orchestrator: {{drain_notice_s: 31}}",
+        ["c.yaml:5:16: drain_notice_s is longer than timeout_graceful_shutdown"],
+    ),
     "files that are not there": (
         f"{GOOD}orchestrator: {{api_keys_file: keys, tls: {{cert: c.pem, key: .}}}}",
         [
