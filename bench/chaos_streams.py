@@ -7,21 +7,23 @@ import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from random import Random
 from typing import Any
 
 from chaos_client import Load, fetch, questions
 from chaos_kills import Scale, explain
-from chaos_report import Verdict, nothing, tally
+from chaos_report import Verdict, nothing
+from chaos_report import tally as counted
 from chaos_site import Orchestrator, Pools, Worker, orchestrating
 from processes import Failed
-from soak_load import Cancel, Phase, Request, kinds, run_load
+from soak_load import Cancel, Phase, Request, Tally, kinds, run_load
 
 from worker.sim.questions import Outcome, Question, WrongAnswer, events_of, judge
 
 CANCELLED = ("chat", "stream", "completion")  # kinds of a soak that reach the workers
 PHASES = {Phase.SENDING: 1.0, Phase.WAITING: 0.1, Phase.READING: 2000.0}  # shares, seconds, bytes
+MOST_ASKED = 2  # requests for each cancel: some answers come before their client leaves
 GRACE_S = 1.0  # after the last cancel
 
 BATCH = 12  # streams at a time, of which some are cut
@@ -43,18 +45,23 @@ LEGS = 2  # that a request needs
 async def cancels(pools: Pools, scale: Scale) -> list[Verdict]:
     """Clients leave while they send, while they wait for either worker, and while they read."""
     await pools.wait_idle()
+    tally = Tally()
+
+    def note(found: Tally) -> None:
+        nonlocal tally
+        tally = found
+
     async with orchestrating(pools) as orchestrator:
-        asked = cancelled(Random(scale.seed))
-        found = await run_load(
-            orchestrator.port, asked, count=scale.cancels, clients=scale.clients, on_end=lambda _: None
-        )
+        asked = takewhile(lambda _: tally.cancelled.total() < scale.cancels, cancelled(Random(scale.seed)))
+        most = MOST_ASKED * scale.cancels
+        await run_load(orchestrator.port, asked, count=most, clients=scale.clients, on_end=note)
         await asyncio.sleep(GRACE_S)
         held = await orchestrator.held()
         held |= await pools.held()
-    phases = ", ".join(f"{count:,} {phase}" for phase, count in found.cancelled.most_common())
+    phases = ", ".join(f"{count:,} {phase}" for phase, count in tally.cancelled.most_common())
     return [
-        Verdict("clients that leave", f"{phases}; {found.answered.total()} too late", None),
-        nothing("those who stay are answered rightly", found.problems),
+        Verdict("clients that leave", f"{phases}; {tally.answered.total()} too late", None),
+        nothing("those who were too late are answered rightly", tally.problems),
         nothing(f"{GRACE_S:.0f} s later no request, leg, lease or KV block is held", held),
     ]
 
@@ -192,7 +199,7 @@ async def _amplified(pools: Pools, scale: Scale, outage: Killed | Faulty) -> Ver
     goal = (
         f"{outage} for {scale.outage_s:.0f} s, {CROWD} requests open: below {LIMIT} legs sent for each needed"
     )
-    return Verdict(goal, f"{factor:.3f}; {tally(load.results)} fail", factor < LIMIT)
+    return Verdict(goal, f"{factor:.3f}; {counted(load.results)} fail", factor < LIMIT)
 
 
 async def _legs(orchestrator: Orchestrator) -> int:
