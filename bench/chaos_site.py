@@ -109,10 +109,11 @@ class Worker:
 
     async def held(self) -> dict[str, int]:
         ledger = await fetch_json(self.port, "/sim/ledger")
+        pinned = {block for pin in ledger["pins"] for block in pin["block_ids"]}
         return {
             "running": ledger["in_flight"],
             "pinned": len(ledger["pins"]),
-            "blocks in use": ledger["blocks_used"],
+            "other blocks in use": ledger["blocks_used"] - len(pinned),
         }
 
 
