@@ -48,7 +48,9 @@ class Failover:
 
     def transcript(self, job: Job) -> Transcript | None:
         """For a stream that begins; None if no other worker could ever go on with it. To be closed."""
-        return Transcript(self._memory) if job.view.whole_reason is None else None
+        if job.view.whole_reason is not None or self._memory.used >= self._memory.limit:
+            return None
+        return Transcript(self._memory)
 
     async def go_on(self, job: Job, cause: WorkerError | WorkerAnswered) -> bool:
         """Turn the job into one for the rest of its stream; False if only the ending was missing: it is sent.
@@ -67,7 +69,7 @@ class Failover:
         transcript = job.scope.transcript
         reason = replaceable(job.view)
         if transcript is None or reason is not None:
-            raise CannotContinue(reason)
+            raise CannotContinue(reason or "nothing was kept of it")
         sent = transcript.sent()
         first = job.first_handoff
         cached_tokens = None if first is None else first.prefill_cached_tokens
