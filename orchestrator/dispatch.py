@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.admission import Gate
 from orchestrator.embeddings import Wanted
-from orchestrator.errors import BatonError, WorkerAnswered
+from orchestrator.errors import BatonError, WorkerAnswered, WorkerError
 from orchestrator.headers import header_block
 from orchestrator.ledger import KvLease
 from orchestrator.offload import Offload
@@ -19,6 +19,8 @@ from orchestrator.retry import Retries
 from orchestrator.routing.planner import Plan
 from orchestrator.telemetry import FallbackReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
+from orchestrator.wire.aborts import PATH as ABORT
+from orchestrator.wire.aborts import abort_body
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge, transcoded
 from orchestrator.wire.continuation import Continuation
 from orchestrator.wire.handoff import Handoff
@@ -27,6 +29,8 @@ from orchestrator.wire.view import RequestView
 from orchestrator.workers import Registry, Worker
 
 MakeBody = Callable[[Codec, str], Parts]
+
+_MAX_ABORT_ANSWER_BYTES = 64 * 1024  # it has none, an error page may
 
 _log = logging.getLogger("baton.dispatch")
 
@@ -112,8 +116,14 @@ class Dispatcher:
 
     async def ask(self, job: Job, worker: Worker, path: str, body: bytes, limit: int) -> bytes:
         """A question beside the legs, in JSON: the answer's body. Raises as a leg does."""
+        return await self._ask(worker, path, body, limit, job.scope)
+
+    async def _ask(
+        self, worker: Worker, path: str, body: bytes, limit: int, scope: RequestScope | None = None
+    ) -> bytes:
         answer = await self._upstream.send(worker.origin, "POST", path, self._headers[JSON.name], [body])
-        job.scope.watch(worker, answer)
+        if scope is not None:
+            scope.watch(worker, answer)
         try:
             content = await answer.read(limit)
         finally:
@@ -121,6 +131,20 @@ class Dispatcher:
         if answer.status != 200:
             raise worker_answered(answer, content)
         return content
+
+    async def end_leg(self, job: Job, worker: Worker) -> bool:
+        """Ask a worker to end the last leg that it got, and to answer it all the same; False if it cannot."""
+        body = abort_body(job.path, f"{job.id}-{job.legs}")
+        if body is None or worker.unabortable_epoch == worker.epoch:
+            return False
+        try:
+            await self._ask(worker, ABORT, body, _MAX_ABORT_ANSWER_BYTES)
+        except WorkerAnswered:  # 404: an older vLLM, or something else
+            worker.unabortable_epoch = worker.epoch
+            return False
+        except WorkerError:
+            return False
+        return True
 
     def note_success(self, job: Job, worker: Worker) -> None:
         """A worker took a leg. If that had to be plain JSON, it had refused what it announced."""

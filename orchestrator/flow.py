@@ -4,7 +4,7 @@ What is owed at each point, and who pays it, when the client leaves or something
 
 | point | owed | paid by |
 |---|---|---|
-| prefill leg under way | the worker stops | its connection is half closed; an answer on its way is released |
+| prefill leg under way | the worker stops | it is asked to; an answer that still comes is released |
 | prefill has answered, decode not sent | prefill's pinned blocks | a release leg, in the background |
 | decode refused the leg (4xx, 503) | the same: it never looked at the hand-off | a release leg |
 | decode leg sent | both workers stop | its connection is closed; the decode worker lets the blocks go |

@@ -27,6 +27,9 @@ MAX_PREFILL_ANSWER_BYTES = 16 * 1024 * 1024
 # pinned for 30 s if its connection is closed in the moment in which it answers.
 GRACE_S = 0.05
 
+# How long a worker may take to say that it ends a request.
+END_LEG_S = 0.25
+
 # How long an answer is waited for once the worker knows that nobody wants it.
 LAST_WORDS_S = 1.0
 
@@ -59,7 +62,7 @@ class Releases:
 
     async def _see_off(self, job: Job, worker: Worker, answer: Answer) -> None:
         try:
-            content = await self._last_words(answer)
+            content = await self._last_words(job, worker, answer)
         finally:
             answer.abort()
         if content is None or answer.status != 200:
@@ -67,15 +70,27 @@ class Releases:
         with contextlib.suppress(WorkerGarbage):  # no hand-off in it, so nothing is pinned
             self.release(job, self._ledger.lease(worker, read_handoff(answer, content)))
 
-    async def _last_words(self, answer: Answer) -> bytes | None:
-        """The answer of a prefill that nobody wants any more, if there is one."""
+    async def _last_words(self, job: Job, worker: Worker, answer: Answer) -> bytes | None:
+        """The answer of a prefill that nobody wants any more, if there is one.
+
+        Closing the connection drops an answer that the engine has made and the server has not written yet,
+        and with it all knowledge of the blocks that it pins. So the worker is asked to end the request; only
+        if it knows no such call, its connection is half closed.
+        """
         with contextlib.suppress(WorkerError):
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), GRACE_S)
-            answer.leave()
+            if not await self._end_leg(job, worker):
+                answer.leave()
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), LAST_WORDS_S)
         return None
+
+    async def _end_leg(self, job: Job, worker: Worker) -> bool:
+        try:
+            return await asyncio.wait_for(self._dispatcher.end_leg(job, worker), END_LEG_S)
+        except TimeoutError:
+            return True  # it has been asked, and is slow to say so
 
     def settle(self, job: Job) -> None:
         """The job goes on without its hand-off, or has ended: what is held of it goes back."""

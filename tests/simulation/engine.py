@@ -20,6 +20,7 @@ import msgspec
 
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
+from orchestrator.wire.aborts import PATH as ABORT
 from tests.simulation.language import continuation, number_of, text_of, tokens_of
 from tests.simulation.schedule import DEFAULT_COMPLETION_TOKENS, LegFault, PlannedFault, WorkerSpec
 from tests.simulation.trace import Trace
@@ -174,6 +175,10 @@ class Engine:
     # --- legs -----------------------------------------------------------------------------------
 
     async def serve(self, request: MemoryRequest, reply: MemoryReply) -> None:
+        if request.target == ABORT:  # as a vLLM before 0.32
+            await self.is_awake.wait()
+            reply.answer(404, _encode(_error(404, "not found")), _JSON)
+            return
         document = read(request)
         tokens = prompt_of(document)
         leg = self._begin(kind_of(request.target, document), document, tokens, reply)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.relay import SWEEP_S
-from orchestrator.releases import GRACE_S
+from orchestrator.releases import END_LEG_S, GRACE_S, LAST_WORDS_S
 from orchestrator.telemetry import LeaseState
 from orchestrator.wire.usage import Kv
 from tests.simulation.client import Received, received
@@ -237,7 +237,7 @@ def _legs(result: Result) -> Iterator[str]:
 
 
 def _grace_s(leg: Leg) -> float:
-    return AT_ONCE_S + (GRACE_S if leg.kind == "prefill" else 0.0)
+    return AT_ONCE_S + (GRACE_S + END_LEG_S + LAST_WORDS_S if leg.kind == "prefill" else 0.0)
 
 
 def _handoffs(result: Result) -> Iterator[str]:
