@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from launch.bench.sample import Sample, Usage
-from orchestrator.wire.sse import EventStream, InvalidStream
+from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed
 
 
 class _Call(msgspec.Struct):
@@ -33,13 +33,9 @@ class _Choice(msgspec.Struct):
     delta: _Delta | None = None
 
 
-_NOTHING = msgspec.Raw(b"null")
-
-
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw = _NOTHING
 
     def is_token(self) -> bool:
         """The model made a token; what opens, closes or accounts for the answer does not count."""
@@ -56,17 +52,26 @@ class TokenClock:
         self._sample = sample
         self._now = now
         self._stream = EventStream()
+        self._has_failed = False  # by an event that says so
 
     def __call__(self, chunk: bytes) -> bool:
         """Raises `InvalidStream` for what no OpenAI endpoint sends."""
         at = self._now()  # before any work of ours
-        for payload in _payloads(self._stream.feed(chunk)):
+        try:
+            events = self._stream.feed(chunk)
+        except WorkerFailed as failure:
+            self._has_failed = True
+            self._sample.fail("error in stream", error_text(bytes(failure.document["error"])))
+            return True
+        for payload in _payloads(events):
             if payload != b"[DONE]":
                 self._note(_decode(payload), at)
         return True
 
     def finish(self) -> None:
         """The answer is complete. Raises `InvalidStream` unless the stream ended as a complete one does."""
+        if self._has_failed:
+            return
         try:
             self._stream.finish()
         except InvalidStream as error:
@@ -75,8 +80,6 @@ class TokenClock:
             self._sample.fail("no token", "a stream without a single token")
 
     def _note(self, event: _Event, at: float) -> None:
-        if event.error != _NOTHING:
-            self._sample.fail("error in stream", error_text(bytes(event.error)))
         if event.usage is not None:
             self._sample.usage = event.usage
         if event.is_token():

@@ -450,7 +450,7 @@ class _Connection(asyncio.Protocol):
         if answer is not None and self._is_until_close and _is_told(self._transport):
             self.is_reusable = False
             self._finish(answer)
-        else:
+        elif not self._transport.is_closing():
             self._transport.abort()  # now, even if the rest of a request could still be written
 
     def connection_lost(self, exc: Exception | None) -> None:

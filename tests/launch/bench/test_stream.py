@@ -95,9 +95,11 @@ def test_crlf() -> None:
     assert list(read(text("a").replace(b"\n", b"\r\n"), DONE.replace(b"\n", b"\r\n")).arrivals) == [0]
 
 
-def test_an_error_in_the_stream() -> None:
-    sample = read(text("a"), event(error={"message": "out of\nmemory", "code": 500}), DONE)
+@pytest.mark.parametrize("end", [(DONE,), (), (b"",)], ids=["done", "cut", "empty"])
+def test_an_error_in_the_stream(end: tuple[bytes, ...]) -> None:
+    sample = read(text("a"), event(error={"message": "out of\nmemory", "code": 500}), *end)
     assert (sample.error, sample.detail) == ("error in stream", "out of memory")
+    assert list(sample.arrivals) == [0]
 
 
 def test_a_stream_that_says_nothing_is_no_answer() -> None:

@@ -137,7 +137,8 @@ class Peer:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         for connection in self.connections:
-            connection.writer.transport.abort()
+            if not connection.writer.transport.is_closing():  # twice fails on asyncio TLS before 3.11.3
+                connection.writer.transport.abort()
         await turns()
         for result in results:
             if isinstance(result, Exception):
