@@ -154,7 +154,7 @@ class RequestScope:
             if self._worker is not None:
                 self._worker.heard = now
             if self.transcript is not None:
-                self.transcript.reduce_if_due()
+                self.transcript.reduce_if_due(self.record.bytes_out)
         if not self.exchange.is_started and now > self.deadline:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))

@@ -146,7 +146,7 @@ class Transcript:
         "_memory",
         "_misses_ids",
         "_prompt_ids",
-        "_size",
+        "_reduced_bytes",
         "_texts",
         "_usage",
         "chunks",
@@ -158,8 +158,8 @@ class Transcript:
         self._memory = memory
         self._charged = 0
         self._due = REDUCE_BYTES
-        self.chunks: list[bytes] = []  # not yet reduced
-        self._size = 0  # of the chunks, as `keep` counts
+        self.chunks: list[bytes] = []  # not yet reduced; the relay appends whole events
+        self._reduced_bytes = 0  # of all that was sent, when the chunks were last reduced
         self._head: _Head | None = None
         self._is_chat = False
         self._texts: list[str] = []
@@ -174,26 +174,16 @@ class Transcript:
         self.reason: str | None = None  # why this stream cannot be gone on with, as far as is known
         self._charge(REDUCE_BYTES)
 
-    def keep(self, events: bytes) -> None:
-        """Whole events that the client gets.
-
-        Who cannot afford this call appends to `chunks`, and calls `reduce_if_due` several times a second.
-        """
-        self.chunks.append(events)
-        self._size += len(events)
-        if self._size >= self._due:
-            self.reduce()
-
-    def reduce_if_due(self) -> None:
-        """To be called now and then by who appends to `chunks`; at every call the chunks are measured."""
-        if sum(map(len, self.chunks)) >= self._due:
+    def reduce_if_due(self, sent_bytes: int) -> None:
+        """To be called several times a second. `sent_bytes`: of all chunks that were ever appended."""
+        if sent_bytes - self._reduced_bytes >= self._due:
+            self._reduced_bytes = sent_bytes
             self.reduce()
 
     def reduce(self) -> None:
         """Replace the chunks by what counts in them."""
         data = b"".join(self.chunks)
         self.chunks.clear()
-        self._size = 0
         if self.reason is None and data:
             try:
                 self._read(data)

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -316,3 +316,20 @@ class CounterWatch:
                     self.fallen.append((name, dict(labels), old, new))
             before = now
             self.looks += 1
+
+
+@contextlib.contextmanager
+def starting(directory: Path, workers: list[SimWorker]) -> Iterator[Callable[..., Orchestrator]]:
+    """A function that starts orchestrators and waits for them; at the end none leaves a process behind."""
+    made: list[Orchestrator] = []
+
+    def start(**options: Any) -> Orchestrator:
+        made.append(Orchestrator(directory, options.pop("workers", workers), **options))
+        made[-1].wait_ready()
+        return made[-1]
+
+    try:
+        yield start
+    finally:
+        for orchestrator in made:
+            orchestrator.clean_up()

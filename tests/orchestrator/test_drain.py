@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from tests.launch.waiting import is_running, wait_for
-from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, simulated
+from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, simulated, starting
 
 STEP_MS = 10  # a stream takes at least so long per token
 LONG, ENDLESS = 400, 100_000  # tokens
@@ -27,16 +28,8 @@ def workers() -> Iterator[list[SimWorker]]:
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
 def make(tmp_path: Path, workers: list[SimWorker], request: Any) -> Iterator[Any]:
-    made: list[Orchestrator] = []
-
-    def start(**options: Any) -> Orchestrator:
-        made.append(Orchestrator(tmp_path, workers, processes=request.param, **options))
-        made[-1].wait_ready()
-        return made[-1]
-
-    yield start
-    for orchestrator in made:
-        orchestrator.clean_up()
+    with starting(tmp_path, workers) as start:
+        yield functools.partial(start, processes=request.param)
 
 
 def ask(client: httpx.Client) -> httpx.Response:

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.auth import KeyRing
 from orchestrator.config import LimitsConfig
+from orchestrator.relay import RequestScope
 from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest
 from tests.orchestrator.fakes import DONE, SSE, FakeCluster, FakeExchange, token
 
@@ -113,16 +114,24 @@ def test_a_deadline_that_is_none_is_refused(wanted: bytes) -> None:
     asyncio.run(main())
 
 
+async def ask_silent(
+    cluster: FakeCluster, silent: str
+) -> tuple[FakeExchange, asyncio.Task[FakeExchange], RequestScope]:
+    """A request whose leg to a worker that says nothing was sent."""
+    asked = asyncio.Event()
+    cluster.upstream.serve(cluster.origin(silent), hang_after(asked))
+    exchange = FakeExchange(BODY)
+    serving = asyncio.create_task(cluster.serve(exchange))
+    await asked.wait()
+    (scope,) = cluster.plane.open
+    return exchange, serving, scope
+
+
 @pytest.mark.parametrize("silent", ["prefill/0", "decode/0"])
 def test_a_leg_without_a_first_byte_is_a_504(silent: str) -> None:
     async def main() -> None:
         cluster = FakeCluster(limits=LimitsConfig(first_byte_timeout_s=20))
-        asked = asyncio.Event()
-        cluster.upstream.serve(cluster.origin(silent), hang_after(asked))
-        exchange = FakeExchange(BODY)
-        serving = asyncio.create_task(cluster.serve(exchange))
-        await asked.wait()
-        (scope,) = cluster.plane.open
+        exchange, serving, scope = await ask_silent(cluster, silent)
         now = asyncio.get_running_loop().time()
         scope.sweep(now + 19)
         await asyncio.sleep(0)
@@ -141,12 +150,7 @@ def test_a_leg_without_a_first_byte_is_a_504(silent: str) -> None:
 def test_a_silent_leg_is_lost_only_if_its_workers_probes_fail_too(silent: str) -> None:
     async def main() -> None:
         cluster = FakeCluster(roles=("prefill", "prefill", "decode", "decode"))
-        asked = asyncio.Event()
-        cluster.upstream.serve(cluster.origin(silent), hang_after(asked))
-        exchange = FakeExchange(BODY)
-        serving = asyncio.create_task(cluster.serve(exchange))
-        await asked.wait()
-        (scope,) = cluster.plane.open
+        exchange, serving, scope = await ask_silent(cluster, silent)
         now = asyncio.get_running_loop().time()
         scope.sweep(now + 60)
         await asyncio.sleep(0)

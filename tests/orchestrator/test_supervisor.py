@@ -33,6 +33,7 @@ from tests.orchestrator.processes import (
     SimWorker,
     Stream,
     simulated,
+    starting,
 )
 
 # A stream takes at least so long per token.
@@ -50,17 +51,8 @@ def workers() -> Iterator[list[SimWorker]]:
 
 @pytest.fixture
 def make(tmp_path: Path, workers: list[SimWorker]) -> Iterator[Any]:
-    """Starts orchestrators, and sees to it that none leaves a process behind."""
-    made: list[Orchestrator] = []
-
-    def start(**options: Any) -> Orchestrator:
-        made.append(Orchestrator(tmp_path, options.pop("workers", workers), **options))
-        made[-1].wait_ready()
-        return made[-1]
-
-    yield start
-    for orchestrator in made:
-        orchestrator.clean_up()
+    with starting(tmp_path, workers) as start:
+        yield start
 
 
 def ask(client: httpx.Client) -> httpx.Response:

@@ -74,7 +74,7 @@ class Client:
     places: Sequence[int] = ()  # where chunks end
     worker: Worker = field(default_factory=SimWorker)
     got: list[bytes] = field(default_factory=list)
-    transcript: Transcript = field(default_factory=lambda: Transcript(Memory(1 << 20)))
+    transcript: Forwarded = field(default_factory=lambda: Forwarded(Memory(1 << 20)))
 
     def read(self, cuts: Sequence[int] = ()) -> bytes:
         """Everything, with a loss at each of these bytes of a worker's stream, modulo its length."""
@@ -89,7 +89,7 @@ class Client:
         self._feed(stream, data[: cuts[0] % len(data)])
         if not has_begun(b"".join(self.got)):  # that is no case for a continuation
             self.got.clear()
-            self.transcript = Transcript(Memory(1 << 20))
+            self.transcript = Forwarded(Memory(1 << 20))
             return self._start(cuts[1:])
         return self._go_on(cuts[1:])
 
@@ -119,6 +119,19 @@ class Client:
         if events:
             self.got.append(events)
             self.transcript.keep(events)
+
+
+class Forwarded(Transcript):
+    """A transcript, and what the relay does with it."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self._sent_bytes = 0
+
+    def keep(self, events: bytes) -> None:
+        self.chunks.append(events)
+        self._sent_bytes += len(events)
+        self.reduce_if_due(self._sent_bytes)
 
 
 def continuation_of(view: RequestView, sent: Sent, worker: Worker) -> Continuation:
