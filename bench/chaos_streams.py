@@ -25,7 +25,6 @@ CANCELLED = ("chat", "stream", "completion")  # kinds of a soak that reach the w
 PHASES = {Phase.SENDING: 1.0, Phase.WAITING: 0.1, Phase.READING: 2000.0}  # shares, seconds, bytes
 MOST_ASKED = 2  # requests for each cancel: some answers come before their client leaves
 GRACE_S = 1.0  # after the last cancel
-RARE = 500  # cancels
 
 BATCH = 12  # streams at a time, of which some are cut
 EACH = 2  # cuts by one worker in a batch
@@ -59,18 +58,11 @@ async def cancels(pools: Pools, scale: Scale) -> list[Verdict]:
         await asyncio.sleep(GRACE_S)
         held = await orchestrator.held()
         held |= await pools.held()
-    pinned = held.pop("pinned")
     phases = ", ".join(f"{count:,} {phase}" for phase, count in tally.cancelled.most_common())
     return [
         Verdict("clients that leave", f"{phases}; {tally.answered.total()} too late", None),
         nothing("those who were too late are answered rightly", tally.problems),
-        nothing(f"{GRACE_S:.0f} s later no request, leg or lease is open, and no worker is busy", held),
-        Verdict(
-            "prefills that ended while their connection was closed, so that nobody heard of their blocks: "
-            f"at most 1 in {RARE:,}",
-            str(pinned),
-            pinned <= max(1, scale.cancels // RARE),
-        ),
+        nothing(f"{GRACE_S:.0f} s later nothing is open, no worker is busy, and no block is pinned", held),
     ]
 
 

@@ -19,10 +19,10 @@ from orchestrator.retry import Retries
 from orchestrator.routing.planner import Plan
 from orchestrator.telemetry import FallbackReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
-from orchestrator.wire.aborts import PATH as ABORT
-from orchestrator.wire.aborts import abort_body
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge, transcoded
 from orchestrator.wire.continuation import Continuation
+from orchestrator.wire.ends import PATH as END
+from orchestrator.wire.ends import EndRequest
 from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.view import RequestView
@@ -30,7 +30,7 @@ from orchestrator.workers import Registry, Worker
 
 MakeBody = Callable[[Codec, str], Parts]
 
-_MAX_ABORT_ANSWER_BYTES = 64 * 1024  # it has none, an error page may
+_MAX_END_ANSWER_BYTES = 64 * 1024  # it has none, an error page may
 
 _log = logging.getLogger("baton.dispatch")
 
@@ -116,10 +116,17 @@ class Dispatcher:
 
     async def ask(self, job: Job, worker: Worker, path: str, body: bytes, limit: int) -> bytes:
         """A question beside the legs, in JSON: the answer's body. Raises as a leg does."""
-        return await self._ask(worker, path, body, limit, job.scope)
+        return await self._ask(worker, path, body, limit, scope=job.scope)
 
     async def _ask(
-        self, worker: Worker, path: str, body: bytes, limit: int, scope: RequestScope | None = None
+        self,
+        worker: Worker,
+        path: str,
+        body: bytes,
+        limit: int,
+        *,
+        scope: RequestScope | None = None,
+        success: int = 200,
     ) -> bytes:
         answer = await self._upstream.send(worker.origin, "POST", path, self._headers[JSON.name], [body])
         if scope is not None:
@@ -128,19 +135,19 @@ class Dispatcher:
             content = await answer.read(limit)
         finally:
             answer.abort()
-        if answer.status != 200:
+        if answer.status != success:
             raise worker_answered(answer, content)
         return content
 
     async def end_leg(self, job: Job, worker: Worker) -> bool:
         """Ask a worker to end the last leg that it got, and to answer it all the same; False if it cannot."""
-        body = abort_body(job.path, f"{job.id}-{job.legs}")
-        if body is None or worker.unabortable_epoch == worker.epoch:
+        if worker.unendable_epoch == worker.epoch:
             return False
+        body = msgspec.json.encode(EndRequest(f"{job.id}-{job.legs}"))
         try:
-            await self._ask(worker, ABORT, body, _MAX_ABORT_ANSWER_BYTES)
-        except WorkerAnswered:  # 404: an older vLLM, or something else
-            worker.unabortable_epoch = worker.epoch
+            await self._ask(worker, END, body, _MAX_END_ANSWER_BYTES, success=202)
+        except WorkerAnswered:  # 404: plain vLLM, or something else
+            worker.unendable_epoch = worker.epoch
             return False
         except WorkerError:
             return False

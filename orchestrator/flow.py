@@ -7,7 +7,8 @@ What is owed at each point, and who pays it, when the client leaves or something
 | prefill leg under way | the worker stops | it is asked to; an answer that still comes is released |
 | prefill has answered, decode not sent | prefill's pinned blocks | a release leg, in the background |
 | decode refused the leg (4xx, 503) | the same: it never looked at the hand-off | a release leg |
-| decode leg sent | both workers stop | its connection is closed; the decode worker lets the blocks go |
+| decode leg sent, no answer yet | both workers stop | it is asked to; its end says where the blocks are |
+| decode worker answers | it stops | its connection is closed |
 | decode leg lost | the rest of the answer | another attempt, from prefill on; the lease runs out |
 
 What follows a failure is decided in `retry.py`; what becomes of a hand-off is kept in `ledger.py`.
@@ -49,11 +50,11 @@ from orchestrator.ids import IdSource
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.offload import Offload
 from orchestrator.relay import RequestScope
-from orchestrator.releases import MAX_PREFILL_ANSWER_BYTES, Releases, read_handoff
+from orchestrator.releases import MAX_PREFILL_ANSWER_BYTES, Releases, is_unread, read_handoff
 from orchestrator.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.states import IN_SERVICE, WorkerState
-from orchestrator.telemetry import Path, RetryReason, Telemetry
+from orchestrator.telemetry import LeaseState, Path, RetryReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.continued_stream import ContinuedStream
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
@@ -66,6 +67,7 @@ from orchestrator.workers import Registry, Worker
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED, _AGGREGATED = Path.DISAGGREGATED, Path.AGGREGATED
 _READY = WorkerState.READY
+_USED = LeaseState.USED
 _ONE_LEG = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
 _ID_HEADERS: dict[TokenIds | None, bytes] = {
     None: b"",
@@ -286,13 +288,12 @@ class Flow:
                 job.first_handoff = lease.handoff
             if not job.scope.exchange.is_started:
                 job.scope.record.prefill_done = job.scope.now()
-        self._look_again(job)
+        self._look_again(job, job.plan.decode)
         handoff = lease.handoff
         await self._answer(job, lambda codec, model: job.bodies.decode(codec, model, handoff))
 
-    def _look_again(self, job: Job) -> None:
-        """The decode worker was chosen before prefill ran. Raises `WorkerOut` if it has been lost since."""
-        worker = job.plan.decode
+    def _look_again(self, job: Job, worker: Worker) -> None:
+        """It was chosen before others were waited for. Raises `WorkerOut` if it has been lost since."""
         if worker.state is not _READY and worker.state not in IN_SERVICE:
             job.worker = worker
             raise WorkerOut(f"{worker.name} fell out of service before its leg was sent")
@@ -312,6 +313,7 @@ class Flow:
                 return self.ledger.lease(worker, read_handoff(answer, content, has_ids=form is not None))
             if not may_be_refusal(job, answer, worker):
                 raise worker_answered(answer, content)
+            self._look_again(job, worker)
             job.is_plain, form = True, None
 
     def _form_of_ids(self, job: Job, prefill: Worker) -> TokenIds | None:
@@ -340,11 +342,21 @@ class Flow:
                         return await self._respond_with_embeddings(job, job.embeddings, content)
                     return self._respond(job, _content_type(answer), content)
             finally:
-                if lease is not None and _is_unread(answer.status):
-                    lease.unuse()
-                answer.abort()
+                self._end_decode(job, answer)
             self._judge(job, answer, content)
+            self._look_again(job, worker)
             job.is_plain = True
+
+    def _end_decode(self, job: Job, answer: Answer) -> None:
+        """The leg is over for its request, be it answered, failed, or not wanted any more."""
+        lease = job.lease
+        if lease is not None:
+            if is_unread(answer.status):
+                lease.unuse()
+            elif lease.state is _USED and job.scope.is_stopped:
+                self._releases.abandon_decode(job, lease, answer)
+                return
+        answer.abort()
 
     def _judge(self, job: Job, answer: Answer, content: bytes) -> None:
         """Raise a worker's error, unless it may have refused a form that it had announced."""
@@ -460,11 +472,6 @@ def _prefill_body(job: Job, form: TokenIds | None) -> MakeBody:
     if form is None:
         return job.bodies.prefill
     return functools.partial(job.bodies.prefill, asks_ids=True)
-
-
-def _is_unread(status: int) -> bool:
-    """Whether a worker that answers so has not looked at the hand-off: it judged the request, or its load."""
-    return 400 <= status < 500 or status == 503
 
 
 def _content_type(answer: Answer) -> bytes:

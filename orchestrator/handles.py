@@ -77,7 +77,7 @@ class Worker(ABC):
         "slot",
         "state",
         "token_ids",
-        "unabortable_epoch",
+        "unendable_epoch",
         "verdict_at",
         "warm_from",
     )
@@ -93,7 +93,7 @@ class Worker(ABC):
         self.info: WorkerInfo | None = None
         self.codec: Codec = JSON
         self.token_ids: tuple[TokenIds, ...] = ()  # forms that it gives and takes, the best first
-        self.unabortable_epoch = -1  # in which it did not know how to end a request
+        self.unendable_epoch = -1  # in which it did not know how to end a request
         self.proven_epoch = -1  # in which it took a leg in the form that it announced
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None

@@ -135,6 +135,11 @@ class RequestScope:
             self._stop = error
             self._task.cancel()
 
+    @property
+    def is_stopped(self) -> bool:
+        """It ends with what `stop` was given, not with an answer."""
+        return self._stop is not None
+
     def _client_left(self) -> None:
         self.stop(ClientGone("the client closed its connection"))
 

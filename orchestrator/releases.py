@@ -1,4 +1,6 @@
-"""Gives KV blocks back to prefill workers when no decode leg will pull them: it pays what the ledger owes."""
+"""Gives KV blocks back to prefill workers when no decode leg will pull them, and ends legs that nobody wants
+any more so that it is known what becomes of their blocks: it pays what the ledger owes.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,12 @@ GRACE_S = 0.05
 # How long a worker may take to say that it ends a request.
 END_LEG_S = 0.25
 
-# How long an answer is waited for once the worker knows that nobody wants it.
-LAST_WORDS_S = 1.0
+# How long an answer is waited for each time that the worker has been asked to end it: when it was asked
+# first, its engine may not have had the request yet. In all, as long as blocks stay pinned.
+LAST_WORDS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+# The same for a worker that is told by half of its connection being closed.
+LEAVE_S = 1.0
 
 _log = logging.getLogger("baton.releases")
 
@@ -63,6 +69,8 @@ class Releases:
     async def _see_off(self, job: Job, worker: Worker, answer: Answer) -> None:
         try:
             content = await self._last_words(job, worker, answer)
+        except WorkerError:
+            return
         finally:
             answer.abort()
         if content is None or answer.status != 200:
@@ -71,20 +79,52 @@ class Releases:
             self.release(job, self._ledger.lease(worker, read_handoff(answer, content)))
 
     async def _last_words(self, job: Job, worker: Worker, answer: Answer) -> bytes | None:
-        """The answer of a prefill that nobody wants any more, if there is one.
+        """The answer of a prefill that nobody wants any more; None if it does not come. Raises `WorkerError`.
 
         Closing the connection drops an answer that the engine has made and the server has not written yet,
-        and with it all knowledge of the blocks that it pins. So the worker is asked to end the request; only
-        if it knows no such call, its connection is half closed.
+        and with it all knowledge of the blocks that it pins.
         """
-        with contextlib.suppress(WorkerError):
-            with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), GRACE_S)
-            if not await self._end_leg(job, worker):
-                answer.leave()
-            with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), LAST_WORDS_S)
-        return None
+        content = await _read(answer, GRACE_S)
+        if content is None:
+            content = await self._end(job, worker, answer)
+        if content is None and worker.unendable_epoch == worker.epoch:
+            answer.leave()
+            content = await _read(answer, LEAVE_S)
+        return content
+
+    def abandon_decode(self, job: Job, lease: KvLease, answer: Answer) -> None:
+        """Stop a decode leg whose request has ended before it was known that the hand-off was taken.
+
+        A worker that has not given the leg to its engine yet forgets it when its connection is closed, and
+        nobody pulls the blocks. So the worker is asked to end it; that it has been says where they are.
+        """
+        job.lease = None
+        self._start(self._see_decode_off(copy(job), lease, answer))
+
+    async def _see_decode_off(self, job: Job, lease: KvLease, answer: Answer) -> None:
+        worker = job.plan.decode
+        try:
+            content = await self._end(job, worker, answer)
+        except WorkerError:
+            return
+        finally:
+            answer.abort()
+        if is_unread(answer.status):
+            lease.unuse()
+            self.release(job, lease)
+        elif (content is not None and answer.status == 200) or worker.unendable_epoch == worker.epoch:
+            # A leg that ends in its engine has its blocks pulled, or freed on the other side. Of a worker
+            # that knows no other end than a closed connection this is taken for granted: it mostly is so.
+            lease.consume()
+
+    async def _end(self, job: Job, worker: Worker, answer: Answer) -> bytes | None:
+        """Ask a worker to end the last leg: its answer, None if there is none. Raises `WorkerError`."""
+        for seconds in LAST_WORDS_S:
+            if answer.is_complete or not await self._end_leg(job, worker):
+                break
+            if (content := await _read(answer, seconds)) is not None:
+                return content
+        return answer.body_nowait()
 
     async def _end_leg(self, job: Job, worker: Worker) -> bool:
         try:
@@ -95,17 +135,16 @@ class Releases:
     def settle(self, job: Job) -> None:
         """The job goes on without its hand-off, or has ended: what is held of it goes back."""
         lease, job.lease = job.lease, None
-        if lease is None:
-            return
-        if lease.state is LeaseState.HELD:
+        if lease is not None and lease.state is LeaseState.HELD:
             self.release(job, lease)
-        elif job.scope.exchange.is_gone:
-            # vLLM pulls the blocks, and frees them on the other side, for a leg that was dropped at once too.
-            lease.consume()
 
     async def aclose(self) -> None:
-        while self._tasks:  # one that sees a prefill off may start another
-            await asyncio.wait(self._tasks, timeout=RELEASE_TIMEOUT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                while self._tasks:  # one that sees a prefill off may start another
+                    await asyncio.wait(self._tasks)
+        for task in self._tasks:
+            task.cancel()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -147,6 +186,19 @@ class Releases:
             return planned
         choices = [worker for worker in (*ready, planned, *failed) if worker.address.role == "decode"]
         return next((worker for worker in choices if worker not in failed), choices[0])
+
+
+async def _read(answer: Answer, seconds: float) -> bytes | None:
+    """An answer, if it comes within this time. Raises `WorkerError`."""
+    try:
+        return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), seconds)
+    except TimeoutError:
+        return None
+
+
+def is_unread(status: int) -> bool:
+    """Whether a worker that answers so has not looked at the hand-off: it judged the request, or its load."""
+    return 400 <= status < 500 or status == 503
 
 
 def read_handoff(answer: Answer, content: bytes, *, has_ids: bool = False) -> Handoff:

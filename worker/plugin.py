@@ -1,7 +1,8 @@
 """Baton's part of a vLLM worker: an endpoint plugin, loaded when `VLLM_PLUGINS` names `baton`.
 
-It adds `GET /baton/info`, and gives vLLM's own JSON endpoints the route class for `BATON_TRANSPORT` and, with
-it, packed token ids. With `json` vLLM's routes stay vLLM's, and the route classes are not even imported.
+It adds `GET /baton/info` and `POST /v1/baton/end`, and gives vLLM's own JSON endpoints the route class for
+`BATON_TRANSPORT` and, with it, packed token ids. With `json` vLLM's routes stay vLLM's, and the route classes
+are not even imported.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.datastructures import State
 from starlette.routing import BaseRoute
 
 from orchestrator.wire.info import Encoding, Role, WorkerInfo
+from worker import ending
 from worker.info import decodes, role_from_env, token_ids, transport_from_env
 
 
@@ -37,6 +39,7 @@ class BatonPlugin:
 
             reroute(app, route_class(self._transport))
         app.add_api_route("/baton/info", _info, methods=["GET"])
+        ending.add_route(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """`engine_client` is None on vLLM's render server, which is no worker and announces nothing."""
@@ -44,6 +47,8 @@ class BatonPlugin:
             return
         config = engine_client.vllm_config
         state.baton_info = msgspec.json.encode(_announcement(config, args, self._role, self._transport))
+        if ending.can_end(engine_client):
+            setattr(state, ending.ENGINE_KEY, engine_client)
         if self._transport != "json":
             _pack_token_ids(state, config.model_config)
 

@@ -24,7 +24,8 @@ from orchestrator.routing.planner import Planner
 from orchestrator.telemetry import Layout, Telemetry
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import Origin
-from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
+from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest, MemoryUpstream
+from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.info import Role
 from orchestrator.workers import Registry, Worker
 
@@ -206,6 +207,21 @@ def read(request: MemoryRequest) -> dict[str, Any]:
     return json.loads(request.body)
 
 
+class FakeUpstream(MemoryUpstream):
+    """Workers that cannot be asked to end a leg, but for those that are said to."""
+
+    def serve(
+        self, origin: Origin, handler: Handler, *, connect_s: float = 0.0, ends_legs: bool = False
+    ) -> None:
+        async def without(request: MemoryRequest, reply: MemoryReply) -> None:
+            if request.target == END:
+                reply.answer(404, b'{"detail":"Not Found"}', JSON)
+            else:
+                await handler(request, reply)
+
+        super().serve(origin, handler if ends_legs else without, connect_s=connect_s)
+
+
 class FakeCluster:
     """The data plane over workers in memory. Made inside a running event loop."""
 
@@ -225,7 +241,7 @@ class FakeCluster:
         max_kept_bytes: int = 1024 * 1024,
         kv_missing: str = "warn",
     ) -> None:
-        self.upstream = MemoryUpstream()
+        self.upstream = FakeUpstream()
         self.workers = FakeWorkers()
         self.registry = Registry(_addresses(roles), ["m"], transport, health=health)
         for worker in self.registry.workers:

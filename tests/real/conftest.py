@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -102,6 +103,14 @@ def cluster(stage: Stage) -> Cluster:
 def mixed(stage: Stage) -> Cluster:
     """Workers of two kinds: prefill parses with orjson, decode is plain vLLM that Baton did not start."""
     return stage.show("mixed", mixed_cluster)
+
+
+@pytest.fixture
+def trio(stage: Stage) -> Cluster:
+    """A pair, and a worker that does both: it takes over when one of the pair is gone. All are ready."""
+    cluster = stage.show("trio", lambda folder: running_cluster(folder, free_base(), both=DECODE))
+    wait_until_whole(cluster)
+    return cluster
 
 
 @contextlib.contextmanager
@@ -320,3 +329,28 @@ def metric(worker: str, name: str) -> float:
     """The sum of a metric's samples; a worker that never counted it has 0."""
     lines = httpx.get(f"{worker}/metrics").text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] == name)
+
+
+# --- what tests of the lifecycle wait for -------------------------------------------------------
+
+
+def samples(url: str) -> dict[str, float]:
+    lines = (line.rpartition(" ") for line in httpx.get(f"{url}/metrics").text.splitlines())
+    return {name: float(value) for name, _, value in lines if not name.startswith("#")}
+
+
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = SETTLE_S) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def is_ready(cluster: Cluster, role: str) -> bool:
+    ready = f'baton_workers{{model="tiny-chat",role="{role}",state="ready"}}'
+    return samples(cluster.admin)[ready] == 1
+
+
+def wait_until_whole(cluster: Cluster) -> None:
+    for role in ("prefill", "decode", "both"):
+        wait_for(functools.partial(is_ready, cluster, role), f"the {role} worker", START_S)

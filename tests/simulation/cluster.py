@@ -30,7 +30,7 @@ from orchestrator.states import Event as WorkerEvent
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
-from orchestrator.wire.aborts import PATH as ABORT
+from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers import Worker
 from tests.simulation.client import MODEL
@@ -89,7 +89,7 @@ class ObservedUpstream(MemoryUpstream):
             is_refused = False
             return answer
         finally:
-            if target != ABORT:
+            if target != END:
                 self._note(origin, target, out_since, headers, body, is_refused=is_refused)
 
     def _note(

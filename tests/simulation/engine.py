@@ -2,7 +2,7 @@
 
 A prefill leg pins blocks for `LEASE_S` and answers where they are. A decode leg pulls them, which frees them,
 also if its connection is dropped meanwhile; then it streams. A pull that fails is a 500, on a stream a 200
-whose first event is the error.
+whose first event is the error. A leg whose connection is dropped before its engine has it is forgotten.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import msgspec
 
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
-from orchestrator.wire.aborts import PATH as ABORT
+from orchestrator.wire.ends import PATH as END
+from orchestrator.wire.ends import EndRequest
 from tests.simulation.language import continuation, number_of, text_of, tokens_of
 from tests.simulation.schedule import DEFAULT_COMPLETION_TOKENS, LegFault, PlannedFault, WorkerSpec
 from tests.simulation.trace import Trace
@@ -56,6 +57,7 @@ class Handoff:
     tokens: list[int]
     pinned: float
     is_told: bool = False  # the answer reached the orchestrator
+    is_odd: bool = False  # the leg that made it had a fault
     pulls: int = 0
 
     @property
@@ -74,6 +76,11 @@ class Leg:
     handoff: Handoff | None  # that it was sent with
     began: float
     reply: MemoryReply
+    id: str = ""  # its x-request-id
+    task: asyncio.Task[None] | None = None  # while it can be ended
+    is_asked_to_end: bool = False
+    has_head: bool = False
+    spoke: float | None = None  # began its answer, which a role is not
     ended: float | None = None
     is_refused_unread: bool = False  # answered so that the hand-off is still good
     fault: LegFault | None = None
@@ -175,21 +182,41 @@ class Engine:
     # --- legs -----------------------------------------------------------------------------------
 
     async def serve(self, request: MemoryRequest, reply: MemoryReply) -> None:
-        if request.target == ABORT:  # as a vLLM before 0.32
+        if request.target == END:
             await self.is_awake.wait()
-            reply.answer(404, _encode(_error(404, "not found")), _JSON)
+            self._answer_end(msgspec.json.decode(request.body, type=EndRequest).request_id, reply)
             return
         document = read(request)
         tokens = prompt_of(document)
         leg = self._begin(kind_of(request.target, document), document, tokens, reply)
+        leg.id = dict(request.headers).get(b"x-request-id", b"").decode()
         try:
             await self._serve(leg, request, document, tokens)
-            leg.is_served = leg.fault is None and leg.ended is None
+            leg.is_served = leg.fault is None and leg.ended is None and not leg.is_asked_to_end
         except asyncio.CancelledError:
-            self._end(leg, "dropped by the orchestrator")
-            raise
+            if not leg.is_asked_to_end or reply.is_over:
+                self._end(leg, "dropped by the orchestrator")
+                raise
+            await self._answer_ended(leg)
         finally:
             self._end(leg, "over")
+
+    def _answer_end(self, leg_id: str, reply: MemoryReply) -> None:
+        if not self.spec.ends_legs:  # plain vLLM
+            reply.answer(404, _encode(_error(404, "not found")), _JSON)
+            return
+        for leg in self._open:
+            if leg.id == leg_id and leg.task is not None and not leg.is_asked_to_end:
+                leg.is_asked_to_end = True
+                leg.task.cancel()
+        reply.answer(202, b"")
+
+    async def _answer_ended(self, leg: Leg) -> None:
+        asyncio.current_task().uncancel()  # type: ignore[union-attr]
+        if leg.has_head:
+            await leg.reply.chunk(_DONE)
+        else:
+            leg.reply.answer(200, _encode({"choices": [{"finish_reason": "abort"}]}), _JSON)
 
     def _begin(self, kind: str, document: dict[str, Any], tokens: list[int], reply: MemoryReply) -> Leg:
         number, handoff = number_of(tokens), self._world.handoffs.get(handoff_name(document) or "")
@@ -216,6 +243,10 @@ class Engine:
         self, leg: Leg, request: MemoryRequest, document: dict[str, Any], tokens: list[int]
     ) -> None:
         after = self._fault_after
+        if self.spec.intake_s:
+            await asyncio.sleep(self.spec.intake_s)
+        if leg.fault is None:
+            leg.task = asyncio.current_task()
         is_pulled = None if leg.fault in _AT_ONCE else self._start_pull(leg, document, tokens)
         await self.is_awake.wait()
         if leg.fault in _AT_ONCE:
@@ -243,7 +274,7 @@ class Engine:
         elif fault is LegFault.NOT_JSON:
             reply.answer(200, b"<html>", {b"content-type": b"text/html"})
         else:
-            leg.is_refused_unread = fault is not LegFault.FAIL_500
+            leg.is_refused_unread = fault is not LegFault.FAIL_500 and not reply.is_over
             reply.answer(fault.value, _encode(_error(fault.value, fault.name)), _JSON)
 
     # --- prefill --------------------------------------------------------------------------------
@@ -255,6 +286,8 @@ class Engine:
         if leg.reply.is_over:
             return  # a prefill whose connection is gone keeps nothing
         handoff = self._pin(leg, tokens)
+        handoff.is_odd = leg.fault is not None
+        leg.task = None
         if self.spec.answer_delay_s:
             await asyncio.sleep(self.spec.answer_delay_s)
         if leg.fault is LegFault.LOSE_BLOCKS:
@@ -360,6 +393,7 @@ class Engine:
         failed = _error(500, "KV load failed")
         if document.get("stream"):
             leg.reply.head(200, _SSE)
+            leg.has_head = True
             await leg.reply.chunk(_event(failed))
             await leg.reply.chunk(_DONE)
         else:
@@ -379,6 +413,7 @@ class Engine:
 
     async def _stream(self, leg: Leg, answer: _Answer, fault_after: int) -> None:
         leg.reply.head(200, _SSE)
+        leg.has_head = True
         for count, event in enumerate(answer.events()):
             if leg.fault is not None and count >= fault_after:
                 await self._break(leg)
@@ -386,6 +421,8 @@ class Engine:
             await self._work(self.spec.token_s)
             if leg.reply.is_over:
                 return
+            if b'"role"' not in event:
+                leg.spoke = leg.spoke or self._loop.time()
             await self._send(leg.reply, event)
         if leg.fault is not None:
             await self._break(leg)

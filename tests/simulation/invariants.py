@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.relay import SWEEP_S
-from orchestrator.releases import END_LEG_S, GRACE_S, LAST_WORDS_S
+from orchestrator.releases import END_LEG_S, GRACE_S, LAST_WORDS_S, LEAVE_S
 from orchestrator.telemetry import LeaseState
 from orchestrator.wire.usage import Kv
 from tests.simulation.client import Received, received
@@ -226,18 +226,29 @@ def _is_one_crash(result: Result) -> bool:
 
 
 def _legs(result: Result) -> Iterator[str]:
-    """No leg outlives its request, but for a prefill's grace; release legs have limits of their own."""
+    """No leg outlives its request by more than its worker may take to end it."""
     ends = {request.client.spec.number: request.ended for request in result.requests}
     for leg in result.legs:
         end = ends[leg.number]
         if leg.ended is None and not leg.reply.is_over:
             yield f"{leg.name} still runs on {leg.engine.name}"
-        elif leg.kind != "release" and end is not None and (leg.ended or 0.0) > end + _grace_s(leg):
+        elif leg.kind != "release" and end is not None and (leg.ended or 0.0) > end + _grace_s(leg, end):
             yield f"{leg.name} went on on {leg.engine.name} after its request"
 
 
-def _grace_s(leg: Leg) -> float:
-    return AT_ONCE_S + (GRACE_S + END_LEG_S + LAST_WORDS_S if leg.kind == "prefill" else 0.0)
+def _grace_s(leg: Leg, end: float) -> float:
+    """A leg that has blocks, and whose answer has not begun, is asked to end and listened to for a while.
+
+    If all is well it takes no more than a few times of asking: its engine may not have it at first.
+    """
+    is_well = leg.fault is None and not leg.engine.troubled
+    waits = LAST_WORDS_S[:3] if is_well else LAST_WORDS_S
+    asking_s = END_LEG_S * len(waits) + sum(waits)
+    if leg.kind == "prefill":
+        return AT_ONCE_S + GRACE_S + asking_s + LEAVE_S
+    if leg.handoff is not None and (leg.spoke is None or leg.spoke > end - AT_ONCE_S):
+        return AT_ONCE_S + asking_s
+    return AT_ONCE_S
 
 
 def _handoffs(result: Result) -> Iterator[str]:
@@ -260,6 +271,8 @@ def _handoff(handoff: Handoff, attempts: list[Dispatch], unread: int) -> Iterato
     used = sum(not attempt.is_refused for attempt in attempts) - unread
     if used > 1:
         yield f"{handoff.name} was sent {used} times to workers that read it"
+    if not (handoff.is_told or handoff.is_odd or handoff.engine.troubled) and handoff.engine.spec.ends_legs:
+        yield f"nobody was told of {handoff.name}, which {handoff.engine.name} pins"
     if handoff.is_told and not (handoff.is_lost or used or _was_tried(attempts)):
         yield f"nobody released {handoff.name}, which {handoff.engine.name} pins"
 

@@ -46,6 +46,8 @@ class WorkerSpec:
     pull_s: float
     token_s: float
     answer_delay_s: float  # from the end of a prefill until its answer leaves
+    ends_legs: bool  # when it is asked to (`wire.ends`); else only when their connection is closed
+    intake_s: float  # from a leg's arrival until its engine has it
     slices: bool  # chunks end anywhere
     recomputes: bool  # a failed pull is no error: vLLM's kv_load_failure_policy
     gives_ids: bool
@@ -154,6 +156,8 @@ def _worker(random: Random, name: str, role: Role) -> WorkerSpec:
         pull_s=random.choice((0.0, 0.002, 0.02)),
         token_s=random.choice((0.0, 0.005, 0.03)),
         answer_delay_s=random.choice((0.0, 0.0, 0.001)),
+        ends_legs=(ends_legs := random.random() < 0.6),
+        intake_s=random.choice((0.0, 0.001, 0.3)) if ends_legs else 0.0,
         slices=random.random() < 0.3,
         recomputes=random.random() < 0.3,
         gives_ids=random.random() < 0.5,

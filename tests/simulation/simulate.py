@@ -23,6 +23,9 @@ HORIZON_S = 60.0
 # From the last answer until everything else must be at rest.
 SETTLE_S = 0.5
 
+# Until then legs that nobody wants any more may be listened to.
+LAST_WORD_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -86,6 +89,9 @@ async def _run(result: Result) -> None:
     tasks = [asyncio.create_task(run.serve()) for run in runs]
     await asyncio.wait(tasks, timeout=HORIZON_S)
     await asyncio.sleep(SETTLE_S)
+    for _ in range(int(LAST_WORD_S / SETTLE_S)):
+        if cluster.upstream.stats().busy:
+            await asyncio.sleep(SETTLE_S)
     await cluster.let_leases_end()
     _collect(result, cluster, runs)
     await cluster.aclose()

@@ -1,6 +1,6 @@
 """The way of an answer to the client, faults included: ASGI responses that work while they are sent.
 
-A client that leaves ends the generation, in every phase.
+A client that leaves ends the generation, in every phase; so does `wire.ends`, and then it is answered.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from worker.sim import faults, frames
-from worker.sim.engine import Engine
+from worker.sim import faults, frames, text
+from worker.sim.engine import Engine, Run
 from worker.sim.faults import Plan
 from worker.sim.generate import Opened, Outcome, Piece, generate
 from worker.sim.journal import Entry
@@ -126,15 +126,52 @@ class GenerationResponse(EngineResponse):
         self._wanted = wanted if packs else None
         self._job = replace(job, return_token_ids=False) if packs else job
         self._answer = frames.answer_for(self._job)
+        self._work: asyncio.Task[Any] | None = None  # while it can be ended
+        self._is_ended = False
+        self._is_open = False  # of a stream: its first events are sent
         engine.metrics.tokenized_prompts.inc(job.tokenized)
 
     async def _send_answer(self, wire: Wire) -> None:
-        await (self._stream(wire) if self._job.is_stream else self._whole(wire))
+        under_way, name = self._engine.under_way, self._entry.headers.get("x-request-id", "")
+        self._work = asyncio.current_task()
+        under_way[name] = self._end
+        try:
+            await (self._stream(wire) if self._job.is_stream else self._whole(wire))
+        except asyncio.CancelledError:
+            if not self._is_ended:
+                raise
+            await self._send_ended(wire)
+        finally:
+            under_way.pop(name, None)
+
+    def _end(self) -> None:
+        """Stop here; what is complete is answered as it is."""
+        work, self._work = self._work, None
+        if work is not None:
+            self._is_ended = True
+            work.cancel()
+
+    async def _send_ended(self, wire: Wire) -> None:
+        """What vLLM says of a request that was ended: less than nothing was made of it."""
+        asyncio.current_task().uncancel()  # type: ignore[union-attr]
+        self._entry.outcome = "ended"
+        self._engine.metrics.finished["abort"].inc()
+        run = Run(self._job.prompts[0], b"", cached_tokens=0, created_tokens=0, was_pulled=False)
+        last = [Piece(index, text.EOS, "", "abort") for index in range(self._job.choices)]
+        if not self._job.is_stream:
+            outcome = Outcome([run], {piece.index: [piece] for piece in last})
+            return await self._send_content(self._content(outcome), wire)
+        opened = [] if self._is_open else self._answer.opened(Opened(0, run))
+        chunks = [*opened, *map(self._answer.piece, last)]
+        await wire.send_body(b"".join(map(frames.event, chunks)) + frames.DONE, is_last=True)
+        return None
 
     # --- whole answers
 
     async def _whole(self, wire: Wire) -> None:
-        await self._send_content(self._content(await self._outcome()), wire)
+        outcome = await self._outcome()
+        self._work = None  # nothing waits between its last token and this
+        await self._send_content(self._content(outcome), wire)
 
     def _content(self, outcome: Outcome) -> Content:
         document = self._answer.whole(outcome)
@@ -173,6 +210,7 @@ class GenerationResponse(EngineResponse):
         sent = 0
         async for item in events:
             if isinstance(item, Opened):
+                self._is_open = True
                 for chunk in self._answer.opened(item):
                     await wire.send_body(frames.event(chunk))
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +68,7 @@ class Engine:
         self.ledger = Ledger()
         self.running = 0
         self.aborted = 0
+        self.under_way: dict[str, Callable[[], None]] = {}  # by x-request-id: ends it, and it is answered
         self._pulling = 0
         self._side_channel_port = settings.side_channel_port
         self._steps = StepClock(settings.latency)

@@ -1,0 +1,61 @@
+"""What `orchestrator/wire/ends.py` asks for, on vLLM: requests end, and nothing that was made is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, HTTPException, Request, Response
+from starlette.background import BackgroundTask
+
+from orchestrator.wire.ends import PATH, EndRequest
+
+ENGINE_KEY = "baton_engine"  # in the application's state: an engine whose requests `end` can end
+
+# vLLM's names for a leg, made of what its `x-request-id` says; a completion's has the number of the prompt.
+_NAMES = ("chatcmpl-{}", "cmpl-{}-0")
+
+# What the engine has said is handed out by a task of its own, in slices. vLLM's `pause_generation` waits as
+# long for it.
+_HANDED_OUT_S = 0.02
+
+
+def add_route(app: FastAPI) -> None:
+    app.add_api_route(PATH, _end, methods=["POST"], include_in_schema=False)
+
+
+def can_end(engine: Any) -> bool:
+    """Whether it is built as `end` takes it to be: vLLM's V1 engine behind an API server is."""
+    return hasattr(getattr(engine, "output_processor", None), "external_req_ids") and hasattr(
+        getattr(engine, "engine_core", None), "abort_requests_async"
+    )
+
+
+async def end(engine: Any, request_id: str) -> None:
+    """End a request that still runs; no effect on one that has ended, or that the engine does not have yet.
+
+    `AsyncLLM.abort` alone forgets a request here before the engine does, so that an answer on its way between
+    the two is dropped. So the engine is told first. What it answers to the question that follows comes behind
+    all that it had made; what is still open then is ended for good.
+    """
+    names = [name.format(request_id) for name in _NAMES]
+    known = engine.output_processor.external_req_ids
+    running = [each for name in names for each in known.get(name, ())]
+    if not running:
+        return
+    await engine.engine_core.abort_requests_async(running)
+    await engine.is_sleeping()
+    await asyncio.sleep(_HANDED_OUT_S)
+    await engine.abort(names)
+
+
+async def _end(request: Request) -> Response:
+    engine = getattr(request.app.state, ENGINE_KEY, None)
+    if engine is None:
+        raise HTTPException(404, "this server cannot end requests")
+    try:
+        asked = msgspec.json.decode(await request.body(), type=EndRequest)
+    except msgspec.MsgspecError as error:
+        raise HTTPException(400, str(error)) from error
+    return Response(status_code=202, background=BackgroundTask(end, engine, asked.request_id))
