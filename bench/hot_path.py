@@ -16,7 +16,7 @@ import os
 import pstats
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,13 @@ class ClientTransport(asyncio.Transport):
         return False
 
 
-class InProcessUpstream(PooledUpstream):
-    """The real pool, on transports without sockets."""
-
-    async def _open(self, site: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        connection = self._connection(site, loop)
-        answer = PREFILL if site.origin.port == PREFILL_PORT else DECODE
-        connection.connection_made(WorkerTransport(connection, loop, answer))
-        return connection
+async def connect(protocol_factory: Callable[[], Any], host: str, port: int, **_: Any) -> tuple[Any, Any]:
+    """In place of the event loop's `create_connection`: a transport without a socket."""
+    protocol = protocol_factory()
+    answer = PREFILL if port == PREFILL_PORT else DECODE
+    transport = WorkerTransport(protocol, asyncio.get_running_loop(), answer)
+    protocol.connection_made(transport)
+    return transport, protocol
 
 
 def config() -> Config:
@@ -110,7 +108,7 @@ def config() -> Config:
 @contextlib.asynccontextmanager
 async def orchestrator() -> AsyncIterator[Orchestrator]:
     """With all that it does beside requests, its lines written to nowhere."""
-    made = Orchestrator(config(), InProcessUpstream(), transport="json", credential=None)
+    made = Orchestrator(config(), PooledUpstream(connect=connect), transport="json", credential=None)
     for worker in made.registry.workers:
         made.registry.mark_ready(worker)
     writer = LineWriter(os.open(os.devnull, os.O_WRONLY))

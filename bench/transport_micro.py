@@ -25,7 +25,7 @@ import uvloop
 from httptools import HttpRequestParser
 
 from orchestrator.transport.base import Origin
-from orchestrator.transport.pool import PooledUpstream, _Connection, _Site
+from orchestrator.transport.pool import Connect, PooledUpstream
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * 200 + b'"}],"stream":false}'
 ANSWER = b'{"id":"cmpl-1","choices":[{"text":"' + b"y" * 200 + b'"}]}'
@@ -197,22 +197,20 @@ class Loopless(asyncio.Transport):
         self.loop.call_soon(self.protocol.connection_lost, None)
 
 
-class SocketlessUpstream(PooledUpstream):
-    def __init__(self, events: int) -> None:
-        super().__init__()
-        self.events = events
+def connector(events: int) -> Connect:
+    """In place of the event loop's `create_connection`."""
 
-    async def _open(self, site: _Site) -> _Connection:
-        loop = asyncio.get_running_loop()
-        transport = Loopless(loop, self.events)
-        connection = _Connection(self, site, loop)
-        transport.protocol = connection
-        connection.connection_made(transport)
-        return connection
+    async def connect(protocol_factory: Callable[[], Any], *_: Any, **options: Any) -> tuple[Any, Any]:
+        transport = Loopless(asyncio.get_running_loop(), events)
+        transport.protocol = protocol = protocol_factory()
+        protocol.connection_made(transport)
+        return transport, protocol
+
+    return connect
 
 
 async def measure_without_sockets(name: str, job: Job, options: argparse.Namespace, per_round: int) -> None:
-    upstream = SocketlessUpstream(per_round)
+    upstream = PooledUpstream(connect=connector(per_round))
     best = min([await timed(job(upstream, Origin("", 0))) for _ in range(10 * options.rounds)])
     print(f"{name:24} {best * 1e6 / per_round:7.2f} us, no sockets", flush=True)
     await upstream.aclose()

@@ -33,10 +33,11 @@ import msgspec
 from orchestrator.config import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
 from orchestrator.pools import Pools
+from orchestrator.record import RequestRecord
 from orchestrator.states import WorkerState
-from orchestrator.telemetry import RejectReason, RequestRecord, Telemetry
+from orchestrator.telemetry import RejectReason, Telemetry
 from orchestrator.wire.info import Role
-from orchestrator.wire.view import RequestView
+from orchestrator.wire.shapes import RequestView
 
 # Prefill workers have no seats: they queue by themselves, one prompt after another.
 SEATED: tuple[Role, Role] = ("decode", "both")

@@ -27,11 +27,12 @@ from orchestrator.health import HttpProbe, Prober
 from orchestrator.ids import IdSource
 from orchestrator.logs import AccessLog, LineWriter, Write, configure_logging
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.record import RequestRecord
 from orchestrator.relay import DataPlane
 from orchestrator.reload import ConfigSource, Reloader
 from orchestrator.routing.planner import Planner
 from orchestrator.rows import SharedLoad
-from orchestrator.server import HttpProtocol, ServerLimits, uvicorn_config
+from orchestrator.server import Protocols, ServerLimits, uvicorn_config
 from orchestrator.serving import (
     PublicServer,
     StartError,
@@ -42,7 +43,7 @@ from orchestrator.serving import (
 )
 from orchestrator.stall_alarm import StallAlarm
 from orchestrator.supervisor import supervise
-from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, RequestRecord, Row, Telemetry
+from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, Row, Telemetry
 from orchestrator.topology import worker_addresses
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.transport.pool import PooledUpstream
@@ -197,7 +198,7 @@ class Orchestrator:
         )
         self.data_plane.limits = options.limits
         if self._served_by is not None:
-            cast("type[HttpProtocol]", self._served_by.http).limit(ServerLimits.of(options))
+            cast("Protocols", self._served_by.http).limit(ServerLimits.of(options))
 
     # --- the end (`serving.Draining`) -------------------------------------------------------------
 

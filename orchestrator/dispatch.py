@@ -6,26 +6,16 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
-
-from orchestrator.admission import Gate
-from orchestrator.embeddings import Wanted
 from orchestrator.errors import BatonError, WorkerAnswered, WorkerError
 from orchestrator.headers import header_block
-from orchestrator.ledger import KvLease
+from orchestrator.job import Job
 from orchestrator.offload import Offload
 from orchestrator.relay import RequestScope
-from orchestrator.retry import Retries
-from orchestrator.routing.planner import Plan
 from orchestrator.telemetry import FallbackReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, TooLarge, transcoded
-from orchestrator.wire.continuation import Continuation
 from orchestrator.wire.ends import PATH as END
-from orchestrator.wire.ends import EndRequest
-from orchestrator.wire.handoff import Handoff
-from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.view import RequestView
+from orchestrator.wire.ends import end_body
 from orchestrator.workers import Registry, Worker
 
 MakeBody = Callable[[Codec, str], Parts]
@@ -33,29 +23,6 @@ MakeBody = Callable[[Codec, str], Parts]
 _MAX_END_ANSWER_BYTES = 64 * 1024  # it has none, an error page may
 
 _log = logging.getLogger("baton.dispatch")
-
-
-class Job(msgspec.Struct):
-    """One request on its way through the workers: what its legs and its attempts share."""
-
-    scope: RequestScope
-    view: RequestView
-    bodies: LegBodies
-    gate: Gate  # that its permit is of
-    plan: Plan
-    id: str  # ours, for the workers
-    headers: bytes  # of the client, for the workers
-    path: str  # of the legs
-    worker: Worker  # that the last leg went to
-    epoch: int = -1  # of that worker, then
-    legs: int = 0  # sent
-    avoid: tuple[Worker, ...] = ()  # workers that have failed it
-    is_plain: bool = False  # send JSON and no ids, whatever the worker announces
-    lease: KvLease | None = None  # of the prefill that the decode leg builds on
-    retries: Retries | None = None  # once a leg has failed
-    embeddings: Wanted | None = None  # what is made of the worker's answer
-    first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
-    continuation: Continuation | None = None  # once another worker goes on with the stream
 
 
 class Dispatcher:
@@ -143,7 +110,7 @@ class Dispatcher:
         """Ask a worker to end the last leg that it got, and to answer it all the same; False if it cannot."""
         if worker.unendable_epoch == worker.epoch:
             return False
-        body = msgspec.json.encode(EndRequest(f"{job.id}-{job.legs}"))
+        body = end_body(f"{job.id}-{job.legs}")
         try:
             await self._ask(worker, END, body, _MAX_END_ANSWER_BYTES, success=202)
         except WorkerAnswered:  # 404: plain vLLM, or something else

@@ -30,7 +30,7 @@ from msgspec import Raw
 from orchestrator.errors import WorkerGarbage
 from orchestrator.headers import header_block
 from orchestrator.offload import Offload
-from orchestrator.wire.view import RequestView
+from orchestrator.wire.shapes import RequestView
 
 Content = tuple[bytes, bytes]  # a header block, and the body
 

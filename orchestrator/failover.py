@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from orchestrator.dispatch import Dispatcher, Job
+from orchestrator.dispatch import Dispatcher
 from orchestrator.errors import WorkerAnswered, WorkerCutShort, WorkerError
+from orchestrator.job import Job
 from orchestrator.wire.continuation import (
     PATH,
     Continuation,

@@ -24,7 +24,6 @@ from orchestrator.admission import Admission, Demand, Gate, prompt_tokens
 from orchestrator.config import LEASE_S
 from orchestrator.dispatch import (
     Dispatcher,
-    Job,
     MakeBody,
     may_be_refusal,
     note_unreachable,
@@ -47,21 +46,24 @@ from orchestrator.errors import (
 from orchestrator.failover import Failover
 from orchestrator.headers import header_block
 from orchestrator.ids import IdSource
+from orchestrator.job import Job
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.offload import Offload
+from orchestrator.record import Path
 from orchestrator.relay import RequestScope
 from orchestrator.releases import MAX_PREFILL_ANSWER_BYTES, Releases, is_unread, read_handoff
 from orchestrator.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.states import IN_SERVICE, WorkerState
-from orchestrator.telemetry import LeaseState, Path, RetryReason, Telemetry
+from orchestrator.telemetry import LeaseState, RetryReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.continued_stream import ContinuedStream
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
+from orchestrator.wire.shapes import RequestView
 from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed, has_begun
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
-from orchestrator.wire.view import InvalidRequest, RequestView, view_request
+from orchestrator.wire.view import InvalidRequest, view_request
 from orchestrator.workers import Registry, Worker
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -395,8 +397,8 @@ class Flow:
                 scope.transcript = self._failover.transcript(job)
                 scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
             await self._forward(scope, answer, opening, events)
-        except WorkerFailed as error:
-            raise WorkerAnswered(error.status, encode_document(error.document)) from error
+        except WorkerFailed as failed:
+            raise WorkerAnswered(failed.status, encode_document(failed.document)) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -80,6 +80,9 @@ class Target(NamedTuple):
         return cls(url, raw_path, unquote(path) if "%" in path else path, query)
 
 
+_NO_TARGET = Target(b"", b"/", "/", b"")
+
+
 class HttpExchange:
     """`orchestrator.exchange.Exchange` on a connection of this server, and the same request as plain ASGI.
 
@@ -90,7 +93,6 @@ class HttpExchange:
 
     # Class attributes are the defaults of what most requests never change.
     http_version = "1.1"
-    target = Target(b"", b"/", "/", b"")
     content_length: int | None = None
     is_gone = False
     is_started = False
@@ -125,6 +127,7 @@ class HttpExchange:
         self.method = method
         self.headers = headers
         self.fields = dict(headers)
+        self.target = _NO_TARGET
         self._chunks: list[bytes] = []
 
     def __repr__(self) -> str:
@@ -473,7 +476,7 @@ class HttpExchange:
         if self.is_gone or self._is_taken_over:
             return
         if kind == "http.response.body":
-            body = message.get("body", b"")
+            body = bytes(message.get("body", b""))  # some applications send a memoryview
             if message.get("more_body", False):
                 self.feed(body)
             else:
@@ -483,9 +486,9 @@ class HttpExchange:
         else:
             raise RuntimeError(f"unexpected ASGI message {kind!r}")
 
-    def _adopt(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    def _adopt(self, headers: Iterable[Sequence[bytes]]) -> Headers:
         """An application's headers without those that are the server's."""
-        adopted = []
+        adopted: list[tuple[bytes, bytes]] = []
         for name, value in headers:
             lower = name.lower()
             if lower == b"x-request-id":

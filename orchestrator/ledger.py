@@ -23,7 +23,7 @@ import msgspec
 
 from orchestrator.config import LEASE_S
 from orchestrator.telemetry import LeaseState, Telemetry
-from orchestrator.wire.handoff import Handoff
+from orchestrator.wire.shapes import Handoff
 from orchestrator.workers import Worker
 
 # A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began

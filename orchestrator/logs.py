@@ -24,7 +24,8 @@ from typing import Any, Final
 import orjson
 
 from orchestrator.config import LogConfig
-from orchestrator.telemetry import NO_MODEL, STAGES, Path, RequestRecord
+from orchestrator.record import Path, RequestRecord
+from orchestrator.telemetry import NO_MODEL, STAGES
 from orchestrator.wire.usage import Kv
 
 Write = Callable[[bytes], None]

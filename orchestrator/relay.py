@@ -23,8 +23,9 @@ from orchestrator.errors import (
 )
 from orchestrator.exchange import AsgiExchange, Exchange
 from orchestrator.headers import header_block
+from orchestrator.record import Path, RequestRecord
 from orchestrator.states import IN_SERVICE
-from orchestrator.telemetry import Path, RequestRecord, Telemetry
+from orchestrator.telemetry import Telemetry
 from orchestrator.transport.base import Answer
 from orchestrator.wire.sse import error_event
 from orchestrator.wire.transcript import Transcript
@@ -85,7 +86,7 @@ class RequestScope:
 
     async def run(self) -> None:
         """Serve the request; every error has become an answer when this returns."""
-        self._plane.open.add(self)
+        self._plane.open[self] = None
         self.exchange.on_leave(self._client_left)
         try:
             self._admit()
@@ -122,7 +123,7 @@ class RequestScope:
         self._task = None
         if self.transcript is not None:
             self.transcript.close()
-        self._plane.open.discard(self)
+        self._plane.open.pop(self, None)
         self._plane.memory.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
@@ -335,7 +336,7 @@ class DataPlane:
         self.keys = keys
         self.time = time
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
-        self.open: set[RequestScope] = set()
+        self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
         self.memory = MemoryBound(limits.max_held_bytes, telemetry)
         self.is_refusing = False  # new requests: the process is about to end
 

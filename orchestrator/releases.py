@@ -11,12 +11,14 @@ from collections.abc import Coroutine
 from copy import copy
 from typing import Any
 
-from orchestrator.dispatch import Dispatcher, Job, note_unreachable
+from orchestrator.dispatch import Dispatcher, note_unreachable
 from orchestrator.errors import BatonError, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.job import Job
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer
-from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from, handoff_from_msgpack
+from orchestrator.wire.handoff import InvalidHandoff, handoff_from, handoff_from_msgpack
+from orchestrator.wire.shapes import Handoff
 from orchestrator.workers import Registry, Worker
 
 # How long a release leg may take to be answered. The lease it saves lasts 30 s.

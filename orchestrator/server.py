@@ -26,9 +26,9 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import httptools
 import uvicorn
@@ -55,6 +55,7 @@ logger = logging.getLogger("baton.server")
 
 NO_HANDLERS: Mapping[str, Handler] = {}
 NEVER = float("inf")
+ANY_SIZE = sys.maxsize
 HTTP_VERSIONS = ("1.1", "1.0")
 MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
 MAX_HELD = 64 * 1024  # unparsed bytes; above, reading stops, and with it the notice of a client that leaves
@@ -124,7 +125,8 @@ def uvicorn_config(
         port=port,
         interface="asgi3",
         loop="uvloop",
-        http=make_protocol(ServerLimits.of(config), IdSource(random), on_refused, handlers),
+        # uvicorn's type wants a class; it calls what it is given, as `Protocols.__call__` has it.
+        http=cast("Any", Protocols(ServerLimits.of(config), IdSource(random), on_refused, handlers)),
         ws="none",
         lifespan=lifespan,
         log_config=None,
@@ -152,43 +154,58 @@ def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
     return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
 
 
-def make_protocol(
-    limits: ServerLimits,
-    ids: IdSource,
-    on_refused: Callable[[BatonError], None] | None = None,
-    handlers: Mapping[str, Handler] = NO_HANDLERS,
-) -> type[HttpProtocol]:
-    """The protocol class for one server (`uvicorn.Config.http`): its connections share one sweep."""
-    shared = _Shared(limits, ids, _Sweep(limits.sweep_s), on_refused, handlers)
-    return type("BoundHttpProtocol", (HttpProtocol,), {"shared": shared})
+class Protocols:
+    """Makes the connections of one server (`uvicorn.Config.http`), and has what they have in common."""
+
+    def __init__(
+        self,
+        limits: ServerLimits,
+        ids: IdSource,
+        on_refused: Callable[[BatonError], None] | None = None,
+        handlers: Mapping[str, Handler] = NO_HANDLERS,
+    ) -> None:
+        self.limits = limits
+        self.ids = ids
+        self.on_refused = on_refused
+        self.handlers = handlers
+        self.sweep = Sweep(limits.sweep_s)
+        self.is_ending = False
+
+    def __call__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HttpProtocol:
+        return HttpProtocol(self, config, server_state, app_state, _loop)
+
+    def close_after_answers(self) -> None:
+        """Let every connection, also those to come, end with its next answer; idle ones stay until then."""
+        self.is_ending = True
+        for connection in self.sweep.open:
+            connection.is_ending = True
+
+    def limit(self, limits: ServerLimits) -> None:
+        """Bound the connections that are made from now on."""
+        self.limits = limits
 
 
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What all connections of one server have in common."""
-
-    limits: ServerLimits
-    ids: IdSource
-    sweep: _Sweep
-    on_refused: Callable[[BatonError], None] | None
-    handlers: Mapping[str, Handler]
-
-
-class _Sweep:
+class Sweep:
     """The one timer of a server. It runs while connections are open."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
-        self._open: set[HttpProtocol] = set()
+        self.open: set[HttpProtocol] = set()
         self._is_armed = False
 
     def add(self, connection: HttpProtocol) -> None:
-        self._open.add(connection)
+        self.open.add(connection)
         if not self._is_armed:
             self._arm(connection.loop)
 
     def discard(self, connection: HttpProtocol) -> None:
-        self._open.discard(connection)
+        self.open.discard(connection)
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_armed = True
@@ -196,28 +213,27 @@ class _Sweep:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_armed = False
-        if self._open:
+        if self.open:
             self._arm(loop)
         now = loop.time()
-        for connection in [c for c in self._open if c.deadline <= now]:
+        for connection in [c for c in self.open if c.deadline <= now]:
             connection.expire(now)
 
 
-class HttpProtocol(asyncio.Protocol):
-    """One client connection. `uvicorn.Server` makes it, and calls `shutdown()`; see `make_protocol()`.
+class HttpProtocol:
+    """One client connection, an `asyncio.Protocol`. `Protocols` makes it, `uvicorn.Server` shuts it down.
 
     It reads requests with llhttp in its strict mode, which itself refuses bare LF, obs-fold, NUL, both
     `content-length` and `transfer-encoding`, and malformed lengths and chunks. A client that closes only its
     sending half counts as gone: HTTP clients do not do that, and a closed connection looks the same.
     """
 
-    shared: ClassVar[_Shared]  # set by make_protocol()
-    is_ending = False  # the connection closes behind its next answer
     write: Callable[[bytes], None]  # the transport's, without a call in between
     writelines: Callable[[Iterable[bytes]], None]
 
     def __init__(
         self,
+        shared: Protocols,
         config: uvicorn.Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -230,12 +246,14 @@ class HttpProtocol(asyncio.Protocol):
         self.tasks = server_state.tasks
         self._app = config.loaded_app
         self._server_state = server_state
-        self._keep_alive_s = config.timeout_keep_alive
+        self._keep_alive_s: float = cast("Any", config).timeout_keep_alive  # uvicorn asks for whole seconds
         self._max_requests = config.limit_max_requests
-        self._limits = self.shared.limits
-        self.ids = self.shared.ids
-        self.on_refused = self.shared.on_refused
-        self._handlers = self.shared.handlers
+        self._sweep = shared.sweep
+        self._limits = shared.limits
+        self.ids = shared.ids
+        self.on_refused = shared.on_refused
+        self._handlers = shared.handlers
+        self.is_ending = shared.is_ending  # the connection closes behind its next answer
 
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
@@ -270,7 +288,7 @@ class HttpProtocol(asyncio.Protocol):
         self._is_next_due = False
         self._is_closing = False
         self._is_lost = False
-        self._unsent_before = NEVER  # bytes, when the sweep last looked
+        self._unsent_before = ANY_SIZE  # bytes, when the sweep last looked
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)
@@ -291,12 +309,12 @@ class HttpProtocol(asyncio.Protocol):
         # uvicorn types the set by its own protocols; it calls nothing but shutdown().
         self._server_state.connections.add(cast("Any", self))
         self.deadline = self.loop.time() + self._limits.header_timeout_s
-        self.shared.sweep.add(self)
+        self._sweep.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
         self._server_state.connections.discard(cast("Any", self))
-        self.shared.sweep.discard(self)
+        self._sweep.discard(self)
         self._leave()
         self._parser = None
 
@@ -348,16 +366,6 @@ class HttpProtocol(asyncio.Protocol):
             self._rest()
 
     # --- the server's side
-
-    @classmethod
-    def close_after_answers(cls) -> None:
-        """Let every connection, also those to come, end with its next answer; idle ones stay until then."""
-        cls.is_ending = True
-
-    @classmethod
-    def limit(cls, limits: ServerLimits) -> None:
-        """Bound the connections that are made from now on."""
-        cls.shared = replace(cls.shared, limits=limits)
 
     @property
     def is_busy(self) -> bool:
@@ -821,7 +829,7 @@ class HttpProtocol(asyncio.Protocol):
         self.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._unsent_before = NEVER
+        self._unsent_before = ANY_SIZE
         self.deadline = self.loop.time() + LINGER_S
 
     def cut(self, *, resets: bool) -> None:

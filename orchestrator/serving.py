@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from orchestrator.auth import KeyFileError, KeyRing
 from orchestrator.config import OrchestratorConfig, split_address
-from orchestrator.server import HttpProtocol, uvicorn_config
+from orchestrator.server import HttpProtocol, Protocols, uvicorn_config
 
 TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
 CLOSE_S = 1  # from the end of draining: for connections to be closed
@@ -96,8 +96,7 @@ class PublicServer(Server):
 
     def close_after_answers(self) -> None:
         """Let connections end as they come to their next answer: then nobody asks on one that is closed."""
-        protocol = cast("type[HttpProtocol]", self.config.http_protocol_class)
-        protocol.close_after_answers()
+        cast("Protocols", self.config.http_protocol_class).close_after_answers()
 
     def _is_busy(self) -> bool:
         return any(cast("HttpProtocol", connection).is_busy for connection in self.server_state.connections)

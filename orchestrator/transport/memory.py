@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.headers import fields_of
-from orchestrator.transport.answer import ReceivedAnswer
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
+from orchestrator.transport.memory_answer import MemoryAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class MemoryReply:
     def __init__(self, open_replies: set[MemoryReply], *, is_head: bool) -> None:
         self._open_replies = open_replies
         self._is_head = is_head
-        self._answer = _MemoryAnswer(self)
+        self._answer = MemoryAnswer(self)
         self._task: asyncio.Task[None] | None = None
         self._reader_takes: asyncio.Future[None] | None = None  # set while the reader does not
 
@@ -247,23 +247,3 @@ class MemoryReply:
     def _require_head(self) -> None:
         if not self._answer.status:
             raise RuntimeError("a body needs a head first")
-
-
-class _MemoryAnswer(ReceivedAnswer):
-    __slots__ = ("_reply",)
-
-    def __init__(self, reply: MemoryReply) -> None:
-        super().__init__(asyncio.get_running_loop())
-        self._reply = reply
-
-    def _pause_reading(self) -> None:
-        self._reply.hold()
-
-    def _resume_reading(self) -> None:
-        self._reply.let_go()
-
-    def _close_sending(self) -> None:
-        self._reply.leave()
-
-    def _drop(self) -> None:
-        self._reply.drop()

@@ -7,15 +7,16 @@ connection's read callback alone. A finished answer puts its connection back bef
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.answer import ReceivedAnswer
-from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
+from orchestrator.transport.base import Answer, Origin, Part, UpstreamStats
 
 # Bytes in a row without any of a body in them: a head, informational heads, trailers, chunk extensions.
 MAX_OVERHEAD = 64 * 1024
@@ -32,14 +33,23 @@ _NOTHING: list[Part] = []  # what is kept of a request that was answered
 _TLS_SHUTDOWN_S = 1.0  # for a worker that does not answer TLS's goodbye
 
 
-class PooledUpstream(Upstream):
-    """Keeps connections alive between legs, without a limit to their number, the last used first.
+Connect = Callable[..., Coroutine[Any, Any, tuple[asyncio.BaseTransport, Any]]]
+
+
+class PooledUpstream:
+    """`base.Upstream` on sockets.
+
+    Connections are kept alive between legs, without a limit to their number, the last used first.
 
     `connect_timeout_s` covers name resolution, TCP and TLS. `idle_limit_s` must be below the worker's own
     keep-alive time (5 s in uvicorn and vLLM): an idle connection older than that is never used.
     """
 
-    def __init__(self, *, connect_timeout_s: float = 5.0, idle_limit_s: float = 4.0) -> None:
+    def __init__(
+        self, *, connect_timeout_s: float = 5.0, idle_limit_s: float = 4.0, connect: Connect | None = None
+    ) -> None:
+        """`connect` does what the event loop's `create_connection` does, which it replaces."""
+        self._connect = connect
         self._connect_timeout_s = connect_timeout_s
         self._idle_limit_s = idle_limit_s
         self._sites: dict[Origin, _Site] = {}  # one per worker ever seen
@@ -169,18 +179,16 @@ class PooledUpstream(Upstream):
         origin = site.origin
         tls = origin.tls
         async with asyncio.timeout(self._connect_timeout_s):
-            _, connection = await loop.create_connection(
-                lambda: self._connection(site, loop),
+            create_connection: Connect = self._connect or loop.create_connection
+            _, connection = await create_connection(
+                functools.partial(_Connection, self, site, loop),
                 origin.host,
                 origin.port,
                 ssl=tls,
                 server_hostname=origin.host if tls else None,
                 ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
             )
-        return connection
-
-    def _connection(self, site: _Site, loop: asyncio.AbstractEventLoop) -> _Connection:
-        return _Connection(self, site, loop)
+        return cast(_Connection, connection)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what has been idle for too long; once for all connections."""
@@ -305,8 +313,8 @@ class _PooledAnswer(ReceivedAnswer):
             connection.close()
 
 
-class _Connection(asyncio.Protocol):
-    """One socket: idle, or busy with one answer."""
+class _Connection:
+    """One socket, an `asyncio.Protocol`: idle, or busy with one answer."""
 
     __slots__ = (
         "_answer",
@@ -351,7 +359,7 @@ class _Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self.on_header = self._fields.__setitem__
         self.on_body = self._pieces.append
-        self._parser = HttpResponseParser(self)
+        self._parser: Any = HttpResponseParser(self)
 
     def __repr__(self) -> str:
         state = "busy" if self.is_busy else "idle" if self.is_idle else "closed"
@@ -456,7 +464,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_reusable = False
         self._upstream.removed(self)
-        del self._parser  # it holds our methods: a cycle
+        self._parser = None  # it holds our methods: a cycle
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.lost(exc, may_retry=self._legs > 1 and not self._has_received)

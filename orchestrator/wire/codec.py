@@ -83,19 +83,20 @@ class Codec(Protocol):
 class JsonCodec:
     """The client's own bytes for every value, with the overlay's fields behind them."""
 
-    name: Encoding = "json"
-    headers: Headers = (_CONTENT_TYPE,)
+    def __init__(self) -> None:
+        self.name: Encoding = "json"
+        self.headers: Headers = (_CONTENT_TYPE,)
 
     def common(self, document: Parts) -> Parts:
         return document
 
     def leg(self, common: Parts, overlay: bytes) -> Parts:
-        *front, end = common
-        if not front and len(end) == 2:  # {}
+        end = common[-1]
+        if len(common) == 1 and len(end) == 2:  # {}
             return (overlay,)
         if len(overlay) == 2:
             return common
-        return *front, memoryview(end)[:-1], b"," + overlay[1:]
+        return common[:-1] + (memoryview(end)[:-1], b"," + overlay[1:])  # noqa: RUF005  # copies nothing else
 
     def leg_with_ids(self, common: Parts, overlay: bytes, packed: bytes) -> Parts:
         return self.leg(common, msgspec.json.encode(_with_ids(overlay, packed)))  # bytes become base64
@@ -104,8 +105,9 @@ class JsonCodec:
 class MsgpackCodec:
     """The same document as msgpack. The content type stays JSON: see `wire.info.MSGPACK_HEADER`."""
 
-    name: Encoding = "msgpack"
-    headers: Headers = (_CONTENT_TYPE, (MSGPACK_HEADER.lower().encode(), b"1"))
+    def __init__(self) -> None:
+        self.name: Encoding = "msgpack"
+        self.headers: Headers = (_CONTENT_TYPE, (MSGPACK_HEADER.lower().encode(), b"1"))
 
     def common(self, document: Parts) -> Parts:
         return (_packed(b"".join(document)),)

@@ -16,3 +16,7 @@ PATH = "/v1/baton/end"  # under /v1, where workers ask for their key
 
 class EndRequest(msgspec.Struct):
     request_id: str
+
+
+def end_body(request_id: str) -> bytes:
+    return msgspec.json.encode(EndRequest(request_id))

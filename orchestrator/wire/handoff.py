@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from msgspec import Raw
+
+from orchestrator.wire.shapes import (
+    NULL,
+    Handoff,
+    PackedAnswer,
+    PrefillAnswer,
+    PrefillAnswerWithIds,
+    TokenIds,
+)
 
 # Withheld from the decode worker. Without it that worker reports its own count of cached tokens, which
 # equals the prompt if and only if the KV arrived; with it, it would repeat this number in either case.
@@ -15,55 +22,14 @@ CACHED_TOKENS_KEY = "remote_prefill_cached_tokens"
 # Its engine core dies of a decode leg in which one is missing.
 _REQUIRED = ("remote_engine_id", "remote_block_ids", "remote_request_id", "remote_host", "remote_port")
 
-_NULL = Raw(b"null")
-
 
 class InvalidHandoff(ValueError):
     """The prefill worker answered without a usable hand-off; a decode leg must not be sent."""
 
 
-class TokenIds(msgspec.Struct, gc=False):
-    """The prompt's token ids as the prefill worker gave them; nobody here looks into them."""
-
-    json: bytes = b""  # a list, or a base64 string of little-endian int32; b"" if packed
-    packed: bytes = b""  # little-endian int32
-
-    @property
-    def is_list(self) -> bool:
-        return self.json.startswith(b"[")
-
-
-class Handoff(msgspec.Struct, gc=False):
-    """Names KV blocks that the prefill worker pins for the decode worker: good for one use, for 30 s."""
-
-    params: bytes  # for the decode leg, a JSON object, unknown keys kept
-    prefill_cached_tokens: int | None  # what the client's usage must say
-    token_ids: TokenIds | None = None
-
-
-class _PrefillAnswer(msgspec.Struct):
-    kv_transfer_params: dict[str, Raw] | None = None
-
-
-class _Choice(msgspec.Struct):
-    prompt_token_ids: Raw = _NULL
-
-
-class _PrefillAnswerWithIds(_PrefillAnswer):
-    """vLLM gives the ids of a chat at the top, those of a completion with its choice."""
-
-    prompt_token_ids: Raw = _NULL
-    choices: list[_Choice] = []
-
-
-class _PackedAnswer(msgspec.Struct):
-    kv_transfer_params: dict[str, Any] | None = None
-    prompt_token_ids: bytes | None = None
-
-
-_ANSWER = msgspec.json.Decoder(_PrefillAnswer)
-_ANSWER_WITH_IDS = msgspec.json.Decoder(_PrefillAnswerWithIds)
-_PACKED_ANSWER = msgspec.msgpack.Decoder(_PackedAnswer)
+_ANSWER = msgspec.json.Decoder(PrefillAnswer)
+_ANSWER_WITH_IDS = msgspec.json.Decoder(PrefillAnswerWithIds)
+_PACKED_ANSWER = msgspec.msgpack.Decoder(PackedAnswer)
 _COUNT = msgspec.json.Decoder(int | None)
 _json = msgspec.json.Encoder()
 
@@ -97,7 +63,7 @@ def handoff_from_msgpack(answer: bytes) -> Handoff:
 def _handoff(params: dict[str, Raw] | None, ids: TokenIds | None) -> Handoff:
     if not params:
         raise InvalidHandoff("the prefill worker answered without kv_transfer_params")
-    cached = params.pop(CACHED_TOKENS_KEY, _NULL)
+    cached = params.pop(CACHED_TOKENS_KEY, NULL)
     _require(params)
     return Handoff(_json.encode(params), _COUNT.decode(cached), ids)
 
@@ -106,12 +72,12 @@ def _require(params: dict[str, Raw]) -> None:
     if bytes(params.get("do_remote_prefill", b"")) != b"true":
         raise InvalidHandoff("the prefill worker did not keep the KV cache")
     for key in _REQUIRED:
-        raw = params.get(key, _NULL)
+        raw = params.get(key, NULL)
         if len(raw) == 4 and bytes(raw) == b"null":
             raise InvalidHandoff(f"the prefill worker's hand-off has no {key}")
 
 
-def _ids_of(document: _PrefillAnswerWithIds) -> TokenIds | None:
+def _ids_of(document: PrefillAnswerWithIds) -> TokenIds | None:
     ids = bytes(document.prompt_token_ids)
     if ids == b"null" and document.choices:
         ids = bytes(document.choices[0].prompt_token_ids)

@@ -21,8 +21,7 @@ import msgspec
 from msgspec import Raw
 
 from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
-from orchestrator.wire.handoff import Handoff, TokenIds
-from orchestrator.wire.view import RequestView
+from orchestrator.wire.shapes import Handoff, Message, MessagePart, RequestView, TokenIds
 
 # A worker connects to whatever host these name, so they are never taken from a client.
 _NEVER_RELAYED = frozenset({"kv_transfer_params", "ec_transfer_params"})
@@ -50,17 +49,8 @@ _MAX_SCANNED_BYTES = 1024 * 1024
 _NEED_TEXT = frozenset({"suffix", "return_prompt_text", "return_token_offsets"})
 
 
-class _Message(msgspec.Struct):
-    content: Raw = _NULL
-    tool_calls: Raw = _NULL
-
-
-class _Part(msgspec.Struct):
-    type: str = ""
-
-
-_MESSAGES = msgspec.json.Decoder(list[_Message])
-_PARTS = msgspec.json.Decoder(list[_Part])
+_MESSAGES = msgspec.json.Decoder(list[Message])
+_PARTS = msgspec.json.Decoder(list[MessagePart])
 _json = msgspec.json.Encoder()
 
 

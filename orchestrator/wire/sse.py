@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from orchestrator.wire.shapes import DeltaChunk
 from orchestrator.wire.usage import (
     Document,
     Kv,
@@ -40,24 +41,7 @@ class WorkerFailed(InvalidStream):
         return int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
 
 
-class _Delta(msgspec.Struct, omit_defaults=True):
-    role: str
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta
-    finish_reason: str | None = None
-
-    def is_empty(self) -> bool:
-        return not self.delta.content and self.finish_reason is None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice]
-
-
-_CHUNK = msgspec.json.Decoder(_Chunk)
+_CHUNK = msgspec.json.Decoder(DeltaChunk)
 
 
 class EventStream:

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.handoff import TokenIds
+from orchestrator.wire.shapes import RequestView, TokenIds
 from orchestrator.wire.transcript import CannotContinue, Sent
-from orchestrator.wire.view import RequestView
 
 PATH = "/tokenize"
 

@@ -7,23 +7,12 @@ from enum import IntEnum
 import msgspec
 from msgspec import Raw
 
+from orchestrator.wire.shapes import AnswerUsage, AnswerWithUsage
+
 Document = dict[str, Raw]
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
+_ANSWER = msgspec.json.Decoder(AnswerWithUsage)
 _CACHED = b'"cached_tokens":'
 _OBJECT = msgspec.json.Decoder(Document)
 _json = msgspec.json.Encoder()
@@ -60,7 +49,7 @@ def mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
     return outcome, _with_count(content, reported, cached_tokens)
 
 
-def _typed_usage(content: bytes) -> _Usage | None:
+def _typed_usage(content: bytes) -> AnswerUsage | None:
     """None if there is none, or one of another shape than OpenAI's."""
     try:
         return _ANSWER.decode(content).usage

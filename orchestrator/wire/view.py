@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from orchestrator.wire.codec import Parts, json_object
+from orchestrator.wire.shapes import RequestView, StreamOptions
 
 # Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
 MAX_FIELDS = 1000
@@ -24,10 +25,6 @@ class InvalidRequest(ValueError):
         super().__init__(message)
         self.message = message
         self.param = param
-
-
-class StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
 
 
 # The routed fields and their types. A wrong type is refused here, and so is a field given twice: the
@@ -82,19 +79,6 @@ _LIST = msgspec.json.Decoder(list[Raw])
 _LITERALS = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
 _SMALL = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
 _WHITESPACE = b" \t\n\r"
-
-
-class RequestView(msgspec.Struct, gc=False):
-    """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
-
-    shared: dict[str, Raw]  # the fields that all legs share
-    common: Parts  # the same as one JSON object
-    own: dict[str, Raw]  # the others (`OWN`)
-    own_json: bytes  # the same as one JSON object
-    model: str
-    is_stream: bool
-    wants_usage: bool  # the client asked for the usage event of a stream
-    whole_reason: str | None  # why no hand-off is possible; None if the request can go in two legs
 
 
 def view_request(body: bytes) -> RequestView:
@@ -189,10 +173,13 @@ def _refuse_duplicates(body: bytes) -> None:
         _decode_top_level(body, is_small=False)
 
 
-class _Key(str):
+class _Key:
     """A key that the decoder shows us once per occurrence."""
 
-    __slots__ = ()
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class _KeyReader:
@@ -219,7 +206,7 @@ def _decode_key_by_key(body: bytes) -> dict[str, Raw]:
     `ValidationError` if it is no object, and with an `InvalidRequest` as its cause.
     """
     fields = msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=_KeyReader())
-    return {str(key): raw for key, raw in fields.items()}
+    return {key.name: raw for key, raw in fields.items()}
 
 
 # --- what cannot be handed over -----------------------------------------------------------------

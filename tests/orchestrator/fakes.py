@@ -308,7 +308,7 @@ class FakeCluster:
         assert self.workers.pinned == set()
         assert self.workers.decoding == 0
         assert self.upstream.stats().busy == 0
-        assert self.plane.open == set()
+        assert not self.plane.open
         assert self.telemetry.in_flight == 0
         assert self.admission.admitted == 0
         assert self.plane.memory.bodies == 0

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from orchestrator.errors import BatonError
 from orchestrator.exchange import AsgiExchange, Exchange, Handler
 from orchestrator.ids import IdSource
-from orchestrator.server import ServerLimits, make_protocol
+from orchestrator.server import Protocols, ServerLimits
 
 PATIENCE_S = 30.0  # how long anything may take; tests wait for events, not for this
 
@@ -225,7 +225,7 @@ class Site:
 
     @property
     def is_empty(self) -> bool:
-        return not self.state.connections and not self.state.tasks and not self.protocol.shared.sweep._open
+        return not self.state.connections and not self.state.tasks and not self.protocol.sweep.open
 
 
 @asynccontextmanager
@@ -234,7 +234,7 @@ async def serving(app: App | Everywhere, limits: ServerLimits = LAX, **options: 
     loop = asyncio.get_running_loop()
     refused: list[BatonError] = []
     handlers = app if isinstance(app, Everywhere) else {}
-    protocol = make_protocol(limits, IdSource(Random(1)), refused.append, handlers)
+    protocol = Protocols(limits, IdSource(Random(1)), refused.append, handlers)
     options = {"timeout_keep_alive": 3600, **options}
     config = uvicorn.Config(
         app, http=protocol, ws="none", lifespan="off", log_config=None, interface="asgi3", **options

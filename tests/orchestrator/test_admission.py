@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from orchestrator.admission import Admission, Demand, Estimate, Gate, prompt_tokens
 from orchestrator.config import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
-from orchestrator.telemetry import Layout, RejectReason, RequestRecord, Telemetry
+from orchestrator.record import RequestRecord
+from orchestrator.telemetry import Layout, RejectReason, Telemetry
 from orchestrator.wire.info import Role
 from orchestrator.wire.view import view_request
 from tests.orchestrator.cluster import Clock, registry_of

@@ -17,7 +17,8 @@ from orchestrator.config import Config
 from orchestrator.control import admin_app, control_app
 from orchestrator.ids import IdSource
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.telemetry import Layout, LoopLagMonitor, RequestRecord, Telemetry
+from orchestrator.record import RequestRecord
+from orchestrator.telemetry import Layout, LoopLagMonitor, Telemetry
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo

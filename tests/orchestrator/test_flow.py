@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator.config import RoutingConfig
-from orchestrator.telemetry import FallbackReason, Path
+from orchestrator.record import Path
+from orchestrator.telemetry import FallbackReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import Encoding, WorkerInfo
 from orchestrator.wire.usage import Kv

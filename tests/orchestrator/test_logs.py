@@ -21,7 +21,7 @@ from orchestrator.logs import (
     one_line,
     timestamp,
 )
-from orchestrator.telemetry import Path, RequestRecord
+from orchestrator.record import Path, RequestRecord
 from orchestrator.wire.usage import Kv
 
 HOSTILE = "a\nb\r\x1b[31m\x7f\x9b2J\u2028\u2029\ud800c"

@@ -17,7 +17,8 @@ from orchestrator.metrics import (
     process_collector,
     render,
 )
-from orchestrator.telemetry import FallbackReason, Layout, RequestRecord, RetryReason, Telemetry
+from orchestrator.record import RequestRecord
+from orchestrator.telemetry import FallbackReason, Layout, RetryReason, Telemetry
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role

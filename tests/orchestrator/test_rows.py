@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.record import RequestRecord
 from orchestrator.rows import BASE, Rows
-from orchestrator.telemetry import Layout, RequestRecord, Telemetry, sum_rows
+from orchestrator.telemetry import Layout, Telemetry, sum_rows
 from orchestrator.transport.base import UpstreamStats
 
 LAYOUT = Layout(["m"], ["/v1/completions"])

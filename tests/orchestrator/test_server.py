@@ -22,7 +22,7 @@ from orchestrator.config import LimitsConfig, OrchestratorConfig, TlsConfig
 from orchestrator.errors import RequestTimeout
 from orchestrator.exchange import Exchange
 from orchestrator.ids import IdSource
-from orchestrator.server import ServerLimits, build_server, make_protocol, uvicorn_config
+from orchestrator.server import Protocols, ServerLimits, build_server, uvicorn_config
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
@@ -445,7 +445,7 @@ class Wire(asyncio.Transport):
 
 async def converse(pieces: list[bytes], limits: ServerLimits = LAX) -> tuple[bytes, bool]:
     """What the server writes when the pieces arrive one by one, and whether it closed."""
-    protocol_class = make_protocol(limits, IdSource(Random(1)), handlers=app_of(echo))
+    protocol_class = Protocols(limits, IdSource(Random(1)), handlers=app_of(echo))
     config = uvicorn.Config(
         app_of(echo),
         http=protocol_class,
@@ -854,7 +854,7 @@ def test_the_sweep_survives_a_fault(run: Any, logs_errors: None) -> None:
 def test_the_sweep_rests_while_no_connection_is_open(run: Any) -> None:
     async def main() -> None:
         async with serving(app_of(echo), lax()) as site:
-            sweep = site.protocol.shared.sweep
+            sweep = site.protocol.sweep
             for _ in range(2):
                 async with site.client() as client:
                     await client.ask(GET)

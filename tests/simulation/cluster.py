@@ -162,7 +162,6 @@ class Cluster:
                 rng=random,
             )
         self.plane = self.orchestrator.data_plane
-        self.plane.open = InOrder()  # type: ignore[assignment]
         self._prober = Prober(
             self.orchestrator.registry,
             SimulatedProbe(self.world),
@@ -235,16 +234,6 @@ class Cluster:
             self.upstream.out_since.pop(host, None)
         else:
             self.upstream.out_since.setdefault(host, asyncio.get_running_loop().time())
-
-
-class InOrder(dict[Any, None]):
-    """A set that is iterated in the order of insertion: that of a set depends on addresses."""
-
-    def add(self, item: Any) -> None:
-        self[item] = None
-
-    def discard(self, item: Any) -> None:
-        self.pop(item, None)
 
 
 def _discard(lines: bytes) -> None:
