@@ -9,7 +9,7 @@ STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help setup serve test check bench regression soak chaos profile clean
+.PHONY: help setup serve test check bench regression soak chaos profile compile pure clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
 	@echo 'make profile flame graphs of the orchestrator under load'
+	@echo 'make compile the hot modules as C extensions, in place; make pure removes them: docs/performance.md'
 	@echo 'make clean   remove .venv and caches'
 
 setup: $(STAMP)
@@ -61,6 +62,14 @@ chaos: $(STAMP)
 profile: $(STAMP)
 	$(BIN)/python bench/flame.py $(ARGS)
 
+# In place: all that is started from here then runs them, and warns once they are older than an edit.
+compile: $(STAMP) pure
+	BATON_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+pure:
+	rm -rf build
+	find . -name '*.so' -not -path './.venv*' -delete
+
 $(PEERS)/setup-done: bench/peers.txt
 	@echo 'bench: installing the peers into $(PEERS)'
 	@rm -rf $(PEERS)
@@ -68,6 +77,6 @@ $(PEERS)/setup-done: bench/peers.txt
 	@$(BIN)/python -m pip --python $(PEERS)/bin/python install -qq --no-deps --requirement $<
 	@touch $@
 
-clean:
-	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+clean: pure
+	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from launch.bench import options
 from launch.exits import Exit
+from orchestrator import __version__
+from orchestrator.compiled import is_compiled
 
 if TYPE_CHECKING:
     from launch.plan import Plan
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     up = _add(commands, "up", _up, "start all that CONFIG puts on this machine; Ctrl-C stops it")
     up.add_argument(
@@ -60,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _version() -> str:
+    return f"baton {__version__} ({'compiled' if is_compiled() else 'pure Python'})"
 
 
 def _add(

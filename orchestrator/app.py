@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import socket
@@ -17,6 +18,7 @@ import uvloop
 from orchestrator import garbage
 from orchestrator.admission import Admission
 from orchestrator.auth import KeyRing
+from orchestrator.compiled import is_stale
 from orchestrator.config import Config, OrchestratorConfig
 from orchestrator.control import admin_app, control_app
 from orchestrator.endpoints import ENDPOINTS
@@ -53,6 +55,8 @@ from orchestrator.workers import Registry, WorkerStatus
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
+
+_log = logging.getLogger("baton.app")
 
 __all__ = ["WORKER_KEY_ENV", "Orchestrator", "Place", "StartError", "run"]
 
@@ -280,6 +284,8 @@ def run(config: Config, source: ConfigSource) -> int:
     writer = LineWriter()
     configure_logging(config.orchestrator.log, writer.write)
     writer.start()
+    if is_stale():
+        _log.warning("what runs was compiled from other sources than these: `make compile`, or `make pure`")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if config.orchestrator.processes == 1:

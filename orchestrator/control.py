@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator import __version__
 from orchestrator.admin_workers import WorkerPages, refuse_other_sites
 from orchestrator.auth import KeyRing
+from orchestrator.compiled import is_compiled
 from orchestrator.config import Config
 from orchestrator.errors import (
     BatonError,
@@ -386,6 +387,7 @@ def _build(transport: str) -> dict[str, str]:
     """What was chosen for this process; called on its event loop."""
     return {
         "version": __version__,
+        "form": "compiled" if is_compiled() else "pure",
         "transport": transport,
         "event_loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
         "http_parser": HTTP_PARSER,

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator import __version__
 from orchestrator.auth import Key, KeyRing
+from orchestrator.compiled import is_compiled
 from orchestrator.config import Config
 from orchestrator.control import admin_app, control_app
 from orchestrator.ids import IdSource
@@ -134,6 +135,7 @@ def test_verbose_health_has_figures() -> None:
     assert figures == {
         "status": "ok",
         "version": __version__,
+        "form": "compiled" if is_compiled() else "pure",
         "transport": "orjson",
         "event_loop": "asyncio",
         "http_parser": "httptools",

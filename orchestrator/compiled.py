@@ -1,0 +1,47 @@
+"""The compiled form (docs/performance.md): which modules have one, and whether it is what runs."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from pathlib import Path
+
+# What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
+MODULES = (
+    "orchestrator.dispatch",
+    "orchestrator.flow",
+    "orchestrator.http_exchange",
+    "orchestrator.relay",
+    "orchestrator.server",
+    "orchestrator.telemetry",
+    "orchestrator.transport.answer",
+    "orchestrator.transport.memory_answer",
+    "orchestrator.transport.pool",
+    "orchestrator.wire.codec",
+    "orchestrator.wire.handoff",
+    "orchestrator.wire.legs",
+    "orchestrator.wire.sse",
+    "orchestrator.wire.usage",
+    "orchestrator.wire.view",
+)
+ROOT = Path(__file__).parent.parent
+SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below `ROOT`
+
+
+def library() -> str:
+    """Name of the library that a build of the present sources makes: it has their hash in it."""
+    digest = hashlib.sha256(b"".join((ROOT / source).read_bytes() for source in SOURCES))
+    return f"baton_{digest.hexdigest()[:16]}"
+
+
+def is_compiled() -> bool:
+    """Whether Python takes the compiled form of the modules."""
+    found = find_spec(MODULES[0])
+    return found is not None and str(found.origin).endswith(tuple(EXTENSION_SUFFIXES))
+
+
+def is_stale() -> bool:
+    """Whether the compiled modules, once imported, are of other sources than those beside them."""
+    return is_compiled() and f"{library()}__mypyc" not in sys.modules

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import compiled
+from orchestrator.compiled import MODULES, ROOT, SOURCES, is_compiled, is_stale, library
+
+
+def test_the_modules_that_can_be_compiled_are_there() -> None:
+    assert all((ROOT / source).is_file() for source in SOURCES)
+    assert len(set(MODULES)) == len(MODULES)
+
+
+def test_the_library_is_named_by_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in SOURCES:
+        (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, tmp_path / source)
+    present = library()
+    monkeypatch.setattr(compiled, "ROOT", tmp_path)
+    assert library() == present
+    with (tmp_path / SOURCES[-1]).open("a") as source:
+        source.write("# an edit\n")
+    assert library() != present
+
+
+def test_what_was_compiled_from_other_sources_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "is_compiled", lambda: True)
+    monkeypatch.setattr(compiled, "library", lambda: "baton_present")
+    monkeypatch.setitem(sys.modules, "baton_earlier__mypyc", compiled)
+    assert is_stale()
+    monkeypatch.setitem(sys.modules, "baton_present__mypyc", compiled)
+    assert not is_stale()
+
+
+def test_this_form_is_not_stale() -> None:
+    """If it is: `make compile`, or `make pure`."""
+    import orchestrator.flow  # noqa: F401
+
+    assert not is_stale()
+
+
+def test_the_command_line_tells_the_form() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.endswith("(compiled)\n" if is_compiled() else "(pure Python)\n")
