@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from orchestrator.compiled import is_compiled
 
 # A slow machine is no failure; and CI tries the same examples each time, so that a red run means a change.
 settings.register_profile(
@@ -18,3 +21,10 @@ settings.load_profile("baton")
 # its children. But tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="not possible on the compiled form")
+    for item in items if is_compiled() else ():
+        if item.get_closest_marker("pure"):
+            item.add_marker(skip)

@@ -556,6 +556,7 @@ def test_any_split_of_any_sequence(requests: list[bytes], data: st.DataObject, s
     ],
     ids=["chunks", "fields", "trailers", "requests"],
 )
+@pytest.mark.pure  # extends HttpProtocol
 def test_a_read_full_of_tiny_things_is_parsed_over_several_turns(flood: bytes, run: Any) -> None:
     fed: list[int] = []
 
@@ -831,6 +832,7 @@ def test_the_application_may_take_its_time(run: Any) -> None:
     run(main)
 
 
+@pytest.mark.pure  # extends HttpProtocol
 def test_the_sweep_survives_a_fault(run: Any, logs_errors: None) -> None:
     class Faulty(server_module.HttpProtocol):
         is_first = True

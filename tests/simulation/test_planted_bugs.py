@@ -196,6 +196,7 @@ BUGS: list[tuple[Plant, str]] = [
 ]
 
 
+@pytest.mark.pure  # each replaces a method
 @pytest.mark.parametrize(("plant", "symptom"), BUGS, ids=[plant.__name__ for plant, _ in BUGS])
 def test_a_planted_bug_is_found(plant: Plant, symptom: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
