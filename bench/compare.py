@@ -40,8 +40,6 @@ from report import goals_table, outcome_document, table, workload_document
 from routers import ROUTERS, versions
 from workloads import WORKLOADS
 
-from orchestrator.compiled import is_compiled
-
 RESULTS = ROOT / "bench/results"
 
 
@@ -124,7 +122,6 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine(),
         "versions": versions(),
-        "baton": "compiled" if is_compiled() else "pure",
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
         "workloads": [],

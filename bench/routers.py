@@ -14,6 +14,7 @@ from pathlib import Path
 from processes import ROOT, free_port, python
 
 PEERS = ROOT / ".venv-bench-peers"
+COMPILED = ROOT / "build/compiled"  # made by `make compiled`
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ models:
 """
 
 
-def _baton(name: str, transport: str = "json", processes: int = 1) -> Router:
+def _baton(name: str, transport: str = "json", processes: int = 1, source: Path = ROOT) -> Router:
     def command(site: Site) -> list[str]:
         config = site.folder / "baton.yaml"
         config.write_text(
@@ -65,9 +66,12 @@ def _baton(name: str, transport: str = "json", processes: int = 1) -> Router:
                 port=site.port, processes=processes, prefill=site.prefill_url, decode=site.decode_url
             )
         )
-        return python("-m", "launch.cli", "orchestrator", str(config))
+        return python("-P", "-m", "launch.cli", "orchestrator", str(config))
 
-    return Router(name, command, {"BATON_TRANSPORT": transport})
+    def lacks() -> str | None:
+        return None if source.exists() else f"{source.relative_to(ROOT)} is not there (make bench builds it)"
+
+    return Router(name, command, {"BATON_TRANSPORT": transport, "PYTHONPATH": str(source)}, lacks)
 
 
 def _vllm_router(site: Site) -> list[str]:
@@ -169,6 +173,7 @@ def _lacks_nginx() -> str | None:
 
 ROUTERS = [
     _baton("baton"),
+    _baton("baton-compiled", source=COMPILED),
     _baton("baton-orjson", transport="orjson"),
     _baton("baton-msgpack", transport="msgpack"),
     _baton("baton-2-processes", processes=2),

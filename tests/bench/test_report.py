@@ -54,10 +54,10 @@ def test_goals_are_ok_missed_or_not_measured() -> None:
         Outcome(Goal("RSS, KB", "held", "rss", 20), reason="baton did not run on held"),
     ]
     assert goals_table(outcomes).splitlines() == [
-        "goal                                        measured      min-max  verdict",
-        "small chat, CPU: at most 0.5 x vllm-router     0.400  0.300-0.450       ok",
-        "small chat, CPU: at most 0.5 x vllm-router     0.510  0.500-0.520   missed",
-        "RSS, KB: at most 20                         not measured: baton did not run on held",
+        "goal                                               measured      min-max  verdict",
+        "baton, small chat, CPU: at most 0.5 x vllm-router     0.400  0.300-0.450       ok",
+        "baton, small chat, CPU: at most 0.5 x vllm-router     0.510  0.500-0.520   missed",
+        "baton, RSS, KB: at most 20                         not measured: baton did not run on held",
     ]
 
 
