@@ -43,6 +43,20 @@ def no_release_for_a_prefill_that_has_just_ended(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Releases, "abandon_prefill", lambda releases, job, worker, answer: answer.abort())
 
 
+def a_prefill_is_closed_and_not_ended(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("orchestrator.releases.GRACE_S", 0.0)
+    patch.setattr("orchestrator.releases.LAST_WORDS_S", ())
+
+
+def a_decode_leg_is_dropped_and_taken_for_pulled(patch: pytest.MonkeyPatch) -> None:
+    def drop(releases: Releases, job: Any, lease: KvLease, answer: Any) -> None:
+        job.lease = None
+        answer.abort()
+        lease.consume()
+
+    patch.setattr(Releases, "abandon_decode", drop)
+
+
 def a_handoff_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Releases, "settle", nothing)
 
@@ -174,6 +188,8 @@ def probes_go_on_after_the_end(patch: pytest.MonkeyPatch) -> None:
 BUGS: list[tuple[Plant, str]] = [
     (no_release_leg, "nobody released"),
     (no_release_for_a_prefill_that_has_just_ended, "nobody released"),
+    (a_prefill_is_closed_and_not_ended, "nobody was told of"),
+    (a_decode_leg_is_dropped_and_taken_for_pulled, "which the ledger has as consumed"),
     (a_handoff_is_forgotten, "leaked leases"),
     (a_used_handoff_is_sent_again, "was sent 2 times"),
     (the_handoff_of_somebody_else, "was sent 2 times"),
