@@ -113,7 +113,7 @@ def floor(target: str, requests: int, end: bytes) -> Job:
 def exchanges(requests: int) -> Job:
     async def run(upstream: PooledUpstream, origin: Origin) -> None:
         for _ in range(requests):
-            answer = await upstream.request(origin, "POST", "/fixed", HEADERS, (BODY,))
+            answer = await upstream.send(origin, "POST", "/fixed", HEADERS, (BODY,))
             assert await answer.read(1 << 20) == ANSWER
 
     return run
@@ -121,7 +121,7 @@ def exchanges(requests: int) -> Job:
 
 def by_chunk(events: int) -> Job:
     async def run(upstream: PooledUpstream, origin: Origin) -> None:
-        answer = await upstream.request(origin, "POST", f"/stream/{events}", HEADERS, (BODY,))
+        answer = await upstream.send(origin, "POST", f"/stream/{events}", HEADERS, (BODY,))
         size = 0
         while piece := await answer.chunk():
             size += len(piece)
@@ -139,7 +139,7 @@ def by_pump(events: int) -> Job:
             size += len(piece)
             return True
 
-        answer = await upstream.request(origin, "POST", f"/stream/{events}", HEADERS, (BODY,))
+        answer = await upstream.send(origin, "POST", f"/stream/{events}", HEADERS, (BODY,))
         await answer.pump(sink)
         assert size == events * len(EVENT)
 

@@ -11,7 +11,7 @@ from launch.bench.sample import Sample
 from launch.bench.stream import TokenClock, error_text
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.headers import Fields, header_block
-from orchestrator.transport.base import Answer, Part, Upstream
+from orchestrator.transport.base import Answer, Part, Upstream, request
 from orchestrator.wire.sse import InvalidStream
 
 _MAX_ANSWER = 16 * 1024 * 1024  # of one that is no stream
@@ -44,9 +44,8 @@ class Client:
         """Status and body. Raises `WorkerError`, `TimeoutError`."""
         endpoint = self.endpoint
         async with asyncio.timeout(min(_LISTING_S, self._timeout_s)):
-            answer = await self.upstream.request(
-                endpoint.origin, "GET", endpoint.base + path, self._headers, []
-            )
+            path = endpoint.base + path
+            answer = await request(self.upstream, endpoint.origin, "GET", path, self._headers, [])
             try:
                 return answer.status, await answer.read(_MAX_ANSWER)
             finally:
@@ -71,7 +70,7 @@ class Client:
     async def _stream(self, body: Sequence[Part], sample: Sample) -> None:
         endpoint = self.endpoint
         path = endpoint.base + "/chat/completions"
-        answer = await self.upstream.request(endpoint.origin, "POST", path, self._headers, body)
+        answer = await request(self.upstream, endpoint.origin, "POST", path, self._headers, body)
         try:
             await _receive(answer, sample)
         finally:

@@ -138,17 +138,6 @@ class Upstream(Protocol):
         """
         ...
 
-    async def request(
-        self,
-        origin: Origin,
-        method: str,
-        target: str,
-        headers: bytes,
-        body: Sequence[Part],
-    ) -> Answer:
-        """`send()` and the answer's `head()`. Raises as both do; cancelling closes the connection."""
-        ...
-
     def stats(self) -> UpstreamStats:
         """Counts of connections, for tests and the admin API."""
         ...
@@ -156,3 +145,16 @@ class Upstream(Protocol):
     async def aclose(self) -> None:
         """Close all connections, idle and busy; legs under way end with `WorkerCutShort`. Repeatable."""
         ...
+
+
+async def request(
+    upstream: Upstream, origin: Origin, method: str, target: str, headers: bytes, body: Sequence[Part]
+) -> Answer:
+    """`send()` and the answer's `head()`. Raises as both do; cancelling closes the connection."""
+    answer = await upstream.send(origin, method, target, headers, body)
+    try:
+        await answer.head()
+    except BaseException:
+        answer.abort()
+        raise
+    return answer

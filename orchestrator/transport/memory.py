@@ -70,22 +70,6 @@ class MemoryUpstream(Upstream):
         """From now on `origin` refuses connections. Legs under way go on."""
         self._workers.pop(origin, None)
 
-    async def request(
-        self,
-        origin: Origin,
-        method: str,
-        target: str,
-        headers: bytes,
-        body: Sequence[Part],
-    ) -> Answer:
-        answer = await self.send(origin, method, target, headers, body)
-        try:
-            await answer.head()
-        except BaseException:
-            answer.abort()
-            raise
-        return answer
-
     async def send(
         self,
         origin: Origin,

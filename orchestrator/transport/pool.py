@@ -66,22 +66,6 @@ class PooledUpstream:
 
     # --- base.Upstream --------------------------------------------------------------------------
 
-    async def request(
-        self,
-        origin: Origin,
-        method: str,
-        target: str,
-        headers: bytes,
-        body: Sequence[Part],
-    ) -> Answer:
-        answer = await self.send(origin, method, target, headers, body)
-        try:
-            await answer.head()
-        except BaseException:
-            answer.abort()
-            raise
-        return answer
-
     async def send(
         self,
         origin: Origin,

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from orchestrator.wire.ends import PATH
+from tests.contract.engines import ASK_PINNED
 from tests.real.ask import LIMIT, chat
 from tests.real.conftest import Cluster, metric, wait_for
 
@@ -19,14 +20,6 @@ AT_ONCE = 8
 WORDS = 1000
 SEED = 7
 EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
-ASK_PINNED = {
-    "do_remote_decode": True,
-    "do_remote_prefill": False,
-    "remote_engine_id": None,
-    "remote_block_ids": None,
-    "remote_host": None,
-    "remote_port": None,
-}
 
 
 def document(number: int, **fields: Any) -> dict[str, Any]:

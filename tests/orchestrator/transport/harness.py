@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from orchestrator.transport.base import Answer, Origin
+from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.pool import PooledUpstream
 
 LIMIT_S = 60  # for everything that must happen; never waited out
@@ -208,7 +208,7 @@ async def get(upstream: PooledUpstream, origin: Origin, body: bytes = b"{}") -> 
 
 
 async def post(upstream: PooledUpstream, origin: Origin, body: bytes = b"{}") -> Answer:
-    return await upstream.request(origin, "POST", "/v1/x", b"content-type: application/json\r\n", [body])
+    return await request(upstream, origin, "POST", "/v1/x", b"content-type: application/json\r\n", [body])
 
 
 def fixed(body: bytes, status: bytes = b"200 OK", fields: bytes = b"") -> bytes:

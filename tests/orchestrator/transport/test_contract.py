@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from orchestrator.errors import WorkerCutShort, WorkerGarbage, WorkerUnreachable
-from orchestrator.transport.base import Answer, Origin
+from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from tests.orchestrator.transport.harness import run_on, turns, until
 from tests.orchestrator.transport.workers import Serve, Setting, in_memory, on_sockets
@@ -34,7 +34,7 @@ def contract(test: Callable[[Serve], Coroutine[Any, Any, None]]) -> Callable[...
 
 
 async def post(at: Setting, body: bytes = b"{}") -> Answer:
-    return await at.upstream.request(at.origin, "POST", "/v1/x", b"", [body])
+    return await request(at.upstream, at.origin, "POST", "/v1/x", b"", [body])
 
 
 async def send(at: Setting, body: bytes = b"{}") -> Answer:
@@ -76,15 +76,15 @@ async def test_a_whole_answer(serve: Serve) -> None:
 
     async with serve(worker) as at:
         parts = [b"one ", bytearray(b"two "), memoryview(b"three")]
-        answer = await at.upstream.request(at.origin, "PUT", "/t?q=1", b"x-a: b\r\n", parts)
+        answer = await request(at.upstream, at.origin, "PUT", "/t?q=1", b"x-a: b\r\n", parts)
         assert answer.status == 201
         assert answer.headers[b"content-type"] == b"text/plain"
         assert await answer.read(4) == b"body"
         assert answer.is_complete
-        [request] = at.requests
-        assert (request.method, request.target) == ("PUT", "/t?q=1")
-        assert request.headers == ((b"x-a", b"b"),)
-        assert request.body == b"one two three"
+        [received] = at.requests
+        assert (received.method, received.target) == ("PUT", "/t?q=1")
+        assert received.headers == ((b"x-a", b"b"),)
+        assert received.body == b"one two three"
         assert at.upstream.stats().busy == 0
 
 
@@ -135,7 +135,7 @@ async def test_an_answer_to_head_has_no_body(serve: Serve) -> None:
         reply.answer(200, b"not for you")
 
     async with serve(worker) as at:
-        answer = await at.upstream.request(at.origin, "HEAD", "/", b"", [])
+        answer = await request(at.upstream, at.origin, "HEAD", "/", b"", [])
         assert await answer.read(100) == b""
         assert answer.is_complete
 

@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from orchestrator.errors import WorkerCutShort, WorkerUnreachable
-from orchestrator.transport.base import Answer, Origin
+from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
 
 WORKER = Origin("worker", 1)
 
 
 async def post(upstream: MemoryUpstream) -> Answer:
-    return await upstream.request(WORKER, "POST", "/", b"", [b"{}"])
+    return await request(upstream, WORKER, "POST", "/", b"", [b"{}"])
 
 
 async def echo(request: MemoryRequest, reply: MemoryReply) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.headers import header_block
-from orchestrator.transport.base import Answer, Origin
+from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.pool import MAX_OVERHEAD, PooledUpstream
 from tests.orchestrator.transport.harness import (
     HERE,
@@ -409,7 +409,7 @@ async def test_the_request_as_written() -> None:
     async with peer(script) as worker, pool() as upstream:
         headers = header_block([(b"X-One", b"1"), (b"two", b"")])
         for body in ([], [b"ab", memoryview(b"cd")]):
-            answer = await upstream.request(worker.origin, "POST", "/a?b", headers, body)
+            answer = await request(upstream, worker.origin, "POST", "/a?b", headers, body)
             assert await answer.read(4) == b"".join(body)
     host = b"host: 127.0.0.1:%d\r\n" % worker.origin.port
     start = b"POST /a?b HTTP/1.1\r\n" + host + b"X-One: 1\r\ntwo: \r\n"
@@ -430,7 +430,7 @@ async def test_line_breaks_do_not_pass(method: str, target: str) -> None:
 async def test_many_targets_do_not_fill_memory() -> None:
     async with peer(replies(*[OK] * 200)) as worker, pool() as upstream:
         for number in range(200):
-            answer = await upstream.request(worker.origin, "GET", f"/{number}", b"", [])
+            answer = await request(upstream, worker.origin, "GET", f"/{number}", b"", [])
             assert await answer.read(2) == b"ok"
         [site] = upstream._sites.values()
         assert len(site._request_lines) <= 64
