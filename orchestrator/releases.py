@@ -145,8 +145,10 @@ class Releases:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 while self._tasks:  # one that sees a prefill off may start another
                     await asyncio.wait(self._tasks)
-        for task in self._tasks:
-            task.cancel()
+        if self._tasks:  # of workers that do not answer any more
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.launch.waiting import wait_for
-from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated
+from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 ENDLESS = 100_000  # tokens: the stream lasts until its client leaves
 
@@ -26,13 +25,8 @@ def workers() -> Iterator[list[SimWorker]]:
 def orchestrator(
     tmp_path: Path, workers: list[SimWorker], request: pytest.FixtureRequest
 ) -> Iterator[Orchestrator]:
-    options: dict[str, Any] = request.param
-    made = Orchestrator(tmp_path, workers, **options)
-    try:
-        made.wait_ready()
-        yield made
-    finally:
-        made.clean_up()
+    with starting(tmp_path, workers) as start:
+        yield start(**request.param)
 
 
 def ask(client: httpx.Client) -> httpx.Response:

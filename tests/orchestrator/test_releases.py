@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.releases import RELEASE_TIMEOUT_S
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.ends import PATH as END
@@ -233,6 +234,22 @@ def test_the_decode_leg_of_a_worker_that_cannot_be_asked_is_closed_at_once() -> 
         await asyncio.sleep(0.01)
         assert decode.closed == 1
         assert leases(cluster) == {"CONSUMED": 1}
+        await cluster.aclose()
+
+    run_virtually(main())
+
+
+def test_an_end_does_not_wait_for_a_worker_that_answers_nobody() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        prefill = Slow(cluster)
+        prefill.is_deaf = 100
+        await leave(cluster, prefill, CHAT)
+        began = asyncio.get_running_loop().time()
+        await cluster.flow.aclose()
+        assert asyncio.get_running_loop().time() - began <= RELEASE_TIMEOUT_S
+        assert prefill.closed == 1
+        assert len(asyncio.all_tasks()) == 1
         await cluster.aclose()
 
     run_virtually(main())

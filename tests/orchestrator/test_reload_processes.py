@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.launch.waiting import is_running, wait_for
-from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated
+from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 LONG = 300  # tokens
 
@@ -25,12 +25,8 @@ def workers() -> Iterator[list[SimWorker]]:
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
 def orchestrator(tmp_path: Path, workers: list[SimWorker], request: Any) -> Iterator[Orchestrator]:
-    made = Orchestrator(tmp_path, workers[:2], processes=request.param)
-    try:
-        made.wait_ready()
-        yield made
-    finally:
-        made.clean_up()
+    with starting(tmp_path, workers) as start:
+        yield start(workers=workers[:2], processes=request.param)
 
 
 def ask(client: httpx.Client) -> httpx.Response:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.launch.waiting import wait_for
-from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated
+from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 ROLES = ("prefill", "prefill", "decode", "decode")
 CLIENTS = 32
@@ -29,12 +29,8 @@ def workers() -> Iterator[list[SimWorker]]:
 def orchestrator(
     tmp_path: Path, workers: list[SimWorker], request: pytest.FixtureRequest
 ) -> Iterator[Orchestrator]:
-    made = Orchestrator(tmp_path, workers, processes=request.param)
-    try:
-        made.wait_ready()
-        yield made
-    finally:
-        made.clean_up()
+    with starting(tmp_path, workers) as start:
+        yield start(processes=request.param)
 
 
 class Load:

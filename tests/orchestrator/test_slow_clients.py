@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.launch.waiting import wait_for
-from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated
+from tests.orchestrator.processes import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 MORE_THAN_FITS = 200_000  # tokens: some 40 MB, several times what the kernel buffers
 LIMIT_S = 2.0
@@ -26,12 +26,8 @@ def workers() -> Iterator[list[SimWorker]]:
 
 @pytest.fixture
 def orchestrator(tmp_path: Path, workers: list[SimWorker]) -> Iterator[Orchestrator]:
-    made = Orchestrator(tmp_path, workers, processes=1, limits={"client_write_timeout_s": LIMIT_S})
-    try:
-        made.wait_ready()
-        yield made
-    finally:
-        made.clean_up()
+    with starting(tmp_path, workers) as start:
+        yield start(processes=1, limits={"client_write_timeout_s": LIMIT_S})
 
 
 def slow_client(orchestrator: Orchestrator) -> socket.socket:
