@@ -29,6 +29,7 @@ from uvicorn.server import ServerState
 from orchestrator.app import Orchestrator
 from orchestrator.config import Config
 from orchestrator.config_file import load_config
+from orchestrator.garbage import tune
 from orchestrator.logs import LineWriter
 from orchestrator.transport.pool import PooledUpstream
 
@@ -138,6 +139,7 @@ async def measure(requests: int, rounds: int, profiler: cProfile.Profile | None 
     async with orchestrator() as made:
         transports = clients(made)
         spent = [await one_round(transports, requests)]
+        tune()
         if profiler is not None:
             profiler.enable()
         spent = [await one_round(transports, requests) for _ in range(rounds)]

@@ -16,10 +16,10 @@ from bodies import SYSTEM, encoded, prose
 from study_model import VOCABULARY
 
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, transcoded
+from orchestrator.wire.handoff import Handoff
+from orchestrator.wire.handoff import TokenIds as GivenIds
 from orchestrator.wire.info import Encoding, TokenIds
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.shapes import Handoff
-from orchestrator.wire.shapes import TokenIds as GivenIds
 from orchestrator.wire.view import view_request
 from worker import token_ids
 

@@ -28,8 +28,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-import msgspec
-
 from orchestrator.config import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
 from orchestrator.pools import Pools
@@ -37,7 +35,7 @@ from orchestrator.record import RequestRecord
 from orchestrator.states import WorkerState
 from orchestrator.telemetry import RejectReason, Telemetry
 from orchestrator.wire.info import Role
-from orchestrator.wire.shapes import RequestView
+from orchestrator.wire.view import RequestView
 
 # Prefill workers have no seats: they queue by themselves, one prompt after another.
 SEATED: tuple[Role, Role] = ("decode", "both")
@@ -54,13 +52,17 @@ _CAUTION = 1.5
 _LONGEST_RETRY_AFTER_S = 60  # an estimate is not worth more
 
 
-class Demand(msgspec.Struct, frozen=True, gc=False):
+class Demand:
     """What a request that has to wait asks for."""
 
-    tokens: int
-    bytes: int
-    deadline: float
-    is_stream: bool
+    __slots__ = ("deadline", "is_stream", "size", "tokens")
+
+    def __init__(self, tokens: int, size: int, deadline: float, is_stream: bool) -> None:
+        """`size` in bytes."""
+        self.tokens = tokens
+        self.size = size
+        self.deadline = deadline
+        self.is_stream = is_stream
 
 
 def prompt_tokens(view: RequestView) -> int:
@@ -104,10 +106,14 @@ class Estimate:
         return self.mean + 4 * self.deviation
 
 
-class _Waiter(msgspec.Struct, eq=False):
-    demand: Demand
-    since: float
-    turn: asyncio.Future[BatonError | None]  # None: the seat is taken for it
+class _Waiter:
+    __slots__ = ("demand", "since", "turn")
+
+    def __init__(self, demand: Demand, since: float, turn: asyncio.Future[BatonError | None]) -> None:
+        """`turn` brings None when the seat is taken for it."""
+        self.demand = demand
+        self.since = since
+        self.turn = turn
 
 
 class Gate:
@@ -248,12 +254,12 @@ class Gate:
         return (
             len(self._waiters) < limits.requests
             and self._tokens + demand.tokens <= limits.tokens
-            and self._bytes + demand.bytes <= limits.bytes
+            and self._bytes + demand.size <= limits.bytes
         )
 
     def _count(self, demand: Demand, sign: int) -> None:
         self._tokens += sign * demand.tokens
-        self._bytes += sign * demand.bytes
+        self._bytes += sign * demand.size
         row, cell = self._telemetry.row, self._cell
         row[cell], row[cell + 1], row[cell + 2] = len(self._waiters), self._tokens, self._bytes
 

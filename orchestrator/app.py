@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 
 from orchestrator import garbage
+from orchestrator.access_log import AccessLog
 from orchestrator.admission import Admission
 from orchestrator.auth import KeyRing
 from orchestrator.compiled import is_stale
@@ -27,7 +28,7 @@ from orchestrator.flow import Flow
 from orchestrator.hangup import on_hangup
 from orchestrator.health import HttpProbe, Prober
 from orchestrator.ids import IdSource
-from orchestrator.logs import AccessLog, LineWriter, Write, configure_logging
+from orchestrator.logs import LineWriter, Write, configure_logging
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.record import RequestRecord
 from orchestrator.relay import DataPlane
@@ -231,16 +232,10 @@ class Orchestrator:
     def note_refused(self, error: BatonError) -> None:
         """Count and log a request that the server refused before it got here."""
         now = asyncio.get_running_loop().time()
-        self.telemetry.finish(
-            RequestRecord(
-                request_id="",
-                endpoint=OTHER,
-                received=now,
-                finished=now,
-                status=error.status,
-                error_code=error.code,
-            )
-        )
+        record = RequestRecord("", OTHER, now)
+        record.finished = now
+        record.status, record.error_code = error.status, error.code
+        self.telemetry.finish(record)
 
     # --- for the control plane ------------------------------------------------------------------
 

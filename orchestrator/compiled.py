@@ -10,10 +10,23 @@ from pathlib import Path
 
 # What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
 MODULES = (
+    "orchestrator.access_log",
+    "orchestrator.admission",
     "orchestrator.dispatch",
     "orchestrator.flow",
+    "orchestrator.handles",
+    "orchestrator.headers",
     "orchestrator.http_exchange",
+    "orchestrator.ids",
+    "orchestrator.job",
+    "orchestrator.ledger",
+    "orchestrator.lines",
+    "orchestrator.record",
     "orchestrator.relay",
+    "orchestrator.releases",
+    "orchestrator.routing.least_loaded",
+    "orchestrator.routing.planner",
+    "orchestrator.routing.round_robin",
     "orchestrator.server",
     "orchestrator.telemetry",
     "orchestrator.transport.answer",

@@ -30,7 +30,7 @@ from msgspec import Raw
 from orchestrator.errors import WorkerGarbage
 from orchestrator.headers import header_block
 from orchestrator.offload import Offload
-from orchestrator.wire.shapes import RequestView
+from orchestrator.wire.view import RequestView
 
 Content = tuple[bytes, bytes]  # a header block, and the body
 
@@ -103,8 +103,7 @@ def wanted_of(view: RequestView, accept: bytes | None) -> Wanted | None:
 
 def ask_base64(view: RequestView) -> RequestView:
     """The request as the worker gets it when the client wants another form."""
-    own = {**view.own, "encoding_format": _BASE64}
-    return msgspec.structs.replace(view, own=own, own_json=msgspec.json.encode(own))
+    return view.with_own({**view.own, "encoding_format": _BASE64})
 
 
 def _wanted_raw(form: Form, fields: Mapping[str, Raw]) -> Wanted | None:

@@ -60,10 +60,9 @@ from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.continued_stream import ContinuedStream
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.shapes import RequestView
 from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed, has_begun
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
-from orchestrator.wire.view import InvalidRequest, view_request
+from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -198,15 +197,14 @@ class Flow:
         plan = self._plan(path, view)
         _note_plan(scope, plan)
         return Job(
-            scope=scope,
-            view=view,
-            bodies=LegBodies(view),
+            scope,
+            view,
+            LegBodies(view),
             gate=gate,
             plan=plan,
             id=self._ids.fresh(),
             headers=scope.relayed_headers(),
             path=path,
-            worker=plan.decode,
         )
 
     def _plan(self, path: str, view: RequestView, avoid: tuple[Worker, ...] = ()) -> Plan:

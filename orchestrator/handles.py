@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import ssl
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 
-import msgspec
-
 from orchestrator.rows import SharedLoad
+from orchestrator.standing import Standing, WorkerStatus
 from orchestrator.states import WorkerState
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import Origin
@@ -24,37 +21,11 @@ from orchestrator.wire.info import TokenIds, WorkerInfo
 NEVER = float("-inf")
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a worker, apart from its load: the same in all processes, but for moments."""
-
-    address: WorkerAddress
-    slot: int  # its cell in shared memory
-    state: WorkerState
-    epoch: int  # how often it has come into service: tells what was seen before its return
-    is_drained: bool
-    warm_from: float
-    info: WorkerInfo | None
-    max_model_len: int | None
-    last_error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker at one moment, for the admin API and the metrics."""
-
-    address: WorkerAddress
-    state: WorkerState
-    in_flight: int  # legs that hold a lease on this worker now
-    info: WorkerInfo | None  # None until announced, and for workers without our plugin
-    max_model_len: int | None
-    last_error: str | None
-    is_drained: bool = False  # takes no new legs until the operator says so, whatever its state
-
-
 class Worker(ABC):
-    """One worker. `in_flight` is changed by leases only, `heard` and `failures` also by the flow."""
+    """One worker. Its legs are counted by leases only; the flow changes `failures` too."""
 
     __slots__ = (
+        "_lease",
         "address",
         "answered",
         "codec",
@@ -112,6 +83,7 @@ class Worker(ABC):
         # Slow start.
         self.warm_from = NEVER  # when it began
         self.credit = 0.0  # towards its next turn; belongs to `Pools`
+        self._lease = Lease(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.state} in_flight={self.in_flight}>"
@@ -124,15 +96,19 @@ class Worker(ABC):
     @property
     @abstractmethod
     def heard(self) -> float:
-        """When anything last came on any leg; written by whoever looks at open legs."""
-
-    @heard.setter
-    @abstractmethod
-    def heard(self, moment: float) -> None: ...
+        """When anything last came on any leg."""
 
     @abstractmethod
-    def lease(self) -> AbstractContextManager[Worker]:
-        """A place on this worker, held for the length of a leg."""
+    def note_heard(self, moment: float) -> None:
+        """For whoever looks at open legs."""
+
+    @abstractmethod
+    def count_leg(self, change: int) -> None:
+        """One more, or one less."""
+
+    def lease(self) -> Lease:
+        """A place on this worker, held for the length of a leg. One for all legs: it holds nothing else."""
+        return self._lease
 
     def standing(self) -> Standing:
         return Standing(
@@ -159,53 +135,60 @@ class Worker(ABC):
         )
 
 
-class OwnWorker(Worker):
-    """A worker that only this process sends to."""
-
-    __slots__ = ("_lease", "heard", "in_flight")
-    heard: float
-    in_flight: int
-
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
-        super().__init__(address, tls, slot)
-        self.heard = NEVER
-        self.in_flight = 0
-        self._lease = Lease(self)
-
-    def lease(self) -> Lease:
-        return self._lease
-
-
 class Lease:
-    """Counts one leg on a worker between enter and exit. One for all legs: it holds nothing else."""
+    """Counts one leg on a worker between enter and exit."""
 
     __slots__ = ("_worker",)
 
-    def __init__(self, worker: OwnWorker) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def __enter__(self) -> Worker:
-        self._worker.in_flight += 1
+        self._worker.count_leg(1)
         return self._worker
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._worker.in_flight -= 1
+        self._worker.count_leg(-1)
+
+
+class OwnWorker(Worker):
+    """A worker that only this process sends to."""
+
+    __slots__ = ("_heard", "_legs")
+
+    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
+        super().__init__(address, tls, slot)
+        self._heard = NEVER
+        self._legs = 0
+
+    @property
+    def in_flight(self) -> int:
+        return self._legs
+
+    @property
+    def heard(self) -> float:
+        return self._heard
+
+    def note_heard(self, moment: float) -> None:
+        self._heard = moment
+
+    def count_leg(self, change: int) -> None:
+        self._legs += change
 
 
 class SharedWorker(Worker):
     """A worker that several processes send to: `in_flight` and `heard` are those of all."""
 
-    __slots__ = ("_lease", "_load", "own_legs")
+    __slots__ = ("_load", "_own_legs")
 
     def __init__(
         self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int, load: SharedLoad
     ) -> None:
         super().__init__(address, tls, slot)
         self._load = load
-        self.own_legs = load.own_legs  # one cell, changed by leases only
-        self._lease = SharedLease(self)
+        self._own_legs = load.own_legs  # one cell
 
     @property
     def in_flight(self) -> int:
@@ -215,27 +198,8 @@ class SharedWorker(Worker):
     def heard(self) -> float:
         return max(self._load.heard_us) / 1e6
 
-    @heard.setter
-    def heard(self, moment: float) -> None:
+    def note_heard(self, moment: float) -> None:
         self._load.own_heard_us[0] = int(moment * 1e6)
 
-    def lease(self) -> SharedLease:
-        return self._lease
-
-
-class SharedLease:
-    """`Lease` where others count too."""
-
-    __slots__ = ("_worker",)
-
-    def __init__(self, worker: SharedWorker) -> None:
-        self._worker = worker
-
-    def __enter__(self) -> Worker:
-        self._worker.own_legs[0] += 1
-        return self._worker
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._worker.own_legs[0] -= 1
+    def count_leg(self, change: int) -> None:
+        self._own_legs[0] += change

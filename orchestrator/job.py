@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from orchestrator.admission import Gate
 from orchestrator.embeddings import Wanted
 from orchestrator.ledger import KvLease
@@ -11,29 +9,68 @@ from orchestrator.relay import RequestScope
 from orchestrator.retry import Retries
 from orchestrator.routing.planner import Plan
 from orchestrator.wire.continuation import Continuation
+from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.shapes import Handoff, RequestView
+from orchestrator.wire.view import RequestView
 from orchestrator.workers import Worker
 
 
-class Job(msgspec.Struct):
+class Job:
     """One request on its way through the workers: what its legs and its attempts share."""
 
-    scope: RequestScope
-    view: RequestView
-    bodies: LegBodies
-    gate: Gate  # that its permit is of
     plan: Plan
-    id: str  # ours, for the workers
-    headers: bytes  # of the client, for the workers
-    path: str  # of the legs
     worker: Worker  # that the last leg went to
-    epoch: int = -1  # of that worker, then
-    legs: int = 0  # sent
-    avoid: tuple[Worker, ...] = ()  # workers that have failed it
-    is_plain: bool = False  # send JSON and no ids, whatever the worker announces
+    epoch = -1  # of that worker, then
+    legs = 0  # sent
+    avoid: tuple[Worker, ...]  # workers that have failed it
+    is_plain = False  # send JSON and no ids, whatever the worker announces
     lease: KvLease | None = None  # of the prefill that the decode leg builds on
     retries: Retries | None = None  # once a leg has failed
     embeddings: Wanted | None = None  # what is made of the worker's answer
     first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
     continuation: Continuation | None = None  # once another worker goes on with the stream
+
+    def __init__(
+        self,
+        scope: RequestScope,
+        view: RequestView,
+        bodies: LegBodies,
+        *,
+        gate: Gate,
+        plan: Plan,
+        id: str,
+        headers: bytes,
+        path: str,
+    ) -> None:
+        """`gate`: that the permit is of. `id`: ours, for the workers. `headers`: of the client, for them.
+        `path`: of the legs.
+        """
+        self.scope = scope
+        self.view = view
+        self.bodies = bodies
+        self.gate = gate
+        self.plan = plan
+        self.id = id
+        self.headers = headers
+        self.path = path
+        self.worker = plan.decode
+        self.avoid = ()
+
+    def aside(self) -> Job:
+        """What work beside the request needs, which outlasts it: the last leg, and who has failed so far."""
+        other = Job(
+            self.scope,
+            self.view,
+            self.bodies,
+            gate=self.gate,
+            plan=self.plan,
+            id=self.id,
+            headers=self.headers,
+            path=self.path,
+        )
+        other.worker = self.worker
+        other.epoch = self.epoch
+        other.legs = self.legs
+        other.avoid = self.avoid
+        other.is_plain = self.is_plain
+        return other

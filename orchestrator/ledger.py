@@ -19,11 +19,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
-
 from orchestrator.config import LEASE_S
 from orchestrator.telemetry import LeaseState, Telemetry
-from orchestrator.wire.shapes import Handoff
+from orchestrator.wire.handoff import Handoff
 from orchestrator.workers import Worker
 
 # A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began
@@ -36,16 +34,20 @@ SWEEP_S = 0.25  # how old the numbers of open leases may be
 _HELD, _USED, _CONSUMED, _RELEASED, _EXPIRED = LeaseState
 
 
-class KvLease(msgspec.Struct, eq=False, gc=False):
+class KvLease:
     """One finished prefill: its hand-off, and what has become of it."""
 
-    ledger: LeaseLedger
-    worker: Worker  # that pins the blocks
-    epoch: int  # of the worker: after a restart the blocks are gone
-    handoff: Handoff
-    expires: float  # on our clock, counted from the arrival of the answer
-    state: LeaseState = _HELD
-    is_handed_back: bool = False  # a release leg looks after it, or it was too late for one
+    __slots__ = ("epoch", "expires", "handoff", "is_handed_back", "ledger", "state", "worker")
+
+    def __init__(self, ledger: LeaseLedger, worker: Worker, handoff: Handoff, expires: float) -> None:
+        """`worker` pins the blocks. `expires` on our clock, counted from the arrival of the answer."""
+        self.ledger = ledger
+        self.worker = worker
+        self.epoch = worker.epoch  # after a restart the blocks are gone
+        self.handoff = handoff
+        self.expires = expires
+        self.state: LeaseState = _HELD
+        self.is_handed_back = False  # a release leg looks after it, or it was too late for one
 
     def is_good(self, now: float) -> bool:
         """The hand-off may be sent: never used, not near its end, and its worker is still the same one."""
@@ -87,7 +89,7 @@ class LeaseLedger:
 
     def lease(self, worker: Worker, handoff: Handoff) -> KvLease:
         """A prefill has just been answered."""
-        lease = KvLease(self, worker, worker.epoch, handoff, self._time() + self._lease_s)
+        lease = KvLease(self, worker, handoff, self._time() + self._lease_s)
         self.open.add(lease)
         return lease
 

@@ -1,10 +1,8 @@
-"""One request, as numbers: what `telemetry.py` counts and `logs.py` writes down."""
+"""One request, as numbers: what `telemetry.py` counts and `access_log.py` writes down."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-
-import msgspec
 
 from orchestrator.wire.usage import Kv
 
@@ -17,7 +15,11 @@ class Path(IntEnum):
     AGGREGATED = 2
 
 
-class RequestRecord(msgspec.Struct, kw_only=True, gc=False):
+# Looking a member up in its enumeration costs as much as a call.
+_NO_PATH, _NO_KV = Path.NONE, Kv.NONE
+
+
+class RequestRecord:
     """One request, filled in by `relay.py` as it goes. Moments are `loop.time()`, 0.0 for never.
 
     Holds no text of a prompt or an answer, and nothing that a client chose except a valid request id.
@@ -25,35 +27,41 @@ class RequestRecord(msgspec.Struct, kw_only=True, gc=False):
 
     request_id: str
     endpoint: str  # one of the endpoints that Telemetry was made with; others are counted together
+    path: Path
+    kv: Kv
     received: float
-    model_index: int = -1  # in the config's list of models; -1: the request names none that we know
-    is_stream: bool = False
-    path: Path = Path.NONE
-    admitted: float = 0.0
-    prefill_done: float = 0.0  # stays 0.0 when one worker serves the request as a whole
-    first_byte: float = 0.0
-    finished: float = 0.0
-    status: int = 0  # as sent, or 499 if the client was gone before a head could be sent
+    admitted = 0.0
+    prefill_done = 0.0  # stays 0.0 when one worker serves the request as a whole
+    first_byte = 0.0
+    finished = 0.0
+    model_index = -1  # in the config's list of models; -1: the request names none that we know
+    is_stream = False
+    status = 0  # as sent, or 499 if the client was gone before a head could be sent
     error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
-    kv: Kv = Kv.NONE
     prefill_worker: str | None = None
     decode_worker: str | None = None
-    bytes_in: int = 0
-    bytes_out: int = 0
+    bytes_in = 0
+    bytes_out = 0
     client: str | None = None  # name of the client's API key
-    in_flight_cell: int = -1  # belongs to Telemetry
+    in_flight_cell = -1  # belongs to Telemetry
 
-    def stages(self) -> tuple[float | None, float | None, float | None, float]:
-        """Seconds per stage in the order of STAGES; None for a stage that was not completed.
+    def __init__(self, request_id: str, endpoint: str, received: float) -> None:
+        self.request_id = request_id
+        self.endpoint = endpoint
+        self.received = received
+        self.path = _NO_PATH
+        self.kv = _NO_KV
+
+    def stages(self) -> tuple[float, float, float, float]:
+        """Seconds per stage in the order of STAGES; -1.0 for a stage that was not completed.
 
         `decode_first_byte` starts where the leg that answers could start; an error is not such an answer.
         """
         admitted, prefill_done, first_byte = self.admitted, self.prefill_done, self.first_byte
         total = self.finished - self.received
         if not admitted:
-            return None, None, None, total
+            return -1.0, -1.0, -1.0, total
         queue = admitted - self.received
-        prefill = prefill_done - admitted if prefill_done else None
-        is_answer = first_byte and self.status < 400
-        decode = first_byte - (prefill_done or admitted) if is_answer else None
+        prefill = prefill_done - admitted if prefill_done else -1.0
+        decode = first_byte - (prefill_done or admitted) if first_byte and self.status < 400 else -1.0
         return queue, prefill, decode, total

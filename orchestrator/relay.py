@@ -23,6 +23,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exchange import AsgiExchange, Exchange
 from orchestrator.headers import header_block
+from orchestrator.lines import milliseconds
 from orchestrator.record import Path, RequestRecord
 from orchestrator.states import IN_SERVICE
 from orchestrator.telemetry import Telemetry
@@ -37,7 +38,7 @@ SWEEP_S = 0.25
 
 # The client's headers that workers get too; nothing else of a client's head reaches them.
 _RELAYED = frozenset({b"accept", b"traceparent", b"tracestate"})
-_PATHS = tuple(path.name.lower().encode() for path in Path)  # a look-up by member is a call in Python
+_PATHS = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
 _log = logging.getLogger("baton.relay")
 
 
@@ -80,7 +81,7 @@ class RequestScope:
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
         self.exchange = exchange
-        self.record = RequestRecord(request_id=exchange.request_id, endpoint=exchange.path, received=received)
+        self.record = RequestRecord(exchange.request_id, exchange.path, received)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class RequestScope:
             self._seen_bytes = self.record.bytes_out
             self._progress = now
             if self._worker is not None:
-                self._worker.heard = now
+                self._worker.note_heard(now)
             if self.transcript is not None:
                 self.transcript.reduce_if_due(self.record.bytes_out)
         if not self.exchange.is_started and now > self.deadline:
@@ -205,12 +206,10 @@ class RequestScope:
     def response_headers(self) -> bytes:
         """What we say of a worker's answer, as a header block. Times are in milliseconds."""
         record = self.record
-        now = record.first_byte = self._plane.time()
-        return b"x-process-time: %.3f\r\nx-baton-path: %b\r\nserver-timing: %b\r\n" % (
-            (now - record.received) * 1e3,
-            _PATHS[record.path],
-            _server_timing(record),
-        )
+        record.first_byte = self._plane.time()
+        took = milliseconds(record.first_byte - record.received)
+        path, timing = _PATHS[record.path], _server_timing(record)
+        return f"x-process-time: {took}\r\nx-baton-path: {path}\r\nserver-timing: {timing}\r\n".encode()
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """Send a whole answer."""
@@ -298,17 +297,14 @@ def _timeout(wanted: bytes, most: float) -> float:
     return min(seconds, most)
 
 
-def _server_timing(record: RequestRecord) -> bytes:
+def _server_timing(record: RequestRecord) -> str:
     """queue, prefill and decode to first byte; a prefill that did not end is left out."""
     admitted, prefill_done = record.admitted, record.prefill_done
-    queue = (admitted - record.received) * 1e3
+    queue = milliseconds(admitted - record.received)
     if not prefill_done:
-        return b"queue;dur=%.3f, decode;dur=%.3f" % (queue, (record.first_byte - admitted) * 1e3)
-    return b"queue;dur=%.3f, prefill;dur=%.3f, decode;dur=%.3f" % (
-        queue,
-        (prefill_done - admitted) * 1e3,
-        (record.first_byte - prefill_done) * 1e3,
-    )
+        return f"queue;dur={queue}, decode;dur={milliseconds(record.first_byte - admitted)}"
+    prefill, decode = milliseconds(prefill_done - admitted), milliseconds(record.first_byte - prefill_done)
+    return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]

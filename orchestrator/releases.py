@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
-from copy import copy
 from typing import Any
 
 from orchestrator.dispatch import Dispatcher, note_unreachable
@@ -17,8 +16,7 @@ from orchestrator.job import Job
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer
-from orchestrator.wire.handoff import InvalidHandoff, handoff_from, handoff_from_msgpack
-from orchestrator.wire.shapes import Handoff
+from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from, handoff_from_msgpack
 from orchestrator.workers import Registry, Worker
 
 # How long a release leg may take to be answered. The lease it saves lasts 30 s.
@@ -58,15 +56,15 @@ class Releases:
         lease.is_handed_back = True
         if not self._ledger.is_good(lease):
             return
-        job.legs += 1  # the copy's number: the job itself may go on
-        self._start(self._send(copy(job), lease))
+        job.legs += 1  # the number of this one: the job itself may go on
+        self._start(self._send(job.aside(), lease))
 
     def abandon_prefill(self, job: Job, worker: Worker, answer: Answer) -> None:
         """Stop a prefill whose request has ended; an answer that is on its way means pinned blocks."""
         if answer.status and answer.status != 200:
             answer.abort()
         else:
-            self._start(self._see_off(copy(job), worker, answer))
+            self._start(self._see_off(job.aside(), worker, answer))
 
     async def _see_off(self, job: Job, worker: Worker, answer: Answer) -> None:
         try:
@@ -101,7 +99,7 @@ class Releases:
         nobody pulls the blocks. So the worker is asked to end it; that it has been says where they are.
         """
         job.lease = None
-        self._start(self._see_decode_off(copy(job), lease, answer))
+        self._start(self._see_decode_off(job.aside(), lease, answer))
 
     async def _see_decode_off(self, job: Job, lease: KvLease, answer: Answer) -> None:
         worker = job.plan.decode

@@ -20,14 +20,12 @@ from orchestrator.handles import (
     NEVER,
     Lease,
     OwnWorker,
-    SharedLease,
     SharedWorker,
-    Standing,
     Worker,
-    WorkerStatus,
 )
 from orchestrator.pools import Pools
 from orchestrator.rows import SharedLoad
+from orchestrator.standing import Standing, WorkerStatus
 from orchestrator.states import (
     FULL_SERVICE,
     IN_SERVICE,
@@ -45,7 +43,6 @@ __all__ = [
     "OwnWorker",
     "Pools",
     "Registry",
-    "SharedLease",
     "SharedWorker",
     "Standing",
     "Worker",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import msgspec
-
 from orchestrator.config import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing import POLICIES
@@ -18,12 +16,15 @@ PAIR_FAILED = "who would prefill or decode has just failed"
 Ready = Sequence[Worker]
 
 
-class Plan(msgspec.Struct):
+class Plan:
     """Who does what, and why. `prefill` is None if `decode` does everything."""
 
-    prefill: Worker | None
-    decode: Worker
-    reason: str
+    __slots__ = ("decode", "prefill", "reason")
+
+    def __init__(self, prefill: Worker | None, decode: Worker, reason: str) -> None:
+        self.prefill = prefill
+        self.decode = decode
+        self.reason = reason
 
 
 class Planner:

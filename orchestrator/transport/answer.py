@@ -1,4 +1,4 @@
-"""The reading half of an answer, whatever brings it.
+"""A worker's answer as its reader has it, whatever brings it.
 
 A connection pushes (`begin`, `receive`, `fail`), a reader pulls (`head`, `chunk`, `read`) or lets itself be
 pushed (`pump`). In between there is one list of unread pieces and one future: no task, queue or timer.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
-from orchestrator.transport.base import Sink
+
+# Takes one piece of a body; False asks for a pause until `Answer.resume()`.
+Sink = Callable[[bytes], bool]
 
 # Unread bytes past which a connection is not read on. One read brings up to 256 KiB, so this is the order of
 # what a slow reader can hold up per leg.
@@ -20,8 +23,14 @@ HIGH_WATER = 64 * 1024
 _NEVER = sys.maxsize  # as "wake me at": only at the end
 
 
-class ReceivedAnswer(ABC):
-    """What `base.Answer` promises, on top of a connection that says what arrived.
+class Answer(ABC):
+    """A worker's response to one leg, from the moment the leg is sent.
+
+    Whoever holds it must read it to the end or `abort()` it; a cancelled `head()`, `chunk()` or `read()` does
+    not abort, so that the holder can still see what has arrived. One reader at a time.
+
+    `status` is 0 until the head has arrived. `headers` have lower-case names; a repeated field keeps its last
+    value.
 
     Subclasses tell the connection to stop and go on (`_pause_reading`, `_resume_reading`) and to close, half
     (`_close_sending`) or wholly (`_drop`); all must do nothing once the answer is complete or has failed.
@@ -60,17 +69,25 @@ class ReceivedAnswer(ABC):
         state = "complete" if self._is_complete else "failed" if self._error else "open"
         return f"<{type(self).__name__} {self.status} {state}, {self._size} bytes unread>"
 
-    # --- for the reader: base.Answer ------------------------------------------------------------
+    # --- for the reader ------------------------------------------------------------
 
     @property
     def is_complete(self) -> bool:
+        """The whole body has arrived (it may still be unread)."""
         return self._is_complete
 
     @property
     def unread(self) -> int:
+        """Bytes of the body that have arrived and that nobody has taken."""
         return self._size
 
     async def head(self) -> None:
+        """Wait for `status` and `headers`. Repeatable, also after it was cancelled.
+
+        Informational (1xx) heads are skipped. Raises `WorkerCutShort` if the connection ends first,
+        `WorkerGarbage` if what came is not HTTP/1. A reused connection found closed before any response byte
+        is replaced here, once, by a fresh one to the same origin.
+        """
         while not self.status:
             if self._error is not None:
                 raise self._error
@@ -80,11 +97,21 @@ class ReceivedAnswer(ABC):
                 await self._news(0)
 
     async def chunk(self) -> bytes:
+        """The next piece of the body as it arrived, without framing; b"" at the end, and after it.
+
+        Does not suspend when something is there; what arrived in several pieces meanwhile comes as one.
+        Waits for the head first if need be. Raises `WorkerCutShort` if the connection ends before the body
+        does, `WorkerGarbage` if the framing is broken. What arrived before the failure is delivered first.
+        """
         if not self._pieces and not self._is_complete:
             await self._arrival(1)
         return self._take()
 
     async def read(self, limit: int) -> bytes:
+        """The whole rest of the body. Raises as `chunk()` does, and `WorkerGarbage` past `limit` bytes.
+
+        Nothing is lost when it is cancelled or raises: what had arrived stays unread.
+        """
         while self._size <= limit and not self._is_complete:
             if self._error is not None:
                 raise self._error
@@ -97,9 +124,18 @@ class ReceivedAnswer(ABC):
         return self._take()
 
     def body_nowait(self) -> bytes | None:
+        """All that is unread, if the body is complete; else None, and nothing is taken."""
         return self._take() if self._is_complete else None
 
     async def pump(self, sink: Sink) -> None:
+        """Hand every further piece to `sink` the moment it arrives; returns at the end of the body.
+
+        `sink` is called synchronously from the event loop's read callback (first, from here, with what is
+        already there), never with b"", never twice at once. After it returned False it is not called
+        again, and the worker's connection is not read, until `resume()`; a pause at the last piece is
+        ignored. Raises as `chunk()` does. An exception out of `sink` aborts the answer and is raised from
+        here; cancelling aborts too.
+        """
         try:
             await self.head()
             await self._pump(sink)
@@ -110,6 +146,7 @@ class ReceivedAnswer(ABC):
             self._sink = None
 
     def resume(self) -> None:
+        """`sink` can take more. It may be called from inside this call. No effect unless paused."""
         if self._is_held and self._sink is not None:
             self._is_held = False
             self._offer_unread(self._sink)
@@ -118,10 +155,19 @@ class ReceivedAnswer(ABC):
             self._wake()
 
     def leave(self) -> None:
+        """Tell the worker that the answer is not wanted any more, and still take one that is on its way.
+
+        Closes the sending half of the connection, which a server takes for the client's leaving. Read on, or
+        `abort()`, as before. TLS has no such half: there it does nothing.
+        """
         if not self._is_complete and self._error is None:
             self._close_sending()
 
     def abort(self) -> None:
+        """Give the answer up: closes the connection unless the answer is complete. Repeatable.
+
+        A reader that waits, or comes later, gets `WorkerCutShort`.
+        """
         is_pumping = self._sink is not None and bool(self._pieces)
         if not self._is_complete or is_pumping:
             self._error = self._error or WorkerCutShort("the leg was given up")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from orchestrator.transport.answer import ReceivedAnswer
+from orchestrator.transport.answer import Answer
 
 if TYPE_CHECKING:
     from orchestrator.transport.memory import MemoryReply
 
 
-class MemoryAnswer(ReceivedAnswer):
+class MemoryAnswer(Answer):
     """What a `MemoryReply` says, as its reader has it."""
 
     __slots__ = ("_reply",)

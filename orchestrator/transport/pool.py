@@ -15,7 +15,6 @@ from typing import Any, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
-from orchestrator.transport.answer import ReceivedAnswer
 from orchestrator.transport.base import Answer, Origin, Part, UpstreamStats
 
 # Bytes in a row without any of a body in them: a head, informational heads, trailers, chunk extensions.
@@ -223,7 +222,7 @@ class _Site:
         return line
 
 
-class _PooledAnswer(ReceivedAnswer):
+class _PooledAnswer(Answer):
     """An answer and the connection that it comes on, until it is complete.
 
     It keeps the request until the first byte of the answer, for the one retry that a reused connection may

@@ -96,6 +96,8 @@ class JsonCodec:
             return (overlay,)
         if len(overlay) == 2:
             return common
+        if len(end) <= _LARGE:
+            return *common[:-1], b"".join((end[:-1], b",", overlay[1:]))
         return common[:-1] + (memoryview(end)[:-1], b"," + overlay[1:])  # noqa: RUF005  # copies nothing else
 
     def leg_with_ids(self, common: Parts, overlay: bytes, packed: bytes) -> Parts:

@@ -23,9 +23,9 @@ from msgspec import Raw
 
 from orchestrator.wire.codec import json_object
 from orchestrator.wire.continued_stream import ContinuedStream, Envelope, ending
-from orchestrator.wire.shapes import RequestView
 from orchestrator.wire.tokenize import Ids, decode_field
 from orchestrator.wire.transcript import CannotContinue, Sent, Usage
+from orchestrator.wire.view import RequestView
 
 PATH = "/v1/completions"  # of the legs that go on
 

@@ -7,11 +7,9 @@ from msgspec import Raw
 
 from orchestrator.wire.shapes import (
     NULL,
-    Handoff,
     PackedAnswer,
     PrefillAnswer,
     PrefillAnswerWithIds,
-    TokenIds,
 )
 
 # Withheld from the decode worker. Without it that worker reports its own count of cached tokens, which
@@ -25,6 +23,39 @@ _REQUIRED = ("remote_engine_id", "remote_block_ids", "remote_request_id", "remot
 
 class InvalidHandoff(ValueError):
     """The prefill worker answered without a usable hand-off; a decode leg must not be sent."""
+
+
+class TokenIds:
+    """The prompt's token ids as the prefill worker gave them; nobody here looks into them."""
+
+    __slots__ = ("json", "packed")
+
+    def __init__(self, json: bytes = b"", packed: bytes = b"") -> None:
+        """`json`: a list, or a base64 string of little-endian int32; b"" if they are `packed`: the same int32
+        as they are.
+        """
+        self.json = json
+        self.packed = packed
+
+    @property
+    def is_list(self) -> bool:
+        return self.json.startswith(b"[")
+
+
+class Handoff:
+    """Names KV blocks that the prefill worker pins for the decode worker: good for one use, for 30 s."""
+
+    __slots__ = ("params", "prefill_cached_tokens", "token_ids")
+
+    def __init__(
+        self, params: bytes, prefill_cached_tokens: int | None, token_ids: TokenIds | None = None
+    ) -> None:
+        """`params`: for the decode leg, a JSON object, unknown keys kept. `prefill_cached_tokens`: what the
+        client's usage must say.
+        """
+        self.params = params
+        self.prefill_cached_tokens = prefill_cached_tokens
+        self.token_ids = token_ids
 
 
 _ANSWER = msgspec.json.Decoder(PrefillAnswer)

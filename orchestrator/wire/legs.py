@@ -21,7 +21,9 @@ import msgspec
 from msgspec import Raw
 
 from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
-from orchestrator.wire.shapes import Handoff, Message, MessagePart, RequestView, TokenIds
+from orchestrator.wire.handoff import Handoff, TokenIds
+from orchestrator.wire.shapes import Message, MessagePart
+from orchestrator.wire.view import RequestView
 
 # A worker connects to whatever host these name, so they are never taken from a client.
 _NEVER_RELAYED = frozenset({"kv_transfer_params", "ec_transfer_params"})

@@ -1,4 +1,4 @@
-"""What msgspec makes of documents: requests, hand-offs, answers.
+"""What msgspec makes of documents: requests, streams, answers.
 
 Not beside the code that reads them: that can be compiled, and mypyc would lose the keywords and annotations
 that msgspec goes by.
@@ -11,24 +11,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.codec import Parts
-
 NULL = Raw(b"null")
 
 # --- requests (`view.py`) -----------------------------------------------------------------------
-
-
-class RequestView(msgspec.Struct, gc=False):
-    """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
-
-    shared: dict[str, Raw]  # the fields that all legs share
-    common: Parts  # the same as one JSON object
-    own: dict[str, Raw]  # the others (`OWN`)
-    own_json: bytes  # the same as one JSON object
-    model: str
-    is_stream: bool
-    wants_usage: bool  # the client asked for the usage event of a stream
-    whole_reason: str | None  # why no hand-off is possible; None if the request can go in two legs
 
 
 class StreamOptions(msgspec.Struct):
@@ -72,25 +57,6 @@ class AnswerWithUsage(msgspec.Struct):
 
 
 # --- what a prefill worker answers (`handoff.py`) -----------------------------------------------
-
-
-class TokenIds(msgspec.Struct, gc=False):
-    """The prompt's token ids as the prefill worker gave them; nobody here looks into them."""
-
-    json: bytes = b""  # a list, or a base64 string of little-endian int32; b"" if packed
-    packed: bytes = b""  # little-endian int32
-
-    @property
-    def is_list(self) -> bool:
-        return self.json.startswith(b"[")
-
-
-class Handoff(msgspec.Struct, gc=False):
-    """Names KV blocks that the prefill worker pins for the decode worker: good for one use, for 30 s."""
-
-    params: bytes  # for the decode leg, a JSON object, unknown keys kept
-    prefill_cached_tokens: int | None  # what the client's usage must say
-    token_ids: TokenIds | None = None
 
 
 class PrefillAnswer(msgspec.Struct):

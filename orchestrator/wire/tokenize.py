@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.shapes import RequestView, TokenIds
+from orchestrator.wire.handoff import TokenIds
 from orchestrator.wire.transcript import CannotContinue, Sent
+from orchestrator.wire.view import RequestView
 
 PATH = "/tokenize"
 

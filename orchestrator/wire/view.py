@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from orchestrator.wire.codec import Parts, json_object
-from orchestrator.wire.shapes import RequestView, StreamOptions
+from orchestrator.wire.shapes import StreamOptions
 
 # Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
 MAX_FIELDS = 1000
@@ -25,6 +25,49 @@ class InvalidRequest(ValueError):
         super().__init__(message)
         self.message = message
         self.param = param
+
+
+class RequestView:
+    """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
+
+    __slots__ = ("common", "is_stream", "model", "own", "own_json", "shared", "wants_usage", "whole_reason")
+
+    def __init__(
+        self,
+        shared: dict[str, Raw],
+        common: Parts,
+        own: dict[str, Raw],
+        own_json: bytes,
+        model: str,
+        is_stream: bool,
+        wants_usage: bool,
+        whole_reason: str | None,
+    ) -> None:
+        """`shared`: the fields that all legs share, `common`: the same as one JSON object; `own`: the others
+        (`OWN`), `own_json` as well. `wants_usage`: the client asked for the usage event of a stream.
+        `whole_reason`: why no hand-off is possible; None if the request can go in two legs.
+        """
+        self.shared = shared
+        self.common = common
+        self.own = own
+        self.own_json = own_json
+        self.model = model
+        self.is_stream = is_stream
+        self.wants_usage = wants_usage
+        self.whole_reason = whole_reason
+
+    def with_own(self, own: dict[str, Raw]) -> RequestView:
+        """The same request with other fields of its own; none of those that the view itself tells."""
+        return RequestView(
+            self.shared,
+            self.common,
+            own,
+            _json.encode(own),
+            self.model,
+            self.is_stream,
+            self.wants_usage,
+            self.whole_reason,
+        )
 
 
 # The routed fields and their types. A wrong type is refused here, and so is a field given twice: the

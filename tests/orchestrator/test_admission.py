@@ -19,6 +19,7 @@ from orchestrator.telemetry import Layout, RejectReason, Telemetry
 from orchestrator.wire.info import Role
 from orchestrator.wire.view import view_request
 from tests.orchestrator.cluster import Clock, registry_of
+from tests.orchestrator.records import request_record
 
 
 class Door:
@@ -52,9 +53,7 @@ class Door:
         self.order.append(number)
         if waits:
             self.waited.append(number)
-        self.held[number] = RequestRecord(
-            request_id="", endpoint="", received=0.0, admitted=self.clock.now, is_stream=demand.is_stream
-        )
+        self.held[number] = request_record(admitted=self.clock.now, is_stream=demand.is_stream)
 
     def leave(self, number: int, first_byte: float = 0.0) -> None:
         record = self.held.pop(number)

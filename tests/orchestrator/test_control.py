@@ -18,13 +18,13 @@ from orchestrator.config import Config
 from orchestrator.control import admin_app, control_app
 from orchestrator.ids import IdSource
 from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.record import RequestRecord
 from orchestrator.telemetry import Layout, LoopLagMonitor, Telemetry
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers import Registry, WorkerState, WorkerStatus
 from tests.orchestrator.cluster import registry_of
+from tests.orchestrator.records import request_record
 
 CONFIG = Config.model_validate(
     {
@@ -127,7 +127,7 @@ def test_verbose_health_has_figures() -> None:
     state = FakeState()
     state.lag.note(0.25)
     state.lag.note(0.125)
-    state.telemetry.begin(RequestRecord(request_id="r", endpoint="/v1/completions", received=0.0))
+    state.telemetry.begin(request_record())
     figures = ask(control_app(state), "/health?verbose").json()
     assert figures.pop("uptime_s") >= 100
     assert figures.pop("rss_bytes") > 1 << 20

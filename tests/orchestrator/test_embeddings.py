@@ -33,8 +33,7 @@ from orchestrator.headers import fields_of
 from orchestrator.offload import Offload
 from orchestrator.wire.codec import CODECS, Codec
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.shapes import RequestView
-from orchestrator.wire.view import view_request
+from orchestrator.wire.view import RequestView, view_request
 
 OCTETS = b"application/octet-stream"
 FLOATS, RAW, BYTES = (Wanted(form) for form in Form)

@@ -146,7 +146,7 @@ def test_a_busy_worker_is_ready_for_as_long_as_its_streams_flow() -> None:
     async def scenario(cluster: Cluster) -> None:
         cluster.probe.silent.add("decode/0")
         for _ in range(100):
-            cluster.first.heard = cluster.now()
+            cluster.first.note_heard(cluster.now())
             assert cluster.first.state is WorkerState.READY
             await asyncio.sleep(0.25)
         assert await cluster.wait_state(cluster.first, WorkerState.EJECTED) <= 3.0

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.config import LEASE_S
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import Layout, LeaseState, Telemetry
-from orchestrator.wire.shapes import Handoff
+from orchestrator.wire.handoff import Handoff
 from tests.orchestrator.cluster import registry_of
 
 

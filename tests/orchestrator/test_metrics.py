@@ -17,13 +17,13 @@ from orchestrator.metrics import (
     process_collector,
     render,
 )
-from orchestrator.record import RequestRecord
 from orchestrator.telemetry import FallbackReason, Layout, RetryReason, Telemetry
 from orchestrator.topology import WorkerAddress
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role
 from orchestrator.wire.usage import Kv
 from orchestrator.workers import WorkerState, WorkerStatus
+from tests.orchestrator.records import request_record
 
 CHAT = "/v1/chat/completions"
 CONFIG = Config.model_validate(
@@ -92,10 +92,10 @@ def series(families: dict[str, Metric]) -> set[tuple[str, tuple[tuple[str, str],
 
 
 def run_one_request(telemetry: Telemetry) -> None:
-    record = RequestRecord(
-        request_id="r",
-        endpoint=CHAT,
-        received=1.0,
+    record = request_record(
+        "r",
+        CHAT,
+        1.0,
         admitted=1.25,
         prefill_done=2.0,
         first_byte=2.5,
@@ -113,9 +113,7 @@ def test_every_series_is_there_before_the_first_request() -> None:
     telemetry = telemetry_of()
     before = series(scrape(telemetry))
     run_one_request(telemetry)
-    telemetry.finish(
-        RequestRecord(request_id="r", endpoint="/odd", received=0.0, status=418, error_code="odd")
-    )
+    telemetry.finish(request_record("r", "/odd", 0.0, status=418, error_code="odd"))
     telemetry.transport_fallback(FallbackReason.TOO_LARGE)
     telemetry.retry(RetryReason.PREFILL)
     telemetry.loop_lag(3.0)

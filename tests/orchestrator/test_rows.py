@@ -13,6 +13,7 @@ from orchestrator.record import RequestRecord
 from orchestrator.rows import BASE, Rows
 from orchestrator.telemetry import Layout, Telemetry, sum_rows
 from orchestrator.transport.base import UpstreamStats
+from tests.orchestrator.records import request_record
 
 LAYOUT = Layout(["m"], ["/v1/completions"])
 WORKERS = 3
@@ -26,7 +27,7 @@ def rows() -> Iterator[Rows]:
 
 
 def record() -> RequestRecord:
-    return RequestRecord(request_id="r", endpoint="/v1/completions", received=1.0, finished=2.0, status=200)
+    return request_record(received=1.0, finished=2.0, status=200)
 
 
 def serve(telemetry: Telemetry, ended: int, open_: int = 0) -> None:

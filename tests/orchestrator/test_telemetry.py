@@ -24,6 +24,7 @@ from orchestrator.telemetry import (
     sum_rows,
 )
 from orchestrator.wire.usage import Kv
+from tests.orchestrator.records import request_record
 
 CHAT = "/v1/chat/completions"
 LAYOUT = Layout(["small", "large"], [CHAT, "/v1/completions"])
@@ -43,7 +44,7 @@ def answered(**changes: object) -> RequestRecord:
         "status": 200,
         "kv": Kv.TRANSFERRED,
     }
-    return RequestRecord(**(fields | changes))  # type: ignore[arg-type]
+    return request_record(**(fields | changes))  # type: ignore[arg-type]
 
 
 def requests_cell(model: int, endpoint: int, status: int) -> int:
@@ -138,14 +139,14 @@ def test_every_error_of_the_tree_has_its_own_cell() -> None:
     ("changes", "expected"),
     [
         ({}, (0.5, 1.0, 0.25, 5.0)),
-        ({"prefill_done": 0.0}, (0.5, None, 1.25, 5.0)),
-        ({"first_byte": 0.0}, (0.5, 1.0, None, 5.0)),
-        ({"status": 502}, (0.5, 1.0, None, 5.0)),
-        ({"admitted": 0.0, "prefill_done": 0.0}, (None, None, None, 5.0)),
+        ({"prefill_done": 0.0}, (0.5, -1.0, 1.25, 5.0)),
+        ({"first_byte": 0.0}, (0.5, 1.0, -1.0, 5.0)),
+        ({"status": 502}, (0.5, 1.0, -1.0, 5.0)),
+        ({"admitted": 0.0, "prefill_done": 0.0}, (-1.0, -1.0, -1.0, 5.0)),
     ],
     ids=["two legs", "one leg", "no answer", "the first byte was an error's", "never admitted"],
 )
-def test_stages(changes: dict[str, float], expected: tuple[float | None, ...]) -> None:
+def test_stages(changes: dict[str, float], expected: tuple[float, ...]) -> None:
     assert answered(**changes).stages() == expected
 
 

@@ -281,7 +281,7 @@ def test_a_worker_whose_streams_flow_may_miss_probes() -> None:
     worker = registry.workers[0]
     for _ in range(20):
         clock.now += 1
-        worker.heard = clock.now - 0.25
+        worker.note_heard(clock.now - 0.25)
         registry.note_missed(worker, clock.now - 1)
     assert worker.state is WorkerState.READY
     clock.now += 2.75  # the streams have ended 3 s ago
@@ -296,7 +296,7 @@ def test_a_suspect_has_less_time_after_a_lost_leg_unless_it_is_heard() -> None:
     for worker in (silent, heard):
         registry.note_lost(worker, worker.epoch, "reset")
     clock.now += 0.2
-    heard.heard = clock.now
+    heard.note_heard(clock.now)
     clock.now += 0.2
     for worker in (silent, heard):
         registry.note_missed(worker, clock.now - 0.1)
@@ -486,8 +486,8 @@ def test_slots_are_used_again_once_nobody_counts_in_them() -> None:
 
 def test_a_worker_is_heard_by_all_processes() -> None:
     one, two = processes_of(2)
-    one.workers[0].heard = 1234.5
-    two.workers[0].heard = 1233.5
+    one.workers[0].note_heard(1234.5)
+    two.workers[0].note_heard(1233.5)
     assert [registry.workers[0].heard for registry in (one, two)] == [1234.5, 1234.5]
     assert two.workers[1].heard == 0.0
 

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.wire.codec import JSON
 from orchestrator.wire.continuation import CARRIED, REFUSED
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.shapes import RequestView
+from orchestrator.wire.view import RequestView
 from tests.orchestrator.wire.cut_streams import Client, content_of, names_in, view_of
 from tests.orchestrator.wire.documents import joined
 from tests.real.ask import ANSWERS, LIMIT, PREFILL, chat, completion

@@ -16,7 +16,7 @@ from orchestrator.relay import RequestScope
 from orchestrator.releases import Releases
 from orchestrator.retry import Retries
 from orchestrator.telemetry import Telemetry
-from orchestrator.transport.answer import ReceivedAnswer
+from orchestrator.transport.answer import Answer
 from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream
 from orchestrator.wire.tokenize import Ids
@@ -139,7 +139,7 @@ def no_sweep(patch: pytest.MonkeyPatch) -> None:
 
 
 def legs_are_not_closed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReceivedAnswer, "abort", nothing)
+    patch.setattr(Answer, "abort", nothing)
 
 
 def a_client_that_left_stays_in_flight(patch: pytest.MonkeyPatch) -> None:

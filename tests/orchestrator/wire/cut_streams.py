@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from orchestrator.wire.codec import JSON
 from orchestrator.wire.continuation import Continuation, ending_without_count, text_to_go_on_from
 from orchestrator.wire.continued_stream import ContinuedStream
+from orchestrator.wire.handoff import Handoff
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.shapes import Handoff, RequestView
 from orchestrator.wire.sse import DONE, EventStream, has_begun
 from orchestrator.wire.tokenize import (
     known_prompt_ids,
@@ -21,7 +21,7 @@ from orchestrator.wire.tokenize import (
     tokenized,
 )
 from orchestrator.wire.transcript import Memory, Sent, Transcript
-from orchestrator.wire.view import view_request
+from orchestrator.wire.view import RequestView, view_request
 from tests.orchestrator.wire import sim_worker
 from tests.orchestrator.wire.documents import joined
 

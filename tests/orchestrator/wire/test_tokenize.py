@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.wire.shapes import TokenIds
+from orchestrator.wire.handoff import TokenIds
 from orchestrator.wire.tokenize import (
     Ids,
     ids_of,
