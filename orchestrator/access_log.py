@@ -16,7 +16,7 @@ from orchestrator.record import Path, RequestRecord
 from orchestrator.telemetry import NO_MODEL, STAGES
 from orchestrator.wire.usage import Kv
 
-_log = logging.getLogger("baton.requests")
+_log: Final = logging.getLogger("baton.requests")
 
 
 class AccessLog:
@@ -122,10 +122,10 @@ class AccessLog:
         )
 
 
-_PATHS = tuple(None if path is Path.NONE else path.name.lower() for path in Path)
-_KV = tuple(None if kv is Kv.NONE else kv.name.lower() for kv in Kv)
-_PATH_WORDS = tuple(f" path={name}" if name else "" for name in _PATHS)
-_KV_WORDS = tuple(f" kv={name}" if name else "" for name in _KV)
+_PATHS: Final = tuple(None if path is Path.NONE else path.name.lower() for path in Path)
+_KV: Final = tuple(None if kv is Kv.NONE else kv.name.lower() for kv in Kv)
+_PATH_WORDS: Final = tuple(f" path={name}" if name else "" for name in _PATHS)
+_KV_WORDS: Final = tuple(f" kv={name}" if name else "" for name in _KV)
 
 
 def _stage_words(record: RequestRecord) -> str:

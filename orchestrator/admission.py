@@ -27,6 +27,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from orchestrator.config import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
@@ -38,18 +39,18 @@ from orchestrator.wire.info import Role
 from orchestrator.wire.view import RequestView
 
 # Prefill workers have no seats: they queue by themselves, one prompt after another.
-SEATED: tuple[Role, Role] = ("decode", "both")
+SEATED: Final[tuple[Role, Role]] = ("decode", "both")
 
-SWEEP_S = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
+SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
 
 # Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 
 # Who is let in could bear to wait half again as long as is expected: then nearly all who wait are served, and
 # the others know at once. Without it one in ten of those sent away heard of it only when its turn had come.
-_CAUTION = 1.5
+_CAUTION: Final = 1.5
 
-_LONGEST_RETRY_AFTER_S = 60  # an estimate is not worth more
+_LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more
 
 
 class Demand:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 # What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
 MODULES = (
     "orchestrator.access_log",
     "orchestrator.admission",
     "orchestrator.dispatch",
+    "orchestrator.exchange",
     "orchestrator.flow",
     "orchestrator.handles",
     "orchestrator.headers",
@@ -30,6 +33,7 @@ MODULES = (
     "orchestrator.server",
     "orchestrator.telemetry",
     "orchestrator.transport.answer",
+    "orchestrator.transport.base",
     "orchestrator.transport.memory_answer",
     "orchestrator.transport.pool",
     "orchestrator.wire.codec",
@@ -41,6 +45,14 @@ MODULES = (
 )
 ROOT = Path(__file__).parent.parent
 SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below `ROOT`
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def mypyc_attr(*_names: str, **_values: object) -> Callable[[_Class], _Class]:
+    """In place of mypy_extensions', which only a build needs."""
+    return lambda decorated: decorated
 
 
 def library() -> str:

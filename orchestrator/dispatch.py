@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.errors import BatonError, WorkerAnswered, WorkerError
 from orchestrator.headers import header_block
@@ -20,9 +20,9 @@ from orchestrator.workers import Registry, Worker
 
 MakeBody = Callable[[Codec, str], Parts]
 
-_MAX_END_ANSWER_BYTES = 64 * 1024  # it has none, an error page may
+_MAX_END_ANSWER_BYTES: Final = 64 * 1024  # it has none, an error page may
 
-_log = logging.getLogger("baton.dispatch")
+_log: Final = logging.getLogger("baton.dispatch")
 
 
 class Dispatcher:

@@ -10,13 +10,19 @@ between. `AsgiExchange` does the same over plain ASGI, for other servers and for
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from random import SystemRandom
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.errors import BatonError, BodyTooLarge, ClientGone
 from orchestrator.headers import fields_of
 from orchestrator.ids import IdSource, request_id_from
+
+try:
+    from mypy_extensions import mypyc_attr
+except ImportError:
+    from orchestrator.compiled import mypyc_attr  # type: ignore[assignment]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,7 +31,8 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]] | bytes
 
 
-class Exchange(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Exchange(ABC):
     """One HTTP request and the answer to it. Everything happens on the event loop's thread.
 
     The answer is either one `respond()`, or `start()`, any number of `feed()` and one `finish()`; calling out
@@ -46,46 +53,40 @@ class Exchange(Protocol):
     headers: list[tuple[bytes, bytes]]  # names in lower case, in the order of arrival
     content_length: int | None  # None: chunked, or no body
     body_size: int  # bytes of the body that have arrived
+    is_gone: bool  # the client's connection was lost before the answer was complete
+    is_started: bool  # `start()` or `respond()` was called: the status can no longer be changed
+    is_complete: bool  # `finish()` or `respond()` was called: nothing more may be written
 
     @property
+    @abstractmethod
     def path(self) -> str:
         """Percent-decoded, without the query."""
         ...
 
     @property
+    @abstractmethod
     def query(self) -> bytes:
         """What follows the "?"."""
         ...
 
     @property
+    @abstractmethod
     def client(self) -> tuple[str, int] | None:
         """Address and port of the other side; None on Unix sockets."""
         ...
 
     @property
+    @abstractmethod
     def request_id(self) -> str:
         """The client's own `x-request-id` if it is one that may be repeated, else ours; always the same."""
         ...
 
-    @property
-    def is_gone(self) -> bool:
-        """The client's connection was lost before the answer was complete."""
-        ...
-
-    @property
-    def is_started(self) -> bool:
-        """`start()` or `respond()` was called: the status can no longer be changed."""
-        ...
-
-    @property
-    def is_complete(self) -> bool:
-        """`finish()` or `respond()` was called: nothing more may be written."""
-        ...
-
+    @abstractmethod
     def header(self, name: bytes) -> bytes | None:
         """The value of a request header (name in lower case); of several with that name, the last."""
         ...
 
+    @abstractmethod
     def on_leave(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` once, synchronously, when the client leaves before the answer is complete.
 
@@ -94,6 +95,7 @@ class Exchange(Protocol):
         """
         ...
 
+    @abstractmethod
     async def read_body(self) -> bytes:
         """The whole body; to be called at most once (RuntimeError). Does not suspend if the body is there.
 
@@ -103,14 +105,17 @@ class Exchange(Protocol):
         """
         ...
 
+    @abstractmethod
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer in one write. `content-length` is added; HEAD gets no body."""
         ...
 
+    @abstractmethod
     def start(self, status: int, headers: Headers) -> None:
         """Begin an answer. The head leaves with the first `feed()`, or with `drain()` or `finish()`."""
         ...
 
+    @abstractmethod
     def feed(self, chunk: bytes) -> bool:
         """Write a piece of the body; b"" writes nothing. False: `drain()` before the next.
 
@@ -118,10 +123,12 @@ class Exchange(Protocol):
         """
         ...
 
+    @abstractmethod
     async def drain(self) -> None:
         """Return when `feed()` may go on: at once unless it returned False. Raises `ClientGone`."""
         ...
 
+    @abstractmethod
     def on_writable(self, callback: Callable[[], None] | None) -> None:
         """Call `callback`, synchronously, whenever `feed()` may go on after it returned False.
 
@@ -130,10 +137,12 @@ class Exchange(Protocol):
         """
         ...
 
+    @abstractmethod
     def finish(self, chunk: bytes = b"") -> None:
         """The last piece and the clean end of the answer, in one write."""
         ...
 
+    @abstractmethod
     def abort(self) -> None:
         """Cut the connection: the client sees that the answer is not whole. No effect once complete."""
         ...
@@ -147,7 +156,7 @@ def error_answer(error: BatonError) -> tuple[int, list[tuple[bytes, bytes]], byt
 Handler = Callable[[Exchange], Awaitable[None]]
 
 
-class AsgiExchange:
+class AsgiExchange(Exchange):
     """`Exchange` over plain ASGI, as a context manager: leaving it sends what is still to be sent.
 
     Slower than the server's own: two tasks per request, and what is fed always waits for one of them, so
@@ -163,14 +172,14 @@ class AsgiExchange:
         ids: IdSource | None = None,
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.query: bytes = scope["query_string"]
-        self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
-        self.client: tuple[str, int] | None = scope.get("client")
+        self.method = scope["method"]
+        self._path: str = scope["path"]
+        self._query: bytes = scope["query_string"]
+        self.headers = list(scope["headers"])
+        self._client: tuple[str, int] | None = scope.get("client")
         length = self.header(b"content-length")
         self.content_length = int(length) if length is not None else None
-        self.request_id = request_id_from(self.headers, ids or IdSource(SystemRandom()))
+        self._request_id = request_id_from(self.headers, ids or IdSource(SystemRandom()))
         self.body_size = 0
         self.is_gone = False
         self.is_started = False
@@ -220,6 +229,22 @@ class AsgiExchange:
                 task.result()
 
     # --- the request
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def query(self) -> bytes:
+        return self._query
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        return self._client
+
+    @property
+    def request_id(self) -> str:
+        return self._request_id
 
     def header(self, name: bytes) -> bytes | None:
         return next((value for key, value in reversed(self.headers) if key == name), None)

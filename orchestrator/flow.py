@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from orchestrator.admission import Admission, Demand, Gate, prompt_tokens
 from orchestrator.config import LEASE_S
@@ -66,19 +67,20 @@ from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
 
 # Looking a member up in its enumeration costs as much as a call.
-_DISAGGREGATED, _AGGREGATED = Path.DISAGGREGATED, Path.AGGREGATED
-_READY = WorkerState.READY
-_USED = LeaseState.USED
-_ONE_LEG = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
-_ID_HEADERS: dict[TokenIds | None, bytes] = {
+_DISAGGREGATED: Final = Path.DISAGGREGATED
+_AGGREGATED: Final = Path.AGGREGATED
+_READY: Final = WorkerState.READY
+_USED: Final = LeaseState.USED
+_ONE_LEG: Final = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
+_ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
     None: b"",
     "list": b"",
     "base64": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"base64")]),
     "bin": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"bin"), (b"accept", b"application/msgpack")]),
 }
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
-_KV_HEADERS = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
-_log = logging.getLogger("baton.flow")
+_KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
+_log: Final = logging.getLogger("baton.flow")
 
 
 class Flow:
@@ -438,7 +440,7 @@ class Flow:
 
 
 # Proxies in between must neither store a stream nor collect it before passing it on.
-_STREAM_HEADERS = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
+_STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from abc import ABC, abstractmethod
 from types import TracebackType
+from typing import Final
 
 from orchestrator.rows import SharedLoad
 from orchestrator.standing import Standing, WorkerStatus
@@ -18,7 +19,7 @@ from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import JSON, Codec
 from orchestrator.wire.info import TokenIds, WorkerInfo
 
-NEVER = float("-inf")
+NEVER: Final = float("-inf")
 
 
 class Worker(ABC):

@@ -6,21 +6,26 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from orchestrator.errors import BatonError, ClientGone, Unavailable
-from orchestrator.exchange import Handler, Headers, Message, error_answer
+from orchestrator.exchange import Exchange, Handler, Headers, Message, error_answer
 from orchestrator.headers import fields_of, header_block
-from orchestrator.ids import IdSource, valid_request_id
+from orchestrator.ids import valid_request_id
 
-logger = logging.getLogger("baton.server")
+if TYPE_CHECKING:
+    from orchestrator.server import HttpProtocol
 
-ASGI_HIGH_WATER = 256 * 1024  # unread bytes after which a plain ASGI app stops the reading of its body
-MAX_PIECES = 4096  # of a body, before they are joined: an object for every few bytes costs many times more
-JOIN_LIMIT = 16 * 1024  # copying a smaller body behind its head is cheaper than a second buffer
-NO_BODY = (204, 304)  # statuses whose answers have no body
-ASGI = {"version": "3.0", "spec_version": "2.3"}
+logger: Final = logging.getLogger("baton.server")
+
+ASGI_HIGH_WATER: Final = 256 * 1024  # unread bytes after which a plain ASGI app stops the reading of its body
+MAX_PIECES: Final = (
+    4096  # of a body, before they are joined: an object for every few bytes costs many times more
+)
+JOIN_LIMIT: Final = 16 * 1024  # copying a smaller body behind its head is cheaper than a second buffer
+NO_BODY: Final[tuple[int, ...]] = (204, 304)  # statuses whose answers have no body
+ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
 def _status_line(status: int) -> bytes:
@@ -31,39 +36,7 @@ def _status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, phrase.encode())
 
 
-STATUS_LINES = {status.value: _status_line(status) for status in HTTPStatus}
-
-
-class Connection(Protocol):
-    """What an exchange needs of the connection that carries it."""
-
-    client: tuple[str, int] | None
-    server: tuple[str, int] | None
-    scheme: str
-    app_state: dict[str, Any]  # the lifespan's, copied into each scope
-    tasks: set[Any]  # uvicorn's, of the requests in progress
-    ids: IdSource
-    on_refused: Callable[[BatonError], None] | None
-    is_write_paused: bool
-    is_ending: bool  # it will not serve another request: the answers must say so
-    write: Callable[[bytes], None]
-    writelines: Callable[[Iterable[bytes]], None]  # in one system call, without copies
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def restart_body_clock(self) -> None:
-        """Only now does the client know that it may send the body."""
-        ...
-
-    def answered(self, exchange: HttpExchange) -> None:
-        """The exchange in progress has its whole answer."""
-        ...
-
-    def cut(self, *, resets: bool) -> None:
-        """Close at once; with a reset if a plain end of the connection would look like that of the answer."""
-        ...
+STATUS_LINES: Final = {status.value: _status_line(status) for status in HTTPStatus}
 
 
 class Target(NamedTuple):
@@ -80,10 +53,10 @@ class Target(NamedTuple):
         return cls(url, raw_path, unquote(path) if "%" in path else path, query)
 
 
-_NO_TARGET = Target(b"", b"/", "/", b"")
+_NO_TARGET: Final = Target(b"", b"/", "/", b"")
 
 
-class HttpExchange:
+class HttpExchange(Exchange):
     """`orchestrator.exchange.Exchange` on a connection of this server, and the same request as plain ASGI.
 
     An application uses either the exchange or ASGI's receive and send for a request, not both. If the body
@@ -122,7 +95,7 @@ class HttpExchange:
     _length_left: int | None = None  # bytes that `content-length` still promises
     _has_no_body = False  # of the answer: HEAD, 204, 304
 
-    def __init__(self, connection: Connection, method: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, connection: HttpProtocol, method: str, headers: list[tuple[bytes, bytes]]) -> None:
         self.connection = connection
         self.method = method
         self.headers = headers

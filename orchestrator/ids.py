@@ -6,10 +6,11 @@ import itertools
 import re
 from collections.abc import Iterable
 from random import Random
+from typing import Final
 
-REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID_HEADER: Final = b"x-request-id"
 
-_valid = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
+_valid: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 
 
 class IdSource:

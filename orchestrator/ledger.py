@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from orchestrator.config import LEASE_S
 from orchestrator.telemetry import LeaseState, Telemetry
@@ -26,12 +27,16 @@ from orchestrator.workers import Worker
 
 # A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began
 # before its answer reached us. This part of the lease, 2 s of vLLM's 30.
-MARGIN = 1 / 15
+MARGIN: Final = 1 / 15
 
-SWEEP_S = 0.25  # how old the numbers of open leases may be
+SWEEP_S: Final = 0.25  # how old the numbers of open leases may be
 
 
-_HELD, _USED, _CONSUMED, _RELEASED, _EXPIRED = LeaseState
+_HELD: Final = LeaseState.HELD
+_USED: Final = LeaseState.USED
+_CONSUMED: Final = LeaseState.CONSUMED
+_RELEASED: Final = LeaseState.RELEASED
+_EXPIRED: Final = LeaseState.EXPIRED
 
 
 class KvLease:

@@ -6,12 +6,12 @@ import functools
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 # C0, DEL, C1, the two Unicode line ends, and lone surrogates, which UTF-8 cannot carry.
-_unsafe = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_unsafe: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def one_line(text: str) -> str:
@@ -36,7 +36,7 @@ def json_line(fields: Mapping[str, Any]) -> bytes:
 
 
 # What orjson leaves as it is: DEL, C1 and the two Unicode line ends.
-_unsafe_in_json = re.compile(r"[\x7f-\x9f\u2028\u2029]")
+_unsafe_in_json: Final = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 
 
 def _escape_json(match: re.Match[str]) -> str:
@@ -54,7 +54,7 @@ def milliseconds(seconds: float) -> str:
     return f"{us // 1000}{_THOUSANDTHS[us % 1000]}"
 
 
-_THOUSANDTHS = tuple(f".{number:03d}" for number in range(1000))
+_THOUSANDTHS: Final = tuple(f".{number:03d}" for number in range(1000))
 
 
 @functools.lru_cache(maxsize=16)  # lines of a batch share their second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 from orchestrator.wire.usage import Kv
 
@@ -16,7 +17,8 @@ class Path(IntEnum):
 
 
 # Looking a member up in its enumeration costs as much as a call.
-_NO_PATH, _NO_KV = Path.NONE, Kv.NONE
+_NO_PATH: Final = Path.NONE
+_NO_KV: Final = Kv.NONE
 
 
 class RequestRecord:

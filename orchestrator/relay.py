@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from orchestrator.admission import MemoryBound
 from orchestrator.auth import KeyRing
@@ -34,12 +34,12 @@ from orchestrator.workers import Worker
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
-SWEEP_S = 0.25
+SWEEP_S: Final = 0.25
 
 # The client's headers that workers get too; nothing else of a client's head reaches them.
-_RELAYED = frozenset({b"accept", b"traceparent", b"tracestate"})
-_PATHS = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
-_log = logging.getLogger("baton.relay")
+_RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
+_PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
+_log: Final = logging.getLogger("baton.relay")
 
 
 class Events(Protocol):

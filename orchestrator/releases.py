@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.dispatch import Dispatcher, note_unreachable
 from orchestrator.errors import BatonError, WorkerError, WorkerGarbage, WorkerUnreachable
@@ -20,26 +20,26 @@ from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from, han
 from orchestrator.workers import Registry, Worker
 
 # How long a release leg may take to be answered. The lease it saves lasts 30 s.
-RELEASE_TIMEOUT_S = 10.0
+RELEASE_TIMEOUT_S: Final = 10.0
 
 # A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
-MAX_PREFILL_ANSWER_BYTES = 16 * 1024 * 1024
+MAX_PREFILL_ANSWER_BYTES: Final = 16 * 1024 * 1024
 
 # How long a prefill may go on when its request has ended: to finish costs less than the blocks that stay
 # pinned for 30 s if its connection is closed in the moment in which it answers.
 GRACE_S = 0.05
 
 # How long a worker may take to say that it ends a request.
-END_LEG_S = 0.25
+END_LEG_S: Final = 0.25
 
 # How long an answer is waited for each time that the worker has been asked to end it: when it was asked
 # first, its engine may not have had the request yet. In all, as long as blocks stay pinned.
 LAST_WORDS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 # The same for a worker that is told by half of its connection being closed.
-LEAVE_S = 1.0
+LEAVE_S: Final = 1.0
 
-_log = logging.getLogger("baton.releases")
+_log: Final = logging.getLogger("baton.releases")
 
 
 class Releases:

@@ -16,7 +16,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 from orchestrator.telemetry import Layout, sum_rows
 from orchestrator.transport.base import UpstreamStats
@@ -28,7 +28,7 @@ SPARE_WORKERS = (
     64  # how many more than the config names can be there at a time, where several processes serve
 )
 
-_UPSTREAM = [field.name for field in fields(UpstreamStats)]
+_UPSTREAM = UpstreamStats._fields
 _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
 
 
@@ -83,7 +83,7 @@ class Rows:
         return self._row(row)[: self._upstream]
 
     def note_upstream(self, row: int, stats: UpstreamStats) -> None:
-        for cell, value in enumerate(astuple(stats), row * self.row_size + self._upstream):
+        for cell, value in enumerate(stats, row * self.row_size + self._upstream):
             self._cells[cell] = value
 
     def beat(self, row: int) -> None:

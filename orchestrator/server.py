@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import httptools
 import uvicorn
@@ -51,20 +51,26 @@ from orchestrator.headers import Fields
 from orchestrator.http_exchange import HttpExchange, Target
 from orchestrator.ids import IdSource
 
-logger = logging.getLogger("baton.server")
+logger: Final = logging.getLogger("baton.server")
 
-NO_HANDLERS: Mapping[str, Handler] = {}
-NEVER = float("inf")
-ANY_SIZE = sys.maxsize
-HTTP_VERSIONS = ("1.1", "1.0")
+NO_HANDLERS: Final[Mapping[str, Handler]] = {}
+NEVER: Final = float("inf")
+ANY_SIZE: Final = sys.maxsize
+HTTP_VERSIONS: Final[tuple[str, ...]] = ("1.1", "1.0")
 MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
-MAX_HELD = 64 * 1024  # unparsed bytes; above, reading stops, and with it the notice of a client that leaves
-MANY_HELD = 64  # reads, before they are joined
-MAX_PIPELINED = 64  # requests in one read; the connection closes after the last one taken
-HEAD_DRAIN = 4  # times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then
+MAX_HELD: Final = (
+    64 * 1024
+)  # unparsed bytes; above, reading stops, and with it the notice of a client that leaves
+MANY_HELD: Final = 64  # reads, before they are joined
+MAX_PIPELINED: Final = 64  # requests in one read; the connection closes after the last one taken
+HEAD_DRAIN: Final = (
+    4  # times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then
+)
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
-MIN_TAKEN = 16 * 1024  # bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
+MIN_TAKEN: Final = (
+    16 * 1024
+)  # bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +235,7 @@ class HttpProtocol:
     """
 
     write: Callable[[bytes], None]  # the transport's, without a call in between
-    writelines: Callable[[Iterable[bytes]], None]
+    writelines: Callable[[Iterable[bytes]], None]  # in one system call, without copies
 
     def __init__(
         self,
@@ -242,8 +248,8 @@ class HttpProtocol:
         if not config.loaded:
             config.load()
         self.loop = _loop or asyncio.get_running_loop()
-        self.app_state = app_state
-        self.tasks = server_state.tasks
+        self.app_state = app_state  # the lifespan's, copied into each scope
+        self.tasks = server_state.tasks  # uvicorn's, of the requests in progress
         self._app = config.loaded_app
         self._server_state = server_state
         self._keep_alive_s: float = cast("Any", config).timeout_keep_alive  # uvicorn asks for whole seconds
@@ -639,6 +645,7 @@ class HttpProtocol:
         self.deadline = min(now + self._limits.body_idle_timeout_s, self._began + self._limits.body_timeout_s)
 
     def restart_body_clock(self) -> None:
+        """Only now does the client know that it may send the body."""
         self._began = 0.0
         self._await_body()
 
@@ -833,6 +840,7 @@ class HttpProtocol:
         self.deadline = self.loop.time() + LINGER_S
 
     def cut(self, *, resets: bool) -> None:
+        """Close at once; with a reset if a plain end of the connection would look like that of the answer."""
         self._is_deaf = True
         self._is_closing = True
         if resets:
@@ -886,7 +894,7 @@ class HttpProtocol:
 # --- helpers --------------------------------------------------------------------------------------
 
 # RFC 3986: an IP literal in brackets, or a name or IPv4 address; then perhaps a port.
-_match_host = re.compile(
+_match_host: Final = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?"
 ).fullmatch
 

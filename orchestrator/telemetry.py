@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from orchestrator import errors
 from orchestrator.record import RequestRecord
@@ -62,12 +62,16 @@ class LeaseState(IntEnum):
     EXPIRED = 4
 
 
-QUEUE_UNITS = ("requests", "tokens", "bytes")  # in which a queue is measured (`admission.py`)
-OTHER = "other"  # the label for what is in no fixed list
-NO_MODEL = ""  # no configured name can be empty
-STAGES = ("queue", "prefill", "decode_first_byte", "total")
-STATUSES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 502, 503, 504)
-ERROR_CODES = tuple(
+QUEUE_UNITS: Final[tuple[str, ...]] = (
+    "requests",
+    "tokens",
+    "bytes",
+)  # in which a queue is measured (`admission.py`)
+OTHER: Final = "other"  # the label for what is in no fixed list
+NO_MODEL: Final = ""  # no configured name can be empty
+STAGES: Final[tuple[str, ...]] = ("queue", "prefill", "decode_first_byte", "total")
+STATUSES: Final[tuple[int, ...]] = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 502, 503, 504)
+ERROR_CODES: Final = tuple(
     dict.fromkeys(
         kind.code
         for kind in vars(errors).values()
@@ -75,7 +79,7 @@ ERROR_CODES = tuple(
     )
 )
 # Seconds, inclusive upper bounds; one more bucket takes what is above the last.
-STAGE_BOUNDS = (
+STAGE_BOUNDS: Final[tuple[float, ...]] = (
     0.001,
     0.0025,
     0.005,
@@ -93,7 +97,7 @@ STAGE_BOUNDS = (
     60.0,
     300.0,
 )
-LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+LAG_BOUNDS: Final[tuple[float, ...]] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 def histogram_cells(bounds: Sequence[float]) -> int:
@@ -228,8 +232,8 @@ class Telemetry:
         return sum(self.row[self.layout.in_flight : self.layout.queues])
 
 
-_STAGE_CELLS = histogram_cells(STAGE_BOUNDS)
-_STAGE_SUM = _STAGE_CELLS - 1
+_STAGE_CELLS: Final = histogram_cells(STAGE_BOUNDS)
+_STAGE_SUM: Final = _STAGE_CELLS - 1
 
 
 def _observe(row: Row, cell: int, bounds: Sequence[float], seconds: float) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from orchestrator.config import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing import POLICIES
 from orchestrator.workers import Pools, Worker
 
-NO_PREFILL = "no prefill worker is ready: the decode worker prefills"
-PAIR_FAILED = "who would prefill or decode has just failed"
+NO_PREFILL: Final = "no prefill worker is ready: the decode worker prefills"
+PAIR_FAILED: Final = "who would prefill or decode has just failed"
 
 
 Ready = Sequence[Worker]

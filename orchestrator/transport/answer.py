@@ -10,6 +10,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Final
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
 
@@ -18,9 +19,9 @@ Sink = Callable[[bytes], bool]
 
 # Unread bytes past which a connection is not read on. One read brings up to 256 KiB, so this is the order of
 # what a slow reader can hold up per leg.
-HIGH_WATER = 64 * 1024
+HIGH_WATER: Final = 64 * 1024
 
-_NEVER = sys.maxsize  # as "wake me at": only at the end
+_NEVER: Final = sys.maxsize  # as "wake me at": only at the end
 
 
 class Answer(ABC):

@@ -7,11 +7,16 @@ above this file is the same on both.
 from __future__ import annotations
 
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from orchestrator.transport.answer import Answer, Sink
+
+try:
+    from mypy_extensions import mypyc_attr
+except ImportError:
+    from orchestrator.compiled import mypyc_attr  # type: ignore[assignment]
 
 __all__ = ["Answer", "Origin", "Part", "Sink", "Upstream", "UpstreamStats", "request"]
 
@@ -28,8 +33,7 @@ class Origin(NamedTuple):
     tls: ssl.SSLContext | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamStats:
+class UpstreamStats(NamedTuple):
     """The connections at one moment, and totals since the start."""
 
     idle: int  # connections that wait in the pool
@@ -39,9 +43,11 @@ class UpstreamStats:
     retries: int  # legs sent again because a reused connection turned out to be closed
 
 
-class Upstream(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Upstream(ABC):
     """Sends legs. One per process and event loop; `aclose()` when the process ends."""
 
+    @abstractmethod
     async def send(
         self,
         origin: Origin,
@@ -59,10 +65,12 @@ class Upstream(Protocol):
         """
         ...
 
+    @abstractmethod
     def stats(self) -> UpstreamStats:
         """Counts of connections, for tests and the admin API."""
         ...
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Close all connections, idle and busy; legs under way end with `WorkerCutShort`. Repeatable."""
         ...

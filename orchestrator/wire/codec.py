@@ -7,8 +7,9 @@ even its large values are: they go to the workers as they lie in the client's bo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -18,18 +19,18 @@ from orchestrator.wire.info import MSGPACK_HEADER, Encoding
 Parts = tuple[bytes | memoryview, ...]
 Headers = tuple[tuple[bytes, bytes], ...]
 
-_msgpack = msgspec.msgpack.Encoder()
-_json = msgspec.json.Encoder()
+_msgpack: Final = msgspec.msgpack.Encoder()
+_json: Final = msgspec.json.Encoder()
 # A transcode decodes every value: 0.7 ms per MiB of text, 5 ms per MiB of token ids. What is larger than this
 # could take over 200 us and is not done in place.
-MAX_INLINE_BYTES = 64 * 1024
+MAX_INLINE_BYTES: Final = 64 * 1024
 
-TOKEN_IDS_KEY = "prompt_token_ids"  # noqa: S105  # no secret; in kv_transfer_params, as vLLM reads it
+TOKEN_IDS_KEY: Final = "prompt_token_ids"  # noqa: S105  # no secret; in kv_transfer_params, as vLLM reads it
 
 _CONTENT_TYPE = (b"content-type", b"application/json")
 
 # What is longer is not copied: a part of its own costs about as much as a copy of this.
-_LARGE = 16 * 1024
+_LARGE: Final = 16 * 1024
 
 
 class NotEncodable(ValueError):
@@ -55,12 +56,13 @@ def json_object(fields: Mapping[str, Raw]) -> Parts:
     return *parts, b"," + rest[1:] if len(rest) > 2 else b"}"
 
 
-class Codec(Protocol):
+class Codec(ABC):
     """One encoding. Stateless; `common()` results belong to the codec that made them."""
 
     name: Encoding
     headers: Headers  # what a leg with this body says of it
 
+    @abstractmethod
     def common(self, document: Parts) -> Parts:
         """The part that all legs share, a JSON object, in this encoding.
 
@@ -68,6 +70,7 @@ class Codec(Protocol):
         """
         ...
 
+    @abstractmethod
     def leg(self, common: Parts, overlay: bytes) -> Parts:
         """The whole document as parts to be written one after the other.
 
@@ -75,17 +78,18 @@ class Codec(Protocol):
         """
         ...
 
+    @abstractmethod
     def leg_with_ids(self, common: Parts, overlay: bytes, packed: bytes) -> Parts:
         """The same with packed token ids among the overlay's `kv_transfer_params`, which must be there."""
         ...
 
 
-class JsonCodec:
+class JsonCodec(Codec):
     """The client's own bytes for every value, with the overlay's fields behind them."""
 
     def __init__(self) -> None:
-        self.name: Encoding = "json"
-        self.headers: Headers = (_CONTENT_TYPE,)
+        self.name = "json"
+        self.headers = (_CONTENT_TYPE,)
 
     def common(self, document: Parts) -> Parts:
         return document
@@ -104,12 +108,12 @@ class JsonCodec:
         return self.leg(common, msgspec.json.encode(_with_ids(overlay, packed)))  # bytes become base64
 
 
-class MsgpackCodec:
+class MsgpackCodec(Codec):
     """The same document as msgpack. The content type stays JSON: see `wire.info.MSGPACK_HEADER`."""
 
     def __init__(self) -> None:
-        self.name: Encoding = "msgpack"
-        self.headers: Headers = (_CONTENT_TYPE, (MSGPACK_HEADER.lower().encode(), b"1"))
+        self.name = "msgpack"
+        self.headers = (_CONTENT_TYPE, (MSGPACK_HEADER.lower().encode(), b"1"))
 
     def common(self, document: Parts) -> Parts:
         return (_packed(b"".join(document)),)
@@ -168,6 +172,6 @@ def _encode_map_header(size: int) -> bytes:
     return b"\xde" + size.to_bytes(2, "big")
 
 
-JSON = JsonCodec()
-CODECS: dict[str, Codec] = {"json": JSON, "orjson": JSON, "msgpack": MsgpackCodec()}
+JSON: Final = JsonCodec()
+CODECS: Final[dict[str, Codec]] = {"json": JSON, "orjson": JSON, "msgpack": MsgpackCodec()}
 """By the orchestrator's transport: `orjson` changes the worker's parser only, the bytes are the same."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from msgspec import Raw
 
@@ -14,11 +16,17 @@ from orchestrator.wire.shapes import (
 
 # Withheld from the decode worker. Without it that worker reports its own count of cached tokens, which
 # equals the prompt if and only if the KV arrived; with it, it would repeat this number in either case.
-CACHED_TOKENS_KEY = "remote_prefill_cached_tokens"
+CACHED_TOKENS_KEY: Final = "remote_prefill_cached_tokens"
 
 # What the puller needs to find the blocks (vLLM's NIXL connector, pull mode).
 # Its engine core dies of a decode leg in which one is missing.
-_REQUIRED = ("remote_engine_id", "remote_block_ids", "remote_request_id", "remote_host", "remote_port")
+_REQUIRED: Final[tuple[str, ...]] = (
+    "remote_engine_id",
+    "remote_block_ids",
+    "remote_request_id",
+    "remote_host",
+    "remote_port",
+)
 
 
 class InvalidHandoff(ValueError):
@@ -58,11 +66,11 @@ class Handoff:
         self.token_ids = token_ids
 
 
-_ANSWER = msgspec.json.Decoder(PrefillAnswer)
-_ANSWER_WITH_IDS = msgspec.json.Decoder(PrefillAnswerWithIds)
-_PACKED_ANSWER = msgspec.msgpack.Decoder(PackedAnswer)
-_COUNT = msgspec.json.Decoder(int | None)
-_json = msgspec.json.Encoder()
+_ANSWER: Final = msgspec.json.Decoder(PrefillAnswer)
+_ANSWER_WITH_IDS: Final = msgspec.json.Decoder(PrefillAnswerWithIds)
+_PACKED_ANSWER: Final = msgspec.msgpack.Decoder(PackedAnswer)
+_COUNT: Final = msgspec.json.Decoder(int | None)
+_json: Final = msgspec.json.Encoder()
 
 
 def handoff_from(answer: bytes, *, has_ids: bool = False) -> Handoff:

@@ -15,7 +15,7 @@ whole: everything on one worker. The client's document without hand-off fields.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -26,9 +26,9 @@ from orchestrator.wire.shapes import Message, MessagePart
 from orchestrator.wire.view import RequestView
 
 # A worker connects to whatever host these name, so they are never taken from a client.
-_NEVER_RELAYED = frozenset({"kv_transfer_params", "ec_transfer_params"})
+_NEVER_RELAYED: Final = frozenset({"kv_transfer_params", "ec_transfer_params"})
 
-_KEEP_KV = {
+_KEEP_KV: Final = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
     "remote_engine_id": None,
@@ -37,23 +37,23 @@ _KEEP_KV = {
     "remote_port": None,
 }
 
-_SALT = "cache_salt"  # two requests share cached prefixes only if it is the same for both
+_SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is the same for both
 
 # What stands for messages whose tokens go along: vLLM wants at least one.
-_CUT_MESSAGES = Raw(b'[{"role":"user","content":"-"}]')
-_QUOTE = ord('"')
-_NULL = Raw(b"null")
+_CUT_MESSAGES: Final = Raw(b'[{"role":"user","content":"-"}]')
+_QUOTE: Final = ord('"')
+_NULL: Final = Raw(b"null")
 
 # Larger ones stay: a million messages of nothing would hold the event loop up.
-_MAX_SCANNED_BYTES = 1024 * 1024
+_MAX_SCANNED_BYTES: Final = 1024 * 1024
 
 # Fields for which vLLM goes back to the text of the prompt (0.32).
-_NEED_TEXT = frozenset({"suffix", "return_prompt_text", "return_token_offsets"})
+_NEED_TEXT: Final = frozenset({"suffix", "return_prompt_text", "return_token_offsets"})
 
 
-_MESSAGES = msgspec.json.Decoder(list[Message])
-_PARTS = msgspec.json.Decoder(list[MessagePart])
-_json = msgspec.json.Encoder()
+_MESSAGES: Final = msgspec.json.Decoder(list[Message])
+_PARTS: Final = msgspec.json.Decoder(list[MessagePart])
+_json: Final = msgspec.json.Encoder()
 
 
 class LegBodies:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from orchestrator.wire.shapes import DeltaChunk
@@ -14,9 +16,9 @@ from orchestrator.wire.usage import (
     with_cached_tokens,
 )
 
-DONE = b"data: [DONE]\n\n"
-_END = b"\n\n"
-_CRLF_END = b"\r\n\r\n"
+DONE: Final = b"data: [DONE]\n\n"
+_END: Final = b"\n\n"
+_CRLF_END: Final = b"\r\n\r\n"
 
 # No engine writes an event of this size; without a bound, one that never ends would fill the memory.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
@@ -41,7 +43,7 @@ class WorkerFailed(InvalidStream):
         return int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
 
 
-_CHUNK = msgspec.json.Decoder(DeltaChunk)
+_CHUNK: Final = msgspec.json.Decoder(DeltaChunk)
 
 
 class EventStream:

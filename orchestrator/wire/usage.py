@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -12,10 +13,10 @@ from orchestrator.wire.shapes import AnswerUsage, AnswerWithUsage
 Document = dict[str, Raw]
 
 
-_ANSWER = msgspec.json.Decoder(AnswerWithUsage)
-_CACHED = b'"cached_tokens":'
-_OBJECT = msgspec.json.Decoder(Document)
-_json = msgspec.json.Encoder()
+_ANSWER: Final = msgspec.json.Decoder(AnswerWithUsage)
+_CACHED: Final = b'"cached_tokens":'
+_OBJECT: Final = msgspec.json.Decoder(Document)
+_json: Final = msgspec.json.Encoder()
 
 
 class Kv(IntEnum):

@@ -6,7 +6,7 @@ One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -15,7 +15,7 @@ from orchestrator.wire.codec import Parts, json_object
 from orchestrator.wire.shapes import StreamOptions
 
 # Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
-MAX_FIELDS = 1000
+MAX_FIELDS: Final = 1000
 
 
 class InvalidRequest(ValueError):
@@ -72,7 +72,7 @@ class RequestView:
 
 # The routed fields and their types. A wrong type is refused here, and so is a field given twice: the
 # orchestrator and the worker must not read two different values out of one document.
-ROUTED: dict[str, Any] = {
+ROUTED: Final[dict[str, Any]] = {
     "model": str,
     "stream": bool | None,
     "stream_options": StreamOptions | None,
@@ -83,13 +83,13 @@ ROUTED: dict[str, Any] = {
     "prompt_logprobs": int | None,
 }
 # Routed on by presence or shape; nobody here decodes their values.
-BY_SHAPE = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
+BY_SHAPE: Final = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
 
 # What makes an embedding's form; see `orchestrator.embeddings`.
-EMBEDDING_FORM = frozenset({"encoding_format", "embed_dtype", "endianness"})
+EMBEDDING_FORM: Final = frozenset({"encoding_format", "embed_dtype", "endianness"})
 
 # Fields in which a request's legs differ, or that a leg changes; all others are common to them.
-OWN = EMBEDDING_FORM | frozenset(
+OWN: Final = EMBEDDING_FORM | frozenset(
     {
         "model",
         "stream",
@@ -109,19 +109,21 @@ OWN = EMBEDDING_FORM | frozenset(
 )
 
 # Fields that can make a hand-off impossible, next to a limit of no tokens. Most requests have none of them.
-_MAY_NEED_ONE_WORKER = frozenset({"use_beam_search", "prompt_logprobs", "echo", "prompt_embeds", "prompt"})
+_MAY_NEED_ONE_WORKER: Final = frozenset(
+    {"use_beam_search", "prompt_logprobs", "echo", "prompt_embeds", "prompt"}
+)
 
-_ALL_ROUTED = frozenset(ROUTED) | BY_SHAPE
-_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in ROUTED.items()}
-_OWN_FIELDS = [(name, kind, None) for name, kind in ROUTED.items() if name in OWN]
+_ALL_ROUTED: Final = frozenset(ROUTED) | BY_SHAPE
+_DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in ROUTED.items()}
+_OWN_FIELDS: Final = [(name, kind, None) for name, kind in ROUTED.items() if name in OWN]
 # All routed fields among `OWN` in one pass, their types included.
-_ROUTED_OWN = msgspec.json.Decoder(msgspec.defstruct("_RoutedOwn", _OWN_FIELDS))
-_json = msgspec.json.Encoder()
-_TOP_LEVEL = msgspec.json.Decoder(dict[str, Raw])
-_LIST = msgspec.json.Decoder(list[Raw])
-_LITERALS = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
-_SMALL = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
-_WHITESPACE = b" \t\n\r"
+_ROUTED_OWN: Final = msgspec.json.Decoder(msgspec.defstruct("_RoutedOwn", _OWN_FIELDS))
+_json: Final = msgspec.json.Encoder()
+_TOP_LEVEL: Final = msgspec.json.Decoder(dict[str, Raw])
+_LIST: Final = msgspec.json.Decoder(list[Raw])
+_LITERALS: Final = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
+_SMALL: Final = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
+_WHITESPACE: Final = b" \t\n\r"
 
 
 def view_request(body: bytes) -> RequestView:

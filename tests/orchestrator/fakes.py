@@ -16,6 +16,7 @@ from orchestrator.auth import KeyRing
 from orchestrator.config import DEFAULT_SEATS, HealthConfig, LimitsConfig, QueueConfig, RoutingConfig
 from orchestrator.endpoints import ENDPOINTS
 from orchestrator.errors import ClientGone
+from orchestrator.exchange import Exchange
 from orchestrator.flow import Flow
 from orchestrator.headers import fields_of
 from orchestrator.ids import IdSource, request_id_from
@@ -46,13 +47,8 @@ def usage(prompt: int = 21, cached: int = 21) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
-class FakeExchange:
+class FakeExchange(Exchange):
     """A request whose client can leave, or stop reading, whenever a test says so."""
-
-    content_length = None
-    body_size = 0
-    query = b""
-    client = None
 
     def __init__(
         self,
@@ -62,9 +58,11 @@ class FakeExchange:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         self.method = method
-        self.path = path
         self.headers = list(headers)
-        self.request_id = request_id_from(self.headers, IdSource(random.Random(0)))
+        self.content_length = None
+        self.body_size = 0
+        self._path = path
+        self._request_id = request_id_from(self.headers, IdSource(random.Random(0)))
         self.is_gone = False
         self.is_started = False
         self.is_complete = False
@@ -77,6 +75,22 @@ class FakeExchange:
         self._body = body
         self._on_leave: Callable[[], None] | None = None
         self._on_writable: Callable[[], None] | None = None
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def query(self) -> bytes:
+        return b""
+
+    @property
+    def client(self) -> None:
+        return None
+
+    @property
+    def request_id(self) -> str:
+        return self._request_id
 
     @property
     def sent(self) -> bytes:
