@@ -10,6 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+_Class = TypeVar("_Class", bound=type)
+
+try:  # only a build needs it
+    from mypy_extensions import mypyc_attr as mypyc_attr
+except ImportError:
+
+    def mypyc_attr(*attrs: str, **kwattrs: object) -> Callable[[_Class], _Class]:  # type: ignore[misc]
+        return lambda decorated: decorated
+
+
 # What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
 MODULES = (
     "orchestrator.access_log",
@@ -45,14 +55,6 @@ MODULES = (
 )
 ROOT = Path(__file__).parent.parent
 SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below `ROOT`
-
-
-_Class = TypeVar("_Class", bound=type)
-
-
-def mypyc_attr(*_names: str, **_values: object) -> Callable[[_Class], _Class]:
-    """In place of mypy_extensions', which only a build needs."""
-    return lambda decorated: decorated
 
 
 def library() -> str:

@@ -15,14 +15,10 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from random import SystemRandom
 from typing import Any
 
+from orchestrator.compiled import mypyc_attr
 from orchestrator.errors import BatonError, BodyTooLarge, ClientGone
 from orchestrator.headers import fields_of
 from orchestrator.ids import IdSource, request_id_from
-
-try:
-    from mypy_extensions import mypyc_attr
-except ImportError:
-    from orchestrator.compiled import mypyc_attr  # type: ignore[assignment]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -58,10 +58,9 @@ from orchestrator.routing.planner import Plan, Planner
 from orchestrator.states import IN_SERVICE, WorkerState
 from orchestrator.telemetry import LeaseState, RetryReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
-from orchestrator.wire.continued_stream import ContinuedStream
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed, has_begun
+from orchestrator.wire.sse import Events, EventStream, InvalidStream, WorkerFailed, has_begun
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
@@ -408,9 +407,7 @@ class Flow:
         scope.exchange.finish()
         return True
 
-    async def _forward(
-        self, scope: RequestScope, answer: Answer, opening: bytes, events: EventStream | ContinuedStream
-    ) -> None:
+    async def _forward(self, scope: RequestScope, answer: Answer, opening: bytes, events: Events) -> None:
         try:
             await scope.forward(answer, opening, events)
             events.finish()
@@ -488,7 +485,7 @@ def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
         raise WorkerGarbage(str(error)) from error
 
 
-def _events(job: Job) -> EventStream | ContinuedStream:
+def _events(job: Job) -> Events:
     if job.continuation is not None:
         return job.continuation.stream()
     if job.lease is None:
@@ -498,7 +495,7 @@ def _events(job: Job) -> EventStream | ContinuedStream:
     )
 
 
-async def _opening(answer: Answer, events: EventStream | ContinuedStream) -> bytes:
+async def _opening(answer: Answer, events: Events) -> bytes:
     """The stream until it says something: until then it may turn out to be an error, with a status."""
     opening = b""
     while not has_begun(opening):

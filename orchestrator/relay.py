@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from orchestrator.admission import MemoryBound
 from orchestrator.auth import KeyRing
@@ -28,7 +28,7 @@ from orchestrator.record import Path, RequestRecord
 from orchestrator.states import IN_SERVICE
 from orchestrator.telemetry import Telemetry
 from orchestrator.transport.base import Answer
-from orchestrator.wire.sse import error_event
+from orchestrator.wire.sse import Events, error_event
 from orchestrator.wire.transcript import Transcript
 from orchestrator.workers import Worker
 
@@ -40,15 +40,6 @@ SWEEP_S: Final = 0.25
 _RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
 _PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
 _log: Final = logging.getLogger("baton.relay")
-
-
-class Events(Protocol):
-    """A worker's stream on its way to the client: `wire.sse.EventStream`, or one that goes on elsewhere."""
-
-    @property
-    def is_done(self) -> bool: ...
-
-    def feed(self, chunk: bytes) -> bytes: ...
 
 
 class RequestScope:
@@ -230,21 +221,21 @@ class RequestScope:
         what the answer raises.
         """
         self._events = events
-        feed, record, send, transcript = events.feed, self.record, self.exchange.feed, self.transcript
+        exchange, record, transcript = self.exchange, self.record, self.transcript
         keep = _keep_nothing if transcript is None else transcript.chunks.append
 
         def sink(chunk: bytes) -> bool:
-            data = feed(chunk)
+            data = events.feed(chunk)
             if not data:
                 return True
             record.bytes_out += len(data)
             keep(data)
-            return send(data)
+            return exchange.feed(data)
 
         record.bytes_out += len(opening)
         keep(opening)
-        send(opening)
-        self.exchange.on_writable(answer.resume)
+        exchange.feed(opening)
+        exchange.on_writable(answer.resume)
         await answer.pump(sink)
 
     def end_stream(self, events: bytes) -> None:

@@ -11,12 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from orchestrator.compiled import mypyc_attr
 from orchestrator.transport.answer import Answer, Sink
-
-try:
-    from mypy_extensions import mypyc_attr
-except ImportError:
-    from orchestrator.compiled import mypyc_attr  # type: ignore[assignment]
 
 __all__ = ["Answer", "Origin", "Part", "Sink", "Upstream", "UpstreamStats", "request"]
 

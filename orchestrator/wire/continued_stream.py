@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.wire.sse import DONE, EventStream, InvalidStream, payload_of, split_events
+from orchestrator.wire.sse import DONE, Events, EventStream, InvalidStream, payload_of, split_events
 from orchestrator.wire.transcript import Sent, Usage
 from orchestrator.wire.usage import Kv
 
@@ -45,11 +45,11 @@ class Envelope(msgspec.Struct, frozen=True):
         return self.event([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
 
 
-class ContinuedStream:
+class ContinuedStream(Events):
     """One stream from a new worker to a client that has the beginning from another.
 
-    The same as `EventStream`, but for a worker that was asked for a completion of prompt and beginning. Every
-    event is made anew: the name of the stream, chat instead of completion, usage as if nothing had happened.
+    The worker was asked for a completion of prompt and beginning. Every event is made anew: the name of the
+    stream, chat instead of completion, usage as if nothing had happened.
     """
 
     __slots__ = ("_again", "_cached_tokens", "_envelope", "_events", "_hides_usage", "_needs_role", "_so_far")
@@ -78,20 +78,17 @@ class ContinuedStream:
 
     @property
     def kv(self) -> Kv:
-        """Of the hand-off to the new worker; set by its usage event."""
+        """Of the hand-off to the new worker."""
         return self._events.kv
 
     @property
     def is_done(self) -> bool:
-        """The last event was `[DONE]`."""
         return self._events.is_done
 
     def feed(self, chunk: bytes) -> bytes:
-        """Whole events that can be sent now; b"" if there are none. Raises `InvalidStream`."""
         return b"".join(map(self._rewritten, split_events(self._events.feed(chunk))))
 
     def finish(self) -> None:
-        """The worker's body has ended. Raises `InvalidStream` unless it ended as a complete stream does."""
         self._events.finish()
 
     def _rewritten(self, event: bytes) -> bytes:

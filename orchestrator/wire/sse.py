@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Final
 
 import msgspec
 
+from orchestrator.compiled import mypyc_attr
 from orchestrator.wire.shapes import DeltaChunk
 from orchestrator.wire.usage import (
     Document,
@@ -46,33 +48,59 @@ class WorkerFailed(InvalidStream):
 _CHUNK: Final = msgspec.json.Decoder(DeltaChunk)
 
 
-class EventStream:
-    """One stream from worker to client.
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Events(ABC):
+    """One stream from worker to client: takes chunks as they arrive and returns what may be sent on."""
 
-    `feed` takes chunks as they arrive and returns what may be sent on: whole events, in the worker's bytes.
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def kv(self) -> Kv:
+        """What became of the hand-off; told by the usage event."""
+
+    @property
+    @abstractmethod
+    def is_done(self) -> bool:
+        """The last event was `[DONE]`."""
+
+    @abstractmethod
+    def feed(self, chunk: bytes) -> bytes:
+        """Whole events that can be sent now; b"" if there are none.
+
+        Raises `InvalidStream`, and `WorkerFailed` for an error among them: the others are dropped with it.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """The worker's body has ended. Raises `InvalidStream` unless it ended as a complete stream does."""
+
+
+class EventStream(Events):
+    """The worker's own events, in its own bytes.
+
     Two exceptions: the usage event's cached tokens become the prefill worker's, and a usage event that the
     client did not ask for is withheld.
     """
 
-    __slots__ = ("_cached_tokens", "_hides_usage", "_last", "_tail", "kv")
+    __slots__ = ("_cached_tokens", "_hides_usage", "_kv", "_last", "_tail")
 
     def __init__(self, *, hides_usage: bool = False, cached_tokens: int | None = None) -> None:
         self._hides_usage = hides_usage
         self._cached_tokens = cached_tokens
         self._tail = b""
         self._last = b""
-        self.kv = Kv.UNKNOWN  # set by the usage event
+        self._kv = Kv.UNKNOWN
+
+    @property
+    def kv(self) -> Kv:
+        return self._kv
 
     @property
     def is_done(self) -> bool:
-        """The last event was `[DONE]`."""
         return self._last.rstrip().endswith(b"data: [DONE]")
 
     def feed(self, chunk: bytes) -> bytes:
-        """Whole events that can be sent now; b"" if there are none.
-
-        Raises `InvalidStream`, and `WorkerFailed` for an error among them: the others are dropped with it.
-        """
         if self._tail:
             chunk = self._tail + chunk
             self._tail = b""
@@ -88,7 +116,6 @@ class EventStream:
         return chunk
 
     def finish(self) -> None:
-        """The worker's body has ended. Raises `InvalidStream` unless it ended as a complete stream does."""
         if self._tail or not self.is_done:
             raise InvalidStream("the worker's stream ended without [DONE]")
 
@@ -109,7 +136,7 @@ class EventStream:
         usage = usage_of(document)
         if usage is None:
             return event
-        self.kv = kv_outcome(usage)
+        self._kv = kv_outcome(usage)
         if self._hides_usage:
             return b""
         return b"data: " + with_cached_tokens(document, usage, self._cached_tokens) + _END

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -24,7 +24,7 @@ from orchestrator.config import (
     PoolConfig,
 )
 from orchestrator.health import Introduction, ProbeFailed, Prober, ProbeRefused
-from orchestrator.ledger import KvLease
+from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.states import IN_SERVICE, WorkerState
 from orchestrator.states import Event as WorkerEvent
 from orchestrator.telemetry import LeaseState
@@ -77,11 +77,13 @@ class ObservedUpstream(MemoryUpstream):
         self.dispatches: list[Dispatch] = []
         self.out_since: dict[str, float] = {}  # by host: those that may get no leg: gone, ejected, draining
         self.draining: set[str] = set()  # hosts
+        self.on_send: Callable[[], None] = lambda: None
         self._trace = trace
 
     async def send(
         self, origin: Origin, method: str, target: str, headers: bytes, body: Sequence[Part]
     ) -> Answer:
+        self.on_send()
         out_since = self.out_since.get(origin.host)
         is_refused = True
         try:
@@ -144,6 +146,44 @@ def _introduction(spec: WorkerSpec) -> Introduction:
     return Introduction(info, MAX_MODEL_LEN)
 
 
+class Books:
+    """All leases that there were.
+
+    None escapes: one ends by a leg that is sent while it is open, or by the end of its time, long after.
+    """
+
+    PERIOD_S = LEASE_S / 10
+
+    def __init__(self, ledger: LeaseLedger) -> None:
+        self._ledger = ledger
+        self._leases: dict[KvLease, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self.look()
+        self._timer = asyncio.get_running_loop().call_later(self.PERIOD_S, self.start)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def look(self) -> None:
+        self._leases |= dict.fromkeys(self._ledger.open)
+
+    def ended(self) -> dict[str, LeaseState]:
+        self.look()
+        return {_name_of(lease): lease.state for lease in self._leases if lease.state not in OPEN}
+
+
+OPEN = (LeaseState.HELD, LeaseState.USED)
+
+
+def _name_of(lease: KvLease) -> str:
+    name = handoff_name({"kv_transfer_params": msgspec.json.decode(lease.handoff.params)})
+    assert name is not None
+    return name
+
+
 class Cluster:
     """Everything of one run but its clients. To be made inside the running virtual loop."""
 
@@ -170,7 +210,8 @@ class Cluster:
         )
         self.ledger = self.orchestrator._flow.ledger
         self.retry_budget = self.orchestrator._flow._retry_budget
-        self.books = self._keep_books()
+        self._books = Books(self.ledger)
+        self.upstream.on_send = self._books.look
         self._make_engines(schedule)
         self.orchestrator.registry.on_move(self._note_move)
 
@@ -178,6 +219,12 @@ class Cluster:
         self._prober.start()
         with _without_control_plane():
             self.orchestrator.start(_discard)
+        self._books.start()
+
+    @property
+    def books(self) -> dict[str, LeaseState]:
+        """How each lease has ended, by the name of its hand-off, as the ledger says."""
+        return self._books.ended()
 
     async def let_leases_end(self) -> None:
         """Until the ledger has written off what nobody could release. Workers are probed no more."""
@@ -186,19 +233,8 @@ class Cluster:
             await asyncio.sleep(LEASE_S + 1)
 
     async def aclose(self) -> None:
+        self._books.close()
         await self.orchestrator.aclose()
-
-    def _keep_books(self) -> dict[str, LeaseState]:
-        """How each lease has ended, by the name of its hand-off, as the ledger says."""
-        ledger, books = self.ledger, {}
-        end = ledger.end
-
-        def note_end(lease: KvLease, state: LeaseState) -> None:
-            books[handoff_name({"kv_transfer_params": msgspec.json.decode(lease.handoff.params)})] = state
-            end(lease, state)
-
-        ledger.end = note_end  # type: ignore[method-assign]
-        return books
 
     def _make_engines(self, schedule: Schedule) -> None:
         workers = {worker.origin.host: worker for worker in self.orchestrator.registry.workers}
