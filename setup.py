@@ -1,4 +1,8 @@
-"""Baton's hot modules as C extensions, if BATON_COMPILE=1 is set; everything else is in pyproject.toml."""
+"""Baton's hot modules as C extensions, where they can be built; everything else is in pyproject.toml.
+
+BATON_COMPILE=1: or else fail. BATON_COMPILE=0: not at all. An editable installation has none unless it is 1:
+its sources are there to be edited, and what is compiled would not notice.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,56 @@ import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 MYPYC = "mypy[mypyc]==2.4.1"  # as in requirements/constraints.txt
+WISH = os.environ.get("BATON_COMPILE", "")
+IS_EDITABLE = "editable_wheel" in sys.argv or "develop" in sys.argv
 
 
 def main() -> None:
-    if os.environ.get("BATON_COMPILE") != "1":
+    if WISH == "0" or (IS_EDITABLE and WISH != "1"):
+        setup()
+        return
+    lacks = _lacks()
+    if lacks:
+        _give_up(lacks)
         setup()
     elif "egg_info" in sys.argv:  # pip asks what the build needs
         setup(setup_requires=_requirements())
     else:
-        setup(ext_modules=_extensions())
+        setup(ext_modules=_extensions(), cmdclass={"build_ext": BuildIfPossible})
+
+
+class BuildIfPossible(build_ext):
+    """Leaves the package as it is, in Python, if its extensions cannot be built."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            _give_up(f"they cannot be built: {error}")
+            for built in Path(self.build_lib).rglob("*.so"):
+                built.unlink()
+            self.extensions = []
+
+
+def _lacks() -> str | None:
+    """What of a machine's own is missing."""
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        return f"there is no {compiler} (Debian: apt-get install gcc)"
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if not headers.exists():
+        return f"Python's headers are not there: {headers} (Debian: apt-get install python3-dev)"
+    return None
+
+
+def _give_up(why: str) -> None:
+    if WISH == "1":
+        sys.exit(f"BATON_COMPILE=1, but {why}")
+    print(f"Baton's hot modules stay Python: {why}", file=sys.stderr)
 
 
 def _requirements() -> list[str]:
@@ -31,24 +73,15 @@ def _requirements() -> list[str]:
 
 
 def _extensions() -> list[Extension]:
-    _require_compiler()
-    from mypyc.build import mypycify
-
+    try:
+        from mypyc.build import mypycify
+    except ImportError:
+        _give_up(f"{MYPYC} is not installed")
+        return []
     sys.path.insert(0, str(ROOT))
     from orchestrator.compiled import SOURCES, library
 
     return mypycify(list(SOURCES), opt_level="3", debug_level="0", group_name=library())
-
-
-def _require_compiler() -> None:
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    headers = Path(sysconfig.get_path("include"), "Python.h")
-    if shutil.which(compiler) is None:
-        sys.exit(
-            f"BATON_COMPILE=1 needs a C compiler, and there is no {compiler} (Debian: apt-get install gcc)"
-        )
-    if not headers.exists():
-        sys.exit(f"BATON_COMPILE=1 needs Python's headers, not found: {headers} (Debian: python3-dev)")
 
 
 main()

@@ -14,6 +14,7 @@ python=${PYTHON:-python3}
 constraints=requirements/constraints.txt
 torch_index=https://download.pytorch.org/whl/cpu # PyTorch's own: its CPU builds are nowhere else
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+export BATON_COMPILE=0 # a checkout runs what is in its files
 
 main() {
     check_machine

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,3 +50,28 @@ def test_the_command_line_tells_the_form() -> None:
         [sys.executable, "-m", "launch.cli", "--version"], capture_output=True, text=True, check=True
     )
     assert told.stdout.endswith("(compiled)\n" if is_compiled() else "(pure Python)\n")
+
+
+def set_up(**environment: str) -> subprocess.CompletedProcess[str]:
+    """What setup.py says of itself on a machine without a C compiler."""
+    command = (sys.executable, "setup.py", "--name")
+    env = os.environ | {"CC": "no-such-compiler"} | environment
+    return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
+
+
+def test_without_a_compiler_the_modules_stay_python() -> None:
+    done = set_up(BATON_COMPILE="")
+    assert done.returncode == 0
+    assert "stay Python: there is no no-such-compiler" in done.stderr
+
+
+def test_without_a_compiler_a_wish_for_one_fails_in_one_line() -> None:
+    done = set_up(BATON_COMPILE="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("BATON_COMPILE=1, but there is no no-such-compiler")
+    assert done.stderr.count("\n") == 1
+
+
+def test_who_wants_no_compiled_form_hears_nothing_of_it() -> None:
+    done = set_up(BATON_COMPILE="0")
+    assert (done.returncode, "stay Python" in done.stderr) == (0, False)
