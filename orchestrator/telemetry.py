@@ -3,7 +3,7 @@
 The hot path makes two calls per request, `Telemetry.begin` and `Telemetry.finish`; both only add to
 integers. A row holds sums alone, so the rows of several processes, side by side in shared memory, add up
 cell by cell. Cells get names and labels when somebody asks (`metrics.py`); finished records become lines
-later, in batches (`logs.py`).
+later, in batches (`access_log.py`).
 """
 
 from __future__ import annotations

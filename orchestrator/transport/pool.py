@@ -208,8 +208,10 @@ class _Site:
         size = 0
         for part in body:
             size += len(part)
-        head = b"%b%bcontent-length: %d\r\n\r\n" % (line, headers, size)
-        return [b"".join((head, *body))] if size <= _JOIN_LIMIT else [head, *body]
+        length = f"content-length: {size}\r\n\r\n".encode()
+        if size <= _JOIN_LIMIT:
+            return [b"".join((line, headers, length, *body))]
+        return [b"".join((line, headers, length)), *body]
 
     def _add_request_line(self, method: str, target: str) -> bytes:
         """ValueError: a line break in it."""

@@ -66,6 +66,7 @@ class Handoff:
         self.token_ids = token_ids
 
 
+_TRUE: Final = Raw(b"true")
 _ANSWER: Final = msgspec.json.Decoder(PrefillAnswer)
 _ANSWER_WITH_IDS: Final = msgspec.json.Decoder(PrefillAnswerWithIds)
 _PACKED_ANSWER: Final = msgspec.msgpack.Decoder(PackedAnswer)
@@ -104,15 +105,14 @@ def _handoff(params: dict[str, Raw] | None, ids: TokenIds | None) -> Handoff:
         raise InvalidHandoff("the prefill worker answered without kv_transfer_params")
     cached = params.pop(CACHED_TOKENS_KEY, NULL)
     _require(params)
-    return Handoff(_json.encode(params), _COUNT.decode(cached), ids)
+    return Handoff(_json.encode(params), None if cached is NULL else _COUNT.decode(cached), ids)
 
 
 def _require(params: dict[str, Raw]) -> None:
-    if bytes(params.get("do_remote_prefill", b"")) != b"true":
+    if params.get("do_remote_prefill") != _TRUE:
         raise InvalidHandoff("the prefill worker did not keep the KV cache")
     for key in _REQUIRED:
-        raw = params.get(key, NULL)
-        if len(raw) == 4 and bytes(raw) == b"null":
+        if params.get(key, NULL) == NULL:
             raise InvalidHandoff(f"the prefill worker's hand-off has no {key}")
 
 

@@ -65,10 +65,12 @@ def _with_count(content: bytes, reported: int, cached_tokens: int) -> bytes:
 
     A quote within a JSON string is escaped, so `_CACHED` is found as a key or not at all.
     """
-    start, _, rest = content.partition(_CACHED)
-    number = b"%d" % reported
-    if rest.startswith((number + b",", number + b"}")) and _CACHED not in rest:
-        return b"%b%b%d%b" % (start, _CACHED, cached_tokens, rest[len(number) :])
+    found, number = content.find(_CACHED), str(reported).encode()
+    at = found + len(_CACHED)
+    end = at + len(number)
+    is_alone = found >= 0 and content.find(_CACHED, at) < 0
+    if is_alone and content.startswith((number + b",", number + b"}"), at):
+        return b"".join((content[:at], str(cached_tokens).encode(), content[end:]))
     document = decode_document(content) or {}
     return with_cached_tokens(document, usage_of(document) or {}, cached_tokens)
 
