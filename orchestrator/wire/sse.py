@@ -19,6 +19,10 @@ from orchestrator.wire.usage import (
 )
 
 DONE: Final = b"data: [DONE]\n\n"
+# What vLLM (0.32) may end its requests with when SIGTERM stops it: the answer looks whole, its rest is missing.
+# No string can contain it, for there the quotes would be escaped.
+ABORTED: Final = b'"finish_reason":"abort"'
+
 _END: Final = b"\n\n"
 _CRLF_END: Final = b"\r\n\r\n"
 
@@ -111,6 +115,8 @@ class EventStream(Events):
             chunk = self._mend_usage(chunk)
         if chunk.rfind(b'{"error"') >= 0:  # inside a string its quotes are escaped
             _refuse_error(chunk)
+        if chunk.rfind(ABORTED) >= 0:
+            raise InvalidStream("the worker ended the request by itself")
         if chunk:
             self._last = chunk
         return chunk
@@ -153,13 +159,15 @@ def has_begun(events: bytes) -> bool:
     """Whether one of these events says something.
 
     Comments do not, and neither do the role deltas that vLLM sends first, together with the first token: it
-    sends them before an error too.
+    sends them before an error too. Nor does an end: a request aborted before its first token has no more.
     """
     return any(map(_says_something, split_events(events)))
 
 
 def _says_something(event: bytes) -> bool:
-    return bool(payload_of(event)) and not (b'"role"' in event and _is_role_delta(event))
+    if payload_of(event) in (b"", b"[DONE]"):
+        return False
+    return not (b'"role"' in event and _is_role_delta(event))
 
 
 def _is_role_delta(event: bytes) -> bool:

@@ -292,6 +292,19 @@ def test_an_error_in_the_middle_of_a_stream_is_a_loss(code: int) -> None:
     run(test)
 
 
+@BOTH_APIS
+def test_a_stream_that_the_worker_ends_by_itself_goes_on(document: dict[str, Any]) -> None:
+    """As vLLM may end all of its streams when SIGTERM stops it."""
+    expected = told(uncut(document))
+
+    async def test(cluster: Cluster) -> None:
+        cluster.cuts = [5]
+        cluster.instead = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "abort"}]}) + DONE
+        assert told((await cluster.stream(document)).sent) == expected
+
+    run(test)
+
+
 def test_all_streams_of_an_engine_that_is_stopped_go_on() -> None:
     """More of them than the budget for replacements after answers has room for."""
     message = "EngineCore encountered an issue. See stack trace (above) for the root cause."

@@ -7,13 +7,14 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.config import LEASE_S, RoutingConfig
 from orchestrator.retry import BUDGET_LEAST
 from orchestrator.telemetry import LeaseState, RetryReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
-from tests.orchestrator.fakes import JSON, SSE, FakeCluster, FakeExchange, event, read
+from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, FakeExchange, event, read
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
 STREAM = {**CHAT, "stream": True}
@@ -55,6 +56,19 @@ def answers(status: int, headers: dict[bytes, bytes] = JSON) -> Worker:
 async def streams_an_error(request: MemoryRequest, reply: MemoryReply) -> None:
     reply.head(200, SSE)
     await reply.chunk(event({"error": {"message": "the blocks are gone", "type": "x", "code": 500}}))
+
+
+ROLE = {"role": "assistant", "content": ""}
+
+
+async def is_stopped(request: MemoryRequest, reply: MemoryReply) -> None:
+    """As vLLM may end what has no token yet when SIGTERM stops it: without an error."""
+    if read(request).get("stream"):
+        reply.head(200, SSE)
+        await reply.chunk(event({"choices": [{"index": 0, "delta": ROLE, "finish_reason": None}]}) + DONE)
+    else:
+        choice = {"index": 0, "message": ROLE, "finish_reason": "abort"}
+        reply.answer(200, msgspec.json.encode({"choices": [choice], "usage": None}), JSON)
 
 
 def spoil(cluster: FakeCluster, name: str, worker: Worker) -> None:
@@ -143,10 +157,10 @@ def test_a_request_that_a_worker_refuses_is_not_tried_elsewhere(status: int) -> 
 
 
 @BOTH_KINDS
-@pytest.mark.parametrize("failure", FAILURES)
-def test_a_failed_decode_leg_starts_again_from_prefill(failure: str, document: dict[str, Any]) -> None:
+@pytest.mark.parametrize("failure", [*FAILURES.values(), is_stopped], ids=[*FAILURES, "stopped"])
+def test_a_failed_decode_leg_starts_again_from_prefill(failure: Worker, document: dict[str, Any]) -> None:
     async def test(cluster: FakeCluster) -> None:
-        spoil(cluster, "decode/0", FAILURES[failure])
+        spoil(cluster, "decode/0", failure)
         answer = await cluster.ask(document)
         assert (answer.status, text_of(answer)) == (200, "abc")
         await cluster.flow.aclose()

@@ -98,7 +98,8 @@ def test_a_decode_leg_that_is_ended_gives_the_blocks_back(trio: Cluster, stream:
     before = metric(trio.prefill, EXPIRED)
     answer = asyncio.run(main())
     assert answer.status_code == 200
-    assert '"finish_reason":"abort"' in answer.text
+    # A stream that is ended before its first token has an end, and no reason for it.
+    assert '"finish_reason":"abort"' in answer.text or (stream and answer.text.endswith("data: [DONE]\n\n"))
     wait_until_free(trio.decode)
     wait_until_free(trio.prefill)
     assert metric(trio.prefill, EXPIRED) == before

@@ -130,6 +130,17 @@ def test_an_error_among_the_events_is_raised(before: bytes, separators: tuple[st
     assert json.loads(bytes(failure.value.document["error"])) == document["error"]
 
 
+def test_a_request_that_the_worker_has_ended_is_no_whole_one() -> None:
+    ended = event({"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "abort"}]})
+    with pytest.raises(InvalidStream):
+        EventStream().feed(token("a") + ended + DONE)
+
+
+def test_text_that_looks_like_such_an_end_is_text() -> None:
+    stream = token('"finish_reason":"abort"') + token("abort") + DONE
+    assert EventStream().feed(stream) == stream
+
+
 @pytest.mark.parametrize("text", ['{"error":1}', '{"error"', '\\{"error"', '"}{"error":{}}'])
 def test_text_that_looks_like_an_error_is_text(text: str) -> None:
     stream = token(text) + event({"choices": [], "x": {"error": 1}}) + DONE
@@ -148,6 +159,7 @@ def test_the_status_of_an_error_event(error: Any, status: int) -> None:
 
 def test_comments_and_roles_say_nothing() -> None:
     assert not has_begun(b": data: x\n\n" + ROLE)
+    assert not has_begun(ROLE + DONE)
     assert has_begun(b": ping\n\n" + ROLE + token("a"))
 
 
@@ -162,4 +174,3 @@ def test_comments_and_roles_say_nothing() -> None:
 )
 def test_a_role_with_more_says_something(choice: Any) -> None:
     assert has_begun(event({"choices": [choice]}))
-    assert has_begun(DONE)
