@@ -19,8 +19,8 @@ from orchestrator.wire.usage import (
 )
 
 DONE: Final = b"data: [DONE]\n\n"
-# What vLLM (0.32) may end its requests with when SIGTERM stops it: the answer looks whole, but is not. No string
-# can contain it, for there the quotes would be escaped.
+# What vLLM (0.32) may end its requests with when SIGTERM stops it: such an answer looks whole. No string can
+# contain it, for there the quotes would be escaped.
 ABORTED: Final = b'"finish_reason":"abort"'
 
 _END: Final = b"\n\n"
