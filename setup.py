@@ -42,7 +42,7 @@ class BuildIfPossible(build_ext):
     def run(self) -> None:
         try:
             super().run()
-        except Exception as error:
+        except Exception as error:  # of whatever kind: the installation goes on
             _give_up(f"they cannot be built: {error}")
             for built in Path(self.build_lib).rglob("*.so"):
                 built.unlink()

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("baton.server")
 
 ASGI_HIGH_WATER: Final = 256 * 1024  # unread bytes after which a plain ASGI app stops the reading of its body
-MAX_PIECES: Final = (
-    4096  # of a body, before they are joined: an object for every few bytes costs many times more
-)
+# Of a body, before they are joined: an object for every few bytes costs many times more.
+MAX_PIECES: Final = 4096
 JOIN_LIMIT: Final = 16 * 1024  # copying a smaller body behind its head is cheaper than a second buffer
 NO_BODY: Final[tuple[int, ...]] = (204, 304)  # statuses whose answers have no body
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}

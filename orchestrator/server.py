@@ -58,18 +58,15 @@ NEVER: Final = float("inf")
 ANY_SIZE: Final = sys.maxsize
 HTTP_VERSIONS: Final[tuple[str, ...]] = ("1.1", "1.0")
 MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
-MAX_HELD: Final = (
-    64 * 1024
-)  # unparsed bytes; above, reading stops, and with it the notice of a client that leaves
+# Unparsed bytes; above, reading stops, and with it the notice of a client that leaves.
+MAX_HELD: Final = 64 * 1024
 MANY_HELD: Final = 64  # reads, before they are joined
 MAX_PIPELINED: Final = 64  # requests in one read; the connection closes after the last one taken
-HEAD_DRAIN: Final = (
-    4  # times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then
-)
+# Times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then.
+HEAD_DRAIN: Final = 4
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
-MIN_TAKEN: Final = (
-    16 * 1024
-)  # bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs
+# Bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs.
+MIN_TAKEN: Final = 16 * 1024
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER
 
 

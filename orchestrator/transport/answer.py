@@ -70,7 +70,7 @@ class Answer(ABC):
         state = "complete" if self._is_complete else "failed" if self._error else "open"
         return f"<{type(self).__name__} {self.status} {state}, {self._size} bytes unread>"
 
-    # --- for the reader ------------------------------------------------------------
+    # --- for the reader -------------------------------------------------------------------------
 
     @property
     def is_complete(self) -> bool:

@@ -3,39 +3,29 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from orchestrator.access_log import AccessLog
 from orchestrator.config import LogConfig
-from orchestrator.record import Path, RequestRecord
-from orchestrator.wire.usage import Kv
-from tests.orchestrator.records import request_record
+from orchestrator.record import RequestRecord
+from tests.orchestrator.records import ANSWERED, request_record
 
 HOSTILE = "a\nb\r\x1b[31m\x7f\x9b2J\u2028\u2029\ud800c"
 
 
-def answered(**changes: object) -> RequestRecord:
-    fields: dict[str, object] = {
-        "request_id": "req-1",
-        "endpoint": "/v1/chat/completions",
+def answered(**changes: Any) -> RequestRecord:
+    own: dict[str, Any] = {
         "model_index": 0,
         "is_stream": True,
-        "path": Path.DISAGGREGATED,
-        "received": 100.0,
-        "admitted": 100.5,
-        "prefill_done": 101.5,
-        "first_byte": 101.75,
-        "finished": 105.0,
-        "status": 200,
-        "kv": Kv.TRANSFERRED,
         "prefill_worker": "tiny/prefill/0",
         "decode_worker": "tiny/decode/1",
         "bytes_in": 10,
         "bytes_out": 20,
         "client": "alice",
     }
-    return request_record(**(fields | changes))  # type: ignore[arg-type]
+    return request_record(**(ANSWERED | own | changes))
 
 
 def lines_of(*records: RequestRecord, **options: object) -> list[str]:

@@ -1,11 +1,12 @@
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.record import Path, RequestRecord
+from orchestrator.record import RequestRecord
 from orchestrator.telemetry import (
     ERROR_CODES,
     LAG_BOUNDS,
@@ -24,27 +25,14 @@ from orchestrator.telemetry import (
     sum_rows,
 )
 from orchestrator.wire.usage import Kv
-from tests.orchestrator.records import request_record
+from tests.orchestrator.records import ANSWERED, request_record
 
 CHAT = "/v1/chat/completions"
 LAYOUT = Layout(["small", "large"], [CHAT, "/v1/completions"])
 
 
-def answered(**changes: object) -> RequestRecord:
-    fields: dict[str, object] = {
-        "request_id": "req-1",
-        "endpoint": CHAT,
-        "model_index": 1,
-        "path": Path.DISAGGREGATED,
-        "received": 100.0,
-        "admitted": 100.5,
-        "prefill_done": 101.5,
-        "first_byte": 101.75,
-        "finished": 105.0,
-        "status": 200,
-        "kv": Kv.TRANSFERRED,
-    }
-    return request_record(**(fields | changes))  # type: ignore[arg-type]
+def answered(**changes: Any) -> RequestRecord:
+    return request_record(**(ANSWERED | {"model_index": 1} | changes))
 
 
 def requests_cell(model: int, endpoint: int, status: int) -> int:
