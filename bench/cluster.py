@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ READY_LIMIT_S = 60.0
 class Cores:
     """Where the routers run, each at its time, and where the workers and the load do."""
 
-    router: int
-    other: int
+    router: Set[int]
+    other: Set[int]
 
 
 @dataclass(frozen=True)
@@ -51,32 +51,32 @@ class Target:
 def share_cores() -> Cores:
     """The workers and this process, which makes some load, share a core; the routers get another one."""
     mine = sorted(os.sched_getaffinity(0))
-    cores = Cores(router=mine[0], other=mine[-1])
-    os.sched_setaffinity(0, {cores.other})
+    cores = Cores(router={mine[0]}, other={mine[-1]})
+    os.sched_setaffinity(0, cores.other)
     return cores
 
 
 @contextmanager
-def mock_workers(core: int, decode_options: tuple[str, ...] = ()) -> Iterator[Workers]:
+def mock_workers(cores: Set[int], decode_options: tuple[str, ...] = ()) -> Iterator[Workers]:
     """Of a stream a prefill worker answers its first token only, should a router ask it for one."""
     workers = Workers(free_port(), free_port())
     with (
-        _mock_worker(workers.prefill, ("--events", "1"), core),
-        _mock_worker(workers.decode, decode_options, core),
+        _mock_worker(workers.prefill, ("--events", "1"), cores),
+        _mock_worker(workers.decode, decode_options, cores),
     ):
         yield workers
 
 
-def _mock_worker(port: int, options: tuple[str, ...], core: int) -> AbstractContextManager[int]:
-    return running(python("bench/mock_worker.py", "--port", str(port), *options), port, core=core)
+def _mock_worker(port: int, options: tuple[str, ...], cores: Set[int]) -> AbstractContextManager[int]:
+    return running(python("bench/mock_worker.py", "--port", str(port), *options), port, cores=cores)
 
 
 @contextmanager
-def at_work(router: Router, workers: Workers, core: int) -> Iterator[Target]:
+def at_work(router: Router, workers: Workers, cores: Set[int]) -> Iterator[Target]:
     """A router that answers. Raises `Failed` if it ends, or does not in time."""
     with tempfile.TemporaryDirectory() as folder:
         site = Site(free_port(), workers.prefill, workers.decode, Path(folder))
-        with running(router.command(site), site.port, core=core, env=router.env) as pid:
+        with running(router.command(site), site.port, cores=cores, env=router.env) as pid:
             target = Target(pid, site.port, workers.decode)
             _wait_until_ready(target)
             yield target

@@ -6,11 +6,12 @@
 
 or, with the environments of `make bench` in place, `.venv/bin/python bench/compare.py [OPTIONS]`.
 
-For each workload two mock workers are started, which answer at once, and the routers, pinned to one core; the
-load and the workers are on another one. In each round every router gets the load for a few seconds while the
-others are idle. One table per workload is printed: medians of the rounds, and the spread of the first figure.
-CPU is user and system time of the router's whole process tree, per request or per streamed event. Only its
-ratios can be compared between runs: requests per second and latencies depend on what else the machine does.
+For each workload two mock workers are started, which answer at once, and the routers, pinned to one core;
+the load and the workers are on another one. (Where several processes are compared with one, "scale", routers
+may use both.) In each round every router gets the load for a few seconds while the others are idle. One
+table per workload is printed: medians of the rounds, and the spread of the first figure. CPU is user and
+system time of the router's whole process tree, per request or per streamed event. Only its ratios can be
+compared between runs: requests per second and latencies depend on what else the machine does.
 
 A router whose requests fail, or that is not installed, has a row with the reason and no figure. At the end
 come the goals as ratios within this run. The result is also written as JSON, with a plot beside it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +40,8 @@ def compare(
     rows = {router.name: Row(router.name, reason=_lacks(workload, router)) for router in routers}
     with ExitStack() as stack:
         workers = stack.enter_context(mock_workers(cores.other, workload.worker))
-        start: Start = partial(_warm, workload, workers, cores.router)
+        own = cores.router | cores.other if workload.is_wide else cores.router
+        start: Start = partial(_warm, workload, workers, own)
         if not workload.is_fresh:
             start = _kept(stack, start)
         for number in range(1, rounds + 1):
@@ -76,7 +77,7 @@ def _kept(stack: ExitStack, start: Start) -> Start:
 
 
 @contextmanager
-def _warm(workload: Workload, workers: Workers, core: int, router: Router) -> Iterator[Target]:
-    with at_work(router, workers, core) as target:
+def _warm(workload: Workload, workers: Workers, cores: Set[int], router: Router) -> Iterator[Target]:
+    with at_work(router, workers, cores) as target:
         workload.measure.prepare(target)
         yield target

@@ -134,12 +134,12 @@ def cluster(cores: list[int]) -> Iterator[Cluster]:
     argv = python("-m", "worker.sim", "--model-name", MODEL, "--port", str(worker))
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(argv, worker, core=cores[-1]) as worker_pid,
+        running(argv, worker, cores={cores[-1]}) as worker_pid,
     ):
         config = Path(folder, "bench.yaml")
         config.write_text(CONFIG.format(port=port, worker=worker, model=MODEL))
         argv = python("-m", "launch.cli", "orchestrator", str(config))
-        with running(argv, port, core=cores[0]) as pid:
+        with running(argv, port, cores={cores[0]}) as pid:
             wait_until_ready(port)
             yield Cluster(worker_pid, worker, pid, port)
 

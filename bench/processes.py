@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import IO
 
@@ -53,16 +53,16 @@ def running(
     command: list[str],
     port: int,
     *,
-    core: int | None = None,
+    cores: Set[int] | None = None,
     env: Mapping[str, str] | None = None,
     limit_s: float = START_LIMIT_S,
 ) -> Iterator[int]:
-    """A process that listens on `port`, pinned to one core; yields its pid and stops it at the end.
+    """A process that listens on `port`, pinned to these cores; yields its pid and stops it at the end.
 
     Raises `Failed` with the last line that it wrote if it ends, or does not listen in time.
     """
     with tempfile.TemporaryFile() as output:
-        with _pinned(core):
+        with _pinned(cores):
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -79,10 +79,10 @@ def running(
 
 
 @contextlib.contextmanager
-def _pinned(core: int | None) -> Iterator[None]:
+def _pinned(cores: Set[int] | None) -> Iterator[None]:
     """Children inherit the affinity: set any later, it would miss the threads that they have started."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, before if core is None else {core})
+    os.sched_setaffinity(0, before if cores is None else cores)
     try:
         yield
     finally:

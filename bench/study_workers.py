@@ -90,7 +90,7 @@ def workers(engine: Engine, arms: list[Arm], cores: Cores) -> Iterator[Servers]:
 def _sim(server: str, folder: Path, cores: Cores) -> Iterator[Server]:
     port = free_port()
     argv = python("-m", "worker.sim", "--model-name", MODEL, "--port", str(port), *_SIM_OPTIONS)
-    with running(argv, port, core=cores.router, env=_transport(server)) as pid:
+    with running(argv, port, cores=cores.router, env=_transport(server)) as pid:
         yield Server(pid, port)
 
 
@@ -101,7 +101,7 @@ def _vllm(server: str, folder: Path, cores: Cores) -> Iterator[Server]:
     config = folder / f"{port}.yaml"
     config.write_text(_VLLM_CONFIG.format(model=MODEL, folder=folder, port=port, context=CONTEXT))
     argv = python("-m", "launch.cli", "worker", str(config), f"{MODEL}/both/0")
-    with running(argv, port, core=cores.router, env=_transport(server), limit_s=START_LIMIT_S) as pid:
+    with running(argv, port, cores=cores.router, env=_transport(server), limit_s=START_LIMIT_S) as pid:
         for child in _children(pid):
             _pin(child, cores.other)
         yield Server(pid, port)
@@ -133,7 +133,7 @@ def _orchestrator(arm: Arm, pair: list[Servers], folder: Path, cores: Cores) -> 
         )
     )
     argv = python("-m", "launch.cli", "orchestrator", str(config))
-    with running(argv, port, core=cores.router, env=_transport(arm.server)) as pid:
+    with running(argv, port, cores=cores.router, env=_transport(arm.server)) as pid:
         wait_until_ready(port)
         yield Server(pid, port, has_helpers=True)
 

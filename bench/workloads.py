@@ -13,13 +13,18 @@ STREAM = small_chat(stream=True)
 
 @dataclass(frozen=True)
 class Workload:
-    """`worker` are options of the decode worker. `is_fresh`: every sample gets a newly started router."""
+    """`worker` are options of the decode worker. `is_fresh`: every sample gets a newly started router.
+
+    `is_wide`: routers may use the core of the load too. Two processes on a single one displace each other at
+    every wake-up, which is not how anybody runs them.
+    """
 
     name: str
     title: str
     measure: Measure
     worker: tuple[str, ...] = ()
     is_fresh: bool = False
+    is_wide: bool = False
 
 
 WORKLOADS = [
@@ -56,6 +61,12 @@ WORKLOADS = [
         "fresh",
         f"small chat, {len(SMALL)} bytes, every request on a fresh connection, 32 at a time",
         ClosedLoop(SMALL, keep_alive=False),
+    ),
+    Workload(
+        "scale",
+        "small chat, 32 connections, routers on all cores",
+        ClosedLoop(SMALL),
+        is_wide=True,
     ),
     Workload(
         "latency",

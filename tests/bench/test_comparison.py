@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 
 import pytest
@@ -24,6 +25,7 @@ class OnePost:
     body: bytes = small_chat()
     fails_in_round: int | None = None
     rounds: int = 0
+    cores: Set[int] = frozenset()  # of the last router
 
     columns = (Column("rounds", "rounds", 0),)
 
@@ -35,6 +37,7 @@ class OnePost:
 
     def sample(self, target: Target, seconds: int) -> Sample:
         self.rounds += 1
+        self.cores = os.sched_getaffinity(target.pid)
         if self.rounds == self.fails_in_round:
             raise Failed("HTTP 500: out of luck")
         return {"rounds": self.rounds}
@@ -49,7 +52,7 @@ AIOHTTP = next(router for router in ROUTERS if router.name == "aiohttp-proxy")
 
 
 def rows_of(measure: Measure, *routers: Router, rounds: int = 1, is_fresh: bool = False) -> list[Row]:
-    core = min(os.sched_getaffinity(0))
+    core = {min(os.sched_getaffinity(0))}
     workload = Workload("test", "a test", measure, worker=("--events", "2"), is_fresh=is_fresh)
     said: list[str] = []
     rows = compare(
@@ -57,6 +60,17 @@ def rows_of(measure: Measure, *routers: Router, rounds: int = 1, is_fresh: bool 
     )
     assert said == [f"test: round {number} of {rounds}" for number in range(1, rounds + 1)]
     return rows
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_routers_have_one_core_or_all_where_several_processes_are_compared(is_wide: bool) -> None:
+    mine = sorted(os.sched_getaffinity(0))
+    cores = Cores({mine[0]}, {mine[-1]})
+    measure = OnePost()
+    workload = Workload("test", "a test", measure, is_wide=is_wide)
+    (row,) = compare(workload, [MOCK], cores=cores, rounds=1, seconds=1, say=lambda text: None)
+    assert row.reason is None
+    assert measure.cores == ({mine[0], mine[-1]} if is_wide else {mine[0]})
 
 
 def test_rounds_are_interleaved() -> None:

@@ -55,7 +55,7 @@ def test_process_is_pinned_before_it_starts_and_gone_after_the_block() -> None:
     port, core = free_port(), max(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
     pinned = f"import os\nassert os.sched_getaffinity(0) == {{{core}}}\n"
-    with running(python("-c", pinned + LISTEN + WAIT, str(port)), port, core=core) as pid:
+    with running(python("-c", pinned + LISTEN + WAIT, str(port)), port, cores={core}) as pid:
         assert os.sched_getaffinity(0) == before
     assert not Path(f"/proc/{pid}").exists()
 
