@@ -34,6 +34,7 @@ MODULES = (
     "orchestrator.job",
     "orchestrator.ledger",
     "orchestrator.lines",
+    "orchestrator.pools",
     "orchestrator.record",
     "orchestrator.relay",
     "orchestrator.releases",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable
 from random import Random
@@ -11,6 +10,7 @@ from typing import Final
 REQUEST_ID_HEADER: Final = b"x-request-id"
 
 _valid: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
+_HEX: Final = tuple(f"{low:02x}" for low in range(256))
 
 
 class IdSource:
@@ -22,11 +22,16 @@ class IdSource:
 
     def __init__(self, random: Random) -> None:
         self._prefix = f"req-{random.getrandbits(32):08x}"
-        self._count = itertools.count()
+        self._count = -1
+        self._stem = ""
 
     def fresh(self) -> str:
         """`req-` and 16 hexadecimal digits."""
-        return "%s%08x" % (self._prefix, next(self._count))  # noqa: UP031  # compiled, half of an f-string
+        self._count = count = self._count + 1
+        low = count % 256
+        if not low:  # formatting all digits of each takes four times as long
+            self._stem = f"{self._prefix}{count // 256:06x}"
+        return self._stem + _HEX[low]
 
 
 def valid_request_id(value: bytes) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from typing import Final
 
 from orchestrator.handles import NEVER, Worker
 from orchestrator.states import WorkerState
 from orchestrator.wire.info import Role
 
-ROLES: tuple[Role, Role, Role] = ("prefill", "decode", "both")
-MAX_REST_S = 60.0  # a worker may ask for more, but its probes say more of it than that
-MIN_SHARE = 0.125  # of a worker that has just come back: one turn in eight
+ROLES: Final[tuple[Role, ...]] = ("prefill", "decode", "both")
+MAX_REST_S: Final = 60.0  # a worker may ask for more, but its probes say more of it than that
+MIN_SHARE: Final = 0.125  # of a worker that has just come back: one turn in eight
 
 
 class Pools:

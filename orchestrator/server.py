@@ -736,9 +736,11 @@ class HttpProtocol:
             exchange.refuse(exchange.refusal)
             return
         handler: Handler | None = self._handlers.get(exchange.target.path)
-        exchange.task = task = self.loop.create_task(exchange.run(handler or self._serve_asgi))
-        if not task.done():  # an eager one may be
-            self.tasks.add(task)
+        # Not by `create_task`: it makes up a name for each, which nobody reads.
+        exchange.task = task = asyncio.Task(
+            exchange.run(handler or self._serve_asgi), loop=self.loop, name="request"
+        )
+        self.tasks.add(task)
 
     async def _serve_asgi(self, exchange: Exchange) -> None:
         own = cast("HttpExchange", exchange)

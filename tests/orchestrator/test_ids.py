@@ -14,8 +14,8 @@ def source(seed: int = 1) -> IdSource:
 
 def test_fresh_ids_are_different_and_valid() -> None:
     ids = source()
-    made = [ids.fresh() for _ in range(100)]
-    assert len(set(made)) == 100
+    made = [ids.fresh() for _ in range(1000)]
+    assert len(set(made)) == 1000
     assert all(re.fullmatch("req-[0-9a-f]{16}", one) and valid_request_id(one.encode()) for one in made)
 
 
