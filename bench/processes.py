@@ -89,6 +89,12 @@ def _pinned(cores: Set[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def pin(pid: int, cores: Set[int]) -> None:
+    """Pin a process that runs already: all threads that it has; those that they start inherit it."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
+
+
 def _wait_for(port: int, process: subprocess.Popen[bytes], output: IO[bytes], limit_s: float) -> None:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:

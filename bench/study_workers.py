@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from typing import Literal
 
 from cluster import Cores
 from embeddings import wait_until_ready
-from processes import free_port, python, running
+from processes import free_port, pin, python, running
 from study_legs import AGAIN, MODEL, Arm
 from study_model import CONTEXT, write_model
 
@@ -103,7 +102,7 @@ def _vllm(server: str, folder: Path, cores: Cores) -> Iterator[Server]:
     argv = python("-m", "launch.cli", "worker", str(config), f"{MODEL}/both/0")
     with running(argv, port, cores=cores.router, env=_transport(server), limit_s=START_LIMIT_S) as pid:
         for child in _children(pid):
-            _pin(child, cores.other)
+            pin(child, cores.other)
         yield Server(pid, port)
 
 
@@ -145,9 +144,3 @@ def _transport(server: str) -> dict[str, str]:
 def _children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-
-
-def _pin(pid: int, core: int) -> None:
-    """All threads that it has; those that they start inherit it."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {core})

@@ -12,6 +12,7 @@ from processes import (
     free_port,
     open_files,
     peak_rss_bytes,
+    pin,
     python,
     rss_bytes,
     running,
@@ -58,6 +59,15 @@ def test_process_is_pinned_before_it_starts_and_gone_after_the_block() -> None:
     with running(python("-c", pinned + LISTEN + WAIT, str(port)), port, cores={core}) as pid:
         assert os.sched_getaffinity(0) == before
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_all_threads_of_a_process_that_runs_are_pinned() -> None:
+    port, cores = free_port(), {max(os.sched_getaffinity(0))}
+    thread = "import threading as t, time\nt.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"
+    with running(python("-c", thread + LISTEN + WAIT, str(port)), port) as pid:
+        pin(pid, cores)
+        threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+        assert [os.sched_getaffinity(one) for one in threads] == [cores, cores]
 
 
 def test_children_that_outlive_a_process_are_killed() -> None:
