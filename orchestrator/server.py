@@ -879,7 +879,7 @@ class HttpProtocol:
             self._transport.abort()  # the kernel goes on sending
         elif taken < MIN_TAKEN:
             logger.info("%s is cut off: it took %d bytes, and %d wait", self.client, max(0, taken), unsent)
-            self._transport.abort()
+            self.cut(resets=True)  # or the kernel would keep what it has, for as long as the client likes
         else:
             self._unsent_before = unsent
             self.deadline = now + self._limits.write_timeout_s

@@ -78,28 +78,38 @@ def test_whoever_ends_a_prefill_hears_of_all_that_it_pins(trio: Cluster) -> None
     assert metric(trio.prefill, EXPIRED) - before == len(pinned)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_decode_leg_that_is_ended_gives_the_blocks_back(trio: Cluster, stream: bool) -> None:
+def ended_leg(cluster: Cluster, stream: bool) -> str:
+    """The answer to a long decode leg that is told to end all the while."""
+
     async def main() -> httpx.Response:
         async with httpx.AsyncClient(timeout=LIMIT) as client:
             leg = document(-2, max_tokens=1, kv_transfer_params=ASK_PINNED)
-            handoff = (await client.post(f"{trio.prefill}/v1/chat/completions", json=leg)).json()
+            handoff = (await client.post(f"{cluster.prefill}/v1/chat/completions", json=leg)).json()
             params = handoff["kv_transfer_params"]
             params.pop("remote_prefill_cached_tokens", None)
             long = document(-2, max_tokens=3000, ignore_eos=True, stream=stream, kv_transfer_params=params)
-            asked = asyncio.ensure_future(
-                client.post(f"{trio.decode}/v1/chat/completions", json=long, headers={"x-request-id": "long"})
+            ask = client.post(
+                f"{cluster.decode}/v1/chat/completions", json=long, headers={"x-request-id": "long"}
             )
+            asked = asyncio.ensure_future(ask)
             while not asked.done():
-                assert (await client.post(trio.decode + PATH, json={"request_id": "long"})).is_success
+                assert (await client.post(cluster.decode + PATH, json={"request_id": "long"})).is_success
                 await asyncio.wait([asked], timeout=0.1)
             return asked.result()
 
-    before = metric(trio.prefill, EXPIRED)
     answer = asyncio.run(main())
     assert answer.status_code == 200
+    return answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_decode_leg_that_is_ended_gives_the_blocks_back(trio: Cluster, stream: bool) -> None:
+    before = metric(trio.prefill, EXPIRED)
+    # Where servers get no time at all, an engine may have come to its end before anyone asks for it.
+    while '"finish_reason":"length"' in (text := ended_leg(trio, stream)):
+        print("it was whole before")
     # A stream that is ended before its first token has an end, and no reason for it.
-    assert '"finish_reason":"abort"' in answer.text or (stream and answer.text.endswith("data: [DONE]\n\n"))
+    assert '"finish_reason":"abort"' in text or (stream and text.endswith("data: [DONE]\n\n"))
     wait_until_free(trio.decode)
     wait_until_free(trio.prefill)
     assert metric(trio.prefill, EXPIRED) == before
