@@ -132,7 +132,7 @@ class GenerationResponse(EngineResponse):
         engine.metrics.tokenized_prompts.inc(job.tokenized)
 
     async def _send_answer(self, wire: Wire) -> None:
-        under_way, name = self._engine.under_way, self._entry.headers.get("x-request-id", "")
+        under_way, name = self._engine.under_way, self._entry.headers.get("x-request-id", id(self))
         self._work = asyncio.current_task()
         under_way[name] = self._end
         try:

@@ -68,7 +68,8 @@ class Engine:
         self.ledger = Ledger()
         self.running = 0
         self.aborted = 0
-        self.under_way: dict[str, Callable[[], None]] = {}  # by x-request-id: ends it, and it is answered
+        # By x-request-id, or a number where there is none: ends the request, and it is answered.
+        self.under_way: dict[str | int, Callable[[], None]] = {}
         self._pulling = 0
         self._side_channel_port = settings.side_channel_port
         self._steps = StepClock(settings.latency)

@@ -44,6 +44,7 @@ class SimServer(uvicorn.Server):
         super().__init__(config)
         self._listener = listener
         self._on_ready = on_ready
+        self._engine = app.state.sim.engine
         self._refusals = [fault for fault in app.state.sim.settings.faults if isinstance(fault, Refuse)]
         self.address: tuple[str, int] = listener.getsockname()[:2]
         setattr(app.state, REFUSE_KEY, self.refuse)
@@ -59,6 +60,12 @@ class SimServer(uvicorn.Server):
         self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         for refusal in self._refusals:
             self.refuse(refusal.seconds)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What is under way ends with `abort`, as that of a vLLM that is stopped does."""
+        for end in list(self._engine.under_way.values()):
+            end()
+        await super().shutdown(sockets)
 
     def refuse(self, seconds: float, spared: asyncio.BaseTransport | None = None) -> None:
         """Nobody listens for so long, and all connections but the spared one are reset."""

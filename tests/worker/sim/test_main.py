@@ -82,15 +82,21 @@ def test_flags_in_the_environment() -> None:
         assert kinds == ["stall", "error"]
 
 
-def test_a_stream_does_not_hold_up_the_end() -> None:
+def test_streams_end_as_aborted_when_it_is_stopped() -> None:
     slow = chat(max_tokens=100_000, ignore_eos=True, stream=True)
     with (
         started("--decode-ms-per-token", "50") as (process, url),
-        httpx.stream("POST", url + CHAT, json=slow) as answer,
+        httpx.stream("POST", url + CHAT, json=slow) as first,
+        httpx.stream("POST", url + CHAT, json=slow) as second,
     ):
-        lines = answer.iter_lines()
-        next(lines)
+        told = [answer.iter_lines() for answer in (first, second)]
+        for lines in told:
+            next(lines)
         process.send_signal(signal.SIGTERM)
+        for lines in told:
+            *_, last, _, done, _ = lines
+            assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "abort"
+            assert done == "data: [DONE]"
         assert process.wait(LIMIT_S) in (0, -signal.SIGTERM)
 
 
