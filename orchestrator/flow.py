@@ -60,7 +60,15 @@ from orchestrator.telemetry import LeaseState, RetryReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.sse import ABORTED, Events, EventStream, InvalidStream, WorkerFailed, has_begun
+from orchestrator.wire.sse import (
+    ABORTED,
+    ENDED_BY_WORKER,
+    Events,
+    EventStream,
+    InvalidStream,
+    WorkerFailed,
+    has_begun,
+)
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 from orchestrator.wire.view import InvalidRequest, RequestView, view_request
 from orchestrator.workers import Registry, Worker
@@ -374,7 +382,7 @@ class Flow:
         """`head` is a header block with the content type."""
         scope, kv = job.scope, Kv.LOCAL
         if job.embeddings is None and content.rfind(ABORTED) >= 0:
-            raise WorkerCutShort("the worker ended the request by itself")
+            raise WorkerCutShort(ENDED_BY_WORKER)
         if job.lease is None:
             if job.embeddings is None:
                 _mended(content, None)  # a look only: what is no JSON is no answer

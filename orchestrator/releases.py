@@ -11,12 +11,13 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from orchestrator.dispatch import Dispatcher, note_unreachable
-from orchestrator.errors import BatonError, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.errors import BatonError, WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.job import Job
 from orchestrator.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.handoff import Handoff, InvalidHandoff, handoff_from, handoff_from_msgpack
+from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
 from orchestrator.workers import Registry, Worker
 
 # How long a release leg may take to be answered. The lease it saves lasts 30 s.
@@ -24,6 +25,9 @@ RELEASE_TIMEOUT_S: Final = 10.0
 
 # A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
 MAX_PREFILL_ANSWER_BYTES: Final = 16 * 1024 * 1024
+
+# As `ABORTED` in an answer in msgpack; no string can contain it, for it is no UTF-8.
+ABORTED_MSGPACK: Final = b"\xadfinish_reason\xa5abort"
 
 # How long a prefill may go on when its request has ended: to finish costs less than the blocks that stay
 # pinned for 30 s if its connection is closed in the moment in which it answers.
@@ -75,7 +79,7 @@ class Releases:
             answer.abort()
         if content is None or answer.status != 200:
             return
-        with contextlib.suppress(WorkerGarbage):  # no hand-off in it, so nothing is pinned
+        with contextlib.suppress(WorkerError):  # no hand-off in it, so nothing is pinned
             self.release(job, self._ledger.lease(worker, read_handoff(answer, content)))
 
     async def _last_words(self, job: Job, worker: Worker, answer: Answer) -> bytes | None:
@@ -204,10 +208,13 @@ def is_unread(status: int) -> bool:
 
 
 def read_handoff(answer: Answer, content: bytes, *, has_ids: bool = False) -> Handoff:
-    """What a prefill worker answered. Raises `WorkerGarbage`."""
+    """What a prefill worker answered. Raises `WorkerCutShort` if it has ended the request by itself, else
+    `WorkerGarbage`.
+    """
+    is_packed = answer.headers.get(b"content-type") == b"application/msgpack"
     try:
-        if answer.headers.get(b"content-type") == b"application/msgpack":
-            return handoff_from_msgpack(content)
-        return handoff_from(content, has_ids=has_ids)
+        return handoff_from_msgpack(content) if is_packed else handoff_from(content, has_ids=has_ids)
     except InvalidHandoff as error:
+        if (ABORTED_MSGPACK if is_packed else ABORTED) in content:
+            raise WorkerCutShort(ENDED_BY_WORKER) from error
         raise WorkerGarbage(str(error)) from error

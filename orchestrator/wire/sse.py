@@ -22,6 +22,7 @@ DONE: Final = b"data: [DONE]\n\n"
 # What vLLM (0.32) may end its requests with when SIGTERM stops it: such an answer looks whole. No string can
 # contain it, for there the quotes would be escaped.
 ABORTED: Final = b'"finish_reason":"abort"'
+ENDED_BY_WORKER: Final = "the worker ended the request by itself"
 
 _END: Final = b"\n\n"
 _CRLF_END: Final = b"\r\n\r\n"
@@ -116,7 +117,7 @@ class EventStream(Events):
         if chunk.rfind(b'{"error"') >= 0:  # inside a string its quotes are escaped
             _refuse_error(chunk)
         if chunk.rfind(ABORTED) >= 0:
-            raise InvalidStream("the worker ended the request by itself")
+            raise InvalidStream(ENDED_BY_WORKER)
         if chunk:
             self._last = chunk
         return chunk

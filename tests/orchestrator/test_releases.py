@@ -6,11 +6,14 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from orchestrator.releases import RELEASE_TIMEOUT_S
+from orchestrator.errors import WorkerCutShort, WorkerGarbage
+from orchestrator.releases import MAX_PREFILL_ANSWER_BYTES, RELEASE_TIMEOUT_S, read_handoff
 from orchestrator.telemetry import LeaseState
-from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from orchestrator.transport.base import Origin
+from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
 from orchestrator.wire.ends import PATH as END
 from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange
 from tests.simulation.loop import run_virtually
@@ -253,3 +256,36 @@ def test_an_end_does_not_wait_for_a_worker_that_answers_nobody() -> None:
         await cluster.aclose()
 
     run_virtually(main())
+
+
+# --- what a prefill worker answered -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [msgspec.json, msgspec.msgpack], ids=["json", "msgpack"])
+@pytest.mark.parametrize(
+    ("reason", "text", "error"),
+    [
+        ("abort", "", WorkerCutShort),
+        ("length", "", WorkerGarbage),
+        ("length", '"finish_reason":"abort"', WorkerGarbage),
+    ],
+)
+def test_a_prefill_that_its_worker_has_ended_by_itself_is_lost(
+    form: Any, reason: str, text: str, error: type[Exception]
+) -> None:
+    choice = {"index": 0, "message": {"content": text}, "finish_reason": reason}
+    content = form.encode({"choices": [choice], "kv_transfer_params": None})
+    content_type = {msgspec.json: b"application/json", msgspec.msgpack: b"application/msgpack"}[form]
+
+    async def worker(_: MemoryRequest, reply: MemoryReply) -> None:
+        reply.answer(200, content, {b"content-type": content_type})
+
+    async def main() -> None:
+        upstream, origin = MemoryUpstream(), Origin("prefill", 80)
+        upstream.serve(origin, worker)
+        answer = await upstream.send(origin, "POST", "/v1/chat/completions", b"", [])
+        with pytest.raises(error):
+            read_handoff(answer, await answer.read(MAX_PREFILL_ANSWER_BYTES))
+        await upstream.aclose()
+
+    asyncio.run(main())

@@ -105,10 +105,10 @@ FAILURES = {
 
 
 @BOTH_KINDS
-@pytest.mark.parametrize("failure", FAILURES)
-def test_a_failed_prefill_goes_to_another_worker(failure: str, document: dict[str, Any]) -> None:
+@pytest.mark.parametrize("failure", [*FAILURES.values(), is_stopped], ids=[*FAILURES, "stopped"])
+def test_a_failed_prefill_goes_to_another_worker(failure: Worker, document: dict[str, Any]) -> None:
     async def test(cluster: FakeCluster) -> None:
-        spoil(cluster, "prefill/0", FAILURES[failure])
+        spoil(cluster, "prefill/0", failure)
         answer = await cluster.ask(document)
         assert (answer.status, text_of(answer)) == (200, "abc")
         assert [leg.origin for leg in cluster.legs("prefill")] == [
@@ -118,6 +118,30 @@ def test_a_failed_prefill_goes_to_another_worker(failure: str, document: dict[st
         assert len(cluster.legs("decode")) == 1
 
     assert retries_of(run(test), RetryReason.PREFILL) == 1
+
+
+def test_all_prefills_of_a_worker_that_is_stopped_are_replaced() -> None:
+    """More of them at once than the budget for replacements after answers has room for."""
+
+    async def test(cluster: FakeCluster) -> None:
+        elsewhere = asyncio.Semaphore(0)
+        are_all_there = asyncio.Event()
+
+        async def waits(request: MemoryRequest, reply: MemoryReply) -> None:
+            elsewhere.release()
+            await are_all_there.wait()
+            await cluster.workers.prefill(request, reply)
+
+        spoil(cluster, "prefill/0", is_stopped)
+        spoil(cluster, "prefill/1", waits)
+        asked = [asyncio.create_task(cluster.ask(CHAT)) for _ in range(requests)]
+        for _ in asked:
+            await asyncio.wait_for(elsewhere.acquire(), 60)
+        are_all_there.set()
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * requests
+
+    requests = 4 * BUDGET_LEAST
+    run(test)
 
 
 def test_decode_is_never_sent_after_a_prefill_without_a_hand_off() -> None:
