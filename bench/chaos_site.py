@@ -7,26 +7,22 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import Any
 from uuid import uuid4
 
 from bodies import MODEL
 from chaos_client import fetch, fetch_json
-from processes import Failed, python, running
+from processes import Failed, free_port, python, running
 from prometheus_client.parser import text_string_to_metric_families
 
 ROLES = ("prefill", "decode")
 IN_SERVICE = {"ready", "suspect", "probing"}  # probing: it gets requests one at a time, when there are any
 EACH = 4  # workers
 WAIT_LIMIT_S = 60.0
-FIRST_PORT = 10_000
 LOOK_EVERY_S = 0.01
 # A prompt of 80 tokens takes 8 ms, its transfer 4, a token of the answer 5: long enough to be in every phase.
 LATENCY = {"prefill_us_per_token": 100.0, "transfer_us_per_token": 50.0, "decode_ms_per_token": 5.0}
@@ -37,19 +33,6 @@ MARKER = "BATON_CHAOS"  # in the environment of what must not be left behind
 RUNNING = "vllm:num_requests_running"
 # Numbers of /metrics that count what requests take and give back.
 HELD = ("baton_requests_in_flight", "baton_worker_in_flight", "baton_kv_leases", "baton_kv_leases_leaked")
-
-
-def free_ports(count: int) -> list[int]:
-    """Not of those that the kernel gives to connections: one of a load could get a stopped worker's port."""
-    end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    drawn = Random().sample(range(FIRST_PORT, end), end - FIRST_PORT)
-    return list(islice(filter(_is_free, drawn), count))
-
-
-def _is_free(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-        return True
-    return False
 
 
 class Worker:
@@ -121,9 +104,8 @@ class Pools:
     """Workers of both roles."""
 
     def __init__(self) -> None:
-        ports = iter(free_ports(2 * EACH * len(ROLES)))
         self.prefill, self.decode = (
-            [Worker(role, next(ports), next(ports)) for _ in range(EACH)] for role in ROLES
+            [Worker(role, free_port(), free_port()) for _ in range(EACH)] for role in ROLES
         )
 
     @property
@@ -200,7 +182,7 @@ class Orchestrator:
 @asynccontextmanager
 async def orchestrating(pools: Pools, processes: int = 1) -> AsyncIterator[Orchestrator]:
     """In front of all the workers, ready. What it started has ended at the end."""
-    port, admin = free_ports(2)
+    port, admin = free_port(), free_port()
     config = {
         "orchestrator": _listening(port, admin, processes),
         "models": [
@@ -237,11 +219,10 @@ class Launcher:
 @asynccontextmanager
 async def launched() -> AsyncIterator[Launcher]:
     """Ready."""
-    port, admin, *ports = free_ports(2 + 2 * EACH * len(ROLES))
-    places = iter(zip(ports[::2], ports[1::2], strict=True))
+    port, admin = free_port(), free_port()
     config = {
         "orchestrator": _listening(port, admin),
-        "models": [{"name": MODEL, **{role: _simulated_pool(islice(places, EACH)) for role in ROLES}}],
+        "models": [{"name": MODEL, **{role: _simulated_pool() for role in ROLES}}],
     }
     marker = uuid4().hex
     with _at_work("up", config, port, marker) as pid:
@@ -255,8 +236,8 @@ def _listening(port: int, admin: int, processes: int = 1) -> dict[str, Any]:
     return {**addresses, "processes": processes}
 
 
-def _simulated_pool(places: Iterable[tuple[int, int]]) -> dict[str, Any]:
-    workers = [{"port": port, "side_channel_port": side_channel} for port, side_channel in places]
+def _simulated_pool() -> dict[str, Any]:
+    workers = [{"port": free_port(), "side_channel_port": free_port()} for _ in range(EACH)]
     return {"engine": "sim", "workers": workers, "sim": LATENCY}
 
 

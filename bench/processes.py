@@ -12,13 +12,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
+from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import IO
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parent.parent
+# Below what kernels give to connections; in an order of its own for every process.
+PORTS = range(10_000, 20_000)
+_ports = cycle(Random().sample(PORTS, len(PORTS)))
 
 
 class Failed(Exception):
@@ -39,8 +44,17 @@ def lacks_files(count: int) -> str | None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port of this machine that nobody listens on, and that this process has not been given before.
+
+    Nor one of those that the kernel gives to connections: it could get this one, too, before it is used.
+    """
+    return next(filter(is_free, _ports))
+
+
+def is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def python(*arguments: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from itertools import islice
 from random import Random
 
@@ -13,7 +12,7 @@ import pytest
 from chaos import FULL, QUICK, SCENARIOS, arguments_of, chosen, scale_of
 from chaos_client import End, Result
 from chaos_kills import only_open_failed
-from chaos_site import MARKER, free_ports, marked, wait_for
+from chaos_site import MARKER, marked, wait_for
 from chaos_streams import CANCELLED, cancelled, lasting
 from processes import Failed
 from soak_load import Phase
@@ -90,13 +89,6 @@ def test_ids_and_times_are_not_compared_nor_what_a_worker_had_cached() -> None:
 
 
 # --- places and waiting -------------------------------------------------------------------------
-
-
-def test_ports_are_free_and_different() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    with socket.create_server(("127.0.0.1", ports[0])):
-        pass
 
 
 def test_processes_are_found_by_their_environment() -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import (
+    PORTS,
     Failed,
     cpu_seconds,
     free_port,
+    is_free,
     open_files,
     peak_rss_bytes,
     pin,
@@ -35,6 +38,14 @@ def family() -> Iterator[int]:
     port = free_port()
     with running(python("-c", FAMILY + LISTEN + WAIT, str(port)), port) as pid:
         yield pid
+
+
+def test_ports_are_free_and_never_the_same() -> None:
+    ports = [free_port() for _ in range(200)]
+    assert len(set(ports)) == 200
+    assert set(ports) <= set(PORTS)
+    with socket.create_server(("127.0.0.1", ports[0])):
+        assert not is_free(ports[0])
 
 
 def test_cpu_counts_children_that_live_and_that_have_ended(family: int) -> None:

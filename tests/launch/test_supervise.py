@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from bench.processes import free_port
 from launch.exits import Exit
-from tests.launch.waiting import free_port, is_running, wait_for
+from tests.launch.waiting import is_running, wait_for
 
 ROOT = Path(__file__).parents[2]
 STANDIN = str(Path(__file__).with_name("standin.py"))

@@ -16,8 +16,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from bench.processes import free_port
 from launch.exits import Exit
-from tests.launch.waiting import free_port, is_running, running_with, wait_for
+from tests.launch.waiting import is_running, running_with, wait_for
 
 
 class Baton:

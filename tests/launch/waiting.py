@@ -1,8 +1,7 @@
-"""Waiting for events with a generous limit, and asking what still runs and what is free."""
+"""Waiting for events with a generous limit, and asking what still runs."""
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,6 @@ def wait_for(condition: Callable[[], T], what: str) -> T:
         assert time.monotonic() < deadline, f"waited {LIMIT_S} s for: {what}"
         time.sleep(0.02)
     return value
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def is_running(pid: int) -> bool:

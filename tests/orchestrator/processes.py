@@ -18,8 +18,9 @@ from uuid import uuid4
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.processes import free_port
 from orchestrator.config import DEFAULT_SEATS
-from tests.launch.waiting import free_port, is_running, wait_for
+from tests.launch.waiting import is_running, wait_for
 
 MODEL = "m"
 PATIENCE_S = 60.0

@@ -19,13 +19,14 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.processes import free_port
 from orchestrator import child
 from orchestrator.config import Config
 from orchestrator.reload import ConfigSource
 from orchestrator.serving import StartError
 from orchestrator.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT
-from tests.launch.waiting import free_port, is_running, wait_for
+from tests.launch.waiting import is_running, wait_for
 from tests.orchestrator.processes import (
     MODEL,
     CounterWatch,

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,8 @@ from typing import IO, Any
 import httpx
 import pytest
 import yaml
+
+from bench.processes import PORTS, free_port, is_free
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs/models/tiny-chat"
@@ -283,25 +284,12 @@ def _wait_until_ready(process: subprocess.Popen[str], output: _Output, ready_at:
     raise AssertionError(f"not ready within {START_S} s:\n{output.text()}")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def free_base() -> int:
     """A base port whose workers, listeners and side channels (1000 higher) are free."""
-    for base in range(20_000, 30_000, 20):
-        if all(map(_is_free, (base, base + 1, base + 2, base + 10, base + 11, base + 1000, base + 1001))):
+    for base in range(PORTS.stop, 30_000, 20):
+        if all(map(is_free, (base, base + 1, base + 2, base + 10, base + 11, base + 1000, base + 1001))):
             return base
     raise AssertionError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    try:
-        with socket.create_server(("127.0.0.1", port)):
-            return True
-    except OSError:
-        return False
 
 
 # --- what is checked after every test -----------------------------------------------------------

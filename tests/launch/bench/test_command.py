@@ -18,11 +18,12 @@ from threading import Thread
 import httpx
 import pytest
 
+from bench.processes import free_port
 from launch.bench.profiles import PROFILES, Bench, Plan
 from launch.bench.results import load
 from launch.cli import main
 from launch.exits import Exit
-from tests.launch.waiting import free_port, wait_for
+from tests.launch.waiting import wait_for
 from tests.worker.sim.workers import MODEL, Worker, running
 
 QUICK = ("--duration", "0.3", "--rate", "20")
