@@ -96,7 +96,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=names, metavar="WORKLOAD", help=", ".join(names))
     parser.add_argument("--routers", nargs="+", choices=routers, metavar="ROUTER", help=", ".join(routers))
     parser.add_argument("--rounds", type=_positive, help="default: 5, or 2 with --quick")
-    parser.add_argument("--seconds", type=_positive, help="of load; default: 2, or 1 with --quick")
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        help="of load, five times that for latency; default: 2, or 1 with --quick",
+    )
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement")
     parser.add_argument("--output", type=Path, help="the JSON file; default: bench/results/compare-DATE.json")
     arguments = parser.parse_args()

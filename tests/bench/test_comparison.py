@@ -112,7 +112,7 @@ def test_missing_load_leaves_every_row_out(monkeypatch: pytest.MonkeyPatch) -> N
             ClosedLoop(small_chat(), connections=4, keep_alive=False),
             marks=pytest.mark.skipif(wrk.lacks() is not None, reason="needs wrk"),
         ),
-        OpenLoop(rate=50),
+        OpenLoop(rate=50, stretch=1),
         HeldStreams(small_chat(stream=True), streams=40),
     ],
 )
