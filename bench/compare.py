@@ -1,6 +1,6 @@
 """Baton beside the routers that do the same job, on the same machine, in one run.
 
-    make bench                                   # all of it, some twenty minutes
+    make bench                                   # all of it, close to half an hour
     make bench ARGS="--quick"                    # two rounds of one second
     make bench ARGS="--only small sse --routers baton vllm-router nginx --rounds 9"
 
