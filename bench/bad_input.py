@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Callable
 
-from orchestrator.wire.view import InvalidRequest, view_request
+from orchestrator.api.view import InvalidRequest, view_request
 
 MIB = 1024 * 1024
 MODEL = b'"model":"m"'

@@ -37,16 +37,17 @@ BATCH = 20 * CONNECTIONS  # requests, between two looks at whether py-spy is don
 
 # By the innermost frame of ours in a sample: part of its path, and the stage it belongs to.
 STAGES = {
-    "orchestrator/server.py": "HTTP server",
-    "orchestrator/http_exchange.py": "HTTP server",
+    "orchestrator/http/": "HTTP server",
     "orchestrator/transport/": "HTTP client",
     "orchestrator/wire/": "view, splice, hand-off, events",
+    "orchestrator/api/": "view, splice, hand-off, events",
+    "orchestrator/legs/bodies.py": "view, splice, hand-off, events",
+    "orchestrator/legs/connectors/": "view, splice, hand-off, events",
     "orchestrator/routing/": "routing and leases",
-    "orchestrator/workers.py": "routing and leases",
-    "orchestrator/flow.py": "flow and relay",
-    "orchestrator/relay.py": "flow and relay",
-    "orchestrator/telemetry.py": "counters and access log",
-    "orchestrator/logs.py": "counters and access log",
+    "orchestrator/workers/": "routing and leases",
+    "orchestrator/relay/": "flow and relay",
+    "orchestrator/legs/": "flow and relay",
+    "orchestrator/telemetry/": "counters and access log",
 }
 LOOP = "event loop, reads, timers"
 

@@ -1,4 +1,5 @@
-"""What the collector's policy (orchestrator/garbage.py) is worth, and whether memory stays level under it.
+"""What the collector's policy (orchestrator/loop/garbage.py) is worth, and whether memory stays level
+under it.
 
     python bench/garbage.py [--requests N] [--rounds N]
 
@@ -22,7 +23,7 @@ from pathlib import Path
 import uvloop
 from hot_path import measure
 
-from orchestrator import garbage
+from orchestrator.loop import garbage
 
 CASES = {"policy": garbage.tune, "Python's defaults": gc.collect}
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -27,10 +27,10 @@ from routers import BATON_CONFIG
 from uvicorn.server import ServerState
 
 from orchestrator.app import Orchestrator
-from orchestrator.config import Config
-from orchestrator.config_file import load_config
-from orchestrator.garbage import tune
-from orchestrator.logs import LineWriter
+from orchestrator.config.file import load_config
+from orchestrator.config.options import Config
+from orchestrator.loop.garbage import tune
+from orchestrator.telemetry.logs import LineWriter
 from orchestrator.transport.pool import PooledUpstream
 
 CLIENTS = 32

@@ -25,9 +25,9 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from orchestrator.config import LimitsConfig, OrchestratorConfig
-from orchestrator.exchange import Exchange
-from orchestrator.server import uvicorn_config
+from orchestrator.config.options import LimitsConfig, OrchestratorConfig
+from orchestrator.http.connection import uvicorn_config
+from orchestrator.http.exchange import Exchange
 
 HEADERS = [(b"content-type", b"application/json"), (b"x-process-time", b"1.25")]
 SSE_HEADERS = [(b"content-type", b"text/event-stream"), (b"x-process-time", b"1.25")]

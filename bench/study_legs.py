@@ -15,12 +15,12 @@ import msgspec
 from bodies import SYSTEM, encoded, prose
 from study_model import VOCABULARY
 
+from orchestrator.api.view import view_request
+from orchestrator.legs.bodies import LegBodies
+from orchestrator.legs.connectors.nixl import Handoff
+from orchestrator.legs.connectors.nixl import TokenIds as GivenIds
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, transcoded
-from orchestrator.wire.handoff import Handoff
-from orchestrator.wire.handoff import TokenIds as GivenIds
 from orchestrator.wire.info import Encoding, TokenIds
-from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.view import view_request
 from worker import token_ids
 
 MODEL = "study"

@@ -15,7 +15,7 @@ from orchestrator.compiled import is_compiled
 
 if TYPE_CHECKING:
     from launch.plan import Plan
-    from orchestrator.config import Config
+    from orchestrator.config.options import Config
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -99,7 +99,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _schema(_: argparse.Namespace) -> int:
     import json
 
-    from orchestrator.config_file import json_schema
+    from orchestrator.config.file import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return Exit.OK
@@ -115,7 +115,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _up(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _plan(arguments)
-    from launch.up import up
+    from launch.local.up import up
 
     config = _load(arguments)
     return up(config, _make_plan(arguments, config))
@@ -124,7 +124,7 @@ def _up(arguments: argparse.Namespace) -> int:
 def _orchestrator(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from orchestrator.app import StartError, run
-    from orchestrator.reload import ConfigSource
+    from orchestrator.control.reload import ConfigSource
 
     try:
         return run(config, ConfigSource(arguments.config, arguments.overrides))
@@ -158,7 +158,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> Config:
-    from orchestrator.config_file import ConfigErrors, load_config
+    from orchestrator.config.file import ConfigErrors, load_config
 
     try:
         return load_config(arguments.config, arguments.overrides)

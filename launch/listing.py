@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from launch.plan import SECRET_NAME, Plan, ProcessSpec
-from orchestrator.config import join_address
+from orchestrator.config.options import join_address
 
 MASK = "***"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote
 
-from orchestrator.config import WILDCARDS, Config, SimConfig, join_address, split_address
-from orchestrator.topology import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
+from orchestrator.config.addresses import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
+from orchestrator.config.options import WILDCARDS, Config, SimConfig, join_address, split_address
 from orchestrator.wire.info import Role
 
 OUR_PLUGIN = "baton"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import distributions
 
 from launch.plan import ProcessSpec, Surroundings
-from orchestrator.topology import is_loopback
+from orchestrator.config.addresses import is_loopback
 
 # vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.
 _UNNAMED_GROUP = "vllm.endpoint_plugins"

@@ -15,28 +15,19 @@ from typing import Any, cast
 import uvicorn
 import uvloop
 
-from orchestrator import garbage
-from orchestrator.access_log import AccessLog
-from orchestrator.admission import Admission
-from orchestrator.auth import KeyRing
+from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.compiled import is_stale
-from orchestrator.config import Config, OrchestratorConfig
-from orchestrator.control import admin_app, control_app
-from orchestrator.endpoints import ENDPOINTS
+from orchestrator.config.addresses import worker_addresses
+from orchestrator.config.keys import KeyRing
+from orchestrator.config.options import Config, OrchestratorConfig
+from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.control.public import admin_app, control_app
+from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import BatonError
-from orchestrator.flow import Flow
-from orchestrator.hangup import on_hangup
-from orchestrator.health import HttpProbe, Prober
-from orchestrator.ids import IdSource
-from orchestrator.logs import LineWriter, Write, configure_logging
-from orchestrator.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.record import RequestRecord
-from orchestrator.relay import DataPlane
-from orchestrator.reload import ConfigSource, Reloader
-from orchestrator.routing.planner import Planner
-from orchestrator.rows import SharedLoad
-from orchestrator.server import Protocols, ServerLimits, uvicorn_config
-from orchestrator.serving import (
+from orchestrator.http.connection import Protocols, ServerLimits, uvicorn_config
+from orchestrator.http.hangup import on_hangup
+from orchestrator.http.ids import IdSource
+from orchestrator.http.listeners import (
     PublicServer,
     StartError,
     admin_served,
@@ -44,15 +35,24 @@ from orchestrator.serving import (
     load_keys,
     on_signals,
 )
-from orchestrator.stall_alarm import StallAlarm
-from orchestrator.supervisor import supervise
-from orchestrator.telemetry import OTHER, Layout, LoopLagMonitor, Row, Telemetry
-from orchestrator.topology import worker_addresses
+from orchestrator.loop import garbage
+from orchestrator.loop.stall_alarm import StallAlarm
+from orchestrator.processes.rows import SharedLoad
+from orchestrator.processes.supervisor import supervise
+from orchestrator.relay.admission import Admission
+from orchestrator.relay.flow import Flow
+from orchestrator.relay.scope import DataPlane
+from orchestrator.routing.planner import Planner
+from orchestrator.telemetry.access_log import AccessLog
+from orchestrator.telemetry.counters import OTHER, Layout, LoopLagMonitor, Row, Telemetry
+from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
+from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
-from orchestrator.workers import Registry, WorkerStatus
+from orchestrator.workers.health import HttpProbe, Prober
+from orchestrator.workers.registry import Registry, WorkerStatus
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
@@ -189,7 +189,7 @@ class Orchestrator:
         await self._upstream.aclose()
 
     def reconfigure(self, config: Config) -> None:
-        """Serve by another config from now on, in what can be changed (`reload.py`); workers are the
+        """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
         registry's, keys the ring's.
         """
         self.config = config

@@ -1,7 +1,7 @@
 """The error tree, by whose fault it was.
 
 Each error knows its HTTP status, the OpenAI `type` and `code` that clients map to their exception
-classes, and whether trying elsewhere may help. Errors become answers in one place, `relay.py`;
+classes, and whether trying elsewhere may help. Errors become answers in one place, `relay/scope.py`;
 foreign exceptions become these once, at the edge where they enter.
 """
 

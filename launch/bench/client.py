@@ -10,8 +10,8 @@ from launch.bench.endpoint import Endpoint
 from launch.bench.sample import Sample
 from launch.bench.stream import TokenClock, error_text
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
-from orchestrator.headers import Fields, header_block
 from orchestrator.transport.base import Answer, Part, Upstream, request
+from orchestrator.wire.headers import Fields, header_block
 from orchestrator.wire.sse import InvalidStream
 
 _MAX_ANSWER = 16 * 1024 * 1024  # of one that is no stream

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from orchestrator.config import RoutingConfig
+from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing import POLICIES
-from orchestrator.workers import Pools, Worker
+from orchestrator.workers.registry import Pools, Worker
 
 NO_PREFILL: Final = "no prefill worker is ready: the decode worker prefills"
 PAIR_FAILED: Final = "who would prefill or decode has just failed"

@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
-from orchestrator.headers import fields_of
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
 from orchestrator.transport.memory_answer import MemoryAnswer
+from orchestrator.wire.headers import fields_of
 
 
 @dataclass(frozen=True, slots=True)

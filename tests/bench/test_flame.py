@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from flame import LOOP, shares, stage_of
 
-SERVER = "run (orchestrator/http_exchange.py:136)"
-FLOW = "serve (orchestrator/flow.py:116)"
+SERVER = "run (orchestrator/http/http_exchange.py:136)"
+FLOW = "serve (orchestrator/relay/flow.py:116)"
 SEND = "send (orchestrator/transport/pool.py:75)"
 
 

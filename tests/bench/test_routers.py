@@ -6,7 +6,7 @@ import pytest
 import routers
 from routers import ROUTERS, Router, Site
 
-from orchestrator.config_file import load_config
+from orchestrator.config.file import load_config
 
 
 def named(name: str) -> Router:

@@ -13,7 +13,7 @@ import httpx
 from tests.faults.asking import NO_TLS, ask
 from tests.faults.proxy import Address, FaultProxy
 from tests.launch.waiting import wait_for
-from tests.orchestrator.processes import PATIENCE_S, Orchestrator, SimWorker
+from tests.orchestrator.running import PATIENCE_S, Orchestrator, SimWorker
 from worker.sim.questions import Outcome, completion
 
 Link = Literal["client", "prefill", "decode"]

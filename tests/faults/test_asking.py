@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.asking import ask
-from tests.orchestrator.processes import MODEL, PATIENCE_S
+from tests.orchestrator.running import MODEL, PATIENCE_S
 from tests.worker.sim.workers import Worker, running
 from worker.sim.questions import Outcome, Question, WrongAnswer, chat, completion
 

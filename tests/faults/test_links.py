@@ -29,7 +29,7 @@ from tests.faults.proxy import (
     Timeout,
     Toxic,
 )
-from tests.orchestrator.processes import PATIENCE_S, SimWorker, simulated
+from tests.orchestrator.running import PATIENCE_S, SimWorker, simulated
 from worker.sim.questions import Outcome, Question, chat, completion
 
 # A step takes so long that a stream is still under way when a toxic is added. The lease is short, as blocks

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launch.local.progress import make_progress
+from launch.local.supervise import Limits, supervise
 from launch.plan import Plan, ProcessSpec
-from launch.progress import make_progress
-from launch.supervise import Limits, supervise
 
 
 def main() -> int:

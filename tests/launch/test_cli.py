@@ -11,7 +11,7 @@ import pytest
 
 from launch.cli import main
 from launch.exits import Exit
-from tests.orchestrator.test_config import BROKEN
+from tests.orchestrator.config.test_config import BROKEN
 
 BAD = "models: [{name: m, both: {engine: vlm}}]\nbase_prt: 1\n"
 GOOD = "models: [{name: m, both: {engine: sim}}]\n"

@@ -9,7 +9,7 @@ import pytest
 
 from launch.plan import Plan, make_plan
 from launch.surroundings import look_around
-from orchestrator.config_file import load_config
+from orchestrator.config.file import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.plan import Plan, PlanError, ProcessSpec, Surroundings, make_plan, worker_specs
-from orchestrator.config import Config
+from orchestrator.config.options import Config
 
 PREFILL_ON_CPU = (
     '{"kv_connector":"NixlConnector","kv_role":"kv_producer","kv_buffer_device":"cpu",'

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from orchestrator.config import HealthConfig
-from orchestrator.topology import WorkerAddress
+from orchestrator.config.addresses import WorkerAddress
+from orchestrator.config.options import HealthConfig
 from orchestrator.wire.info import Role
-from orchestrator.workers import Registry, Worker
+from orchestrator.workers.registry import Registry, Worker
 
 
 def address(

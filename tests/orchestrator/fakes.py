@@ -11,24 +11,24 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.admission import Admission
-from orchestrator.auth import KeyRing
-from orchestrator.config import DEFAULT_SEATS, HealthConfig, LimitsConfig, QueueConfig, RoutingConfig
-from orchestrator.endpoints import ENDPOINTS
+from orchestrator.api.endpoints import ENDPOINTS
+from orchestrator.config.addresses import WorkerAddress
+from orchestrator.config.keys import KeyRing
+from orchestrator.config.options import DEFAULT_SEATS, HealthConfig, LimitsConfig, QueueConfig, RoutingConfig
 from orchestrator.errors import ClientGone
-from orchestrator.exchange import Exchange
-from orchestrator.flow import Flow
-from orchestrator.headers import fields_of
-from orchestrator.ids import IdSource, request_id_from
-from orchestrator.relay import DataPlane, RequestScope
+from orchestrator.http.exchange import Exchange
+from orchestrator.http.ids import IdSource, request_id_from
+from orchestrator.relay.admission import Admission
+from orchestrator.relay.flow import Flow
+from orchestrator.relay.scope import DataPlane, RequestScope
 from orchestrator.routing.planner import Planner
-from orchestrator.telemetry import Layout, Telemetry
-from orchestrator.topology import WorkerAddress
+from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest, MemoryUpstream
 from orchestrator.wire.ends import PATH as END
+from orchestrator.wire.headers import fields_of
 from orchestrator.wire.info import Role
-from orchestrator.workers import Registry, Worker
+from orchestrator.workers.registry import Registry, Worker
 
 JSON = {b"content-type": b"application/json"}
 SSE = {b"content-type": b"text/event-stream; charset=utf-8"}

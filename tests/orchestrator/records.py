@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.record import Path, RequestRecord
+from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.wire.usage import Kv
 
 ANSWERED: dict[str, Any] = {

@@ -40,7 +40,7 @@ def test_what_was_compiled_from_other_sources_is_noticed(monkeypatch: pytest.Mon
 
 def test_this_form_is_not_stale() -> None:
     """If it is: `make compile`, or `make pure`."""
-    import orchestrator.flow  # noqa: F401
+    import orchestrator.relay.flow  # noqa: F401
 
     assert not is_stale()
 

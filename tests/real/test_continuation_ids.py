@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.api.view import RequestView
+from orchestrator.failover.continuation import CARRIED, REFUSED
+from orchestrator.legs.bodies import LegBodies
 from orchestrator.wire.codec import JSON
-from orchestrator.wire.continuation import CARRIED, REFUSED
-from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.view import RequestView
 from tests.orchestrator.wire.cut_streams import Client, content_of, names_in, view_of
 from tests.orchestrator.wire.documents import joined
 from tests.real.ask import ANSWERS, LIMIT, PREFILL, chat, completion

@@ -14,7 +14,7 @@ from unittest import mock
 import msgspec
 
 from orchestrator.app import Orchestrator, Place
-from orchestrator.config import (
+from orchestrator.config.options import (
     LEASE_S,
     Config,
     HealthConfig,
@@ -23,16 +23,16 @@ from orchestrator.config import (
     OrchestratorConfig,
     PoolConfig,
 )
-from orchestrator.health import Introduction, ProbeFailed, Prober, ProbeRefused
-from orchestrator.ledger import KvLease, LeaseLedger
-from orchestrator.states import IN_SERVICE, WorkerState
-from orchestrator.states import Event as WorkerEvent
-from orchestrator.telemetry import LeaseState
+from orchestrator.legs.ledger import KvLease, LeaseLedger
+from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
 from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers import Worker
+from orchestrator.workers.health import Introduction, ProbeFailed, Prober, ProbeRefused
+from orchestrator.workers.registry import Worker
+from orchestrator.workers.states import IN_SERVICE, WorkerState
+from orchestrator.workers.states import Event as WorkerEvent
 from tests.simulation.client import MODEL
 from tests.simulation.engine import MAX_MODEL_LEN, Engine, World, handoff_name, kind_of, prompt_of
 from tests.simulation.language import number_of

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from orchestrator.relay import SWEEP_S
-from orchestrator.releases import END_LEG_S, GRACE_S, LAST_WORDS_S, LEAVE_S
-from orchestrator.telemetry import LeaseState
+from orchestrator.legs.releases import END_LEG_S, GRACE_S, LAST_WORDS_S, LEAVE_S
+from orchestrator.relay.scope import SWEEP_S
+from orchestrator.telemetry.counters import LeaseState
 from orchestrator.wire.usage import Kv
 from tests.simulation.client import Received, received
 from tests.simulation.cluster import LIMITS, Dispatch

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from orchestrator.record import RequestRecord
-from orchestrator.telemetry import LeaseState
+from orchestrator.telemetry.counters import LeaseState
+from orchestrator.telemetry.record import RequestRecord
 from tests.simulation.client import Client
 from tests.simulation.cluster import Cluster, Dispatch
 from tests.simulation.engine import Engine, Handoff, Leg

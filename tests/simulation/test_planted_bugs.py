@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from orchestrator.flow import Flow
-from orchestrator.handles import Lease
-from orchestrator.health import Prober
-from orchestrator.ledger import KvLease
-from orchestrator.pools import ROLES, Pools
-from orchestrator.relay import RequestScope
-from orchestrator.releases import Releases
-from orchestrator.retry import Retries
-from orchestrator.telemetry import Telemetry
+from orchestrator.failover.tokenize import Ids
+from orchestrator.legs.bodies import LegBodies
+from orchestrator.legs.ledger import KvLease
+from orchestrator.legs.releases import Releases
+from orchestrator.legs.retry import Retries
+from orchestrator.relay.flow import Flow
+from orchestrator.relay.scope import RequestScope
+from orchestrator.telemetry.counters import Telemetry
 from orchestrator.transport.answer import Answer
-from orchestrator.wire.legs import LegBodies
 from orchestrator.wire.sse import EventStream
-from orchestrator.wire.tokenize import Ids
 from orchestrator.wire.usage import Kv
+from orchestrator.workers.health import Prober
+from orchestrator.workers.pools import ROLES, Pools
+from orchestrator.workers.worker import Lease
 from tests.simulation.many import problems
 
 SEEDS = range(1000)
@@ -44,8 +44,8 @@ def no_release_for_a_prefill_that_has_just_ended(patch: pytest.MonkeyPatch) -> N
 
 
 def a_prefill_is_closed_and_not_ended(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("orchestrator.releases.GRACE_S", 0.0)
-    patch.setattr("orchestrator.releases.LAST_WORDS_S", ())
+    patch.setattr("orchestrator.legs.releases.GRACE_S", 0.0)
+    patch.setattr("orchestrator.legs.releases.LAST_WORDS_S", ())
 
 
 def a_decode_leg_is_dropped_and_taken_for_pulled(patch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def a_short_stream_looks_fine(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_error_event(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("orchestrator.relay.error_event", lambda body: b"")
+    patch.setattr("orchestrator.relay.scope.error_event", lambda body: b"")
 
 
 def a_stream_begins_again_after_bytes_were_sent(patch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,12 @@ from pathlib import Path
 import launch.bench
 
 # The transport and the SSE reader, and what they take and raise: a load tool needs a pooled client too.
-ALLOWED = ("orchestrator.transport", "orchestrator.wire.sse", "orchestrator.headers", "orchestrator.errors")
+ALLOWED = (
+    "orchestrator.transport",
+    "orchestrator.wire.sse",
+    "orchestrator.wire.headers",
+    "orchestrator.errors",
+)
 
 
 def imports(file: Path) -> set[str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import RoutingConfig
+from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing.planner import Plan, Planner
 from tests.orchestrator.cluster import registry_of

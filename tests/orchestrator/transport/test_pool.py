@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
-from orchestrator.headers import header_block
 from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.pool import MAX_OVERHEAD, PooledUpstream
+from orchestrator.wire.headers import header_block
 from tests.orchestrator.transport.harness import (
     HERE,
     PeerConnection,

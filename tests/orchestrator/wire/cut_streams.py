@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from orchestrator.wire.codec import JSON
-from orchestrator.wire.continuation import Continuation, ending_without_count, text_to_go_on_from
-from orchestrator.wire.continued_stream import ContinuedStream
-from orchestrator.wire.handoff import Handoff
-from orchestrator.wire.legs import LegBodies
-from orchestrator.wire.sse import DONE, EventStream, has_begun
-from orchestrator.wire.tokenize import (
+from orchestrator.api.view import RequestView, view_request
+from orchestrator.failover.continuation import Continuation, ending_without_count, text_to_go_on_from
+from orchestrator.failover.stream import ContinuedStream
+from orchestrator.failover.tokenize import (
     known_prompt_ids,
     known_sent_ids,
     tokenize_prompt,
     tokenize_text,
     tokenized,
 )
-from orchestrator.wire.transcript import Memory, Sent, Transcript
-from orchestrator.wire.view import RequestView, view_request
+from orchestrator.failover.transcript import Memory, Sent, Transcript
+from orchestrator.legs.bodies import LegBodies
+from orchestrator.legs.connectors.nixl import Handoff
+from orchestrator.wire.codec import JSON
+from orchestrator.wire.sse import DONE, EventStream, has_begun
 from tests.orchestrator.wire import sim_worker
 from tests.orchestrator.wire.documents import joined
 

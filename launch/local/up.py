@@ -1,0 +1,59 @@
+"""The command `baton up`: from a plan to a running cluster, and what the user sees of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from launch.exits import Exit
+from launch.local.logs import make_run_directory
+from launch.local.progress import make_progress
+from launch.local.supervise import Limits, supervise
+from launch.plan import Plan
+from launch.surroundings import taken_ports
+from orchestrator.config.options import Config
+
+DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
+
+
+def up(config: Config, plan: Plan) -> int:
+    """Blocks until a signal. Progress goes to stderr; stdout gets one line, once all is ready."""
+    taken = list(taken_ports(plan.processes))
+    if taken:
+        print("\n".join(taken), file=sys.stderr)
+        return Exit.START_FAILED
+    try:
+        directory = make_run_directory(os.environ, Path.cwd())
+    except OSError as error:
+        print(f"cannot make a directory for the logs: {error}", file=sys.stderr)
+        return Exit.START_FAILED
+    logs = {spec.name: str(directory / spec.log_name) for spec in plan.processes}
+    progress = make_progress(sys.stderr, logs)
+    for name in plan.elsewhere:
+        progress.say(f"{name} is on another machine: start it there with `baton worker`")
+    return asyncio.run(supervise(plan, directory, _limits(config), progress, lambda: _announce(config, plan)))
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        start_s=config.launch.start_timeout_s,
+        stop_worker_s=config.launch.stop_timeout_s,
+        stop_orchestrator_s=config.orchestrator.timeout_graceful_shutdown + DRAIN_MARGIN_S,
+    )
+
+
+def _announce(config: Config, plan: Plan) -> None:
+    """The ready line is alone on stdout, for scripts; the example is for people."""
+    print(f"ready: {plan.url}", flush=True)
+    print(f"try:\n  {curl_example(config, plan.url)}", file=sys.stderr, flush=True)
+
+
+def curl_example(config: Config, url: str) -> str:
+    question = {"role": "user", "content": "What is prefill?"}
+    body = json.dumps({"model": config.models[0].name, "messages": [question]})
+    key = "" if config.orchestrator.api_keys_file is None else ' -H "authorization: Bearer $KEY"'
+    return f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d {shlex.quote(body)}"

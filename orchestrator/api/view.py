@@ -1,0 +1,307 @@
+"""What the orchestrator decodes of a request: the fields that it routes on. Everything else stays bytes.
+
+One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view of the client's own bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from orchestrator.wire.codec import Parts, json_object
+from orchestrator.wire.shapes import StreamOptions
+
+# Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
+MAX_FIELDS: Final = 1000
+
+
+class InvalidRequest(ValueError):
+    """The client's document cannot be used. `param` names the field, if one is to blame."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class RequestView:
+    """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
+
+    __slots__ = ("common", "is_stream", "model", "own", "own_json", "shared", "wants_usage", "whole_reason")
+
+    def __init__(
+        self,
+        shared: dict[str, Raw],
+        common: Parts,
+        own: dict[str, Raw],
+        own_json: bytes,
+        model: str,
+        is_stream: bool,
+        wants_usage: bool,
+        whole_reason: str | None,
+    ) -> None:
+        """`shared`: the fields that all legs share, `common`: the same as one JSON object; `own`: the others
+        (`OWN`), `own_json` as well. `wants_usage`: the client asked for the usage event of a stream.
+        `whole_reason`: why no hand-off is possible; None if the request can go in two legs.
+        """
+        self.shared = shared
+        self.common = common
+        self.own = own
+        self.own_json = own_json
+        self.model = model
+        self.is_stream = is_stream
+        self.wants_usage = wants_usage
+        self.whole_reason = whole_reason
+
+    def with_own(self, own: dict[str, Raw]) -> RequestView:
+        """The same request with other fields of its own; none of those that the view itself tells."""
+        return RequestView(
+            self.shared,
+            self.common,
+            own,
+            _json.encode(own),
+            self.model,
+            self.is_stream,
+            self.wants_usage,
+            self.whole_reason,
+        )
+
+
+# The routed fields and their types. A wrong type is refused here, and so is a field given twice: the
+# orchestrator and the worker must not read two different values out of one document.
+ROUTED: Final[dict[str, Any]] = {
+    "model": str,
+    "stream": bool | None,
+    "stream_options": StreamOptions | None,
+    "max_tokens": int | None,
+    "max_completion_tokens": int | None,
+    "echo": bool | None,
+    "use_beam_search": bool | None,
+    "prompt_logprobs": int | None,
+}
+# Routed on by presence or shape; nobody here decodes their values.
+BY_SHAPE: Final = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
+
+# What makes an embedding's form; see `orchestrator.api.embeddings`.
+EMBEDDING_FORM: Final = frozenset({"encoding_format", "embed_dtype", "endianness"})
+
+# Fields in which a request's legs differ, or that a leg changes; all others are common to them.
+OWN: Final = EMBEDDING_FORM | frozenset(
+    {
+        "model",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "n",
+        "best_of",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "return_token_ids",
+        "kv_transfer_params",
+        "ec_transfer_params",
+    }
+)
+
+# Fields that can make a hand-off impossible, next to a limit of no tokens. Most requests have none of them.
+_MAY_NEED_ONE_WORKER: Final = frozenset(
+    {"use_beam_search", "prompt_logprobs", "echo", "prompt_embeds", "prompt"}
+)
+
+_ALL_ROUTED: Final = frozenset(ROUTED) | BY_SHAPE
+_DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in ROUTED.items()}
+_OWN_FIELDS: Final = [(name, kind, None) for name, kind in ROUTED.items() if name in OWN]
+# All routed fields among `OWN` in one pass, their types included.
+_ROUTED_OWN: Final = msgspec.json.Decoder(msgspec.defstruct("_RoutedOwn", _OWN_FIELDS))
+_json: Final = msgspec.json.Encoder()
+_TOP_LEVEL: Final = msgspec.json.Decoder(dict[str, Raw])
+_LIST: Final = msgspec.json.Decoder(list[Raw])
+_LITERALS: Final = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
+_SMALL: Final = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
+_WHITESPACE: Final = b" \t\n\r"
+
+
+def view_request(body: bytes) -> RequestView:
+    """Read the routing fields of an OpenAI request.
+
+    Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for a routed field of the
+    wrong type, and for one given twice (also when its name is spelt with escapes). A prompt that is a list
+    of one is unwrapped, because the KV cache of one prompt can be handed over.
+    """
+    is_small = len(body) <= _SMALL
+    fields = _decode_top_level(body, is_small=is_small)
+    shared = dict(fields)
+    own = {name: shared.pop(name) for name in OWN.intersection(fields)}
+    common, own_json = json_object(shared), _json.encode(own)
+    routed = _decode_routed(own_json, own)
+    if is_small and len(body) != _compact_length(len(common[0]), len(own_json)):
+        _refuse_duplicates(body)
+    whole_reason = None
+    if not _MAY_NEED_ONE_WORKER.isdisjoint(shared):
+        common, whole_reason = _look_closer(common, shared)
+    if routed.max_tokens == 0 or routed.max_completion_tokens == 0:
+        whole_reason = "no token asked for"
+    options = routed.stream_options
+    return RequestView(
+        shared,
+        common,
+        own,
+        own_json,
+        routed.model,
+        bool(routed.stream),
+        options is not None and bool(options.include_usage),
+        whole_reason,
+    )
+
+
+def _decode_top_level(body: bytes, *, is_small: bool) -> dict[str, Raw]:
+    """Key by key unless the body is small."""
+    if not body:
+        raise InvalidRequest("the request body is empty")
+    try:
+        if not body.isascii():
+            str(body, "utf-8")  # Raw values are not checked by the decoder
+        return _TOP_LEVEL.decode(body) if is_small else _decode_key_by_key(body)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the request body is not valid UTF-8 (byte {error.start})") from error
+    except RecursionError as error:
+        raise InvalidRequest("the request body is nested too deeply") from error
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, InvalidRequest):
+            raise error.__cause__ from None
+        raise InvalidRequest("the request body must be a JSON object") from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+
+
+def _decode_routed(own_json: bytes, own: Mapping[str, Raw]) -> Any:
+    """The routed fields among `OWN` as attributes, None for those that are not there."""
+    try:
+        routed: Any = _ROUTED_OWN.decode(own_json)
+    except msgspec.ValidationError:
+        for name in own.keys() & ROUTED.keys():
+            _decode_field(name, own[name])
+        raise
+    if not routed.model:
+        raise InvalidRequest("the field 'model' is required", "model")
+    return routed
+
+
+def _decode_field(name: str, raw: Raw) -> Any:
+    try:
+        return _DECODERS[name].decode(raw)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the field '{name}' is wrong: {error}", name) from error
+
+
+# --- one value per field ------------------------------------------------------------------------
+
+
+def _compact_length(common: int, own: int) -> int:
+    """Length of the document if it is written without white space, needless escapes and duplicates.
+
+    Each of these can only make the real document longer, so one of this length has none of them. `common`
+    and `own` are the lengths of its two halves as objects.
+    """
+    return common + own - 1 if common > 2 else own
+
+
+def _refuse_duplicates(body: bytes) -> None:
+    """Raise `InvalidRequest` if a routed field occurs twice in a small body."""
+    # No name occurs twice as a literal, and none can hide behind an escape.
+    if b"\\u" in body or any(body.count(literal) > 1 for literal in _LITERALS):
+        _decode_top_level(body, is_small=False)
+
+
+class _Key:
+    """A key that the decoder shows us once per occurrence."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class _KeyReader:
+    """Sees every key as the decoder comes to it; raises `InvalidRequest`. Of other fields the last wins."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._seen: set[str] = set()
+
+    def __call__(self, _kind: type, key: str) -> _Key:
+        self._count += 1
+        if self._count > MAX_FIELDS:
+            raise InvalidRequest(f"the request body has more than {MAX_FIELDS} fields")
+        if key in _ALL_ROUTED:
+            if key in self._seen:
+                raise InvalidRequest(f"the field '{key}' is given twice", key)
+            self._seen.add(key)
+        return _Key(key)
+
+
+def _decode_key_by_key(body: bytes) -> dict[str, Raw]:
+    """The top level, given up at the first mistake: a large body can have a million fields.
+
+    `ValidationError` if it is no object, and with an `InvalidRequest` as its cause.
+    """
+    fields = msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=_KeyReader())
+    return {key.name: raw for key, raw in fields.items()}
+
+
+# --- what cannot be handed over -----------------------------------------------------------------
+
+
+def _look_closer(common: Parts, shared: dict[str, Raw]) -> tuple[Parts, str | None]:
+    """The common part with a prompt that is a list of one unwrapped; why no hand-off is possible, if so."""
+    if "prompt" in shared:
+        prompt = _unwrap_single(shared["prompt"])
+        if prompt is not shared["prompt"]:
+            shared["prompt"] = prompt
+            common = json_object(shared)
+    return common, _whole_reason(shared)
+
+
+def _whole_reason(shared: Mapping[str, Raw]) -> str | None:
+    """Why this request must be served by one worker; with a hand-off it would be answered wrongly."""
+    routed = {name: _decode_field(name, shared[name]) for name in ROUTED.keys() & shared.keys()}
+    if routed.get("use_beam_search"):
+        return "beam search"
+    if routed.get("prompt_logprobs") is not None:
+        return "prompt_logprobs"
+    if routed.get("echo"):
+        return "echo"
+    if "prompt_embeds" in shared and not _is_null(shared["prompt_embeds"]):
+        return "prompt_embeds"
+    if "prompt" in shared and _holds_several_prompts(shared["prompt"]):
+        return "several prompts"
+    return None
+
+
+def _is_null(raw: Raw) -> bool:
+    return len(raw) == 4 and bytes(raw) == b"null"
+
+
+def _second_level_start(raw: Raw) -> bytes:
+    """The first byte inside an array that is not white space; b"" if the value is no array."""
+    view = memoryview(raw)
+    if view[0] != 0x5B:
+        return b""
+    return bytes(view[1:64]).lstrip(_WHITESPACE)[:1]
+
+
+def _holds_several_prompts(prompt: Raw) -> bool:
+    """Several strings or several lists of ids. A list of numbers is one prompt of token ids."""
+    return _second_level_start(prompt) in (b'"', b"[", b"]")
+
+
+def _unwrap_single(prompt: Raw) -> Raw:
+    if _second_level_start(prompt) not in (b'"', b"["):
+        return prompt
+    prompts = _LIST.decode(prompt)
+    return prompts[0] if len(prompts) == 1 else prompt

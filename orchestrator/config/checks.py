@@ -1,0 +1,283 @@
+"""What no single value of the config can tell: how values fit each other, and whether files are there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
+from urllib.parse import urlsplit
+
+from orchestrator.config.addresses import is_loopback, machine, worker_addresses
+from orchestrator.config.keys import KeyFileError, KeyRing
+from orchestrator.config.options import (
+    WILDCARDS,
+    Config,
+    ModelConfig,
+    OrchestratorConfig,
+    PoolConfig,
+    TlsConfig,
+    WorkerConfig,
+    split_address,
+)
+from orchestrator.config.yaml12 import Path
+from orchestrator.wire.info import Role
+
+# What the plan sets for each worker; a second value would contradict the first without a word.
+RESERVED_ARGS = {
+    "--host": "set workers: [{host: ...}]",
+    "--port": "set workers: [{port: ...}]",
+    "--model": "set the model's path",
+    "--served-model-name": "set served_model",
+}
+RESERVED_CONNECTOR = {"--kv-transfer-config": "the role decides it"}
+SECRET_ARGS = {
+    "--api-key": "every user of the machine can read it there: set BATON_WORKER_API_KEY in the environment",
+    "--hf-token": "every user of the machine can read it there: set HF_TOKEN in the environment",
+}
+RESERVED_ENV = {
+    "VLLM_NIXL_SIDE_CHANNEL_HOST": "set workers: [{host: ...}]",
+    "VLLM_NIXL_SIDE_CHANNEL_PORT": "set workers: [{side_channel_port: ...}]",
+    "BATON_ROLE": "the pool decides it",
+    "BATON_MODEL": "the model's name decides it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One mistake. `path` is where to look, or what is absent there.
+
+    It means nothing if a value beside `path`, or beside one of `also`, is already refused.
+    """
+
+    path: Path
+    message: str
+    also: tuple[Path, ...] = ()
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """All mistakes, in no order. Looks at the file system, at nothing else outside the config."""
+    yield from _open_to_strangers(config)
+    yield from _drain(config.orchestrator)
+    yield from _files(config)
+    yield from _model_names(config)
+    for index, model in enumerate(config.models):
+        yield from _pools(("models", index), model)
+    yield from _addresses(config)
+
+
+# --- the orchestrator -------------------------------------------------------------------------------
+
+
+def _open_to_strangers(config: Config) -> Iterator[Finding]:
+    orchestrator = config.orchestrator
+    if orchestrator.api_keys_file is not None or orchestrator.insecure_no_auth:
+        return
+    for key, address in (("listen", orchestrator.listen), ("admin", orchestrator.admin)):
+        if address is not None and not is_loopback(split_address(address)[0]):
+            message = f"{address} is open to other machines: give api_keys_file, or insecure_no_auth: true"
+            yield Finding(("orchestrator", key), message)
+
+
+def _drain(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
+    path: Path = ("orchestrator", "drain_notice_s")
+    limit: Path = ("orchestrator", "timeout_graceful_shutdown")
+    if orchestrator.drain_notice_s > orchestrator.timeout_graceful_shutdown:
+        yield Finding(path, "drain_notice_s is longer than timeout_graceful_shutdown", also=(limit,))
+
+
+def _files(config: Config) -> Iterator[Finding]:
+    orchestrator = config.orchestrator
+    if orchestrator.api_keys_file is not None:
+        yield from _key_file(("orchestrator", "api_keys_file"), orchestrator.api_keys_file)
+    if orchestrator.tls is not None:
+        yield from _key_pair(("orchestrator", "tls"), orchestrator.tls)
+
+
+def _key_file(path: Path, name: str) -> Iterator[Finding]:
+    unreadable = list(_readable(path, name))
+    yield from unreadable
+    if not unreadable:
+        try:
+            KeyRing.load(name)
+        except KeyFileError as error:
+            yield from (Finding(path, problem) for problem in error.problems)
+
+
+def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
+    unreadable = [*_readable((*path, "cert"), tls.cert), *_readable((*path, "key"), tls.key)]
+    yield from unreadable
+    if not unreadable:
+        try:
+            # Without a password OpenSSL would ask for one on the terminal.
+            SSLContext(PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password=lambda: "")
+        except SSLError as error:
+            why = error.reason or str(error)
+            yield Finding(path, f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}")
+
+
+def _readable(path: Path, name: str) -> Iterator[Finding]:
+    try:
+        with FilePath(name).open("rb"):
+            return
+    except OSError as error:
+        yield Finding(path, f"cannot read {name}: {error.strerror}")
+
+
+# --- models and pools -------------------------------------------------------------------------------
+
+
+def _model_names(config: Config) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for index, model in enumerate(config.models):
+        earlier = first.setdefault(model.name, index)
+        if earlier != index:
+            yield Finding(("models", index, "name"), f"models.{earlier} has the name {model.name!r} too")
+
+
+def _pools(path: Path, model: ModelConfig) -> Iterator[Finding]:
+    yield from _roles(path, model)
+    yield from _engines(path, model)
+    yield from _model_path(path, model)
+    for role, pool in model.pools():
+        yield from _useless(path, role, pool)
+        yield from _overridden((*path, role), role, pool)
+        for index, worker in enumerate(pool.workers or ()):
+            yield from _overridden((*path, role, "workers", index), role, worker)
+            yield from _useless_gpus((*path, role, "workers", index), pool, worker)
+
+
+def _roles(path: Path, model: ModelConfig) -> Iterator[Finding]:
+    if (model.prefill is None) != (model.decode is None):
+        given, absent = ("prefill", "decode") if model.decode is None else ("decode", "prefill")
+        yield Finding((*path, given), f"{model.name!r} has {given} workers and no {absent} workers")
+    elif model.prefill is None and model.both is None:
+        yield Finding((*path, "prefill"), f"{model.name!r} has no workers: give prefill and decode, or both")
+
+
+def _engines(path: Path, model: ModelConfig) -> Iterator[Finding]:
+    pair = (model.prefill, model.decode)
+    if any(pool is None or not pool.is_managed for pool in pair):
+        return
+    prefill, decode = (pool.engine for pool in pair if pool is not None)
+    if prefill != decode:
+        message = (
+            f"prefill is {prefill}, so decode must be {prefill} too: engines hand over only to their like"
+        )
+        yield Finding((*path, "decode", "engine"), message, also=((*path, "prefill", "engine"),))
+
+
+def _model_path(path: Path, model: ModelConfig) -> Iterator[Finding]:
+    managed = {role: pool for role, pool in model.pools() if pool.is_managed and pool.engine == "vllm"}
+    if not managed:
+        return
+    if model.path is None:
+        message = f"{model.name!r} has no path: vLLM needs a directory or a hub name to start from"
+        yield Finding((*path, "path"), message, also=tuple((*path, role, "engine") for role in managed))
+    elif (
+        _is_needed_here(managed.values())
+        and not is_hub_name(model.path)
+        and not FilePath(model.path).exists()
+    ):
+        yield Finding((*path, "path"), f"no such directory: {model.path}")
+
+
+def _is_needed_here(pools: Iterable[PoolConfig]) -> bool:
+    return any(is_loopback(worker.host) for pool in pools for worker in pool.workers or [WorkerConfig()])
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path that is not there may be meant as ORG/NAME."""
+    return path.count("/") == 1 and path[0].isalnum() and not path.endswith("/")
+
+
+def _useless(path: Path, role: Role, pool: PoolConfig) -> Iterator[Finding]:
+    given = pool.model_fields_set
+    if role == "prefill" and "seats" in given:
+        yield Finding((*path, role, "seats"), "seats has no effect on prefill workers: give it to decode")
+    if not pool.is_managed:
+        for key in sorted(given - {"urls", "served_model", "seats"}):
+            yield Finding(
+                (*path, role, key), f"{key} has no effect on urls: Baton does not start these workers"
+            )
+    elif pool.engine == "sim":
+        for key in sorted(given & {"device", "gpus_per_replica"}):
+            yield Finding((*path, role, key), f"{key} has no effect on the simulated engine")
+    elif "sim" in given:
+        yield Finding((*path, role, "sim"), "sim has no effect without engine: sim")
+
+
+def _useless_gpus(path: Path, pool: PoolConfig, worker: WorkerConfig) -> Iterator[Finding]:
+    if worker.gpus is not None and (pool.engine == "sim" or pool.device == "cpu"):
+        why = "the simulated engine" if pool.engine == "sim" else "device: cpu"
+        yield Finding((*path, "gpus"), f"gpus has no effect on {why}")
+
+
+def _overridden(path: Path, role: Role, settings: PoolConfig | WorkerConfig) -> Iterator[Finding]:
+    reserved = RESERVED_ARGS if role == "both" else RESERVED_ARGS | RESERVED_CONNECTOR
+    for index, arg in enumerate(settings.args):
+        option = arg.split("=", 1)[0].replace("_", "-")
+        if option in reserved:
+            yield Finding((*path, "args", index), f"{option} cannot be given here: {reserved[option]}")
+        elif option in SECRET_ARGS:
+            yield Finding((*path, "args", index), f"{option} cannot be given here: {SECRET_ARGS[option]}")
+    for name in settings.env.keys() & RESERVED_ENV.keys():
+        yield Finding((*path, "env", name), f"{name} cannot be given here: {RESERVED_ENV[name]}")
+
+
+# --- who listens where ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    path: Path
+    host: str
+    port: int
+    owner: str  # workers that Baton never starts may serve several models, so only their own counts
+
+    def excludes(self, other: _Listener) -> bool:
+        hosts = {self.host, other.host}
+        return bool(hosts & WILDCARDS) or len({machine(host) for host in hosts}) == 1
+
+
+def _addresses(config: Config) -> Iterator[Finding]:
+    by_port: dict[int, list[_Listener]] = defaultdict(list)
+    for listener in (*_own(config), *_given(config)):
+        for earlier in by_port[listener.port]:
+            is_shared_url = earlier.owner != listener.owner and "" not in (earlier.owner, listener.owner)
+            if listener.excludes(earlier) and not is_shared_url:
+                message = f"{listener.host} port {listener.port} is taken by {dotted(earlier.path)}"
+                yield Finding(listener.path, message, also=(earlier.path,))
+                break
+        by_port[listener.port].append(listener)
+    try:
+        worker_addresses(config)
+    except ValueError as error:
+        yield Finding(("base_port",), str(error))
+
+
+def _own(config: Config) -> Iterator[_Listener]:
+    for key, address in (("listen", config.orchestrator.listen), ("admin", config.orchestrator.admin)):
+        if address is not None and split_address(address)[1] != 0:
+            yield _Listener(("orchestrator", key), *split_address(address), owner="")
+
+
+def _given(config: Config) -> Iterator[_Listener]:
+    for index, model in enumerate(config.models):
+        for role, pool in model.pools():
+            path: Path = ("models", index, role)
+            for place, url in enumerate(pool.urls or ()):
+                yield _Listener(
+                    (*path, "urls", place), *split_address(urlsplit(url).netloc), owner=model.name
+                )
+            for place, worker in enumerate(pool.workers or ()):
+                for key in ("port", "side_channel_port"):
+                    port = getattr(worker, key)
+                    if port is not None:
+                        yield _Listener((*path, "workers", place, key), worker.host, port, owner="")
+
+
+def dotted(path: Path) -> str:
+    """As `--set` takes it: `models.0.prefill`."""
+    return ".".join(str(key) for key in path)

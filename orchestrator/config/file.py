@@ -1,0 +1,284 @@
+"""From a file and `--set` overrides to a `Config`, or to all mistakes at once, each with its place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from orchestrator.config.checks import Finding, findings
+from orchestrator.config.options import Config, ModelConfig, OrchestratorConfig
+from orchestrator.config.yaml12 import MAX_BYTES, Mark, Node, Path, Problem, YamlError, parse
+
+PARENTS_SEARCHED = 2  # above the config file's directory: configs/x.yaml and the project's root
+
+
+class ConfigErrors(Exception):
+    """`problems` holds all mistakes in the order of the file, at least one; each is one line as text."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(dict.fromkeys(sorted(problems)))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The config in the file at `path` with each `key.path=value` of `overrides` put over it.
+
+    Relative file names in it are resolved (see `_found`). Raises `ConfigErrors`.
+    """
+    try:
+        root = parse(_content(path), path)
+    except YamlError as error:
+        raise ConfigErrors(error.problems) from error
+    root = _overridden(root, overrides)
+    config, refused = _validated(root)
+    problems = [_problem(root, *place_and_message) for place_and_message in refused]
+    if config is not None:
+        config = _with_found_files(config, FilePath(path).parent)
+        fresh = (finding for finding in findings(config) if not _is_void(finding, refused))
+        problems += [_problem(root, finding.path, finding.message) for finding in fresh]
+    if problems or config is None:
+        raise ConfigErrors(problems)
+    return config
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the file, for `baton schema` and for editors."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return dialect | Config.model_json_schema() | {"title": "Baton configuration"}
+
+
+def _content(path: str) -> bytes:
+    try:
+        with FilePath(path).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigErrors([Problem(Mark(path), error.strerror or str(error))]) from error
+
+
+# --- overrides --------------------------------------------------------------------------------------
+
+
+def _overridden(root: Node, overrides: Sequence[str]) -> Node:
+    problems: list[Problem] = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        mark = Mark(f"--set {key}")
+        if not equals or not all(key.split(".")):
+            problems.append(Problem(mark, "expected KEY.PATH=VALUE"))
+            continue
+        try:
+            root = root.replaced(_path(key), parse(value, mark.source, is_located=False))
+        except YamlError as error:
+            problems += error.problems
+        except LookupError as error:
+            problems.append(Problem(mark, error.args[0]))
+    if problems:
+        raise ConfigErrors(problems)
+    return root
+
+
+def _path(key: str) -> Path:
+    return tuple(int(part) if part.isascii() and part.isdigit() else part for part in key.split("."))
+
+
+# --- shapes -----------------------------------------------------------------------------------------
+
+_Refusal = tuple[Path, str]
+
+
+def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
+    """The config, and what was refused. What is refused is left out, so that the rest can be checked too;
+    None if nothing sensible remains."""
+    data = root.data()
+    try:
+        return Config.model_validate(data), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    refused = [(path, message) for detail in details for path, message in _refusals(detail)]
+    for detail in details:
+        _leave_out(data, detail)
+    try:
+        return Config.model_validate(data), refused
+    except ValidationError:
+        return None, refused
+
+
+def _leave_out(data: Any, detail: ErrorDetails) -> None:
+    path = _key_path(detail["loc"])  # without an item the others would change their places
+    if not path or detail["type"] == "missing":
+        return
+    *way, last = path
+    for key in way:
+        data = data[key]
+    if isinstance(data, dict):
+        data.pop(last, None)
+
+
+def _key_path(path: Path) -> Path:
+    """`path` without indexes at its end."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    return path
+
+
+def _is_void(finding: Finding, refused: Sequence[_Refusal]) -> bool:
+    """Whether a mistake may only follow from another one: from a refused value beside it or above it."""
+    places = [_key_path(path)[:-1] for path, _ in refused]
+    return any(_is_inside(path, place) for path in (finding.path, *finding.also) for place in places if place)
+
+
+def _is_inside(path: Path, place: Path) -> bool:
+    return len(path) > len(place) and path[: len(place)] == place
+
+
+def _problem(root: Node, path: Path, message: str) -> Problem:
+    return Problem(root.find(path).mark, message)
+
+
+_EXPECTED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def _refusals(detail: ErrorDetails) -> Iterator[_Refusal]:
+    """One error of pydantic in our words."""
+    path: Path = detail["loc"]
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    name = _name(path)
+    if kind == "extra_forbidden":
+        yield path, f"unknown key {path[-1]!r}{_instead(str(path[-1]), _known_keys(path[:-1]), 'known keys')}"
+    elif kind == "missing":
+        yield path, f"{path[-1]!r} is missing"
+    elif kind == "literal_error":
+        allowed = _allowed(path)
+        yield path, f"{name}: {_shown(value)} is not possible{_instead(str(value), allowed, 'allowed')}"
+    elif kind in _EXPECTED:
+        yield path, f"{name}: expected {_EXPECTED[kind]}, got {_shown(value)}"
+    elif kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        yield path, f"{name}: must be {words} {context[key]:g}, got {_shown(value)}"
+    elif kind in ("too_short", "string_too_short"):
+        yield path, f"{name}: must not be empty"
+    elif kind == "value_error":
+        yield path, f"{name}: {context['error']}"
+    else:
+        yield path, f"{name}: {detail['msg']}"
+
+
+def _name(path: Path) -> str:
+    """The last key, with the index of an item: `args[1]`."""
+    if not path:
+        return "the file"
+    if isinstance(path[-1], int) and len(path) > 1:
+        return f"{path[-2]}[{path[-1]}]"
+    return str(path[-1])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _instead(given: str, possible: Sequence[str], title: str) -> str:
+    nearest = difflib.get_close_matches(given, possible, n=1)
+    hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+    return f"{hint} ({title}: {', '.join(possible)})" if title == "allowed" or not nearest else hint
+
+
+def _known_keys(path: Path) -> Sequence[str]:
+    field = _field_at(path)
+    model = Config if field is None else _model_in(field.annotation)
+    return tuple(model.model_fields) if model is not None else ()
+
+
+def _allowed(path: Path) -> Sequence[str]:
+    field = _field_at(path)
+    return [str(value) for value in _literals(field.annotation)] if field is not None else []
+
+
+def _field_at(path: Path) -> FieldInfo | None:
+    """The declaration of the last key in `path`; None for the root."""
+    model: type[BaseModel] | None = Config
+    field = None
+    for key in path:
+        if isinstance(key, str) and model is not None:
+            field = model.model_fields[key]
+            model = _model_in(field.annotation)
+    return field
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model of a field's type: of `PoolConfig | None` or `list[ModelConfig]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((found for arg in get_args(annotation) if (found := _literals(arg))), ())
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def _with_found_files(config: Config, folder: FilePath) -> Config:
+    models = [_with_found_model(model, folder) for model in config.models]
+    orchestrator = _with_found_secrets(config.orchestrator, folder)
+    return config.model_copy(update={"models": models, "orchestrator": orchestrator})
+
+
+def _with_found_model(model: ModelConfig, folder: FilePath) -> ModelConfig:
+    return model if model.path is None else model.model_copy(update={"path": _found(model.path, folder)})
+
+
+def _with_found_secrets(orchestrator: OrchestratorConfig, folder: FilePath) -> OrchestratorConfig:
+    update: dict[str, Any] = {}
+    if orchestrator.api_keys_file is not None:
+        update["api_keys_file"] = _found(orchestrator.api_keys_file, folder)
+    if orchestrator.tls is not None:
+        tls = orchestrator.tls
+        pair = {"cert": _found(tls.cert, folder), "key": _found(tls.key, folder)}
+        update["tls"] = tls.model_copy(update=pair)
+    return orchestrator.model_copy(update=update)
+
+
+def _found(name: str, folder: FilePath) -> str:
+    """A relative name as seen from the current directory, else from the config file's directory or the two
+    above it, whichever has it first; as it was if none has it (a hub name, or a mistake)."""
+    path = FilePath(name).expanduser()
+    if path.exists() or path.is_absolute():
+        return str(path)
+    here = folder.resolve()
+    places = (here, *here.parents[:PARENTS_SEARCHED])
+    return next((str(place / path) for place in places if (place / path).exists()), name)

@@ -1,0 +1,315 @@
+"""Names and labels for the numbers: what `/metrics` shows, rendered with prometheus-client from flat rows.
+
+All series exist before the first request, and every label comes from the config or from a fixed list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import accumulate, product
+
+from prometheus_client import ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from orchestrator.config.options import Config
+from orchestrator.telemetry.counters import (
+    LAG_BOUNDS,
+    QUEUE_UNITS,
+    STAGE_BOUNDS,
+    STAGES,
+    FallbackReason,
+    Layout,
+    LeaseState,
+    RejectReason,
+    RetryReason,
+    histogram_cells,
+)
+from orchestrator.transport.base import UpstreamStats
+from orchestrator.wire.usage import Kv
+from orchestrator.workers.registry import WorkerState, WorkerStatus
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ProcessState(StrEnum):
+    STARTING = "starting"
+    SERVING = "serving"
+    RETIRING = "retiring"  # another one is to serve in its place
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One data-plane process at one moment."""
+
+    index: int  # its place; one that retires and the one that follows it share it
+    pid: int
+    state: ProcessState
+    in_flight: int  # requests
+
+
+class ProcessEnd(StrEnum):
+    """Why a process that had served ended, as long as nobody stopped the orchestrator."""
+
+    RECYCLED = "recycled"
+    DIED = "died"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the collector looks, at the time of each rendering. `counts` gives one row or a sum of rows."""
+
+    layout: Layout
+    counts: Callable[[], Sequence[int]]
+    workers: Callable[[], Sequence[WorkerStatus]]
+    upstream: Callable[[], UpstreamStats]
+    processes: Callable[[], Sequence[ProcessStatus]]
+    ends: Callable[[], Mapping[ProcessEnd, int]]
+    info: Callable[[], Mapping[str, str]]
+
+
+class BatonCollector(Collector):
+    """Turns the sources into metric families."""
+
+    def __init__(self, config: Config, sources: Sources) -> None:
+        self._sources = sources
+        self._layout = sources.layout
+        self._processes = config.orchestrator.processes
+        self._pools = [
+            (model.name, role)
+            for model in config.models
+            for role in ("prefill", "decode", "both")
+            if getattr(model, role) is not None
+        ]
+
+    def collect(self) -> Iterator[Metric]:
+        row = list(self._sources.counts())  # one moment for all families
+        yield self._info()
+        yield self._requests(row)
+        yield self._in_flight(row)
+        yield self._stages(row)
+        yield self._errors(row)
+        yield self._kv_transfers(row)
+        yield self._fallbacks(row)
+        yield self._retries(row)
+        yield from self._queues(row)
+        yield self._rejections(row)
+        yield from self._leases(row)
+        yield self._loop_lag(row)
+        statuses = self._sources.workers()
+        yield self._workers(statuses)
+        yield self._worker_in_flight(statuses)
+        yield from self._upstream(self._sources.upstream())
+        yield self._process_in_flight(self._sources.processes())
+        yield self._process_ends(self._sources.ends())
+
+    def _info(self) -> Metric:
+        return InfoMetricFamily("baton", "What runs here.", value=dict(self._sources.info()))
+
+    def _requests(self, row: list[int]) -> Metric:
+        layout = self._layout
+        family = CounterMetricFamily(
+            "baton_requests", "Requests that ended, by HTTP status.", labels=("model", "endpoint", "code")
+        )
+        labels = product(layout.models, layout.endpoints, layout.statuses)
+        for cell, names in enumerate(labels, layout.requests):
+            family.add_metric(names, row[cell])
+        return family
+
+    def _in_flight(self, row: list[int]) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_requests_in_flight", "Requests that have not ended.", labels=("model",)
+        )
+        for cell, model in enumerate(self._layout.models, self._layout.in_flight):
+            family.add_metric((model,), row[cell])
+        return family
+
+    def _stages(self, row: list[int]) -> Metric:
+        family = HistogramMetricFamily(
+            "baton_request_stage_seconds",
+            "Time per stage: queue, prefill, decode to the first byte of the answer, total.",
+            labels=("model", "stage"),
+        )
+        pairs = product(enumerate(self._layout.models), enumerate(STAGES))
+        for (model_index, model), (stage_index, stage) in pairs:
+            cell = self._layout.stage_cell(model_index, stage_index)
+            _add_histogram(family, (model, stage), row, cell, STAGE_BOUNDS)
+        return family
+
+    def _errors(self, row: list[int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_errors",
+            "Requests that ended in an error, by its code; also streams that failed after a 200.",
+            labels=("code",),
+        )
+        return _add_row(family, row, self._layout.errors, self._layout.error_codes)
+
+    def _kv_transfers(self, row: list[int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_kv_transfers", "Answered requests, by what became of the KV cache.", labels=("outcome",)
+        )
+        outcomes = [kv.name.lower() for kv in Kv if kv is not Kv.NONE]
+        return _add_row(family, row, self._layout.kv + 1, outcomes)
+
+    def _fallbacks(self, row: list[int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_transport_fallbacks",
+            "Bodies sent as JSON although msgpack was asked for.",
+            labels=("reason",),
+        )
+        return _add_row(family, row, self._layout.fallbacks, [r.name.lower() for r in FallbackReason])
+
+    def _retries(self, row: list[int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_upstream_retries", "Work sent to a worker again after a failure.", labels=("reason",)
+        )
+        return _add_row(family, row, self._layout.retries, [r.name.lower() for r in RetryReason])
+
+    def _queues(self, row: list[int]) -> Iterator[Metric]:
+        layout = self._layout
+        for place, unit in enumerate(QUEUE_UNITS):
+            family = GaugeMetricFamily(
+                f"baton_queue_{unit}",
+                f"What waits for a seat on a decode worker, in {unit}.",
+                labels=("model",),
+            )
+            for index, model in enumerate(layout.models[:-1]):
+                family.add_metric((model,), row[layout.queue_cell(index) + place])
+            yield family
+        yield GaugeMetricFamily(
+            "baton_held_bytes", "Of open requests, and of answers not yet sent.", value=row[layout.held_bytes]
+        )
+
+    def _rejections(self, row: list[int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_requests_rejected", "Requests sent away before any work on them.", labels=("reason",)
+        )
+        return _add_row(family, row, self._layout.rejections, [r.name.lower() for r in RejectReason])
+
+    def _leases(self, row: list[int]) -> Iterator[Metric]:
+        layout = self._layout
+        open_leases = GaugeMetricFamily(
+            "baton_kv_leases",
+            "Finished prefills that pin KV blocks: for a leg to come, or for one that has not answered yet.",
+            labels=("state",),
+        )
+        ended = CounterMetricFamily(
+            "baton_kv_leases_ended", "Finished prefills by how their KV blocks got free.", labels=("state",)
+        )
+        for state in LeaseState:
+            family = open_leases if state < LeaseState.CONSUMED else ended
+            family.add_metric((state.name.lower(),), row[layout.leases + state])
+        yield open_leases
+        yield ended
+        yield CounterMetricFamily(
+            "baton_kv_leases_leaked",
+            "Finished prefills that nobody looked after any more. Stays 0.",
+            value=row[layout.leases_leaked],
+        )
+
+    def _loop_lag(self, row: list[int]) -> Metric:
+        family = HistogramMetricFamily(
+            "baton_event_loop_lag_seconds", "How late the event loop calls what is due.", labels=()
+        )
+        _add_histogram(family, (), row, self._layout.lag, LAG_BOUNDS)
+        return family
+
+    def _workers(self, statuses: Sequence[WorkerStatus]) -> Metric:
+        family = GaugeMetricFamily("baton_workers", "Workers, by state.", labels=("model", "role", "state"))
+        added = ((status.address.model, status.address.role) for status in statuses)
+        for (model, role), state in product(dict.fromkeys((*self._pools, *added)), WorkerState):
+            family.add_metric(
+                (model, role, state),
+                sum((w.address.model, w.address.role, w.state) == (model, role, state) for w in statuses),
+            )
+        return family
+
+    def _worker_in_flight(self, statuses: Sequence[WorkerStatus]) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_worker_in_flight", "Legs that a worker is serving.", labels=("worker",)
+        )
+        for status in statuses:
+            family.add_metric((status.address.name,), status.in_flight)
+        return family
+
+    def _upstream(self, stats: UpstreamStats) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "baton_upstream_connections", "Open connections to workers.", labels=("state",)
+        )
+        family.add_metric(("idle",), stats.idle)
+        family.add_metric(("busy",), stats.busy)
+        yield family
+        for name, what, value in (
+            ("connects", "Connections opened to workers.", stats.connects),
+            ("reuses", "Legs that started on an idle connection.", stats.reuses),
+            ("reconnects", "Legs sent again, as a reused connection was closed.", stats.retries),
+        ):
+            yield CounterMetricFamily(f"baton_upstream_{name}", what, value=value)
+
+    def _process_in_flight(self, processes: Sequence[ProcessStatus]) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_process_requests_in_flight",
+            "Requests that a data-plane process is serving.",
+            labels=("process",),
+        )
+        for index in range(self._processes):
+            in_flight = sum(process.in_flight for process in processes if process.index == index)
+            family.add_metric((str(index),), in_flight)
+        return family
+
+    def _process_ends(self, ends: Mapping[ProcessEnd, int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_process_ends", "Data-plane processes that another one replaced.", labels=("reason",)
+        )
+        for reason in ProcessEnd:
+            family.add_metric((reason,), ends.get(reason, 0))
+        return family
+
+
+def _add_row(family: CounterMetricFamily, row: list[int], first: int, names: Iterable[str]) -> Metric:
+    for cell, name in enumerate(names, first):
+        family.add_metric((name,), row[cell])
+    return family
+
+
+def _add_histogram(
+    family: HistogramMetricFamily, labels: Sequence[str], row: list[int], cell: int, bounds: Sequence[float]
+) -> None:
+    last = cell + histogram_cells(bounds) - 1
+    names = (*map(str, bounds), "+Inf")
+    family.add_metric(
+        labels, list(zip(names, accumulate(row[cell:last]), strict=True)), sum_value=row[last] / 1e6
+    )
+
+
+async def render(collectors: Iterable[Collector]) -> bytes:
+    """The text format, a family per turn of the event loop: all at once would stall open requests."""
+    parts: list[bytes] = []
+    for collector in collectors:
+        for family in collector.collect():
+            parts.append(generate_latest(_OneFamily(family)))
+            await asyncio.sleep(0)
+    return b"".join(parts)
+
+
+class _OneFamily(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
+
+
+def process_collector() -> Collector:
+    """Memory, CPU seconds, file descriptors and start time of this process; nothing outside Linux."""
+    return ProcessCollector(registry=None)

@@ -1,0 +1,236 @@
+"""A changed config file, applied to what runs: all of its changes, or none.
+
+What is not in `CHANGEABLE` needs a restart: a file that changes it, too, is refused as a whole. Requests
+under way keep their deadlines; connections of clients keep the limits that they were opened with.
+
+Workers are changed only where they are `urls`: those that Baton starts belong to whoever starts them. A
+worker that stays keeps its name; what was added or removed at `/admin/workers` stays as it is, unless the
+file changes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+from orchestrator.config.addresses import WorkerAddress, unmanaged
+from orchestrator.config.file import ConfigErrors, load_config
+from orchestrator.config.keys import KeyRing
+from orchestrator.config.options import Config, PoolConfig
+from orchestrator.errors import Conflict
+from orchestrator.wire.info import Role
+from orchestrator.workers.registry import Registry, Worker
+
+KEYS_FILE = "orchestrator.api_keys_file"
+CHANGEABLE = (
+    KEYS_FILE,  # which file, and what is in it
+    "orchestrator.limits.body_*",
+    "orchestrator.limits.client_write_timeout_s",
+    "orchestrator.limits.first_byte_timeout_s",
+    "orchestrator.limits.header_timeout_s",
+    "orchestrator.limits.leg_silence_s",
+    "orchestrator.limits.max_answer_bytes",
+    "orchestrator.limits.max_body_bytes",
+    "orchestrator.limits.request_timeout_s",
+    "orchestrator.limits.stream_idle_timeout_s",
+    "models.*.urls",
+    "routing.prefill",
+    "routing.decode",
+    "routing.disaggregate",
+    "routing.tokenize_once",
+    "routing.kv_missing",
+    "health.*",
+)
+
+_log = logging.getLogger("baton.reload")
+
+
+class ConfigRefused(Conflict):
+    """Nothing was changed. The message has a line per mistake."""
+
+    code = "config_refused"
+
+
+class Target(Protocol):
+    """What runs by a config: `app.Orchestrator`, or `supervisor.Supervisor` for several processes."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def keys(self) -> KeyRing | None: ...
+
+    @property
+    def registry(self) -> Registry:
+        """The one that decides who is there."""
+        ...
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by `config` from now on, but for its workers. Cannot fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSource:
+    """Where the config came from."""
+
+    path: str
+    overrides: Sequence[str] = ()
+
+
+class Reloader:
+    """Belongs to the event loop of its target."""
+
+    def __init__(self, source: ConfigSource, target: Target) -> None:
+        self._source = source
+        self._target = target
+        self._is_reloading = asyncio.Lock()
+        self._asked: set[asyncio.Task[None]] = set()
+
+    def reload_soon(self) -> None:
+        """What a signal asks for; the log tells what came of it."""
+        task = asyncio.create_task(self._reload_and_log())
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+
+    async def _reload_and_log(self) -> None:
+        try:
+            changed = await self.reload()
+        except Conflict as error:
+            for line in error.message.splitlines():
+                _log.error("not reloaded: %s", line)
+        else:
+            _log.info("reloaded: %s", ", ".join(changed) or "nothing has changed")
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the file again and apply it; returns the keys that have changed. Raises `Conflict`."""
+        async with self._is_reloading:
+            config, keys = await asyncio.to_thread(self._read)  # a long file takes its time to parse
+            return self._apply(config, keys)
+
+    def _read(self) -> tuple[Config, KeyRing | None]:
+        try:
+            config = load_config(self._source.path, self._source.overrides)
+            file = config.orchestrator.api_keys_file
+            return config, KeyRing.load(file) if file is not None else None
+        except (ConfigErrors, OSError, ValueError) as error:
+            raise ConfigRefused(str(error)) from error
+
+    def _apply(self, config: Config, keys: KeyRing | None) -> tuple[str, ...]:
+        target = self._target
+        changes = tuple(_differences(target.config.model_dump(), config.model_dump()))
+        self._check(changes)
+        moves = Moves.between(target.config, config, target.registry)
+        # From here on nothing fails, and nobody else gets a turn.
+        changed = [change.key for change in changes]
+        if keys is not None and target.keys is not None and set(keys) != set(target.keys):
+            target.keys.exchange(keys)
+            changed.append(KEYS_FILE)
+        target.reconfigure(config)
+        moves.make(target.registry)
+        return tuple(dict.fromkeys(changed))
+
+    def _check(self, changes: Sequence[Change]) -> None:
+        fixed = [change.key for change in changes if not change.is_possible]
+        if fixed:
+            raise ConfigRefused(f"{self._source.path}: only a restart can change {', '.join(fixed)}")
+
+
+# --- what differs -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key with another value."""
+
+    key: str  # as `--set` takes it
+    old: Any
+    new: Any
+
+    @property
+    def is_possible(self) -> bool:
+        """Nothing that was given can be left out, or the other way round: that is another kind of thing."""
+        is_other_kind = (self.old is None) != (self.new is None)
+        return not is_other_kind and any(fnmatchcase(self.key, pattern) for pattern in CHANGEABLE)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:
+    if old == new:
+        return
+    parts = _parts(old, new, key)
+    if parts is None:
+        yield Change(key, old, new)
+        return
+    for name, before, after in parts:
+        yield from _differences(before, after, f"{key}.{name}" if key else str(name))
+
+
+def _parts(old: Any, new: Any, key: str) -> list[tuple[object, Any, Any]] | None:
+    """What the two are made of; None if they cannot be compared piece by piece."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        return [(name, value, new[name]) for name, value in old.items()]
+    if key == "models" and len(old) == len(new):
+        return [(index, *pair) for index, pair in enumerate(zip(old, new, strict=True))]
+    return None
+
+
+# --- who comes and goes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a config changes about workers, beside what is there already."""
+
+    leaving: tuple[Worker, ...]
+    joining: tuple[WorkerAddress, ...]
+
+    @classmethod
+    def between(cls, old: Config, new: Config, registry: Registry) -> Moves:
+        """Raises `Conflict` if they cannot all be made."""
+        before, after = _places(old), _places(new)
+        leaving = [registry.at(*place) for place in before if place not in after]
+        joining: list[WorkerAddress] = []
+        for place in after:
+            if place not in before and not _is_there(place, registry):
+                joining.append(_address(place, after[place], registry, joining))
+        if not registry.has_room(len(joining)):
+            raise ConfigRefused(f"there is no room for {len(joining)} workers more: restart")
+        return cls(tuple(worker for worker in leaving if worker is not None), tuple(joining))
+
+    def make(self, registry: Registry) -> None:
+        for worker in self.leaving:
+            registry.remove(worker)
+        for address in self.joining:
+            registry.add(address)
+
+
+Place = tuple[str, Role, str]  # model, role, URL
+
+
+def _places(config: Config) -> dict[Place, PoolConfig]:
+    return {
+        (model.name, role, url): pool
+        for model in config.models
+        for role, pool in model.pools()
+        for url in pool.urls or ()
+    }
+
+
+def _is_there(place: Place, registry: Registry) -> bool:
+    """Whether the operator has added it already. Raises `Conflict` if it is there, but about to leave."""
+    worker = registry.at(*place)
+    if worker is not None and worker.is_leaving:
+        raise ConfigRefused(f"{worker.name} at {worker.address.url} is still being removed: reload again")
+    return worker is not None
+
+
+def _address(
+    place: Place, pool: PoolConfig, registry: Registry, others: Sequence[WorkerAddress]
+) -> WorkerAddress:
+    """`others` join as well."""
+    model, role, url = place
+    before = sum((other.model, other.role) == (model, role) for other in others)
+    return unmanaged(model, role, registry.next_index(model, role) + before, url, pool.served_model)

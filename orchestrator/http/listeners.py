@@ -1,0 +1,166 @@
+"""Listeners, servers and signals: what every process of the orchestrator runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from random import Random
+from typing import Protocol, cast
+
+import uvicorn
+from fastapi import FastAPI
+
+from orchestrator.config.keys import KeyFileError, KeyRing
+from orchestrator.config.options import OrchestratorConfig, split_address
+from orchestrator.http.connection import HttpProtocol, Protocols, uvicorn_config
+
+TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
+CLOSE_S = 1  # from the end of draining: for connections to be closed
+
+_log = logging.getLogger("baton.serving")
+
+
+class StartError(Exception):
+    """The orchestrator cannot start; the message says what to change."""
+
+
+class Server(uvicorn.Server):
+    """Leaves signals alone: several servers run in a process, and one signal is for all of them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        """End in good order. Repeatable."""
+        self.should_exit = True
+
+    def cut(self) -> None:
+        """Do not wait for open requests any more."""
+        self.force_exit = True
+        self.stop()
+
+    def stop_or_cut(self) -> None:
+        """What a signal asks for: the first to stop, the second to cut."""
+        if self.should_exit:
+            self.cut()
+        else:
+            self.stop()
+
+
+class Draining(Protocol):
+    """What serves requests behind a `PublicServer`, and is told of its end step by step."""
+
+    def announce_drain(self) -> None:
+        """`/ready` is 503 from now on; requests are still taken."""
+
+    def refuse_requests(self) -> None:
+        """New ones are 503 from now on."""
+
+    def end_requests(self) -> None:
+        """Those that are open end with an error."""
+
+
+class PublicServer(Server):
+    """Before it closes anything it drains: open requests go on, while new connections get answers still.
+
+    A listener closed at once would leave load balancers to find out by refused connections, and
+    clients without the `retry-after` that tells them what to do.
+    """
+
+    def __init__(self, config: uvicorn.Config, requests: Draining, options: OrchestratorConfig) -> None:
+        super().__init__(config)
+        self._requests = requests
+        self._grace_s = options.timeout_graceful_shutdown
+        self.notice_s = options.drain_notice_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
+        self.config.timeout_graceful_shutdown = CLOSE_S
+        await super().shutdown(sockets)
+
+    async def _drain(self) -> None:
+        """Until nothing is owed to any client, but not longer than the grace time."""
+        began = asyncio.get_running_loop().time()
+        _log.info("draining: open requests have %g s", self._grace_s)
+        self._requests.announce_drain()
+        self.close_after_answers()
+        await self._wait(lambda: True, began + self.notice_s)
+        self._requests.refuse_requests()
+        await self._wait(self._is_busy, began + self._grace_s)
+        self._requests.end_requests()
+
+    def close_after_answers(self) -> None:
+        """Let connections end as they come to their next answer: then nobody asks on one that is closed."""
+        cast("Protocols", self.config.http_protocol_class).close_after_answers()
+
+    def _is_busy(self) -> bool:
+        return any(cast("HttpProtocol", connection).is_busy for connection in self.server_state.connections)
+
+    async def _wait(self, is_to_wait: Callable[[], bool], until: float) -> None:
+        """While the condition holds, and nobody is in a hurry; uvicorn tells of neither."""
+        loop = asyncio.get_running_loop()
+        while is_to_wait() and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(TICK_S)
+
+
+@contextlib.asynccontextmanager
+async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random) -> AsyncIterator[None]:
+    """The admin listener, if there is to be one, for as long as it is entered; also while requests drain.
+
+    What limits clients does not limit whoever looks after them. Raises `StartError`.
+    """
+    if options.admin is None:
+        yield
+        return
+    unlimited = options.model_copy(update={"limit_concurrency": None, "limit_max_requests": None})
+    with bound(options.admin, options.backlog) as listener:
+        server = Server(uvicorn_config(app, unlimited, random=random, listen=options.admin))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.cut()
+            await serving
+
+
+def load_keys(options: OrchestratorConfig) -> KeyRing | None:
+    """None if everybody may ask. Raises `StartError`."""
+    if options.api_keys_file is None:
+        return None
+    try:
+        return KeyRing.load(options.api_keys_file)
+    except (OSError, KeyFileError) as error:
+        raise StartError(f"api_keys_file: {error}") from error
+
+
+@contextlib.contextmanager
+def bound(address: str, backlog: int) -> Iterator[socket.socket]:
+    """A socket that listens on `HOST:PORT`, closed at the end. Raises `StartError`."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        raise StartError(f"cannot listen on {address}: {error.strerror}") from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def on_signals(
+    callback: Callable[[], None], numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
+    """Have the running event loop call `callback` for each signal."""
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        loop.add_signal_handler(number, callback)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

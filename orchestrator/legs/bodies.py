@@ -1,0 +1,189 @@
+"""The bodies of a request's legs (DESIGN: the two legs with vLLM's NIXL connector, pull).
+
+prefill: fills the KV cache and keeps it pinned. One token, not streamed, and no field that could stop it
+    early or forbid a single token.
+decode: pulls the KV cache and answers. The client's document with the hand-off added; usage is asked for,
+    because it is the evidence of transfer. If the prefill worker gave the prompt's token ids, they go along,
+    so that nobody tokenises twice, and the text of the prompt stays behind where nothing else needs it.
+release: pulls the KV cache so that the prefill worker can free it; its answer is dropped. The prefill leg's
+    document with the hand-off, so it has no field that the prefill worker has not accepted; and a cache salt
+    of its own. For some requests that it refuses vLLM (0.32) frees the blocks by itself: what is pulled
+    then may be of another prompt already, and must be no prefix that anybody finds in the decode worker.
+whole: everything on one worker. The client's document without hand-off fields.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from orchestrator.api.view import RequestView
+from orchestrator.legs.connectors.nixl import Handoff, TokenIds
+from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
+from orchestrator.wire.shapes import Message, MessagePart
+
+# A worker connects to whatever host these name, so they are never taken from a client.
+_NEVER_RELAYED: Final = frozenset({"kv_transfer_params", "ec_transfer_params"})
+
+_KEEP_KV: Final = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+
+_SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is the same for both
+
+# What stands for messages whose tokens go along: vLLM wants at least one.
+_CUT_MESSAGES: Final = Raw(b'[{"role":"user","content":"-"}]')
+_QUOTE: Final = ord('"')
+_NULL: Final = Raw(b"null")
+
+# Larger ones stay: a million messages of nothing would hold the event loop up.
+_MAX_SCANNED_BYTES: Final = 1024 * 1024
+
+# Fields for which vLLM goes back to the text of the prompt (0.32).
+_NEED_TEXT: Final = frozenset({"suffix", "return_prompt_text", "return_token_offsets"})
+
+
+_MESSAGES: Final = msgspec.json.Decoder(list[Message])
+_PARTS: Final = msgspec.json.Decoder(list[MessagePart])
+_json: Final = msgspec.json.Encoder()
+
+
+class LegBodies:
+    """All bodies of one request. The common part is encoded once per encoding, on first use."""
+
+    __slots__ = ("_codec", "_common", "_view", "asks_hidden_usage")
+
+    def __init__(self, view: RequestView) -> None:
+        self._view = view
+        self._codec: Codec | None = None  # that `_common` is encoded with
+        self._common: Parts = ()
+        # The decode leg asks for a usage event that the client did not ask for.
+        self.asks_hidden_usage = view.is_stream and not view.wants_usage
+
+    @property
+    def takes_ids(self) -> bool:
+        """The prompt is text, which somebody has to tokenise, and nothing but its tokens is needed of it."""
+        shared = self._view.shared
+        if not _NEED_TEXT.isdisjoint(shared):
+            return False
+        prompt = shared.get("prompt")
+        return prompt is None or memoryview(prompt)[0] == _QUOTE
+
+    def to_transcode(self, codec: Codec) -> bytes | None:
+        """The common part, if this encoding of it is not to be made in place; see `adopt()`."""
+        if codec is JSON or codec is self._codec or sum(map(len, self._view.common)) <= MAX_INLINE_BYTES:
+            return None
+        return b"".join(self._view.common)
+
+    def adopt(self, codec: Codec, common: bytes) -> None:
+        """Take the common part as it was encoded elsewhere."""
+        self._codec, self._common = codec, (common,)
+
+    def prefill(self, codec: Codec, model: str, *, asks_ids: bool = False) -> Parts:
+        """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model."""
+        return self._leg(codec, _keep_kv(model, "max_completion_tokens" in self._view.own, asks_ids))
+
+    def decode(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
+        if handoff.token_ids is not None:
+            return self._decode_with_ids(codec, model, handoff, handoff.token_ids)
+        view = self._view
+        if self.asks_hidden_usage or model != view.model or not _NEVER_RELAYED.isdisjoint(view.own):
+            return self._leg(codec, _json.encode(self._changed(model, handoff.params)))
+        return self._leg(codec, b'%b,"kv_transfer_params":%b}' % (view.own_json[:-1], handoff.params))
+
+    def _decode_with_ids(self, codec: Codec, model: str, handoff: Handoff, ids: TokenIds) -> Parts:
+        is_completion = "prompt" in self._view.shared
+        in_params = not (ids.packed or (is_completion and ids.is_list))
+        params = _with_json_ids(handoff.params, ids.json) if in_params else handoff.params
+        overlay = self._changed(model, params)
+        rest = dict(self._view.shared)
+        if is_completion:
+            del rest["prompt"]
+            if ids.is_list:  # what vLLM takes as it is; packed ids become the prompt in our plugin
+                overlay["prompt"] = Raw(ids.json)
+        elif _can_be_cut(rest):
+            rest["messages"] = _CUT_MESSAGES
+        common, encoded = codec.common(json_object(rest)), _json.encode(overlay)
+        return codec.leg_with_ids(common, encoded, ids.packed) if ids.packed else codec.leg(common, encoded)
+
+    def _changed(self, model: str, kv_transfer_params: bytes) -> dict[str, Any]:
+        overlay = self._client_fields(model)
+        overlay["kv_transfer_params"] = Raw(kv_transfer_params)
+        if self.asks_hidden_usage:
+            # continuous_usage_stats has no effect without include_usage, so it must not gain one here.
+            overlay["stream_options"] = {"include_usage": True}
+        return overlay
+
+    def release(self, codec: Codec, model: str, handoff: Handoff, salt: str) -> Parts:
+        overlay = _one_token(model, "max_completion_tokens" in self._view.own)
+        encoded = _json.encode(overlay | {"kv_transfer_params": Raw(handoff.params), _SALT: salt})
+        if _SALT not in self._view.shared:
+            return self._leg(codec, encoded)
+        rest = {name: value for name, value in self._view.shared.items() if name != _SALT}
+        return codec.leg(codec.common(json_object(rest)), encoded)
+
+    def whole(self, codec: Codec, model: str) -> Parts:
+        return self._leg(codec, _json.encode(self._client_fields(model)))
+
+    def _client_fields(self, model: str) -> dict[str, Any]:
+        overlay: dict[str, Any] = {**self._view.own}
+        for name in _NEVER_RELAYED:
+            overlay.pop(name, None)
+        if model != self._view.model:
+            overlay["model"] = model
+        return overlay
+
+    def _leg(self, codec: Codec, overlay: bytes) -> Parts:
+        if self._codec is not codec:
+            self._common = codec.common(self._view.common)
+            self._codec = codec
+        return codec.leg(self._common, overlay)
+
+
+@functools.lru_cache(maxsize=256)  # one for each of the few models and both kinds of limit
+def _keep_kv(model: str, has_completion_limit: bool, asks_ids: bool) -> bytes:
+    """The overlay of a prefill leg, which no request changes."""
+    overlay = _one_token(model, has_completion_limit) | {"kv_transfer_params": _KEEP_KV}
+    return _json.encode(overlay | {"return_token_ids": True} if asks_ids else overlay)
+
+
+def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:
+    overlay = {"model": model, "stream": False, "max_tokens": 1, "ignore_eos": True}
+    if has_completion_limit:
+        overlay["max_completion_tokens"] = 1
+    return overlay
+
+
+def _with_json_ids(params: bytes, ids: bytes) -> bytes:
+    """Parameters of a hand-off, never empty, with the token ids among them."""
+    return b'%b,"%b":%b}' % (params[:-1], TOKEN_IDS_KEY.encode(), ids)
+
+
+def _can_be_cut(shared: dict[str, Raw]) -> bool:
+    """Whether the token ids say all that a worker wants to know of the messages.
+
+    They do not where there are images, audio and the like; where vLLM counts the tool calls of the past to
+    name the next one; and where it takes the answer's role from the last message.
+    """
+    raw = shared.get("messages")
+    if raw is None or len(raw) > _MAX_SCANNED_BYTES or "add_generation_prompt" in shared:
+        return False
+    try:
+        messages = _MESSAGES.decode(raw)
+        return all(bytes(message.tool_calls) == b"null" and _is_text(message.content) for message in messages)
+    except msgspec.DecodeError:  # not OpenAI's shape: for the worker to judge
+        return False
+
+
+def _is_text(content: Raw) -> bool:
+    if memoryview(content)[0] == ord("["):
+        return all(part.type == "text" for part in _PARTS.decode(content))
+    return memoryview(content)[0] != ord("{")

@@ -1,0 +1,125 @@
+"""The lease ledger: who owes which prefill worker its KV blocks, until they are free again.
+
+A prefill worker that has answered pins the prompt's blocks until somebody pulls them, or until the lease that
+it gave ends. Every finished prefill is one `KvLease` here:
+
+    HELD --use()--> USED --consume()--> CONSUMED      a decode worker pulled the blocks and answers
+      |               |
+      |               +-----(time)----> EXPIRED       its leg was lost before anybody could tell
+      +--release()--------------------> RELEASED      a release leg had them pulled
+      +-------------------(time)------> EXPIRED       no release leg got through
+
+A USED lease whose decode leg fails is not released: its blocks may be free already and hold another prompt,
+and who pulled them again would fill a decode worker's prefix cache with wrong values. The exception is a
+worker that refused the leg unread (`unuse`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from orchestrator.config.options import LEASE_S
+from orchestrator.legs.connectors.nixl import Handoff
+from orchestrator.telemetry.counters import LeaseState, Telemetry
+from orchestrator.workers.registry import Worker
+
+# A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began
+# before its answer reached us. This part of the lease, 2 s of vLLM's 30.
+MARGIN: Final = 1 / 15
+
+SWEEP_S: Final = 0.25  # how old the numbers of open leases may be
+
+
+_HELD: Final = LeaseState.HELD
+_USED: Final = LeaseState.USED
+_CONSUMED: Final = LeaseState.CONSUMED
+_RELEASED: Final = LeaseState.RELEASED
+_EXPIRED: Final = LeaseState.EXPIRED
+
+
+class KvLease:
+    """One finished prefill: its hand-off, and what has become of it."""
+
+    __slots__ = ("epoch", "expires", "handoff", "is_handed_back", "ledger", "state", "worker")
+
+    def __init__(self, ledger: LeaseLedger, worker: Worker, handoff: Handoff, expires: float) -> None:
+        """`worker` pins the blocks. `expires` on our clock, counted from the arrival of the answer."""
+        self.ledger = ledger
+        self.worker = worker
+        self.epoch = worker.epoch  # after a restart the blocks are gone
+        self.handoff = handoff
+        self.expires = expires
+        self.state: LeaseState = _HELD
+        self.is_handed_back = False  # a release leg looks after it, or it was too late for one
+
+    def is_good(self, now: float) -> bool:
+        """The hand-off may be sent: never used, not near its end, and its worker is still the same one."""
+        is_late = now >= self.expires - self.ledger.margin_s
+        return self.state is _HELD and not is_late and self.epoch == self.worker.epoch
+
+    def use(self) -> None:
+        """A decode leg with the hand-off was written."""
+        self.state = _USED
+
+    def unuse(self) -> None:
+        """The decode worker never looked at the hand-off: the blocks are owed again."""
+        if self.state is _USED:
+            self.state = _HELD
+
+    def consume(self) -> None:
+        """The decode worker answers, so it has the blocks. Repeatable."""
+        if self.state is _USED:
+            self.ledger.end(self, _CONSUMED)
+
+    def release(self) -> None:
+        """A release leg was answered."""
+        if self.state is _HELD:
+            self.ledger.end(self, _RELEASED)
+
+
+class LeaseLedger:
+    """All leases of a process. Ends are counted in its telemetry row, those open at every sweep."""
+
+    def __init__(self, telemetry: Telemetry, time: Callable[[], float], lease_s: float = LEASE_S) -> None:
+        """`lease_s`: how long prefill workers pin blocks that nobody pulls."""
+        self._row = telemetry.row
+        self._cell = telemetry.layout.leases
+        self._leaked = telemetry.layout.leases_leaked
+        self._time = time
+        self._lease_s = lease_s
+        self.margin_s = lease_s * MARGIN
+        self.open: set[KvLease] = set()  # HELD or USED
+
+    def lease(self, worker: Worker, handoff: Handoff) -> KvLease:
+        """A prefill has just been answered."""
+        lease = KvLease(self, worker, handoff, self._time() + self._lease_s)
+        self.open.add(lease)
+        return lease
+
+    def is_good(self, lease: KvLease) -> bool:
+        """The hand-off may still be sent."""
+        return lease.is_good(self._time())
+
+    def end(self, lease: KvLease, state: LeaseState) -> None:
+        lease.state = state
+        self.open.discard(lease)
+        self._row[self._cell + state] += 1
+
+    async def sweep_forever(self) -> None:
+        """Keep the books until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Close the leases that have lapsed, for their workers have freed the blocks; count the others."""
+        now = self._time()
+        for lease in [lease for lease in self.open if lease.expires <= now]:
+            if lease.state is _HELD and not lease.is_handed_back:
+                self._row[self._leaked] += 1  # no request holds one for so long: somebody forgot it
+            self.end(lease, _EXPIRED)
+        used = sum(lease.state is _USED for lease in self.open)
+        self._row[self._cell + _USED] = used
+        self._row[self._cell + _HELD] = len(self.open) - used

@@ -1,0 +1,120 @@
+"""What the supervisor and a data-plane process tell each other, over one socketpair.
+
+A message is a msgpack document behind its length. When the other side is gone, `receive` says so: that is
+how a data-plane process learns that its supervisor has died, whatever became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Generic, Self, TypeVar
+
+import msgspec
+
+from orchestrator.config.keys import Key
+from orchestrator.processes.membership import Report, Snapshot
+
+LENGTH_BYTES = 4
+
+
+# --- to a data-plane process --------------------------------------------------------------------
+
+
+class Start(msgspec.Struct, tag=True, kw_only=True):
+    """Always the first: all that the process has to know. It reads no file but the certificates."""
+
+    index: int  # its place among the processes
+    row: int  # what it may write to
+    rows: int  # how many there are
+    row_size: int  # cells; differs if the supervisor runs another version of the code
+    slots: int  # for workers, in each row
+    config: bytes  # JSON
+    transport: str
+    started: float  # when the supervisor did, `time.time()`
+    keys: list[Key] | None
+    snapshot: Snapshot
+
+
+class Reconfigured(msgspec.Struct, tag=True):
+    """Serve by another config, and other keys, in what can be changed; of workers the snapshots tell."""
+
+    config: bytes  # JSON
+    keys: list[Key] | None
+
+
+class Replaced(msgspec.Struct, tag=True):
+    """Another process serves in its place: no new connections; it ends when the last one is closed."""
+
+
+class Stop(msgspec.Struct, tag=True):
+    """Drain and end, within `timeout_graceful_shutdown`."""
+
+
+class Cut(msgspec.Struct, tag=True):
+    """End now; open requests are cut."""
+
+
+ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut
+
+
+# --- to the supervisor --------------------------------------------------------------------------
+
+
+class Serving(msgspec.Struct, tag=True):
+    """It accepts connections."""
+
+
+class Due(msgspec.Struct, tag=True):
+    """It has served as many requests as it should and wants to be replaced; it serves on until then."""
+
+
+ToSupervisor = Serving | Due | Report
+
+# --- the channel --------------------------------------------------------------------------------
+
+Incoming = TypeVar("Incoming")
+
+
+class Channel(Generic[Incoming]):
+    """One end. Messages are sent without waiting, and read by one task."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        decoder: msgspec.msgpack.Decoder[Incoming],
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = decoder
+        self._encoder = msgspec.msgpack.Encoder()
+
+    @classmethod
+    async def open(cls, end: socket.socket, decoder: msgspec.msgpack.Decoder[Incoming]) -> Self:
+        """Takes `end` over: `close` closes it."""
+        reader, writer = await asyncio.open_unix_connection(sock=end)
+        return cls(reader, writer, decoder)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Nothing happens if the other side is gone."""
+        if not self._writer.is_closing():
+            document = self._encoder.encode(message)
+            self._writer.write(len(document).to_bytes(LENGTH_BYTES, "big") + document)
+
+    async def drain(self) -> None:
+        """Wait until the other side has read most of what was sent, or is gone."""
+        with contextlib.suppress(OSError):
+            await self._writer.drain()
+
+    async def receive(self) -> Incoming | None:
+        """The next message; None when the other side is gone."""
+        try:
+            length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
+            return self._decoder.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, OSError):
+            return None
+
+    def close(self) -> None:
+        self._writer.close()

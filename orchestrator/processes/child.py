@@ -1,0 +1,190 @@
+"""A data-plane process as the supervisor sees it: started, talked to, reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+
+import msgspec
+
+from orchestrator.control.metrics import ProcessState
+from orchestrator.processes.channel import (
+    Channel,
+    Cut,
+    Due,
+    Reconfigured,
+    Replaced,
+    Serving,
+    Start,
+    Stop,
+    ToSupervisor,
+)
+from orchestrator.processes.membership import Publisher, Report
+
+POLL_S = 0.05  # how soon the end of a process is seen
+
+COMMAND = (sys.executable, "-m", "orchestrator.processes.process")
+
+_decoder = msgspec.msgpack.Decoder(ToSupervisor)
+
+
+class Child:
+    """One process, from its start to its end. `run` must be awaited to its end by whoever starts it."""
+
+    def __init__(self, start: Start, listener: socket.socket, rows_fd: int, publisher: Publisher) -> None:
+        """Starts it. OSError if that is not possible."""
+        self.index = start.index
+        self.row = start.row
+        self.state = ProcessState.STARTING
+        self._publisher = publisher
+        self._version = start.snapshot.version  # the newest snapshot that was sent
+        self._unsent: list[msgspec.Struct] = [start]  # until the channel is open
+        self._channel: Channel[ToSupervisor] | None = None
+        loop = asyncio.get_running_loop()
+        self._is_serving: asyncio.Future[bool] = loop.create_future()
+        self._is_due: asyncio.Future[bool] = loop.create_future()
+        self._beats = 0
+        self._silent_looks = 0  # in a row
+        self._end, self._process = _started(listener.fileno(), rows_fd)
+
+    def __repr__(self) -> str:
+        return f"process {self.index} (pid {self.pid})"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    # --- for the keeper of its place ------------------------------------------------------------
+
+    async def wait_serving(self) -> bool:
+        """True once it accepts connections, False if it ends first."""
+        return await self._is_serving
+
+    async def wait_due(self) -> bool:
+        """True once it wants to be replaced, False if it ends first."""
+        return await self._is_due
+
+    def reconfigure(self, message: Reconfigured) -> None:
+        self._tell(message)
+
+    def replace(self) -> None:
+        """Another one serves in its place: it may end as soon as its connections have."""
+        self._tell(Replaced())
+
+    def stop(self) -> None:
+        """Have it drain and end."""
+        self.state = ProcessState.STOPPING
+        self._tell(Stop())
+
+    def cut(self) -> None:
+        """Have it end at once."""
+        self._tell(Cut())
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def silent_looks(self, beats: int) -> int:
+        """At how many looks in a row, this one included, its event loop had not moved; `beats` is its count.
+
+        One that starts has no event loop yet.
+        """
+        has_moved = beats != self._beats or self.state is ProcessState.STARTING
+        self._silent_looks = 0 if has_moved else self._silent_looks + 1
+        self._beats = beats
+        return self._silent_looks
+
+    # --- its life -------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Talk to it until it has ended; returns its exit code, negative for a signal.
+
+        Cancelled, it kills the process first.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                talk = group.create_task(self._talk())
+                code = await self._wait_ended()
+                talk.cancel()
+            return code
+        finally:
+            self._reap()
+
+    async def _wait_ended(self) -> int:
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110  # nothing portable tells
+            await asyncio.sleep(POLL_S)
+        return code
+
+    def _reap(self) -> None:
+        self._process.kill()  # nothing happens if it has ended
+        self._process.wait()
+        for answer in (self._is_serving, self._is_due):
+            if not answer.done():
+                answer.set_result(False)
+
+    async def _talk(self) -> None:
+        self._channel = await Channel.open(self._end, _decoder)
+        try:
+            for message in self._unsent:
+                self._channel.send(message)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._publish(self._channel))
+                group.create_task(self._listen(self._channel))
+        finally:
+            self._channel.close()
+
+    def _tell(self, message: msgspec.Struct) -> None:
+        if self._channel is None:
+            self._unsent.append(message)
+        else:
+            self._channel.send(message)
+
+    async def _publish(self, channel: Channel[ToSupervisor]) -> None:
+        """Send each new snapshot; those that come while it does not read are skipped but for the newest."""
+        while True:
+            snapshot = await self._publisher.wait_newer(self._version)
+            self._version = snapshot.version
+            channel.send(snapshot)
+            await channel.drain()
+
+    async def _listen(self, channel: Channel[ToSupervisor]) -> None:
+        while (message := await channel.receive()) is not None:
+            match message:
+                case Serving():
+                    self._move(ProcessState.STARTING, ProcessState.SERVING, self._is_serving)
+                case Due():
+                    self._move(ProcessState.SERVING, ProcessState.RETIRING, self._is_due)
+                case Report():
+                    self._publisher.note(message)
+
+    def _move(self, before: ProcessState, after: ProcessState, news: asyncio.Future[bool]) -> None:
+        if self.state is before:  # else it is stopping
+            self.state = after
+            news.set_result(True)
+
+
+def _started(listener: int, rows: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Our end of the channel, and the process that inherits the other end."""
+    ours, theirs = socket.socketpair()
+    inherited = (theirs.fileno(), listener, rows)
+    try:
+        process = subprocess.Popen(  # noqa: S603  # our own module
+            [*COMMAND, *map(str, inherited)], pass_fds=inherited, stdin=subprocess.DEVNULL
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours, process
+
+
+def describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"signal {-code}"

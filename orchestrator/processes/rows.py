@@ -1,0 +1,152 @@
+"""The numbers of several processes in one piece of memory: a row of int64 per writer.
+
+The supervisor makes it, data-plane processes inherit its file descriptor, and it is gone with the last of
+them. There is no lock: a cell has one writer, and is eight aligned bytes, which are read and written whole.
+
+A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
+writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
+was last heard. Row 0 is the base: what processes that
+have ended had counted.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.telemetry.counters import Layout, sum_rows
+from orchestrator.transport.base import UpstreamStats
+
+BASE = 0
+CELL_BYTES = 8
+CACHE_LINE = 64  # bytes: rows do not share one
+SPARE_WORKERS = (
+    64  # how many more than the config names can be there at a time, where several processes serve
+)
+
+_UPSTREAM = UpstreamStats._fields
+_UPSTREAM_GAUGES = frozenset({"idle", "busy"})
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLoad:
+    """The legs under way on one worker, and when something last came on one. Memory: a cell per row."""
+
+    legs: memoryview
+    own_legs: memoryview  # the one cell that this process may write
+    heard_us: memoryview  # of `time.monotonic()`, which is the same in all processes
+    own_heard_us: memoryview
+
+
+class Rows:
+    """All rows. Whoever writes to one knows its index from the supervisor; only the supervisor folds."""
+
+    def __init__(self, fd: int, layout: Layout, workers: int, count: int) -> None:
+        """Maps the memory behind `fd`, which `create` made for the same arguments.
+
+        `workers` is how many slots there are for them.
+        """
+        self.fd = fd
+        self.count = count
+        self._layout = layout
+        self._workers = workers
+        self._upstream = layout.size
+        self._beats = self._upstream + len(_UPSTREAM)
+        self._legs = self._beats + 1
+        self._heard = self._legs + workers
+        self.row_size = row_size(layout, workers)
+        self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
+        self._counters = [
+            *layout.counters,
+            *(self._upstream + place for place, name in enumerate(_UPSTREAM) if name not in _UPSTREAM_GAUGES),
+        ]
+
+    @classmethod
+    def create(cls, layout: Layout, workers: int, count: int) -> Rows:
+        """`count` rows of zeros, the base among them."""
+        fd = _anonymous_file()
+        os.ftruncate(fd, count * row_size(layout, workers) * CELL_BYTES)
+        return cls(fd, layout, workers, count)
+
+    def close(self) -> None:
+        """Let go of the descriptor: nobody inherits it any more. The rows stay."""
+        os.close(self.fd)
+
+    # --- one row --------------------------------------------------------------------------------
+
+    def telemetry(self, row: int) -> memoryview:
+        """For `Telemetry` to count into."""
+        return self._row(row)[: self._upstream]
+
+    def note_upstream(self, row: int, stats: UpstreamStats) -> None:
+        for cell, value in enumerate(stats, row * self.row_size + self._upstream):
+            self._cells[cell] = value
+
+    def beat(self, row: int) -> None:
+        """The writer's event loop moves."""
+        self._cells[row * self.row_size + self._beats] += 1
+
+    def beats(self, row: int) -> int:
+        """How often it has; differs from an earlier value if it has moved since."""
+        return self._cells[row * self.row_size + self._beats]
+
+    def loads(self, row: int) -> list[SharedLoad]:
+        """For each worker's slot what the writer of `row` needs."""
+        return [
+            SharedLoad(*self._cell(row, legs), *self._cell(row, heard))
+            for legs, heard in zip(
+                range(self._legs, self._heard), range(self._heard, self._heard + self._workers), strict=True
+            )
+        ]
+
+    def in_flight(self, row: int) -> int:
+        """Requests that the writer of `row` is serving."""
+        return sum(self._row(row)[: self._layout.queues])
+
+    def _row(self, row: int) -> memoryview:
+        return self._cells[row * self.row_size : (row + 1) * self.row_size]
+
+    def _cell(self, row: int, cell: int) -> tuple[memoryview, memoryview]:
+        """In all rows, and in one."""
+        own = row * self.row_size + cell
+        return self._cells[cell :: self.row_size], self._cells[own : own + 1]
+
+    # --- all rows -------------------------------------------------------------------------------
+
+    def counts(self) -> Sequence[int]:
+        """What all processes have counted, as one row of `Telemetry`."""
+        return sum_rows(self.telemetry(row) for row in range(self.count))
+
+    def upstream(self) -> UpstreamStats:
+        parts = (self._row(row)[self._upstream : self._beats] for row in range(self.count))
+        return UpstreamStats(*sum_rows(parts))
+
+    def fold(self, row: int) -> None:
+        """Add what an ended process has counted to the base, and clear its row for the next one.
+
+        What it had in flight is over. To be called once nobody writes to the row any more; readers of the
+        same event loop see the sums as before or as after.
+        """
+        base, ended = self._row(BASE), self._row(row)
+        for cell in self._counters:
+            base[cell] += ended[cell]
+        ended[:] = array("q", bytes(self.row_size * CELL_BYTES))
+
+
+def row_size(layout: Layout, workers: int) -> int:
+    """In cells."""
+    cells = layout.size + len(_UPSTREAM) + 1 + 2 * workers
+    per_line = CACHE_LINE // CELL_BYTES
+    return -(-cells // per_line) * per_line
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("baton-rows")
+    fd, path = tempfile.mkstemp(prefix="baton-rows")
+    os.unlink(path)
+    return fd

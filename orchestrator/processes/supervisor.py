@@ -1,0 +1,313 @@
+"""Several processes serve one listening socket; this one keeps them running, and does what is done once.
+
+It owns the admin listener, the probes, the membership and the sums of all numbers, and serves no request
+itself. Each place among the data-plane processes is kept filled: one that dies is followed by another, one
+that is due for recycling serves on until the next one does, one whose event loop stands still is killed. None
+outlives the supervisor: they end when their channel closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+
+from orchestrator.api.endpoints import ENDPOINTS
+from orchestrator.config.addresses import worker_addresses
+from orchestrator.config.keys import Key
+from orchestrator.config.options import Config
+from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.control.public import admin_app
+from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.http.hangup import on_hangup
+from orchestrator.http.ids import IdSource
+from orchestrator.http.listeners import StartError, admin_served, bound, load_keys, on_signals
+from orchestrator.processes.channel import Reconfigured, Start
+from orchestrator.processes.child import Child, describe_exit
+from orchestrator.processes.membership import Publisher
+from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
+from orchestrator.telemetry.counters import Layout
+from orchestrator.transport.base import UpstreamStats
+from orchestrator.workers.health import HttpProbe, Prober
+from orchestrator.workers.registry import Registry, WorkerStatus
+
+# Processes that end before they serve, in a row and while no other serves, before the supervisor gives up.
+MAX_FAILED_STARTS = 5
+FIRST_DELAY_S = 0.1  # before a process that ended too soon is followed by another
+LONGEST_DELAY_S = 5.0
+STABLE_S = 10.0  # a process that served for so long did not end too soon
+STOP_MARGIN_S = 15.0  # from the limit of draining to a cut: KV is released, connections are closed
+LOOKS = 5  # at a process that may hang, within the limit; it beats at least as often
+CUT_S = 15.0  # from a cut to SIGKILL
+
+_log = logging.getLogger("baton.supervisor")
+
+
+async def supervise(config: Config, source: ConfigSource, *, transport: str, credential: str | None) -> None:
+    """Serve in `config.orchestrator.processes` processes until SIGINT or SIGTERM; a second one cuts.
+
+    SIGHUP reloads `config` from `source`.
+
+    Raises `StartError` if that is impossible. No process is left in either case.
+    """
+    options = config.orchestrator
+    stop = Stopping()
+    with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
+        supervisor = Supervisor(config, listener, transport=transport, credential=credential)
+        reloader = Reloader(source, supervisor)
+        async with admin_served(admin_app(supervisor, reloader.reload), options, supervisor.random):
+            with on_hangup(reloader.reload_soon, stop.request):
+                await supervisor.run(stop)
+
+
+class Stopping:
+    """What signals ask for: the first to drain, the second to cut."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def request(self) -> None:
+        (self.hurry if self.requested.is_set() else self.requested).set()
+
+
+class Supervisor:
+    """All data-plane processes, and what the admin pages may see of them (`control.AdminState`).
+
+    Made inside a running event loop; everything happens in `run`.
+    """
+
+    def __init__(
+        self, config: Config, listener: socket.socket, *, transport: str, credential: str | None
+    ) -> None:
+        """Closes `listener` when it stops. Raises `StartError`."""
+        models = [model.name for model in config.models]
+        addresses = worker_addresses(config)
+        self._places = range(config.orchestrator.processes)
+        self.config = config
+        self.transport = transport
+        self.random = random.Random()  # noqa: S311  # ids, no secrets
+        self.ids = IdSource(self.random)
+        self.keys = load_keys(config.orchestrator)
+        self.layout = Layout(models, ENDPOINTS)
+        # The base, and for each place one that serves and one that retires.
+        self._slots = len(addresses) + SPARE_WORKERS
+        self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._places))
+        self._free_rows: asyncio.Queue[int] = asyncio.Queue()
+        for row in range(BASE + 1, self._rows.count):
+            self._free_rows.put_nowait(row)
+        self.registry = Registry(
+            addresses,
+            models,
+            transport,
+            self._rows.loads(BASE),
+            health=config.health,
+            random=self.random,
+        )
+        self._publisher = Publisher(self.registry)
+        self._probe = HttpProbe(credential)
+        self._prober = Prober(self.registry, self._probe, random=self.random)
+        self._listener = listener
+        self._started = time.time()
+        self._children: dict[Child, asyncio.Task[None]] = {}  # with the task that watches each
+        self._ends: Counter[ProcessEnd] = Counter()
+        self._failed_starts = 0  # in a row
+        self._is_stopping = False
+
+    async def run(self, stop: Stopping) -> None:
+        """Keep all places filled until `stop`. Raises `StartError` if no process can be made to serve."""
+        self._prober.start()
+        try:
+            places = (self._keep(place) for place in self._places)
+            await _first_of(stop.requested.wait(), self._kill_hung(), *places)
+        finally:
+            self._is_stopping = True
+            self._listener.close()  # who connects now is refused, as soon as all processes have closed it too
+            await self._end_all(stop.hurry)
+            await self._prober.aclose()
+            await self._probe.aclose()
+            self._rows.close()
+
+    def reconfigure(self, config: Config) -> None:
+        """Have all processes, also those to come, serve by another config in what can be changed."""
+        self.config = config
+        self.registry.reconfigure(config.health, prefills_locally=config.routing.disaggregate != "strict")
+        message = Reconfigured(config=self._config_json(), keys=self._key_list())
+        for child in self._children:
+            child.reconfigure(message)
+
+    # --- for the admin pages --------------------------------------------------------------------
+
+    def counts(self) -> Sequence[int]:
+        return self._rows.counts()
+
+    def workers(self) -> Sequence[WorkerStatus]:
+        return self.registry.statuses()
+
+    def upstream(self) -> UpstreamStats:
+        return self._rows.upstream()
+
+    def processes(self) -> Sequence[ProcessStatus]:
+        return [
+            ProcessStatus(child.index, child.pid, child.state, self._rows.in_flight(child.row))
+            for child in self._children
+        ]
+
+    def ends(self) -> Mapping[ProcessEnd, int]:
+        return self._ends
+
+    # --- one place ------------------------------------------------------------------------------
+
+    async def _keep(self, place: int) -> None:
+        """Keep a process serving at `place` until cancelled. Raises `StartError`."""
+        retiring: Child | None = None  # serves until the next one does
+        delay = _Delay()
+        while True:
+            child = await self._serving(place)
+            if child is None:
+                await asyncio.sleep(delay.next_s())
+                continue
+            if retiring is not None:
+                retiring.replace()
+                retiring = None
+            if await child.wait_due():
+                retiring = child
+            else:
+                await asyncio.sleep(delay.next_s())
+
+    async def _serving(self, place: int) -> Child | None:
+        """Start a process; None if it ends before it serves. Raises `StartError` if there were too many."""
+        child = self._start(place, await self._free_rows.get())
+        if child is None or not await child.wait_serving():
+            self._note_failed_start()
+            return None
+        self._failed_starts = 0
+        _log.info("%r serves", child)
+        return child
+
+    def _start(self, place: int, row: int) -> Child | None:
+        try:
+            child = Child(self._orders(place, row), self._listener, self._rows.fd, self._publisher)
+        except OSError as error:
+            _log.error("process %d cannot be started: %s", place, error)
+            self._free_rows.put_nowait(row)
+            return None
+        self._children[child] = asyncio.create_task(self._watch(child))
+        return child
+
+    def _orders(self, place: int, row: int) -> Start:
+        return Start(
+            index=place,
+            row=row,
+            rows=self._rows.count,
+            row_size=self._rows.row_size,
+            slots=self._slots,
+            config=self._config_json(),
+            transport=self.transport,
+            started=self._started,
+            keys=self._key_list(),
+            snapshot=self._publisher.snapshot,
+        )
+
+    def _config_json(self) -> bytes:
+        return self.config.model_dump_json().encode()
+
+    def _key_list(self) -> list[Key] | None:
+        return None if self.keys is None else list(self.keys)
+
+    def _note_failed_start(self) -> None:
+        self._failed_starts += 1
+        is_serving = any(child.state is not ProcessState.STARTING for child in self._children)
+        if self._failed_starts >= MAX_FAILED_STARTS and not is_serving:
+            raise StartError(
+                f"{MAX_FAILED_STARTS} processes in a row ended before they could serve; their lines say why"
+            )
+
+    async def _watch(self, child: Child) -> None:
+        """Until the process has ended; what it counted is kept."""
+        try:
+            code = await child.run()
+            if not self._is_stopping:
+                self._note_end(child, code)
+        finally:
+            del self._children[child]
+            self._rows.fold(child.row)
+            self._free_rows.put_nowait(child.row)
+
+    def _note_end(self, child: Child, code: int) -> None:
+        if child.state is ProcessState.STARTING:
+            _log.error("%r ended with %s before it could serve", child, describe_exit(code))
+        elif code:
+            self._ends[ProcessEnd.DIED] += 1
+            _log.error("%r ended with %s: what it was serving is lost", child, describe_exit(code))
+        else:
+            self._ends[ProcessEnd.RECYCLED] += 1
+            _log.info("%r has ended", child)
+
+    async def _kill_hung(self) -> None:
+        """Kill processes whose event loops stand still, until cancelled; others take their places.
+
+        The limit is counted in looks, so that a pause of this process is not taken for theirs.
+        """
+        limit_s = self.config.orchestrator.hang_timeout_s
+        while True:
+            await asyncio.sleep(limit_s / LOOKS)
+            for child in self._children:
+                if child.silent_looks(self._rows.beats(child.row)) >= LOOKS:
+                    _log.error("%r has stood still for %g s: killed", child, limit_s)
+                    child.kill()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def _end_all(self, hurry: asyncio.Event) -> None:
+        for child in self._children:
+            child.stop()
+        limit_s = self.config.orchestrator.timeout_graceful_shutdown + STOP_MARGIN_S
+        await _first_of(self._wait_ended(), hurry.wait(), self._kill_hung(), limit_s=limit_s)
+        for child in self._children:
+            child.cut()
+        await _first_of(self._wait_ended(), limit_s=CUT_S)
+        for child in self._children:
+            _log.error("%r does not end: killed", child)
+            child.kill()
+        await self._wait_ended()
+
+    async def _wait_ended(self) -> None:
+        """Until no process is left."""
+        if self._children:
+            await asyncio.wait(self._children.values())
+
+
+class _Delay:
+    """Between the starts of two processes at one place: the longer, the sooner they ended."""
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+        self._asked = asyncio.get_running_loop().time()
+
+    def next_s(self) -> float:
+        """To be asked at the end of a process, once."""
+        now = asyncio.get_running_loop().time()
+        ran_s = now - self._asked - self._last_s
+        self._asked = now
+        is_stable = ran_s >= STABLE_S
+        self._last_s = FIRST_DELAY_S if is_stable else min(2 * self._last_s or FIRST_DELAY_S, LONGEST_DELAY_S)
+        return self._last_s
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object], limit_s: float | None = None) -> None:
+    """Until one of them has ended, for `limit_s` at most; the others are cancelled. Raises what it raises."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,397 @@
+"""Who may begin: a request takes a seat on a decode worker before anything of it is sent, or waits for one;
+and how many bytes all requests together may hold.
+
+A seat is counted over all decode workers of a model (and those of role `both`), not on one of them: which
+worker serves the request is the planner's choice, right after. So no prefill ends, and pins KV blocks,
+while there is nobody to decode. The permit lasts from the plan to the end of the answer, whatever legs are
+replaced in between.
+
+| who | gets |
+|---|---|
+| finds a free seat | a permit at once: nobody waits then |
+| finds none | a place in the queue, first in, first out |
+| finds the queue full, or would wait for too long to be answered in time | 429 |
+| is first in the queue with too little time left for an answer | 429; the seat goes to the next one |
+| has waited for `timeout_s` | 503 |
+| finds a model without any worker | a permit: the planner says what is missing |
+
+So under overload seats go to those who can still be answered before their deadline, and the others know at
+once. With several processes each has its share of the seats, and a queue of its own: nobody has to be woken
+across processes, at the price that one may queue while another has a seat free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from orchestrator.api.view import RequestView
+from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
+from orchestrator.errors import BatonError, Overloaded, TooBusy
+from orchestrator.telemetry.counters import RejectReason, Telemetry
+from orchestrator.telemetry.record import RequestRecord
+from orchestrator.wire.info import Role
+from orchestrator.workers.pools import Pools
+from orchestrator.workers.states import WorkerState
+
+# Prefill workers have no seats: they queue by themselves, one prompt after another.
+SEATED: Final[tuple[Role, Role]] = ("decode", "both")
+
+SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
+
+# Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
+BYTES_PER_TOKEN: Final = 4
+
+# Who is let in could bear to wait half again as long as is expected: then nearly all who wait are served, and
+# the others know at once. Without it one in ten of those sent away heard of it only when its turn had come.
+_CAUTION: Final = 1.5
+
+_LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more
+
+
+class Demand:
+    """What a request that has to wait asks for."""
+
+    __slots__ = ("deadline", "is_stream", "size", "tokens")
+
+    def __init__(self, tokens: int, size: int, deadline: float, is_stream: bool) -> None:
+        """`size` in bytes."""
+        self.tokens = tokens
+        self.size = size
+        self.deadline = deadline
+        self.is_stream = is_stream
+
+
+def prompt_tokens(view: RequestView) -> int:
+    """About how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
+    prompt = view.shared.get("prompt")
+    if prompt is not None:
+        listed = bytes(prompt)
+        if listed.startswith(b"[") and b'"' not in listed:
+            return listed.count(b",") + 1
+    return sum(map(len, view.common)) // BYTES_PER_TOKEN
+
+
+class Estimate:
+    """Mean and mean deviation of what was seen lately, as TCP has them of round trips (RFC 6298).
+
+    With half of its gains: answers differ from one another more than round trips do.
+    """
+
+    __slots__ = ("deviation", "mean")
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self.deviation = 0.0
+
+    def note(self, value: float) -> None:
+        if not self.mean:
+            self.mean, self.deviation = value, value / 2
+            return
+        error = value - self.mean
+        self.mean += error / 16
+        self.deviation += (abs(error) - self.deviation) / 8
+
+    @property
+    def likely(self) -> float:
+        """Most are below this."""
+        return self.mean + self.deviation
+
+    @property
+    def most(self) -> float:
+        """Few are above this."""
+        return self.mean + 4 * self.deviation
+
+
+class _Waiter:
+    __slots__ = ("demand", "since", "turn")
+
+    def __init__(self, demand: Demand, since: float, turn: asyncio.Future[BatonError | None]) -> None:
+        """`turn` brings None when the seat is taken for it."""
+        self.demand = demand
+        self.since = since
+        self.turn = turn
+
+
+class Gate:
+    """The seats of one model, and who waits for one. Changed on the event loop only.
+
+    While `free` is above 0 nobody waits, so `gate.free -= 1` is a permit then; else `wait` gives one. Each
+    is owed one `give_back`. `free` is negative when there are fewer seats left than requests hold.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_cell",
+        "_first_byte_s",
+        "_held_s",
+        "_limits",
+        "_model",
+        "_telemetry",
+        "_time",
+        "_tokens",
+        "_waiters",
+        "free",
+        "seats",
+    )
+
+    def __init__(
+        self, model: str, index: int, limits: QueueConfig, telemetry: Telemetry, time: Callable[[], float]
+    ) -> None:
+        """`index` is the model's in the config."""
+        self.free = 0
+        self.seats = 0
+        self._model = model
+        self._limits = limits
+        self._telemetry = telemetry
+        self._time = time
+        self._cell = telemetry.layout.queue_cell(index)
+        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()  # a queue that can be left from its middle
+        self._tokens = 0
+        self._bytes = 0
+        # Of requests that ended while no seat was free, since others wait for such as these.
+        self._held_s = Estimate()
+        self._first_byte_s = (Estimate(), Estimate())  # since the permit; whole answers, streams
+
+    def __repr__(self) -> str:
+        return f"<Gate {self._model} seats={self.seats} free={self.free} waiting={len(self._waiters)}>"
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    async def wait(self, demand: Demand) -> None:
+        """Returns with a permit. Raises `TooBusy` or `Overloaded`; then, or if cancelled, nothing is held."""
+        if not self.seats:
+            self.free -= 1
+            return
+        waiter = self._enqueue(demand)
+        try:
+            refusal = await waiter.turn
+        except BaseException:
+            self._leave(waiter)
+            raise
+        if refusal is not None:
+            raise refusal
+
+    def give_back(self, record: RequestRecord) -> None:
+        """A request with a permit has ended."""
+        free = self.free
+        self.free = free + 1
+        if free <= 0 and self.seats:
+            self._learn(record)
+            self._dispatch()
+
+    def resize(self, seats: int) -> None:
+        """There are so many seats from now on."""
+        self.free += seats - self.seats
+        self.seats = seats
+        self._dispatch()
+
+    def sweep(self) -> None:
+        """Send away those that have waited for too long."""
+        latest = self._time() - self._limits.timeout_s
+        while (first := self._first()) is not None and first.since <= latest:
+            message = f"no seat for the model '{self._model}' within {self._limits.timeout_s:g} s"
+            error = Overloaded(message, retry_after_s=self._retry_after_s())
+            self._end(first, self._refused(error, RejectReason.WAITED))
+
+    # --- the queue ------------------------------------------------------------------------------
+
+    def _enqueue(self, demand: Demand) -> _Waiter:
+        """Raises `TooBusy`."""
+        now = self._time()
+        if not self._has_room(demand):
+            raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
+        if not self._may_wait(demand, now):
+            raise self._too_late()
+        waiter = _Waiter(demand, now, asyncio.get_running_loop().create_future())
+        self._waiters[waiter] = None
+        self._count(demand, 1)
+        return waiter
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Its request was stopped: before its turn, or with the permit on its way."""
+        if waiter in self._waiters:
+            self._remove(waiter)
+        elif not waiter.turn.cancelled() and waiter.turn.result() is None:
+            self.free += 1
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give free seats to those who wait; if there are no seats at all any more, nobody waits for one."""
+        now = self._time() if self._waiters else 0.0
+        while (self.free > 0 or not self.seats) and (first := self._first()) is not None:
+            if self.seats and not self._may_begin(first.demand, now):
+                self._end(first, self._too_late())
+            else:
+                self.free -= 1
+                self._end(first, None)
+
+    def _first(self) -> _Waiter | None:
+        """Who is next. Those whose request was stopped a moment ago are none."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            if not waiter.turn.done():
+                return waiter
+            self._remove(waiter)
+        return None
+
+    def _end(self, waiter: _Waiter, error: BatonError | None) -> None:
+        """Its wait is over: with a permit, or with this error."""
+        self._remove(waiter)
+        waiter.turn.set_result(error)
+
+    def _remove(self, waiter: _Waiter) -> None:
+        del self._waiters[waiter]
+        self._count(waiter.demand, -1)
+
+    def _has_room(self, demand: Demand) -> bool:
+        limits = self._limits
+        return (
+            len(self._waiters) < limits.requests
+            and self._tokens + demand.tokens <= limits.tokens
+            and self._bytes + demand.size <= limits.bytes
+        )
+
+    def _count(self, demand: Demand, sign: int) -> None:
+        self._tokens += sign * demand.tokens
+        self._bytes += sign * demand.size
+        row, cell = self._telemetry.row, self._cell
+        row[cell], row[cell + 1], row[cell + 2] = len(self._waiters), self._tokens, self._bytes
+
+    # --- what is to be expected -----------------------------------------------------------------
+
+    def _learn(self, record: RequestRecord) -> None:
+        """One without an answer tells at least that it takes longer than it had."""
+        now = self._time()
+        self._held_s.note(now - record.admitted)
+        estimate = self._first_byte_s[record.is_stream]
+        took_s = (record.first_byte or now) - record.admitted
+        if record.first_byte or took_s > estimate.mean:
+            estimate.note(took_s)
+
+    def _wait_s(self) -> float:
+        """How long the next one that comes would wait: seats get free at the rate at which they did."""
+        return (len(self._waiters) + 1) * self._held_s.mean / self.seats if self.seats else 0.0
+
+    def _may_wait(self, demand: Demand, now: float) -> bool:
+        """Whether it would have its turn soon enough, and be answered in time then."""
+        wait_s = self._wait_s() * _CAUTION
+        needed_s = self._first_byte_s[demand.is_stream].most
+        return wait_s <= self._limits.timeout_s and now + wait_s + needed_s <= demand.deadline
+
+    def _may_begin(self, demand: Demand, now: float) -> bool:
+        """Whether it will rather be answered in time than not, now that it is its turn."""
+        return now + self._first_byte_s[demand.is_stream].likely <= demand.deadline
+
+    # --- refusals -------------------------------------------------------------------------------
+
+    def _too_late(self) -> TooBusy:
+        message = f"the model '{self._model}' is too busy to answer in time"
+        return self._too_busy(message, RejectReason.TOO_LATE)
+
+    def _too_busy(self, message: str, reason: RejectReason) -> TooBusy:
+        error = TooBusy(message, retry_after_s=self._retry_after_s())
+        self._refused(error, reason)
+        return error
+
+    def _refused(self, error: BatonError, reason: RejectReason) -> BatonError:
+        self._telemetry.rejected(reason)
+        return error
+
+    def _retry_after_s(self) -> int:
+        """When those who wait now will have been served."""
+        return max(1, min(math.ceil(self._wait_s()), _LONGEST_RETRY_AFTER_S))
+
+
+class MemoryBound:
+    """Bytes that the requests of a process hold, against the most that they may.
+
+    `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
+    not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
+    """
+
+    __slots__ = ("_most", "_telemetry", "bodies", "under_way")
+
+    def __init__(self, most: int, telemetry: Telemetry) -> None:
+        self.bodies = 0
+        self.under_way = 0
+        self._most = most
+        self._telemetry = telemetry
+
+    def check(self) -> None:
+        """Raises `Overloaded` if there is too much already."""
+        if self.bodies + self.under_way > self._most:
+            self._telemetry.rejected(RejectReason.MEMORY)
+            raise Overloaded("this server holds as many bytes of requests as it may")
+
+    def note_under_way(self, size: int) -> None:
+        self.under_way = size
+        self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
+
+
+class Admission:
+    """The gates of a process, by model; their seats follow the workers."""
+
+    def __init__(
+        self,
+        pools: Mapping[str, Pools],
+        queue: QueueConfig,
+        *,
+        seats: Mapping[str, Mapping[Role, int]],
+        processes: int,
+        telemetry: Telemetry,
+        time: Callable[[], float],
+    ) -> None:
+        """`seats` of each worker, by model and role. `processes` serve beside one another."""
+        self._processes = processes
+        self._pools = pools
+        self._seats = seats
+        self.gates = {model: Gate(model, index, queue, telemetry, time) for index, model in enumerate(pools)}
+        for model, found in pools.items():
+            found.on_fill(functools.partial(self._resize, model))
+            self._resize(model)
+
+    @property
+    def admitted(self) -> int:
+        """Requests that hold a permit."""
+        return sum(gate.seats - gate.free for gate in self.gates.values())
+
+    async def sweep_forever(self) -> None:
+        """End waits that are too long, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        for model, gate in self.gates.items():
+            self._resize(model)
+            gate.sweep()
+
+    def _resize(self, model: str) -> None:
+        total = seats_of(self._pools[model], self._seats.get(model, {}))
+        self.gates[model].resize(max(1, total // self._processes) if total else 0)
+
+
+def seats_of(pools: Pools, seats: Mapping[Role, int]) -> int:
+    """How many requests may hold one of these workers; 0 if no worker takes any.
+
+    A worker on trial takes one, one in slow start a part that grows. Legs that run on workers out of use hold
+    no seat of the others, so they come on top; as they end, this is too high until it is worked out again.
+    """
+    in_use = sum(
+        max(1, int(pools.share(worker) * seats.get(role, DEFAULT_SEATS)))
+        for role in SEATED
+        for worker in getattr(pools, role)
+    )
+    others = [worker for worker in pools.others if worker.address.role in SEATED]
+    trials = sum(worker.state is WorkerState.PROBING for worker in others)
+    if not (in_use or trials):
+        return 0
+    legs = sum(worker.in_flight for worker in others if worker.state is not WorkerState.PROBING)
+    return in_use + trials + legs

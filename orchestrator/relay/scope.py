@@ -1,0 +1,351 @@
+"""One request from arrival to last byte: its deadline, the watch for a client that leaves, the forwarding,
+and the one place where errors become answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from orchestrator.config.keys import KeyRing
+from orchestrator.config.options import LimitsConfig
+from orchestrator.errors import (
+    BatonError,
+    ClientError,
+    ClientGone,
+    DeadlineExceeded,
+    MethodNotAllowed,
+    ShuttingDown,
+)
+from orchestrator.failover.transcript import Transcript
+from orchestrator.http.exchange import AsgiExchange, Exchange
+from orchestrator.relay.admission import MemoryBound
+from orchestrator.telemetry.counters import Telemetry
+from orchestrator.telemetry.lines import milliseconds
+from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.transport.base import Answer
+from orchestrator.wire.headers import header_block
+from orchestrator.wire.sse import Events, error_event
+from orchestrator.workers.registry import Worker
+from orchestrator.workers.states import IN_SERVICE
+
+# How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
+# than the rest of a small request.
+SWEEP_S: Final = 0.25
+
+# The client's headers that workers get too; nothing else of a client's head reaches them.
+_RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
+_PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
+_log: Final = logging.getLogger("baton.relay")
+
+
+class RequestScope:
+    """One request. Made by the data plane, driven by `run`, over when that returns."""
+
+    __slots__ = (
+        "_events",
+        "_leg",
+        "_plane",
+        "_progress",
+        "_seen_bytes",
+        "_stop",
+        "_task",
+        "_worker",
+        "deadline",
+        "exchange",
+        "record",
+        "transcript",
+    )
+
+    def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
+        self._plane = plane
+        self._task = asyncio.current_task(plane.loop)
+        self._stop: BatonError | None = None
+        self._seen_bytes = 0  # of the answer, at the last sweep
+        self._progress = received = plane.time()  # when a leg was sent, or a sweep last saw more of a stream
+        self._worker: Worker | None = None
+        self._leg: Answer | None = None  # of that worker
+        self._events: Events | None = None  # of a stream that is forwarded
+        self.transcript: Transcript | None = None  # of a stream that another worker could go on with
+        self.deadline = received + plane.limits.request_timeout_s
+        self.exchange = exchange
+        self.record = RequestRecord(exchange.request_id, exchange.path, received)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the request; every error has become an answer when this returns."""
+        self._plane.open[self] = None
+        self.exchange.on_leave(self._client_left)
+        try:
+            self._admit()
+            body = await self.exchange.read_body()
+            self.record.bytes_in = len(body)
+            self._plane.memory.bodies += len(body)
+            self._plane.memory.check()
+            await self._plane.serve(self, body)
+        except BatonError as error:
+            self._fail(error)
+        except asyncio.CancelledError:
+            self._fail(self._take_stop())
+        except Exception:  # a bug of ours: the client gets an error, the log the trace
+            _log.exception("request %s failed", self.record.request_id)
+            self._fail(BatonError("internal error"))
+        finally:
+            self._close()
+
+    def _admit(self) -> None:
+        """Judge the request by its head."""
+        exchange, plane = self.exchange, self._plane
+        if plane.is_refusing:
+            raise ShuttingDown("this server is shutting down: ask again")
+        plane.memory.check()
+        wanted = exchange.header(b"x-request-timeout")
+        if wanted is not None:
+            self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
+        if plane.keys is not None:
+            self.record.client = plane.keys.check(exchange.header(b"authorization"))
+        if exchange.method != "POST":
+            raise MethodNotAllowed(f"use POST for {exchange.path}", allow="POST")
+
+    def _close(self) -> None:
+        self._task = None
+        if self.transcript is not None:
+            self.transcript.close()
+        self._plane.open.pop(self, None)
+        self._plane.memory.bodies -= self.record.bytes_in
+        self.record.finished = self._plane.time()
+        self._plane.telemetry.finish(self.record)
+
+    # --- being stopped from outside -------------------------------------------------------------
+
+    def stop(self, error: BatonError) -> None:
+        """End the request with this error, wherever it is. The first call counts."""
+        if self._stop is None and self._task is not None:
+            self._stop = error
+            self._task.cancel()
+
+    @property
+    def is_stopped(self) -> bool:
+        """It ends with what `stop` was given, not with an answer."""
+        return self._stop is not None
+
+    def _client_left(self) -> None:
+        self.stop(ClientGone("the client closed its connection"))
+
+    def _take_stop(self) -> BatonError:
+        """Why this task was cancelled; if it was not by `stop`, the process is ending."""
+        if self._stop is None:
+            raise asyncio.CancelledError
+        if self._task is not None:
+            self._task.uncancel()
+        return self._stop
+
+    def sweep(self, now: float) -> None:
+        """Enforce the deadline of the request and the limits of silence."""
+        if self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
+            self._seen_bytes = self.record.bytes_out
+            self._progress = now
+            if self._worker is not None:
+                self._worker.note_heard(now)
+            if self.transcript is not None:
+                self.transcript.reduce_if_due(self.record.bytes_out)
+        if not self.exchange.is_started and now > self.deadline:
+            seconds = self.deadline - self.record.received
+            self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
+        elif self._leg is not None and self._worker is not None:
+            self._sweep_leg(self._leg, self._worker, now - self._progress)
+
+    def _sweep_leg(self, leg: Answer, worker: Worker, silence_s: float) -> None:
+        limits = self._plane.limits
+        if silence_s > limits.leg_silence_s and worker.state not in IN_SERVICE:
+            leg.abort()  # lost: whoever reads it finds another worker
+        elif self.exchange.is_started:
+            if silence_s > limits.stream_idle_timeout_s:
+                self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
+        elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(worker):
+            self.stop(DeadlineExceeded(f"no answer from a worker for {limits.first_byte_timeout_s:g} s"))
+
+    def _answers_piecemeal(self, worker: Worker) -> bool:
+        """Whether the first byte comes before the work is done; or the work is a prefill, and not long."""
+        return self.record.is_stream or worker.address.role == "prefill"
+
+    def bytes_under_way(self) -> int:
+        """Of its body while that comes in, and of a worker's answer that nobody has read yet."""
+        incoming = 0 if self.record.bytes_in else self.exchange.body_size
+        return incoming + (self._leg.unread if self._leg is not None else 0)
+
+    # --- what the flow needs --------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._plane.time()
+
+    def watch(self, worker: Worker, leg: Answer) -> None:
+        """A leg was sent: from now on its silence is measured."""
+        self._worker = worker
+        self._leg = leg
+        self._progress = self._plane.time()
+
+    def relayed_headers(self) -> bytes:
+        """Those of the client's headers that go to workers."""
+        relayed = [field for field in self.exchange.headers if field[0] in _RELAYED]
+        return header_block(relayed) if relayed else b""
+
+    def response_headers(self) -> bytes:
+        """What we say of a worker's answer, as a header block. Times are in milliseconds."""
+        record = self.record
+        record.first_byte = self._plane.time()
+        took = milliseconds(record.first_byte - record.received)
+        path, timing = _PATHS[record.path], _server_timing(record)
+        return f"x-process-time: {took}\r\nx-baton-path: {path}\r\nserver-timing: {timing}\r\n".encode()
+
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
+        """Send a whole answer."""
+        self.record.status = status
+        self.record.bytes_out = len(body)
+        self.exchange.respond(status, headers, body)
+
+    def start_stream(self, headers: bytes) -> None:
+        """Send the head of a stream, with the first events that follow."""
+        self.record.status = 200
+        self._progress = self._plane.time()
+        self.exchange.start(200, headers)
+
+    async def forward(self, answer: Answer, opening: bytes, events: Events) -> None:
+        """Send the first events, then the rest of a worker's stream as it comes, through `events`.
+
+        The client's pace becomes the worker's: while its connection is full, the worker's is not read. Raises
+        what the answer raises.
+        """
+        self._events = events
+        exchange, record, transcript = self.exchange, self.record, self.transcript
+        keep = _keep_nothing if transcript is None else transcript.chunks.append
+
+        def sink(chunk: bytes) -> bool:
+            data = events.feed(chunk)
+            if not data:
+                return True
+            record.bytes_out += len(data)
+            keep(data)
+            return exchange.feed(data)
+
+        record.bytes_out += len(opening)
+        keep(opening)
+        exchange.feed(opening)
+        exchange.on_writable(answer.resume)
+        await answer.pump(sink)
+
+    def end_stream(self, events: bytes) -> None:
+        """Send the last events of a stream, and its end."""
+        self.record.bytes_out += len(events)
+        self.exchange.finish(events)
+
+    # --- errors ---------------------------------------------------------------------------------
+
+    def _fail(self, error: BatonError) -> None:
+        record, exchange = self.record, self.exchange
+        if isinstance(error, ClientGone):
+            record.error_code = error.code
+            record.status = record.status or error.status
+            exchange.abort()
+        elif exchange.is_started and self._has_all():
+            if not exchange.is_complete:  # what is wrong behind the last word is no news to the client
+                exchange.finish()
+        else:
+            record.error_code = error.code
+            self._tell(error)
+
+    def _has_all(self) -> bool:
+        """Nothing is missing of a stream but its end."""
+        return self._events is not None and self._events.is_done
+
+    def _tell(self, error: BatonError) -> None:
+        exchange = self.exchange
+        if not exchange.is_started:
+            headers = header_block(error.headers())
+            if self.record.path:
+                headers += self.response_headers()
+            self.respond(error.status, headers, error.body())
+        elif not exchange.is_complete:
+            exchange.finish(error_event(error.body()))
+
+
+def _keep_nothing(data: bytes) -> None:
+    """For a stream that no other worker could go on with."""
+
+
+def _timeout(wanted: bytes, most: float) -> float:
+    """Seconds, of a client's header. Raises `ClientError`."""
+    try:
+        seconds = float(wanted)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ClientError("x-request-timeout must be a positive number of seconds")
+    return min(seconds, most)
+
+
+def _server_timing(record: RequestRecord) -> str:
+    """queue, prefill and decode to first byte; a prefill that did not end is left out."""
+    admitted, prefill_done = record.admitted, record.prefill_done
+    queue = milliseconds(admitted - record.received)
+    if not prefill_done:
+        return f"queue;dur={queue}, decode;dur={milliseconds(record.first_byte - admitted)}"
+    prefill, decode = milliseconds(prefill_done - admitted), milliseconds(record.first_byte - prefill_done)
+    return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
+
+
+Serve = Callable[[RequestScope, bytes], Awaitable[None]]
+
+
+class DataPlane:
+    """Answers the data plane's requests, and knows which are open."""
+
+    def __init__(
+        self,
+        serve: Serve,
+        *,
+        limits: LimitsConfig,
+        telemetry: Telemetry,
+        keys: KeyRing | None,
+        time: Callable[[], float],
+    ) -> None:
+        """To be made inside the running event loop, whose clock `time` is.
+
+        `serve` answers a request through its scope, or raises a `BatonError`.
+        """
+        self.serve = serve
+        self.limits = limits
+        self.telemetry = telemetry
+        self.keys = keys
+        self.time = time
+        self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
+        self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
+        self.memory = MemoryBound(limits.max_held_bytes, telemetry)
+        self.is_refusing = False  # new requests: the process is about to end
+
+    def handle(self, exchange: Exchange) -> Awaitable[None]:
+        """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
+        return RequestScope(self, exchange).run()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The same as an ASGI application, for servers that are not ours."""
+        async with AsgiExchange(scope, receive, send) as exchange:
+            await self.handle(exchange)
+
+    def end_all(self) -> None:
+        """End every open request with an error: its client knows that the answer is not whole."""
+        for request in tuple(self.open):
+            request.stop(ShuttingDown("this server is shutting down"))
+
+    async def sweep_forever(self) -> None:
+        """Enforce deadlines until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = self.time()
+            for request in tuple(self.open):
+                request.sweep(now)
+            self.memory.note_under_way(sum(request.bytes_under_way() for request in self.open))

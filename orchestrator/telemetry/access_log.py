@@ -1,0 +1,148 @@
+"""One line per request, and one more per slow request, made in batches from finished records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from orchestrator.config.options import LogConfig
+from orchestrator.telemetry.counters import NO_MODEL, STAGES
+from orchestrator.telemetry.lines import json_line, milliseconds, one_line, timestamp
+from orchestrator.telemetry.logs import Write
+from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.wire.usage import Kv
+
+_log: Final = logging.getLogger("baton.requests")
+
+
+class AccessLog:
+    """Takes the finished records of a `Telemetry` several times a second and makes lines of them."""
+
+    PERIOD_S: Final = 0.1
+    # Records per turn of the event loop: about 2 ms of work.
+    SLICE: Final = 256
+
+    def __init__(
+        self,
+        records: deque[RequestRecord],
+        models: Sequence[str],
+        config: LogConfig,
+        write: Write,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._records = records
+        self._models = (*models, NO_MODEL)  # model_index -1 is the last
+        self._model_words = (*(f" model={one_line(model)}" for model in models), "")
+        self._slow_s = config.slow_request_s
+        self._line = self._json_line if config.format == "json" else self._console_line
+        self._is_on = config.access
+        self._write = write
+        self._wall_clock = wall_clock
+
+    async def run(self) -> None:
+        """Write lines until cancelled, then write the last ones."""
+        try:
+            while True:
+                await asyncio.sleep(self.PERIOD_S)
+                if len(self._records) == self._records.maxlen:
+                    _log.warning("requests end faster than their lines are written: some lines are lost")
+                while self._records:
+                    self.flush(self.SLICE)
+                    await asyncio.sleep(0)
+        finally:
+            self.flush(len(self._records))
+
+    def flush(self, count: int) -> None:
+        """Make lines of the oldest `count` records."""
+        records = [self._records.popleft() for _ in range(min(count, len(self._records)))]
+        offset = self._wall_clock() - asyncio.get_running_loop().time()
+        if self._is_on and records:
+            lines = bytearray()  # each line is freed at once: a list of them costs as much again
+            for record in records:
+                lines += self._line(record, offset)
+            self._write(bytes(lines))
+        for record in records:
+            if record.finished - record.received >= self._slow_s:
+                self._warn(record)
+
+    def _console_line(self, record: RequestRecord, offset: float) -> bytes:
+        """A line for people: what every request has, then NAME=VALUE for what this one has too."""
+        error = f" error={record.error_code}" if record.error_code else ""
+        client = f" client={one_line(record.client)}" if record.client else ""
+        ended = timestamp(record.finished + offset)
+        line = (
+            f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
+            f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
+            f" stream={record.is_stream}{_stage_words(record)}{_KV_WORDS[record.kv]}{_worker_words(record)}"
+            f" bytes_in={record.bytes_in} bytes_out={record.bytes_out}{client}\n"
+        )
+        return line.encode()
+
+    def _json_line(self, record: RequestRecord, offset: float) -> bytes:
+        return json_line(self._fields(record, offset))
+
+    def _fields(self, record: RequestRecord, offset: float) -> dict[str, Any]:
+        queue_s, prefill_s, first_byte_s, total_s = record.stages()
+        return {
+            "time": timestamp(record.finished + offset),
+            "level": "info",
+            "logger": "baton.access",
+            "id": record.request_id,
+            "endpoint": record.endpoint,
+            "model": self._models[record.model_index] or None,
+            "path": _PATHS[record.path],
+            "status": record.status,
+            "error": record.error_code,
+            "stream": record.is_stream,
+            "queue_ms": _ms(queue_s),
+            "prefill_ms": _ms(prefill_s),
+            "decode_first_byte_ms": _ms(first_byte_s),
+            "total_ms": _ms(total_s),
+            "kv": _KV[record.kv],
+            "prefill_worker": record.prefill_worker,
+            "decode_worker": record.decode_worker,
+            "bytes_in": record.bytes_in,
+            "bytes_out": record.bytes_out,
+            "client": record.client,
+        }
+
+    def _warn(self, record: RequestRecord) -> None:
+        stages = dict(zip(STAGES, record.stages(), strict=True))
+        _log.warning(
+            "slow request %s: %s; model %s, workers %s",
+            record.request_id,
+            ", ".join(f"{name} {seconds:.3f} s" for name, seconds in stages.items() if seconds >= 0.0),
+            self._models[record.model_index] or "unknown",
+            " -> ".join(filter(None, (record.prefill_worker, record.decode_worker))) or "none",
+        )
+
+
+_PATHS: Final = tuple(None if path is Path.NONE else path.name.lower() for path in Path)
+_KV: Final = tuple(None if kv is Kv.NONE else kv.name.lower() for kv in Kv)
+_PATH_WORDS: Final = tuple(f" path={name}" if name else "" for name in _PATHS)
+_KV_WORDS: Final = tuple(f" kv={name}" if name else "" for name in _KV)
+
+
+def _stage_words(record: RequestRecord) -> str:
+    queue_s, prefill_s, first_byte_s, total_s = record.stages()
+    words = f" total_ms={milliseconds(total_s)}"
+    if first_byte_s >= 0.0:
+        words = f" decode_first_byte_ms={milliseconds(first_byte_s)}{words}"
+    if prefill_s >= 0.0:
+        words = f" prefill_ms={milliseconds(prefill_s)}{words}"
+    return f" queue_ms={milliseconds(queue_s)}{words}" if queue_s >= 0.0 else words
+
+
+def _ms(seconds: float) -> float | None:
+    return int(seconds * 1e6) / 1e3 if seconds >= 0.0 else None
+
+
+def _worker_words(record: RequestRecord) -> str:
+    prefill, decode = record.prefill_worker, record.decode_worker
+    words = f" prefill_worker={one_line(prefill)}" if prefill else ""
+    return f"{words} decode_worker={one_line(decode)}" if decode else words

@@ -1,0 +1,268 @@
+"""What happened, as numbers: one record per request, counters in a flat row of int64, event-loop lag.
+
+The hot path makes two calls per request, `Telemetry.begin` and `Telemetry.finish`; both only add to
+integers. A row holds sums alone, so the rows of several processes, side by side in shared memory, add up
+cell by cell. Cells get names and labels when somebody asks (`control/metrics.py`); finished records become
+lines later, in batches (`telemetry/access_log.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import ClassVar, Final, TypeAlias
+
+from orchestrator import errors
+from orchestrator.telemetry.record import RequestRecord
+from orchestrator.wire.usage import Kv
+
+Row: TypeAlias = "array[int] | memoryview"  # of int64, format "q"
+
+# --- what is counted ----------------------------------------------------------------------------
+
+
+class FallbackReason(IntEnum):
+    """Why a body went to a worker as JSON although msgpack was asked for."""
+
+    NOT_ANNOUNCED = 0  # the worker did not say that it decodes msgpack
+    NOT_ENCODABLE = 1  # msgpack cannot carry it, e.g. an integer over 64 bits
+    TOO_LARGE = 2  # what is left of it between the legs is too large to transcode in place
+    REFUSED = 3  # the worker refused what it had announced
+
+
+class RetryReason(IntEnum):
+    """Which leg failed, so that (a part of) a request was sent again."""
+
+    PREFILL = 0  # the prefill leg
+    DECODE = 1  # the decode leg, before anything of it had reached the client
+    WHOLE = 2  # that of a request served by one worker
+    STREAM = 3  # one whose stream had begun: the rest came from another worker
+
+
+class RejectReason(IntEnum):
+    """Why a request was sent away before anything was done for it."""
+
+    QUEUE_FULL = 0
+    TOO_LATE = 1  # it would not have been answered before its deadline, or would have waited for too long
+    WAITED = 2  # it has waited for too long
+    MEMORY = 3  # requests hold too many bytes
+
+
+class LeaseState(IntEnum):
+    """Of the KV blocks that a finished prefill keeps (`legs/ledger.py`). The first two are open: gauges."""
+
+    HELD = 0  # the prefill worker pins the blocks for us
+    USED = 1  # bytes of a decode leg with this hand-off were written
+    CONSUMED = 2
+    RELEASED = 3
+    EXPIRED = 4
+
+
+QUEUE_UNITS: Final[tuple[str, ...]] = (
+    "requests",
+    "tokens",
+    "bytes",
+)  # in which a queue is measured (`relay/admission.py`)
+OTHER: Final = "other"  # the label for what is in no fixed list
+NO_MODEL: Final = ""  # no configured name can be empty
+STAGES: Final[tuple[str, ...]] = ("queue", "prefill", "decode_first_byte", "total")
+STATUSES: Final[tuple[int, ...]] = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 502, 503, 504)
+ERROR_CODES: Final = tuple(
+    dict.fromkeys(
+        kind.code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.BatonError)
+    )
+)
+# Seconds, inclusive upper bounds; one more bucket takes what is above the last.
+STAGE_BOUNDS: Final[tuple[float, ...]] = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+LAG_BOUNDS: Final[tuple[float, ...]] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def histogram_cells(bounds: Sequence[float]) -> int:
+    """A histogram is one count per bucket, the one above the last bound, and the sum in microseconds."""
+    return len(bounds) + 2
+
+
+class Layout:
+    """Which cell of a row counts what: worked out from names alone, so every process has the same.
+
+    Cells before `lease_ends` are gauges (they fall again), all others only grow.
+    """
+
+    def __init__(self, models: Iterable[str], endpoints: Iterable[str]) -> None:
+        self.models = (*models, NO_MODEL)
+        self.endpoints = (*endpoints, OTHER)
+        self.statuses = (*map(str, STATUSES), OTHER)
+        self.error_codes = (*ERROR_CODES, OTHER)
+        self.in_flight = 0
+        self.queues = self.in_flight + len(self.models)  # of each model that has a name, one per QUEUE_UNITS
+        self.held_bytes = self.queue_cell(len(self.models) - 1)
+        self.leases = self.held_bytes + 1  # one cell per LeaseState
+        self.lease_ends = self.leases + LeaseState.CONSUMED
+        self.leases_leaked = self.leases + len(LeaseState)
+        self.requests = self.leases_leaked + 1
+        self.stages = self.requests + len(self.models) * len(self.endpoints) * len(self.statuses)
+        self.errors = self.stages + len(self.models) * len(STAGES) * histogram_cells(STAGE_BOUNDS)
+        self.kv = self.errors + len(self.error_codes)
+        self.fallbacks = self.kv + len(Kv)
+        self.retries = self.fallbacks + len(FallbackReason)
+        self.rejections = self.retries + len(RetryReason)
+        self.lag = self.rejections + len(RejectReason)
+        self.size = self.lag + histogram_cells(LAG_BOUNDS)
+
+    @property
+    def counters(self) -> range:
+        """The cells that only grow."""
+        return range(self.lease_ends, self.size)
+
+    def queue_cell(self, model: int) -> int:
+        """The cell of the first unit; the others follow."""
+        return self.queues + model * len(QUEUE_UNITS)
+
+    def request_cell(self, model: int, endpoint: int) -> int:
+        """The cell of the first status; the others follow in the order of `statuses`."""
+        return self.requests + (model * len(self.endpoints) + endpoint) * len(self.statuses)
+
+    def stage_cell(self, model: int, stage: int) -> int:
+        """The first cell of the histogram."""
+        return self.stages + (model * len(STAGES) + stage) * histogram_cells(STAGE_BOUNDS)
+
+
+def sum_rows(rows: Iterable[Row]) -> list[int]:
+    """What all processes counted together."""
+    return [sum(cells) for cells in zip(*rows, strict=True)]
+
+
+class Telemetry:
+    """Counts into one row; the only writer of that row. Finished records wait in `records` for the log.
+
+    `row` may be given: format "q", `layout.size` cells, for instance over shared memory.
+    """
+
+    # About a second of requests at full speed. The log takes them several times a second; if it cannot,
+    # the oldest are lost, not the memory.
+    KEPT_RECORDS: ClassVar[int] = 16384
+
+    def __init__(self, layout: Layout, row: Row | None = None) -> None:
+        self.layout = layout
+        self.row: Row = array("q", bytes(8 * layout.size)) if row is None else row
+        if len(self.row) != layout.size:
+            raise ValueError(f"a row of {layout.size} cells is needed, not {len(self.row)}")
+        self.records: deque[RequestRecord] = deque(maxlen=self.KEPT_RECORDS)
+        # Indexed with model_index: -1 finds the last entry, which is the one of unknown models.
+        self._requests = [
+            {name: layout.request_cell(model, index) for index, name in enumerate(layout.endpoints)}
+            for model in range(len(layout.models))
+        ]
+        self._in_flight = [layout.in_flight + model for model in range(len(layout.models))]
+        self._stages = [layout.stage_cell(model, 0) for model in range(len(layout.models))]
+        self._statuses = {status: index for index, status in enumerate(STATUSES)}
+        self._errors = {code: layout.errors + index for index, code in enumerate(layout.error_codes)}
+
+    def begin(self, record: RequestRecord) -> None:
+        """Count the request as in flight, for the model known by now. Owed: one `finish`."""
+        record.in_flight_cell = cell = self._in_flight[record.model_index]
+        self.row[cell] += 1
+
+    def finish(self, record: RequestRecord) -> None:
+        """Count a request that ended, with or without `begin`. The record must not change any more."""
+        row = self.row
+        if record.in_flight_cell >= 0:
+            row[record.in_flight_cell] -= 1
+        endpoints = self._requests[record.model_index]
+        cell = endpoints.get(record.endpoint) or endpoints[OTHER]
+        row[cell + self._statuses.get(record.status, len(STATUSES))] += 1
+        if record.error_code is not None:
+            row[self._errors.get(record.error_code) or self._errors[OTHER]] += 1
+        if record.kv:
+            row[self.layout.kv + record.kv] += 1
+        self._observe_stages(record)
+        self.records.append(record)
+
+    def _observe_stages(self, record: RequestRecord) -> None:
+        cell = self._stages[record.model_index]
+        queue, prefill, decode, total = record.stages()
+        self._observe_stage(cell, queue)
+        self._observe_stage(cell + _STAGE_CELLS, prefill)
+        self._observe_stage(cell + 2 * _STAGE_CELLS, decode)
+        self._observe_stage(cell + 3 * _STAGE_CELLS, total)
+
+    def _observe_stage(self, cell: int, seconds: float) -> None:
+        if seconds >= 0.0:
+            self.row[cell + bisect_left(STAGE_BOUNDS, seconds)] += 1
+            self.row[cell + _STAGE_SUM] += int(seconds * 1e6)
+
+    def transport_fallback(self, reason: FallbackReason) -> None:
+        self.row[self.layout.fallbacks + reason] += 1
+
+    def retry(self, reason: RetryReason) -> None:
+        self.row[self.layout.retries + reason] += 1
+
+    def rejected(self, reason: RejectReason) -> None:
+        self.row[self.layout.rejections + reason] += 1
+
+    def loop_lag(self, seconds: float) -> None:
+        _observe(self.row, self.layout.lag, LAG_BOUNDS, seconds)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests between `begin` and `finish` in this process."""
+        return sum(self.row[self.layout.in_flight : self.layout.queues])
+
+
+_STAGE_CELLS: Final = histogram_cells(STAGE_BOUNDS)
+_STAGE_SUM: Final = _STAGE_CELLS - 1
+
+
+def _observe(row: Row, cell: int, bounds: Sequence[float], seconds: float) -> None:
+    row[cell + bisect_left(bounds, seconds)] += 1
+    # Microseconds: as nanoseconds the sum over a thousand open requests would overflow within months.
+    row[cell + len(bounds) + 1] += int(seconds * 1e6)
+
+
+# --- the event loop -----------------------------------------------------------------------------
+
+
+class LoopLagMonitor:
+    """How late the event loop calls what is due: what every request waits on top of its own work."""
+
+    def __init__(self, telemetry: Telemetry, period_s: float = 0.1) -> None:
+        self._telemetry = telemetry
+        self._period_s = period_s
+        self.last_s = 0.0
+        self.max_s = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + self._period_s
+            await asyncio.sleep(self._period_s)
+            self.note(max(0.0, loop.time() - due))
+
+    def note(self, lag_s: float) -> None:
+        self.last_s = lag_s
+        self.max_s = max(self.max_s, lag_s)
+        self._telemetry.loop_lag(lag_s)

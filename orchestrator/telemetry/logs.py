@@ -1,0 +1,154 @@
+"""Lines: how they are made and written. Those of requests are made in `telemetry/access_log.py`.
+
+Nothing here holds up the event loop: one daemon thread does the writing, so that a reader of our stderr that
+stalls does not stall requests. Nothing that came from outside can start a new line or send a control sequence
+to a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+from orchestrator.config.options import LogConfig
+from orchestrator.telemetry.lines import json_line, one_line, timestamp
+
+Write = Callable[[bytes], None]
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+class LineWriter:
+    """Writes to a file descriptor in a thread of its own: `write` never blocks; any thread may call it.
+
+    Before `start` and after `close` it writes at once. If the reader stalls, at most `MAX_WAITING_BYTES` are
+    kept and later writes are dropped; the first one that fits again is preceded by their number.
+    """
+
+    MAX_WAITING_BYTES = 8 * 1024 * 1024
+
+    def __init__(self, fd: int = 2) -> None:
+        self._fd = fd
+        self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # of the two numbers below
+        self._accepted = 0
+        self._dropped = 0
+        self._written = 0  # by the thread only
+        self._is_stuck = False
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, data: bytes) -> None:
+        """Whole lines only."""
+        if self._thread is not None:
+            self._put(data)
+        elif not self._is_stuck:
+            self._write_now(data)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what waits, for `timeout_s` at most. Repeatable; does not close the descriptor."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._waiting.put(None)
+            thread.join(timeout_s)
+            self._is_stuck = thread.is_alive()
+
+    def _put(self, data: bytes) -> None:
+        with self._lock:
+            if self._accepted - self._written + len(data) > self.MAX_WAITING_BYTES:
+                self._dropped += 1
+                return
+            if self._dropped:
+                data = b"(%d log writes dropped: nobody read them)\n" % self._dropped + data
+                self._dropped = 0
+            self._accepted += len(data)
+            self._waiting.put(data)
+
+    def _run(self) -> None:
+        while (data := self._waiting.get()) is not None:
+            self._write_now(data)
+            self._written += len(data)
+
+    def _write_now(self, data: bytes) -> None:
+        view = memoryview(data)
+        with contextlib.suppress(OSError):  # nobody is left to tell
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+
+# --- everything else that logs ------------------------------------------------------------------
+
+# What a LogRecord has of its own; anything else was given as `extra` and is a field of the line.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record, with what was given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json_line(fields).decode().rstrip("\n")
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line per record; a traceback follows, indented, so that its text cannot pass for a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = (
+            f"{timestamp(record.created)} {record.levelname} {record.name}: {one_line(record.getMessage())}"
+        )
+        if not record.exc_info:
+            return line
+        trace = self.formatException(record.exc_info).split("\n")
+        return "\n".join([line, *(f"    {one_line(text)}" for text in trace)])
+
+
+class WriterHandler(logging.Handler):
+    """Hands formatted records to a LineWriter."""
+
+    def __init__(self, write: Write) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write((self.format(record) + "\n").encode("utf-8", "backslashreplace"))
+        except Exception:  # as every handler of the standard library: a bad record must not end its request
+            self.handleError(record)
+
+
+# Ours and uvicorn's log at the configured level, other libraries only what is wrong.
+_AT_LEVEL = ("baton", "uvicorn")
+
+
+def configure_logging(config: LogConfig, write: Write) -> None:
+    """Send all logging of this process through `write`, uvicorn's too (give uvicorn `log_config=None`).
+
+    uvicorn's access log is turned off: ours knows more. Called once per process, before the first log line.
+    """
+    handler = WriterHandler(write)
+    handler.setFormatter(JsonFormatter() if config.format == "json" else ConsoleFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in (*_AT_LEVEL, "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+    for name in _AT_LEVEL:
+        logging.getLogger(name).setLevel(config.level.upper())
+    logging.getLogger("uvicorn.access").disabled = True

@@ -1,0 +1,69 @@
+"""One request, as numbers: what `telemetry/counters.py` counts and `telemetry/access_log.py` writes down."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from orchestrator.wire.usage import Kv
+
+
+class Path(IntEnum):
+    """How a request was served; NONE until that is decided."""
+
+    NONE = 0
+    DISAGGREGATED = 1
+    AGGREGATED = 2
+
+
+# Looking a member up in its enumeration costs as much as a call.
+_NO_PATH: Final = Path.NONE
+_NO_KV: Final = Kv.NONE
+
+
+class RequestRecord:
+    """One request, filled in by `relay/scope.py` as it goes. Moments are `loop.time()`, 0.0 for never.
+
+    Holds no text of a prompt or an answer, and nothing that a client chose except a valid request id.
+    """
+
+    request_id: str
+    endpoint: str  # one of the endpoints that Telemetry was made with; others are counted together
+    path: Path
+    kv: Kv
+    received: float
+    admitted = 0.0
+    prefill_done = 0.0  # stays 0.0 when one worker serves the request as a whole
+    first_byte = 0.0
+    finished = 0.0
+    model_index = -1  # in the config's list of models; -1: the request names none that we know
+    is_stream = False
+    status = 0  # as sent, or 499 if the client was gone before a head could be sent
+    error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    bytes_in = 0
+    bytes_out = 0
+    client: str | None = None  # name of the client's API key
+    in_flight_cell = -1  # belongs to Telemetry
+
+    def __init__(self, request_id: str, endpoint: str, received: float) -> None:
+        self.request_id = request_id
+        self.endpoint = endpoint
+        self.received = received
+        self.path = _NO_PATH
+        self.kv = _NO_KV
+
+    def stages(self) -> tuple[float, float, float, float]:
+        """Seconds per stage in the order of STAGES; -1.0 for a stage that was not completed.
+
+        `decode_first_byte` starts where the leg that answers could start; an error is not such an answer.
+        """
+        admitted, prefill_done, first_byte = self.admitted, self.prefill_done, self.first_byte
+        total = self.finished - self.received
+        if not admitted:
+            return -1.0, -1.0, -1.0, total
+        queue = admitted - self.received
+        prefill = prefill_done - admitted if prefill_done else -1.0
+        decode = first_byte - (prefill_done or admitted) if first_byte and self.status < 400 else -1.0
+        return queue, prefill, decode, total

@@ -1,0 +1,159 @@
+"""The workers of one model that requests can be sent to now, by role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from orchestrator.wire.info import Role
+from orchestrator.workers.states import WorkerState
+from orchestrator.workers.worker import NEVER, Worker
+
+ROLES: Final[tuple[Role, ...]] = ("prefill", "decode", "both")
+MAX_REST_S: Final = 60.0  # a worker may ask for more, but its probes say more of it than that
+MIN_SHARE: Final = 0.125  # of a worker that has just come back: one turn in eight
+
+
+class Pools:
+    """Made anew by the registry whenever a state changes: tuples are replaced, never changed.
+
+    While `is_steady`, every worker in the tuples takes its full share, and there is no other. Otherwise
+    `candidates` says who may take the next request.
+    """
+
+    __slots__ = (
+        "_is_prefill_lost",
+        "_on_fill",
+        "_prefills_locally",
+        "_resting",
+        "_slow_start_s",
+        "_time",
+        "_trials",
+        "_warm_at",
+        "both",
+        "decode",
+        "is_steady",
+        "model",
+        "others",
+        "prefill",
+    )
+
+    def __init__(
+        self, model: str, *, slow_start_s: float, prefills_locally: bool, time: Callable[[], float]
+    ) -> None:
+        """`prefills_locally`: decode workers do, when no prefill worker is left."""
+        self.model = model
+        self.prefill: tuple[Worker, ...] = ()
+        self.decode: tuple[Worker, ...] = ()
+        self.both: tuple[Worker, ...] = ()
+        self.others: tuple[Worker, ...] = ()  # all that are in none of these
+        self.is_steady = True
+        self._is_prefill_lost = False  # workers have served as prefill, and none does now
+        self._prefills_locally = prefills_locally
+        self._on_fill: list[Callable[[], None]] = []
+        self._trials: dict[Role, list[Worker]] = {}
+        self._resting: dict[Worker, float] = {}  # until when they asked not to be sent more
+        self._warm_at = NEVER  # when the last slow start is over
+        self._slow_start_s = slow_start_s
+        self._time = time
+
+    def on_fill(self, callback: Callable[[], None]) -> None:
+        """`callback` is called whenever other workers may be in use."""
+        self._on_fill.append(callback)
+
+    def reconfigure(self, *, slow_start_s: float, prefills_locally: bool) -> None:
+        """Holds from the next `fill` on."""
+        self._slow_start_s = slow_start_s
+        self._prefills_locally = prefills_locally
+
+    def fill(self, members: Iterable[Worker]) -> None:
+        """Take in all workers of the model; for the registry."""
+        by_role: dict[Role, list[Worker]] = {role: [] for role in ROLES}
+        for worker in members:
+            by_role[worker.address.role].append(worker)
+        self.prefill, self.decode, self.both = (_in_use(by_role[role]) for role in ROLES)
+        in_use = {*self.prefill, *self.decode, *self.both}
+        self.others = tuple(w for found in by_role.values() for w in found if w not in in_use)
+        self._is_prefill_lost = not self.prefill and any(worker.epoch for worker in by_role["prefill"])
+        self._trials = {role: _on_trial(found) for role, found in by_role.items() if _on_trial(found)}
+        warm_from = max((worker.warm_from for worker in in_use), default=NEVER)
+        self._warm_at = warm_from + self._slow_start_s
+        self._settle(self._time())
+        for callback in self._on_fill:
+            callback()
+
+    def rest(self, worker: Worker, seconds: float) -> None:
+        """A worker was too busy, and said for how long: until then it is not chosen if there is any other."""
+        self._resting[worker] = self._time() + min(seconds, MAX_REST_S)
+        self.is_steady = False
+
+    def _settle(self, now: float) -> None:
+        if self._resting:
+            self._resting = {worker: until for worker, until in self._resting.items() if until > now}
+        self.is_steady = not self._trials and not self._resting and now >= self._warm_at
+
+    def problem(self) -> str | None:
+        """Why no request for this model can be served as it should be; None if there is a whole path.
+
+        Decode workers alone are one only if there have been prefill workers: a start waits for these.
+        """
+        if self.both or (self.prefill and self.decode):
+            return None
+        if self.decode and self._is_prefill_lost and self._prefills_locally:
+            return None
+        return self.missing()
+
+    def missing(self) -> str:
+        """Which of the two legs nobody serves, in words."""
+        missing = [role for role in ("prefill", "decode") if not getattr(self, role)]
+        return f"no {' and no '.join(missing)} worker is ready"
+
+    def candidates(self, role: Role, avoid: Collection[Worker] = ()) -> tuple[Worker, ...]:
+        """Who may take the next request: not those in `avoid`, nor those at rest, if there is any other.
+
+        A worker in slow start is among them as often as its share says, one on trial while it has no leg.
+        """
+        now = self._time()
+        self._settle(now)
+        workers = self._of(role)
+        others = [worker for worker in workers if worker not in avoid]
+        others = [worker for worker in others if worker not in self._resting] or others
+        found = [worker for worker in others if self._has_turn(worker, now)]
+        found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.in_flight]
+        return tuple(found or others) or workers
+
+    def share(self, worker: Worker) -> float:
+        """How much of its usual part a worker takes now, from `MIN_SHARE` to 1."""
+        return self._share(worker, self._time())
+
+    def _share(self, worker: Worker, now: float) -> float:
+        warm_s = now - worker.warm_from
+        if warm_s >= self._slow_start_s:
+            return 1.0
+        return max(warm_s / self._slow_start_s, MIN_SHARE)
+
+    def _has_turn(self, worker: Worker, now: float) -> bool:
+        share = self._share(worker, now)
+        if share == 1.0:
+            return True
+        worker.credit += share
+        if worker.credit < 1.0:
+            return False
+        worker.credit -= 1.0
+        return True
+
+    def _of(self, role: Role) -> tuple[Worker, ...]:
+        workers: tuple[Worker, ...] = getattr(self, role)
+        return workers
+
+
+def _in_use(members: list[Worker]) -> tuple[Worker, ...]:
+    """Those that are ready; if there is none, those that are only suspected."""
+    for state in (WorkerState.READY, WorkerState.SUSPECT):
+        if found := tuple(worker for worker in members if worker.state is state):
+            return found
+    return ()
+
+
+def _on_trial(members: list[Worker]) -> list[Worker]:
+    return [worker for worker in members if worker.state is WorkerState.PROBING]

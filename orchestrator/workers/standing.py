@@ -1,0 +1,38 @@
+"""What is known of a worker at one moment: for other processes, and for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from orchestrator.config.addresses import WorkerAddress
+from orchestrator.wire.info import WorkerInfo
+from orchestrator.workers.states import WorkerState
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a worker, apart from its load: the same in all processes, but for moments."""
+
+    address: WorkerAddress
+    slot: int  # its cell in shared memory
+    state: WorkerState
+    epoch: int  # how often it has come into service: tells what was seen before its return
+    is_drained: bool
+    warm_from: float
+    info: WorkerInfo | None
+    max_model_len: int | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker at one moment, for the admin API and the metrics."""
+
+    address: WorkerAddress
+    state: WorkerState
+    in_flight: int  # legs that hold a lease on this worker now
+    info: WorkerInfo | None  # None until announced, and for workers without our plugin
+    max_model_len: int | None
+    last_error: str | None
+    is_drained: bool = False  # takes no new legs until the operator says so, whatever its state

@@ -1,0 +1,98 @@
+"""The life of a worker as a table: what it is, what can happen to it, what it is then.
+
+Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED and SILENT (`workers/health.py`), legs see
+REFUSED, LOST, ERRED and PROVEN (the flow), the operator drains, NEEDED follows from what happens to others
+of the pool.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class WorkerState(StrEnum):
+    """READY takes requests, SUSPECT only if its pool has no other, PROBING one at a time."""
+
+    STARTING = "starting"  # never answered a probe yet
+    READY = "ready"
+    SUSPECT = "suspect"  # lost a leg, missed a probe, or was drained: a probe, which is due at once, decides
+    EJECTED = "ejected"  # on suspicion; asked again after a pause that grows
+    PROBING = "probing"  # half open: back from being ejected, until a leg succeeds
+    DRAINING = "draining"  # the operator wants it free: legs end, none begins
+    GONE = "gone"  # nobody listens there; probes bring it back
+
+
+class Event(StrEnum):
+    """What can happen to a worker."""
+
+    ANSWERED = "answered"  # a probe found it well
+    REFUSED = "refused"  # a connection was refused: its process is not there
+    FAILED = "failed"  # a probe found it ill, or was cut off
+    MISSED = "missed"  # a probe got no answer in its time
+    SILENT = "silent"  # a probe got none, and nothing was heard on any leg for too long
+    LOST = "lost"  # a leg was reset or cut short
+    ERRED = "erred"  # too many legs in a row were answered with a 5xx
+    PROVEN = "proven"  # a leg on trial succeeded
+    NEEDED = "needed"  # more than half of what is left of its pool is ejected
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+
+
+_STARTING, _READY, _SUSPECT = WorkerState.STARTING, WorkerState.READY, WorkerState.SUSPECT
+_EJECTED, _PROBING = WorkerState.EJECTED, WorkerState.PROBING
+_DRAINING, _GONE = WorkerState.DRAINING, WorkerState.GONE
+
+# What is not listed changes nothing. If half of its pool is out already, a worker is SUSPECT, not EJECTED.
+_TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
+    _STARTING: {Event.ANSWERED: _READY},
+    _READY: {
+        Event.REFUSED: _GONE,
+        Event.FAILED: _SUSPECT,
+        Event.MISSED: _SUSPECT,
+        Event.LOST: _SUSPECT,
+        Event.SILENT: _EJECTED,
+        Event.ERRED: _EJECTED,
+        Event.DRAIN: _DRAINING,
+    },
+    _SUSPECT: {
+        Event.ANSWERED: _READY,
+        Event.REFUSED: _GONE,
+        Event.FAILED: _EJECTED,
+        Event.SILENT: _EJECTED,
+        Event.ERRED: _EJECTED,
+        Event.DRAIN: _DRAINING,
+    },
+    _EJECTED: {
+        Event.ANSWERED: _PROBING,
+        Event.REFUSED: _GONE,
+        Event.NEEDED: _SUSPECT,
+        Event.DRAIN: _DRAINING,
+    },
+    _PROBING: {
+        Event.PROVEN: _READY,
+        Event.REFUSED: _GONE,
+        Event.FAILED: _EJECTED,
+        Event.MISSED: _EJECTED,
+        Event.SILENT: _EJECTED,
+        Event.LOST: _EJECTED,
+        Event.ERRED: _EJECTED,
+        Event.NEEDED: _SUSPECT,
+        Event.DRAIN: _DRAINING,
+    },
+    _DRAINING: {
+        Event.REFUSED: _GONE,
+        Event.SILENT: _GONE,
+        Event.UNDRAIN: _SUSPECT,
+    },
+    _GONE: {Event.ANSWERED: _READY},
+}
+
+IN_SERVICE = frozenset({_READY, _SUSPECT, _PROBING, _DRAINING})  # legs run there
+FULL_SERVICE = frozenset({_READY, _SUSPECT})
+ON_SUSPICION = frozenset({_EJECTED, _PROBING})  # kept from their share: never more than half of a pool
+REACHABLE = FULL_SERVICE | ON_SUSPICION  # what that half is counted from
+
+
+def next_state(state: WorkerState, event: Event) -> WorkerState:
+    """The state after `event`; the same one where it changes nothing."""
+    return _TABLE[state].get(event, state)

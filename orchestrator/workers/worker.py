@@ -1,0 +1,207 @@
+"""Worker handles: who they are, what state they are in, how busy they are.
+
+Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) where
+nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
+all of them.
+"""
+
+from __future__ import annotations
+
+import ssl
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Final
+
+from orchestrator.config.addresses import WorkerAddress
+from orchestrator.processes.rows import SharedLoad
+from orchestrator.transport.base import Origin
+from orchestrator.wire.codec import JSON, Codec
+from orchestrator.wire.info import TokenIds, WorkerInfo
+from orchestrator.workers.standing import Standing, WorkerStatus
+from orchestrator.workers.states import WorkerState
+
+NEVER: Final = float("-inf")
+
+
+class Worker(ABC):
+    """One worker. Its legs are counted by leases only; the flow changes `failures` too."""
+
+    __slots__ = (
+        "_lease",
+        "address",
+        "answered",
+        "codec",
+        "credit",
+        "distrusted_epoch",
+        "doubted",
+        "ejections",
+        "epoch",
+        "failures",
+        "info",
+        "is_drained",
+        "is_leaving",
+        "last_error",
+        "max_model_len",
+        "name",
+        "origin",
+        "proven_epoch",
+        "retry_at",
+        "serves_since",
+        "slot",
+        "state",
+        "token_ids",
+        "unendable_epoch",
+        "verdict_at",
+        "warm_from",
+    )
+
+    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
+        """`slot` numbers it among those that share memory. Moments are `time.monotonic()`."""
+        self.address = address
+        self.slot = slot
+        self.name = address.name
+        self.origin = Origin(address.host, address.port, tls)
+        self.state = WorkerState.STARTING
+        self.epoch = 0
+        self.info: WorkerInfo | None = None
+        self.codec: Codec = JSON
+        self.token_ids: tuple[TokenIds, ...] = ()  # forms that it gives and takes, the best first
+        self.unendable_epoch = -1  # in which it did not know how to end a request
+        self.proven_epoch = -1  # in which it took a leg in the form that it announced
+        self.distrusted_epoch = -1  # in which it refused one
+        self.max_model_len: int | None = None
+        self.last_error: str | None = None
+        self.failures = 0  # legs in a row that were answered with a 5xx; 0 once one succeeded
+        # What the operator wants.
+        self.is_drained = False
+        self.is_leaving = False  # to be removed once it is free
+        # Suspicion: known only to the process that probes.
+        self.answered = NEVER  # when a probe last was
+        self.doubted = NEVER  # when it became suspect
+        self.verdict_at = NEVER  # suspect: until when it must give a sign of life
+        self.ejections = 0  # in a row
+        self.retry_at = NEVER  # ejected: when it is probed again
+        self.serves_since = NEVER  # when it was last taken into full service
+        # Slow start.
+        self.warm_from = NEVER  # when it began
+        self.credit = 0.0  # towards its next turn; belongs to `Pools`
+        self._lease = Lease(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {self.state} in_flight={self.in_flight}>"
+
+    @property
+    @abstractmethod
+    def in_flight(self) -> int:
+        """Legs under way on this worker."""
+
+    @property
+    @abstractmethod
+    def heard(self) -> float:
+        """When anything last came on any leg."""
+
+    @abstractmethod
+    def note_heard(self, moment: float) -> None:
+        """For whoever looks at open legs."""
+
+    @abstractmethod
+    def count_leg(self, change: int) -> None:
+        """One more, or one less."""
+
+    def lease(self) -> Lease:
+        """A place on this worker, held for the length of a leg. One for all legs: it holds nothing else."""
+        return self._lease
+
+    def standing(self) -> Standing:
+        return Standing(
+            address=self.address,
+            slot=self.slot,
+            state=self.state,
+            epoch=self.epoch,
+            is_drained=self.is_drained,
+            warm_from=self.warm_from,
+            info=self.info,
+            max_model_len=self.max_model_len,
+            last_error=self.last_error,
+        )
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            self.address,
+            self.state,
+            self.in_flight,
+            self.info,
+            self.max_model_len,
+            self.last_error,
+            self.is_drained,
+        )
+
+
+class Lease:
+    """Counts one leg on a worker between enter and exit."""
+
+    __slots__ = ("_worker",)
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def __enter__(self) -> Worker:
+        self._worker.count_leg(1)
+        return self._worker
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.count_leg(-1)
+
+
+class OwnWorker(Worker):
+    """A worker that only this process sends to."""
+
+    __slots__ = ("_heard", "_legs")
+
+    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
+        super().__init__(address, tls, slot)
+        self._heard = NEVER
+        self._legs = 0
+
+    @property
+    def in_flight(self) -> int:
+        return self._legs
+
+    @property
+    def heard(self) -> float:
+        return self._heard
+
+    def note_heard(self, moment: float) -> None:
+        self._heard = moment
+
+    def count_leg(self, change: int) -> None:
+        self._legs += change
+
+
+class SharedWorker(Worker):
+    """A worker that several processes send to: `in_flight` and `heard` are those of all."""
+
+    __slots__ = ("_load", "_own_legs")
+
+    def __init__(
+        self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int, load: SharedLoad
+    ) -> None:
+        super().__init__(address, tls, slot)
+        self._load = load
+        self._own_legs = load.own_legs  # one cell
+
+    @property
+    def in_flight(self) -> int:
+        return sum(self._load.legs)
+
+    @property
+    def heard(self) -> float:
+        return max(self._load.heard_us) / 1e6
+
+    def note_heard(self, moment: float) -> None:
+        self._load.own_heard_us[0] = int(moment * 1e6)
+
+    def count_leg(self, change: int) -> None:
+        self._own_legs[0] += change

@@ -1,0 +1,124 @@
+import hmac
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.config.keys import Key, KeyFileError, KeyRing
+from orchestrator.errors import Unauthorized
+
+
+def digest(key: str) -> str:
+    return sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return tmp_path / "keys"
+
+
+RING = KeyRing(Key(name, sha256(name.encode()).digest()) for name in ("alpha", "beta", "gamma"))
+
+
+@pytest.mark.parametrize("scheme", [b"Bearer", b"bearer", b"BEARER", b"  Bearer  "])
+def test_a_key_is_known_by_its_name(scheme: bytes) -> None:
+    assert RING.check(scheme + b" beta") == "beta"
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        b"beta",
+        b"Basic beta",
+        b"Bearer wrong",
+        b"Bearer beta extra",
+        b"Bearerbeta",
+        b"Bearer b\xe9ta",
+        "Bearer é".encode(),
+        b"Bearer beta\x00",
+        b"Bearer " + digest("beta").encode(),
+        b"Bearer " + b"x" * 100_000,
+    ],
+    ids=repr,
+)
+def test_everything_else_is_refused(authorization: bytes | None) -> None:
+    with pytest.raises(Unauthorized) as caught:
+        RING.check(authorization)
+    assert caught.value.status == 401
+    assert "beta" not in caught.value.message
+
+
+@given(st.binary(max_size=300))
+def test_no_header_value_is_an_error_of_ours(authorization: bytes) -> None:
+    with pytest.raises(Unauthorized):
+        RING.check(authorization)
+
+
+@pytest.mark.parametrize("key", ["alpha", "beta", "gamma", "none"])
+def test_every_key_is_compared_whichever_fits(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def counting(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return compare(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", counting)
+    if key == "none":
+        with pytest.raises(Unauthorized):
+            RING.check(b"Bearer none")
+    else:
+        RING.check(f"Bearer {key}".encode())
+    assert len(compared) == 3
+    assert {len(value) for pair in compared for value in pair} == {32}
+
+
+def test_a_file_is_read_with_comments_and_blank_lines(key_file: Path) -> None:
+    key_file.write_text(f"# who may ask\n\nalice {digest('s3cret')}\n  bob\t{digest('other').upper()}  \n")
+    ring = KeyRing.load(key_file)
+    assert len(ring) == 2
+    assert ring.check(b"Bearer s3cret") == "alice"
+    assert ring.check(b"Bearer other") == "bob"
+
+
+def test_all_mistakes_are_told_at_once_with_their_lines_and_without_their_text(key_file: Path) -> None:
+    good = digest("s3cret")
+    lines = [
+        f"alice {good}",
+        "bob sk-plaintext-key",
+        "carol",
+        f"dave {good} extra",
+        f"e/ve {digest('e')}",
+        f"alice {digest('a')}",
+        f"frank {good}",
+    ]
+    key_file.write_text("\n".join(lines))
+    with pytest.raises(KeyFileError) as caught:
+        KeyRing.load(key_file)
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        f"{key_file}:{number}" for number in range(2, 8)
+    ]
+    assert "sk-plaintext-key" not in str(caught.value)
+    assert good not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"# nobody\n", b"\xff\xfe"])
+def test_a_file_without_keys_is_refused(key_file: Path, content: bytes) -> None:
+    key_file.write_bytes(content)
+    with pytest.raises(KeyFileError, match=r"no keys|not UTF-8"):
+        KeyRing.load(key_file)
+
+
+def test_a_missing_file_is_an_os_error(key_file: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        KeyRing.load(key_file)
+
+
+def test_a_ring_shows_names_only() -> None:
+    assert repr(RING) == "KeyRing(alpha, beta, gamma)"

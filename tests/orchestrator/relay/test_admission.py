@@ -1,0 +1,509 @@
+"""Permits and the queue, without requests: what `relay/flow.py` does with them is in `test_overload.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.api.view import view_request
+from orchestrator.config.options import QueueConfig
+from orchestrator.errors import BatonError, Overloaded, TooBusy
+from orchestrator.relay.admission import Admission, Demand, Estimate, Gate, prompt_tokens
+from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
+from orchestrator.telemetry.record import RequestRecord
+from orchestrator.wire.info import Role
+from tests.orchestrator.cluster import Clock, registry_of
+from tests.orchestrator.records import request_record
+
+
+class Door:
+    """A gate whose clock a test moves, and those who came to it."""
+
+    def __init__(self, seats: int = 1, **queue: Any) -> None:
+        self.clock = Clock()
+        self.telemetry = Telemetry(Layout(["m"], []))
+        self.gate = Gate("m", 0, QueueConfig.model_validate(queue), self.telemetry, self.clock)
+        self.gate.resize(seats)
+        self.held: dict[int, RequestRecord] = {}  # permits, by number
+        self.order: list[int] = []  # in which they were given
+        self.waited: list[int] = []  # the same of those who had to wait
+        self.refused: dict[int, BatonError] = {}
+
+    def come(self, number: int, **demand: Any) -> asyncio.Task[None]:
+        return asyncio.create_task(self._enter(number, demand_for(self.clock, **demand)))
+
+    async def _enter(self, number: int, demand: Demand) -> None:
+        gate = self.gate
+        waits = gate.free <= 0 and gate.seats
+        try:
+            if gate.free > 0:
+                gate.free -= 1
+            else:
+                await gate.wait(demand)
+        except BatonError as error:
+            self.refused[number] = error
+            return
+        assert self.clock.now <= demand.deadline or not gate.seats
+        self.order.append(number)
+        if waits:
+            self.waited.append(number)
+        self.held[number] = request_record(admitted=self.clock.now, is_stream=demand.is_stream)
+
+    def leave(self, number: int, first_byte: float = 0.0) -> None:
+        record = self.held.pop(number)
+        record.first_byte = first_byte
+        self.gate.give_back(record)
+
+    def queue(self) -> list[int]:
+        """Requests, tokens and bytes, as the metrics have them."""
+        cell = self.telemetry.layout.queue_cell(0)
+        return list(self.telemetry.row[cell : cell + 3])
+
+    def rejections(self) -> dict[RejectReason, int]:
+        row, first = self.telemetry.row, self.telemetry.layout.rejections
+        return {reason: row[first + reason] for reason in RejectReason if row[first + reason]}
+
+
+def demand_for(
+    clock: Clock, tokens: int = 10, size: int = 100, within_s: float = 600.0, *, is_stream: bool = False
+) -> Demand:
+    return Demand(tokens, size, clock.now + within_s, is_stream)
+
+
+async def settle() -> None:
+    """Until nobody has anything to do."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+# --- permits ------------------------------------------------------------------------------------
+
+
+def test_seats_are_taken_in_the_order_of_arrival() -> None:
+    async def test() -> None:
+        door = Door(seats=2)
+        for number in range(5):
+            door.come(number)
+        await settle()
+        assert door.order == [0, 1]
+        assert door.queue() == [3, 30, 300]
+        for number in range(5):
+            door.leave(number)
+            await settle()
+        assert door.order == [0, 1, 2, 3, 4]
+        assert door.queue() == [0, 0, 0]
+        assert door.gate.free == 2
+
+    run(test)
+
+
+def test_more_seats_are_taken_at_once_and_fewer_let_nobody_in() -> None:
+    async def test() -> None:
+        door = Door(seats=1)
+        for number in range(6):
+            door.come(number)
+        door.gate.resize(3)
+        await settle()
+        assert door.order == [0, 1, 2]
+        door.gate.resize(1)
+        assert door.gate.free == -2
+        for number in range(2):
+            door.leave(number)
+        await settle()
+        assert door.order == [0, 1, 2]
+        door.leave(2)
+        await settle()
+        assert door.order == [0, 1, 2, 3]
+
+    run(test)
+
+
+def test_nobody_waits_for_a_model_without_workers() -> None:
+    async def test() -> None:
+        door = Door(seats=1)
+        for number in range(3):
+            door.come(number)
+        await settle()
+        door.gate.resize(0)
+        door.come(3)
+        await settle()
+        assert door.order == [0, 1, 2, 3]
+        for number in range(4):
+            door.leave(number)
+        assert door.gate.free == 0
+
+    run(test)
+
+
+def test_the_cancelled_leave_the_queue() -> None:
+    async def test() -> None:
+        door = Door(seats=1)
+        tasks = [door.come(number) for number in range(3)]
+        await settle()
+        tasks[1].cancel()
+        await settle()
+        assert door.queue() == [1, 10, 100]
+        door.leave(0)
+        await settle()
+        assert door.order == [0, 2]
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_cancelled_first", [True, False])
+def test_a_permit_on_its_way_to_the_cancelled_goes_to_the_next(is_cancelled_first: bool) -> None:
+    async def test() -> None:
+        door = Door(seats=1)
+        tasks = [door.come(number) for number in range(3)]
+        await settle()
+        steps: list[Callable[[], object]] = [lambda: door.leave(0), tasks[1].cancel]
+        for step in reversed(steps) if is_cancelled_first else steps:
+            step()
+        await settle()
+        assert door.order == [0, 2]
+        door.leave(2)
+        assert door.gate.free == 1
+
+    run(test)
+
+
+# --- bounds -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queue", [{"requests": 2}, {"tokens": 20}, {"bytes": 299}], ids=str)
+def test_a_full_queue_sends_away_at_once(queue: dict[str, int]) -> None:
+    async def test() -> None:
+        door = Door(seats=1, **queue)
+        for number in range(4):
+            door.come(number)
+        await settle()
+        assert list(door.refused) == [3]
+        error = door.refused[3]
+        assert isinstance(error, TooBusy)
+        assert (error.status, error.retry_after_s) == (429, 1)
+        assert door.queue() == [2, 20, 200]
+        assert door.rejections() == {RejectReason.QUEUE_FULL: 1}
+
+    run(test)
+
+
+def test_who_has_waited_for_too_long_is_sent_away() -> None:
+    async def test() -> None:
+        door = Door(seats=1, timeout_s=5)
+        door.come(0)
+        door.come(1)
+        await settle()
+        door.clock.now += 4
+        door.come(2)
+        await settle()
+        door.clock.now += 1
+        door.gate.sweep()
+        await settle()
+        assert list(door.refused) == [1]
+        assert isinstance(door.refused[1], Overloaded)
+        assert door.refused[1].status == 503
+        assert door.refused[1].retry_after_s is not None
+        assert door.rejections() == {RejectReason.WAITED: 1}
+
+    run(test)
+
+
+# --- deadlines ----------------------------------------------------------------------------------
+
+
+async def seasoned(door: Door, held_s: float) -> None:
+    """Let requests of that length make up the door's experience."""
+    for number in range(-40, 0):
+        door.come(number)
+        await settle()
+        door.clock.now += held_s
+        door.leave(number, first_byte=door.clock.now)
+    door.order.clear()
+
+
+def test_who_would_not_be_answered_in_time_is_sent_away_at_once() -> None:
+    async def test() -> None:
+        door = Door(seats=1)
+        await seasoned(door, held_s=2.0)
+        door.come(0)
+        for number, within_s in enumerate([6.0, 6.0, 9.0], start=1):
+            door.come(number, within_s=within_s)
+        await settle()
+        assert list(door.refused) == [2]  # would wait for 4 s, perhaps for 6, and be answered 2 s later
+        assert door.refused[2].status == 429
+        assert door.refused[2].retry_after_s == 4
+        assert door.rejections() == {RejectReason.TOO_LATE: 1}
+
+    run(test)
+
+
+def test_a_wait_beyond_the_queues_limit_is_refused_at_once() -> None:
+    async def test() -> None:
+        door = Door(seats=1, timeout_s=3)
+        await seasoned(door, held_s=2.0)
+        for number in range(3):
+            door.come(number)
+        await settle()
+        assert list(door.refused) == [2]
+        assert door.refused[2].retry_after_s == 4
+
+    run(test)
+
+
+def test_a_seat_never_goes_to_who_can_no_longer_be_answered() -> None:
+    async def test() -> None:
+        door = Door(seats=1)
+        door.come(0)
+        door.come(1, within_s=3.0)
+        door.come(2, within_s=30.0)
+        await settle()
+        door.clock.now += 4.0
+        door.leave(0)
+        await settle()
+        assert door.order == [0, 2]
+        assert door.refused[1].status == 429
+
+    run(test)
+
+
+def test_streams_and_whole_answers_are_judged_by_their_like() -> None:
+    async def test() -> None:
+        door = Door(seats=1)
+        for number in range(-40, 0):
+            is_stream = bool(number % 2)
+            door.come(number, is_stream=is_stream)
+            await settle()
+            begun = door.clock.now + 0.1
+            door.clock.now += 2.0
+            door.leave(number, first_byte=begun if is_stream else door.clock.now)
+        door.come(0)
+        door.come(1, is_stream=True, within_s=4.0)
+        door.come(2, within_s=5.0)
+        await settle()
+        assert list(door.refused) == [2]
+
+    run(test)
+
+
+def test_those_who_were_given_up_are_a_lesson_too() -> None:
+    """Else a model that has become too slow would waste all its seats on requests that it cannot answer."""
+
+    async def test() -> None:
+        door = Door(seats=1)
+        await seasoned(door, held_s=0.1)
+        for number in range(40):
+            door.come(number, within_s=5.0)
+            await settle()
+            door.clock.now += 5.0
+            door.leave(number)  # stopped at its deadline
+        door.come(100)
+        door.come(101, within_s=5.0)
+        await settle()
+        assert list(door.refused) == [101]
+
+    run(test)
+
+
+def test_an_estimate_follows_what_it_sees() -> None:
+    estimate = Estimate()
+    assert estimate.most == 0.0
+    for _ in range(100):
+        estimate.note(2.0)
+    assert estimate.mean == 2.0
+    assert estimate.most == pytest.approx(2.0, abs=0.01)
+    for value in [1.0, 3.0] * 100:
+        estimate.note(value)
+    assert estimate.mean == pytest.approx(2.0, abs=0.1)
+    assert estimate.likely == pytest.approx(3.0, abs=0.1)
+    assert estimate.most > 5.0
+
+
+# --- whatever happens ---------------------------------------------------------------------------
+
+_LIMITS = {"requests": 4, "tokens": 50, "bytes": 500, "timeout_s": 20.0}
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["come", "come", "leave", "cancel", "resize", "wait", "sweep", "turn"]),
+        st.integers(0, 20),
+    ),
+    max_size=60,
+)
+
+
+class Story:
+    """Steps as hypothesis has them, done to a door."""
+
+    def __init__(self) -> None:
+        self.door = Door(seats=2, **_LIMITS)
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def do(self, step: str, value: int) -> None:
+        door = self.door
+        if step == "come":
+            self.tasks[len(self.tasks)] = door.come(len(self.tasks), tokens=value, within_s=1 + 3 * value)
+        elif step == "leave" and door.held:
+            numbers = sorted(door.held)
+            door.leave(numbers[value % len(numbers)], first_byte=door.clock.now if value % 2 else 0.0)
+        elif step == "cancel" and self.tasks:
+            self.tasks[value % len(self.tasks)].cancel()
+        elif step == "resize":
+            door.gate.resize(value % 4)
+        elif step == "wait":
+            await settle()
+            door.clock.now += value
+        elif step == "sweep":
+            door.gate.sweep()
+        elif step == "turn":
+            await asyncio.sleep(0)
+
+    def check(self) -> None:
+        door, gate = self.door, self.door.gate
+        assert len(door.held) == gate.seats - gate.free
+        assert sum(not task.done() for task in self.tasks.values()) == gate.waiting
+        assert not (gate.waiting and (gate.free > 0 or not gate.seats))
+        requests, tokens, size = door.queue()
+        assert requests == gate.waiting <= _LIMITS["requests"]
+        assert tokens <= _LIMITS["tokens"]
+        assert size == 100 * requests <= _LIMITS["bytes"]
+
+    async def end(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        await settle()
+        for number in list(self.door.held):
+            self.door.leave(number)
+        self.check()
+        assert self.door.gate.free == self.door.gate.seats
+        assert self.door.queue() == [0, 0, 0]
+        assert self.door.waited == sorted(self.door.waited)
+
+
+@given(_STEPS)
+def test_no_permit_is_lost_or_doubled_whatever_happens(steps: list[tuple[str, int]]) -> None:
+    async def test() -> None:
+        story = Story()
+        for step, value in steps:
+            await story.do(step, value)
+            if step == "turn":
+                await settle()
+                story.check()
+        await story.end()
+
+    run(test)
+
+
+# --- seats --------------------------------------------------------------------------------------
+
+
+def admission_over(
+    counts: dict[Role, int],
+    *,
+    processes: int = 1,
+    ready: bool = True,
+    clock: Clock | None = None,
+    slow_start_s: float = 0,
+) -> tuple[Admission, Any]:
+    registry = registry_of(counts, ready=ready, clock=clock, slow_start_s=slow_start_s)
+    admission = Admission(
+        registry.pools,
+        QueueConfig(),
+        seats={"m": {"decode": 4, "both": 3}},
+        processes=processes,
+        telemetry=Telemetry(Layout(["m"], [])),
+        time=Clock(),
+    )
+    return admission, registry
+
+
+def test_seats_follow_the_workers() -> None:
+    admission, registry = admission_over({"prefill": 2, "decode": 2, "both": 1}, ready=False)
+    gate = admission.gates["m"]
+    seen = [gate.seats]
+    for worker in registry.workers:
+        registry.mark_ready(worker)
+        seen.append(gate.seats)
+    assert seen == [0, 0, 0, 4, 8, 11]
+    registry.mark_gone(registry.workers[2], "refused")
+    assert gate.seats == gate.free == 7
+    registry.drain(registry.workers[3])
+    assert gate.seats == 3
+
+
+def test_a_worker_on_trial_has_one_seat() -> None:
+    admission, registry = admission_over({"decode": 2})
+    worker = registry.workers[1]
+    registry.note_lost(worker, worker.epoch, "reset")
+    assert admission.gates["m"].seats == 4
+    registry.note_failed(worker, "500")
+    registry.mark_ready(worker)
+    assert admission.gates["m"].seats == 5
+    registry.settle()
+    worker.failures = 0
+    registry.settle()
+    assert admission.gates["m"].seats == 8
+
+
+def test_seats_of_a_worker_in_slow_start_grow_with_its_share() -> None:
+    clock = Clock()
+    admission, registry = admission_over({"decode": 2}, clock=clock, slow_start_s=8)
+    registry.mark_gone(registry.workers[1], "refused")
+    registry.mark_ready(registry.workers[1])
+    seen = []
+    for _ in range(4):
+        admission.sweep()
+        seen.append(admission.gates["m"].seats)
+        clock.now += 4
+    assert seen == [5, 6, 8, 8]
+
+
+def test_who_is_the_last_suspect_keeps_its_seats() -> None:
+    admission, registry = admission_over({"decode": 1})
+    worker = registry.workers[0]
+    registry.note_lost(worker, worker.epoch, "reset")
+    assert admission.gates["m"].seats == 4
+
+
+def test_legs_on_a_draining_worker_hold_no_seat_of_the_others() -> None:
+    admission, registry = admission_over({"decode": 2})
+    gate, worker = admission.gates["m"], registry.workers[0]
+    gate.free -= 3
+    with worker.lease(), worker.lease(), worker.lease():
+        registry.drain(worker)
+        assert gate.free == 4
+    admission.sweep()
+    assert gate.free == 1  # those that still hold a permit have moved to the other worker
+    assert admission.admitted == 3
+
+
+@pytest.mark.parametrize(("processes", "share"), [(2, 4), (3, 2), (100, 1)])
+def test_each_process_has_its_share(processes: int, share: int) -> None:
+    admission, _ = admission_over({"decode": 2}, processes=processes)
+    assert admission.gates["m"].seats == share
+
+
+# --- tokens -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "tokens"),
+    [
+        ({"prompt": [1, 22, 333]}, 3),
+        ({"prompt": [[1, 2], [3]]}, 3),
+        ({"prompt": "x" * 400}, 103),
+        ({"prompt": ["1, 2, 3", "4"]}, 6),
+        ({"messages": [{"role": "user", "content": "x" * 4000}]}, 1010),
+    ],
+)
+def test_tokens_are_counted_or_estimated(field: dict[str, Any], tokens: int) -> None:
+    body = msgspec.json.encode({"model": "m", **field})
+    assert prompt_tokens(view_request(body)) == tokens

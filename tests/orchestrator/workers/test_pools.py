@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from orchestrator.workers.registry import Registry, Worker, WorkerState
+from tests.orchestrator.cluster import Clock, names, registry_of
+
+
+def turns(registry: Registry, requests: int = 100) -> Counter[str]:
+    """How often each decode worker is a candidate."""
+    pools = registry.pools["m"]
+    return Counter(name for _ in range(requests) for name in names(pools.candidates("decode")))
+
+
+def back_from_gone(registry: Registry, worker: Worker) -> None:
+    registry.mark_gone(worker, "refused")
+    registry.mark_ready(worker)
+
+
+def on_trial(registry: Registry, worker: Worker) -> None:
+    registry.note_lost(worker, worker.epoch, "reset")
+    registry.note_failed(worker, "500")
+    registry.mark_ready(worker)
+    assert worker.state is WorkerState.PROBING
+
+
+def test_pools_are_steady_when_all_workers_start_together() -> None:
+    assert registry_of({"prefill": 2, "decode": 2}).pools["m"].is_steady
+
+
+def test_a_worker_that_comes_back_starts_slowly() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock, slow_start_s=10)
+    pools, (first, second) = registry.pools["m"], registry.workers
+    back_from_gone(registry, second)
+    assert not pools.is_steady
+    seen = []
+    for _ in range(4):
+        seen.append(turns(registry)[second.name.removeprefix("m/")])
+        clock.now += 2.5
+    assert seen == [12, 25, 50, 75]
+    assert turns(registry) == {"decode/0": 100, "decode/1": 100}
+    assert pools.share(first) == pools.share(second) == 1.0
+    assert pools.is_steady
+
+
+def test_slow_start_can_be_off() -> None:
+    registry = registry_of({"decode": 2}, slow_start_s=0)
+    back_from_gone(registry, registry.workers[1])
+    assert registry.pools["m"].is_steady
+
+
+def test_who_is_alone_serves_all_from_the_start() -> None:
+    registry = registry_of({"decode": 1})
+    back_from_gone(registry, registry.workers[0])
+    assert turns(registry) == {"decode/0": 100}
+
+
+def test_a_worker_that_starts_long_after_the_others_starts_slowly() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock, ready=False, slow_start_s=10)
+    first, second = registry.workers
+    registry.mark_ready(first)
+    clock.now += 9
+    registry.mark_ready(second)
+    assert registry.pools["m"].is_steady
+    late = registry_of({"decode": 2}, clock=clock, ready=False, slow_start_s=10)
+    late.mark_ready(late.workers[0])
+    clock.now += 10
+    late.mark_ready(late.workers[1])
+    assert turns(late) == {"decode/0": 100, "decode/1": 12}
+
+
+def test_a_worker_on_trial_takes_one_leg_at_a_time() -> None:
+    registry = registry_of({"decode": 2})
+    worker = registry.workers[0]
+    on_trial(registry, worker)
+    pools = registry.pools["m"]
+    assert names(pools.decode) == ["decode/1"]
+    assert names(pools.candidates("decode")) == ["decode/1", "decode/0"]
+    with worker.lease():
+        assert names(pools.candidates("decode")) == ["decode/1"]
+    assert names(pools.candidates("decode")) == ["decode/1", "decode/0"]
+    assert not pools.is_steady
+
+
+def test_a_trial_is_over_when_a_leg_has_succeeded() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock)
+    worker = registry.workers[0]
+    on_trial(registry, worker)
+    epoch = worker.epoch
+    registry.settle()
+    assert worker.state is WorkerState.PROBING
+    worker.failures = 0  # the flow
+    registry.settle()
+    assert (worker.state, worker.epoch) == (WorkerState.READY, epoch)
+    assert registry.pools["m"].share(worker) == 0.125
+
+
+@pytest.mark.parametrize("avoided", [0, 1])
+def test_who_is_avoided_is_no_candidate(avoided: int) -> None:
+    registry = registry_of({"decode": 2})
+    on_trial(registry, registry.workers[0])
+    pools = registry.pools["m"]
+    others = names([registry.workers[1 - avoided]])
+    assert names(pools.candidates("decode", [registry.workers[avoided]])) == others
+
+
+# --- a whole path -------------------------------------------------------------------------------
+
+
+def test_a_start_waits_for_prefill_workers_and_their_loss_is_made_up_for() -> None:
+    registry = registry_of({"prefill": 1, "decode": 1}, ready=False)
+    pools, (prefill, decode) = registry.pools["m"], registry.workers
+    registry.mark_ready(decode)
+    assert pools.problem() == "no prefill worker is ready"
+    registry.mark_ready(prefill)
+    assert pools.problem() is None
+    registry.mark_gone(prefill, "refused")
+    assert pools.problem() is None
+    registry.mark_gone(decode, "refused")
+    assert pools.problem() == "no prefill and no decode worker is ready"
+
+
+def test_a_strict_path_needs_a_prefill_worker() -> None:
+    registry = Registry(
+        [worker.address for worker in registry_of({"prefill": 1, "decode": 1}).workers],
+        ["m"],
+        "json",
+        prefills_locally=False,
+    )
+    for worker in registry.workers:
+        registry.mark_ready(worker)
+    registry.mark_gone(registry.workers[0], "refused")
+    assert registry.pools["m"].problem() == "no prefill worker is ready"
+
+
+# --- workers that asked to be left alone --------------------------------------------------------
+
+
+def test_a_worker_rests_for_as_long_as_it_asked() -> None:
+    now = [0.0]
+    registry = Registry(
+        [worker.address for worker in registry_of({"decode": 2}).workers], ["m"], "json", time=lambda: now[0]
+    )
+    for worker in registry.workers:
+        registry.mark_ready(worker)
+    now[0] = 1000.0
+    pools, (first, second) = registry.pools["m"], registry.workers
+    pools.rest(first, 7)
+    assert not pools.is_steady
+    assert pools.candidates("decode") == (second,)
+    assert pools.candidates("decode", [second]) == (first,)
+    now[0] += 7
+    assert pools.candidates("decode") == (first, second)
+    assert pools.is_steady
+
+
+def test_a_pool_whose_workers_all_rest_is_used() -> None:
+    registry = registry_of({"decode": 2})
+    for worker in registry.workers:
+        registry.pools["m"].rest(worker, 7)
+    assert set(registry.pools["m"].candidates("decode")) == set(registry.workers)

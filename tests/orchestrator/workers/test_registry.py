@@ -1,0 +1,530 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.config.addresses import WorkerAddress
+from orchestrator.errors import Conflict
+from orchestrator.processes.rows import Rows
+from orchestrator.routing.least_loaded import LeastLoaded
+from orchestrator.telemetry.counters import Layout
+from orchestrator.wire.codec import CODECS, JSON
+from orchestrator.wire.info import Encoding, WorkerInfo
+from orchestrator.workers.registry import Event, Registry, Standing, Worker, WorkerState
+from orchestrator.workers.states import ON_SUSPICION, REACHABLE
+from tests.orchestrator.cluster import Clock, address, names, registry_of
+
+
+def test_only_ready_workers_are_in_the_pools() -> None:
+    registry = registry_of({"prefill": 2, "decode": 1, "both": 1}, ready=False)
+    pools = registry.pools["m"]
+    assert (pools.prefill, pools.decode, pools.both) == ((), (), ())
+    for worker in registry.workers:
+        registry.mark_ready(worker)
+    assert names(pools.prefill) == ["prefill/0", "prefill/1"]
+    assert names(pools.decode) == ["decode/0"]
+    assert names(pools.both) == ["both/0"]
+    registry.mark_gone(registry.workers[0], "refused")
+    assert names(pools.prefill) == ["prefill/1"]
+
+
+def test_a_worker_that_goes_is_told_of_once_and_may_come_back() -> None:
+    registry = registry_of({"prefill": 1})
+    gone: list[Worker] = []
+    registry.on_gone(gone.append)
+    worker = registry.workers[0]
+    for why in ("refused", "still refused"):
+        registry.mark_gone(worker, why)
+    assert gone == [worker]
+    assert worker.status().last_error == "still refused"
+    registry.mark_ready(worker)
+    assert (worker.status().state, worker.status().last_error) == ("ready", None)
+
+
+def test_a_worker_that_never_answered_stays_starting() -> None:
+    registry = registry_of({"prefill": 1}, ready=False)
+    registry.mark_gone(registry.workers[0], "refused")
+    assert registry.workers[0].state == "starting"
+
+
+def test_a_lease_counts_for_as_long_as_it_is_held() -> None:
+    worker = registry_of({"decode": 1}).workers[0]
+    with worker.lease(), worker.lease():
+        assert worker.in_flight == 2
+    with pytest.raises(RuntimeError, match="boom"), worker.lease():
+        raise RuntimeError("boom")
+    assert worker.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "problem"),
+    [
+        ({"prefill": 1, "decode": 1}, None),
+        ({"both": 1}, None),
+        ({"prefill": 1}, "no decode worker is ready"),
+        ({"decode": 1}, "no prefill worker is ready"),
+        ({}, "no prefill and no decode worker is ready"),
+    ],
+)
+def test_a_model_is_whole_with_a_pair_or_a_worker_that_does_both(
+    counts: dict[str, int], problem: str | None
+) -> None:
+    assert registry_of(counts).pools["m"].problem() == problem  # type: ignore[arg-type]
+
+
+def info(*decodes: Encoding) -> WorkerInfo:
+    return WorkerInfo(role="decode", model="m", decodes=list(decodes), engine="vllm", engine_version="0")
+
+
+@pytest.mark.parametrize(
+    ("transport", "announced", "used"),
+    [
+        ("msgpack", info("json", "msgpack"), "msgpack"),
+        ("msgpack", info("json"), "json"),
+        ("msgpack", info("json", "orjson"), "json"),
+        ("msgpack", None, "json"),
+        ("json", info("json", "msgpack"), "json"),
+        ("orjson", info("json", "msgpack"), "json"),
+    ],
+)
+def test_a_worker_gets_what_both_sides_can(transport: str, announced: WorkerInfo | None, used: str) -> None:
+    registry: Registry = registry_of({"decode": 1}, transport=transport)
+    registry.announce(registry.workers[0], announced, 4096)
+    assert registry.workers[0].codec is CODECS[used]
+    assert registry.workers[0].status().max_model_len == 4096
+
+
+def test_json_until_announced() -> None:
+    assert registry_of({"decode": 1}, transport="msgpack").workers[0].codec is JSON
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+def processes_of(count: int) -> list[Registry]:
+    """Registries over the same two decode workers, as processes have them."""
+    addresses = [address("decode", index) for index in range(2)]
+    rows = Rows.create(Layout(["m"], []), len(addresses), 1 + count)
+    made = [Registry(addresses, ["m"], "json", rows.loads(row)) for row in range(1, 1 + count)]
+    rows.close()
+    for registry in made:
+        for worker in registry.workers:
+            registry.mark_ready(worker)
+    return made
+
+
+def test_legs_are_counted_over_all_processes() -> None:
+    one, two = processes_of(2)
+    with one.workers[0].lease(), two.workers[0].lease(), two.workers[1].lease() as leased:
+        assert leased is two.workers[1]
+        for registry in (one, two):
+            assert [worker.in_flight for worker in registry.workers] == [2, 1]
+            assert [status.in_flight for status in registry.statuses()] == [2, 1]
+    assert [worker.in_flight for worker in one.workers] == [0, 0]
+
+
+def test_a_lease_that_ends_in_an_error_is_given_back_for_all() -> None:
+    one, two = processes_of(2)
+    with pytest.raises(ValueError, match="in the leg"), one.workers[0].lease():
+        raise ValueError("in the leg")
+    assert two.workers[0].in_flight == 0
+
+
+def test_least_loaded_goes_around_what_other_processes_load() -> None:
+    busy, *others = processes_of(3)
+    with busy.workers[0].lease():
+        chosen = [LeastLoaded().choose(registry.pools["m"].decode) for registry in others]
+    assert names(chosen) == ["decode/1", "decode/1"]
+
+
+def test_what_another_process_knows_is_taken_over() -> None:
+    source = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
+    copy = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
+    source.announce(source.workers[0], info("json", "msgpack"), 4096)
+    source.mark_ready(source.workers[0])
+    source.mark_gone(source.workers[1], "silent")
+    copy.follow(source.standings())
+    assert copy.standings() == source.standings()
+    assert names(copy.pools["m"].prefill) == ["prefill/0"]
+    assert copy.workers[0].codec is CODECS["msgpack"]
+
+
+def test_a_standing_from_before_a_refusal_does_not_bring_the_worker_back() -> None:
+    source, copy = registry_of({"decode": 1}), registry_of({"decode": 1}, ready=False)
+    copy.follow(source.standings())
+    copy.mark_gone(copy.workers[0], "refused")
+    copy.follow(source.standings())
+    assert copy.workers[0].state is WorkerState.GONE
+    source.mark_gone(source.workers[0], "refused elsewhere")
+    source.mark_ready(source.workers[0])
+    copy.follow(source.standings())
+    assert copy.workers[0].state is WorkerState.READY
+
+
+@pytest.mark.parametrize("stale", ["probing", "draining", "suspect"])
+def test_no_older_standing_brings_a_worker_back_that_refused(stale: str) -> None:
+    copy = registry_of({"decode": 2})
+    before = copy.workers[0].standing()
+    copy.mark_gone(copy.workers[0], "refused")
+    copy.follow([msgspec.structs.replace(before, state=WorkerState(stale)), copy.workers[1].standing()])
+    assert copy.workers[0].state is WorkerState.GONE
+
+
+def test_taking_over_ends_legs_and_is_no_report() -> None:
+    source, copy = registry_of({"decode": 1}), registry_of({"decode": 1})
+    gone: list[Worker] = []
+    seen: list[Event] = []
+    copy.on_gone(gone.append)
+    copy.on_move(lambda worker, event: seen.append(event))
+    source.mark_gone(source.workers[0], "refused")
+    copy.follow(source.standings())
+    assert names(copy.pools["m"].decode) == []
+    assert gone == [copy.workers[0]]
+    assert seen == []
+
+
+def test_every_change_is_told() -> None:
+    registry = registry_of({"decode": 1}, ready=False)
+    worker = registry.workers[0]
+    seen: list[tuple[Standing, ...]] = []
+    registry.on_change(lambda: seen.append(registry.standings()))
+    registry.announce(worker, None, 4096)
+    registry.mark_ready(worker)
+    registry.mark_gone(worker, "refused")
+    registry.mark_gone(worker, "still refused")
+    told = [(standing.state, standing.max_model_len, standing.last_error) for [standing] in seen]
+    assert told == [
+        ("starting", 4096, None),
+        ("ready", 4096, None),
+        ("gone", 4096, "refused"),
+        ("gone", 4096, "still refused"),
+    ]
+
+
+# --- suspicion ----------------------------------------------------------------------------------
+
+
+def states(registry: Registry) -> list[str]:
+    return [worker.state.value for worker in registry.workers]
+
+
+def eject(registry: Registry, worker: Worker) -> None:
+    registry.note_failed(worker, "500")
+    registry.note_failed(worker, "500")
+
+
+def test_a_lost_leg_makes_a_worker_suspect_and_a_probe_is_due() -> None:
+    registry = registry_of({"decode": 2})
+    worker = registry.workers[0]
+    doubted: list[Worker] = []
+    registry.on_doubt(doubted.append)
+    registry.note_lost(worker, worker.epoch, "reset")
+    registry.note_lost(worker, worker.epoch, "reset, too")
+    assert (worker.state, worker.last_error, doubted) == ("suspect", "reset, too", [worker])
+    registry.mark_ready(worker)
+    assert (worker.state, worker.epoch) == ("ready", 1)
+    assert registry.pools["m"].is_steady
+
+
+def test_a_leg_from_before_a_return_tells_nothing() -> None:
+    registry = registry_of({"decode": 1})
+    worker = registry.workers[0]
+    registry.mark_gone(worker, "refused")
+    registry.mark_ready(worker)
+    registry.note_lost(worker, 1, "reset")
+    assert worker.state is WorkerState.READY
+
+
+def test_five_errors_in_a_row_eject() -> None:
+    registry = registry_of({"decode": 2}, consecutive_errors=5)
+    worker = registry.workers[0]
+    gone: list[Worker] = []
+    registry.on_gone(gone.append)
+    for _ in range(4):
+        registry.note_error(worker)
+    worker.failures = 0  # a leg has succeeded
+    for _ in range(4):
+        registry.note_error(worker)
+    assert worker.state is WorkerState.READY
+    registry.note_error(worker)
+    assert worker.state is WorkerState.EJECTED
+    assert gone == [worker]
+
+
+def test_an_error_on_trial_ejects_at_once() -> None:
+    registry = registry_of({"decode": 2})
+    worker = registry.workers[0]
+    eject(registry, worker)
+    registry.mark_ready(worker)
+    assert (worker.state, worker.epoch) == ("probing", 2)
+    registry.note_error(worker)
+    assert worker.state is WorkerState.EJECTED
+
+
+def test_silence_ejects_and_missing_one_probe_does_not() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock, silence_s=3)
+    worker = registry.workers[0]
+    for after, state in ((1.0, "suspect"), (1.9, "suspect"), (0.1, "ejected")):
+        clock.now += after
+        registry.note_missed(worker, clock.now - 1)
+        assert worker.state == state
+
+
+def test_a_worker_whose_streams_flow_may_miss_probes() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock, silence_s=3)
+    worker = registry.workers[0]
+    for _ in range(20):
+        clock.now += 1
+        worker.note_heard(clock.now - 0.25)
+        registry.note_missed(worker, clock.now - 1)
+    assert worker.state is WorkerState.READY
+    clock.now += 2.75  # the streams have ended 3 s ago
+    registry.note_missed(worker, clock.now - 1)
+    assert worker.state is WorkerState.EJECTED
+
+
+def test_a_suspect_has_less_time_after_a_lost_leg_unless_it_is_heard() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 4}, clock=clock, silence_s=3, suspect_s=0.4)
+    silent, heard = registry.workers[:2]
+    for worker in (silent, heard):
+        registry.note_lost(worker, worker.epoch, "reset")
+    clock.now += 0.2
+    heard.note_heard(clock.now)
+    clock.now += 0.2
+    for worker in (silent, heard):
+        registry.note_missed(worker, clock.now - 0.1)
+    assert states(registry)[:2] == ["ejected", "suspect"]
+    clock.now += 2.8
+    registry.note_missed(heard, clock.now - 1)
+    assert heard.state is WorkerState.EJECTED
+
+
+def test_an_ejected_worker_is_asked_later_each_time() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock, eject_s=1, eject_max_s=8)
+    worker = registry.workers[0]
+    eject(registry, worker)
+    waits = [worker.retry_at - clock.now]
+    for _ in range(5):
+        registry.note_failed(worker, "500")
+        waits.append(worker.retry_at - clock.now)
+    assert all(bound / 2 <= wait <= bound for wait, bound in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))
+    worker.ejections = 100_000  # a month of failures
+    registry.note_failed(worker, "500")
+    assert worker.retry_at - clock.now <= 8
+    retry_at = worker.retry_at
+    registry.note_lost(worker, worker.epoch, "a leg from before")
+    registry.note_error(worker)
+    assert worker.retry_at == retry_at
+
+
+def test_a_long_time_without_trouble_makes_up_for_ejections() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock, eject_s=1, eject_max_s=8)
+    worker = registry.workers[0]
+    for between, bound in ((0.0, 1), (0.0, 2), (9.0, 1)):
+        registry.mark_ready(worker)
+        worker.failures = 0
+        registry.settle()
+        assert worker.state is WorkerState.READY
+        clock.now += between
+        eject(registry, worker)
+        assert bound / 2 <= worker.retry_at - clock.now <= bound
+
+
+# --- never more than half of a pool -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "ejected"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)])
+def test_at_most_half_of_a_pool_is_ejected(size: int, ejected: int) -> None:
+    registry = registry_of({"prefill": 1, "decode": size})
+    for worker in registry.workers:
+        eject(registry, worker)
+    assert states(registry) == ["suspect"] + ["ejected"] * ejected + ["suspect"] * (size - ejected)
+    assert len(registry.pools["m"].decode) == size - ejected
+
+
+def test_who_is_gone_is_not_suspected_and_not_counted() -> None:
+    registry = registry_of({"decode": 4})
+    for worker in registry.workers:
+        registry.mark_gone(worker, "refused")
+    assert states(registry) == ["gone"] * 4
+
+
+def test_an_ejected_worker_serves_again_when_too_few_others_are_left() -> None:
+    registry = registry_of({"decode": 4})
+    first, second, third, fourth = registry.workers
+    doubted: list[Worker] = []
+    registry.on_doubt(doubted.append)
+    eject(registry, first)
+    registry.note_failed(first, "500")  # twice in a row
+    eject(registry, second)
+    registry.mark_gone(third, "refused")
+    assert states(registry) == ["ejected", "suspect", "gone", "ready"]
+    assert (doubted, second.epoch) == ([second], 2)
+    registry.mark_gone(fourth, "refused")
+    assert states(registry) == ["ejected", "suspect", "gone", "gone"]
+    assert names(registry.pools["m"].decode) == ["decode/1"]
+    registry.mark_gone(second, "refused")
+    assert states(registry) == ["suspect", "gone", "gone", "gone"]
+
+
+# --- what the operator wants --------------------------------------------------------------------
+
+
+def test_a_drained_worker_takes_no_legs_and_is_asked_before_it_does_again() -> None:
+    registry = registry_of({"decode": 2})
+    worker = registry.workers[0]
+    doubted: list[Worker] = []
+    registry.on_doubt(doubted.append)
+    with worker.lease():
+        registry.drain(worker)
+        assert names(registry.pools["m"].decode) == ["decode/1"]
+        assert (worker.status().state, worker.status().in_flight) == ("draining", 1)
+    registry.mark_ready(worker)
+    assert worker.state is WorkerState.DRAINING
+    registry.undrain(worker)
+    assert (worker.state, doubted) == ("suspect", [worker])
+    registry.mark_ready(worker)
+    assert (worker.state, worker.epoch) == ("ready", 1)
+    assert registry.pools["m"].share(worker) < 1
+
+
+def test_draining_outlasts_a_restart() -> None:
+    registry = registry_of({"decode": 2})
+    worker = registry.workers[0]
+    gone: list[Worker] = []
+    registry.on_gone(gone.append)
+    registry.drain(worker)
+    registry.mark_gone(worker, "refused")
+    assert gone == [worker]
+    registry.mark_ready(worker)
+    assert (worker.state, worker.epoch) == ("draining", 2)
+    registry.mark_gone(worker, "refused")
+    registry.undrain(worker)
+    assert worker.state is WorkerState.GONE
+    registry.mark_ready(worker)
+    assert worker.state is WorkerState.READY
+
+
+def test_a_silent_worker_that_drains_is_gone() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 1}, clock=clock, silence_s=3)
+    registry.drain(registry.workers[0])
+    clock.now += 3
+    registry.note_missed(registry.workers[0], clock.now - 1)
+    assert states(registry) == ["gone"]
+
+
+def test_an_added_worker_serves_once_it_has_answered() -> None:
+    registry = registry_of({"decode": 1})
+    added: list[Worker] = []
+    registry.on_added(added.append)
+    worker = registry.add(address("decode", 1, port=2))
+    assert (added, names(registry.pools["m"].decode)) == ([worker], ["decode/0"])
+    registry.mark_ready(worker)
+    assert names(registry.pools["m"].decode) == ["decode/0", "decode/1"]
+
+
+@pytest.mark.parametrize("twin", [address("decode", 0, port=2), address("decode", 1, port=1)])
+def test_the_same_worker_is_not_added_twice(twin: WorkerAddress) -> None:
+    registry = registry_of({"decode": 1})
+    with pytest.raises(Conflict, match=r"there is m/decode/0 at http://127.0.0.1:1 already"):
+        registry.add(twin)
+
+
+def test_a_worker_leaves_when_its_legs_have_ended() -> None:
+    registry = registry_of({"decode": 2})
+    worker = registry.workers[0]
+    removed: list[Worker] = []
+    registry.on_removed(removed.append)
+    with worker.lease():
+        registry.remove(worker)
+        registry.settle()
+        assert (worker.state, removed) == ("draining", [])
+        with pytest.raises(Conflict, match="m/decode/0 is being removed"):
+            registry.undrain(worker)
+    registry.settle()
+    assert removed == [worker]
+    assert names(registry.workers) == names(registry.pools["m"].decode) == ["decode/1"]
+
+
+def test_a_leaving_worker_makes_an_ejected_one_needed() -> None:
+    registry = registry_of({"decode": 2})
+    eject(registry, registry.workers[0])
+    registry.remove(registry.workers[1])
+    assert states(registry) == ["suspect", "draining"]
+
+
+def test_slots_are_used_again_once_nobody_counts_in_them() -> None:
+    rows = Rows.create(Layout(["m"], []), 3, 2)
+    registry = Registry([address("decode", 0)], ["m"], "json", rows.loads(0))
+    elsewhere = rows.loads(1)
+    rows.close()
+    one, two = (registry.add(address("decode", index, port=index + 1)) for index in (1, 2))
+    assert [one.slot, two.slot] == [1, 2]
+    full = "there are 3 workers, and no more can be added"
+    with pytest.raises(Conflict, match=full):
+        registry.add(address("decode", 3, port=4))
+    elsewhere[1].own_legs[0] = 1
+    for worker in (one, two):
+        registry.remove(worker)
+    registry.settle()
+    assert names(registry.workers) == ["decode/0", "decode/1"]
+    assert registry.add(address("decode", 3, port=4)).slot == 2
+    elsewhere[1].own_legs[0] = 0
+    registry.settle()
+    assert registry.add(address("decode", 4, port=5)).slot == 1
+
+
+def test_a_worker_is_heard_by_all_processes() -> None:
+    one, two = processes_of(2)
+    one.workers[0].note_heard(1234.5)
+    two.workers[0].note_heard(1233.5)
+    assert [registry.workers[0].heard for registry in (one, two)] == [1234.5, 1234.5]
+    assert two.workers[1].heard == 0.0
+
+
+# --- whatever happens ---------------------------------------------------------------------------
+
+ACTIONS: dict[str, Callable[[Registry, Worker], None]] = {
+    "answered": lambda registry, worker: registry.mark_ready(worker),
+    "refused": lambda registry, worker: registry.mark_gone(worker, "refused"),
+    "failed": lambda registry, worker: registry.note_failed(worker, "500"),
+    "missed": lambda registry, worker: registry.note_missed(worker, asked=float("inf")),
+    "lost": lambda registry, worker: registry.note_lost(worker, worker.epoch, "reset"),
+    "error": lambda registry, worker: registry.note_error(worker),
+    "success": lambda registry, worker: setattr(worker, "failures", 0),
+    "drain": lambda registry, worker: registry.drain(worker),
+    "undrain": lambda registry, worker: registry.undrain(worker),
+    "settle": lambda registry, worker: registry.settle(),
+}
+STEPS = st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), st.integers(0, 4), st.floats(0, 2)), max_size=60)
+
+
+@given(STEPS)
+def test_no_more_than_half_is_out_and_no_worker_that_could_serve_is_idle(
+    steps: list[tuple[str, int, float]],
+) -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 5}, clock=clock, consecutive_errors=2)
+    pools = registry.pools["m"]
+    for action, index, seconds in steps:
+        epochs = [worker.epoch for worker in registry.workers]
+        clock.now += seconds
+        ACTIONS[action](registry, registry.workers[index])
+        found = states(registry)
+        reachable = [state for state in found if state in REACHABLE]
+        assert sum(state in ON_SUSPICION for state in reachable) <= len(reachable) // 2
+        best = "ready" if "ready" in found else "suspect"
+        assert [worker.state for worker in pools.decode] == [best] * found.count(best)
+        assert bool(pools.candidates("decode")) == bool(pools.decode)
+        assert all(new.epoch >= old for new, old in zip(registry.workers, epochs, strict=True))
+        assert all(worker.is_drained or worker.state != "draining" for worker in registry.workers)
