@@ -27,6 +27,7 @@ MODULES = (
     "orchestrator.legs.dispatch",
     "orchestrator.http.exchange",
     "orchestrator.relay.flow",
+    "orchestrator.relay.respond",
     "orchestrator.workers.worker",
     "orchestrator.wire.headers",
     "orchestrator.http.http_exchange",

@@ -14,6 +14,9 @@ from msgspec import Raw
 from orchestrator.wire.codec import Parts, json_object
 from orchestrator.wire.shapes import StreamOptions
 
+# Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
+BYTES_PER_TOKEN: Final = 4
+
 # Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
 MAX_FIELDS: Final = 1000
 
@@ -197,6 +200,16 @@ def _decode_field(name: str, raw: Raw) -> Any:
         return _DECODERS[name].decode(raw)
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the field '{name}' is wrong: {error}", name) from error
+
+
+def prompt_tokens(view: RequestView) -> int:
+    """About how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
+    prompt = view.shared.get("prompt")
+    if prompt is not None:
+        listed = bytes(prompt)
+        if listed.startswith(b"[") and b'"' not in listed:
+            return listed.count(b",") + 1
+    return sum(map(len, view.common)) // BYTES_PER_TOKEN
 
 
 # --- one value per field ------------------------------------------------------------------------

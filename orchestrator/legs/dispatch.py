@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from orchestrator.errors import BatonError, WorkerAnswered, WorkerError
+from orchestrator.errors import BatonError, WorkerAnswered, WorkerError, WorkerOut
 from orchestrator.loop.offload import Offload
 from orchestrator.relay.job import Job
 from orchestrator.relay.scope import RequestScope
@@ -17,11 +17,13 @@ from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.ends import end_body
 from orchestrator.wire.headers import header_block
 from orchestrator.workers.registry import Registry, Worker
+from orchestrator.workers.states import IN_SERVICE, WorkerState
 
 MakeBody = Callable[[Codec, str], Parts]
 
 _MAX_END_ANSWER_BYTES: Final = 64 * 1024  # it has none, an error page may
 
+_READY: Final = WorkerState.READY
 _log: Final = logging.getLogger("baton.dispatch")
 
 
@@ -147,6 +149,13 @@ def may_be_refusal(job: Job, answer: Answer, worker: Worker) -> bool:
     """Whether an error may be due to a form that the worker announced and has not yet taken."""
     is_plain = job.is_plain or (worker.codec is JSON and not worker.token_ids)
     return answer.status in (400, 415, 422) and not is_plain and worker.proven_epoch != worker.epoch
+
+
+def look_again(job: Job, worker: Worker) -> None:
+    """It was chosen before others were waited for. Raises `WorkerOut` if it has been lost since."""
+    if worker.state is not _READY and worker.state not in IN_SERVICE:
+        job.worker = worker
+        raise WorkerOut(f"{worker.name} fell out of service before its leg was sent")
 
 
 def note_unreachable(registry: Registry, worker: Worker, error: BatonError) -> None:

@@ -14,6 +14,7 @@ from orchestrator.errors import BatonError, WorkerCutShort, WorkerError, WorkerG
 from orchestrator.legs.connectors.nixl import Handoff, InvalidHandoff, handoff_from, handoff_from_msgpack
 from orchestrator.legs.dispatch import Dispatcher, note_unreachable
 from orchestrator.legs.ledger import KvLease, LeaseLedger
+from orchestrator.legs.retry import is_unread
 from orchestrator.relay.job import Job
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
@@ -200,11 +201,6 @@ async def _read(answer: Answer, seconds: float) -> bytes | None:
         return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), seconds)
     except TimeoutError:
         return None
-
-
-def is_unread(status: int) -> bool:
-    """Whether a worker that answers so has not looked at the hand-off: it judged the request, or its load."""
-    return 400 <= status < 500 or status == 503
 
 
 def read_handoff(answer: Answer, content: bytes, *, has_ids: bool = False) -> Handoff:

@@ -72,6 +72,11 @@ def _failure_answered(error: WorkerAnswered) -> Failure:
     return Failure.LOST if _ENGINE_ENDED in error.content else Failure.FAILED
 
 
+def is_unread(status: int) -> bool:
+    """Whether a worker that answers so has not looked at the hand-off: it judged the request, or its load."""
+    return 400 <= status < 500 or status == 503
+
+
 class RetryBudget:
     """Bounds how many replacements are under way at once, over all requests of a process."""
 

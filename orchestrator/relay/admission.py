@@ -1,5 +1,4 @@
-"""Who may begin: a request takes a seat on a decode worker before anything of it is sent, or waits for one;
-and how many bytes all requests together may hold.
+"""Who may begin: a request takes a seat on a decode worker before anything of it is sent, or waits for one.
 
 A seat is counted over all decode workers of a model (and those of role `both`), not on one of them: which
 worker serves the request is the planner's choice, right after. So no prefill ends, and pins KV blocks,
@@ -29,7 +28,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from orchestrator.api.view import RequestView
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
 from orchestrator.telemetry.counters import RejectReason, Telemetry
@@ -42,9 +40,6 @@ from orchestrator.workers.states import WorkerState
 SEATED: Final[tuple[Role, Role]] = ("decode", "both")
 
 SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
-
-# Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
-BYTES_PER_TOKEN: Final = 4
 
 # Who is let in could bear to wait half again as long as is expected: then nearly all who wait are served, and
 # the others know at once. Without it one in ten of those sent away heard of it only when its turn had come.
@@ -64,16 +59,6 @@ class Demand:
         self.size = size
         self.deadline = deadline
         self.is_stream = is_stream
-
-
-def prompt_tokens(view: RequestView) -> int:
-    """About how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
-    prompt = view.shared.get("prompt")
-    if prompt is not None:
-        listed = bytes(prompt)
-        if listed.startswith(b"[") and b'"' not in listed:
-            return listed.count(b",") + 1
-    return sum(map(len, view.common)) // BYTES_PER_TOKEN
 
 
 class Estimate:
@@ -307,32 +292,6 @@ class Gate:
     def _retry_after_s(self) -> int:
         """When those who wait now will have been served."""
         return max(1, min(math.ceil(self._wait_s()), _LONGEST_RETRY_AFTER_S))
-
-
-class MemoryBound:
-    """Bytes that the requests of a process hold, against the most that they may.
-
-    `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
-    not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
-    """
-
-    __slots__ = ("_most", "_telemetry", "bodies", "under_way")
-
-    def __init__(self, most: int, telemetry: Telemetry) -> None:
-        self.bodies = 0
-        self.under_way = 0
-        self._most = most
-        self._telemetry = telemetry
-
-    def check(self) -> None:
-        """Raises `Overloaded` if there is too much already."""
-        if self.bodies + self.under_way > self._most:
-            self._telemetry.rejected(RejectReason.MEMORY)
-            raise Overloaded("this server holds as many bytes of requests as it may")
-
-    def note_under_way(self, size: int) -> None:
-        self.under_way = size
-        self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
 
 
 class Admission:

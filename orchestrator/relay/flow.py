@@ -17,24 +17,20 @@ What follows a failure is decided in `legs/retry.py`; what becomes of a hand-off
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from orchestrator.api.embeddings import PATH as EMBEDDINGS
-from orchestrator.api.embeddings import Embeddings, Wanted, ask_base64, wanted_of
+from orchestrator.api.embeddings import Embeddings, ask_base64, wanted_of
 from orchestrator.api.endpoints import ENDPOINTS, Serving
-from orchestrator.api.view import InvalidRequest, RequestView, view_request
+from orchestrator.api.view import InvalidRequest, RequestView, prompt_tokens, view_request
 from orchestrator.config.options import LEASE_S
 from orchestrator.errors import (
     BatonError,
     ClientError,
-    KvMissing,
     UnknownModel,
     WorkerAnswered,
-    WorkerCutShort,
     WorkerError,
-    WorkerGarbage,
     WorkerOut,
 )
 from orchestrator.failover.failover import Failover
@@ -43,41 +39,30 @@ from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.dispatch import (
     Dispatcher,
     MakeBody,
+    look_again,
     may_be_refusal,
     note_unreachable,
     worker_answered,
 )
 from orchestrator.legs.ledger import KvLease, LeaseLedger
-from orchestrator.legs.releases import MAX_PREFILL_ANSWER_BYTES, Releases, is_unread, read_handoff
+from orchestrator.legs.releases import MAX_PREFILL_ANSWER_BYTES, Releases, read_handoff
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.loop.offload import Offload
-from orchestrator.relay.admission import Admission, Demand, Gate, prompt_tokens
+from orchestrator.relay.admission import Admission, Demand, Gate
 from orchestrator.relay.job import Job
+from orchestrator.relay.respond import Responder
 from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan, Planner
-from orchestrator.telemetry.counters import LeaseState, RetryReason, Telemetry
+from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path
-from orchestrator.transport.base import Answer, Upstream
+from orchestrator.transport.base import Upstream
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
-from orchestrator.wire.sse import (
-    ABORTED,
-    ENDED_BY_WORKER,
-    Events,
-    EventStream,
-    InvalidStream,
-    WorkerFailed,
-    has_begun,
-)
-from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 from orchestrator.workers.registry import Registry, Worker
-from orchestrator.workers.states import IN_SERVICE, WorkerState
 
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED: Final = Path.DISAGGREGATED
 _AGGREGATED: Final = Path.AGGREGATED
-_READY: Final = WorkerState.READY
-_USED: Final = LeaseState.USED
 _ONE_LEG: Final = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
 _ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
     None: b"",
@@ -85,9 +70,6 @@ _ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
     "base64": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"base64")]),
     "bin": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"bin"), (b"accept", b"application/msgpack")]),
 }
-# Indexed with the enumeration's numbers: a look-up by member is a call in Python.
-_KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
-_log: Final = logging.getLogger("baton.flow")
 
 
 class Flow:
@@ -122,18 +104,23 @@ class Flow:
         self._gates = admission.gates
         self._telemetry = telemetry
         self._ids = ids
-        self._max_answer_bytes = max_answer_bytes
         self._tokenizes_once = tokenizes_once
-        self._kv_missing = kv_missing
         self._models = {model: index for index, model in enumerate(registry.pools)}
         self._offload = Offload()
-        self._embeddings = Embeddings(self._offload)
         self._dispatcher = Dispatcher(
             registry, upstream, self._offload, telemetry=telemetry, credential=credential
         )
         self.ledger = LeaseLedger(telemetry, time, kv_lease_s)
         self._releases = Releases(self._dispatcher, registry, self.ledger)
         self._failover = Failover(self._dispatcher, registry, max_bytes=max_kept_bytes)
+        self._responder = Responder(
+            self._dispatcher,
+            self._releases,
+            self._failover,
+            Embeddings(self._offload),
+            max_answer_bytes,
+            kv_missing,
+        )
         self._retry_budget = RetryBudget(lambda: admission.admitted)
 
     def reconfigure(
@@ -146,9 +133,8 @@ class Flow:
     ) -> None:
         """Go by these from now on; see `__init__`."""
         self._planners = planners
-        self._max_answer_bytes = max_answer_bytes
         self._tokenizes_once = tokenizes_once
-        self._kv_missing = kv_missing
+        self._responder.reconfigure(max_answer_bytes, kv_missing)
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
         """Answer one request through its scope. Raises `BatonError`."""
@@ -284,7 +270,7 @@ class Flow:
             job.embeddings = wanted_of(job.view, job.scope.exchange.header(b"accept"))
             if job.embeddings is not None:
                 job.bodies = LegBodies(ask_base64(job.view))
-        await self._answer(job, job.bodies.whole)
+        await self._responder.answer(job, job.bodies.whole)
 
     # --- two legs -------------------------------------------------------------------------------
 
@@ -297,15 +283,9 @@ class Flow:
                 job.first_handoff = lease.handoff
             if not job.scope.exchange.is_started:
                 job.scope.record.prefill_done = job.scope.now()
-        self._look_again(job, job.plan.decode)
+        look_again(job, job.plan.decode)
         handoff = lease.handoff
-        await self._answer(job, lambda codec, model: job.bodies.decode(codec, model, handoff))
-
-    def _look_again(self, job: Job, worker: Worker) -> None:
-        """It was chosen before others were waited for. Raises `WorkerOut` if it has been lost since."""
-        if worker.state is not _READY and worker.state not in IN_SERVICE:
-            job.worker = worker
-            raise WorkerOut(f"{worker.name} fell out of service before its leg was sent")
+        await self._responder.answer(job, lambda codec, model: job.bodies.decode(codec, model, handoff))
 
     async def _prefill(self, job: Job, worker: Worker) -> KvLease:
         form = self._form_of_ids(job, worker)
@@ -322,7 +302,7 @@ class Flow:
                 return self.ledger.lease(worker, read_handoff(answer, content, has_ids=form is not None))
             if not may_be_refusal(job, answer, worker):
                 raise worker_answered(answer, content)
-            self._look_again(job, worker)
+            look_again(job, worker)
             job.is_plain, form = True, None
 
     def _form_of_ids(self, job: Job, prefill: Worker) -> TokenIds | None:
@@ -330,124 +310,6 @@ class Flow:
         if not (self._tokenizes_once and prefill.token_ids and job.bodies.takes_ids):
             return None
         return next((form for form in prefill.token_ids if form in job.plan.decode.token_ids), None)
-
-    # --- the answer -----------------------------------------------------------------------------
-
-    async def _answer(self, job: Job, make_body: MakeBody) -> None:
-        """Send the leg that answers the client, and relay what comes."""
-        scope, lease, worker = job.scope, job.lease, job.plan.decode
-        while True:
-            answer = await self._dispatcher.send(job, worker, make_body)
-            if lease is not None:
-                lease.use()
-            scope.watch(worker, answer)
-            try:
-                if scope.record.is_stream and await self._relay_stream(job, answer):
-                    return None
-                content = await answer.read(self._max_answer_bytes)
-                if answer.status == 200:
-                    self._note_answer(job)
-                    if job.embeddings is not None:
-                        return await self._respond_with_embeddings(job, job.embeddings, content)
-                    return self._respond(job, _content_type(answer), content)
-            finally:
-                self._end_decode(job, answer)
-            self._judge(job, answer, content)
-            self._look_again(job, worker)
-            job.is_plain = True
-
-    def _end_decode(self, job: Job, answer: Answer) -> None:
-        """The leg is over for its request, be it answered, failed, or not wanted any more."""
-        lease = job.lease
-        if lease is not None:
-            if is_unread(answer.status):
-                lease.unuse()
-            elif lease.state is _USED and job.scope.is_stopped:
-                self._releases.abandon_decode(job, lease, answer)
-                return
-        answer.abort()
-
-    def _judge(self, job: Job, answer: Answer, content: bytes) -> None:
-        """Raise a worker's error, unless it may have refused a form that it had announced."""
-        if not may_be_refusal(job, answer, job.plan.decode):
-            raise worker_answered(answer, content)
-        if job.lease is not None:
-            job.lease.handoff.token_ids = None
-
-    async def _respond_with_embeddings(self, job: Job, wanted: Wanted, content: bytes) -> None:
-        head, body = await self._embeddings.answer(wanted, content)
-        self._respond(job, head, body)
-
-    def _respond(self, job: Job, head: bytes, content: bytes) -> None:
-        """`head` is a header block with the content type."""
-        scope, kv = job.scope, Kv.LOCAL
-        if job.embeddings is None and content.rfind(ABORTED) >= 0:
-            raise WorkerCutShort(ENDED_BY_WORKER)
-        if job.lease is None:
-            if job.embeddings is None:
-                _mended(content, None)  # a look only: what is no JSON is no answer
-        else:
-            kv, content = _mended(content, job.lease.handoff.prefill_cached_tokens)
-            if kv is Kv.RECOMPUTED:
-                self._note_recompute(job, fails=self._kv_missing == "fail")
-        scope.record.kv = kv
-        scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
-
-    async def _relay_stream(self, job: Job, answer: Answer) -> bool:
-        """False if the answer is an error, of which nothing was read but the head."""
-        await answer.head()
-        if answer.status != 200:
-            return False
-        scope, events = job.scope, _events(job)
-        try:
-            opening = await _opening(answer, events)
-            self._note_answer(job)
-            if not scope.exchange.is_started:
-                scope.transcript = self._failover.transcript(job)
-                scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
-            await self._forward(scope, answer, opening, events)
-        except WorkerFailed as failed:
-            raise WorkerAnswered(failed.status, encode_document(failed.document)) from failed
-        except InvalidStream as error:
-            raise WorkerCutShort(str(error)) from error
-        finally:
-            scope.record.kv = Kv.LOCAL if job.lease is None else events.kv
-        if events.kv is Kv.RECOMPUTED:
-            self._note_recompute(job, fails=False)
-        scope.exchange.finish()
-        return True
-
-    async def _forward(self, scope: RequestScope, answer: Answer, opening: bytes, events: Events) -> None:
-        try:
-            await scope.forward(answer, opening, events)
-            events.finish()
-        except WorkerCutShort:
-            if not events.is_done:  # what happens to the worker behind its last word is no matter
-                raise
-
-    def _note_answer(self, job: Job) -> None:
-        """The decode worker answers: it has taken the leg, and the hand-off with it."""
-        self._dispatcher.note_success(job, job.plan.decode)
-        if job.lease is not None:
-            job.lease.consume()
-
-    def _note_recompute(self, job: Job, *, fails: bool) -> None:
-        """The KV cache was made twice: the answer is right, but what prefill workers are for was lost."""
-        if self._kv_missing == "allow":
-            return
-        record = job.scope.record
-        _log.warning(
-            "request %s: %s recomputed the KV cache of %s",
-            record.request_id,
-            record.decode_worker,
-            record.prefill_worker,
-        )
-        if fails:
-            raise KvMissing("the decode worker did not get the KV cache and computed it again")
-
-
-# Proxies in between must neither store a stream nor collect it before passing it on.
-_STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:
@@ -481,36 +343,3 @@ def _prefill_body(job: Job, form: TokenIds | None) -> MakeBody:
     if form is None:
         return job.bodies.prefill
     return functools.partial(job.bodies.prefill, asks_ids=True)
-
-
-def _content_type(answer: Answer) -> bytes:
-    """The worker's, as a header block: no line break gets through the parser."""
-    return b"content-type: %b\r\n" % answer.headers.get(b"content-type", b"application/json")
-
-
-def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
-    try:
-        return mended(content, cached_tokens)
-    except InvalidAnswer as error:
-        raise WorkerGarbage(str(error)) from error
-
-
-def _events(job: Job) -> Events:
-    if job.continuation is not None:
-        return job.continuation.stream()
-    if job.lease is None:
-        return EventStream()
-    return EventStream(
-        hides_usage=job.bodies.asks_hidden_usage, cached_tokens=job.lease.handoff.prefill_cached_tokens
-    )
-
-
-async def _opening(answer: Answer, events: Events) -> bytes:
-    """The stream until it says something: until then it may turn out to be an error, with a status."""
-    opening = b""
-    while not has_begun(opening):
-        chunk = await answer.chunk()
-        if not chunk:
-            raise InvalidStream("the worker's stream ended before its first event")
-        opening += events.feed(chunk)
-    return opening

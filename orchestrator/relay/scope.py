@@ -18,12 +18,12 @@ from orchestrator.errors import (
     ClientGone,
     DeadlineExceeded,
     MethodNotAllowed,
+    Overloaded,
     ShuttingDown,
 )
 from orchestrator.failover.transcript import Transcript
 from orchestrator.http.exchange import AsgiExchange, Exchange
-from orchestrator.relay.admission import MemoryBound
-from orchestrator.telemetry.counters import Telemetry
+from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
 from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.transport.base import Answer
@@ -296,6 +296,32 @@ def _server_timing(record: RequestRecord) -> str:
         return f"queue;dur={queue}, decode;dur={milliseconds(record.first_byte - admitted)}"
     prefill, decode = milliseconds(prefill_done - admitted), milliseconds(record.first_byte - prefill_done)
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
+
+
+class MemoryBound:
+    """Bytes that the requests of a process hold, against the most that they may.
+
+    `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
+    not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
+    """
+
+    __slots__ = ("_most", "_telemetry", "bodies", "under_way")
+
+    def __init__(self, most: int, telemetry: Telemetry) -> None:
+        self.bodies = 0
+        self.under_way = 0
+        self._most = most
+        self._telemetry = telemetry
+
+    def check(self) -> None:
+        """Raises `Overloaded` if there is too much already."""
+        if self.bodies + self.under_way > self._most:
+            self._telemetry.rejected(RejectReason.MEMORY)
+            raise Overloaded("this server holds as many bytes of requests as it may")
+
+    def note_under_way(self, size: int) -> None:
+        self.under_way = size
+        self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.api.view import view_request
+from orchestrator.api.view import prompt_tokens, view_request
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
-from orchestrator.relay.admission import Admission, Demand, Estimate, Gate, prompt_tokens
+from orchestrator.relay.admission import Admission, Demand, Estimate, Gate
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
