@@ -17,8 +17,8 @@ from study_model import VOCABULARY
 
 from orchestrator.api.view import view_request
 from orchestrator.legs.bodies import LegBodies
-from orchestrator.legs.connectors.nixl import Handoff
-from orchestrator.legs.connectors.nixl import TokenIds as GivenIds
+from orchestrator.legs.connectors.base import Handoff
+from orchestrator.legs.connectors.base import TokenIds as GivenIds
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, transcoded
 from orchestrator.wire.info import Encoding, TokenIds
 from worker import token_ids

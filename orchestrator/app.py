@@ -35,12 +35,16 @@ from orchestrator.http.listeners import (
     load_keys,
     on_signals,
 )
+from orchestrator.legs.connectors import CONNECTORS
+from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.loop import garbage
+from orchestrator.loop.offload import Offload
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.processes.rows import SharedLoad
 from orchestrator.processes.supervisor import supervise
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
+from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
@@ -131,23 +135,18 @@ class Orchestrator:
             time=clock,
         )
         self._upstream = upstream
+        self._offload = Offload()
         self._flow = Flow(
-            self.registry,
-            _planners(config),
-            upstream,
+            _routes(config, self.registry, self._admission),
+            Dispatcher(self.registry, upstream, self._offload, self.telemetry, self.ids, credential, clock),
             self._admission,
-            telemetry=self.telemetry,
-            ids=self.ids,
-            credential=credential,
-            max_answer_bytes=limits.max_answer_bytes,
-            time=clock,
-            tokenizes_once=config.routing.tokenize_once,
-            kv_lease_s=config.routing.kv_lease_s,
-            kv_missing=config.routing.kv_missing,
-            max_kept_bytes=limits.max_kept_bytes if config.routing.failover else 0,
+            self.telemetry,
+            config.routing,
+            limits,
         )
         self.data_plane = DataPlane(
             self._flow.serve,
+            {path: make(self._offload) for path, make in ENDPOINTS.items()},
             limits=limits,
             telemetry=self.telemetry,
             keys=self.keys,
@@ -182,6 +181,7 @@ class Orchestrator:
     async def aclose(self) -> None:
         """Stop what `start` started, and close all connections to workers. Open requests are cut."""
         await self._flow.aclose()
+        await self._offload.aclose()
         self._stall_alarm.stop()
         for task in self._tasks:
             task.cancel()
@@ -195,12 +195,7 @@ class Orchestrator:
         self.config = config
         options, routing = config.orchestrator, config.routing
         self.registry.reconfigure(config.health, prefills_locally=routing.disaggregate != "strict")
-        self._flow.reconfigure(
-            _planners(config),
-            max_answer_bytes=options.limits.max_answer_bytes,
-            tokenizes_once=routing.tokenize_once,
-            kv_missing=routing.kv_missing,
-        )
+        self._flow.reconfigure(routing, options.limits)
         self.data_plane.limits = options.limits
         if self._served_by is not None:
             cast("Protocols", self._served_by.http).limit(ServerLimits.of(options))
@@ -258,8 +253,18 @@ class Orchestrator:
         return {}
 
 
-def _planners(config: Config) -> dict[str, Planner]:
-    return {model.name: Planner(config.routing) for model in config.models}
+def _routes(config: Config, registry: Registry, admission: Admission) -> dict[str, Route]:
+    """By model."""
+    return {
+        model.name: Route(
+            index,
+            registry.pools[model.name],
+            admission.gates[model.name],
+            Planner(config.routing),
+            CONNECTORS[model.connector],
+        )
+        for index, model in enumerate(config.models)
+    }
 
 
 # --- running ------------------------------------------------------------------------------------

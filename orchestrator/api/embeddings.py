@@ -27,12 +27,12 @@ import msgspec
 import orjson
 from msgspec import Raw
 
+from orchestrator.api.base import Content, Conversion, Endpoint
 from orchestrator.api.view import RequestView
 from orchestrator.errors import WorkerGarbage
+from orchestrator.http.exchange import Exchange
 from orchestrator.loop.offload import Offload
 from orchestrator.wire.headers import header_block
-
-Content = tuple[bytes, bytes]  # a header block, and the body
 
 PATH = "/v1/embeddings"
 SUMMARY_HEADER = b"x-baton-embeddings"  # what the bytes are; as long for one vector as for a thousand
@@ -158,6 +158,30 @@ class Embeddings:
         if not self._has_numpy:
             await asyncio.to_thread(import_module, "numpy")
             self._has_numpy = True
+
+
+class EmbeddingsEndpoint(Endpoint):
+    """One leg, whose answer is base64 unless the client wants exactly what the worker has."""
+
+    def __init__(self, offload: Offload) -> None:
+        """`offload` stays the caller's."""
+        super().__init__(needs_one_worker=True, streams=False, can_continue=False)
+        self._embeddings = Embeddings(offload)
+
+    def adapt(self, view: RequestView, exchange: Exchange) -> tuple[RequestView, Conversion | None]:
+        wanted = wanted_of(view, exchange.header(b"accept"))
+        if wanted is None:
+            return view, None
+        return ask_base64(view), _Conversion(self._embeddings, wanted)
+
+
+class _Conversion(Conversion):
+    def __init__(self, embeddings: Embeddings, wanted: Wanted) -> None:
+        self._embeddings = embeddings
+        self._wanted = wanted
+
+    async def convert(self, content: bytes) -> Content:
+        return await self._embeddings.answer(self._wanted, content)
 
 
 def convert(content: bytes, wanted: Wanted) -> Content:

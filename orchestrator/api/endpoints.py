@@ -1,19 +1,28 @@
-"""The data plane's paths. What is not in this list is the control plane's, or 404."""
+"""The data plane's paths. What is not in this table is the control plane's, or 404."""
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Callable
+
+from orchestrator.api.base import Endpoint
+from orchestrator.api.embeddings import PATH as EMBEDDINGS
+from orchestrator.api.embeddings import EmbeddingsEndpoint
+from orchestrator.loop.offload import Offload
 
 
-class Serving(Enum):
-    TWO_LEGS = "prefill on one worker, decode on another"
-    ONE_LEG = "one worker does everything"
+def _two_legs(offload: Offload) -> Endpoint:
+    return Endpoint()
 
 
-ENDPOINTS: dict[str, Serving] = {
-    "/v1/chat/completions": Serving.TWO_LEGS,
-    "/v1/completions": Serving.TWO_LEGS,
-    "/v1/embeddings": Serving.ONE_LEG,
-    "/tokenize": Serving.ONE_LEG,
-    "/detokenize": Serving.ONE_LEG,
+def _one_leg(offload: Offload) -> Endpoint:
+    return Endpoint(needs_one_worker=True, streams=False, can_continue=False)
+
+
+# How each endpoint is made; `offload` does work that would hold the event loop up, and stays the caller's.
+ENDPOINTS: dict[str, Callable[[Offload], Endpoint]] = {
+    "/v1/chat/completions": _two_legs,
+    "/v1/completions": _two_legs,
+    EMBEDDINGS: EmbeddingsEndpoint,
+    "/tokenize": _one_leg,
+    "/detokenize": _one_leg,
 }

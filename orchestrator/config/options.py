@@ -269,6 +269,9 @@ class ModelConfig(Model):
     path: str | None = Field(
         None, description="A directory, or a hub name; not needed when all workers are urls."
     )
+    connector: str = Field(
+        "nixl", description="It names how the KV cache gets from prefill to decode workers."
+    )
     prefill: PoolConfig | None = None
     decode: PoolConfig | None = None
     both: PoolConfig | None = Field(None, description="Workers that do both: aggregated serving.")

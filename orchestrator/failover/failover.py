@@ -1,13 +1,13 @@
 """A stream whose worker was lost goes on from another pair: what was sent becomes part of the prompt.
 
-`failover/continuation.py` knows which streams can and what the new legs are asked; here the token ids are
-found, and the job is turned into one for the rest.
+`continuation.py` knows which streams can and what the new legs are asked; here the token ids are found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from orchestrator.api.view import RequestView
 from orchestrator.errors import WorkerAnswered, WorkerCutShort, WorkerError
 from orchestrator.failover.continuation import (
     PATH,
@@ -27,9 +27,10 @@ from orchestrator.failover.tokenize import (
 )
 from orchestrator.failover.transcript import CannotContinue, Memory, Sent, Transcript
 from orchestrator.legs.bodies import LegBodies
+from orchestrator.legs.connectors.base import Handoff, TokenIds
 from orchestrator.legs.dispatch import Dispatcher
-from orchestrator.relay.job import Job
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.legs.leg import Leg, Legs, Question
+from orchestrator.workers.worker import Worker
 
 # A worker's answer to `/tokenize`: a million ids with six digits each, and their commas.
 _MAX_TOKENS_BYTES = 16 * 1024 * 1024
@@ -38,81 +39,132 @@ _MAX_TOKENS_BYTES = 16 * 1024 * 1024
 _MOST_ASKED = 3
 
 
-class Failover:
-    """Keeps what streams have sent, and makes jobs for their rest. One per process."""
+class Cut:
+    """A stream that was cut: what the client asked for, and what it has had."""
 
-    def __init__(self, dispatcher: Dispatcher, registry: Registry, *, max_bytes: int) -> None:
+    __slots__ = ("first", "last", "legs", "transcript", "view", "watch")
+
+    def __init__(
+        self,
+        view: RequestView,
+        transcript: Transcript | None,
+        first: Handoff | None,
+        legs: Legs,
+        last: Worker,
+        watch: Callable[[Leg], None],
+    ) -> None:
+        """`first`: the first prefill's hand-off; None if there was none. `last`: whose leg was lost.
+
+        `watch` is told of legs that are about to be sent, so that they do not last for ever.
+        """
+        self.view = view
+        self.transcript = transcript
+        self.first = first
+        self.legs = legs
+        self.last = last
+        self.watch = watch
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """What the client's usage must say of them."""
+        return None if self.first is None else self.first.prefill_cached_tokens
+
+    @property
+    def prompt_ids(self) -> TokenIds | None:
+        return None if self.first is None else self.first.token_ids
+
+
+class Rest:
+    """What is left to do for a stream that was cut: more legs, or only its last events."""
+
+    __slots__ = ("bodies", "continuation", "end")
+
+    def __init__(self, end: bytes, continuation: Continuation | None, bodies: LegBodies | None) -> None:
+        """`end`: events that the client has not had, and nothing else is missing; b"" if legs are to follow:
+        those of `bodies`, whose events go through `continuation`.
+        """
+        self.end = end
+        self.continuation = continuation
+        self.bodies = bodies
+
+
+class Failover:
+    """Keeps what streams have sent, and finds out how to go on with them. One per process."""
+
+    def __init__(self, dispatcher: Dispatcher, *, max_bytes: int) -> None:
         """`max_bytes` bounds what all open streams keep; streams beyond it are not replaceable."""
-        self._dispatcher = dispatcher
-        self._registry = registry
+        self._registry = dispatcher.registry
         self._memory = Memory(max_bytes)
 
-    def transcript(self, job: Job) -> Transcript | None:
+    def transcript(self, view: RequestView) -> Transcript | None:
         """For a stream that begins; None if no other worker could ever go on with it. To be closed."""
-        if job.view.whole_reason is not None or self._memory.used >= self._memory.limit:
+        if view.whole_reason is not None or self._memory.used >= self._memory.limit:
             return None
         return Transcript(self._memory)
 
-    async def go_on(self, job: Job, cause: WorkerError | WorkerAnswered) -> bool:
-        """Turn the job into one for the rest of its stream; False if only the ending was missing: it is sent.
+    async def rest_of(self, stream: Cut, cause: WorkerError | WorkerAnswered) -> Rest:
+        """How the stream goes on that `cause` has cut; workers are asked for token ids if need be.
 
-        Raises `cause` if nobody can go on with the stream.
+        Raises `cause`, or an error that says why nobody can go on with it.
         """
         try:
-            return await self._go_on(job)
+            return await self._rest_of(stream)
         except CannotContinue as reason:
             if isinstance(cause, WorkerAnswered):  # what the worker says is worth more than what we say
                 raise cause from reason
             error = WorkerCutShort(f"{cause.message}; no other worker can go on: {reason}")
             raise error from cause
 
-    async def _go_on(self, job: Job) -> bool:
-        transcript = job.scope.transcript
-        reason = replaceable(job.view)
-        if transcript is None or reason is not None:
+    async def _rest_of(self, stream: Cut) -> Rest:
+        reason = replaceable(stream.view)
+        if stream.transcript is None or reason is not None:
             raise CannotContinue(reason or "nothing was kept of it")
-        sent = transcript.sent()
-        first = job.first_handoff
-        cached_tokens = None if first is None else first.prefill_cached_tokens
-        end = b"" if sent.is_done else ending_without_count(job.view, sent, cached_tokens)
-        if end is None:
-            continuation = await self._continuation(job, sent, cached_tokens)
-            rest = continuation.rest()
-            if rest is not None:
-                job.bodies, job.path, job.continuation = LegBodies(rest), PATH, continuation
-                return True
-            end = continuation.ending()
-        job.scope.end_stream(end)
-        return False
+        sent = stream.transcript.sent()
+        end = b"" if sent.is_done else ending_without_count(stream.view, sent, stream.cached_tokens)
+        if end is not None:
+            return Rest(end, None, None)
+        continuation = await self._continuation(stream, sent)
+        rest = continuation.rest()
+        if rest is None:
+            return Rest(continuation.ending(), None, None)
+        return Rest(b"", continuation, LegBodies(rest, PATH, stream.legs.bodies.connector))
 
-    async def _continuation(self, job: Job, sent: Sent, cached_tokens: int | None) -> Continuation:
-        view = job.view
-        from_prefill = None if job.first_handoff is None else job.first_handoff.token_ids
-        model_len = job.worker.max_model_len
-        prompt, said = known_prompt_ids(view, sent, from_prefill), known_sent_ids(sent)
+    async def _continuation(self, stream: Cut, sent: Sent) -> Continuation:
+        view, last = stream.view, stream.last
+        model_len = last.max_model_len
+        prompt, said = known_prompt_ids(view, sent, stream.prompt_ids), known_sent_ids(sent)
         if prompt is None:
-            body = tokenize_prompt(view, sent, job.worker.address.served_model)
-            prompt, model_len = await self._tokenize(job, body)
+            body = tokenize_prompt(view, sent, last.address.served_model)
+            prompt, model_len = await self._tokenize(stream, body)
         if said is None:
             text = text_to_go_on_from(view, sent)
-            said, model_len = await self._tokenize(job, tokenize_text(text, job.worker.address.served_model))
+            said, model_len = await self._tokenize(stream, tokenize_text(text, last.address.served_model))
         return Continuation(
-            view=view, sent=sent, prompt=prompt, said=said, model_len=model_len, cached_tokens=cached_tokens
+            view=view,
+            sent=sent,
+            prompt=prompt,
+            said=said,
+            model_len=model_len,
+            cached_tokens=stream.cached_tokens,
         )
 
-    async def _tokenize(self, job: Job, body: bytes) -> tuple[Ids, int | None]:
+    async def _tokenize(self, stream: Cut, body: bytes) -> tuple[Ids, int | None]:
         """Ask one worker after the other for token ids, and the length of its context."""
-        for worker in self._askable(job):
+        for worker in self._askable(stream):
+            question = Question(stream.legs, worker, TOKENIZE, body)
+            stream.watch(question)
             try:
-                return tokenized(await self._dispatcher.ask(job, worker, TOKENIZE, body, _MAX_TOKENS_BYTES))
+                return tokenized(await question.read(_MAX_TOKENS_BYTES))
             except (WorkerError, WorkerAnswered):
                 continue
+            finally:
+                question.abort()
         raise CannotContinue("no worker tells the token ids of what was sent")
 
-    def _askable(self, job: Job) -> Iterator[Worker]:
-        pools = self._registry.pools[job.view.model]
-        model = job.worker.address.served_model
+    def _askable(self, stream: Cut) -> Iterator[Worker]:
+        pools = self._registry.pools[stream.view.model]
+        model = stream.last.address.served_model
         ready = [*pools.both, *pools.decode, *pools.prefill]
         named_alike = [worker for worker in ready if worker.address.served_model == model]
-        fresh = [worker for worker in named_alike if worker is not job.worker and worker not in job.avoid]
+        fresh = [worker for worker in named_alike if not stream.legs.has_failed(worker)]
         yield from (fresh or named_alike)[:_MOST_ASKED]

@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from orchestrator.api.view import RequestView
 from orchestrator.failover.transcript import CannotContinue, Sent
-from orchestrator.legs.connectors.nixl import TokenIds
+from orchestrator.legs.connectors.base import TokenIds
 
 PATH = "/tokenize"
 

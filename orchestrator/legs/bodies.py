@@ -1,8 +1,9 @@
-"""The bodies of a request's legs (DESIGN: the two legs with vLLM's NIXL connector, pull).
+"""The bodies of a request's legs; what they say of the KV cache is the connector's (`legs/connectors/`).
 
-prefill: fills the KV cache and keeps it pinned. One token, not streamed, and no field that could stop it
-    early or forbid a single token.
-decode: pulls the KV cache and answers. The client's document with the hand-off added; usage is asked for,
+prefill: fills the KV cache and keeps it for the decode leg. One token, not streamed, and no field that could
+    stop it early or forbid a single token.
+decode: takes the KV cache over and answers. The client's document with the hand-off added; usage is asked
+for,
     because it is the evidence of transfer. If the prefill worker gave the prompt's token ids, they go along,
     so that nobody tokenises twice, and the text of the prompt stays behind where nothing else needs it.
 release: pulls the KV cache so that the prefill worker can free it; its answer is dropped. The prefill leg's
@@ -21,21 +22,13 @@ import msgspec
 from msgspec import Raw
 
 from orchestrator.api.view import RequestView
-from orchestrator.legs.connectors.nixl import Handoff, TokenIds
+from orchestrator.legs.connectors import NIXL
+from orchestrator.legs.connectors.base import Connector, Handoff, TokenIds
 from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
 from orchestrator.wire.shapes import Message, MessagePart
 
 # A worker connects to whatever host these name, so they are never taken from a client.
 _NEVER_RELAYED: Final = frozenset({"kv_transfer_params", "ec_transfer_params"})
-
-_KEEP_KV: Final = {
-    "do_remote_decode": True,
-    "do_remote_prefill": False,
-    "remote_engine_id": None,
-    "remote_block_ids": None,
-    "remote_host": None,
-    "remote_port": None,
-}
 
 _SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is the same for both
 
@@ -59,10 +52,13 @@ _json: Final = msgspec.json.Encoder()
 class LegBodies:
     """All bodies of one request. The common part is encoded once per encoding, on first use."""
 
-    __slots__ = ("_codec", "_common", "_view", "asks_hidden_usage")
+    __slots__ = ("_codec", "_common", "_view", "asks_hidden_usage", "connector", "path")
 
-    def __init__(self, view: RequestView) -> None:
+    def __init__(self, view: RequestView, path: str = "", connector: Connector = NIXL) -> None:
+        """`path` is where the legs are sent; `connector` says what they tell of the KV cache."""
         self._view = view
+        self.path = path
+        self.connector = connector
         self._codec: Codec | None = None  # that `_common` is encoded with
         self._common: Parts = ()
         # The decode leg asks for a usage event that the client did not ask for.
@@ -87,9 +83,13 @@ class LegBodies:
         """Take the common part as it was encoded elsewhere."""
         self._codec, self._common = codec, (common,)
 
-    def prefill(self, codec: Codec, model: str, *, asks_ids: bool = False) -> Parts:
-        """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model."""
-        return self._leg(codec, _keep_kv(model, "max_completion_tokens" in self._view.own, asks_ids))
+    def prefill(self, codec: Codec, model: str, transfer: str = "", *, asks_ids: bool = False) -> Parts:
+        """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model.
+
+        `transfer` names the leg among all prefill legs.
+        """
+        overlay = _prefill_overlay(model, "max_completion_tokens" in self._view.own, asks_ids)
+        return self._leg(codec, _with_params(overlay, self.connector.prefill_params(transfer)))
 
     def decode(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
         if handoff.token_ids is not None:
@@ -97,7 +97,7 @@ class LegBodies:
         view = self._view
         if self.asks_hidden_usage or model != view.model or not _NEVER_RELAYED.isdisjoint(view.own):
             return self._leg(codec, _json.encode(self._changed(model, handoff.params)))
-        return self._leg(codec, b'%b,"kv_transfer_params":%b}' % (view.own_json[:-1], handoff.params))
+        return self._leg(codec, _with_params(view.own_json, handoff.params))
 
     def _decode_with_ids(self, codec: Codec, model: str, handoff: Handoff, ids: TokenIds) -> Parts:
         is_completion = "prompt" in self._view.shared
@@ -149,10 +149,15 @@ class LegBodies:
 
 
 @functools.lru_cache(maxsize=256)  # one for each of the few models and both kinds of limit
-def _keep_kv(model: str, has_completion_limit: bool, asks_ids: bool) -> bytes:
-    """The overlay of a prefill leg, which no request changes."""
-    overlay = _one_token(model, has_completion_limit) | {"kv_transfer_params": _KEEP_KV}
+def _prefill_overlay(model: str, has_completion_limit: bool, asks_ids: bool) -> bytes:
+    """The overlay of a prefill leg without the connector's part: no request changes it."""
+    overlay = _one_token(model, has_completion_limit)
     return _json.encode(overlay | {"return_token_ids": True} if asks_ids else overlay)
+
+
+def _with_params(overlay: bytes, params: bytes) -> bytes:
+    """An overlay, which is never empty, with a connector's parameters."""
+    return b'%b,"kv_transfer_params":%b}' % (overlay[:-1], params)
 
 
 def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from orchestrator.config.options import LEASE_S
-from orchestrator.legs.connectors.nixl import Handoff
+from orchestrator.legs.connectors.base import Handoff
 from orchestrator.telemetry.counters import LeaseState, Telemetry
 from orchestrator.workers.registry import Worker
 

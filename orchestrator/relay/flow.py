@@ -10,156 +10,97 @@ What is owed at each point, and who pays it, when the client leaves or something
 | decode leg sent, no answer yet | both workers stop | it is asked to; its end says where the blocks are |
 | decode worker answers | it stops | its connection is closed |
 | decode leg lost | the rest of the answer | another attempt, from prefill on; the lease runs out |
+| both sent at once, one of them lost | the other worker stops | it is asked to; that frees the blocks |
 
-What follows a failure is decided in `legs/retry.py`; what becomes of a hand-off is kept in `legs/ledger.py`.
+What follows a failure is decided in `legs/retry.py`; what becomes of a hand-off is kept in
+`legs/ledger.py`. What a leg has seen of its worker the leg itself tells, at its end (`legs/leg.py`).
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from orchestrator.api.embeddings import PATH as EMBEDDINGS
-from orchestrator.api.embeddings import Embeddings, ask_base64, wanted_of
-from orchestrator.api.endpoints import ENDPOINTS, Serving
 from orchestrator.api.view import InvalidRequest, RequestView, prompt_tokens, view_request
-from orchestrator.config.options import LEASE_S
-from orchestrator.errors import (
-    BatonError,
-    ClientError,
-    UnknownModel,
-    WorkerAnswered,
-    WorkerError,
-    WorkerOut,
-)
-from orchestrator.failover.failover import Failover
-from orchestrator.http.ids import IdSource
+from orchestrator.config.options import LimitsConfig, RoutingConfig
+from orchestrator.errors import ClientError, Unavailable, UnknownModel, WorkerAnswered, WorkerError
+from orchestrator.failover.failover import Cut, Failover
 from orchestrator.legs.bodies import LegBodies
-from orchestrator.legs.dispatch import (
-    Dispatcher,
-    MakeBody,
-    look_again,
-    may_be_refusal,
-    note_unreachable,
-    worker_answered,
-)
+from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
+from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.ledger import KvLease, LeaseLedger
-from orchestrator.legs.releases import MAX_PREFILL_ANSWER_BYTES, Releases, read_handoff
+from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, Legs, PrefillLeg
+from orchestrator.legs.parallel import ParallelPrefill
+from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
-from orchestrator.loop.offload import Offload
-from orchestrator.relay.admission import Admission, Demand, Gate
+from orchestrator.relay.admission import Admission, Demand
 from orchestrator.relay.job import Job
 from orchestrator.relay.respond import Responder
+from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path
-from orchestrator.transport.base import Upstream
-from orchestrator.wire.headers import header_block
-from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.wire.info import TokenIds
+from orchestrator.workers.worker import Worker
 
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED: Final = Path.DISAGGREGATED
 _AGGREGATED: Final = Path.AGGREGATED
-_ONE_LEG: Final = frozenset(path for path, serving in ENDPOINTS.items() if serving is Serving.ONE_LEG)
-_ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
-    None: b"",
-    "list": b"",
-    "base64": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"base64")]),
-    "bin": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"bin"), (b"accept", b"application/msgpack")]),
-}
 
 
 class Flow:
-    """Serves requests; one per process. `aclose` waits for releases under way and ends what was started."""
+    """Serves requests; one per process. `aclose` waits for releases under way."""
 
     def __init__(
         self,
-        registry: Registry,
-        planners: Mapping[str, Planner],
-        upstream: Upstream,
+        routes: Mapping[str, Route],
+        dispatcher: Dispatcher,
         admission: Admission,
-        *,
         telemetry: Telemetry,
-        ids: IdSource,
-        credential: str | None,
-        max_answer_bytes: int,
-        time: Callable[[], float],
-        tokenizes_once: bool = True,
-        kv_lease_s: float = LEASE_S,
-        kv_missing: str = "warn",
-        max_kept_bytes: int = 512 * 1024 * 1024,
+        routing: RoutingConfig,
+        limits: LimitsConfig,
     ) -> None:
-        """`planners` by model. `credential` is what workers want as bearer token. `time` is the clock.
-
-        `tokenizes_once`: decode workers that announce it get the prompt's token ids from the prefill worker.
-        `kv_lease_s`: how long prefill workers pin blocks that nobody pulls.
-        `kv_missing`: what follows when a decode worker computes the KV cache again; warn, fail or allow.
-        `max_kept_bytes`: of what streams have sent, so that another worker can go on with them.
-        """
-        self._registry = registry
-        self._planners = planners
-        self._gates = admission.gates
+        """`routes` by model."""
+        self._routes = routes
+        self._dispatcher = dispatcher
         self._telemetry = telemetry
-        self._ids = ids
-        self._tokenizes_once = tokenizes_once
-        self._models = {model: index for index, model in enumerate(registry.pools)}
-        self._offload = Offload()
-        self._dispatcher = Dispatcher(
-            registry, upstream, self._offload, telemetry=telemetry, credential=credential
-        )
-        self.ledger = LeaseLedger(telemetry, time, kv_lease_s)
-        self._releases = Releases(self._dispatcher, registry, self.ledger)
-        self._failover = Failover(self._dispatcher, registry, max_bytes=max_kept_bytes)
-        self._responder = Responder(
-            self._dispatcher,
-            self._releases,
-            self._failover,
-            Embeddings(self._offload),
-            max_answer_bytes,
-            kv_missing,
-        )
+        self.ledger = LeaseLedger(telemetry, dispatcher.time, routing.kv_lease_s)
+        self._releases = Releases(dispatcher, self.ledger)
+        max_kept_bytes = limits.max_kept_bytes if routing.failover else 0
+        self._failover = Failover(dispatcher, max_bytes=max_kept_bytes)
+        self._responder = Responder(self._releases, self._failover)
         self._retry_budget = RetryBudget(lambda: admission.admitted)
+        self.reconfigure(routing, limits)
 
-    def reconfigure(
-        self,
-        planners: Mapping[str, Planner],
-        *,
-        max_answer_bytes: int,
-        tokenizes_once: bool,
-        kv_missing: str,
-    ) -> None:
-        """Go by these from now on; see `__init__`."""
-        self._planners = planners
-        self._tokenizes_once = tokenizes_once
-        self._responder.reconfigure(max_answer_bytes, kv_missing)
+    def reconfigure(self, routing: RoutingConfig, limits: LimitsConfig) -> None:
+        """Go by these sections from now on, but for the lease and failover, which need a restart."""
+        self._routing = routing
+        for route in self._routes.values():
+            route.planner = Planner(routing)
+        self._responder.reconfigure(routing, limits)
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
         """Answer one request through its scope. Raises `BatonError`."""
         view = self._accept(scope, body)
-        gate = self._gates[view.model]
+        route = self._routes[view.model]
+        gate = route.gate
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
         else:
             await gate.wait(_demand(scope, view))
         try:
-            job = self._begin(scope, view, gate)
+            job = self._begin(scope, view, route)
         except BaseException:
             gate.give_back(scope.record)
             raise
         try:
             while True:
-                plan = job.plan
                 try:
-                    with plan.decode.lease():  # before prefill: one that has ended never waits for a seat
-                        if plan.prefill is None:
-                            return await self._serve_whole(job)
-                        return await self._serve_in_two_legs(job, plan.prefill)
+                    return await self._attempt(job)
                 except (WorkerError, WorkerAnswered) as error:
                     self._allow_another(job, error)
-                    if scope.exchange.is_started and not await self._failover.go_on(job, error):
+                    if scope.exchange.is_started and not await self._go_on(job, error):
                         return None
                     self._plan_again(job)
         finally:
@@ -167,7 +108,6 @@ class Flow:
 
     async def aclose(self) -> None:
         await self._releases.aclose()
-        await self._offload.aclose()
 
     # --- plan -----------------------------------------------------------------------------------
 
@@ -177,41 +117,95 @@ class Flow:
             view = view_request(body)
         except InvalidRequest as error:
             raise ClientError(error.message, param=error.param) from error
-        if view.model not in self._models:
-            raise UnknownModel(_unknown_model(view.model, self._models), param="model")
+        route = self._routes.get(view.model)
+        if route is None:
+            raise UnknownModel(_unknown_model(view.model, self._routes), param="model")
         record = scope.record
-        record.model_index = self._models[view.model]
-        record.is_stream = view.is_stream and record.endpoint not in _ONE_LEG
+        record.model_index = route.index
+        record.is_stream = view.is_stream and scope.endpoint.streams
         self._telemetry.begin(record)
         return view
 
-    def _begin(self, scope: RequestScope, view: RequestView, gate: Gate) -> Job:
-        """Choose the workers. Nothing may come between the permit, this, and their leases."""
-        path = scope.exchange.path
+    def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> Job:
+        """Choose the workers. Nothing may come between the permit, this, and their seats."""
         scope.record.admitted = scope.now()
-        plan = self._plan(path, view)
-        _note_plan(scope, plan)
-        return Job(
-            scope,
-            view,
-            LegBodies(view),
-            gate=gate,
-            plan=plan,
-            id=self._ids.fresh(),
-            headers=scope.relayed_headers(),
-            path=path,
-        )
+        plan = _plan(scope, view, route, ())
+        adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
+        bodies = LegBodies(adapted, scope.exchange.path, route.connector)
+        legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
+        return Job(scope, view, route, legs, plan, conversion)
 
-    def _plan(self, path: str, view: RequestView, avoid: tuple[Worker, ...] = ()) -> Plan:
-        whole_reason = "this endpoint needs one worker" if path in _ONE_LEG else view.whole_reason
-        return self._planners[view.model].plan(self._registry.pools[view.model], whole_reason, avoid)
+    def _plan_again(self, job: Job) -> None:
+        """Choose other workers. Nothing may come between this and their seats."""
+        legs = job.legs
+        if legs.last is not None:
+            legs.failed = (*legs.failed, legs.last)
+        job.plan = _plan(job.scope, job.view, job.route, legs.failed)
+        if job.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
+            self._forget_prefill(job)
 
     # --- attempts -------------------------------------------------------------------------------
 
+    async def _attempt(self, job: Job) -> None:
+        prefill, leg = job.plan.prefill, AnswerLeg(job.legs, job.plan.decode)
+        with leg:  # its seat is taken before prefill: one that has ended never waits for it
+            if prefill is None:
+                await self._responder.answer(job, leg)
+            elif job.route.connector.sends_both_at_once:
+                await self._serve_at_once(job, prefill, leg)
+            else:
+                await self._serve_in_turn(job, prefill, leg)
+
+    async def _serve_in_turn(self, job: Job, prefill: Worker, leg: AnswerLeg) -> None:
+        """Prefill first, then decode with what prefill has answered."""
+        lease = self._unused_lease(job)
+        if lease is None:
+            lease = await self._prefill(job, prefill, leg.worker)
+        leg.take(lease)
+        leg.check_in_service()
+        await self._responder.answer(job, leg)
+
+    async def _serve_at_once(self, job: Job, worker: Worker, leg: AnswerLeg) -> None:
+        """Both legs at the same time; prefill answers when its KV cache has gone over."""
+        transfer = self._dispatcher.ids.fresh()
+        leg.handoff = _pair(job.route.connector, transfer, worker)
+        prefill = PrefillLeg(job.legs, worker, leg.worker, transfer=transfer)
+        async with ParallelPrefill(prefill, leg, self._releases, job.note_prefilled):
+            await self._responder.answer(job, leg)
+
+    def _unused_lease(self, job: Job) -> KvLease | None:
+        """That of an earlier attempt, if its hand-off may still be sent."""
+        lease = job.prefill.lease if job.prefill is not None else None
+        return lease if lease is not None and self.ledger.is_good(lease) else None
+
+    async def _prefill(self, job: Job, worker: Worker, decode: Worker) -> KvLease:
+        scope, leg = job.scope, PrefillLeg(job.legs, worker, decode, self._ids_form(job, worker, decode))
+        with leg:
+            scope.watch(leg)
+            try:
+                content = await leg.read(MAX_PREFILL_ANSWER_BYTES)
+            except BaseException:
+                self._releases.abandon_prefill(leg)
+                raise
+            leg.succeed()
+            leg.lease = lease = self.ledger.lease(worker, leg.handoff(content))
+        job.prefill = leg
+        if job.first_handoff is None:
+            job.first_handoff = lease.handoff
+        job.note_prefilled()
+        return lease
+
+    def _ids_form(self, job: Job, prefill: Worker, decode: Worker) -> TokenIds | None:
+        """How the prompt's token ids go from worker to worker; None if they do not."""
+        if not (self._routing.tokenize_once and prefill.token_ids and job.legs.bodies.takes_ids):
+            return None
+        return next((form for form in prefill.token_ids if form in decode.token_ids), None)
+
+    # --- when a leg has failed ------------------------------------------------------------------
+
     def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
-        """Note what has failed; raise `error` for good if it is not to be tried again."""
+        """Raise `error` for good if what has failed is not to be tried again."""
         failure = failure_of(error)
-        self._tell_registry(job, failure, error)
         if not self._may_help(job, failure):
             raise error
         if job.retries is None:
@@ -220,16 +214,8 @@ class Flow:
             error.should_retry = False
             raise error
         if failure is not Failure.UNREACHABLE:  # of which nothing was written: the hand-off is unused
-            self._releases.settle(job)
+            self._forget_prefill(job)
         self._telemetry.retry(_retry_reason(job))
-
-    def _plan_again(self, job: Job) -> None:
-        """Choose other workers. Nothing may come between this and their leases."""
-        job.avoid = (*job.avoid, job.worker)
-        job.plan = self._plan(job.path, job.view, job.avoid)
-        _note_plan(job.scope, job.plan)
-        if job.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
-            self._releases.settle(job)
 
     def _may_help(self, job: Job, failure: Failure) -> bool:
         """Whether another attempt is a chance: a worker that has answered is not asked the same again."""
@@ -237,79 +223,48 @@ class Flow:
             return True
         if failure is Failure.REFUSED:
             return False
-        if failure is Failure.FAILED and job.lease is not None:
+        if failure is Failure.FAILED and job.prefill is not None:
             return True  # prefill runs again, and it may have been the hand-off
-        pool = getattr(self._registry.pools[job.view.model], job.worker.address.role)
-        return any(worker is not job.worker and worker not in job.avoid for worker in pool)
+        legs = job.legs
+        role = legs.last.address.role if legs.last is not None else "decode"
+        return any(not legs.has_failed(worker) for worker in getattr(job.route.pools, role))
 
-    def _tell_registry(self, job: Job, failure: Failure, error: BatonError) -> None:
-        worker = job.worker
-        if isinstance(error, WorkerOut):
-            return  # the registry has told us
-        if failure is Failure.UNREACHABLE:
-            note_unreachable(self._registry, worker, error)
-        elif failure is Failure.LOST:
-            self._registry.note_lost(worker, job.epoch, repr(error.__cause__ or error))
-        elif failure is Failure.FAILED:
-            self._registry.note_error(worker)
-        elif failure is Failure.BUSY and isinstance(error, WorkerAnswered) and error.retry_after_s:
-            self._registry.pools[job.view.model].rest(worker, error.retry_after_s)
+    async def _go_on(self, job: Job, cause: WorkerError | WorkerAnswered) -> bool:
+        """Turn the job into one for the rest of its stream; False if only its end was missing: it is sent.
+
+        Raises `cause`, or why nobody can go on with the stream.
+        """
+        scope, last = job.scope, job.legs.last
+        if last is None:
+            raise cause
+        cut = Cut(job.view, scope.transcript, job.first_handoff, job.legs, last, scope.watch)
+        rest = await self._failover.rest_of(cut, cause)
+        if rest.bodies is None:
+            scope.end_stream(rest.end)
+            return False
+        job.legs.bodies, job.continuation = rest.bodies, rest.continuation
+        return True
+
+    def _forget_prefill(self, job: Job) -> None:
+        """The job goes on without its hand-off, or has ended: what is held of it goes back."""
+        prefill, job.prefill = job.prefill, None
+        if prefill is not None:
+            self._releases.settle(prefill)
 
     def _settle(self, job: Job) -> None:
         """The request has ended: what it holds goes back."""
-        job.gate.give_back(job.scope.record)
-        if job.lease is not None:
-            self._releases.settle(job)
+        job.route.gate.give_back(job.scope.record)
+        self._forget_prefill(job)
         if job.retries is not None:
             job.retries.close()
 
-    # --- one leg --------------------------------------------------------------------------------
 
-    async def _serve_whole(self, job: Job) -> None:
-        if job.scope.exchange.path == EMBEDDINGS and job.embeddings is None:
-            job.embeddings = wanted_of(job.view, job.scope.exchange.header(b"accept"))
-            if job.embeddings is not None:
-                job.bodies = LegBodies(ask_base64(job.view))
-        await self._responder.answer(job, job.bodies.whole)
-
-    # --- two legs -------------------------------------------------------------------------------
-
-    async def _serve_in_two_legs(self, job: Job, prefill: Worker) -> None:
-        lease = job.lease
-        if lease is None or not self.ledger.is_good(lease):
-            with prefill.lease():
-                lease = job.lease = await self._prefill(job, prefill)
-            if job.first_handoff is None:
-                job.first_handoff = lease.handoff
-            if not job.scope.exchange.is_started:
-                job.scope.record.prefill_done = job.scope.now()
-        look_again(job, job.plan.decode)
-        handoff = lease.handoff
-        await self._responder.answer(job, lambda codec, model: job.bodies.decode(codec, model, handoff))
-
-    async def _prefill(self, job: Job, worker: Worker) -> KvLease:
-        form = self._form_of_ids(job, worker)
-        while True:
-            answer = await self._dispatcher.send(job, worker, _prefill_body(job, form), _ID_HEADERS[form])
-            job.scope.watch(worker, answer)
-            try:
-                content = await answer.read(MAX_PREFILL_ANSWER_BYTES)
-            except BaseException:
-                self._releases.abandon_prefill(job, worker, answer)
-                raise
-            if answer.status == 200:
-                self._dispatcher.note_success(job, worker)
-                return self.ledger.lease(worker, read_handoff(answer, content, has_ids=form is not None))
-            if not may_be_refusal(job, answer, worker):
-                raise worker_answered(answer, content)
-            look_again(job, worker)
-            job.is_plain, form = True, None
-
-    def _form_of_ids(self, job: Job, prefill: Worker) -> TokenIds | None:
-        """How the prompt's token ids go from worker to worker; None if they do not."""
-        if not (self._tokenizes_once and prefill.token_ids and job.bodies.takes_ids):
-            return None
-        return next((form for form in prefill.token_ids if form in job.plan.decode.token_ids), None)
+def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:
+    address = prefill.address
+    try:
+        return connector.pair(transfer, address.host, address.side_channel_port)
+    except InvalidHandoff as error:
+        raise Unavailable(f"{prefill.name} cannot hand over: {error}") from error
 
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:
@@ -321,7 +276,12 @@ def _demand(scope: RequestScope, view: RequestView) -> Demand:
     return Demand(prompt_tokens(view), record.bytes_in, scope.deadline, record.is_stream)
 
 
-def _note_plan(scope: RequestScope, plan: Plan) -> None:
+def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
+    """Who serves the request, noted in its record."""
+    whole_reason = view.whole_reason
+    if scope.endpoint.needs_one_worker:
+        whole_reason = "this endpoint needs one worker"
+    plan = route.planner.plan(route.pools, whole_reason, avoid)
     record = scope.record
     record.decode_worker = plan.decode.name
     if plan.prefill is None:
@@ -329,6 +289,7 @@ def _note_plan(scope: RequestScope, plan: Plan) -> None:
     else:
         record.path = _DISAGGREGATED
         record.prefill_worker = plan.prefill.name
+    return plan
 
 
 def _retry_reason(job: Job) -> RetryReason:
@@ -336,10 +297,4 @@ def _retry_reason(job: Job) -> RetryReason:
         return RetryReason.STREAM
     if job.plan.prefill is None:
         return RetryReason.WHOLE
-    return RetryReason.PREFILL if job.worker is job.plan.prefill else RetryReason.DECODE
-
-
-def _prefill_body(job: Job, form: TokenIds | None) -> MakeBody:
-    if form is None:
-        return job.bodies.prefill
-    return functools.partial(job.bodies.prefill, asks_ids=True)
+    return RetryReason.PREFILL if job.legs.last is job.plan.prefill else RetryReason.DECODE

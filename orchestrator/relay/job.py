@@ -1,32 +1,23 @@
-"""What the legs and the attempts of one request share."""
+"""What the attempts of one request share."""
 
 from __future__ import annotations
 
-from orchestrator.api.embeddings import Wanted
+from orchestrator.api.base import Conversion
 from orchestrator.api.view import RequestView
 from orchestrator.failover.continuation import Continuation
-from orchestrator.legs.bodies import LegBodies
-from orchestrator.legs.connectors.nixl import Handoff
-from orchestrator.legs.ledger import KvLease
+from orchestrator.legs.connectors.base import Handoff
+from orchestrator.legs.leg import Legs, PrefillLeg
 from orchestrator.legs.retry import Retries
-from orchestrator.relay.admission import Gate
+from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan
-from orchestrator.workers.registry import Worker
 
 
 class Job:
-    """One request on its way through the workers: what its legs and its attempts share."""
+    """One request on its way through the workers."""
 
-    plan: Plan
-    worker: Worker  # that the last leg went to
-    epoch = -1  # of that worker, then
-    legs = 0  # sent
-    avoid: tuple[Worker, ...]  # workers that have failed it
-    is_plain = False  # send JSON and no ids, whatever the worker announces
-    lease: KvLease | None = None  # of the prefill that the decode leg builds on
+    prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on
     retries: Retries | None = None  # once a leg has failed
-    embeddings: Wanted | None = None  # what is made of the worker's answer
     first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
     continuation: Continuation | None = None  # once another worker goes on with the stream
 
@@ -34,43 +25,20 @@ class Job:
         self,
         scope: RequestScope,
         view: RequestView,
-        bodies: LegBodies,
-        *,
-        gate: Gate,
+        route: Route,
+        legs: Legs,
         plan: Plan,
-        id: str,
-        headers: bytes,
-        path: str,
+        conversion: Conversion | None,
     ) -> None:
-        """`gate`: that the permit is of. `id`: ours, for the workers. `headers`: of the client, for them.
-        `path`: of the legs.
-        """
+        """`view` is the client's, `conversion` what is made for it of the worker's whole answer."""
         self.scope = scope
         self.view = view
-        self.bodies = bodies
-        self.gate = gate
+        self.route = route
+        self.legs = legs
         self.plan = plan
-        self.id = id
-        self.headers = headers
-        self.path = path
-        self.worker = plan.decode
-        self.avoid = ()
+        self.conversion = conversion
 
-    def aside(self) -> Job:
-        """What work beside the request needs, which outlasts it: the last leg, and who has failed so far."""
-        other = Job(
-            self.scope,
-            self.view,
-            self.bodies,
-            gate=self.gate,
-            plan=self.plan,
-            id=self.id,
-            headers=self.headers,
-            path=self.path,
-        )
-        other.worker = self.worker
-        other.epoch = self.epoch
-        other.legs = self.legs
-        other.avoid = self.avoid
-        other.is_plain = self.is_plain
-        return other
+    def note_prefilled(self) -> None:
+        """The KV cache of the prompt is there, or has gone over."""
+        if not self.scope.exchange.is_started:
+            self.scope.record.prefill_done = self.scope.now()

@@ -5,29 +5,25 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from orchestrator.api.embeddings import Embeddings, Wanted
+from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import KvMissing, WorkerAnswered, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
-from orchestrator.legs.dispatch import Dispatcher, MakeBody, look_again, may_be_refusal, worker_answered
+from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
-from orchestrator.legs.retry import is_unread
 from orchestrator.relay.job import Job
 from orchestrator.relay.scope import RequestScope
-from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.sse import (
     ABORTED,
     ENDED_BY_WORKER,
     Events,
-    EventStream,
     InvalidStream,
     WorkerFailed,
     has_begun,
 )
 from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
 
-_USED: Final = LeaseState.USED
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
 _log: Final = logging.getLogger("baton.flow")
@@ -39,108 +35,75 @@ _STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-acc
 class Responder:
     """Sends the leg that answers, and relays what comes; one per process."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        releases: Releases,
-        failover: Failover,
-        embeddings: Embeddings,
-        max_answer_bytes: int,
-        kv_missing: str,
-    ) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, releases: Releases, failover: Failover) -> None:
         self._releases = releases
         self._failover = failover
-        self._embeddings = embeddings
-        self.reconfigure(max_answer_bytes, kv_missing)
 
-    def reconfigure(self, max_answer_bytes: int, kv_missing: str) -> None:
-        self._max_answer_bytes = max_answer_bytes
-        self._kv_missing = kv_missing
+    def reconfigure(self, routing: RoutingConfig, limits: LimitsConfig) -> None:
+        """Go by these sections from now on. To be called before the first answer."""
+        self._kv_missing = routing.kv_missing
+        self._max_answer_bytes = limits.max_answer_bytes
 
-    async def answer(self, job: Job, make_body: MakeBody) -> None:
-        """Send the leg that answers the client, and relay what comes."""
-        scope, lease, worker = job.scope, job.lease, job.plan.decode
-        while True:
-            answer = await self._dispatcher.send(job, worker, make_body)
-            if lease is not None:
-                lease.use()
-            scope.watch(worker, answer)
-            try:
-                if scope.record.is_stream and await self._relay_stream(job, answer):
-                    return None
-                content = await answer.read(self._max_answer_bytes)
-                if answer.status == 200:
-                    self._note_answer(job)
-                    if job.embeddings is not None:
-                        return await self._respond_with_embeddings(job, job.embeddings, content)
-                    return self._respond(job, _content_type(answer), content)
-            finally:
-                self._end_decode(job, answer)
-            self._judge(job, answer, content)
-            look_again(job, worker)
-            job.is_plain = True
+    async def answer(self, job: Job, leg: AnswerLeg) -> None:
+        """Send the leg that answers the client, and relay what comes. Raises as `Leg.read` does."""
+        job.scope.watch(leg)
+        try:
+            if job.scope.record.is_stream:
+                await leg.stream(self._max_answer_bytes)
+                await self._relay_stream(job, leg)
+            else:
+                content = await leg.read(self._max_answer_bytes)
+                leg.succeed()
+                if job.conversion is None:
+                    self._respond(job, leg, content)
+                else:
+                    head, body = await job.conversion.convert(content)
+                    _send(job.scope, Kv.LOCAL, head, body)
+        finally:
+            self._end(job, leg)
 
-    def _end_decode(self, job: Job, answer: Answer) -> None:
+    def _end(self, job: Job, leg: AnswerLeg) -> None:
         """The leg is over for its request, be it answered, failed, or not wanted any more."""
-        lease = job.lease
-        if lease is not None:
-            if is_unread(answer.status):
-                lease.unuse()
-            elif lease.state is _USED and job.scope.is_stopped:
-                self._releases.abandon_decode(job, lease, answer)
-                return
-        answer.abort()
-
-    def _judge(self, job: Job, answer: Answer, content: bytes) -> None:
-        """Raise a worker's error, unless it may have refused a form that it had announced."""
-        if not may_be_refusal(job, answer, job.plan.decode):
-            raise worker_answered(answer, content)
-        if job.lease is not None:
-            job.lease.handoff.token_ids = None
-
-    async def _respond_with_embeddings(self, job: Job, wanted: Wanted, content: bytes) -> None:
-        head, body = await self._embeddings.answer(wanted, content)
-        self._respond(job, head, body)
-
-    def _respond(self, job: Job, head: bytes, content: bytes) -> None:
-        """`head` is a header block with the content type."""
-        scope, kv = job.scope, Kv.LOCAL
-        if job.embeddings is None and content.rfind(ABORTED) >= 0:
-            raise WorkerCutShort(ENDED_BY_WORKER)
-        if job.lease is None:
-            if job.embeddings is None:
-                _mended(content, None)  # a look only: what is no JSON is no answer
+        leg.note_unread()
+        prefill = job.prefill
+        if prefill is not None and leg.open_lease is not None and job.scope.is_stopped:
+            job.prefill = None
+            self._releases.abandon_decode(leg, prefill)
         else:
-            kv, content = _mended(content, job.lease.handoff.prefill_cached_tokens)
+            leg.abort()
+
+    def _respond(self, job: Job, leg: AnswerLeg, content: bytes) -> None:
+        """Send the worker's own answer, with the prefill worker's count of cached tokens in it."""
+        kv = Kv.LOCAL
+        if content.rfind(ABORTED) >= 0:
+            raise WorkerCutShort(ENDED_BY_WORKER)
+        if leg.handoff is None:
+            _mended(content, None)  # a look only: what is no JSON is no answer
+        else:
+            kv, content = _mended(content, leg.handoff.prefill_cached_tokens)
             if kv is Kv.RECOMPUTED:
                 self._note_recompute(job, fails=self._kv_missing == "fail")
-        scope.record.kv = kv
-        scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
+        _send(job.scope, kv, _content_type(leg), content)
 
-    async def _relay_stream(self, job: Job, answer: Answer) -> bool:
-        """False if the answer is an error, of which nothing was read but the head."""
-        await answer.head()
-        if answer.status != 200:
-            return False
-        scope, events = job.scope, _events(job)
+    async def _relay_stream(self, job: Job, leg: AnswerLeg) -> None:
+        scope, answer, events = job.scope, leg.written, _events(job, leg)
         try:
             opening = await _opening(answer, events)
-            self._note_answer(job)
+            leg.succeed()
             if not scope.exchange.is_started:
-                scope.transcript = self._failover.transcript(job)
-                scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
+                if scope.endpoint.can_continue:
+                    scope.transcript = self._failover.transcript(job.view)
+                scope.start_stream(_content_type(leg) + scope.response_headers() + _STREAM_HEADERS)
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
             raise WorkerAnswered(failed.status, encode_document(failed.document)) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
-            scope.record.kv = Kv.LOCAL if job.lease is None else events.kv
+            scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
         if events.kv is Kv.RECOMPUTED:
             self._note_recompute(job, fails=False)
         scope.exchange.finish()
-        return True
 
     async def _forward(self, scope: RequestScope, answer: Answer, opening: bytes, events: Events) -> None:
         try:
@@ -149,12 +112,6 @@ class Responder:
         except WorkerCutShort:
             if not events.is_done:  # what happens to the worker behind its last word is no matter
                 raise
-
-    def _note_answer(self, job: Job) -> None:
-        """The decode worker answers: it has taken the leg, and the hand-off with it."""
-        self._dispatcher.note_success(job, job.plan.decode)
-        if job.lease is not None:
-            job.lease.consume()
 
     def _note_recompute(self, job: Job, *, fails: bool) -> None:
         """The KV cache was made twice: the answer is right, but what prefill workers are for was lost."""
@@ -171,9 +128,15 @@ class Responder:
             raise KvMissing("the decode worker did not get the KV cache and computed it again")
 
 
-def _content_type(answer: Answer) -> bytes:
+def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:
+    """`head` is a header block with the content type."""
+    scope.record.kv = kv
+    scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
+
+
+def _content_type(leg: AnswerLeg) -> bytes:
     """The worker's, as a header block: no line break gets through the parser."""
-    return b"content-type: %b\r\n" % answer.headers.get(b"content-type", b"application/json")
+    return b"content-type: %b\r\n" % leg.written.headers.get(b"content-type", b"application/json")
 
 
 def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
@@ -183,13 +146,13 @@ def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
         raise WorkerGarbage(str(error)) from error
 
 
-def _events(job: Job) -> Events:
+def _events(job: Job, leg: AnswerLeg) -> Events:
     if job.continuation is not None:
         return job.continuation.stream()
-    if job.lease is None:
-        return EventStream()
-    return EventStream(
-        hides_usage=job.bodies.asks_hidden_usage, cached_tokens=job.lease.handoff.prefill_cached_tokens
+    if leg.handoff is None:
+        return job.scope.endpoint.events(hides_usage=False, cached_tokens=None)
+    return job.scope.endpoint.events(
+        hides_usage=leg.bodies.asks_hidden_usage, cached_tokens=leg.handoff.prefill_cached_tokens
     )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+from orchestrator.api.base import Endpoint
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import LimitsConfig
 from orchestrator.errors import (
@@ -23,14 +24,13 @@ from orchestrator.errors import (
 )
 from orchestrator.failover.transcript import Transcript
 from orchestrator.http.exchange import AsgiExchange, Exchange
+from orchestrator.legs.leg import Leg
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
 from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.sse import Events, error_event
-from orchestrator.workers.registry import Worker
-from orchestrator.workers.states import IN_SERVICE
+from orchestrator.wire.sse import Events
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
@@ -49,12 +49,11 @@ class RequestScope:
         "_events",
         "_leg",
         "_plane",
-        "_progress",
         "_seen_bytes",
         "_stop",
         "_task",
-        "_worker",
         "deadline",
+        "endpoint",
         "exchange",
         "record",
         "transcript",
@@ -65,12 +64,12 @@ class RequestScope:
         self._task = asyncio.current_task(plane.loop)
         self._stop: BatonError | None = None
         self._seen_bytes = 0  # of the answer, at the last sweep
-        self._progress = received = plane.time()  # when a leg was sent, or a sweep last saw more of a stream
-        self._worker: Worker | None = None
-        self._leg: Answer | None = None  # of that worker
+        received = plane.time()
+        self._leg: Leg | None = None  # that is waited for
         self._events: Events | None = None  # of a stream that is forwarded
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
+        self.endpoint = plane.endpoints[exchange.path]
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, exchange.path, received)
 
@@ -146,48 +145,51 @@ class RequestScope:
 
     def sweep(self, now: float) -> None:
         """Enforce the deadline of the request and the limits of silence."""
+        leg = self._leg
         if self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
-            self._seen_bytes = self.record.bytes_out
-            self._progress = now
-            if self._worker is not None:
-                self._worker.note_heard(now)
-            if self.transcript is not None:
-                self.transcript.reduce_if_due(self.record.bytes_out)
+            self._note_progress(leg, now)
         if not self.exchange.is_started and now > self.deadline:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
-        elif self._leg is not None and self._worker is not None:
-            self._sweep_leg(self._leg, self._worker, now - self._progress)
+        elif leg is not None and leg.answer is not None:
+            self._sweep_leg(leg, leg.answer, now - leg.heard)
 
-    def _sweep_leg(self, leg: Answer, worker: Worker, silence_s: float) -> None:
+    def _note_progress(self, leg: Leg | None, now: float) -> None:
+        """More of a stream has gone out since the last sweep."""
+        self._seen_bytes = self.record.bytes_out
+        if leg is not None:
+            leg.note_heard(now)
+        if self.transcript is not None:
+            self.transcript.reduce_if_due(self.record.bytes_out)
+
+    def _sweep_leg(self, leg: Leg, answer: Answer, silence_s: float) -> None:
         limits = self._plane.limits
-        if silence_s > limits.leg_silence_s and worker.state not in IN_SERVICE:
-            leg.abort()  # lost: whoever reads it finds another worker
+        if silence_s > limits.leg_silence_s and not leg.is_in_service:
+            answer.abort()  # lost: whoever reads it finds another worker
         elif self.exchange.is_started:
             if silence_s > limits.stream_idle_timeout_s:
                 self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
-        elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(worker):
+        elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(leg):
             self.stop(DeadlineExceeded(f"no answer from a worker for {limits.first_byte_timeout_s:g} s"))
 
-    def _answers_piecemeal(self, worker: Worker) -> bool:
+    def _answers_piecemeal(self, leg: Leg) -> bool:
         """Whether the first byte comes before the work is done; or the work is a prefill, and not long."""
-        return self.record.is_stream or worker.address.role == "prefill"
+        return self.record.is_stream or leg.worker.address.role == "prefill"
 
     def bytes_under_way(self) -> int:
         """Of its body while that comes in, and of a worker's answer that nobody has read yet."""
         incoming = 0 if self.record.bytes_in else self.exchange.body_size
-        return incoming + (self._leg.unread if self._leg is not None else 0)
+        answer = self._leg.answer if self._leg is not None else None
+        return incoming + (answer.unread if answer is not None else 0)
 
     # --- what the flow needs --------------------------------------------------------------------
 
     def now(self) -> float:
         return self._plane.time()
 
-    def watch(self, worker: Worker, leg: Answer) -> None:
-        """A leg was sent: from now on its silence is measured."""
-        self._worker = worker
+    def watch(self, leg: Leg) -> None:
+        """A leg is about to be sent: once it is, its silence is measured."""
         self._leg = leg
-        self._progress = self._plane.time()
 
     def relayed_headers(self) -> bytes:
         """Those of the client's headers that go to workers."""
@@ -211,7 +213,8 @@ class RequestScope:
     def start_stream(self, headers: bytes) -> None:
         """Send the head of a stream, with the first events that follow."""
         self.record.status = 200
-        self._progress = self._plane.time()
+        if self._leg is not None:
+            self._leg.heard = self._plane.time()
         self.exchange.start(200, headers)
 
     async def forward(self, answer: Answer, opening: bytes, events: Events) -> None:
@@ -265,12 +268,13 @@ class RequestScope:
     def _tell(self, error: BatonError) -> None:
         exchange = self.exchange
         if not exchange.is_started:
-            headers = header_block(error.headers())
+            fields, body = self.endpoint.error(error)
+            headers = header_block(fields)
             if self.record.path:
                 headers += self.response_headers()
-            self.respond(error.status, headers, error.body())
+            self.respond(error.status, headers, body)
         elif not exchange.is_complete:
-            exchange.finish(error_event(error.body()))
+            exchange.finish(self.endpoint.error_event(error))
 
 
 def _keep_nothing(data: bytes) -> None:
@@ -333,6 +337,7 @@ class DataPlane:
     def __init__(
         self,
         serve: Serve,
+        endpoints: Mapping[str, Endpoint],
         *,
         limits: LimitsConfig,
         telemetry: Telemetry,
@@ -341,9 +346,11 @@ class DataPlane:
     ) -> None:
         """To be made inside the running event loop, whose clock `time` is.
 
-        `serve` answers a request through its scope, or raises a `BatonError`.
+        `endpoints` are all paths that requests come to. `serve` answers a request through its scope, or
+        raises a `BatonError`.
         """
         self.serve = serve
+        self.endpoints = endpoints
         self.limits = limits
         self.telemetry = telemetry
         self.keys = keys

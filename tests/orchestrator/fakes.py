@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from orchestrator.api.base import Endpoint
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.keys import KeyRing
@@ -18,8 +19,13 @@ from orchestrator.config.options import DEFAULT_SEATS, HealthConfig, LimitsConfi
 from orchestrator.errors import ClientGone
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource, request_id_from
+from orchestrator.legs.connectors import NIXL
+from orchestrator.legs.connectors.base import Connector
+from orchestrator.legs.dispatch import Dispatcher
+from orchestrator.loop.offload import Offload
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
+from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane, RequestScope
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.counters import Layout, Telemetry
@@ -254,6 +260,8 @@ class FakeCluster:
         tokenizes_once: bool = True,
         max_kept_bytes: int = 1024 * 1024,
         kv_missing: str = "warn",
+        connector: Connector = NIXL,
+        endpoints: Mapping[str, Callable[[Offload], Endpoint]] | None = None,
     ) -> None:
         self.upstream = FakeUpstream()
         self.workers = FakeWorkers()
@@ -263,7 +271,9 @@ class FakeCluster:
             is_prefill = worker.address.role == "prefill"
             self.upstream.serve(worker.origin, self.workers.prefill if is_prefill else self.workers.decode)
         self.telemetry = Telemetry(Layout(["m"], ENDPOINTS))
-        limits = limits or LimitsConfig()
+        limits = (limits or LimitsConfig()).model_copy(update={"max_kept_bytes": max_kept_bytes})
+        options = {"tokenize_once": tokenizes_once, "kv_missing": kv_missing}
+        routing = (routing or RoutingConfig()).model_copy(update=options)
         self.admission = Admission(
             self.registry.pools,
             queue or QueueConfig(),
@@ -272,26 +282,28 @@ class FakeCluster:
             telemetry=self.telemetry,
             time=asyncio.get_running_loop().time,
         )
+        self.offload = Offload()
+        time, planner = asyncio.get_running_loop().time, Planner(routing)
+        pools, gate = self.registry.pools["m"], self.admission.gates["m"]
+        ids = IdSource(random.Random(1))
+        self.dispatcher = Dispatcher(
+            self.registry, self.upstream, self.offload, self.telemetry, ids, credential, time
+        )
         self.flow = Flow(
-            self.registry,
-            {"m": Planner(routing or RoutingConfig())},
-            self.upstream,
+            {"m": Route(0, pools, gate, planner, connector)},
+            self.dispatcher,
             self.admission,
-            telemetry=self.telemetry,
-            ids=IdSource(random.Random(1)),
-            credential=credential,
-            max_answer_bytes=limits.max_answer_bytes,
-            time=asyncio.get_running_loop().time,
-            tokenizes_once=tokenizes_once,
-            max_kept_bytes=max_kept_bytes,
-            kv_missing=kv_missing,
+            self.telemetry,
+            routing,
+            limits,
         )
         self.plane = DataPlane(
             self.flow.serve,
+            {path: make(self.offload) for path, make in (endpoints or ENDPOINTS).items()},
             limits=limits,
             telemetry=self.telemetry,
             keys=keys,
-            time=asyncio.get_running_loop().time,
+            time=time,
         )
 
     def worker(self, name: str) -> Worker:
@@ -314,6 +326,7 @@ class FakeCluster:
 
     async def aclose(self) -> None:
         await self.flow.aclose()
+        await self.offload.aclose()
         await self.upstream.aclose()
 
     def assert_at_rest(self) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.api.base import Endpoint
 from orchestrator.failover.tokenize import Ids
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.ledger import KvLease
+from orchestrator.legs.leg import Leg
 from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Retries
 from orchestrator.relay.flow import Flow
@@ -20,7 +22,6 @@ from orchestrator.wire.sse import EventStream
 from orchestrator.wire.usage import Kv
 from orchestrator.workers.health import Prober
 from orchestrator.workers.pools import ROLES, Pools
-from orchestrator.workers.worker import Lease
 from tests.simulation.many import problems
 
 SEEDS = range(1000)
@@ -40,7 +41,7 @@ def no_release_leg(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_release_for_a_prefill_that_has_just_ended(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Releases, "abandon_prefill", lambda releases, job, worker, answer: answer.abort())
+    patch.setattr(Releases, "abandon_prefill", lambda releases, leg: leg.abort())
 
 
 def a_prefill_is_closed_and_not_ended(patch: pytest.MonkeyPatch) -> None:
@@ -49,10 +50,9 @@ def a_prefill_is_closed_and_not_ended(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_decode_leg_is_dropped_and_taken_for_pulled(patch: pytest.MonkeyPatch) -> None:
-    def drop(releases: Releases, job: Any, lease: KvLease, answer: Any) -> None:
-        job.lease = None
-        answer.abort()
-        lease.consume()
+    def drop(releases: Releases, leg: Any, prefill: Any) -> None:
+        leg.abort()
+        prefill.lease.consume()
 
     patch.setattr(Releases, "abandon_decode", drop)
 
@@ -103,7 +103,7 @@ def a_short_stream_looks_fine(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_error_event(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("orchestrator.relay.scope.error_event", lambda body: b"")
+    patch.setattr(Endpoint, "error_event", lambda endpoint, error: b"")
 
 
 def a_stream_begins_again_after_bytes_were_sent(patch: pytest.MonkeyPatch) -> None:
@@ -121,13 +121,14 @@ def hidden_usage_is_shown(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_place_is_kept_when_a_leg_fails(patch: pytest.MonkeyPatch) -> None:
-    give_back = Lease.__exit__
+    give_back = Leg.__exit__
 
-    def give_back_after_success(lease: Lease, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            give_back(lease, kind, error, trace)
+    def give_back_after_success(leg: Leg, kind: Any, error: Any, trace: Any) -> None:
+        give_back(leg, kind, error, trace)
+        if error is not None:
+            leg.worker.count_leg(1)
 
-    patch.setattr(Lease, "__exit__", give_back_after_success)
+    patch.setattr(Leg, "__exit__", give_back_after_success)
 
 
 def a_client_that_leaves_is_not_noticed(patch: pytest.MonkeyPatch) -> None:

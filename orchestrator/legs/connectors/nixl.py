@@ -1,4 +1,7 @@
-"""The baton: what the prefill worker's answer says about the KV cache it holds for the decode worker."""
+"""vLLM's NIXL connector in pull mode: prefill answers with the addresses of its blocks, decode reads them.
+
+The prefill worker pins the blocks until the decode worker has read them, or until its lease ends (30 s).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff, TokenIds
 from orchestrator.wire.shapes import (
     NULL,
     PackedAnswer,
@@ -29,49 +33,40 @@ _REQUIRED: Final[tuple[str, ...]] = (
 )
 
 
-class InvalidHandoff(ValueError):
-    """The prefill worker answered without a usable hand-off; a decode leg must not be sent."""
-
-
-class TokenIds:
-    """The prompt's token ids as the prefill worker gave them; nobody here looks into them."""
-
-    __slots__ = ("json", "packed")
-
-    def __init__(self, json: bytes = b"", packed: bytes = b"") -> None:
-        """`json`: a list, or a base64 string of little-endian int32; b"" if they are `packed`: the same int32
-        as they are.
-        """
-        self.json = json
-        self.packed = packed
-
-    @property
-    def is_list(self) -> bool:
-        return self.json.startswith(b"[")
-
-
-class Handoff:
-    """Names KV blocks that the prefill worker pins for the decode worker: good for one use, for 30 s."""
-
-    __slots__ = ("params", "prefill_cached_tokens", "token_ids")
-
-    def __init__(
-        self, params: bytes, prefill_cached_tokens: int | None, token_ids: TokenIds | None = None
-    ) -> None:
-        """`params`: for the decode leg, a JSON object, unknown keys kept. `prefill_cached_tokens`: what the
-        client's usage must say.
-        """
-        self.params = params
-        self.prefill_cached_tokens = prefill_cached_tokens
-        self.token_ids = token_ids
-
-
 _TRUE: Final = Raw(b"true")
 _ANSWER: Final = msgspec.json.Decoder(PrefillAnswer)
 _ANSWER_WITH_IDS: Final = msgspec.json.Decoder(PrefillAnswerWithIds)
 _PACKED_ANSWER: Final = msgspec.msgpack.Decoder(PackedAnswer)
 _COUNT: Final = msgspec.json.Decoder(int | None)
 _json: Final = msgspec.json.Encoder()
+
+# Asks vLLM to keep the prompt's blocks when it has answered.
+_KEEP_KV: Final = _json.encode(
+    {
+        "do_remote_decode": True,
+        "do_remote_prefill": False,
+        "remote_engine_id": None,
+        "remote_block_ids": None,
+        "remote_host": None,
+        "remote_port": None,
+    }
+)
+
+
+class Nixl(Connector):
+    """Prefill first, then decode with what prefill has answered."""
+
+    def __init__(self) -> None:
+        super().__init__("nixl", sends_both_at_once=False)
+
+    def prefill_params(self, transfer: str) -> bytes:
+        return _KEEP_KV
+
+    def read(self, answer: bytes, *, is_packed: bool, has_ids: bool) -> Handoff:
+        return handoff_from_msgpack(answer) if is_packed else handoff_from(answer, has_ids=has_ids)
+
+    def pair(self, transfer: str, host: str, port: int | None) -> Handoff:
+        raise InvalidHandoff("NIXL in pull mode needs the prefill worker's answer")
 
 
 def handoff_from(answer: bytes, *, has_ids: bool = False) -> Handoff:

@@ -18,7 +18,7 @@ from orchestrator.failover.tokenize import (
     tokenized,
 )
 from orchestrator.failover.transcript import CannotContinue
-from orchestrator.legs.connectors.nixl import TokenIds
+from orchestrator.legs.connectors.base import TokenIds
 from tests.orchestrator.wire.cut_streams import sent_of, view_of
 from worker.token_ids import pack
 

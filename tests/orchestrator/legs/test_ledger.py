@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.config.options import LEASE_S
-from orchestrator.legs.connectors.nixl import Handoff
+from orchestrator.legs.connectors.base import Handoff
 from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry.counters import Layout, LeaseState, Telemetry
 from tests.orchestrator.cluster import registry_of

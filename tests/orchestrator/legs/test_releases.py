@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from orchestrator.api.view import view_request
 from orchestrator.errors import WorkerCutShort, WorkerGarbage
-from orchestrator.legs.releases import MAX_PREFILL_ANSWER_BYTES, RELEASE_TIMEOUT_S, read_handoff
+from orchestrator.legs.bodies import LegBodies
+from orchestrator.legs.leg import Legs, PrefillLeg
+from orchestrator.legs.releases import RELEASE_TIMEOUT_S
 from orchestrator.telemetry.counters import LeaseState
-from orchestrator.transport.base import Origin
-from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
+from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.ends import PATH as END
 from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange
 from tests.simulation.loop import run_virtually
@@ -281,11 +283,15 @@ def test_a_prefill_that_its_worker_has_ended_by_itself_is_lost(
         reply.answer(200, content, {b"content-type": content_type})
 
     async def main() -> None:
-        upstream, origin = MemoryUpstream(), Origin("prefill", 80)
-        upstream.serve(origin, worker)
-        answer = await upstream.send(origin, "POST", "/v1/chat/completions", b"", [])
+        cluster = FakeCluster()
+        prefill, decode = cluster.worker("prefill/0"), cluster.worker("decode/0")
+        cluster.upstream.serve(prefill.origin, worker)
+        view = view_request(json.dumps(CHAT).encode())
+        legs = Legs(cluster.dispatcher, "m", LegBodies(view, "/v1/chat/completions"), b"")
+        leg = PrefillLeg(legs, prefill, decode)
+        answer = await leg.read(10_000)
         with pytest.raises(error):
-            read_handoff(answer, await answer.read(MAX_PREFILL_ANSWER_BYTES))
-        await upstream.aclose()
+            leg.handoff(answer)
+        await cluster.aclose()
 
     asyncio.run(main())

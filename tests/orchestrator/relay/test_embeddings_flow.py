@@ -177,7 +177,7 @@ def test_a_client_that_leaves_while_the_floats_are_made_is_let_go() -> None:
             await asyncio.sleep(0)
             raise AssertionError("the request goes on")
 
-        cluster.flow._responder._embeddings.answer = leave  # type: ignore[method-assign]
+        cluster.plane.endpoints[PATH]._embeddings.answer = leave  # type: ignore[attr-defined]
         await cluster.serve(exchange)
         assert exchange.is_aborted
         assert exchange.sent == b""

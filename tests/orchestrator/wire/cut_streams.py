@@ -19,7 +19,7 @@ from orchestrator.failover.tokenize import (
 )
 from orchestrator.failover.transcript import Memory, Sent, Transcript
 from orchestrator.legs.bodies import LegBodies
-from orchestrator.legs.connectors.nixl import Handoff
+from orchestrator.legs.connectors.base import Handoff
 from orchestrator.wire.codec import JSON
 from orchestrator.wire.sse import DONE, EventStream, has_begun
 from tests.orchestrator.wire import sim_worker

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.legs.connectors.nixl import InvalidHandoff, handoff_from
+from orchestrator.legs.connectors.base import InvalidHandoff
+from orchestrator.legs.connectors.nixl import handoff_from
 
 PARAMS = {
     "do_remote_prefill": True,

@@ -1,0 +1,59 @@
+"""What an endpoint is: how one path of the data plane is served.
+
+A new endpoint is one file beside this one and one entry in `ENDPOINTS`. An endpoint is made once per
+process and keeps nothing of a request.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from orchestrator.api.view import RequestView
+from orchestrator.compiled import mypyc_attr
+from orchestrator.errors import BatonError
+from orchestrator.http.exchange import Exchange
+from orchestrator.wire.sse import Events, EventStream, error_event
+
+Content = tuple[bytes, bytes]  # a header block, with the content type in it, and the body
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Conversion(ABC):
+    """What is made of a worker's whole answer to one request, where the client wants another form of it."""
+
+    @abstractmethod
+    async def convert(self, content: bytes) -> Content:
+        """What the client gets for the body of a 200. Raises `WorkerGarbage` if it is not as asked for."""
+        ...
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Endpoint:
+    """One path, with the forms of OpenAI; a subclass changes what differs."""
+
+    def __init__(
+        self, *, needs_one_worker: bool = False, streams: bool = True, can_continue: bool = True
+    ) -> None:
+        """`needs_one_worker`: nothing is handed over, one leg does everything. `streams`: answers can be
+        streams of events. `can_continue`: those are OpenAI's chats or completions, so that another worker can
+        go on with one whose worker was lost.
+        """
+        self.needs_one_worker = needs_one_worker
+        self.streams = streams
+        self.can_continue = can_continue
+
+    def adapt(self, view: RequestView, exchange: Exchange) -> tuple[RequestView, Conversion | None]:
+        """The request as its workers get it, and what is made of their answer; None: it is the client's."""
+        return view, None
+
+    def events(self, *, hides_usage: bool, cached_tokens: int | None) -> Events:
+        """The reader of one worker's stream; see `EventStream`."""
+        return EventStream(hides_usage=hides_usage, cached_tokens=cached_tokens)
+
+    def error(self, error: BatonError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Headers and body of an answer that tells of `error`, whose status is the error's own."""
+        return error.headers(), error.body()
+
+    def error_event(self, error: BatonError) -> bytes:
+        """The last events of a stream that fails after its first byte."""
+        return error_event(error.body())

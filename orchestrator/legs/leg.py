@@ -1,0 +1,403 @@
+"""One leg: a request to one worker, from the seat that it takes there to its end.
+
+    leg = PrefillLeg(legs, worker)
+    with leg:                              # the seat
+        content = await leg.read(limit)    # sent, and sent again in plain JSON if its form was refused
+
+The end of a leg is the only place that tells the registry what was seen of a worker: whoever leaves the block
+with a worker's error has that worker judged by it, if anything was sent there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Final
+
+from orchestrator.errors import (
+    WorkerAnswered,
+    WorkerCutShort,
+    WorkerError,
+    WorkerGarbage,
+    WorkerOut,
+    WorkerUnreachable,
+)
+from orchestrator.legs.bodies import LegBodies
+from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
+from orchestrator.legs.dispatch import Dispatcher, worker_answered
+from orchestrator.legs.ledger import KvLease
+from orchestrator.legs.retry import Failure, failure_of, is_unread
+from orchestrator.telemetry.counters import FallbackReason, LeaseState
+from orchestrator.transport.base import Answer
+from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts, TooLarge
+from orchestrator.wire.headers import header_block
+from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
+from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
+from orchestrator.workers.states import IN_SERVICE, WorkerState
+from orchestrator.workers.worker import Worker
+
+# A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
+MAX_PREFILL_ANSWER_BYTES: Final = 16 * 1024 * 1024
+
+# As `ABORTED` in an answer in msgpack; no string can contain it, for it is no UTF-8.
+_ABORTED_MSGPACK: Final = b"\xadfinish_reason\xa5abort"
+
+_MAY_BE_REFUSALS: Final = frozenset({400, 415, 422})  # of a form that the worker announced
+_NOT_SENT: Final = -1
+# Looking a member up in its enumeration costs as much as a call.
+_READY: Final = WorkerState.READY
+_USED: Final = LeaseState.USED
+
+_ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
+    None: b"",
+    "list": b"",
+    "base64": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"base64")]),
+    "bin": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"bin"), (b"accept", b"application/msgpack")]),
+}
+
+
+class Legs:
+    """What the legs of one request have in common, and which workers they have met."""
+
+    __slots__ = ("bodies", "count", "dispatcher", "failed", "headers", "id", "last", "model")
+
+    def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
+        """`bodies` are those of the legs to come; another worker that goes on with a stream gets others.
+
+        `headers` are the client's for workers, as a header block.
+        """
+        self.dispatcher = dispatcher
+        self.model = model
+        self.bodies = bodies
+        self.headers = headers
+        self.id = dispatcher.ids.fresh()  # ours, for the workers
+        self.count = 0  # legs that were sent
+        self.last: Worker | None = None  # that a leg was sent to
+        self.failed: tuple[Worker, ...] = ()  # workers that are not to be asked again
+
+    def has_failed(self, worker: Worker) -> bool:
+        """Whether it has just failed this request, or did so before."""
+        return worker is self.last or worker in self.failed
+
+
+class Leg(ABC):
+    """Owns its place on a worker, the answer, and how long that has been silent."""
+
+    __slots__ = ("answer", "bodies", "epoch", "heard", "id", "is_plain", "legs", "worker")
+
+    def __init__(self, legs: Legs, worker: Worker) -> None:
+        self.legs = legs
+        self.bodies = legs.bodies
+        self.worker = worker
+        self.epoch = _NOT_SENT  # of the worker, when the leg was sent
+        self.id = ""  # its own `x-request-id`, once it is sent
+        self.answer: Answer | None = None  # once the leg was written
+        self.heard = 0.0  # when it was written, or when more of its answer was last seen
+        self.is_plain = False  # it goes as JSON without token ids, whatever the worker announces
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} on {self.worker.name}: {self.answer!r}>"
+
+    # --- its place ------------------------------------------------------------------------------
+
+    def __enter__(self) -> Leg:
+        self.worker.count_leg(1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.worker.count_leg(-1)
+        if error is not None and self.epoch != _NOT_SENT:
+            self._tell(error)
+
+    @property
+    def is_in_service(self) -> bool:
+        """Whether its worker still is where legs run."""
+        state = self.worker.state
+        return state is _READY or state in IN_SERVICE
+
+    def note_heard(self, now: float) -> None:
+        """More of its answer has come."""
+        self.heard = now
+        self.worker.note_heard(now)
+
+    def check_in_service(self) -> None:
+        """To be called when others were waited for. Raises `WorkerOut` if its worker has been lost since."""
+        if not self.is_in_service:
+            self.legs.last = self.worker
+            raise WorkerOut(f"{self.worker.name} fell out of service before its leg was sent")
+
+    @property
+    def written(self) -> Answer:
+        """The answer of a leg that was written."""
+        if self.answer is None:
+            raise RuntimeError(f"{self!r} was not sent")
+        return self.answer
+
+    def abort(self) -> None:
+        """Give its answer up, if it is not whole. Repeatable."""
+        if self.answer is not None:
+            self.answer.abort()
+
+    # --- sending and reading --------------------------------------------------------------------
+
+    def read(self, limit: int) -> Coroutine[Any, Any, bytes]:
+        """Send the leg; the whole answer, of at most `limit` bytes, of a worker that has served it.
+
+        Raises `WorkerAnswered` if the worker has not, `WorkerUnreachable` if nothing could be written, and
+        what `Answer.read` raises. Sends the leg again, once, if its form may be what the worker refused.
+        """
+        return self._served(limit, reads_body=True)
+
+    def stream(self, limit: int) -> Coroutine[Any, Any, bytes]:
+        """The same up to the answer's head; its body is then to be read. `limit` bounds errors only."""
+        return self._served(limit, reads_body=False)
+
+    async def _served(self, limit: int, *, reads_body: bool) -> bytes:
+        while True:
+            self.answer = answer = await self._begin()
+            self.heard = self.legs.dispatcher.time()
+            self._note_written()
+            if not reads_body:
+                await answer.head()
+                if answer.status == 200:
+                    return b""
+            content = await answer.read(limit)
+            if answer.status == 200:
+                return content
+            if not self._may_be_refusal(answer.status):
+                raise worker_answered(answer, content)
+            self._note_refusal()
+            self.is_plain = True
+            self.check_in_service()
+
+    def _begin(self) -> Coroutine[Any, Any, Answer]:
+        codec = JSON if self.is_plain else self.worker.codec
+        if codec is not JSON:
+            document = self.bodies.to_transcode(codec)
+            if document is not None:
+                return self._transcode(codec, document)
+        return self._write(codec)
+
+    async def _transcode(self, codec: Codec, document: bytes) -> Answer:
+        """Send a large body, which is encoded in another process."""
+        common = await self.legs.dispatcher.transcode(document)
+        if common is None:
+            codec = JSON
+        else:
+            self.bodies.adopt(codec, common)
+        return await self._write(codec)
+
+    def _write(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
+        legs, worker = self.legs, self.worker
+        legs.count += 1
+        self.id = f"{legs.id}-{legs.count}"
+        codec, parts = self._encode(codec)
+        self.epoch = worker.epoch
+        self._note_begun()
+        headers = self.form_headers() + legs.headers
+        return legs.dispatcher.send(worker, codec, self.id, headers, self.bodies.path, parts)
+
+    def _encode(self, codec: Codec) -> tuple[Codec, Parts]:
+        try:
+            return codec, self.parts(codec)
+        except TooLarge:
+            self.legs.dispatcher.fell_back(FallbackReason.TOO_LARGE)
+        except NotEncodable:
+            self.legs.dispatcher.fell_back(FallbackReason.NOT_ENCODABLE)
+        return JSON, self.parts(JSON)
+
+    @abstractmethod
+    def parts(self, codec: Codec) -> Parts:
+        """The body in this encoding. Raises `NotEncodable`."""
+        ...
+
+    def form_headers(self) -> bytes:
+        """What the head says of the form of the answer, as a header block."""
+        return b""
+
+    def _note_begun(self) -> None:
+        """The worker is about to be connected to."""
+        self.legs.last = self.worker
+
+    def _note_written(self) -> None:  # noqa: B027  # most legs have nothing to note
+        """The leg was written."""
+
+    # --- a form that is refused -----------------------------------------------------------------
+
+    def _may_be_refusal(self, status: int) -> bool:
+        """Whether an error may be due to a form that the worker announced and has not yet taken."""
+        worker = self.worker
+        is_plain = self.is_plain or (worker.codec is JSON and not worker.token_ids)
+        return status in _MAY_BE_REFUSALS and not is_plain and worker.proven_epoch != worker.epoch
+
+    def _note_refusal(self) -> None:  # noqa: B027
+        """The worker may have refused the form: the leg is sent again, as plain JSON."""
+
+    # --- what is said of the worker -------------------------------------------------------------
+
+    def succeed(self) -> None:
+        """The worker has taken the leg. If that had to be plain JSON, it had refused what it announced."""
+        worker = self.worker
+        if self.is_plain:
+            self.legs.dispatcher.note_refused_form(worker)
+        elif worker.proven_epoch != worker.epoch:
+            worker.proven_epoch = worker.epoch
+        if worker.failures:
+            worker.failures = 0
+
+    def excuse(self) -> None:
+        """What goes wrong with it from now on is somebody else's doing: the registry is not told."""
+        self.epoch = _NOT_SENT
+
+    def _tell(self, error: BaseException) -> None:
+        """Tell the registry what this error says of the worker."""
+        if not isinstance(error, WorkerError | WorkerAnswered) or isinstance(error, WorkerOut):
+            return  # it is nothing about the worker, or the registry has told us
+        registry, worker, failure = self.legs.dispatcher.registry, self.worker, failure_of(error)
+        if isinstance(error, WorkerUnreachable):
+            self.legs.dispatcher.note_unreachable(worker, error)
+        elif failure is Failure.LOST:
+            registry.note_lost(worker, self.epoch, repr(error.__cause__ or error))
+        elif failure is Failure.FAILED:
+            registry.note_error(worker)
+        elif failure is Failure.BUSY and error.retry_after_s:
+            registry.pools[self.legs.model].rest(worker, error.retry_after_s)
+
+
+class PrefillLeg(Leg):
+    """Fills the KV cache of the prompt, and leaves a hand-off behind."""
+
+    __slots__ = ("_transfer", "decode", "ids_form", "lease")
+
+    def __init__(
+        self,
+        legs: Legs,
+        worker: Worker,
+        decode: Worker,
+        ids_form: TokenIds | None = None,
+        transfer: str = "",
+    ) -> None:
+        """`decode` is to take the KV cache over. `ids_form`: how the prompt's token ids are asked for.
+
+        `transfer` names it among all prefill legs, where the connector needs that.
+        """
+        super().__init__(legs, worker)
+        self.decode = decode
+        self._transfer = transfer
+        self.ids_form = ids_form
+        self.lease: KvLease | None = None  # once it has answered: what its blocks are held by
+
+    def parts(self, codec: Codec) -> Parts:
+        model = self.worker.address.served_model
+        return self.bodies.prefill(codec, model, self._transfer, asks_ids=self.ids_form is not None)
+
+    def form_headers(self) -> bytes:
+        return _ID_HEADERS[self.ids_form]
+
+    def _note_refusal(self) -> None:
+        self.ids_form = None
+
+    def handoff(self, content: bytes) -> Handoff:
+        """What its answer tells the decode leg. Raises `WorkerCutShort` if the worker has ended the request
+        by itself, else `WorkerGarbage`.
+        """
+        is_packed = self.written.headers.get(b"content-type") == b"application/msgpack"
+        try:
+            return self.bodies.connector.read(content, is_packed=is_packed, has_ids=self.ids_form is not None)
+        except InvalidHandoff as error:
+            if (_ABORTED_MSGPACK if is_packed else ABORTED) in content:
+                raise WorkerCutShort(ENDED_BY_WORKER) from error
+            raise WorkerGarbage(str(error)) from error
+
+
+class AnswerLeg(Leg):
+    """The leg whose answer the client gets: decode with a hand-off, or everything on one worker."""
+
+    __slots__ = ("_lease", "handoff")
+
+    def __init__(self, legs: Legs, worker: Worker) -> None:
+        super().__init__(legs, worker)
+        self.handoff: Handoff | None = None  # None: it prefills as well
+        self._lease: KvLease | None = None
+
+    def take(self, lease: KvLease) -> None:
+        """Build on a prefill that has ended."""
+        self._lease = lease
+        self.handoff = lease.handoff
+
+    def parts(self, codec: Codec) -> Parts:
+        model = self.worker.address.served_model
+        if self.handoff is None:
+            return self.bodies.whole(codec, model)
+        return self.bodies.decode(codec, model, self.handoff)
+
+    def succeed(self) -> None:
+        """It answers: it has taken the leg, and the hand-off with it."""
+        super().succeed()
+        if self._lease is not None:
+            self._lease.consume()
+
+    @property
+    def open_lease(self) -> KvLease | None:
+        """Set while nobody knows whether the hand-off was taken."""
+        lease = self._lease
+        return lease if lease is not None and lease.state is _USED else None
+
+    def _note_written(self) -> None:
+        if self._lease is not None:
+            self._lease.use()
+
+    def _note_refusal(self) -> None:
+        self.note_unread()
+        if self.handoff is not None:
+            self.handoff.token_ids = None
+
+    def note_unread(self) -> None:
+        """Have the blocks owed again if the worker's status says that it never looked at the hand-off."""
+        if self._lease is not None and self.answer is not None and is_unread(self.answer.status):
+            self._lease.unuse()
+
+
+class ReleaseLeg(Leg):
+    """Has the blocks of a hand-off pulled so that they are free; nobody wants its answer."""
+
+    __slots__ = ("_handoff",)
+
+    def __init__(self, legs: Legs, worker: Worker, bodies: LegBodies, handoff: Handoff) -> None:
+        """`bodies` are those of the prefill leg."""
+        super().__init__(legs, worker)
+        self.bodies = bodies
+        self._handoff = handoff
+
+    def parts(self, codec: Codec) -> Parts:
+        salt = self.legs.id
+        return self.bodies.release(codec, self.worker.address.served_model, self._handoff, salt)
+
+    def _note_begun(self) -> None:
+        """The request itself may be with another worker by now."""
+
+    def _tell(self, error: BaseException) -> None:
+        """Only that nobody listens there is certain; what else becomes of it is no client's loss."""
+        if isinstance(error, WorkerUnreachable):
+            super()._tell(error)
+
+
+class Question(Leg):
+    """Something that a worker is asked beside the legs, in JSON; it says nothing of the worker's health."""
+
+    __slots__ = ("_body", "_path")
+
+    def __init__(self, legs: Legs, worker: Worker, path: str, body: bytes) -> None:
+        super().__init__(legs, worker)
+        self._path = path
+        self._body = body
+        self.is_plain = True
+
+    def _write(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
+        return self.legs.dispatcher.ask(self.worker, self._path, self._body)
+
+    def parts(self, codec: Codec) -> Parts:
+        return (self._body,)

@@ -1,0 +1,22 @@
+"""Where the requests for one model go."""
+
+from __future__ import annotations
+
+from orchestrator.legs.connectors.base import Connector
+from orchestrator.relay.admission import Gate
+from orchestrator.routing.planner import Planner
+from orchestrator.workers.pools import Pools
+
+
+class Route:
+    """All that is chosen by the model of a request. One per model and process."""
+
+    __slots__ = ("connector", "gate", "index", "planner", "pools")
+
+    def __init__(self, index: int, pools: Pools, gate: Gate, planner: Planner, connector: Connector) -> None:
+        """`index` is the model's in the config. `connector` hands its KV cache over."""
+        self.index = index
+        self.pools = pools
+        self.gate = gate
+        self.planner = planner
+        self.connector = connector
