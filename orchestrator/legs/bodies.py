@@ -88,8 +88,9 @@ class LegBodies:
 
         `transfer` names the leg among all prefill legs.
         """
-        overlay = _prefill_overlay(model, "max_completion_tokens" in self._view.own, asks_ids)
-        return self._leg(codec, _with_params(overlay, self.connector.prefill_params(transfer)))
+        has_limit = "max_completion_tokens" in self._view.own
+        params = self.connector.prefill_params(transfer)
+        return self._leg(codec, _prefill_overlay(model, has_limit, asks_ids, params))
 
     def decode(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
         if handoff.token_ids is not None:
@@ -97,7 +98,7 @@ class LegBodies:
         view = self._view
         if self.asks_hidden_usage or model != view.model or not _NEVER_RELAYED.isdisjoint(view.own):
             return self._leg(codec, _json.encode(self._changed(model, handoff.params)))
-        return self._leg(codec, _with_params(view.own_json, handoff.params))
+        return self._leg(codec, b'%b,"kv_transfer_params":%b}' % (view.own_json[:-1], handoff.params))
 
     def _decode_with_ids(self, codec: Codec, model: str, handoff: Handoff, ids: TokenIds) -> Parts:
         is_completion = "prompt" in self._view.shared
@@ -148,16 +149,11 @@ class LegBodies:
         return codec.leg(self._common, overlay)
 
 
-@functools.lru_cache(maxsize=256)  # one for each of the few models and both kinds of limit
-def _prefill_overlay(model: str, has_completion_limit: bool, asks_ids: bool) -> bytes:
-    """The overlay of a prefill leg without the connector's part: no request changes it."""
-    overlay = _one_token(model, has_completion_limit)
+# One for each of the few models and both kinds of limit; more where the connector's part is never the same.
+@functools.lru_cache(maxsize=256)
+def _prefill_overlay(model: str, has_completion_limit: bool, asks_ids: bool, params: bytes) -> bytes:
+    overlay = _one_token(model, has_completion_limit) | {"kv_transfer_params": Raw(params)}
     return _json.encode(overlay | {"return_token_ids": True} if asks_ids else overlay)
-
-
-def _with_params(overlay: bytes, params: bytes) -> bytes:
-    """An overlay, which is never empty, with a connector's parameters."""
-    return b'%b,"kv_transfer_params":%b}' % (overlay[:-1], params)
 
 
 def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from orchestrator.errors import WorkerAnswered, WorkerError, WorkerUnreachable
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.offload import Offload
 from orchestrator.telemetry.counters import FallbackReason, Telemetry
-from orchestrator.transport.base import Answer, Part, Upstream
-from orchestrator.wire.codec import CODECS, JSON, Codec, transcoded
+from orchestrator.transport.base import Answer, Upstream
+from orchestrator.wire.codec import CODECS, JSON, NotEncodable, TooLarge, transcoded
 from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.ends import end_body
 from orchestrator.wire.headers import header_block
@@ -40,28 +40,17 @@ class Dispatcher:
         self.registry = registry
         self.ids = ids
         self.time = time
-        self._upstream = upstream
+        self.upstream = upstream
         self._offload = offload
         self._telemetry = telemetry
         authorization = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
-        self._headers = {
+        self.headers: Final = {  # of a leg, by the name of its codec, as header blocks
             codec.name: header_block([*codec.headers, *authorization]) for codec in CODECS.values()
         }
 
-    def send(
-        self, worker: Worker, codec: Codec, id: str, headers: bytes, path: str, body: Sequence[Part]
-    ) -> Coroutine[Any, Any, Answer]:
-        """Send one leg, whose `x-request-id` is `id`. `headers` are those of the leg's own, as a header
-        block.
-
-        What it returns raises `WorkerUnreachable`: not one byte of it was written.
-        """
-        block = b"%b%bx-request-id: %b\r\n" % (self._headers[codec.name], headers, id.encode())
-        return self._upstream.send(worker.origin, "POST", path, block, body)
-
     def ask(self, worker: Worker, path: str, body: bytes) -> Coroutine[Any, Any, Answer]:
-        """Send a worker a question beside the legs, as JSON; raises as `send` does."""
-        return self._upstream.send(worker.origin, "POST", path, self._headers[JSON.name], [body])
+        """Send a worker a question beside the legs, as JSON. It raises as `Upstream.send` does."""
+        return self.upstream.send(worker.origin, "POST", path, self.headers[JSON.name], [body])
 
     async def end_leg(self, worker: Worker, id: str) -> bool:
         """Ask a worker to end the leg of this `x-request-id`, and to answer it all the same; False if it
@@ -92,16 +81,19 @@ class Dispatcher:
         is_encodable, common = await self._offload.run(transcoded, document)
         if is_encodable:
             return common
-        self.fell_back(FallbackReason.NOT_ENCODABLE)
+        self._telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
         return None
 
-    def fell_back(self, reason: FallbackReason) -> None:
+    def note_not_encodable(self, error: NotEncodable) -> None:
         """Count a leg that goes as JSON though its worker takes more."""
-        self._telemetry.transport_fallback(reason)
+        is_too_large = isinstance(error, TooLarge)
+        self._telemetry.transport_fallback(
+            FallbackReason.TOO_LARGE if is_too_large else FallbackReason.NOT_ENCODABLE
+        )
 
     def note_refused_form(self, worker: Worker) -> None:
         """A worker took as plain JSON what it had refused in a form that it announced."""
-        self.fell_back(FallbackReason.REFUSED)
+        self._telemetry.transport_fallback(FallbackReason.REFUSED)
         self.registry.distrust(worker)
         _log.warning("%s refused what it announced: it gets plain JSON from now on", worker.name)
 

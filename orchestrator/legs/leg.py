@@ -28,9 +28,9 @@ from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher, worker_answered
 from orchestrator.legs.ledger import KvLease
 from orchestrator.legs.retry import Failure, failure_of, is_unread
-from orchestrator.telemetry.counters import FallbackReason, LeaseState
+from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
-from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts, TooLarge
+from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
@@ -84,17 +84,21 @@ class Legs:
 class Leg(ABC):
     """Owns its place on a worker, the answer, and how long that has been silent."""
 
-    __slots__ = ("answer", "bodies", "epoch", "heard", "id", "is_plain", "legs", "worker")
+    # Class attributes are the defaults of what is set later, or never.
+    epoch = _NOT_SENT  # of the worker, when the leg was sent
+    id = ""  # its own `x-request-id`, once it is sent
+    answer: Answer | None = None  # once the leg was written
+    heard = 0.0  # when it was written, or when more of its answer was last seen
+    is_plain = False  # it goes as JSON without token ids, whatever the worker announces
+    form_headers = b""  # what the head says of the form of the answer, as a header block
+    lease: KvLease | None = (
+        None  # of a prefill: its own, once it has answered, or that which decode builds on
+    )
 
     def __init__(self, legs: Legs, worker: Worker) -> None:
         self.legs = legs
         self.bodies = legs.bodies
         self.worker = worker
-        self.epoch = _NOT_SENT  # of the worker, when the leg was sent
-        self.id = ""  # its own `x-request-id`, once it is sent
-        self.answer: Answer | None = None  # once the leg was written
-        self.heard = 0.0  # when it was written, or when more of its answer was last seen
-        self.is_plain = False  # it goes as JSON without token ids, whatever the worker announces
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} on {self.worker.name}: {self.answer!r}>"
@@ -115,8 +119,7 @@ class Leg(ABC):
     @property
     def is_in_service(self) -> bool:
         """Whether its worker still is where legs run."""
-        state = self.worker.state
-        return state is _READY or state in IN_SERVICE
+        return self.worker.state in IN_SERVICE
 
     def note_heard(self, now: float) -> None:
         """More of its answer has come."""
@@ -125,7 +128,8 @@ class Leg(ABC):
 
     def check_in_service(self) -> None:
         """To be called when others were waited for. Raises `WorkerOut` if its worker has been lost since."""
-        if not self.is_in_service:
+        state = self.worker.state
+        if state is not _READY and state not in IN_SERVICE:
             self.legs.last = self.worker
             raise WorkerOut(f"{self.worker.name} fell out of service before its leg was sent")
 
@@ -143,24 +147,21 @@ class Leg(ABC):
 
     # --- sending and reading --------------------------------------------------------------------
 
-    def read(self, limit: int) -> Coroutine[Any, Any, bytes]:
+    async def read(self, limit: int, *, only_head: bool = False) -> bytes:
         """Send the leg; the whole answer, of at most `limit` bytes, of a worker that has served it.
 
-        Raises `WorkerAnswered` if the worker has not, `WorkerUnreachable` if nothing could be written, and
-        what `Answer.read` raises. Sends the leg again, once, if its form may be what the worker refused.
+        `only_head`: the body of the answer is left to be read, and b"" returned; `limit` bounds errors then.
+
+        Raises `WorkerAnswered` if the worker has not served it, `WorkerUnreachable` if nothing could be
+        written, and what `Answer.read` raises. Sends the leg again, once, if its form may be what the
+        worker refused.
         """
-        return self._served(limit, reads_body=True)
-
-    def stream(self, limit: int) -> Coroutine[Any, Any, bytes]:
-        """The same up to the answer's head; its body is then to be read. `limit` bounds errors only."""
-        return self._served(limit, reads_body=False)
-
-    async def _served(self, limit: int, *, reads_body: bool) -> bytes:
         while True:
-            self.answer = answer = await self._begin()
+            self.answer = answer = await self._send(JSON if self.is_plain else self.worker.codec)
             self.heard = self.legs.dispatcher.time()
-            self._note_written()
-            if not reads_body:
+            if self.lease is not None:
+                self.lease.use()
+            if only_head:
                 await answer.head()
                 if answer.status == 200:
                     return b""
@@ -173,57 +174,37 @@ class Leg(ABC):
             self.is_plain = True
             self.check_in_service()
 
-    def _begin(self) -> Coroutine[Any, Any, Answer]:
-        codec = JSON if self.is_plain else self.worker.codec
+    def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         if codec is not JSON:
             document = self.bodies.to_transcode(codec)
             if document is not None:
                 return self._transcode(codec, document)
-        return self._write(codec)
+        legs, worker = self.legs, self.worker
+        dispatcher = legs.dispatcher
+        legs.count += 1
+        self.id = f"{legs.id}-{legs.count}"
+        try:
+            parts = self.parts(codec)
+        except NotEncodable as error:
+            dispatcher.note_not_encodable(error)
+            codec, parts = JSON, self.parts(JSON)
+        self.epoch = worker.epoch
+        id_header = f"x-request-id: {self.id}\r\n".encode()
+        head = dispatcher.headers[codec.name] + self.form_headers + id_header + legs.headers
+        return dispatcher.upstream.send(worker.origin, "POST", self.bodies.path, head, parts)
 
     async def _transcode(self, codec: Codec, document: bytes) -> Answer:
         """Send a large body, which is encoded in another process."""
         common = await self.legs.dispatcher.transcode(document)
         if common is None:
-            codec = JSON
-        else:
-            self.bodies.adopt(codec, common)
-        return await self._write(codec)
-
-    def _write(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
-        legs, worker = self.legs, self.worker
-        legs.count += 1
-        self.id = f"{legs.id}-{legs.count}"
-        codec, parts = self._encode(codec)
-        self.epoch = worker.epoch
-        self._note_begun()
-        headers = self.form_headers() + legs.headers
-        return legs.dispatcher.send(worker, codec, self.id, headers, self.bodies.path, parts)
-
-    def _encode(self, codec: Codec) -> tuple[Codec, Parts]:
-        try:
-            return codec, self.parts(codec)
-        except TooLarge:
-            self.legs.dispatcher.fell_back(FallbackReason.TOO_LARGE)
-        except NotEncodable:
-            self.legs.dispatcher.fell_back(FallbackReason.NOT_ENCODABLE)
-        return JSON, self.parts(JSON)
+            return await self._send(JSON)
+        self.bodies.adopt(codec, common)
+        return await self._send(codec)
 
     @abstractmethod
     def parts(self, codec: Codec) -> Parts:
         """The body in this encoding. Raises `NotEncodable`."""
         ...
-
-    def form_headers(self) -> bytes:
-        """What the head says of the form of the answer, as a header block."""
-        return b""
-
-    def _note_begun(self) -> None:
-        """The worker is about to be connected to."""
-        self.legs.last = self.worker
-
-    def _note_written(self) -> None:  # noqa: B027  # most legs have nothing to note
-        """The leg was written."""
 
     # --- a form that is refused -----------------------------------------------------------------
 
@@ -239,7 +220,10 @@ class Leg(ABC):
     # --- what is said of the worker -------------------------------------------------------------
 
     def succeed(self) -> None:
-        """The worker has taken the leg. If that had to be plain JSON, it had refused what it announced."""
+        """The worker has taken the leg, and the hand-off that it builds on.
+
+        If that had to be plain JSON, the worker had refused what it announced.
+        """
         worker = self.worker
         if self.is_plain:
             self.legs.dispatcher.note_refused_form(worker)
@@ -247,6 +231,8 @@ class Leg(ABC):
             worker.proven_epoch = worker.epoch
         if worker.failures:
             worker.failures = 0
+        if self.lease is not None:
+            self.lease.consume()
 
     def excuse(self) -> None:
         """What goes wrong with it from now on is somebody else's doing: the registry is not told."""
@@ -270,15 +256,8 @@ class Leg(ABC):
 class PrefillLeg(Leg):
     """Fills the KV cache of the prompt, and leaves a hand-off behind."""
 
-    __slots__ = ("_transfer", "decode", "ids_form", "lease")
-
     def __init__(
-        self,
-        legs: Legs,
-        worker: Worker,
-        decode: Worker,
-        ids_form: TokenIds | None = None,
-        transfer: str = "",
+        self, legs: Legs, worker: Worker, decode: Worker, ids_form: TokenIds | None, transfer: str = ""
     ) -> None:
         """`decode` is to take the KV cache over. `ids_form`: how the prompt's token ids are asked for.
 
@@ -286,25 +265,24 @@ class PrefillLeg(Leg):
         """
         super().__init__(legs, worker)
         self.decode = decode
-        self._transfer = transfer
         self.ids_form = ids_form
-        self.lease: KvLease | None = None  # once it has answered: what its blocks are held by
+        self.form_headers = _ID_HEADERS[ids_form]
+        self._transfer = transfer
 
     def parts(self, codec: Codec) -> Parts:
         model = self.worker.address.served_model
         return self.bodies.prefill(codec, model, self._transfer, asks_ids=self.ids_form is not None)
 
-    def form_headers(self) -> bytes:
-        return _ID_HEADERS[self.ids_form]
-
     def _note_refusal(self) -> None:
         self.ids_form = None
+        self.form_headers = b""
 
     def handoff(self, content: bytes) -> Handoff:
         """What its answer tells the decode leg. Raises `WorkerCutShort` if the worker has ended the request
         by itself, else `WorkerGarbage`.
         """
-        is_packed = self.written.headers.get(b"content-type") == b"application/msgpack"
+        answer = self.answer
+        is_packed = answer is not None and answer.headers.get(b"content-type") == b"application/msgpack"
         try:
             return self.bodies.connector.read(content, is_packed=is_packed, has_ids=self.ids_form is not None)
         except InvalidHandoff as error:
@@ -316,16 +294,11 @@ class PrefillLeg(Leg):
 class AnswerLeg(Leg):
     """The leg whose answer the client gets: decode with a hand-off, or everything on one worker."""
 
-    __slots__ = ("_lease", "handoff")
-
-    def __init__(self, legs: Legs, worker: Worker) -> None:
-        super().__init__(legs, worker)
-        self.handoff: Handoff | None = None  # None: it prefills as well
-        self._lease: KvLease | None = None
+    handoff: Handoff | None = None  # None: it prefills as well
 
     def take(self, lease: KvLease) -> None:
         """Build on a prefill that has ended."""
-        self._lease = lease
+        self.lease = lease
         self.handoff = lease.handoff
 
     def parts(self, codec: Codec) -> Parts:
@@ -334,37 +307,27 @@ class AnswerLeg(Leg):
             return self.bodies.whole(codec, model)
         return self.bodies.decode(codec, model, self.handoff)
 
-    def succeed(self) -> None:
-        """It answers: it has taken the leg, and the hand-off with it."""
-        super().succeed()
-        if self._lease is not None:
-            self._lease.consume()
-
-    @property
-    def open_lease(self) -> KvLease | None:
-        """Set while nobody knows whether the hand-off was taken."""
-        lease = self._lease
-        return lease if lease is not None and lease.state is _USED else None
-
-    def _note_written(self) -> None:
-        if self._lease is not None:
-            self._lease.use()
-
     def _note_refusal(self) -> None:
-        self.note_unread()
+        self.settle_handoff()
         if self.handoff is not None:
             self.handoff.token_ids = None
 
-    def note_unread(self) -> None:
-        """Have the blocks owed again if the worker's status says that it never looked at the hand-off."""
-        if self._lease is not None and self.answer is not None and is_unread(self.answer.status):
-            self._lease.unuse()
+    def settle_handoff(self) -> KvLease | None:
+        """Note what the answer's status says of the hand-off; its lease if nobody knows what became of it.
+
+        A worker that refused the leg unread leaves the blocks owed again.
+        """
+        lease, answer = self.lease, self.answer
+        if lease is None or answer is None or lease.state is not _USED:
+            return None
+        if is_unread(answer.status):
+            lease.unuse()
+            return None
+        return lease
 
 
 class ReleaseLeg(Leg):
     """Has the blocks of a hand-off pulled so that they are free; nobody wants its answer."""
-
-    __slots__ = ("_handoff",)
 
     def __init__(self, legs: Legs, worker: Worker, bodies: LegBodies, handoff: Handoff) -> None:
         """`bodies` are those of the prefill leg."""
@@ -376,9 +339,6 @@ class ReleaseLeg(Leg):
         salt = self.legs.id
         return self.bodies.release(codec, self.worker.address.served_model, self._handoff, salt)
 
-    def _note_begun(self) -> None:
-        """The request itself may be with another worker by now."""
-
     def _tell(self, error: BaseException) -> None:
         """Only that nobody listens there is certain; what else becomes of it is no client's loss."""
         if isinstance(error, WorkerUnreachable):
@@ -388,15 +348,13 @@ class ReleaseLeg(Leg):
 class Question(Leg):
     """Something that a worker is asked beside the legs, in JSON; it says nothing of the worker's health."""
 
-    __slots__ = ("_body", "_path")
-
     def __init__(self, legs: Legs, worker: Worker, path: str, body: bytes) -> None:
         super().__init__(legs, worker)
         self._path = path
         self._body = body
         self.is_plain = True
 
-    def _write(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
+    def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         return self.legs.dispatcher.ask(self.worker, self._path, self._body)
 
     def parts(self, codec: Codec) -> Parts:

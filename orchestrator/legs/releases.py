@@ -84,7 +84,7 @@ class Releases:
 
     async def _ask(self, leg: ReleaseLeg, lease: KvLease) -> None:
         try:
-            await leg.stream(MAX_PREFILL_ANSWER_BYTES)
+            await leg.read(MAX_PREFILL_ANSWER_BYTES, only_head=True)
             lease.release()
         finally:
             if leg.answer is not None:
@@ -129,15 +129,13 @@ class Releases:
             content = await _read(answer, LEAVE_S)
         return content
 
-    def abandon_decode(self, leg: AnswerLeg, prefill: PrefillLeg) -> None:
+    def abandon_decode(self, leg: AnswerLeg, prefill: PrefillLeg, lease: KvLease) -> None:
         """Stop a decode leg whose request has ended before it was known that the hand-off was taken.
 
         A worker that has not given the leg to its engine yet forgets it when its connection is closed, and
         nobody pulls the blocks. So the worker is asked to end it; that it has been says where they are.
         """
-        lease = leg.open_lease
-        if lease is not None:
-            self._start(self._see_decode_off(leg, leg.written, prefill, lease))
+        self._start(self._see_decode_off(leg, leg.written, prefill, lease))
 
     async def _see_decode_off(
         self, leg: AnswerLeg, answer: Answer, prefill: PrefillLeg, lease: KvLease

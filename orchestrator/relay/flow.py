@@ -18,8 +18,8 @@ What follows a failure is decided in `legs/retry.py`; what becomes of a hand-off
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Final
 
 from orchestrator.api.view import InvalidRequest, RequestView, prompt_tokens, view_request
 from orchestrator.config.options import LimitsConfig, RoutingConfig
@@ -96,8 +96,10 @@ class Flow:
             raise
         try:
             while True:
+                leg = AnswerLeg(job.legs, job.plan.decode)
                 try:
-                    return await self._attempt(job)
+                    with leg:  # its place is taken before prefill: one that has ended never waits for it
+                        return await self._attempt(job, leg)
                 except (WorkerError, WorkerAnswered) as error:
                     self._allow_another(job, error)
                     if scope.exchange.is_started and not await self._go_on(job, error):
@@ -146,19 +148,17 @@ class Flow:
 
     # --- attempts -------------------------------------------------------------------------------
 
-    async def _attempt(self, job: Job) -> None:
-        prefill, leg = job.plan.prefill, AnswerLeg(job.legs, job.plan.decode)
-        with leg:  # its seat is taken before prefill: one that has ended never waits for it
-            if prefill is None:
-                await self._responder.answer(job, leg)
-            elif job.route.connector.sends_both_at_once:
-                await self._serve_at_once(job, prefill, leg)
-            else:
-                await self._serve_in_turn(job, prefill, leg)
+    def _attempt(self, job: Job, leg: AnswerLeg) -> Coroutine[Any, Any, None]:
+        prefill = job.plan.prefill
+        if prefill is None:
+            return self._responder.answer(job, leg)
+        if job.route.connector.sends_both_at_once:
+            return self._serve_at_once(job, prefill, leg)
+        return self._serve_in_turn(job, prefill, leg)
 
     async def _serve_in_turn(self, job: Job, prefill: Worker, leg: AnswerLeg) -> None:
         """Prefill first, then decode with what prefill has answered."""
-        lease = self._unused_lease(job)
+        lease = self._unused_lease(job) if job.prefill is not None else None
         if lease is None:
             lease = await self._prefill(job, prefill, leg.worker)
         leg.take(lease)
@@ -169,7 +169,7 @@ class Flow:
         """Both legs at the same time; prefill answers when its KV cache has gone over."""
         transfer = self._dispatcher.ids.fresh()
         leg.handoff = _pair(job.route.connector, transfer, worker)
-        prefill = PrefillLeg(job.legs, worker, leg.worker, transfer=transfer)
+        prefill = PrefillLeg(job.legs, worker, leg.worker, None, transfer)
         async with ParallelPrefill(prefill, leg, self._releases, job.note_prefilled):
             await self._responder.answer(job, leg)
 
@@ -182,6 +182,7 @@ class Flow:
         scope, leg = job.scope, PrefillLeg(job.legs, worker, decode, self._ids_form(job, worker, decode))
         with leg:
             scope.watch(leg)
+            job.legs.last = worker
             try:
                 content = await leg.read(MAX_PREFILL_ANSWER_BYTES)
             except BaseException:
@@ -254,7 +255,8 @@ class Flow:
     def _settle(self, job: Job) -> None:
         """The request has ended: what it holds goes back."""
         job.route.gate.give_back(job.scope.record)
-        self._forget_prefill(job)
+        if job.prefill is not None:
+            self._forget_prefill(job)
         if job.retries is not None:
             job.retries.close()
 

@@ -47,9 +47,10 @@ class Responder:
     async def answer(self, job: Job, leg: AnswerLeg) -> None:
         """Send the leg that answers the client, and relay what comes. Raises as `Leg.read` does."""
         job.scope.watch(leg)
+        job.legs.last = leg.worker
         try:
             if job.scope.record.is_stream:
-                await leg.stream(self._max_answer_bytes)
+                await leg.read(self._max_answer_bytes, only_head=True)
                 await self._relay_stream(job, leg)
             else:
                 content = await leg.read(self._max_answer_bytes)
@@ -64,13 +65,12 @@ class Responder:
 
     def _end(self, job: Job, leg: AnswerLeg) -> None:
         """The leg is over for its request, be it answered, failed, or not wanted any more."""
-        leg.note_unread()
-        prefill = job.prefill
-        if prefill is not None and leg.open_lease is not None and job.scope.is_stopped:
+        lease, prefill = leg.settle_handoff(), job.prefill
+        if lease is not None and prefill is not None and job.scope.is_stopped:
             job.prefill = None
-            self._releases.abandon_decode(leg, prefill)
-        else:
-            leg.abort()
+            self._releases.abandon_decode(leg, prefill, lease)
+        elif leg.answer is not None:
+            leg.answer.abort()
 
     def _respond(self, job: Job, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's count of cached tokens in it."""
@@ -83,7 +83,7 @@ class Responder:
             kv, content = _mended(content, leg.handoff.prefill_cached_tokens)
             if kv is Kv.RECOMPUTED:
                 self._note_recompute(job, fails=self._kv_missing == "fail")
-        _send(job.scope, kv, _content_type(leg), content)
+        _send(job.scope, kv, _content_type(leg.answer), content)
 
     async def _relay_stream(self, job: Job, leg: AnswerLeg) -> None:
         scope, answer, events = job.scope, leg.written, _events(job, leg)
@@ -93,7 +93,7 @@ class Responder:
             if not scope.exchange.is_started:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(job.view)
-                scope.start_stream(_content_type(leg) + scope.response_headers() + _STREAM_HEADERS)
+                scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
             raise WorkerAnswered(failed.status, encode_document(failed.document)) from failed
@@ -134,9 +134,10 @@ def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:
     scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
 
 
-def _content_type(leg: AnswerLeg) -> bytes:
+def _content_type(answer: Answer | None) -> bytes:
     """The worker's, as a header block: no line break gets through the parser."""
-    return b"content-type: %b\r\n" % leg.written.headers.get(b"content-type", b"application/json")
+    given = None if answer is None else answer.headers.get(b"content-type")
+    return b"content-type: %b\r\n" % (given or b"application/json")
 
 
 def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:

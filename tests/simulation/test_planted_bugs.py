@@ -50,9 +50,9 @@ def a_prefill_is_closed_and_not_ended(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_decode_leg_is_dropped_and_taken_for_pulled(patch: pytest.MonkeyPatch) -> None:
-    def drop(releases: Releases, leg: Any, prefill: Any) -> None:
+    def drop(releases: Releases, leg: Any, prefill: Any, lease: KvLease) -> None:
         leg.abort()
-        prefill.lease.consume()
+        lease.consume()
 
     patch.setattr(Releases, "abandon_decode", drop)
 

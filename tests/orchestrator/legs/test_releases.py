@@ -288,7 +288,7 @@ def test_a_prefill_that_its_worker_has_ended_by_itself_is_lost(
         cluster.upstream.serve(prefill.origin, worker)
         view = view_request(json.dumps(CHAT).encode())
         legs = Legs(cluster.dispatcher, "m", LegBodies(view, "/v1/chat/completions"), b"")
-        leg = PrefillLeg(legs, prefill, decode)
+        leg = PrefillLeg(legs, prefill, decode, None)
         answer = await leg.read(10_000)
         with pytest.raises(error):
             leg.handoff(answer)
