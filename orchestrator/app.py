@@ -37,7 +37,6 @@ from orchestrator.http.listeners import (
 )
 from orchestrator.loop import garbage
 from orchestrator.loop.stall_alarm import StallAlarm
-from orchestrator.processes.rows import SharedLoad
 from orchestrator.processes.supervisor import supervise
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
@@ -53,6 +52,7 @@ from orchestrator.wire.codec import CODECS
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
 from orchestrator.workers.health import HttpProbe, Prober
 from orchestrator.workers.registry import Registry, WorkerStatus
+from orchestrator.workers.worker import SharedLoad
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"

@@ -16,7 +16,6 @@ from random import Random
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig
 from orchestrator.errors import Conflict
-from orchestrator.processes.rows import SharedLoad
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Role, TokenIds, WorkerInfo
 from orchestrator.workers.ejection import called_back, may_be_out, pause_s
@@ -33,6 +32,7 @@ from orchestrator.workers.worker import (
     NEVER,
     Lease,
     OwnWorker,
+    SharedLoad,
     SharedWorker,
     Worker,
 )

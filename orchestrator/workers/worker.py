@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Final
 
 from orchestrator.config.addresses import WorkerAddress
-from orchestrator.processes.rows import SharedLoad
 from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import JSON, Codec
 from orchestrator.wire.info import TokenIds, WorkerInfo
@@ -178,6 +177,24 @@ class OwnWorker(Worker):
 
     def count_leg(self, change: int) -> None:
         self._legs += change
+
+
+class SharedLoad:
+    """The legs under way on one worker, and when something last came on one. Memory: a cell per row."""
+
+    __slots__ = ("heard_us", "legs", "own_heard_us", "own_legs")
+
+    def __init__(
+        self, legs: memoryview, own_legs: memoryview, heard_us: memoryview, own_heard_us: memoryview
+    ) -> None:
+        """`own_legs` and `own_heard_us` are the cells that this process may write.
+
+        Moments are in microseconds of `time.monotonic()`, which is the same in all processes.
+        """
+        self.legs = legs
+        self.own_legs = own_legs
+        self.heard_us = heard_us
+        self.own_heard_us = own_heard_us
 
 
 class SharedWorker(Worker):
