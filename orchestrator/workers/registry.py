@@ -18,7 +18,7 @@ from orchestrator.config.options import HealthConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Role, TokenIds, WorkerInfo
-from orchestrator.workers.ejection import called_back, may_be_out, pause_s
+from orchestrator.workers.lifecycle import called_back, may_be_out, pause_s
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.standing import Standing, WorkerStatus
 from orchestrator.workers.states import (
