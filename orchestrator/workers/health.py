@@ -16,6 +16,7 @@ import httpx
 import msgspec
 
 from orchestrator.wire.info import WorkerInfo
+from orchestrator.workers.lifecycle import verdict_at
 from orchestrator.workers.registry import Registry, Worker
 from orchestrator.workers.states import FULL_SERVICE, Event, WorkerState
 
@@ -136,7 +137,7 @@ class Prober:
         timeout_s = self._registry.health.timeout_s
         if worker.state not in FULL_SERVICE:
             return max(GREETING_S, timeout_s)
-        left_s = self._registry.verdict_at(worker) - self._time()
+        left_s = verdict_at(worker, self._registry.health) - self._time()
         is_last = worker.state is WorkerState.SUSPECT and 0 < left_s < LAST_PROBE * timeout_s
         return left_s if is_last else timeout_s
 

@@ -18,18 +18,14 @@ from orchestrator.config.options import HealthConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Role, TokenIds, WorkerInfo
-from orchestrator.workers.lifecycle import called_back, may_be_out, pause_s
+from orchestrator.workers import lifecycle
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.standing import Standing, WorkerStatus
 from orchestrator.workers.states import (
-    FULL_SERVICE,
-    IN_SERVICE,
     Event,
     WorkerState,
-    next_state,
 )
 from orchestrator.workers.worker import (
-    NEVER,
     Lease,
     OwnWorker,
     SharedLoad,
@@ -51,7 +47,6 @@ __all__ = [
 ]
 
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
-CLOCK_ERROR_S = 0.01  # timeouts of the event loop may come early by as much as its clock's grain
 
 Watch = Callable[[Worker], None]
 
@@ -181,24 +176,11 @@ class Registry:
         self._note(worker, Event.FAILED)
 
     def note_missed(self, worker: Worker, asked: float) -> None:
-        """A probe begun at `asked` got no answer in its time.
-
-        That means nothing while a leg brings bytes: an API server can be too busy for probes.
-        """
-        if worker.heard > asked and worker.state in IN_SERVICE:
-            return
-        worker.last_error = "no answer to a probe"
-        is_silent = self._time() >= self.verdict_at(worker) - CLOCK_ERROR_S
-        self._note(worker, Event.SILENT if is_silent else Event.MISSED)
-
-    def verdict_at(self, worker: Worker) -> float:
-        """When a worker that gives no sign of life from now on is ejected for its silence."""
-        silence_s = self._health.silence_s
-        if worker.state is not WorkerState.SUSPECT:
-            return max(worker.answered, worker.heard) + silence_s
-        if worker.heard > worker.doubted:
-            return max(worker.verdict_at, worker.heard + silence_s)
-        return worker.verdict_at
+        """A probe begun at `asked` got no answer in its time. That may mean nothing."""
+        event = lifecycle.missed(worker, asked, self._health, self._time())
+        if event is not None:
+            worker.last_error = "no answer to a probe"
+            self._note(worker, event)
 
     # --- what legs see --------------------------------------------------------------------------
 
@@ -216,7 +198,7 @@ class Registry:
     def note_error(self, worker: Worker) -> None:
         """A leg was answered with a 5xx. Whoever sees one succeed sets `failures` to 0."""
         worker.failures += 1
-        if worker.failures >= self._health.consecutive_errors or worker.state is WorkerState.PROBING:
+        if lifecycle.is_erring(worker, self._health):
             worker.last_error = f"answered {worker.failures} legs in a row with a 5xx"
             self._note(worker, Event.ERRED)
 
@@ -235,7 +217,7 @@ class Registry:
     def settle(self) -> None:
         """End trials that succeeded, and let workers go that were to leave and are free."""
         for worker in self.workers:
-            if worker.state is WorkerState.PROBING and not worker.failures:
+            if lifecycle.is_proven(worker):
                 self._note(worker, Event.PROVEN)
             if worker.is_leaving and not worker.in_flight:
                 self._drop(worker)
@@ -306,96 +288,45 @@ class Registry:
             self._drop(worker)
 
     def _adopt(self, worker: Worker, standing: Standing) -> None:
-        """States that lay in between are not seen.
-
-        A worker that served before it refused us stays gone: that standing is older than the refusal.
-        """
-        before = worker.state
-        is_outdated = before is WorkerState.GONE and standing.epoch <= worker.epoch
-        if is_outdated and standing.state in IN_SERVICE:
+        before, life = worker.state, lifecycle.followed(worker, standing)
+        if life is None:
             return
-        if standing.epoch != worker.epoch or standing.state is not before:
-            worker.failures = int(standing.state is WorkerState.PROBING)
-        worker.epoch = standing.epoch
+        worker.become(life)
         self.announce(worker, standing.info, standing.max_model_len)
         worker.last_error = standing.last_error
         worker.is_drained = standing.is_drained
-        worker.warm_from = standing.warm_from
-        worker.state = standing.state
         self._refresh(worker.address.model)
-        self._tell_if_gone(worker, before)
+        if lifecycle.is_out(before, worker.state):
+            self._tell(self._on_gone, worker)
 
     # --- moves ----------------------------------------------------------------------------------
 
     def _note(self, worker: Worker, event: Event) -> None:
-        """Move a worker as the table has it, and all that follows from it."""
-        before = worker.state
-        after = next_state(before, event)
-        if after is WorkerState.EJECTED and not may_be_out(worker, self._pool_of(worker)):
-            after = WorkerState.SUSPECT
-        if after is WorkerState.EJECTED and (before is not after or event in _PROBED_ILL):
-            self._put_off(worker)
-        if after is not before:
-            worker.state = after
-            self._begin(worker, before, event)
+        """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
+        situation = lifecycle.Situation(self._pool_of(worker), self._health, self._time(), self._random)
+        move = lifecycle.decide(worker, event, situation)
+        worker.become(move.life)
+        if move.is_change:
             self._refresh(worker.address.model)
-            for callback in self._on_move:
-                callback(worker, event)
-            self._tell_if_gone(worker, before)
-            self._follow_up(worker, event)
+            self._tell_move(worker, move)
+            if worker.state is WorkerState.READY and worker.is_drained:
+                self._note(worker, Event.DRAIN)
+            self._keep_half(worker)
         self._tell_change()
 
-    def _begin(self, worker: Worker, before: WorkerState, event: Event) -> None:
-        """Set what belongs to the state that a worker has just come to."""
-        now = self._time()
-        if before not in IN_SERVICE and worker.state in IN_SERVICE:
-            worker.epoch += 1
-        if before not in FULL_SERVICE and worker.state in FULL_SERVICE:
-            is_cold = before is not WorkerState.STARTING or self._has_elder(worker, now)
-            worker.warm_from = now if is_cold else NEVER
-            worker.credit = 0.0
-            worker.serves_since = now
-        if worker.state is WorkerState.SUSPECT:
-            worker.doubted = now
-            worker.verdict_at = self._first_verdict(worker, event, now)
-        elif worker.state is not WorkerState.EJECTED:
-            # On trial, only a leg that succeeds sets this to 0.
-            worker.failures = int(worker.state is WorkerState.PROBING)
-
-    def _first_verdict(self, worker: Worker, event: Event, now: float) -> float:
-        if event is Event.MISSED:
-            return max(worker.answered, worker.heard) + self._health.silence_s
-        is_seen_ill = event in (Event.LOST, Event.FAILED)
-        return now + (self._health.suspect_s if is_seen_ill else self._health.silence_s)
-
-    def _follow_up(self, worker: Worker, event: Event) -> None:
-        if worker.state is WorkerState.READY and worker.is_drained:
-            self._note(worker, Event.DRAIN)
-        elif worker.state is WorkerState.SUSPECT and event not in _PROBED_ILL:
+    def _tell_move(self, worker: Worker, move: lifecycle.Move) -> None:
+        for callback in self._on_move:
+            callback(worker, move.event)
+        if move.ends_service:
+            self._tell(self._on_gone, worker)
+        if move.wants_probe:
             self._tell(self._on_doubt, worker)
-        self._keep_half(worker)
 
     def _keep_half(self, worker: Worker) -> None:
         """Call workers of its pool back if too many are ejected, now that it is what it is."""
-        needed = called_back(self._pool_of(worker))
+        needed = lifecycle.called_back(self._pool_of(worker))
         if needed is not None:
             self._note(needed, Event.NEEDED)
-
-    def _put_off(self, worker: Worker) -> None:
-        """Set when an ejected worker is asked again: the later, the more often it has failed in a row."""
-        health, now = self._health, self._time()
-        if worker.state in FULL_SERVICE and now - worker.serves_since > health.eject_max_s:
-            worker.ejections = 0
-        worker.retry_at = now + pause_s(worker.ejections, health, self._random)
-        worker.ejections += 1
-
-    def _has_elder(self, worker: Worker, now: float) -> bool:
-        """Whether another one of its pool has served for so long that a new one would be far emptier."""
-        return any(
-            other.state in FULL_SERVICE and now - other.serves_since >= self._health.slow_start_s
-            for other in self._pool_of(worker)
-            if other is not worker
-        )
 
     def _pool_of(self, worker: Worker) -> list[Worker]:
         model, role = worker.address.model, worker.address.role
@@ -444,10 +375,6 @@ class Registry:
 
     # --- telling --------------------------------------------------------------------------------
 
-    def _tell_if_gone(self, worker: Worker, before: WorkerState) -> None:
-        if before in IN_SERVICE and worker.state not in IN_SERVICE:
-            self._tell(self._on_gone, worker)
-
     def _tell(self, callbacks: Iterable[Watch], worker: Worker) -> None:
         for callback in callbacks:
             callback(worker)
@@ -460,9 +387,6 @@ class Registry:
 def _place(address: WorkerAddress) -> tuple[str, str, str]:
     return address.model, address.role, address.url
 
-
-# Probes that show an ejected worker to be ill still; what late legs tell of it is no news.
-_PROBED_ILL = frozenset({Event.FAILED, Event.MISSED, Event.SILENT})
 
 # Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
 _ID_FORMS: Mapping[str, tuple[TokenIds, ...]] = {

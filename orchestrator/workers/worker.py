@@ -17,7 +17,7 @@ from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import JSON, Codec
 from orchestrator.wire.info import TokenIds, WorkerInfo
 from orchestrator.workers.standing import Standing, WorkerStatus
-from orchestrator.workers.states import WorkerState
+from orchestrator.workers.states import Life, WorkerState
 
 NEVER: Final = float("-inf")
 
@@ -110,6 +110,33 @@ class Worker(ABC):
     def lease(self) -> Lease:
         """A place on this worker, held for the length of a leg. One for all legs: it holds nothing else."""
         return self._lease
+
+    def life(self) -> Life:
+        return Life(
+            state=self.state,
+            epoch=self.epoch,
+            failures=self.failures,
+            ejections=self.ejections,
+            retry_at=self.retry_at,
+            doubted=self.doubted,
+            verdict_at=self.verdict_at,
+            serves_since=self.serves_since,
+            warm_from=self.warm_from,
+            credit=self.credit,
+        )
+
+    def become(self, life: Life) -> None:
+        """For the registry."""
+        self.state = life.state
+        self.epoch = life.epoch
+        self.failures = life.failures
+        self.ejections = life.ejections
+        self.retry_at = life.retry_at
+        self.doubted = life.doubted
+        self.verdict_at = life.verdict_at
+        self.serves_since = life.serves_since
+        self.warm_from = life.warm_from
+        self.credit = life.credit
 
     def standing(self) -> Standing:
         return Standing(
