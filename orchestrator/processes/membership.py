@@ -41,7 +41,7 @@ class Publisher:
         self.snapshot = Snapshot(1, registry.standings())  # the newest
         self._published = asyncio.Event()  # replaced with every snapshot
         self._is_due = False
-        registry.on_change(self._note_change)
+        registry.news.changed.add(self._note_change)
 
     async def wait_newer(self, version: int) -> Snapshot:
         """The newest snapshot, once it is newer than `version`."""
@@ -79,7 +79,7 @@ class Follower:
         self._registry = registry
         self._report = report
         self._version = 0
-        registry.on_move(self._note_move)
+        registry.news.moved.add(self._note_move)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take it over, if it is newer than what was applied before."""

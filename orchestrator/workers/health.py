@@ -77,11 +77,11 @@ class Prober:
     def start(self) -> None:
         """Begin; inside the event loop that changes the registry."""
         registry = self._registry
-        registry.on_added(self._watch_anew)
-        registry.on_doubt(self._watch_anew)
-        registry.on_gone(self._watch_anew)
-        registry.on_removed(self._forget)
-        registry.on_move(_log_move)
+        registry.news.added.add(self._watch_anew)
+        registry.news.doubted.add(self._watch_anew)
+        registry.news.gone.add(self._watch_anew)
+        registry.news.removed.add(self._forget)
+        registry.news.moved.add(_log_move)
         self._settling = asyncio.create_task(registry.settle_forever(), name="settle workers")
         for worker in registry.workers:
             self._watch_anew(worker)

@@ -19,6 +19,7 @@ from orchestrator.errors import Conflict
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Role, TokenIds, WorkerInfo
 from orchestrator.workers import lifecycle
+from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.standing import Standing, WorkerStatus
 from orchestrator.workers.states import (
@@ -47,8 +48,6 @@ __all__ = [
 ]
 
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
-
-Watch = Callable[[Worker], None]
 
 
 class Registry:
@@ -88,12 +87,7 @@ class Registry:
             )
             for model in models
         }
-        self._on_gone: list[Watch] = []
-        self._on_doubt: list[Watch] = []
-        self._on_added: list[Watch] = []
-        self._on_removed: list[Watch] = []
-        self._on_move: list[Callable[[Worker, Event], None]] = []
-        self._on_change: list[Callable[[], None]] = []
+        self.news = News()
         for slot, address in enumerate(addresses):
             self._admit(self._made(address, slot))
 
@@ -117,32 +111,6 @@ class Registry:
     def find(self, name: str) -> Worker | None:
         return next((worker for worker in self.workers if worker.name == name), None)
 
-    # --- who wants to know ----------------------------------------------------------------------
-
-    def on_gone(self, callback: Watch) -> None:
-        """`callback` is called for each worker that falls out of service: gone or ejected."""
-        self._on_gone.append(callback)
-
-    def on_doubt(self, callback: Watch) -> None:
-        """`callback` is called when something other than a probe has made a worker suspect: probe it now."""
-        self._on_doubt.append(callback)
-
-    def on_added(self, callback: Watch) -> None:
-        """`callback` is called for each worker that comes in later."""
-        self._on_added.append(callback)
-
-    def on_removed(self, callback: Watch) -> None:
-        """`callback` is called for each worker that is not known any more."""
-        self._on_removed.append(callback)
-
-    def on_move(self, callback: Callable[[Worker, Event], None]) -> None:
-        """`callback` is called with what has changed a worker's state here; not for what was adopted."""
-        self._on_move.append(callback)
-
-    def on_change(self, callback: Callable[[], None]) -> None:
-        """`callback` is called whenever a standing may have changed."""
-        self._on_change.append(callback)
-
     # --- what a worker announces ----------------------------------------------------------------
 
     def announce(self, worker: Worker, info: WorkerInfo | None, max_model_len: int | None) -> None:
@@ -155,7 +123,7 @@ class Registry:
         worker.codec = CODECS[self._transport] if is_understood else JSON
         forms = info.token_ids if info is not None else ()
         worker.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
-        self._tell_change()
+        self.news.changed.tell()
 
     def distrust(self, worker: Worker) -> None:
         """A worker has refused what it announced: plain JSON for it from now on, until it is restarted."""
@@ -264,8 +232,8 @@ class Registry:
                 raise Conflict(f"there is {worker.name} at {worker.address.url} already")
         worker = self._made(address, self._free_slot())
         self._admit(worker)
-        self._tell(self._on_added, worker)
-        self._tell_change()
+        self.news.added.tell(worker)
+        self.news.changed.tell()
         return worker
 
     def remove(self, worker: Worker) -> None:
@@ -297,7 +265,7 @@ class Registry:
         worker.is_drained = standing.is_drained
         self._refresh(worker.address.model)
         if lifecycle.is_out(before, worker.state):
-            self._tell(self._on_gone, worker)
+            self.news.gone.tell(worker)
 
     # --- moves ----------------------------------------------------------------------------------
 
@@ -312,15 +280,14 @@ class Registry:
             if worker.state is WorkerState.READY and worker.is_drained:
                 self._note(worker, Event.DRAIN)
             self._keep_half(worker)
-        self._tell_change()
+        self.news.changed.tell()
 
     def _tell_move(self, worker: Worker, move: lifecycle.Move) -> None:
-        for callback in self._on_move:
-            callback(worker, move.event)
+        self.news.moved.tell(worker, move.event)
         if move.ends_service:
-            self._tell(self._on_gone, worker)
+            self.news.gone.tell(worker)
         if move.wants_probe:
-            self._tell(self._on_doubt, worker)
+            self.news.doubted.tell(worker)
 
     def _keep_half(self, worker: Worker) -> None:
         """Call workers of its pool back if too many are ejected, now that it is what it is."""
@@ -366,22 +333,12 @@ class Registry:
     def _drop(self, worker: Worker) -> None:
         self.workers = tuple(other for other in self.workers if other is not worker)
         self._refresh(worker.address.model)
-        self._tell(self._on_removed, worker)
+        self.news.removed.tell(worker)
         self._keep_half(worker)
-        self._tell_change()
+        self.news.changed.tell()
 
     def _refresh(self, model: str) -> None:
         self.pools[model].fill(worker for worker in self.workers if worker.address.model == model)
-
-    # --- telling --------------------------------------------------------------------------------
-
-    def _tell(self, callbacks: Iterable[Watch], worker: Worker) -> None:
-        for callback in callbacks:
-            callback(worker)
-
-    def _tell_change(self) -> None:
-        for callback in self._on_change:
-            callback()
 
 
 def _place(address: WorkerAddress) -> tuple[str, str, str]:

@@ -213,7 +213,7 @@ class Cluster:
         self._books = Books(self.ledger)
         self.upstream.on_send = self._books.look
         self._make_engines(schedule)
-        self.orchestrator.registry.on_move(self._note_move)
+        self.orchestrator.registry.news.moved.add(self._note_move)
 
     def start(self) -> None:
         self._prober.start()

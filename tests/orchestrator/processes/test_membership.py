@@ -142,7 +142,7 @@ def test_a_leg_lost_in_one_process_makes_the_worker_suspect_in_all() -> None:
     async def scenario() -> None:
         site = Site()
         doubted: list[Worker] = []
-        site.source.on_doubt(doubted.append)
+        site.source.news.doubted.add(doubted.append)
         seen_by = site.all[1]
         seen_by.note_lost(seen_by.workers[1], 1, "reset")
         assert seen_by.workers[1].state is WorkerState.SUSPECT
@@ -161,7 +161,7 @@ def test_a_silent_worker_loses_its_legs_in_all_processes() -> None:
         site = Site()
         gone: list[Worker] = []
         for registry in site.all[1:]:
-            registry.on_gone(gone.append)
+            registry.news.gone.add(gone.append)
         site.source.note_failed(site.source.workers[1], "500")
         site.source.note_failed(site.source.workers[1], "500")
         await site.exchange()

@@ -53,7 +53,7 @@ class Cluster:
         self.registry = Registry(addresses, ["m"], "json", health=HEALTH, time=loop.time, random=random)
         self.prober = Prober(self.registry, self.probe, random=random, time=loop.time)
         self.moved = asyncio.Event()
-        self.registry.on_move(lambda worker, event: self.moved.set())
+        self.registry.news.moved.add(lambda worker, event: self.moved.set())
 
     @property
     def first(self) -> Worker:

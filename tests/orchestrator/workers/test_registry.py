@@ -35,7 +35,7 @@ def test_only_ready_workers_are_in_the_pools() -> None:
 def test_a_worker_that_goes_is_told_of_once_and_may_come_back() -> None:
     registry = registry_of({"prefill": 1})
     gone: list[Worker] = []
-    registry.on_gone(gone.append)
+    registry.news.gone.add(gone.append)
     worker = registry.workers[0]
     for why in ("refused", "still refused"):
         registry.mark_gone(worker, why)
@@ -178,8 +178,8 @@ def test_taking_over_ends_legs_and_is_no_report() -> None:
     source, copy = registry_of({"decode": 1}), registry_of({"decode": 1})
     gone: list[Worker] = []
     seen: list[Event] = []
-    copy.on_gone(gone.append)
-    copy.on_move(lambda worker, event: seen.append(event))
+    copy.news.gone.add(gone.append)
+    copy.news.moved.add(lambda worker, event: seen.append(event))
     source.mark_gone(source.workers[0], "refused")
     copy.follow(source.standings())
     assert names(copy.pools["m"].decode) == []
@@ -191,7 +191,7 @@ def test_every_change_is_told() -> None:
     registry = registry_of({"decode": 1}, ready=False)
     worker = registry.workers[0]
     seen: list[tuple[Standing, ...]] = []
-    registry.on_change(lambda: seen.append(registry.standings()))
+    registry.news.changed.add(lambda: seen.append(registry.standings()))
     registry.announce(worker, None, 4096)
     registry.mark_ready(worker)
     registry.mark_gone(worker, "refused")
@@ -221,7 +221,7 @@ def test_a_lost_leg_makes_a_worker_suspect_and_a_probe_is_due() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     doubted: list[Worker] = []
-    registry.on_doubt(doubted.append)
+    registry.news.doubted.add(doubted.append)
     registry.note_lost(worker, worker.epoch, "reset")
     registry.note_lost(worker, worker.epoch, "reset, too")
     assert (worker.state, worker.last_error, doubted) == ("suspect", "reset, too", [worker])
@@ -243,7 +243,7 @@ def test_five_errors_in_a_row_eject() -> None:
     registry = registry_of({"decode": 2}, consecutive_errors=5)
     worker = registry.workers[0]
     gone: list[Worker] = []
-    registry.on_gone(gone.append)
+    registry.news.gone.add(gone.append)
     for _ in range(4):
         registry.note_error(worker)
     worker.failures = 0  # a leg has succeeded
@@ -362,7 +362,7 @@ def test_an_ejected_worker_serves_again_when_too_few_others_are_left() -> None:
     registry = registry_of({"decode": 4})
     first, second, third, fourth = registry.workers
     doubted: list[Worker] = []
-    registry.on_doubt(doubted.append)
+    registry.news.doubted.add(doubted.append)
     eject(registry, first)
     registry.note_failed(first, "500")  # twice in a row
     eject(registry, second)
@@ -383,7 +383,7 @@ def test_a_drained_worker_takes_no_legs_and_is_asked_before_it_does_again() -> N
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     doubted: list[Worker] = []
-    registry.on_doubt(doubted.append)
+    registry.news.doubted.add(doubted.append)
     with worker.lease():
         registry.drain(worker)
         assert names(registry.pools["m"].decode) == ["decode/1"]
@@ -401,7 +401,7 @@ def test_draining_outlasts_a_restart() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     gone: list[Worker] = []
-    registry.on_gone(gone.append)
+    registry.news.gone.add(gone.append)
     registry.drain(worker)
     registry.mark_gone(worker, "refused")
     assert gone == [worker]
@@ -426,7 +426,7 @@ def test_a_silent_worker_that_drains_is_gone() -> None:
 def test_an_added_worker_serves_once_it_has_answered() -> None:
     registry = registry_of({"decode": 1})
     added: list[Worker] = []
-    registry.on_added(added.append)
+    registry.news.added.add(added.append)
     worker = registry.add(address("decode", 1, port=2))
     assert (added, names(registry.pools["m"].decode)) == ([worker], ["decode/0"])
     registry.mark_ready(worker)
@@ -444,7 +444,7 @@ def test_a_worker_leaves_when_its_legs_have_ended() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     removed: list[Worker] = []
-    registry.on_removed(removed.append)
+    registry.news.removed.add(removed.append)
     with worker.lease():
         registry.remove(worker)
         registry.settle()
