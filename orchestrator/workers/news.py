@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, ParamSpec
 
+from orchestrator.workers.lifecycle import Move
 from orchestrator.workers.states import Event
 from orchestrator.workers.worker import Worker
 
@@ -36,3 +37,11 @@ class News:
         # What has changed its state here; not told of what was adopted from another process.
         self.moved: Listeners[[Worker, Event]] = Listeners()
         self.changed: Listeners[[]] = Listeners()  # what other processes are told of workers may have
+
+    def tell_move(self, worker: Worker, move: Move) -> None:
+        """Tell of a worker that has come to another state."""
+        self.moved.tell(worker, move.event)
+        if move.ends_service:
+            self.gone.tell(worker)
+        if move.wants_probe:
+            self.doubted.tell(worker)

@@ -8,9 +8,8 @@ of the processes follow (`processes/membership.py`); what their legs see they ac
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 
 from orchestrator.config.addresses import WorkerAddress
@@ -19,8 +18,10 @@ from orchestrator.errors import Conflict
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Role, TokenIds, WorkerInfo
 from orchestrator.workers import lifecycle
+from orchestrator.workers.lifecycle import Situation
 from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
+from orchestrator.workers.roster import Roster
 from orchestrator.workers.standing import Standing, WorkerStatus
 from orchestrator.workers.states import (
     Event,
@@ -72,12 +73,10 @@ class Registry:
         `random` is for jitter.
         """
         self._transport = transport
-        self._loads = loads
+        self._roster = Roster(addresses, loads)
         self._health = health or HealthConfig()
         self._time = time
         self._random = random or Random()  # noqa: S311  # no secret
-        self._tls: ssl.SSLContext | None = None
-        self.workers: tuple[Worker, ...] = ()  # replaced, never changed
         self.pools = {
             model: Pools(
                 model,
@@ -88,8 +87,11 @@ class Registry:
             for model in models
         }
         self.news = News()
-        for slot, address in enumerate(addresses):
-            self._admit(self._made(address, slot))
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Replaced when one comes or goes, never changed."""
+        return self._roster.workers
 
     @property
     def health(self) -> HealthConfig:
@@ -109,7 +111,7 @@ class Registry:
         return tuple(worker.standing() for worker in self.workers)
 
     def find(self, name: str) -> Worker | None:
-        return next((worker for worker in self.workers if worker.name == name), None)
+        return self._roster.find(name)
 
     # --- what a worker announces ----------------------------------------------------------------
 
@@ -209,29 +211,22 @@ class Registry:
 
     def at(self, model: str, role: Role, url: str) -> Worker | None:
         """Who serves `model` in this role there, or is to be removed still."""
-        place = (model, role, url)
-        return next((worker for worker in self.workers if _place(worker.address) == place), None)
+        return self._roster.at(model, role, url)
 
     def next_index(self, model: str, role: Role) -> int:
         """For the name of a worker that is to be added."""
-        prefix = f"{model}/{role}/"
-        names = (worker.name for worker in self.workers if worker.name.startswith(prefix))
-        return max((int(name.removeprefix(prefix)) for name in names), default=-1) + 1
+        return self._roster.next_index(model, role)
 
     def has_room(self, count: int) -> bool:
         """Whether so many workers can be added; only shared memory has bounds."""
-        return self._loads is None or sum(1 for _ in self._free_slots(self._loads)) >= count
+        return self._roster.has_room(count)
 
     def add(self, address: WorkerAddress) -> Worker:
         """Take in another worker; it serves once a probe has found it well.
 
         Raises `Conflict` if it is there already, or if shared memory has no place for it.
         """
-        for worker in self.workers:
-            if worker.name == address.name or _place(worker.address) == _place(address):
-                raise Conflict(f"there is {worker.name} at {worker.address.url} already")
-        worker = self._made(address, self._free_slot())
-        self._admit(worker)
+        worker = self._roster.add(address)
         self.news.added.tell(worker)
         self.news.changed.tell()
         return worker
@@ -249,8 +244,7 @@ class Registry:
         for standing in standings:
             worker = known.pop((standing.slot, standing.address), None)
             if worker is None:
-                worker = self._made(standing.address, standing.slot)
-                self._admit(worker)
+                worker = self._roster.enter(standing.address, standing.slot)
             self._adopt(worker, standing)
         for worker in known.values():
             self._drop(worker)
@@ -271,78 +265,33 @@ class Registry:
 
     def _note(self, worker: Worker, event: Event) -> None:
         """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
-        situation = lifecycle.Situation(self._pool_of(worker), self._health, self._time(), self._random)
+        pool = self._roster.pool_of(worker)
+        situation = Situation(pool, self._health, self._time(), self._random)
         move = lifecycle.decide(worker, event, situation)
         worker.become(move.life)
         if move.is_change:
             self._refresh(worker.address.model)
-            self._tell_move(worker, move)
+            self.news.tell_move(worker, move)
             if worker.state is WorkerState.READY and worker.is_drained:
                 self._note(worker, Event.DRAIN)
             self._keep_half(worker)
         self.news.changed.tell()
 
-    def _tell_move(self, worker: Worker, move: lifecycle.Move) -> None:
-        self.news.moved.tell(worker, move.event)
-        if move.ends_service:
-            self.news.gone.tell(worker)
-        if move.wants_probe:
-            self.news.doubted.tell(worker)
-
     def _keep_half(self, worker: Worker) -> None:
         """Call workers of its pool back if too many are ejected, now that it is what it is."""
-        needed = lifecycle.called_back(self._pool_of(worker))
+        needed = lifecycle.called_back(self._roster.pool_of(worker))
         if needed is not None:
             self._note(needed, Event.NEEDED)
 
-    def _pool_of(self, worker: Worker) -> list[Worker]:
-        model, role = worker.address.model, worker.address.role
-        return [w for w in self.workers if (w.address.model, w.address.role) == (model, role)]
-
-    # --- members --------------------------------------------------------------------------------
-
-    def _made(self, address: WorkerAddress, slot: int) -> Worker:
-        tls = self._tls_context() if address.url.startswith("https:") else None
-        if self._loads is None:
-            return OwnWorker(address, tls, slot)
-        return SharedWorker(address, tls, slot, self._loads[slot])
-
-    def _tls_context(self) -> ssl.SSLContext:
-        """One for all workers: making it reads all trusted certificates."""
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
-
-    def _free_slot(self) -> int:
-        """One that nobody counts in, not even a process that has not heard of a removal yet."""
-        if self._loads is None:
-            return max((worker.slot for worker in self.workers), default=-1) + 1
-        slot = next(self._free_slots(self._loads), None)
-        if slot is None:
-            count = len(self.workers)
-            raise Conflict(f"there are {count} workers, and no more can be added: restart with a new config")
-        return slot
-
-    def _free_slots(self, loads: Sequence[SharedLoad]) -> Iterator[int]:
-        taken = {worker.slot for worker in self.workers}
-        return (slot for slot, load in enumerate(loads) if slot not in taken and not any(load.legs))
-
-    def _admit(self, worker: Worker) -> None:
-        self.workers = (*self.workers, worker)
-
     def _drop(self, worker: Worker) -> None:
-        self.workers = tuple(other for other in self.workers if other is not worker)
+        self._roster.drop(worker)
         self._refresh(worker.address.model)
         self.news.removed.tell(worker)
         self._keep_half(worker)
         self.news.changed.tell()
 
     def _refresh(self, model: str) -> None:
-        self.pools[model].fill(worker for worker in self.workers if worker.address.model == model)
-
-
-def _place(address: WorkerAddress) -> tuple[str, str, str]:
-    return address.model, address.role, address.url
+        self.pools[model].fill(self._roster.of_model(model))
 
 
 # Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
