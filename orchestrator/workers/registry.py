@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig
 from orchestrator.errors import Conflict
-from orchestrator.wire.codec import CODECS, JSON
-from orchestrator.wire.info import Role, TokenIds, WorkerInfo
+from orchestrator.wire.info import Role, WorkerInfo
 from orchestrator.workers import lifecycle
 from orchestrator.workers.lifecycle import Situation
 from orchestrator.workers.news import News
@@ -72,8 +71,7 @@ class Registry:
         as workers can be added. `prefills_locally`: decode workers do, when no prefill worker is left.
         `random` is for jitter.
         """
-        self._transport = transport
-        self._roster = Roster(addresses, loads)
+        self._roster = Roster(addresses, transport, loads)
         self._health = health or HealthConfig()
         self._time = time
         self._random = random or Random()  # noqa: S311  # no secret
@@ -116,21 +114,13 @@ class Registry:
     # --- what a worker announces ----------------------------------------------------------------
 
     def announce(self, worker: Worker, info: WorkerInfo | None, max_model_len: int | None) -> None:
-        """Note what a worker says of itself; None for one without our plugin, which gets plain JSON."""
-        worker.info = info
-        worker.max_model_len = max_model_len
-        if worker.distrusted_epoch == worker.epoch:
-            info = None
-        is_understood = info is not None and self._transport in info.decodes
-        worker.codec = CODECS[self._transport] if is_understood else JSON
-        forms = info.token_ids if info is not None else ()
-        worker.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
+        """Note what a worker says of itself, and tell of it; see `Worker.announce`."""
+        worker.announce(info, max_model_len)
         self.news.changed.tell()
 
     def distrust(self, worker: Worker) -> None:
-        """A worker has refused what it announced: plain JSON for it from now on, until it is restarted."""
-        worker.distrusted_epoch = worker.epoch
-        self.announce(worker, worker.info, worker.max_model_len)
+        """A worker has refused what it announced; see `Worker.distrust`."""
+        worker.distrust()
 
     # --- what probes see ------------------------------------------------------------------------
 
@@ -292,11 +282,3 @@ class Registry:
 
     def _refresh(self, model: str) -> None:
         self.pools[model].fill(self._roster.of_model(model))
-
-
-# Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
-_ID_FORMS: Mapping[str, tuple[TokenIds, ...]] = {
-    "json": ("list",),
-    "orjson": ("base64", "list"),
-    "msgpack": ("bin", "base64", "list"),
-}

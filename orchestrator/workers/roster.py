@@ -14,8 +14,14 @@ from orchestrator.workers.worker import OwnWorker, SharedLoad, SharedWorker, Wor
 class Roster:
     """The workers of all models."""
 
-    def __init__(self, addresses: Sequence[WorkerAddress], loads: Sequence[SharedLoad] | None) -> None:
-        """`loads` are given where other processes send to the same workers: one for each slot."""
+    def __init__(
+        self, addresses: Sequence[WorkerAddress], transport: str, loads: Sequence[SharedLoad] | None
+    ) -> None:
+        """`transport` is what they may be sent: json, orjson or msgpack.
+
+        `loads` are given where other processes send to the same workers: one for each slot.
+        """
+        self._transport = transport
         self._loads = loads
         self._tls: ssl.SSLContext | None = None
         self.workers: tuple[Worker, ...] = ()  # replaced, never changed
@@ -74,8 +80,8 @@ class Roster:
     def _made(self, address: WorkerAddress, slot: int) -> Worker:
         tls = self._tls_context() if address.url.startswith("https:") else None
         if self._loads is None:
-            return OwnWorker(address, tls, slot)
-        return SharedWorker(address, tls, slot, self._loads[slot])
+            return OwnWorker(address, self._transport, tls, slot)
+        return SharedWorker(address, self._transport, tls, slot, self._loads[slot])
 
     def _tls_context(self) -> ssl.SSLContext:
         """One for all workers: making it reads all trusted certificates."""

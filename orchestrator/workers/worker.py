@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import ssl
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Final
 
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.transport.base import Origin
-from orchestrator.wire.codec import JSON, Codec
+from orchestrator.wire.codec import CODECS, JSON, Codec
 from orchestrator.wire.info import TokenIds, WorkerInfo
 from orchestrator.workers.standing import Standing, WorkerStatus
 from orchestrator.workers.states import Life, WorkerState
 
 NEVER: Final = float("-inf")
+# Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
+_ID_FORMS: Final[Mapping[str, tuple[TokenIds, ...]]] = {
+    "json": ("list",),
+    "orjson": ("base64", "list"),
+    "msgpack": ("bin", "base64", "list"),
+}
 
 
 class Worker(ABC):
@@ -27,6 +34,7 @@ class Worker(ABC):
 
     __slots__ = (
         "_lease",
+        "_transport",
         "address",
         "answered",
         "codec",
@@ -54,8 +62,12 @@ class Worker(ABC):
         "warm_from",
     )
 
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
-        """`slot` numbers it among those that share memory. Moments are `time.monotonic()`."""
+    def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
+        """`transport` is what it may be sent: json, orjson or msgpack.
+
+        `slot` numbers it among those that share memory. Moments are `time.monotonic()`.
+        """
+        self._transport = transport
         self.address = address
         self.slot = slot
         self.name = address.name
@@ -111,6 +123,26 @@ class Worker(ABC):
         """A place on this worker, held for the length of a leg. One for all legs: it holds nothing else."""
         return self._lease
 
+    # --- what it announces ----------------------------------------------------------------------
+
+    def announce(self, info: WorkerInfo | None, max_model_len: int | None) -> None:
+        """Note what it says of itself; None for one without our plugin, which gets plain JSON."""
+        self.info = info
+        self.max_model_len = max_model_len
+        if self.distrusted_epoch == self.epoch:
+            info = None
+        is_understood = info is not None and self._transport in info.decodes
+        self.codec = CODECS[self._transport] if is_understood else JSON
+        forms = info.token_ids if info is not None else ()
+        self.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
+
+    def distrust(self) -> None:
+        """It has refused what it announced: it gets plain JSON from now on, until it is restarted."""
+        self.distrusted_epoch = self.epoch
+        self.announce(self.info, self.max_model_len)
+
+    # --- what happens to it ---------------------------------------------------------------------
+
     def life(self) -> Life:
         return Life(
             state=self.state,
@@ -137,6 +169,8 @@ class Worker(ABC):
         self.serves_since = life.serves_since
         self.warm_from = life.warm_from
         self.credit = life.credit
+
+    # --- what others are told of it -------------------------------------------------------------
 
     def standing(self) -> Standing:
         return Standing(
@@ -186,8 +220,8 @@ class OwnWorker(Worker):
 
     __slots__ = ("_heard", "_legs")
 
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
-        super().__init__(address, tls, slot)
+    def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
+        super().__init__(address, transport, tls, slot)
         self._heard = NEVER
         self._legs = 0
 
@@ -230,9 +264,9 @@ class SharedWorker(Worker):
     __slots__ = ("_load", "_own_legs")
 
     def __init__(
-        self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int, load: SharedLoad
+        self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int, load: SharedLoad
     ) -> None:
-        super().__init__(address, tls, slot)
+        super().__init__(address, transport, tls, slot)
         self._load = load
         self._own_legs = load.own_legs  # one cell
 
