@@ -120,7 +120,7 @@ class Prober:
             case WorkerState.GONE:  # one that was just refused is not back at once
                 return self._registry.health.interval_s * IMPATIENT
             case WorkerState.EJECTED:
-                return worker.retry_at - self._time()
+                return worker.suspicion.retry_at - self._time()
         return 0.0
 
     def _pause_s(self, worker: Worker) -> float:
@@ -129,7 +129,7 @@ class Prober:
             case WorkerState.SUSPECT:
                 return interval_s * IMPATIENT
             case WorkerState.EJECTED:
-                return worker.retry_at - self._time()
+                return worker.suspicion.retry_at - self._time()
         return interval_s
 
     def _limit_s(self, worker: Worker) -> float:

@@ -16,6 +16,7 @@ from orchestrator.workers.standing import Standing
 from orchestrator.workers.states import (
     FULL_SERVICE,
     IN_SERVICE,
+    NEVER,
     ON_SUSPICION,
     REACHABLE,
     Event,
@@ -23,7 +24,7 @@ from orchestrator.workers.states import (
     WorkerState,
     next_state,
 )
-from orchestrator.workers.worker import NEVER, Worker
+from orchestrator.workers.worker import Worker
 
 CLOCK_ERROR_S = 0.01  # timeouts of the event loop may come early by as much as its clock's grain
 MAX_DOUBLINGS = 30  # far beyond any useful pause; keeps the number small
@@ -130,9 +131,10 @@ def verdict_at(worker: Worker, health: HealthConfig) -> float:
     """When a worker that gives no sign of life from now on is ejected for its silence."""
     if worker.state is not WorkerState.SUSPECT:
         return max(worker.answered, worker.heard) + health.silence_s
-    if worker.heard > worker.doubted:
-        return max(worker.verdict_at, worker.heard + health.silence_s)
-    return worker.verdict_at
+    suspicion = worker.suspicion
+    if worker.heard > suspicion.doubted:
+        return max(suspicion.verdict_at, worker.heard + health.silence_s)
+    return suspicion.verdict_at
 
 
 # --- half of a pool -----------------------------------------------------------------------------
@@ -152,7 +154,7 @@ def called_back(pool: Sequence[Worker]) -> Worker | None:
     out = [worker for worker in pool if worker.state in ON_SUSPICION]
     if len(out) <= _reachable(pool) // 2:
         return None
-    return min(out, key=lambda worker: worker.ejections)
+    return min(out, key=lambda worker: worker.suspicion.ejections)
 
 
 def _reachable(pool: Sequence[Worker]) -> int:
@@ -170,11 +172,11 @@ def pause_s(ejections: int, health: HealthConfig, random: Random) -> float:
 
 def _put_off(life: Life, before: WorkerState, situation: Situation) -> Life:
     """Ask an ejected worker again: the later, the more often it has failed in a row."""
-    health, now = situation.health, situation.now
-    is_forgiven = before in FULL_SERVICE and now - life.serves_since > health.eject_max_s
-    ejections = 0 if is_forgiven else life.ejections
+    health, now, suspicion = situation.health, situation.now, life.suspicion
+    is_forgiven = before in FULL_SERVICE and now - suspicion.serves_since > health.eject_max_s
+    ejections = 0 if is_forgiven else suspicion.ejections
     retry_at = now + pause_s(ejections, health, situation.random)
-    return replace(life, ejections=ejections + 1, retry_at=retry_at)
+    return replace(life, suspicion=replace(suspicion, ejections=ejections + 1, retry_at=retry_at))
 
 
 def _begin(life: Life, worker: Worker, event: Event, situation: Situation) -> Life:
@@ -184,24 +186,28 @@ def _begin(life: Life, worker: Worker, event: Event, situation: Situation) -> Li
     if worker.state not in FULL_SERVICE and life.state in FULL_SERVICE:
         life = _begin_service(life, worker, situation)
     if life.state is WorkerState.SUSPECT:
-        verdict = _first_verdict(worker, event, situation)
-        return replace(life, doubted=situation.now, verdict_at=verdict)
+        return _doubt(life, _first_verdict(worker, event, situation), situation.now)
     if life.state is WorkerState.EJECTED:
         return life
     return replace(life, failures=_first_failures(life.state))
 
 
 def _begin_service(life: Life, worker: Worker, situation: Situation) -> Life:
-    is_cold = worker.state is not WorkerState.STARTING or _has_elder(worker, situation)
     now = situation.now
-    return replace(life, warm_from=now if is_cold else NEVER, credit=0.0, serves_since=now)
+    is_cold = worker.state is not WorkerState.STARTING or _has_elder(worker, situation)
+    suspicion = replace(life.suspicion, serves_since=now)
+    return replace(life, warm_from=now if is_cold else NEVER, credit=0.0, suspicion=suspicion)
+
+
+def _doubt(life: Life, verdict_at: float, now: float) -> Life:
+    return replace(life, suspicion=replace(life.suspicion, doubted=now, verdict_at=verdict_at))
 
 
 def _has_elder(worker: Worker, situation: Situation) -> bool:
     """Whether another one of its pool has served for so long that a new one would be far emptier."""
     now, slow_start_s = situation.now, situation.health.slow_start_s
     return any(
-        other.state in FULL_SERVICE and now - other.serves_since >= slow_start_s
+        other.state in FULL_SERVICE and now - other.suspicion.serves_since >= slow_start_s
         for other in situation.pool
         if other is not worker
     )

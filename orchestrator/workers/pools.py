@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from orchestrator.wire.info import Role
-from orchestrator.workers.states import WorkerState
-from orchestrator.workers.worker import NEVER, Worker
+from orchestrator.workers.states import NEVER, WorkerState
+from orchestrator.workers.worker import Worker
 
 ROLES: Final[tuple[Role, ...]] = ("prefill", "decode", "both")
 MAX_REST_S: Final = 60.0  # a worker may ask for more, but its probes say more of it than that

@@ -18,9 +18,8 @@ from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import CODECS, JSON, Codec
 from orchestrator.wire.info import TokenIds, WorkerInfo
 from orchestrator.workers.standing import Standing, WorkerStatus
-from orchestrator.workers.states import Life, WorkerState
+from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
-NEVER: Final = float("-inf")
 # Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
 _ID_FORMS: Final[Mapping[str, tuple[TokenIds, ...]]] = {
     "json": ("list",),
@@ -40,8 +39,6 @@ class Worker(ABC):
         "codec",
         "credit",
         "distrusted_epoch",
-        "doubted",
-        "ejections",
         "epoch",
         "failures",
         "info",
@@ -52,13 +49,11 @@ class Worker(ABC):
         "name",
         "origin",
         "proven_epoch",
-        "retry_at",
-        "serves_since",
         "slot",
         "state",
+        "suspicion",
         "token_ids",
         "unendable_epoch",
-        "verdict_at",
         "warm_from",
     )
 
@@ -86,13 +81,8 @@ class Worker(ABC):
         # What the operator wants.
         self.is_drained = False
         self.is_leaving = False  # to be removed once it is free
-        # Suspicion: known only to the process that probes.
         self.answered = NEVER  # when a probe last was
-        self.doubted = NEVER  # when it became suspect
-        self.verdict_at = NEVER  # suspect: until when it must give a sign of life
-        self.ejections = 0  # in a row
-        self.retry_at = NEVER  # ejected: when it is probed again
-        self.serves_since = NEVER  # when it was last taken into full service
+        self.suspicion = Suspicion()
         # Slow start.
         self.warm_from = NEVER  # when it began
         self.credit = 0.0  # towards its next turn; belongs to `Pools`
@@ -148,11 +138,7 @@ class Worker(ABC):
             state=self.state,
             epoch=self.epoch,
             failures=self.failures,
-            ejections=self.ejections,
-            retry_at=self.retry_at,
-            doubted=self.doubted,
-            verdict_at=self.verdict_at,
-            serves_since=self.serves_since,
+            suspicion=self.suspicion,
             warm_from=self.warm_from,
             credit=self.credit,
         )
@@ -162,11 +148,7 @@ class Worker(ABC):
         self.state = life.state
         self.epoch = life.epoch
         self.failures = life.failures
-        self.ejections = life.ejections
-        self.retry_at = life.retry_at
-        self.doubted = life.doubted
-        self.verdict_at = life.verdict_at
-        self.serves_since = life.serves_since
+        self.suspicion = life.suspicion
         self.warm_from = life.warm_from
         self.credit = life.credit
 

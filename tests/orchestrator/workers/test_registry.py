@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -311,18 +312,18 @@ def test_an_ejected_worker_is_asked_later_each_time() -> None:
     registry = registry_of({"decode": 2}, clock=clock, eject_s=1, eject_max_s=8)
     worker = registry.workers[0]
     eject(registry, worker)
-    waits = [worker.retry_at - clock.now]
+    waits = [worker.suspicion.retry_at - clock.now]
     for _ in range(5):
         registry.note_failed(worker, "500")
-        waits.append(worker.retry_at - clock.now)
+        waits.append(worker.suspicion.retry_at - clock.now)
     assert all(bound / 2 <= wait <= bound for wait, bound in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))
-    worker.ejections = 100_000  # a month of failures
+    worker.suspicion = replace(worker.suspicion, ejections=100_000)  # a month of failures
     registry.note_failed(worker, "500")
-    assert worker.retry_at - clock.now <= 8
-    retry_at = worker.retry_at
+    assert worker.suspicion.retry_at - clock.now <= 8
+    retry_at = worker.suspicion.retry_at
     registry.note_lost(worker, worker.epoch, "a leg from before")
     registry.note_error(worker)
-    assert worker.retry_at == retry_at
+    assert worker.suspicion.retry_at == retry_at
 
 
 def test_a_long_time_without_trouble_makes_up_for_ejections() -> None:
@@ -336,7 +337,7 @@ def test_a_long_time_without_trouble_makes_up_for_ejections() -> None:
         assert worker.state is WorkerState.READY
         clock.now += between
         eject(registry, worker)
-        assert bound / 2 <= worker.retry_at - clock.now <= bound
+        assert bound / 2 <= worker.suspicion.retry_at - clock.now <= bound
 
 
 # --- never more than half of a pool -------------------------------------------------------------
