@@ -118,7 +118,7 @@ class Orchestrator:
             transport,
             place.loads,
             health=config.health,
-            prefills_locally=config.routing.disaggregate != "strict",
+            routing=config.routing,
             time=clock,
             random=self.random,
         )
@@ -194,7 +194,7 @@ class Orchestrator:
         """
         self.config = config
         options, routing = config.orchestrator, config.routing
-        self.registry.reconfigure(config.health, prefills_locally=routing.disaggregate != "strict")
+        self.registry.reconfigure(config.health, routing)
         self._flow.reconfigure(
             _planners(config),
             max_answer_bytes=options.limits.max_answer_bytes,

@@ -107,6 +107,7 @@ class Supervisor:
             transport,
             self._rows.loads(BASE),
             health=config.health,
+            routing=config.routing,
             random=self.random,
         )
         self._publisher = Publisher(self.registry)
@@ -136,7 +137,7 @@ class Supervisor:
     def reconfigure(self, config: Config) -> None:
         """Have all processes, also those to come, serve by another config in what can be changed."""
         self.config = config
-        self.registry.reconfigure(config.health, prefills_locally=config.routing.disaggregate != "strict")
+        self.registry.reconfigure(config.health, config.routing)
         message = Reconfigured(config=self._config_json(), keys=self._key_list())
         for child in self._children:
             child.reconfigure(message)

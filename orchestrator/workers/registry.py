@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from orchestrator.config.addresses import WorkerAddress
-from orchestrator.config.options import HealthConfig
+from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role, WorkerInfo
 from orchestrator.workers import lifecycle
@@ -61,29 +61,21 @@ class Registry:
         loads: Sequence[SharedLoad] | None = None,
         *,
         health: HealthConfig | None = None,
-        prefills_locally: bool = True,
+        routing: RoutingConfig | None = None,
         time: Callable[[], float] = time.monotonic,
         random: Random | None = None,
     ) -> None:
         """`transport` is what the orchestrator may send: json, orjson or msgpack.
 
         `loads` are given where other processes send to the same workers: one per address, and as many more
-        as workers can be added. `prefills_locally`: decode workers do, when no prefill worker is left.
-        `random` is for jitter.
+        as workers can be added. `health` and `routing` are the config's sections. `random` is for jitter.
         """
         self._roster = Roster(addresses, transport, loads)
-        self._health = health or HealthConfig()
         self._time = time
         self._random = random or Random()  # noqa: S311  # no secret
-        self.pools = {
-            model: Pools(
-                model,
-                slow_start_s=self._health.slow_start_s,
-                prefills_locally=prefills_locally,
-                time=time,
-            )
-            for model in models
-        }
+        self.health = health or HealthConfig()
+        routing = routing or RoutingConfig()
+        self.pools = {model: Pools(model, self.health, routing, time=time) for model in models}
         self.news = News()
 
     @property
@@ -91,15 +83,11 @@ class Registry:
         """Replaced when one comes or goes, never changed."""
         return self._roster.workers
 
-    @property
-    def health(self) -> HealthConfig:
-        return self._health
-
-    def reconfigure(self, health: HealthConfig, *, prefills_locally: bool) -> None:
-        """Judge by other options from now on; what was decided stays."""
-        self._health = health
+    def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
+        """Judge by these sections from now on; what was decided stays."""
+        self.health = health
         for model, pools in self.pools.items():
-            pools.reconfigure(slow_start_s=health.slow_start_s, prefills_locally=prefills_locally)
+            pools.reconfigure(health, routing)
             self._refresh(model)
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
@@ -137,7 +125,7 @@ class Registry:
 
     def note_missed(self, worker: Worker, asked: float) -> None:
         """A probe begun at `asked` got no answer in its time. That may mean nothing."""
-        event = lifecycle.missed(worker, asked, self._health, self._time())
+        event = lifecycle.missed(worker, asked, self.health, self._time())
         if event is not None:
             worker.last_error = "no answer to a probe"
             self._note(worker, event)
@@ -158,7 +146,7 @@ class Registry:
     def note_error(self, worker: Worker) -> None:
         """A leg was answered with a 5xx. Whoever sees one succeed sets `failures` to 0."""
         worker.failures += 1
-        if lifecycle.is_erring(worker, self._health):
+        if lifecycle.is_erring(worker, self.health):
             worker.last_error = f"answered {worker.failures} legs in a row with a 5xx"
             self._note(worker, Event.ERRED)
 
@@ -256,7 +244,7 @@ class Registry:
     def _note(self, worker: Worker, event: Event) -> None:
         """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
         pool = self._roster.pool_of(worker)
-        situation = Situation(pool, self._health, self._time(), self._random)
+        situation = Situation(pool, self.health, self._time(), self._random)
         move = lifecycle.decide(worker, event, situation)
         worker.become(move.life)
         if move.is_change:

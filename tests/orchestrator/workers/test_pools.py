@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from orchestrator.config.options import RoutingConfig
 from orchestrator.workers.registry import Registry, Worker, WorkerState
 from tests.orchestrator.cluster import Clock, names, registry_of
 
@@ -130,7 +131,7 @@ def test_a_strict_path_needs_a_prefill_worker() -> None:
         [worker.address for worker in registry_of({"prefill": 1, "decode": 1}).workers],
         ["m"],
         "json",
-        prefills_locally=False,
+        routing=RoutingConfig(disaggregate="strict"),
     )
     for worker in registry.workers:
         registry.mark_ready(worker)
