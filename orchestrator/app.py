@@ -51,7 +51,8 @@ from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
 from orchestrator.workers.health import HttpProbe, Prober
-from orchestrator.workers.registry import Registry, WorkerStatus
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.worker import SharedLoad
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.

@@ -36,7 +36,8 @@ from orchestrator.telemetry.counters import (
 )
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.usage import Kv
-from orchestrator.workers.registry import WorkerState, WorkerStatus
+from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import WorkerState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

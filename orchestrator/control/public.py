@@ -48,7 +48,8 @@ from orchestrator.errors import (
 from orchestrator.http.ids import REQUEST_ID_HEADER, IdSource, request_id_from
 from orchestrator.telemetry.counters import Layout, LoopLagMonitor, Telemetry
 from orchestrator.transport.base import UpstreamStats
-from orchestrator.workers.registry import Registry, WorkerStatus
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerStatus
 
 HTTP_PARSER = "httptools"  # what `http/connection.py` is built on
 # Answered without a key: load balancers and supervisors have none.

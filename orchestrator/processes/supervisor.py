@@ -34,7 +34,8 @@ from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.telemetry.counters import Layout
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.health import HttpProbe, Prober
-from orchestrator.workers.registry import Registry, WorkerStatus
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerStatus
 
 # Processes that end before they serve, in a row and while no other serves, before the supervisor gives up.
 MAX_FAILED_STARTS = 5

@@ -17,8 +17,9 @@ import msgspec
 
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.lifecycle import verdict_at
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import FULL_SERVICE, Event, WorkerState
+from orchestrator.workers.worker import Worker
 
 GREETING_S = 5.0  # limit of a probe of a worker that is not in service: nothing depends on it
 JITTER = 0.2  # of the interval: probes of many workers, or by many orchestrators, do not come all at once

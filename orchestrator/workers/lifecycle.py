@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from orchestrator.config.options import HealthConfig
-from orchestrator.workers.standing import Standing
+from orchestrator.workers.snapshot import WorkerSnapshot
 from orchestrator.workers.states import (
     FULL_SERVICE,
     IN_SERVICE,
@@ -81,21 +81,21 @@ def decide(worker: Worker, event: Event, situation: Situation) -> Move:
     return Move(event, before.state, life)
 
 
-def followed(worker: Worker, standing: Standing) -> Life | None:
+def followed(worker: Worker, snapshot: WorkerSnapshot) -> Life | None:
     """The life of a worker as the process that probes has it; states that lay in between are not seen.
 
     None if it is older than what is known here: a worker that refused us stays gone until it comes back.
     """
-    is_outdated = worker.state is WorkerState.GONE and standing.epoch <= worker.epoch
-    if is_outdated and standing.state in IN_SERVICE:
+    is_outdated = worker.state is WorkerState.GONE and snapshot.epoch <= worker.epoch
+    if is_outdated and snapshot.state in IN_SERVICE:
         return None
-    is_same = standing.epoch == worker.epoch and standing.state is worker.state
+    is_same = snapshot.epoch == worker.epoch and snapshot.state is worker.state
     return replace(
         worker.life(),
-        state=standing.state,
-        epoch=standing.epoch,
-        warm_from=standing.warm_from,
-        failures=worker.failures if is_same else _first_failures(standing.state),
+        state=snapshot.state,
+        epoch=snapshot.epoch,
+        warm_from=snapshot.warm_from,
+        failures=worker.failures if is_same else _first_failures(snapshot.state),
     )
 
 

@@ -21,31 +21,11 @@ from orchestrator.workers.lifecycle import Situation
 from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.roster import Roster
-from orchestrator.workers.standing import Standing, WorkerStatus
-from orchestrator.workers.states import (
-    Event,
-    WorkerState,
-)
-from orchestrator.workers.worker import (
-    Lease,
-    OwnWorker,
-    SharedLoad,
-    SharedWorker,
-    Worker,
-)
+from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
+from orchestrator.workers.states import Event, WorkerState
+from orchestrator.workers.worker import SharedLoad, Worker
 
-__all__ = [
-    "Event",
-    "Lease",
-    "OwnWorker",
-    "Pools",
-    "Registry",
-    "SharedWorker",
-    "Standing",
-    "Worker",
-    "WorkerState",
-    "WorkerStatus",
-]
+__all__ = ["Registry", "Worker"]
 
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
 
@@ -93,8 +73,8 @@ class Registry:
     def statuses(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self.workers)
 
-    def standings(self) -> tuple[Standing, ...]:
-        return tuple(worker.standing() for worker in self.workers)
+    def snapshots(self) -> tuple[WorkerSnapshot, ...]:
+        return tuple(worker.snapshot() for worker in self.workers)
 
     def find(self, name: str) -> Worker | None:
         return self._roster.find(name)
@@ -216,25 +196,25 @@ class Registry:
 
     # --- what another registry decides ----------------------------------------------------------
 
-    def follow(self, standings: Sequence[Standing]) -> None:
+    def follow(self, snapshots: Sequence[WorkerSnapshot]) -> None:
         """Take over what the process that probes knows: who is there, and how each is."""
         known = {(worker.slot, worker.address): worker for worker in self.workers}
-        for standing in standings:
-            worker = known.pop((standing.slot, standing.address), None)
+        for snapshot in snapshots:
+            worker = known.pop((snapshot.slot, snapshot.address), None)
             if worker is None:
-                worker = self._roster.enter(standing.address, standing.slot)
-            self._adopt(worker, standing)
+                worker = self._roster.enter(snapshot.address, snapshot.slot)
+            self._adopt(worker, snapshot)
         for worker in known.values():
             self._drop(worker)
 
-    def _adopt(self, worker: Worker, standing: Standing) -> None:
-        before, life = worker.state, lifecycle.followed(worker, standing)
+    def _adopt(self, worker: Worker, snapshot: WorkerSnapshot) -> None:
+        before, life = worker.state, lifecycle.followed(worker, snapshot)
         if life is None:
             return
         worker.become(life)
-        self.announce(worker, standing.info, standing.max_model_len)
-        worker.last_error = standing.last_error
-        worker.is_drained = standing.is_drained
+        self.announce(worker, snapshot.info, snapshot.max_model_len)
+        worker.last_error = snapshot.last_error
+        worker.is_drained = snapshot.is_drained
         self._refresh(worker.address.model)
         if lifecycle.is_out(before, worker.state):
             self.news.gone.tell(worker)

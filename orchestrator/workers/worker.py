@@ -17,7 +17,7 @@ from orchestrator.config.addresses import WorkerAddress
 from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import CODECS, JSON, Codec
 from orchestrator.wire.info import TokenIds, WorkerInfo
-from orchestrator.workers.standing import Standing, WorkerStatus
+from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
 # Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
@@ -154,8 +154,8 @@ class Worker(ABC):
 
     # --- what others are told of it -------------------------------------------------------------
 
-    def standing(self) -> Standing:
-        return Standing(
+    def snapshot(self) -> WorkerSnapshot:
+        return WorkerSnapshot(
             address=self.address,
             slot=self.slot,
             state=self.state,

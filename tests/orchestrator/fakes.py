@@ -28,7 +28,8 @@ from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest, M
 from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.headers import fields_of
 from orchestrator.wire.info import Role
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.worker import Worker
 
 JSON = {b"content-type": b"application/json"}
 SSE = {b"content-type": b"text/event-stream; charset=utf-8"}

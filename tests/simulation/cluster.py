@@ -30,9 +30,9 @@ from orchestrator.transport.memory import MemoryUpstream
 from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.health import Introduction, ProbeFailed, Prober, ProbeRefused
-from orchestrator.workers.registry import Worker
 from orchestrator.workers.states import IN_SERVICE, WorkerState
 from orchestrator.workers.states import Event as WorkerEvent
+from orchestrator.workers.worker import Worker
 from tests.simulation.client import MODEL
 from tests.simulation.engine import MAX_MODEL_LEN, Engine, World, handoff_name, kind_of, prompt_of
 from tests.simulation.language import number_of

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.control.public import admin_app
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers.registry import WorkerState
+from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import names
 from tests.orchestrator.control.test_control import KEY, RING, FakeState, ask, error_code
 

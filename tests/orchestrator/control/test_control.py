@@ -22,7 +22,9 @@ from orchestrator.http.ids import IdSource
 from orchestrator.telemetry.counters import Layout, LoopLagMonitor, Telemetry
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers.registry import Registry, WorkerState, WorkerStatus
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import registry_of
 from tests.orchestrator.records import request_record
 

@@ -22,7 +22,8 @@ from orchestrator.telemetry.counters import FallbackReason, Layout, RetryReason,
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role
 from orchestrator.wire.usage import Kv
-from orchestrator.workers.registry import WorkerState, WorkerStatus
+from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import WorkerState
 from tests.orchestrator.records import request_record
 
 CHAT = "/v1/chat/completions"

@@ -10,7 +10,9 @@ import pytest
 
 from orchestrator.config.options import HealthConfig
 from orchestrator.workers.health import HttpProbe, Introduction, Probe, ProbeFailed, Prober, ProbeRefused
-from orchestrator.workers.registry import Registry, Worker, WorkerState
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.states import WorkerState
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import address, names
 from tests.simulation.loop import run_virtually
 

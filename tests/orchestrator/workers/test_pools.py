@@ -5,7 +5,9 @@ from collections import Counter
 import pytest
 
 from orchestrator.config.options import RoutingConfig
-from orchestrator.workers.registry import Registry, Worker, WorkerState
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.states import WorkerState
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import Clock, names, registry_of
 
 

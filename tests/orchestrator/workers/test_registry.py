@@ -15,8 +15,10 @@ from orchestrator.routing.least_loaded import LeastLoaded
 from orchestrator.telemetry.counters import Layout
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Encoding, WorkerInfo
-from orchestrator.workers.registry import Event, Registry, Standing, Worker, WorkerState
-from orchestrator.workers.states import ON_SUSPICION, REACHABLE
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerSnapshot
+from orchestrator.workers.states import ON_SUSPICION, REACHABLE, Event, WorkerState
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import Clock, address, names, registry_of
 
 
@@ -148,30 +150,30 @@ def test_what_another_process_knows_is_taken_over() -> None:
     source.announce(source.workers[0], info("json", "msgpack"), 4096)
     source.mark_ready(source.workers[0])
     source.mark_gone(source.workers[1], "silent")
-    copy.follow(source.standings())
-    assert copy.standings() == source.standings()
+    copy.follow(source.snapshots())
+    assert copy.snapshots() == source.snapshots()
     assert names(copy.pools["m"].prefill) == ["prefill/0"]
     assert copy.workers[0].codec is CODECS["msgpack"]
 
 
-def test_a_standing_from_before_a_refusal_does_not_bring_the_worker_back() -> None:
+def test_a_snapshot_from_before_a_refusal_does_not_bring_the_worker_back() -> None:
     source, copy = registry_of({"decode": 1}), registry_of({"decode": 1}, ready=False)
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     copy.mark_gone(copy.workers[0], "refused")
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     assert copy.workers[0].state is WorkerState.GONE
     source.mark_gone(source.workers[0], "refused elsewhere")
     source.mark_ready(source.workers[0])
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     assert copy.workers[0].state is WorkerState.READY
 
 
 @pytest.mark.parametrize("stale", ["probing", "draining", "suspect"])
-def test_no_older_standing_brings_a_worker_back_that_refused(stale: str) -> None:
+def test_no_older_snapshot_brings_a_worker_back_that_refused(stale: str) -> None:
     copy = registry_of({"decode": 2})
-    before = copy.workers[0].standing()
+    before = copy.workers[0].snapshot()
     copy.mark_gone(copy.workers[0], "refused")
-    copy.follow([msgspec.structs.replace(before, state=WorkerState(stale)), copy.workers[1].standing()])
+    copy.follow([msgspec.structs.replace(before, state=WorkerState(stale)), copy.workers[1].snapshot()])
     assert copy.workers[0].state is WorkerState.GONE
 
 
@@ -182,7 +184,7 @@ def test_taking_over_ends_legs_and_is_no_report() -> None:
     copy.news.gone.add(gone.append)
     copy.news.moved.add(lambda worker, event: seen.append(event))
     source.mark_gone(source.workers[0], "refused")
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     assert names(copy.pools["m"].decode) == []
     assert gone == [copy.workers[0]]
     assert seen == []
@@ -191,13 +193,13 @@ def test_taking_over_ends_legs_and_is_no_report() -> None:
 def test_every_change_is_told() -> None:
     registry = registry_of({"decode": 1}, ready=False)
     worker = registry.workers[0]
-    seen: list[tuple[Standing, ...]] = []
-    registry.news.changed.add(lambda: seen.append(registry.standings()))
+    seen: list[tuple[WorkerSnapshot, ...]] = []
+    registry.news.changed.add(lambda: seen.append(registry.snapshots()))
     registry.announce(worker, None, 4096)
     registry.mark_ready(worker)
     registry.mark_gone(worker, "refused")
     registry.mark_gone(worker, "still refused")
-    told = [(standing.state, standing.max_model_len, standing.last_error) for [standing] in seen]
+    told = [(snapshot.state, snapshot.max_model_len, snapshot.last_error) for [snapshot] in seen]
     assert told == [
         ("starting", 4096, None),
         ("ready", 4096, None),
