@@ -25,9 +25,8 @@ from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest, MemoryUpstream
-from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.headers import fields_of
-from orchestrator.wire.info import Role
+from orchestrator.wire.info import END_PATH, Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
 
@@ -229,7 +228,7 @@ class FakeUpstream(MemoryUpstream):
         self, origin: Origin, handler: Handler, *, connect_s: float = 0.0, ends_legs: bool = False
     ) -> None:
         async def without(request: MemoryRequest, reply: MemoryReply) -> None:
-            if request.target == END:
+            if request.target == END_PATH:
                 reply.answer(404, b'{"detail":"Not Found"}', JSON)
             else:
                 await handler(request, reply)

@@ -27,8 +27,7 @@ from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
-from orchestrator.wire.ends import PATH as END
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import END_PATH, WorkerInfo
 from orchestrator.workers.health import Introduction, ProbeFailed, Prober, ProbeRefused
 from orchestrator.workers.states import IN_SERVICE, WorkerState
 from orchestrator.workers.states import Event as WorkerEvent
@@ -91,7 +90,7 @@ class ObservedUpstream(MemoryUpstream):
             is_refused = False
             return answer
         finally:
-            if target != END:
+            if target != END_PATH:
                 self._note(origin, target, out_since, headers, body, is_refused=is_refused)
 
     def _note(
