@@ -36,6 +36,7 @@ from orchestrator.http.listeners import (
     on_signals,
 )
 from orchestrator.loop import garbage
+from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.processes.supervisor import supervise
 from orchestrator.relay.admission import Admission
@@ -43,7 +44,7 @@ from orchestrator.relay.flow import Flow
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
-from orchestrator.telemetry.counters import OTHER, Layout, LoopLagMonitor, Row, Telemetry
+from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats

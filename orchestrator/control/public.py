@@ -46,7 +46,8 @@ from orchestrator.errors import (
     UnknownModel,
 )
 from orchestrator.http.ids import REQUEST_ID_HEADER, IdSource, request_id_from
-from orchestrator.telemetry.counters import Layout, LoopLagMonitor, Telemetry
+from orchestrator.loop.lag import LoopLagMonitor
+from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus

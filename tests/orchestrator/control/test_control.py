@@ -19,7 +19,8 @@ from orchestrator.config.options import Config
 from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.control.public import admin_app, control_app
 from orchestrator.http.ids import IdSource
-from orchestrator.telemetry.counters import Layout, LoopLagMonitor, Telemetry
+from orchestrator.loop.lag import LoopLagMonitor
+from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.registry import Registry
