@@ -20,9 +20,10 @@ from orchestrator.compiled import is_stale
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config, OrchestratorConfig
-from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.control.public import admin_app, control_app
+from orchestrator.control.admin import admin_app
+from orchestrator.control.public import control_app
 from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.errors import BatonError
 from orchestrator.http.connection import Protocols, ServerLimits, uvicorn_config
 from orchestrator.http.hangup import on_hangup

@@ -21,9 +21,9 @@ from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import Key
 from orchestrator.config.options import Config
-from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.control.public import admin_app
+from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.http.hangup import on_hangup
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import StartError, admin_served, bound, load_keys, on_signals
@@ -78,7 +78,7 @@ class Stopping:
 
 
 class Supervisor:
-    """All data-plane processes, and what the admin pages may see of them (`control.AdminState`).
+    """All data-plane processes, and what the admin pages may see of them (`control.state.AdminState`).
 
     Made inside a running event loop; everything happens in `run`.
     """

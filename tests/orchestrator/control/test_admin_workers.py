@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.control.public import admin_app
+from orchestrator.control.admin import admin_app
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import names

@@ -16,8 +16,9 @@ from orchestrator.compiled import is_compiled
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.keys import Key, KeyRing
 from orchestrator.config.options import Config
-from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.control.public import admin_app, control_app
+from orchestrator.control.admin import admin_app
+from orchestrator.control.public import control_app
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry

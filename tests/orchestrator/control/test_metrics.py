@@ -11,13 +11,11 @@ from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import Config
 from orchestrator.control.metrics import (
     BatonCollector,
-    ProcessEnd,
-    ProcessState,
-    ProcessStatus,
     Sources,
     process_collector,
     render,
 )
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.telemetry.counters import FallbackReason, Layout, RetryReason, Telemetry
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role
