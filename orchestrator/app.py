@@ -1,68 +1,41 @@
-"""Builds the orchestrator from its config, outside in and once, and runs it in the foreground."""
+"""Builds the orchestrator from its config, outside in and once."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import uvicorn
-import uvloop
 
 from orchestrator.api.endpoints import ENDPOINTS
-from orchestrator.compiled import is_stale
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config, OrchestratorConfig
-from orchestrator.control.admin import admin_app
 from orchestrator.control.public import control_app
-from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.errors import BatonError
 from orchestrator.http.connection import Protocols, ServerLimits, uvicorn_config
-from orchestrator.http.hangup import on_hangup
 from orchestrator.http.ids import IdSource
-from orchestrator.http.listeners import (
-    PublicServer,
-    StartError,
-    admin_served,
-    bound,
-    load_keys,
-    on_signals,
-)
-from orchestrator.loop import garbage
+from orchestrator.http.listeners import load_keys
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.loop.stall_alarm import StallAlarm
-from orchestrator.processes.supervisor import supervise
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
-from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
+from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
-from orchestrator.transport.pool import PooledUpstream
-from orchestrator.wire.codec import CODECS
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
-from orchestrator.workers.health import HttpProbe, Prober
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.worker import SharedLoad
-
-# Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
-WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
-
-_log = logging.getLogger("baton.app")
-
-__all__ = ["WORKER_KEY_ENV", "Orchestrator", "Place", "StartError", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,64 +236,3 @@ class Orchestrator:
 
 def _planners(config: Config) -> dict[str, Planner]:
     return {model.name: Planner(config.routing) for model in config.models}
-
-
-# --- running ------------------------------------------------------------------------------------
-
-
-def run(config: Config, source: ConfigSource) -> int:
-    """Serve until SIGINT or SIGTERM, in one process or in several; SIGHUP reloads `config` from `source`.
-
-    Returns the process's exit code.
-
-    Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
-    """
-    transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
-    if transport not in CODECS:
-        raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
-    credential = os.environ.get(WORKER_KEY_ENV)
-    writer = LineWriter()
-    configure_logging(config.orchestrator.log, writer.write)
-    writer.start()
-    if is_stale():
-        _log.warning("what runs was compiled from other sources than these: `make compile`, or `make pure`")
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            if config.orchestrator.processes == 1:
-                runner.run(_serve(config, source, writer.write, transport=transport, credential=credential))
-            else:
-                runner.run(supervise(config, source, transport=transport, credential=credential))
-    finally:
-        writer.close()
-    return 0
-
-
-async def _serve(
-    config: Config, source: ConfigSource, write: Write, *, transport: str, credential: str | None
-) -> None:
-    upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
-    orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
-    probe = HttpProbe(credential)
-    prober = Prober(orchestrator.registry, probe, random=orchestrator.random)
-    options = config.orchestrator
-    reloader = Reloader(source, orchestrator)
-    with bound(options.listen, options.backlog) as listener:
-        async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
-            prober.start()
-            orchestrator.start(write)
-            garbage.tune()
-            try:
-                await _serve_until_signalled(orchestrator, listener, reloader)
-            finally:
-                await prober.aclose()
-                await probe.aclose()
-                await orchestrator.aclose()
-
-
-async def _serve_until_signalled(
-    orchestrator: Orchestrator, listener: socket.socket, reloader: Reloader
-) -> None:
-    """The first signal drains, the second cuts."""
-    server = PublicServer(orchestrator.server_config(), orchestrator, orchestrator.config.orchestrator)
-    with on_signals(server.stop_or_cut), on_hangup(reloader.reload_soon, server.stop_or_cut):
-        await server.serve(sockets=[listener])

@@ -26,6 +26,9 @@ TRANSPORT_ENV = "BATON_TRANSPORT"
 # Where the variable is unset or empty, on either side. docs/transport.md has the measurements behind it.
 DEFAULT_TRANSPORT: Encoding = "orjson"
 
+# Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
+WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
+
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The announcement. Unknown fields are ignored, so newer workers can say more."""
