@@ -39,7 +39,7 @@ from orchestrator.workers.worker import SharedLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ProcessContext:
     """What a process that serves has of its own, and what it shares with others that serve beside it."""
 
     index: int
@@ -49,13 +49,13 @@ class Place:
     loads: Sequence[SharedLoad] | None  # per worker's slot; None: nobody else sends to them
 
     @classmethod
-    def alone(cls, options: OrchestratorConfig) -> Place:
+    def alone(cls, options: OrchestratorConfig) -> ProcessContext:
         """Raises `StartError`."""
         return cls(index=0, started=time.time(), keys=load_keys(options), row=None, loads=None)
 
 
-class Orchestrator:
-    """The object graph of a process that serves requests, and what the control plane may see of it.
+class Core:
+    """What serves requests, from the data plane down to the seam to workers; it listens nowhere.
 
     Made inside a running event loop; works between `start` and `aclose`. It does not probe workers: whoever
     made it keeps its `registry` up to date.
@@ -68,37 +68,30 @@ class Orchestrator:
         *,
         transport: str,
         credential: str | None,
-        place: Place | None = None,
+        context: ProcessContext,
         clock: Callable[[], float] = time.monotonic,  # the loop's own, but uvloop rounds that to milliseconds
         rng: random.Random | None = None,
     ) -> None:
-        """`place` is given where several processes serve; `clock` and `rng` (ids, jitter: no secrets) where
-        time is simulated."""
-        place = place or Place.alone(config.orchestrator)
+        """`transport` is json, orjson or msgpack; `credential` what workers want as bearer token.
+
+        `clock` and `rng` (ids, jitter: no secrets) are given where time is simulated.
+        """
         models = [model.name for model in config.models]
         limits = config.orchestrator.limits
-        self.config = config
-        self.transport = transport
-        self.index = place.index
-        self.started = place.started
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
-        self.keys = place.keys
-        self.is_draining = False
-        self.layout = Layout(models, ENDPOINTS)
-        self.telemetry = Telemetry(self.layout, place.row)
-        self.lag = LoopLagMonitor(self.telemetry)
+        self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row)
         self.registry = Registry(
             worker_addresses(config),
             models,
             transport,
-            place.loads,
+            context.loads,
             health=config.health,
             routing=config.routing,
             time=clock,
             random=self.random,
         )
-        self._admission = Admission(
+        self.admission = Admission(
             self.registry.pools,
             config.orchestrator.queue,
             seats={model.name: {role: pool.seats for role, pool in model.pools()} for model in config.models},
@@ -106,12 +99,12 @@ class Orchestrator:
             telemetry=self.telemetry,
             time=clock,
         )
-        self._upstream = upstream
-        self._flow = Flow(
+        self.upstream = upstream
+        self.flow = Flow(
             self.registry,
             _planners(config),
             upstream,
-            self._admission,
+            self.admission,
             telemetry=self.telemetry,
             ids=self.ids,
             credential=credential,
@@ -123,12 +116,76 @@ class Orchestrator:
             max_kept_bytes=limits.max_kept_bytes if config.routing.failover else 0,
         )
         self.data_plane = DataPlane(
-            self._flow.serve,
+            self.flow.serve,
             limits=limits,
             telemetry=self.telemetry,
-            keys=self.keys,
+            keys=context.keys,
             time=clock,
         )
+        self._sweeps: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to enforce deadlines."""
+        loops = (
+            self.data_plane.sweep_forever(),
+            self.flow.ledger.sweep_forever(),
+            self.admission.sweep_forever(),
+        )
+        self._sweeps = [asyncio.create_task(loop) for loop in loops]
+
+    async def aclose(self) -> None:
+        """Stop what `start` started, and close all connections to workers. Open requests are cut."""
+        await self.flow.aclose()
+        await _cancelled(self._sweeps)
+        await self.upstream.aclose()
+
+    def reconfigure(self, config: Config) -> None:
+        """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
+        registry's, keys the ring's.
+        """
+        limits, routing = config.orchestrator.limits, config.routing
+        self.registry.reconfigure(config.health, routing)
+        self.flow.reconfigure(
+            _planners(config),
+            max_answer_bytes=limits.max_answer_bytes,
+            tokenizes_once=routing.tokenize_once,
+            kv_missing=routing.kv_missing,
+        )
+        self.data_plane.limits = limits
+
+
+class Orchestrator:
+    """A process that serves requests: its `core`, the pages for clients, and what pages may see of it.
+
+    Made inside a running event loop; works between `start` and `aclose`. It does not probe workers: whoever
+    made it keeps its `registry` up to date.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream,
+        *,
+        transport: str,
+        credential: str | None,
+        context: ProcessContext | None = None,
+    ) -> None:
+        """`context` is given where several processes serve. Raises `StartError`."""
+        context = context or ProcessContext.alone(config.orchestrator)
+        self.core = Core(config, upstream, transport=transport, credential=credential, context=context)
+        self.config = config
+        self.transport = transport
+        self.index = context.index
+        self.started = context.started
+        self.keys = context.keys
+        self.random = self.core.random
+        self.ids = self.core.ids
+        self.registry = self.core.registry
+        self.telemetry = self.core.telemetry
+        self.layout = self.telemetry.layout
+        self.lag = LoopLagMonitor(self.telemetry)
+        self.is_draining = False
+        self._data_plane = self.core.data_plane
         self._served_by: uvicorn.Config | None = None
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
@@ -137,7 +194,7 @@ class Orchestrator:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """The ASGI application of the public listener."""
         if scope["path"] in ENDPOINTS:
-            await self.data_plane(scope, receive, send)
+            await self._data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
@@ -145,52 +202,33 @@ class Orchestrator:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
         access_log = AccessLog(self.telemetry.records, models, self.config.orchestrator.log, write)
-        loops = (
-            self.data_plane.sweep_forever(),
-            self._flow.ledger.sweep_forever(),
-            self._admission.sweep_forever(),
-            self.lag.run(),
-            access_log.run(),
-        )
-        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        self.core.start()
+        self._tasks = [asyncio.create_task(loop) for loop in (self.lag.run(), access_log.run())]
         self._stall_alarm.start()
 
     async def aclose(self) -> None:
         """Stop what `start` started, and close all connections to workers. Open requests are cut."""
-        await self._flow.aclose()
+        await self.core.aclose()
         self._stall_alarm.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._upstream.aclose()
+        await _cancelled(self._tasks)
 
     def reconfigure(self, config: Config) -> None:
-        """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
-        registry's, keys the ring's.
-        """
+        """Serve by another config from now on; see `Core.reconfigure`."""
         self.config = config
-        options, routing = config.orchestrator, config.routing
-        self.registry.reconfigure(config.health, routing)
-        self._flow.reconfigure(
-            _planners(config),
-            max_answer_bytes=options.limits.max_answer_bytes,
-            tokenizes_once=routing.tokenize_once,
-            kv_missing=routing.kv_missing,
-        )
-        self.data_plane.limits = options.limits
+        self.core.reconfigure(config)
         if self._served_by is not None:
-            cast("Protocols", self._served_by.http).limit(ServerLimits.of(options))
+            cast("Protocols", self._served_by.http).limit(ServerLimits.of(config.orchestrator))
 
-    # --- the end (`serving.Draining`) -------------------------------------------------------------
+    # --- the end (`listeners.Draining`) -------------------------------------------------------------
 
     def announce_drain(self) -> None:
         self.is_draining = True
 
     def refuse_requests(self) -> None:
-        self.data_plane.is_refusing = True
+        self._data_plane.is_refusing = True
 
     def end_requests(self) -> None:
-        self.data_plane.end_all()
+        self._data_plane.end_all()
 
     # --- the public listener ----------------------------------------------------------------------
 
@@ -200,7 +238,7 @@ class Orchestrator:
             self,
             self.config.orchestrator,
             random=self.random,
-            handlers=dict.fromkeys(ENDPOINTS, self.data_plane.handle),
+            handlers=dict.fromkeys(ENDPOINTS, self._data_plane.handle),
             on_refused=self.note_refused,
         )
         return self._served_by
@@ -222,7 +260,7 @@ class Orchestrator:
         return self.registry.statuses()
 
     def upstream(self) -> UpstreamStats:
-        return self._upstream.stats()
+        return self.core.upstream.stats()
 
     def model_problems(self) -> Mapping[str, str | None]:
         return {model: pools.problem() for model, pools in self.registry.pools.items()}
@@ -236,3 +274,9 @@ class Orchestrator:
 
 def _planners(config: Config) -> dict[str, Planner]:
     return {model.name: Planner(config.routing) for model in config.models}
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

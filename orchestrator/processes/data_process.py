@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 
 from orchestrator.api.endpoints import ENDPOINTS
-from orchestrator.app import Orchestrator, Place
+from orchestrator.app import Orchestrator, ProcessContext
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.http.listeners import TICK_S, Draining, PublicServer, StartError, on_signals
@@ -103,7 +103,7 @@ class DataProcess:
             PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s),
             transport=start.transport,
             credential=os.environ.get(WORKER_KEY_ENV),
-            place=Place(
+            context=ProcessContext(
                 index=start.index,
                 started=start.started,
                 keys=None if start.keys is None else KeyRing(start.keys),
