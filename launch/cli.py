@@ -123,8 +123,9 @@ def _up(arguments: argparse.Namespace) -> int:
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    from orchestrator.app import StartError, run
     from orchestrator.control.reload import ConfigSource
+    from orchestrator.http.listeners import StartError
+    from orchestrator.run import run
 
     try:
         return run(config, ConfigSource(arguments.config, arguments.overrides))

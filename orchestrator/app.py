@@ -1,73 +1,49 @@
-"""Builds the orchestrator from its config, outside in and once, and runs it in the foreground."""
+"""Builds the orchestrator from its config, outside in and once."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import uvicorn
-import uvloop
 
 from orchestrator.api.endpoints import ENDPOINTS
-from orchestrator.compiled import is_stale
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config, OrchestratorConfig
-from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.control.public import admin_app, control_app
-from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.control.public import control_app
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.errors import BatonError
 from orchestrator.http.connection import Protocols, ServerLimits, uvicorn_config
-from orchestrator.http.hangup import on_hangup
 from orchestrator.http.ids import IdSource
-from orchestrator.http.listeners import (
-    PublicServer,
-    StartError,
-    admin_served,
-    bound,
-    load_keys,
-    on_signals,
-)
+from orchestrator.http.listeners import load_keys
 from orchestrator.legs.connectors import CONNECTORS
 from orchestrator.legs.dispatch import Dispatcher
-from orchestrator.loop import garbage
+from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.loop.offload import Offload
 from orchestrator.loop.stall_alarm import StallAlarm
-from orchestrator.processes.rows import SharedLoad
-from orchestrator.processes.supervisor import supervise
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
-from orchestrator.telemetry.counters import OTHER, Layout, LoopLagMonitor, Row, Telemetry
-from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
+from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
+from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
-from orchestrator.transport.pool import PooledUpstream
-from orchestrator.wire.codec import CODECS
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
-from orchestrator.workers.health import HttpProbe, Prober
-from orchestrator.workers.registry import Registry, WorkerStatus
-
-# Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
-WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
-
-_log = logging.getLogger("baton.app")
-
-__all__ = ["WORKER_KEY_ENV", "Orchestrator", "Place", "StartError", "run"]
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.worker import SharedLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ProcessContext:
     """What a process that serves has of its own, and what it shares with others that serve beside it."""
 
     index: int
@@ -77,13 +53,13 @@ class Place:
     loads: Sequence[SharedLoad] | None  # per worker's slot; None: nobody else sends to them
 
     @classmethod
-    def alone(cls, options: OrchestratorConfig) -> Place:
+    def alone(cls, options: OrchestratorConfig) -> ProcessContext:
         """Raises `StartError`."""
         return cls(index=0, started=time.time(), keys=load_keys(options), row=None, loads=None)
 
 
-class Orchestrator:
-    """The object graph of a process that serves requests, and what the control plane may see of it.
+class Core:
+    """What serves requests, from the data plane down to the seam to workers; it listens nowhere.
 
     Made inside a running event loop; works between `start` and `aclose`. It does not probe workers: whoever
     made it keeps its `registry` up to date.
@@ -96,37 +72,30 @@ class Orchestrator:
         *,
         transport: str,
         credential: str | None,
-        place: Place | None = None,
+        context: ProcessContext,
         clock: Callable[[], float] = time.monotonic,  # the loop's own, but uvloop rounds that to milliseconds
         rng: random.Random | None = None,
     ) -> None:
-        """`place` is given where several processes serve; `clock` and `rng` (ids, jitter: no secrets) where
-        time is simulated."""
-        place = place or Place.alone(config.orchestrator)
+        """`transport` is json, orjson or msgpack; `credential` what workers want as bearer token.
+
+        `clock` and `rng` (ids, jitter: no secrets) are given where time is simulated.
+        """
         models = [model.name for model in config.models]
         limits = config.orchestrator.limits
-        self.config = config
-        self.transport = transport
-        self.index = place.index
-        self.started = place.started
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
-        self.keys = place.keys
-        self.is_draining = False
-        self.layout = Layout(models, ENDPOINTS)
-        self.telemetry = Telemetry(self.layout, place.row)
-        self.lag = LoopLagMonitor(self.telemetry)
+        self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row)
         self.registry = Registry(
             worker_addresses(config),
             models,
             transport,
-            place.loads,
+            context.loads,
             health=config.health,
-            prefills_locally=config.routing.disaggregate != "strict",
+            routing=config.routing,
             time=clock,
             random=self.random,
         )
-        self._admission = Admission(
+        self.admission = Admission(
             self.registry.pools,
             config.orchestrator.queue,
             seats={model.name: {role: pool.seats for role, pool in model.pools()} for model in config.models},
@@ -134,24 +103,87 @@ class Orchestrator:
             telemetry=self.telemetry,
             time=clock,
         )
-        self._upstream = upstream
+        self.upstream = upstream
         self._offload = Offload()
-        self._flow = Flow(
-            _routes(config, self.registry, self._admission),
-            Dispatcher(self.registry, upstream, self._offload, self.telemetry, self.ids, credential, clock),
-            self._admission,
+        self.dispatcher = Dispatcher(
+            self.registry, upstream, self._offload, self.telemetry, self.ids, credential, clock
+        )
+        self.flow = Flow(
+            _routes(config, self.registry, self.admission),
+            self.dispatcher,
+            self.admission,
             self.telemetry,
             config.routing,
             limits,
         )
         self.data_plane = DataPlane(
-            self._flow.serve,
+            self.flow.serve,
             {path: make(self._offload) for path, make in ENDPOINTS.items()},
             limits=limits,
             telemetry=self.telemetry,
-            keys=self.keys,
+            keys=context.keys,
             time=clock,
         )
+        self._sweeps: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to enforce deadlines."""
+        loops = (
+            self.data_plane.sweep_forever(),
+            self.flow.ledger.sweep_forever(),
+            self.admission.sweep_forever(),
+        )
+        self._sweeps = [asyncio.create_task(loop) for loop in loops]
+
+    async def aclose(self) -> None:
+        """Stop what `start` started, and close all connections to workers. Open requests are cut."""
+        await self.flow.aclose()
+        await self._offload.aclose()
+        await _cancelled(self._sweeps)
+        await self.upstream.aclose()
+
+    def reconfigure(self, config: Config) -> None:
+        """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
+        registry's, keys the ring's.
+        """
+        limits, routing = config.orchestrator.limits, config.routing
+        self.registry.reconfigure(config.health, routing)
+        self.flow.reconfigure(routing, limits)
+        self.data_plane.limits = limits
+
+
+class Orchestrator:
+    """A process that serves requests: its `core`, the pages for clients, and what pages may see of it.
+
+    Made inside a running event loop; works between `start` and `aclose`. It does not probe workers: whoever
+    made it keeps its `registry` up to date.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream,
+        *,
+        transport: str,
+        credential: str | None,
+        context: ProcessContext | None = None,
+    ) -> None:
+        """`context` is given where several processes serve. Raises `StartError`."""
+        context = context or ProcessContext.alone(config.orchestrator)
+        self.core = Core(config, upstream, transport=transport, credential=credential, context=context)
+        self.config = config
+        self.transport = transport
+        self.index = context.index
+        self.started = context.started
+        self.keys = context.keys
+        self.random = self.core.random
+        self.ids = self.core.ids
+        self.registry = self.core.registry
+        self.telemetry = self.core.telemetry
+        self.layout = self.telemetry.layout
+        self.lag = LoopLagMonitor(self.telemetry)
+        self.is_draining = False
+        self._data_plane = self.core.data_plane
         self._served_by: uvicorn.Config | None = None
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
@@ -160,7 +192,7 @@ class Orchestrator:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """The ASGI application of the public listener."""
         if scope["path"] in ENDPOINTS:
-            await self.data_plane(scope, receive, send)
+            await self._data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
@@ -168,48 +200,33 @@ class Orchestrator:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
         access_log = AccessLog(self.telemetry.records, models, self.config.orchestrator.log, write)
-        loops = (
-            self.data_plane.sweep_forever(),
-            self._flow.ledger.sweep_forever(),
-            self._admission.sweep_forever(),
-            self.lag.run(),
-            access_log.run(),
-        )
-        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        self.core.start()
+        self._tasks = [asyncio.create_task(loop) for loop in (self.lag.run(), access_log.run())]
         self._stall_alarm.start()
 
     async def aclose(self) -> None:
         """Stop what `start` started, and close all connections to workers. Open requests are cut."""
-        await self._flow.aclose()
-        await self._offload.aclose()
+        await self.core.aclose()
         self._stall_alarm.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._upstream.aclose()
+        await _cancelled(self._tasks)
 
     def reconfigure(self, config: Config) -> None:
-        """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
-        registry's, keys the ring's.
-        """
+        """Serve by another config from now on; see `Core.reconfigure`."""
         self.config = config
-        options, routing = config.orchestrator, config.routing
-        self.registry.reconfigure(config.health, prefills_locally=routing.disaggregate != "strict")
-        self._flow.reconfigure(routing, options.limits)
-        self.data_plane.limits = options.limits
+        self.core.reconfigure(config)
         if self._served_by is not None:
-            cast("Protocols", self._served_by.http).limit(ServerLimits.of(options))
+            cast("Protocols", self._served_by.http).limit(ServerLimits.of(config.orchestrator))
 
-    # --- the end (`serving.Draining`) -------------------------------------------------------------
+    # --- the end (`listeners.Draining`) -------------------------------------------------------------
 
     def announce_drain(self) -> None:
         self.is_draining = True
 
     def refuse_requests(self) -> None:
-        self.data_plane.is_refusing = True
+        self._data_plane.is_refusing = True
 
     def end_requests(self) -> None:
-        self.data_plane.end_all()
+        self._data_plane.end_all()
 
     # --- the public listener ----------------------------------------------------------------------
 
@@ -219,7 +236,7 @@ class Orchestrator:
             self,
             self.config.orchestrator,
             random=self.random,
-            handlers=dict.fromkeys(ENDPOINTS, self.data_plane.handle),
+            handlers=dict.fromkeys(ENDPOINTS, self._data_plane.handle),
             on_refused=self.note_refused,
         )
         return self._served_by
@@ -241,7 +258,7 @@ class Orchestrator:
         return self.registry.statuses()
 
     def upstream(self) -> UpstreamStats:
-        return self._upstream.stats()
+        return self.core.upstream.stats()
 
     def model_problems(self) -> Mapping[str, str | None]:
         return {model: pools.problem() for model, pools in self.registry.pools.items()}
@@ -267,62 +284,7 @@ def _routes(config: Config, registry: Registry, admission: Admission) -> dict[st
     }
 
 
-# --- running ------------------------------------------------------------------------------------
-
-
-def run(config: Config, source: ConfigSource) -> int:
-    """Serve until SIGINT or SIGTERM, in one process or in several; SIGHUP reloads `config` from `source`.
-
-    Returns the process's exit code.
-
-    Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
-    """
-    transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
-    if transport not in CODECS:
-        raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
-    credential = os.environ.get(WORKER_KEY_ENV)
-    writer = LineWriter()
-    configure_logging(config.orchestrator.log, writer.write)
-    writer.start()
-    if is_stale():
-        _log.warning("what runs was compiled from other sources than these: `make compile`, or `make pure`")
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            if config.orchestrator.processes == 1:
-                runner.run(_serve(config, source, writer.write, transport=transport, credential=credential))
-            else:
-                runner.run(supervise(config, source, transport=transport, credential=credential))
-    finally:
-        writer.close()
-    return 0
-
-
-async def _serve(
-    config: Config, source: ConfigSource, write: Write, *, transport: str, credential: str | None
-) -> None:
-    upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
-    orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
-    probe = HttpProbe(credential)
-    prober = Prober(orchestrator.registry, probe, random=orchestrator.random)
-    options = config.orchestrator
-    reloader = Reloader(source, orchestrator)
-    with bound(options.listen, options.backlog) as listener:
-        async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
-            prober.start()
-            orchestrator.start(write)
-            garbage.tune()
-            try:
-                await _serve_until_signalled(orchestrator, listener, reloader)
-            finally:
-                await prober.aclose()
-                await probe.aclose()
-                await orchestrator.aclose()
-
-
-async def _serve_until_signalled(
-    orchestrator: Orchestrator, listener: socket.socket, reloader: Reloader
-) -> None:
-    """The first signal drains, the second cuts."""
-    server = PublicServer(orchestrator.server_config(), orchestrator, orchestrator.config.orchestrator)
-    with on_signals(server.stop_or_cut), on_hangup(reloader.reload_soon, server.stop_or_cut):
-        await server.serve(sockets=[listener])
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What `orchestrator/wire/ends.py` asks for, on vLLM: requests end, and nothing that was made is lost."""
+"""What `POST /v1/baton/end` asks for, on vLLM: requests end, and nothing that was made is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.background import BackgroundTask
 
-from orchestrator.wire.ends import PATH, EndRequest
+from orchestrator.wire.info import END_PATH, EndRequest
 
 ENGINE_KEY = "baton_engine"  # in the application's state: an engine whose requests `end` can end
 
@@ -22,7 +22,7 @@ _HANDED_OUT_S = 0.02
 
 
 def add_route(app: FastAPI) -> None:
-    app.add_api_route(PATH, _end, methods=["POST"], include_in_schema=False)
+    app.add_api_route(END_PATH, _end, methods=["POST"], include_in_schema=False)
 
 
 def can_end(engine: Any) -> bool:

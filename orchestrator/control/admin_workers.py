@@ -18,7 +18,8 @@ from orchestrator.config.addresses import unmanaged
 from orchestrator.config.options import Model, Url
 from orchestrator.errors import ClientError, Forbidden, NotFound, UnknownModel
 from orchestrator.wire.info import Role
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.worker import Worker
 
 MAX_NAME = 200  # characters of what a client sent, in an error
 

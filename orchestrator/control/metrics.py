@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import accumulate, product
 
 from prometheus_client import ProcessCollector, generate_latest
@@ -22,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from orchestrator.config.options import Config
+from orchestrator.control.state import ProcessEnd, ProcessStatus
 from orchestrator.telemetry.counters import (
     LAG_BOUNDS,
     QUEUE_UNITS,
@@ -36,33 +36,10 @@ from orchestrator.telemetry.counters import (
 )
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.usage import Kv
-from orchestrator.workers.registry import WorkerState, WorkerStatus
+from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import WorkerState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class ProcessState(StrEnum):
-    STARTING = "starting"
-    SERVING = "serving"
-    RETIRING = "retiring"  # another one is to serve in its place
-    STOPPING = "stopping"
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessStatus:
-    """One data-plane process at one moment."""
-
-    index: int  # its place; one that retires and the one that follows it share it
-    pid: int
-    state: ProcessState
-    in_flight: int  # requests
-
-
-class ProcessEnd(StrEnum):
-    """Why a process that had served ended, as long as nobody stopped the orchestrator."""
-
-    RECYCLED = "recycled"
-    DIED = "died"
 
 
 @dataclass(frozen=True, slots=True)

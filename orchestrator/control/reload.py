@@ -23,7 +23,8 @@ from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config, PoolConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.worker import Worker
 
 KEYS_FILE = "orchestrator.api_keys_file"
 CHANGEABLE = (

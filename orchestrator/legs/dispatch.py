@@ -12,9 +12,9 @@ from orchestrator.loop.offload import Offload
 from orchestrator.telemetry.counters import FallbackReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.codec import CODECS, JSON, NotEncodable, TooLarge, transcoded
-from orchestrator.wire.ends import PATH as END
-from orchestrator.wire.ends import end_body
 from orchestrator.wire.headers import header_block
+from orchestrator.wire.info import END_PATH as END
+from orchestrator.wire.info import end_body
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
 

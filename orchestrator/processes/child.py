@@ -10,7 +10,7 @@ import sys
 
 import msgspec
 
-from orchestrator.control.metrics import ProcessState
+from orchestrator.control.state import ProcessState
 from orchestrator.processes.channel import (
     Channel,
     Cut,

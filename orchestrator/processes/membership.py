@@ -11,7 +11,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from orchestrator.workers.registry import Event, Registry, Standing, Worker
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerSnapshot
+from orchestrator.workers.states import Event
+from orchestrator.workers.worker import Worker
 
 # What legs tell of a worker; all else the supervisor knows first.
 REPORTED = frozenset({Event.REFUSED, Event.LOST, Event.ERRED, Event.PROVEN})
@@ -21,7 +24,7 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     """All workers: those of the config in its order, then those that were added."""
 
     version: int  # a higher one is newer
-    standings: tuple[Standing, ...]
+    workers: tuple[WorkerSnapshot, ...]
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
@@ -38,10 +41,10 @@ class Publisher:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self.snapshot = Snapshot(1, registry.standings())  # the newest
+        self.snapshot = Snapshot(1, registry.snapshots())  # the newest
         self._published = asyncio.Event()  # replaced with every snapshot
         self._is_due = False
-        registry.on_change(self._note_change)
+        registry.news.changed.add(self._note_change)
 
     async def wait_newer(self, version: int) -> Snapshot:
         """The newest snapshot, once it is newer than `version`."""
@@ -63,10 +66,10 @@ class Publisher:
 
     def _publish(self) -> None:
         self._is_due = False
-        standings = self._registry.standings()
-        if standings == self.snapshot.standings:  # a probe failed once more
+        workers = self._registry.snapshots()
+        if workers == self.snapshot.workers:  # a probe failed once more
             return
-        self.snapshot = Snapshot(self.snapshot.version + 1, standings)
+        self.snapshot = Snapshot(self.snapshot.version + 1, workers)
         published, self._published = self._published, asyncio.Event()
         published.set()
 
@@ -79,13 +82,13 @@ class Follower:
         self._registry = registry
         self._report = report
         self._version = 0
-        registry.on_move(self._note_move)
+        registry.news.moved.add(self._note_move)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take it over, if it is newer than what was applied before."""
         if snapshot.version > self._version:
             self._version = snapshot.version
-            self._registry.follow(snapshot.standings)
+            self._registry.follow(snapshot.workers)
 
     def _note_move(self, worker: Worker, event: Event) -> None:
         if event in REPORTED:

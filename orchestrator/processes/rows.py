@@ -16,10 +16,10 @@ import os
 import tempfile
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from orchestrator.telemetry.counters import Layout, sum_rows
 from orchestrator.transport.base import UpstreamStats
+from orchestrator.workers.worker import SharedLoad
 
 BASE = 0
 CELL_BYTES = 8
@@ -30,16 +30,6 @@ SPARE_WORKERS = (
 
 _UPSTREAM = UpstreamStats._fields
 _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
-
-
-@dataclass(frozen=True, slots=True)
-class SharedLoad:
-    """The legs under way on one worker, and when something last came on one. Memory: a cell per row."""
-
-    legs: memoryview
-    own_legs: memoryview  # the one cell that this process may write
-    heard_us: memoryview  # of `time.monotonic()`, which is the same in all processes
-    own_heard_us: memoryview
 
 
 class Rows:

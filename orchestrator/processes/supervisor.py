@@ -21,9 +21,9 @@ from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import Key
 from orchestrator.config.options import Config
-from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.control.public import admin_app
+from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.http.hangup import on_hangup
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import StartError, admin_served, bound, load_keys, on_signals
@@ -34,7 +34,8 @@ from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.telemetry.counters import Layout
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.health import HttpProbe, Prober
-from orchestrator.workers.registry import Registry, WorkerStatus
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerStatus
 
 # Processes that end before they serve, in a row and while no other serves, before the supervisor gives up.
 MAX_FAILED_STARTS = 5
@@ -77,7 +78,7 @@ class Stopping:
 
 
 class Supervisor:
-    """All data-plane processes, and what the admin pages may see of them (`control.AdminState`).
+    """All data-plane processes, and what the admin pages may see of them (`control.state.AdminState`).
 
     Made inside a running event loop; everything happens in `run`.
     """
@@ -107,6 +108,7 @@ class Supervisor:
             transport,
             self._rows.loads(BASE),
             health=config.health,
+            routing=config.routing,
             random=self.random,
         )
         self._publisher = Publisher(self.registry)
@@ -136,7 +138,7 @@ class Supervisor:
     def reconfigure(self, config: Config) -> None:
         """Have all processes, also those to come, serve by another config in what can be changed."""
         self.config = config
-        self.registry.reconfigure(config.health, prefills_locally=config.routing.disaggregate != "strict")
+        self.registry.reconfigure(config.health, config.routing)
         message = Reconfigured(config=self._config_json(), keys=self._key_list())
         for child in self._children:
             child.reconfigure(message)

@@ -8,7 +8,8 @@ from typing import Final
 from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing import POLICIES
-from orchestrator.workers.registry import Pools, Worker
+from orchestrator.workers.pools import Pools
+from orchestrator.workers.worker import Worker
 
 NO_PREFILL: Final = "no prefill worker is ready: the decode worker prefills"
 PAIR_FAILED: Final = "who would prefill or decode has just failed"

@@ -1,4 +1,4 @@
-"""What happened, as numbers: one record per request, counters in a flat row of int64, event-loop lag.
+"""What happened, as numbers: one record per request, counters in a flat row of int64.
 
 The hot path makes two calls per request, `Telemetry.begin` and `Telemetry.finish`; both only add to
 integers. A row holds sums alone, so the rows of several processes, side by side in shared memory, add up
@@ -8,7 +8,6 @@ lines later, in batches (`telemetry/access_log.py`).
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from bisect import bisect_left
 from collections import deque
@@ -240,29 +239,3 @@ def _observe(row: Row, cell: int, bounds: Sequence[float], seconds: float) -> No
     row[cell + bisect_left(bounds, seconds)] += 1
     # Microseconds: as nanoseconds the sum over a thousand open requests would overflow within months.
     row[cell + len(bounds) + 1] += int(seconds * 1e6)
-
-
-# --- the event loop -----------------------------------------------------------------------------
-
-
-class LoopLagMonitor:
-    """How late the event loop calls what is due: what every request waits on top of its own work."""
-
-    def __init__(self, telemetry: Telemetry, period_s: float = 0.1) -> None:
-        self._telemetry = telemetry
-        self._period_s = period_s
-        self.last_s = 0.0
-        self.max_s = 0.0
-
-    async def run(self) -> None:
-        """Measure until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + self._period_s
-            await asyncio.sleep(self._period_s)
-            self.note(max(0.0, loop.time() - due))
-
-    def note(self, lag_s: float) -> None:
-        self.last_s = lag_s
-        self.max_s = max(self.max_s, lag_s)
-        self._telemetry.loop_lag(lag_s)

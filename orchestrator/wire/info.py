@@ -1,4 +1,10 @@
-"""What a worker says of itself at `GET /baton/info`. A worker without our plugin answers 404 there."""
+"""What a worker of ours has beside vLLM's API: its announcement, and the end of a request.
+
+    GET /baton/info  ->  200, `WorkerInfo`
+    POST /v1/baton/end {"request_id": "<the x-request-id that the leg had>"}  ->  202
+
+A worker without our plugin answers 404 to both.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +26,9 @@ TRANSPORT_ENV = "BATON_TRANSPORT"
 # Where the variable is unset or empty, on either side. docs/transport.md has the measurements behind it.
 DEFAULT_TRANSPORT: Encoding = "orjson"
 
+# Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
+WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
+
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The announcement. Unknown fields are ignored, so newer workers can say more."""
@@ -33,3 +42,22 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dtype: str | None = None
     max_model_len: int | None = None
     token_ids: list[TokenIds] = []  # the forms of a prompt's ids that it gives as prefill and takes as decode
+
+
+END_PATH = "/v1/baton/end"  # under /v1, where workers ask for their key
+
+
+class EndRequest(msgspec.Struct):
+    """Asks a worker to end a request that nobody wants any more, while its connection stays open.
+
+    vLLM's own ways, a closed connection and `/inference/v1/abort_requests`, drop an answer that its engine
+    has made and its server has not yet written; that of a prefill names pinned blocks. This one does not: the
+    request is answered in any case, with what the engine made, or with `finish_reason: abort` if that was not
+    all.
+    """
+
+    request_id: str
+
+
+def end_body(request_id: str) -> bytes:
+    return msgspec.json.encode(EndRequest(request_id))

@@ -16,8 +16,10 @@ import httpx
 import msgspec
 
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.workers.lifecycle import verdict_at
+from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import FULL_SERVICE, Event, WorkerState
+from orchestrator.workers.worker import Worker
 
 GREETING_S = 5.0  # limit of a probe of a worker that is not in service: nothing depends on it
 JITTER = 0.2  # of the interval: probes of many workers, or by many orchestrators, do not come all at once
@@ -76,11 +78,11 @@ class Prober:
     def start(self) -> None:
         """Begin; inside the event loop that changes the registry."""
         registry = self._registry
-        registry.on_added(self._watch_anew)
-        registry.on_doubt(self._watch_anew)
-        registry.on_gone(self._watch_anew)
-        registry.on_removed(self._forget)
-        registry.on_move(_log_move)
+        registry.news.added.add(self._watch_anew)
+        registry.news.doubted.add(self._watch_anew)
+        registry.news.gone.add(self._watch_anew)
+        registry.news.removed.add(self._forget)
+        registry.news.moved.add(_log_move)
         self._settling = asyncio.create_task(registry.settle_forever(), name="settle workers")
         for worker in registry.workers:
             self._watch_anew(worker)
@@ -119,7 +121,7 @@ class Prober:
             case WorkerState.GONE:  # one that was just refused is not back at once
                 return self._registry.health.interval_s * IMPATIENT
             case WorkerState.EJECTED:
-                return worker.retry_at - self._time()
+                return worker.suspicion.retry_at - self._time()
         return 0.0
 
     def _pause_s(self, worker: Worker) -> float:
@@ -128,7 +130,7 @@ class Prober:
             case WorkerState.SUSPECT:
                 return interval_s * IMPATIENT
             case WorkerState.EJECTED:
-                return worker.retry_at - self._time()
+                return worker.suspicion.retry_at - self._time()
         return interval_s
 
     def _limit_s(self, worker: Worker) -> float:
@@ -136,7 +138,7 @@ class Prober:
         timeout_s = self._registry.health.timeout_s
         if worker.state not in FULL_SERVICE:
             return max(GREETING_S, timeout_s)
-        left_s = self._registry.verdict_at(worker) - self._time()
+        left_s = verdict_at(worker, self._registry.health) - self._time()
         is_last = worker.state is WorkerState.SUSPECT and 0 < left_s < LAST_PROBE * timeout_s
         return left_s if is_last else timeout_s
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.wire.info import Role
-from orchestrator.workers.states import WorkerState
-from orchestrator.workers.worker import NEVER, Worker
+from orchestrator.workers.states import NEVER, WorkerState
+from orchestrator.workers.worker import Worker
 
 ROLES: Final[tuple[Role, ...]] = ("prefill", "decode", "both")
 MAX_REST_S: Final = 60.0  # a worker may ask for more, but its probes say more of it than that
@@ -39,9 +40,9 @@ class Pools:
     )
 
     def __init__(
-        self, model: str, *, slow_start_s: float, prefills_locally: bool, time: Callable[[], float]
+        self, model: str, health: HealthConfig, routing: RoutingConfig, *, time: Callable[[], float]
     ) -> None:
-        """`prefills_locally`: decode workers do, when no prefill worker is left."""
+        """`health` and `routing` are the config's sections."""
         self.model = model
         self.prefill: tuple[Worker, ...] = ()
         self.decode: tuple[Worker, ...] = ()
@@ -49,22 +50,22 @@ class Pools:
         self.others: tuple[Worker, ...] = ()  # all that are in none of these
         self.is_steady = True
         self._is_prefill_lost = False  # workers have served as prefill, and none does now
-        self._prefills_locally = prefills_locally
         self._on_fill: list[Callable[[], None]] = []
         self._trials: dict[Role, list[Worker]] = {}
         self._resting: dict[Worker, float] = {}  # until when they asked not to be sent more
         self._warm_at = NEVER  # when the last slow start is over
-        self._slow_start_s = slow_start_s
         self._time = time
+        self.reconfigure(health, routing)
 
     def on_fill(self, callback: Callable[[], None]) -> None:
         """`callback` is called whenever other workers may be in use."""
         self._on_fill.append(callback)
 
-    def reconfigure(self, *, slow_start_s: float, prefills_locally: bool) -> None:
+    def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
         """Holds from the next `fill` on."""
-        self._slow_start_s = slow_start_s
-        self._prefills_locally = prefills_locally
+        self._slow_start_s = health.slow_start_s
+        # Whether decode workers prefill while no prefill worker is left.
+        self._prefills_locally = routing.disaggregate != "strict"
 
     def fill(self, members: Iterable[Worker]) -> None:
         """Take in all workers of the model; for the registry."""

@@ -8,52 +8,26 @@ of the processes follow (`processes/membership.py`); what their legs see they ac
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from orchestrator.config.addresses import WorkerAddress
-from orchestrator.config.options import HealthConfig
+from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.errors import Conflict
-from orchestrator.processes.rows import SharedLoad
-from orchestrator.wire.codec import CODECS, JSON
-from orchestrator.wire.info import Role, TokenIds, WorkerInfo
-from orchestrator.workers.ejection import called_back, may_be_out, pause_s
+from orchestrator.wire.info import Role, WorkerInfo
+from orchestrator.workers import lifecycle
+from orchestrator.workers.lifecycle import Situation
+from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
-from orchestrator.workers.standing import Standing, WorkerStatus
-from orchestrator.workers.states import (
-    FULL_SERVICE,
-    IN_SERVICE,
-    Event,
-    WorkerState,
-    next_state,
-)
-from orchestrator.workers.worker import (
-    NEVER,
-    Lease,
-    OwnWorker,
-    SharedWorker,
-    Worker,
-)
+from orchestrator.workers.roster import Roster
+from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
+from orchestrator.workers.states import Event, WorkerState
+from orchestrator.workers.worker import SharedLoad, Worker
 
-__all__ = [
-    "Event",
-    "Lease",
-    "OwnWorker",
-    "Pools",
-    "Registry",
-    "SharedWorker",
-    "Standing",
-    "Worker",
-    "WorkerState",
-    "WorkerStatus",
-]
+__all__ = ["Registry", "Worker"]
 
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
-CLOCK_ERROR_S = 0.01  # timeouts of the event loop may come early by as much as its clock's grain
-
-Watch = Callable[[Worker], None]
 
 
 class Registry:
@@ -67,105 +41,54 @@ class Registry:
         loads: Sequence[SharedLoad] | None = None,
         *,
         health: HealthConfig | None = None,
-        prefills_locally: bool = True,
+        routing: RoutingConfig | None = None,
         time: Callable[[], float] = time.monotonic,
         random: Random | None = None,
     ) -> None:
         """`transport` is what the orchestrator may send: json, orjson or msgpack.
 
         `loads` are given where other processes send to the same workers: one per address, and as many more
-        as workers can be added. `prefills_locally`: decode workers do, when no prefill worker is left.
-        `random` is for jitter.
+        as workers can be added. `health` and `routing` are the config's sections. `random` is for jitter.
         """
-        self._transport = transport
-        self._loads = loads
-        self._health = health or HealthConfig()
+        self._roster = Roster(addresses, transport, loads)
         self._time = time
         self._random = random or Random()  # noqa: S311  # no secret
-        self._tls: ssl.SSLContext | None = None
-        self.workers: tuple[Worker, ...] = ()  # replaced, never changed
-        self.pools = {
-            model: Pools(
-                model,
-                slow_start_s=self._health.slow_start_s,
-                prefills_locally=prefills_locally,
-                time=time,
-            )
-            for model in models
-        }
-        self._on_gone: list[Watch] = []
-        self._on_doubt: list[Watch] = []
-        self._on_added: list[Watch] = []
-        self._on_removed: list[Watch] = []
-        self._on_move: list[Callable[[Worker, Event], None]] = []
-        self._on_change: list[Callable[[], None]] = []
-        for slot, address in enumerate(addresses):
-            self._admit(self._made(address, slot))
+        self.health = health or HealthConfig()
+        routing = routing or RoutingConfig()
+        self.pools = {model: Pools(model, self.health, routing, time=time) for model in models}
+        self.news = News()
 
     @property
-    def health(self) -> HealthConfig:
-        return self._health
+    def workers(self) -> tuple[Worker, ...]:
+        """Replaced when one comes or goes, never changed."""
+        return self._roster.workers
 
-    def reconfigure(self, health: HealthConfig, *, prefills_locally: bool) -> None:
-        """Judge by other options from now on; what was decided stays."""
-        self._health = health
+    def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
+        """Judge by these sections from now on; what was decided stays."""
+        self.health = health
         for model, pools in self.pools.items():
-            pools.reconfigure(slow_start_s=health.slow_start_s, prefills_locally=prefills_locally)
+            pools.reconfigure(health, routing)
             self._refresh(model)
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self.workers)
 
-    def standings(self) -> tuple[Standing, ...]:
-        return tuple(worker.standing() for worker in self.workers)
+    def snapshots(self) -> tuple[WorkerSnapshot, ...]:
+        return tuple(worker.snapshot() for worker in self.workers)
 
     def find(self, name: str) -> Worker | None:
-        return next((worker for worker in self.workers if worker.name == name), None)
-
-    # --- who wants to know ----------------------------------------------------------------------
-
-    def on_gone(self, callback: Watch) -> None:
-        """`callback` is called for each worker that falls out of service: gone or ejected."""
-        self._on_gone.append(callback)
-
-    def on_doubt(self, callback: Watch) -> None:
-        """`callback` is called when something other than a probe has made a worker suspect: probe it now."""
-        self._on_doubt.append(callback)
-
-    def on_added(self, callback: Watch) -> None:
-        """`callback` is called for each worker that comes in later."""
-        self._on_added.append(callback)
-
-    def on_removed(self, callback: Watch) -> None:
-        """`callback` is called for each worker that is not known any more."""
-        self._on_removed.append(callback)
-
-    def on_move(self, callback: Callable[[Worker, Event], None]) -> None:
-        """`callback` is called with what has changed a worker's state here; not for what was adopted."""
-        self._on_move.append(callback)
-
-    def on_change(self, callback: Callable[[], None]) -> None:
-        """`callback` is called whenever a standing may have changed."""
-        self._on_change.append(callback)
+        return self._roster.find(name)
 
     # --- what a worker announces ----------------------------------------------------------------
 
     def announce(self, worker: Worker, info: WorkerInfo | None, max_model_len: int | None) -> None:
-        """Note what a worker says of itself; None for one without our plugin, which gets plain JSON."""
-        worker.info = info
-        worker.max_model_len = max_model_len
-        if worker.distrusted_epoch == worker.epoch:
-            info = None
-        is_understood = info is not None and self._transport in info.decodes
-        worker.codec = CODECS[self._transport] if is_understood else JSON
-        forms = info.token_ids if info is not None else ()
-        worker.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
-        self._tell_change()
+        """Note what a worker says of itself, and tell of it; see `Worker.announce`."""
+        worker.announce(info, max_model_len)
+        self.news.changed.tell()
 
     def distrust(self, worker: Worker) -> None:
-        """A worker has refused what it announced: plain JSON for it from now on, until it is restarted."""
-        worker.distrusted_epoch = worker.epoch
-        self.announce(worker, worker.info, worker.max_model_len)
+        """A worker has refused what it announced; see `Worker.distrust`."""
+        worker.distrust()
 
     # --- what probes see ------------------------------------------------------------------------
 
@@ -181,24 +104,11 @@ class Registry:
         self._note(worker, Event.FAILED)
 
     def note_missed(self, worker: Worker, asked: float) -> None:
-        """A probe begun at `asked` got no answer in its time.
-
-        That means nothing while a leg brings bytes: an API server can be too busy for probes.
-        """
-        if worker.heard > asked and worker.state in IN_SERVICE:
-            return
-        worker.last_error = "no answer to a probe"
-        is_silent = self._time() >= self.verdict_at(worker) - CLOCK_ERROR_S
-        self._note(worker, Event.SILENT if is_silent else Event.MISSED)
-
-    def verdict_at(self, worker: Worker) -> float:
-        """When a worker that gives no sign of life from now on is ejected for its silence."""
-        silence_s = self._health.silence_s
-        if worker.state is not WorkerState.SUSPECT:
-            return max(worker.answered, worker.heard) + silence_s
-        if worker.heard > worker.doubted:
-            return max(worker.verdict_at, worker.heard + silence_s)
-        return worker.verdict_at
+        """A probe begun at `asked` got no answer in its time. That may mean nothing."""
+        event = lifecycle.missed(worker, asked, self.health, self._time())
+        if event is not None:
+            worker.last_error = "no answer to a probe"
+            self._note(worker, event)
 
     # --- what legs see --------------------------------------------------------------------------
 
@@ -216,7 +126,7 @@ class Registry:
     def note_error(self, worker: Worker) -> None:
         """A leg was answered with a 5xx. Whoever sees one succeed sets `failures` to 0."""
         worker.failures += 1
-        if worker.failures >= self._health.consecutive_errors or worker.state is WorkerState.PROBING:
+        if lifecycle.is_erring(worker, self.health):
             worker.last_error = f"answered {worker.failures} legs in a row with a 5xx"
             self._note(worker, Event.ERRED)
 
@@ -235,7 +145,7 @@ class Registry:
     def settle(self) -> None:
         """End trials that succeeded, and let workers go that were to leave and are free."""
         for worker in self.workers:
-            if worker.state is WorkerState.PROBING and not worker.failures:
+            if lifecycle.is_proven(worker):
                 self._note(worker, Event.PROVEN)
             if worker.is_leaving and not worker.in_flight:
                 self._drop(worker)
@@ -259,31 +169,24 @@ class Registry:
 
     def at(self, model: str, role: Role, url: str) -> Worker | None:
         """Who serves `model` in this role there, or is to be removed still."""
-        place = (model, role, url)
-        return next((worker for worker in self.workers if _place(worker.address) == place), None)
+        return self._roster.at(model, role, url)
 
     def next_index(self, model: str, role: Role) -> int:
         """For the name of a worker that is to be added."""
-        prefix = f"{model}/{role}/"
-        names = (worker.name for worker in self.workers if worker.name.startswith(prefix))
-        return max((int(name.removeprefix(prefix)) for name in names), default=-1) + 1
+        return self._roster.next_index(model, role)
 
     def has_room(self, count: int) -> bool:
         """Whether so many workers can be added; only shared memory has bounds."""
-        return self._loads is None or sum(1 for _ in self._free_slots(self._loads)) >= count
+        return self._roster.has_room(count)
 
     def add(self, address: WorkerAddress) -> Worker:
         """Take in another worker; it serves once a probe has found it well.
 
         Raises `Conflict` if it is there already, or if shared memory has no place for it.
         """
-        for worker in self.workers:
-            if worker.name == address.name or _place(worker.address) == _place(address):
-                raise Conflict(f"there is {worker.name} at {worker.address.url} already")
-        worker = self._made(address, self._free_slot())
-        self._admit(worker)
-        self._tell(self._on_added, worker)
-        self._tell_change()
+        worker = self._roster.add(address)
+        self.news.added.tell(worker)
+        self.news.changed.tell()
         return worker
 
     def remove(self, worker: Worker) -> None:
@@ -293,180 +196,57 @@ class Registry:
 
     # --- what another registry decides ----------------------------------------------------------
 
-    def follow(self, standings: Sequence[Standing]) -> None:
+    def follow(self, snapshots: Sequence[WorkerSnapshot]) -> None:
         """Take over what the process that probes knows: who is there, and how each is."""
         known = {(worker.slot, worker.address): worker for worker in self.workers}
-        for standing in standings:
-            worker = known.pop((standing.slot, standing.address), None)
+        for snapshot in snapshots:
+            worker = known.pop((snapshot.slot, snapshot.address), None)
             if worker is None:
-                worker = self._made(standing.address, standing.slot)
-                self._admit(worker)
-            self._adopt(worker, standing)
+                worker = self._roster.enter(snapshot.address, snapshot.slot)
+            self._adopt(worker, snapshot)
         for worker in known.values():
             self._drop(worker)
 
-    def _adopt(self, worker: Worker, standing: Standing) -> None:
-        """States that lay in between are not seen.
-
-        A worker that served before it refused us stays gone: that standing is older than the refusal.
-        """
-        before = worker.state
-        is_outdated = before is WorkerState.GONE and standing.epoch <= worker.epoch
-        if is_outdated and standing.state in IN_SERVICE:
+    def _adopt(self, worker: Worker, snapshot: WorkerSnapshot) -> None:
+        before, life = worker.state, lifecycle.followed(worker, snapshot)
+        if life is None:
             return
-        if standing.epoch != worker.epoch or standing.state is not before:
-            worker.failures = int(standing.state is WorkerState.PROBING)
-        worker.epoch = standing.epoch
-        self.announce(worker, standing.info, standing.max_model_len)
-        worker.last_error = standing.last_error
-        worker.is_drained = standing.is_drained
-        worker.warm_from = standing.warm_from
-        worker.state = standing.state
+        worker.become(life)
+        self.announce(worker, snapshot.info, snapshot.max_model_len)
+        worker.last_error = snapshot.last_error
+        worker.is_drained = snapshot.is_drained
         self._refresh(worker.address.model)
-        self._tell_if_gone(worker, before)
+        if lifecycle.is_out(before, worker.state):
+            self.news.gone.tell(worker)
 
     # --- moves ----------------------------------------------------------------------------------
 
     def _note(self, worker: Worker, event: Event) -> None:
-        """Move a worker as the table has it, and all that follows from it."""
-        before = worker.state
-        after = next_state(before, event)
-        if after is WorkerState.EJECTED and not may_be_out(worker, self._pool_of(worker)):
-            after = WorkerState.SUSPECT
-        if after is WorkerState.EJECTED and (before is not after or event in _PROBED_ILL):
-            self._put_off(worker)
-        if after is not before:
-            worker.state = after
-            self._begin(worker, before, event)
+        """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
+        pool = self._roster.pool_of(worker)
+        situation = Situation(pool, self.health, self._time(), self._random)
+        move = lifecycle.decide(worker, event, situation)
+        worker.become(move.life)
+        if move.is_change:
             self._refresh(worker.address.model)
-            for callback in self._on_move:
-                callback(worker, event)
-            self._tell_if_gone(worker, before)
-            self._follow_up(worker, event)
-        self._tell_change()
-
-    def _begin(self, worker: Worker, before: WorkerState, event: Event) -> None:
-        """Set what belongs to the state that a worker has just come to."""
-        now = self._time()
-        if before not in IN_SERVICE and worker.state in IN_SERVICE:
-            worker.epoch += 1
-        if before not in FULL_SERVICE and worker.state in FULL_SERVICE:
-            is_cold = before is not WorkerState.STARTING or self._has_elder(worker, now)
-            worker.warm_from = now if is_cold else NEVER
-            worker.credit = 0.0
-            worker.serves_since = now
-        if worker.state is WorkerState.SUSPECT:
-            worker.doubted = now
-            worker.verdict_at = self._first_verdict(worker, event, now)
-        elif worker.state is not WorkerState.EJECTED:
-            # On trial, only a leg that succeeds sets this to 0.
-            worker.failures = int(worker.state is WorkerState.PROBING)
-
-    def _first_verdict(self, worker: Worker, event: Event, now: float) -> float:
-        if event is Event.MISSED:
-            return max(worker.answered, worker.heard) + self._health.silence_s
-        is_seen_ill = event in (Event.LOST, Event.FAILED)
-        return now + (self._health.suspect_s if is_seen_ill else self._health.silence_s)
-
-    def _follow_up(self, worker: Worker, event: Event) -> None:
-        if worker.state is WorkerState.READY and worker.is_drained:
-            self._note(worker, Event.DRAIN)
-        elif worker.state is WorkerState.SUSPECT and event not in _PROBED_ILL:
-            self._tell(self._on_doubt, worker)
-        self._keep_half(worker)
+            self.news.tell_move(worker, move)
+            if worker.state is WorkerState.READY and worker.is_drained:
+                self._note(worker, Event.DRAIN)
+            self._keep_half(worker)
+        self.news.changed.tell()
 
     def _keep_half(self, worker: Worker) -> None:
         """Call workers of its pool back if too many are ejected, now that it is what it is."""
-        needed = called_back(self._pool_of(worker))
+        needed = lifecycle.called_back(self._roster.pool_of(worker))
         if needed is not None:
             self._note(needed, Event.NEEDED)
 
-    def _put_off(self, worker: Worker) -> None:
-        """Set when an ejected worker is asked again: the later, the more often it has failed in a row."""
-        health, now = self._health, self._time()
-        if worker.state in FULL_SERVICE and now - worker.serves_since > health.eject_max_s:
-            worker.ejections = 0
-        worker.retry_at = now + pause_s(worker.ejections, health, self._random)
-        worker.ejections += 1
-
-    def _has_elder(self, worker: Worker, now: float) -> bool:
-        """Whether another one of its pool has served for so long that a new one would be far emptier."""
-        return any(
-            other.state in FULL_SERVICE and now - other.serves_since >= self._health.slow_start_s
-            for other in self._pool_of(worker)
-            if other is not worker
-        )
-
-    def _pool_of(self, worker: Worker) -> list[Worker]:
-        model, role = worker.address.model, worker.address.role
-        return [w for w in self.workers if (w.address.model, w.address.role) == (model, role)]
-
-    # --- members --------------------------------------------------------------------------------
-
-    def _made(self, address: WorkerAddress, slot: int) -> Worker:
-        tls = self._tls_context() if address.url.startswith("https:") else None
-        if self._loads is None:
-            return OwnWorker(address, tls, slot)
-        return SharedWorker(address, tls, slot, self._loads[slot])
-
-    def _tls_context(self) -> ssl.SSLContext:
-        """One for all workers: making it reads all trusted certificates."""
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
-
-    def _free_slot(self) -> int:
-        """One that nobody counts in, not even a process that has not heard of a removal yet."""
-        if self._loads is None:
-            return max((worker.slot for worker in self.workers), default=-1) + 1
-        slot = next(self._free_slots(self._loads), None)
-        if slot is None:
-            count = len(self.workers)
-            raise Conflict(f"there are {count} workers, and no more can be added: restart with a new config")
-        return slot
-
-    def _free_slots(self, loads: Sequence[SharedLoad]) -> Iterator[int]:
-        taken = {worker.slot for worker in self.workers}
-        return (slot for slot, load in enumerate(loads) if slot not in taken and not any(load.legs))
-
-    def _admit(self, worker: Worker) -> None:
-        self.workers = (*self.workers, worker)
-
     def _drop(self, worker: Worker) -> None:
-        self.workers = tuple(other for other in self.workers if other is not worker)
+        self._roster.drop(worker)
         self._refresh(worker.address.model)
-        self._tell(self._on_removed, worker)
+        self.news.removed.tell(worker)
         self._keep_half(worker)
-        self._tell_change()
+        self.news.changed.tell()
 
     def _refresh(self, model: str) -> None:
-        self.pools[model].fill(worker for worker in self.workers if worker.address.model == model)
-
-    # --- telling --------------------------------------------------------------------------------
-
-    def _tell_if_gone(self, worker: Worker, before: WorkerState) -> None:
-        if before in IN_SERVICE and worker.state not in IN_SERVICE:
-            self._tell(self._on_gone, worker)
-
-    def _tell(self, callbacks: Iterable[Watch], worker: Worker) -> None:
-        for callback in callbacks:
-            callback(worker)
-
-    def _tell_change(self) -> None:
-        for callback in self._on_change:
-            callback()
-
-
-def _place(address: WorkerAddress) -> tuple[str, str, str]:
-    return address.model, address.role, address.url
-
-
-# Probes that show an ejected worker to be ill still; what late legs tell of it is no news.
-_PROBED_ILL = frozenset({Event.FAILED, Event.MISSED, Event.SILENT})
-
-# Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
-_ID_FORMS: Mapping[str, tuple[TokenIds, ...]] = {
-    "json": ("list",),
-    "orjson": ("base64", "list"),
-    "msgpack": ("bin", "base64", "list"),
-}
+        self.pools[model].fill(self._roster.of_model(model))

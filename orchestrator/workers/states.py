@@ -7,6 +7,7 @@ of the pool.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -36,6 +37,32 @@ class Event(StrEnum):
     NEEDED = "needed"  # more than half of what is left of its pool is ejected
     DRAIN = "drain"
     UNDRAIN = "undrain"
+
+
+NEVER = float("-inf")  # a moment before all others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspicion:
+    """Why a worker is kept from its share, and until when: known only to the process that probes."""
+
+    ejections: int = 0  # in a row
+    retry_at: float = NEVER  # ejected: when it is probed again
+    doubted: float = NEVER  # when it became suspect
+    verdict_at: float = NEVER  # suspect: until when it must give a sign of life
+    serves_since: float = NEVER  # when it was last taken into full service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """What an event can change of a worker (`workers/lifecycle.py`). The registry's clock has its moments."""
+
+    state: WorkerState
+    epoch: int  # how often it has come into service
+    failures: int  # legs in a row that were answered with a 5xx; 0 once one succeeded
+    suspicion: Suspicion
+    warm_from: float  # when its slow start began
+    credit: float  # in slow start: towards its next turn (`workers/pools.py`)
 
 
 _STARTING, _READY, _SUSPECT = WorkerState.STARTING, WorkerState.READY, WorkerState.SUSPECT

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import ssl
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Final
 
 from orchestrator.config.addresses import WorkerAddress
-from orchestrator.processes.rows import SharedLoad
 from orchestrator.transport.base import Origin
-from orchestrator.wire.codec import JSON, Codec
+from orchestrator.wire.codec import CODECS, JSON, Codec
 from orchestrator.wire.info import TokenIds, WorkerInfo
-from orchestrator.workers.standing import Standing, WorkerStatus
-from orchestrator.workers.states import WorkerState
+from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
+from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
-NEVER: Final = float("-inf")
+# Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
+_ID_FORMS: Final[Mapping[str, tuple[TokenIds, ...]]] = {
+    "json": ("list",),
+    "orjson": ("base64", "list"),
+    "msgpack": ("bin", "base64", "list"),
+}
 
 
 class Worker(ABC):
@@ -28,13 +33,12 @@ class Worker(ABC):
 
     __slots__ = (
         "_lease",
+        "_transport",
         "address",
         "answered",
         "codec",
         "credit",
         "distrusted_epoch",
-        "doubted",
-        "ejections",
         "epoch",
         "failures",
         "info",
@@ -45,18 +49,20 @@ class Worker(ABC):
         "name",
         "origin",
         "proven_epoch",
-        "retry_at",
-        "serves_since",
         "slot",
         "state",
+        "suspicion",
         "token_ids",
         "unendable_epoch",
-        "verdict_at",
         "warm_from",
     )
 
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
-        """`slot` numbers it among those that share memory. Moments are `time.monotonic()`."""
+    def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
+        """`transport` is what it may be sent: json, orjson or msgpack.
+
+        `slot` numbers it among those that share memory. Moments are `time.monotonic()`.
+        """
+        self._transport = transport
         self.address = address
         self.slot = slot
         self.name = address.name
@@ -75,13 +81,8 @@ class Worker(ABC):
         # What the operator wants.
         self.is_drained = False
         self.is_leaving = False  # to be removed once it is free
-        # Suspicion: known only to the process that probes.
         self.answered = NEVER  # when a probe last was
-        self.doubted = NEVER  # when it became suspect
-        self.verdict_at = NEVER  # suspect: until when it must give a sign of life
-        self.ejections = 0  # in a row
-        self.retry_at = NEVER  # ejected: when it is probed again
-        self.serves_since = NEVER  # when it was last taken into full service
+        self.suspicion = Suspicion()
         # Slow start.
         self.warm_from = NEVER  # when it began
         self.credit = 0.0  # towards its next turn; belongs to `Pools`
@@ -112,8 +113,49 @@ class Worker(ABC):
         """A place on this worker, held for the length of a leg. One for all legs: it holds nothing else."""
         return self._lease
 
-    def standing(self) -> Standing:
-        return Standing(
+    # --- what it announces ----------------------------------------------------------------------
+
+    def announce(self, info: WorkerInfo | None, max_model_len: int | None) -> None:
+        """Note what it says of itself; None for one without our plugin, which gets plain JSON."""
+        self.info = info
+        self.max_model_len = max_model_len
+        if self.distrusted_epoch == self.epoch:
+            info = None
+        is_understood = info is not None and self._transport in info.decodes
+        self.codec = CODECS[self._transport] if is_understood else JSON
+        forms = info.token_ids if info is not None else ()
+        self.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
+
+    def distrust(self) -> None:
+        """It has refused what it announced: it gets plain JSON from now on, until it is restarted."""
+        self.distrusted_epoch = self.epoch
+        self.announce(self.info, self.max_model_len)
+
+    # --- what happens to it ---------------------------------------------------------------------
+
+    def life(self) -> Life:
+        return Life(
+            state=self.state,
+            epoch=self.epoch,
+            failures=self.failures,
+            suspicion=self.suspicion,
+            warm_from=self.warm_from,
+            credit=self.credit,
+        )
+
+    def become(self, life: Life) -> None:
+        """For the registry."""
+        self.state = life.state
+        self.epoch = life.epoch
+        self.failures = life.failures
+        self.suspicion = life.suspicion
+        self.warm_from = life.warm_from
+        self.credit = life.credit
+
+    # --- what others are told of it -------------------------------------------------------------
+
+    def snapshot(self) -> WorkerSnapshot:
+        return WorkerSnapshot(
             address=self.address,
             slot=self.slot,
             state=self.state,
@@ -160,8 +202,8 @@ class OwnWorker(Worker):
 
     __slots__ = ("_heard", "_legs")
 
-    def __init__(self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int) -> None:
-        super().__init__(address, tls, slot)
+    def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
+        super().__init__(address, transport, tls, slot)
         self._heard = NEVER
         self._legs = 0
 
@@ -180,15 +222,33 @@ class OwnWorker(Worker):
         self._legs += change
 
 
+class SharedLoad:
+    """The legs under way on one worker, and when something last came on one. Memory: a cell per row."""
+
+    __slots__ = ("heard_us", "legs", "own_heard_us", "own_legs")
+
+    def __init__(
+        self, legs: memoryview, own_legs: memoryview, heard_us: memoryview, own_heard_us: memoryview
+    ) -> None:
+        """`own_legs` and `own_heard_us` are the cells that this process may write.
+
+        Moments are in microseconds of `time.monotonic()`, which is the same in all processes.
+        """
+        self.legs = legs
+        self.own_legs = own_legs
+        self.heard_us = heard_us
+        self.own_heard_us = own_heard_us
+
+
 class SharedWorker(Worker):
     """A worker that several processes send to: `in_flight` and `heard` are those of all."""
 
     __slots__ = ("_load", "_own_legs")
 
     def __init__(
-        self, address: WorkerAddress, tls: ssl.SSLContext | None, slot: int, load: SharedLoad
+        self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int, load: SharedLoad
     ) -> None:
-        super().__init__(address, tls, slot)
+        super().__init__(address, transport, tls, slot)
         self._load = load
         self._own_legs = load.own_legs  # one cell
 

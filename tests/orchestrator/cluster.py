@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig
 from orchestrator.wire.info import Role
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.worker import Worker
 
 
 def address(

@@ -6,35 +6,33 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from orchestrator.api.base import Endpoint
-from orchestrator.api.endpoints import ENDPOINTS
-from orchestrator.config.addresses import WorkerAddress
+from orchestrator.app import Core, ProcessContext
 from orchestrator.config.keys import KeyRing
-from orchestrator.config.options import DEFAULT_SEATS, HealthConfig, LimitsConfig, QueueConfig, RoutingConfig
+from orchestrator.config.options import (
+    DEFAULT_SEATS,
+    Config,
+    HealthConfig,
+    LimitsConfig,
+    ModelConfig,
+    OrchestratorConfig,
+    PoolConfig,
+    QueueConfig,
+    RoutingConfig,
+)
 from orchestrator.errors import ClientGone
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource, request_id_from
-from orchestrator.legs.connectors import NIXL
-from orchestrator.legs.connectors.base import Connector
-from orchestrator.legs.dispatch import Dispatcher
-from orchestrator.loop.offload import Offload
-from orchestrator.relay.admission import Admission
-from orchestrator.relay.flow import Flow
-from orchestrator.relay.route import Route
-from orchestrator.relay.scope import DataPlane, RequestScope
-from orchestrator.routing.planner import Planner
-from orchestrator.telemetry.counters import Layout, Telemetry
+from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest, MemoryUpstream
-from orchestrator.wire.ends import PATH as END
 from orchestrator.wire.headers import fields_of
-from orchestrator.wire.info import Role
-from orchestrator.workers.registry import Registry, Worker
+from orchestrator.wire.info import END_PATH, Role
+from orchestrator.workers.worker import Worker
 
 JSON = {b"content-type": b"application/json"}
 SSE = {b"content-type": b"text/event-stream; charset=utf-8"}
@@ -234,7 +232,7 @@ class FakeUpstream(MemoryUpstream):
         self, origin: Origin, handler: Handler, *, connect_s: float = 0.0, ends_legs: bool = False
     ) -> None:
         async def without(request: MemoryRequest, reply: MemoryReply) -> None:
-            if request.target == END:
+            if request.target == END_PATH:
                 reply.answer(404, b'{"detail":"Not Found"}', JSON)
             else:
                 await handler(request, reply)
@@ -260,51 +258,35 @@ class FakeCluster:
         tokenizes_once: bool = True,
         max_kept_bytes: int = 1024 * 1024,
         kv_missing: str = "warn",
-        connector: Connector = NIXL,
-        endpoints: Mapping[str, Callable[[Offload], Endpoint]] | None = None,
     ) -> None:
+        limits = (limits or LimitsConfig()).model_copy(update={"max_kept_bytes": max_kept_bytes})
+        options = {"tokenize_once": tokenizes_once, "kv_missing": kv_missing}
+        config = Config(
+            orchestrator=OrchestratorConfig(limits=limits, queue=queue or QueueConfig()),
+            models=[ModelConfig(name="m", **_pools(roles, seats))],
+            routing=(routing or RoutingConfig()).model_copy(update=options),
+            health=health or HealthConfig(),
+        )
         self.upstream = FakeUpstream()
         self.workers = FakeWorkers()
-        self.registry = Registry(_addresses(roles), ["m"], transport, health=health)
+        self.core = Core(
+            config,
+            self.upstream,
+            transport=transport,
+            credential=credential,
+            context=ProcessContext(index=0, started=0.0, keys=keys, row=None, loads=None),
+            clock=asyncio.get_running_loop().time,
+            rng=random.Random(1),
+        )
+        self.registry = self.core.registry
+        self.telemetry = self.core.telemetry
+        self.admission = self.core.admission
+        self.flow = self.core.flow
+        self.plane = self.core.data_plane
         for worker in self.registry.workers:
             self.registry.mark_ready(worker)
             is_prefill = worker.address.role == "prefill"
             self.upstream.serve(worker.origin, self.workers.prefill if is_prefill else self.workers.decode)
-        self.telemetry = Telemetry(Layout(["m"], ENDPOINTS))
-        limits = (limits or LimitsConfig()).model_copy(update={"max_kept_bytes": max_kept_bytes})
-        options = {"tokenize_once": tokenizes_once, "kv_missing": kv_missing}
-        routing = (routing or RoutingConfig()).model_copy(update=options)
-        self.admission = Admission(
-            self.registry.pools,
-            queue or QueueConfig(),
-            seats={"m": {"decode": seats, "both": seats}},
-            processes=1,
-            telemetry=self.telemetry,
-            time=asyncio.get_running_loop().time,
-        )
-        self.offload = Offload()
-        time, planner = asyncio.get_running_loop().time, Planner(routing)
-        pools, gate = self.registry.pools["m"], self.admission.gates["m"]
-        ids = IdSource(random.Random(1))
-        self.dispatcher = Dispatcher(
-            self.registry, self.upstream, self.offload, self.telemetry, ids, credential, time
-        )
-        self.flow = Flow(
-            {"m": Route(0, pools, gate, planner, connector)},
-            self.dispatcher,
-            self.admission,
-            self.telemetry,
-            routing,
-            limits,
-        )
-        self.plane = DataPlane(
-            self.flow.serve,
-            {path: make(self.offload) for path, make in (endpoints or ENDPOINTS).items()},
-            limits=limits,
-            telemetry=self.telemetry,
-            keys=keys,
-            time=time,
-        )
 
     def worker(self, name: str) -> Worker:
         return next(worker for worker in self.registry.workers if worker.name == f"m/{name}")
@@ -325,9 +307,7 @@ class FakeCluster:
         return await self.serve(FakeExchange(body, **options))
 
     async def aclose(self) -> None:
-        await self.flow.aclose()
-        await self.offload.aclose()
-        await self.upstream.aclose()
+        await self.core.aclose()
 
     def assert_at_rest(self) -> None:
         """Nothing is held: no lease, no leg, no pinned block, no open request."""
@@ -341,22 +321,9 @@ class FakeCluster:
         assert self.plane.memory.bodies == 0
 
 
-def _addresses(roles: Sequence[Role]) -> list[WorkerAddress]:
-    counts: dict[str, itertools.count[int]] = {}
-    made = []
+def _pools(roles: Sequence[Role], seats: int) -> dict[Role, PoolConfig]:
+    """A worker for each, on ports of their own."""
+    urls: dict[Role, list[str]] = {}
     for port, role in enumerate(roles, start=1):
-        index = next(counts.setdefault(role, itertools.count()))
-        made.append(
-            WorkerAddress(
-                name=f"m/{role}/{index}",
-                model="m",
-                served_model="m",
-                role=role,
-                url=f"http://127.0.0.1:{port}",
-                host="127.0.0.1",
-                port=port,
-                side_channel_port=None,
-                is_managed=False,
-            )
-        )
-    return made
+        urls.setdefault(role, []).append(f"http://127.0.0.1:{port}")
+    return {role: PoolConfig(urls=found, seats=seats) for role, found in urls.items()}

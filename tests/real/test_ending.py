@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.wire.ends import PATH
+from orchestrator.wire.info import END_PATH
 from tests.contract.engines import ASK_PINNED
 from tests.real.ask import LIMIT, chat
 from tests.real.conftest import Cluster, metric, wait_for
@@ -34,7 +34,7 @@ async def prefill(client: httpx.AsyncClient, number: int, ends_after_s: float | 
     async def end() -> None:
         if ends_after_s is not None:
             await asyncio.sleep(ends_after_s)
-            assert (await client.post(PATH, json={"request_id": name})).status_code == 202
+            assert (await client.post(END_PATH, json={"request_id": name})).status_code == 202
 
     leg = document(number, max_tokens=1, kv_transfer_params=ASK_PINNED)
     asked = client.post("/v1/chat/completions", json=leg, headers={"x-request-id": name})
@@ -93,7 +93,7 @@ def ended_leg(cluster: Cluster, stream: bool) -> str:
             )
             asked = asyncio.ensure_future(ask)
             while not asked.done():
-                assert (await client.post(cluster.decode + PATH, json={"request_id": "long"})).is_success
+                assert (await client.post(cluster.decode + END_PATH, json={"request_id": "long"})).is_success
                 await asyncio.wait([asked], timeout=0.1)
             return asked.result()
 

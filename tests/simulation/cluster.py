@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
-from unittest import mock
 
 import msgspec
 
-from orchestrator.app import Orchestrator, Place
+from orchestrator.app import Core, ProcessContext
 from orchestrator.config.options import (
     LEASE_S,
     Config,
@@ -27,12 +25,11 @@ from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
-from orchestrator.wire.ends import PATH as END
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import END_PATH, WorkerInfo
 from orchestrator.workers.health import Introduction, ProbeFailed, Prober, ProbeRefused
-from orchestrator.workers.registry import Worker
 from orchestrator.workers.states import IN_SERVICE, WorkerState
 from orchestrator.workers.states import Event as WorkerEvent
+from orchestrator.workers.worker import Worker
 from tests.simulation.client import MODEL
 from tests.simulation.engine import MAX_MODEL_LEN, Engine, World, handoff_name, kind_of, prompt_of
 from tests.simulation.language import number_of
@@ -91,7 +88,7 @@ class ObservedUpstream(MemoryUpstream):
             is_refused = False
             return answer
         finally:
-            if target != END:
+            if target != END_PATH:
                 self._note(origin, target, out_since, headers, body, is_refused=is_refused)
 
     def _note(
@@ -191,34 +188,32 @@ class Cluster:
         random = Random(schedule.seed)
         self.upstream = ObservedUpstream(trace)
         self.world = World(random, trace, self.upstream)
-        with _without_control_plane():
-            self.orchestrator = Orchestrator(
-                _config(tuple((worker.name, worker.role) for worker in schedule.workers)),
-                self.upstream,
-                transport=schedule.transport,
-                credential=None,
-                place=Place(index=0, started=0.0, keys=None, row=None, loads=None),
-                clock=asyncio.get_running_loop().time,
-                rng=random,
-            )
-        self.plane = self.orchestrator.data_plane
+        self.core = Core(
+            _config(tuple((worker.name, worker.role) for worker in schedule.workers)),
+            self.upstream,
+            transport=schedule.transport,
+            credential=None,
+            context=ProcessContext(index=0, started=0.0, keys=None, row=None, loads=None),
+            clock=asyncio.get_running_loop().time,
+            rng=random,
+        )
+        self.plane = self.core.data_plane
         self._prober = Prober(
-            self.orchestrator.registry,
+            self.core.registry,
             SimulatedProbe(self.world),
             random=random,
             time=asyncio.get_running_loop().time,
         )
-        self.ledger = self.orchestrator._flow.ledger
-        self.retry_budget = self.orchestrator._flow._retry_budget
+        self.ledger = self.core.flow.ledger
+        self.retry_budget = self.core.flow._retry_budget
         self._books = Books(self.ledger)
         self.upstream.on_send = self._books.look
         self._make_engines(schedule)
-        self.orchestrator.registry.on_move(self._note_move)
+        self.core.registry.news.moved.add(self._note_move)
 
     def start(self) -> None:
         self._prober.start()
-        with _without_control_plane():
-            self.orchestrator.start(_discard)
+        self.core.start()
         self._books.start()
 
     @property
@@ -234,10 +229,10 @@ class Cluster:
 
     async def aclose(self) -> None:
         self._books.close()
-        await self.orchestrator.aclose()
+        await self.core.aclose()
 
     def _make_engines(self, schedule: Schedule) -> None:
-        workers = {worker.origin.host: worker for worker in self.orchestrator.registry.workers}
+        workers = {worker.origin.host: worker for worker in self.core.registry.workers}
         for spec in schedule.workers:
             faults = [fault for fault in schedule.faults if fault.worker == spec.name]
             Engine(spec, workers[spec.name].origin, self.world, faults)
@@ -255,7 +250,7 @@ class Cluster:
 
     def _drain(self, engine: Engine, worker: Worker, seconds: float) -> None:
         engine.note_trouble("is drained", seconds)
-        registry = self.orchestrator.registry
+        registry = self.core.registry
         registry.drain(worker)
         asyncio.get_running_loop().call_later(seconds, registry.undrain, worker)
 
@@ -270,28 +265,6 @@ class Cluster:
             self.upstream.out_since.pop(host, None)
         else:
             self.upstream.out_since.setdefault(host, asyncio.get_running_loop().time())
-
-
-def _discard(lines: bytes) -> None:
-    """The access log's reader."""
-
-
-@contextlib.contextmanager
-def _without_control_plane() -> Iterator[None]:
-    """Nobody asks it here, and it takes longer to make than a run. Nor is there a real loop to watch."""
-    names = ("control_app", "AccessLog", "StallAlarm", "LoopLagMonitor")
-    with mock.patch.multiple("orchestrator.app", **dict.fromkeys(names, _Nothing)):
-        yield
-
-
-class _Nothing:
-    def __init__(self, *args: object) -> None: ...
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    async def run(self) -> None: ...
 
 
 @functools.cache

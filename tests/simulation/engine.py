@@ -20,8 +20,7 @@ import msgspec
 
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
-from orchestrator.wire.ends import PATH as END
-from orchestrator.wire.ends import EndRequest
+from orchestrator.wire.info import END_PATH, EndRequest
 from tests.simulation.language import continuation, number_of, text_of, tokens_of
 from tests.simulation.schedule import DEFAULT_COMPLETION_TOKENS, LegFault, PlannedFault, WorkerSpec
 from tests.simulation.trace import Trace
@@ -182,7 +181,7 @@ class Engine:
     # --- legs -----------------------------------------------------------------------------------
 
     async def serve(self, request: MemoryRequest, reply: MemoryReply) -> None:
-        if request.target == END:
+        if request.target == END_PATH:
             await self.is_awake.wait()
             self._answer_end(msgspec.json.decode(request.body, type=EndRequest).request_id, reply)
             return

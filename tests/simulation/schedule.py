@@ -46,7 +46,7 @@ class WorkerSpec:
     pull_s: float
     token_s: float
     answer_delay_s: float  # from the end of a prefill until its answer leaves
-    ends_legs: bool  # when it is asked to (`wire.ends`); else only when their connection is closed
+    ends_legs: bool  # when it is asked to (`wire.info.EndRequest`); else only when their connection is closed
     intake_s: float  # from a leg's arrival until its engine has it
     slices: bool  # chunks end anywhere
     recomputes: bool  # a failed pull is no error: vLLM's kv_load_failure_policy

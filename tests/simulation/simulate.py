@@ -121,7 +121,7 @@ class _Run:
 
 
 def _collect(result: Result, cluster: Cluster, runs: list[_Run]) -> None:
-    records = {record.request_id: record for record in cluster.orchestrator.telemetry.records}
+    records = {record.request_id: record for record in cluster.core.telemetry.records}
     result.requests = [Request(run.client, run.ended, records.get(run.client.request_id)) for run in runs]
     result.engines = list(cluster.world.engines.values())
     result.legs = cluster.world.legs
@@ -132,14 +132,14 @@ def _collect(result: Result, cluster: Cluster, runs: list[_Run]) -> None:
 
 def _held(cluster: Cluster) -> dict[str, int]:
     """Everything that counts what is under way. To be looked at when all is over."""
-    orchestrator = cluster.orchestrator
-    row, layout = orchestrator.telemetry.row, orchestrator.telemetry.layout
+    core = cluster.core
+    row, layout = core.telemetry.row, core.telemetry.layout
     return {
-        "requests in flight": orchestrator.telemetry.in_flight,
+        "requests in flight": core.telemetry.in_flight,
         "leases in the ledger": len(cluster.ledger.open),
         "leaked leases": row[layout.leases_leaked],
         "replacements in the budget": cluster.retry_budget.in_use,
         "open scopes": len(cluster.plane.open),
         "legs in the transport": cluster.upstream.stats().busy,
-        **{f"leases on {worker.name}": worker.in_flight for worker in orchestrator.registry.workers},
+        **{f"leases on {worker.name}": worker.in_flight for worker in core.registry.workers},
     }

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 
-from orchestrator.wire.ends import PATH
+from orchestrator.wire.info import END_PATH
 from tests.worker.asgi import post
 from worker import ending
 
@@ -103,17 +103,17 @@ def app(engine: object | None) -> FastAPI:
 def test_the_call_ends_a_request() -> None:
     server = Server()
     server.add("chatcmpl-a-1")
-    assert post(app(server), PATH, json.dumps({"request_id": "a-1"}).encode(), JSON).status == 202
+    assert post(app(server), END_PATH, json.dumps({"request_id": "a-1"}).encode(), JSON).status == 202
     assert server.answered == {"chatcmpl-a-1": "abort"}
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"request_id": 1}'])
 def test_bad_input_gets_an_error(body: bytes) -> None:
-    assert post(app(Server()), PATH, body, JSON).status == 400
+    assert post(app(Server()), END_PATH, body, JSON).status == 400
 
 
 def test_a_server_that_cannot_says_so() -> None:
-    assert post(app(None), PATH, b'{"request_id": "a"}', JSON).status == 404
+    assert post(app(None), END_PATH, b'{"request_id": "a"}', JSON).status == 404
 
 
 def test_an_engine_that_is_built_otherwise_is_left_alone() -> None:

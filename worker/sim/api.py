@@ -22,8 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.wire import ends
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import END_PATH, EndRequest, WorkerInfo
 from worker.info import decodes, token_ids
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, protocol, text
@@ -213,10 +212,10 @@ def _plain_routes(sim: Sim) -> APIRouter:
     async def info() -> Response:
         return _encoded(msgspec.json.encode(sim.info()))
 
-    @router.post(ends.PATH)
+    @router.post(END_PATH)
     async def end(request: Request) -> Response:
         try:
-            asked = msgspec.json.decode(await request.body(), type=ends.EndRequest)
+            asked = msgspec.json.decode(await request.body(), type=EndRequest)
         except msgspec.MsgspecError as error:
             raise Refused(str(error)) from error
         sim.engine.under_way.get(asked.request_id, _nothing)()

@@ -1,6 +1,7 @@
 """The way of an answer to the client, faults included: ASGI responses that work while they are sent.
 
-A client that leaves ends the generation, in every phase; so does `wire.ends`, and then it is answered.
+A client that leaves ends the generation, in every phase; so does
+`POST /v1/baton/end`, and then it is answered.
 """
 
 from __future__ import annotations

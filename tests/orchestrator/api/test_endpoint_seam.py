@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.api.base import Content, Conversion, Endpoint
+from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.api.view import RequestView
 from orchestrator.errors import BatonError, WorkerGarbage
 from orchestrator.http.exchange import Exchange
@@ -53,9 +54,15 @@ def _document(error: BatonError) -> bytes:
     return json.dumps({"type": "error", "error": {"type": error.code}}).encode()
 
 
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file, and one entry in the table."""
+    monkeypatch.setitem(ENDPOINTS, PATH, Messages)
+
+
 def run(test: Callable[[FakeCluster], Awaitable[None]]) -> None:
     async def main() -> None:
-        cluster = FakeCluster(endpoints={PATH: Messages})
+        cluster = FakeCluster()
         await test(cluster)
         await cluster.aclose()
         cluster.assert_at_rest()

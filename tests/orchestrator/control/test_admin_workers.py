@@ -5,11 +5,11 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.control.public import admin_app
+from orchestrator.control.admin import admin_app
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers.registry import WorkerState
+from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import names
-from tests.orchestrator.control.test_control import KEY, RING, FakeState, ask, error_code
+from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code
 
 INFO = WorkerInfo(role="decode", model="m", decodes=["json"], engine="sim", engine_version="1")
 NEW = {"model": "m", "role": "decode", "url": "http://10.0.0.7:8100"}

@@ -11,18 +11,17 @@ from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import Config
 from orchestrator.control.metrics import (
     BatonCollector,
-    ProcessEnd,
-    ProcessState,
-    ProcessStatus,
     Sources,
     process_collector,
     render,
 )
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.telemetry.counters import FallbackReason, Layout, RetryReason, Telemetry
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role
 from orchestrator.wire.usage import Kv
-from orchestrator.workers.registry import WorkerState, WorkerStatus
+from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import WorkerState
 from tests.orchestrator.records import request_record
 
 CHAT = "/v1/chat/completions"

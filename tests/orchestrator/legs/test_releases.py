@@ -16,7 +16,7 @@ from orchestrator.legs.leg import Legs, PrefillLeg
 from orchestrator.legs.releases import RELEASE_TIMEOUT_S
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
-from orchestrator.wire.ends import PATH as END
+from orchestrator.wire.info import END_PATH as END
 from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange
 from tests.simulation.loop import run_virtually
 
@@ -287,7 +287,7 @@ def test_a_prefill_that_its_worker_has_ended_by_itself_is_lost(
         prefill, decode = cluster.worker("prefill/0"), cluster.worker("decode/0")
         cluster.upstream.serve(prefill.origin, worker)
         view = view_request(json.dumps(CHAT).encode())
-        legs = Legs(cluster.dispatcher, "m", LegBodies(view, "/v1/chat/completions"), b"")
+        legs = Legs(cluster.core.dispatcher, "m", LegBodies(view, "/v1/chat/completions"), b"")
         leg = PrefillLeg(legs, prefill, decode, None)
         answer = await leg.read(10_000)
         with pytest.raises(error):

@@ -19,12 +19,13 @@ from orchestrator.processes.channel import (
 )
 from orchestrator.processes.membership import Report, Snapshot
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers.registry import Event, Standing, WorkerState
+from orchestrator.workers.snapshot import WorkerSnapshot
+from orchestrator.workers.states import Event, WorkerState
 from tests.orchestrator.cluster import address
 
 Ends = Callable[[Channel[ToSupervisor], Channel[ToProcess]], Awaitable[None]]
 
-STANDING = Standing(
+WORKER = WorkerSnapshot(
     address=address("decode", 0),
     slot=2,
     state=WorkerState.READY,
@@ -45,7 +46,7 @@ START = Start(
     transport="json",
     started=1.5,
     keys=[Key("alice", b"digest")],
-    snapshot=Snapshot(1, (STANDING,)),
+    snapshot=Snapshot(1, (WORKER,)),
 )
 
 
@@ -64,7 +65,7 @@ def over_a_socketpair(scenario: Ends) -> None:
 
 
 def test_messages_arrive_whole_and_in_order() -> None:
-    down = [START, Snapshot(2, (STANDING,) * 5000), Replaced(), Stop(), Cut()]
+    down = [START, Snapshot(2, (WORKER,) * 5000), Replaced(), Stop(), Cut()]
     up = [Serving(), Report("m/decode/0", 3, Event.REFUSED, "refused")]
 
     async def scenario(supervisor: Channel[ToSupervisor], process: Channel[ToProcess]) -> None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 
 from orchestrator.processes.membership import Follower, Publisher, Report, Snapshot
-from orchestrator.workers.registry import Event, Registry, Worker, WorkerState
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.states import Event, WorkerState
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import address, names, registry_of
 
 
@@ -23,7 +25,7 @@ def test_a_process_knows_what_the_supervisor_knows() -> None:
         source, publisher = supervisor()
         copy, follower, _ = process()
         follower.apply(publisher.snapshot)
-        assert copy.standings() == source.standings()
+        assert copy.snapshots() == source.snapshots()
         source.mark_gone(source.workers[1], "silent")
         follower.apply(await publisher.wait_newer(1))
         assert names(copy.pools["m"].decode) == ["decode/1"]
@@ -38,7 +40,7 @@ def test_changes_of_one_turn_are_one_snapshot() -> None:
             source.mark_gone(worker, "silent")
         snapshot = await publisher.wait_newer(1)
         assert snapshot.version == 2
-        assert {standing.state for standing in snapshot.standings} == {WorkerState.GONE}
+        assert {worker.state for worker in snapshot.workers} == {WorkerState.GONE}
 
     asyncio.run(scenario())
 
@@ -69,12 +71,12 @@ def test_all_who_wait_get_the_newest() -> None:
 def test_only_newer_snapshots_are_applied() -> None:
     source = registry_of({"prefill": 1, "decode": 2})
     copy, follower, _ = process()
-    follower.apply(Snapshot(7, source.standings()))
+    follower.apply(Snapshot(7, source.snapshots()))
     source.mark_gone(source.workers[0], "silent")
     for version in (6, 7):
-        follower.apply(Snapshot(version, source.standings()))
+        follower.apply(Snapshot(version, source.snapshots()))
         assert copy.workers[0].state is WorkerState.READY
-    follower.apply(Snapshot(8, source.standings()))
+    follower.apply(Snapshot(8, source.snapshots()))
     assert copy.workers[0].state is WorkerState.GONE
 
 
@@ -142,7 +144,7 @@ def test_a_leg_lost_in_one_process_makes_the_worker_suspect_in_all() -> None:
     async def scenario() -> None:
         site = Site()
         doubted: list[Worker] = []
-        site.source.on_doubt(doubted.append)
+        site.source.news.doubted.add(doubted.append)
         seen_by = site.all[1]
         seen_by.note_lost(seen_by.workers[1], 1, "reset")
         assert seen_by.workers[1].state is WorkerState.SUSPECT
@@ -161,7 +163,7 @@ def test_a_silent_worker_loses_its_legs_in_all_processes() -> None:
         site = Site()
         gone: list[Worker] = []
         for registry in site.all[1:]:
-            registry.on_gone(gone.append)
+            registry.news.gone.add(gone.append)
         site.source.note_failed(site.source.workers[1], "500")
         site.source.note_failed(site.source.workers[1], "500")
         await site.exchange()

@@ -1,5 +1,3 @@
-import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from orchestrator.telemetry.counters import (
     FallbackReason,
     Layout,
     LeaseState,
-    LoopLagMonitor,
     RejectReason,
     RetryReason,
     Telemetry,
@@ -190,28 +187,3 @@ def test_records_that_nobody_takes_do_not_pile_up() -> None:
     for _ in range(Telemetry.KEPT_RECORDS + 10):
         telemetry.records.append(answered())
     assert len(telemetry.records) == Telemetry.KEPT_RECORDS
-
-
-def test_the_lag_monitor_notices_a_blocked_loop() -> None:
-    telemetry = Telemetry(LAYOUT)
-    monitor = LoopLagMonitor(telemetry, period_s=0.01)
-
-    async def block() -> None:
-        task = asyncio.create_task(monitor.run())
-        await asyncio.sleep(0)  # the monitor has started its first period
-        time.sleep(0.1)  # noqa: ASYNC251 - blocking is what is tested
-        async with asyncio.timeout(30):
-            while not monitor.last_s:  # noqa: ASYNC110  # nobody sets an event for it
-                await asyncio.sleep(0)
-        task.cancel()
-
-    asyncio.run(block())
-    assert monitor.max_s >= 0.05
-    assert sum(histogram(telemetry, LAYOUT.lag, LAG_BOUNDS)[0]) >= 1
-
-
-def test_the_lag_monitor_keeps_the_last_and_the_highest() -> None:
-    monitor = LoopLagMonitor(Telemetry(LAYOUT))
-    for lag in (0.1, 0.3, 0.2):
-        monitor.note(lag)
-    assert (monitor.last_s, monitor.max_s) == (0.2, 0.3)

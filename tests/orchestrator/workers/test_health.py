@@ -10,7 +10,9 @@ import pytest
 
 from orchestrator.config.options import HealthConfig
 from orchestrator.workers.health import HttpProbe, Introduction, Probe, ProbeFailed, Prober, ProbeRefused
-from orchestrator.workers.registry import Registry, Worker, WorkerState
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.states import WorkerState
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import address, names
 from tests.simulation.loop import run_virtually
 
@@ -53,7 +55,7 @@ class Cluster:
         self.registry = Registry(addresses, ["m"], "json", health=HEALTH, time=loop.time, random=random)
         self.prober = Prober(self.registry, self.probe, random=random, time=loop.time)
         self.moved = asyncio.Event()
-        self.registry.on_move(lambda worker, event: self.moved.set())
+        self.registry.news.moved.add(lambda worker, event: self.moved.set())
 
     @property
     def first(self) -> Worker:

@@ -4,7 +4,10 @@ from collections import Counter
 
 import pytest
 
-from orchestrator.workers.registry import Registry, Worker, WorkerState
+from orchestrator.config.options import RoutingConfig
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.states import WorkerState
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import Clock, names, registry_of
 
 
@@ -130,7 +133,7 @@ def test_a_strict_path_needs_a_prefill_worker() -> None:
         [worker.address for worker in registry_of({"prefill": 1, "decode": 1}).workers],
         ["m"],
         "json",
-        prefills_locally=False,
+        routing=RoutingConfig(disaggregate="strict"),
     )
     for worker in registry.workers:
         registry.mark_ready(worker)

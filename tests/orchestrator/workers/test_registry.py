@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -14,8 +15,10 @@ from orchestrator.routing.least_loaded import LeastLoaded
 from orchestrator.telemetry.counters import Layout
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Encoding, WorkerInfo
-from orchestrator.workers.registry import Event, Registry, Standing, Worker, WorkerState
-from orchestrator.workers.states import ON_SUSPICION, REACHABLE
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerSnapshot
+from orchestrator.workers.states import ON_SUSPICION, REACHABLE, Event, WorkerState
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import Clock, address, names, registry_of
 
 
@@ -35,7 +38,7 @@ def test_only_ready_workers_are_in_the_pools() -> None:
 def test_a_worker_that_goes_is_told_of_once_and_may_come_back() -> None:
     registry = registry_of({"prefill": 1})
     gone: list[Worker] = []
-    registry.on_gone(gone.append)
+    registry.news.gone.add(gone.append)
     worker = registry.workers[0]
     for why in ("refused", "still refused"):
         registry.mark_gone(worker, why)
@@ -147,30 +150,30 @@ def test_what_another_process_knows_is_taken_over() -> None:
     source.announce(source.workers[0], info("json", "msgpack"), 4096)
     source.mark_ready(source.workers[0])
     source.mark_gone(source.workers[1], "silent")
-    copy.follow(source.standings())
-    assert copy.standings() == source.standings()
+    copy.follow(source.snapshots())
+    assert copy.snapshots() == source.snapshots()
     assert names(copy.pools["m"].prefill) == ["prefill/0"]
     assert copy.workers[0].codec is CODECS["msgpack"]
 
 
-def test_a_standing_from_before_a_refusal_does_not_bring_the_worker_back() -> None:
+def test_a_snapshot_from_before_a_refusal_does_not_bring_the_worker_back() -> None:
     source, copy = registry_of({"decode": 1}), registry_of({"decode": 1}, ready=False)
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     copy.mark_gone(copy.workers[0], "refused")
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     assert copy.workers[0].state is WorkerState.GONE
     source.mark_gone(source.workers[0], "refused elsewhere")
     source.mark_ready(source.workers[0])
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     assert copy.workers[0].state is WorkerState.READY
 
 
 @pytest.mark.parametrize("stale", ["probing", "draining", "suspect"])
-def test_no_older_standing_brings_a_worker_back_that_refused(stale: str) -> None:
+def test_no_older_snapshot_brings_a_worker_back_that_refused(stale: str) -> None:
     copy = registry_of({"decode": 2})
-    before = copy.workers[0].standing()
+    before = copy.workers[0].snapshot()
     copy.mark_gone(copy.workers[0], "refused")
-    copy.follow([msgspec.structs.replace(before, state=WorkerState(stale)), copy.workers[1].standing()])
+    copy.follow([msgspec.structs.replace(before, state=WorkerState(stale)), copy.workers[1].snapshot()])
     assert copy.workers[0].state is WorkerState.GONE
 
 
@@ -178,10 +181,10 @@ def test_taking_over_ends_legs_and_is_no_report() -> None:
     source, copy = registry_of({"decode": 1}), registry_of({"decode": 1})
     gone: list[Worker] = []
     seen: list[Event] = []
-    copy.on_gone(gone.append)
-    copy.on_move(lambda worker, event: seen.append(event))
+    copy.news.gone.add(gone.append)
+    copy.news.moved.add(lambda worker, event: seen.append(event))
     source.mark_gone(source.workers[0], "refused")
-    copy.follow(source.standings())
+    copy.follow(source.snapshots())
     assert names(copy.pools["m"].decode) == []
     assert gone == [copy.workers[0]]
     assert seen == []
@@ -190,13 +193,13 @@ def test_taking_over_ends_legs_and_is_no_report() -> None:
 def test_every_change_is_told() -> None:
     registry = registry_of({"decode": 1}, ready=False)
     worker = registry.workers[0]
-    seen: list[tuple[Standing, ...]] = []
-    registry.on_change(lambda: seen.append(registry.standings()))
+    seen: list[tuple[WorkerSnapshot, ...]] = []
+    registry.news.changed.add(lambda: seen.append(registry.snapshots()))
     registry.announce(worker, None, 4096)
     registry.mark_ready(worker)
     registry.mark_gone(worker, "refused")
     registry.mark_gone(worker, "still refused")
-    told = [(standing.state, standing.max_model_len, standing.last_error) for [standing] in seen]
+    told = [(snapshot.state, snapshot.max_model_len, snapshot.last_error) for [snapshot] in seen]
     assert told == [
         ("starting", 4096, None),
         ("ready", 4096, None),
@@ -221,7 +224,7 @@ def test_a_lost_leg_makes_a_worker_suspect_and_a_probe_is_due() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     doubted: list[Worker] = []
-    registry.on_doubt(doubted.append)
+    registry.news.doubted.add(doubted.append)
     registry.note_lost(worker, worker.epoch, "reset")
     registry.note_lost(worker, worker.epoch, "reset, too")
     assert (worker.state, worker.last_error, doubted) == ("suspect", "reset, too", [worker])
@@ -243,7 +246,7 @@ def test_five_errors_in_a_row_eject() -> None:
     registry = registry_of({"decode": 2}, consecutive_errors=5)
     worker = registry.workers[0]
     gone: list[Worker] = []
-    registry.on_gone(gone.append)
+    registry.news.gone.add(gone.append)
     for _ in range(4):
         registry.note_error(worker)
     worker.failures = 0  # a leg has succeeded
@@ -311,18 +314,18 @@ def test_an_ejected_worker_is_asked_later_each_time() -> None:
     registry = registry_of({"decode": 2}, clock=clock, eject_s=1, eject_max_s=8)
     worker = registry.workers[0]
     eject(registry, worker)
-    waits = [worker.retry_at - clock.now]
+    waits = [worker.suspicion.retry_at - clock.now]
     for _ in range(5):
         registry.note_failed(worker, "500")
-        waits.append(worker.retry_at - clock.now)
+        waits.append(worker.suspicion.retry_at - clock.now)
     assert all(bound / 2 <= wait <= bound for wait, bound in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))
-    worker.ejections = 100_000  # a month of failures
+    worker.suspicion = replace(worker.suspicion, ejections=100_000)  # a month of failures
     registry.note_failed(worker, "500")
-    assert worker.retry_at - clock.now <= 8
-    retry_at = worker.retry_at
+    assert worker.suspicion.retry_at - clock.now <= 8
+    retry_at = worker.suspicion.retry_at
     registry.note_lost(worker, worker.epoch, "a leg from before")
     registry.note_error(worker)
-    assert worker.retry_at == retry_at
+    assert worker.suspicion.retry_at == retry_at
 
 
 def test_a_long_time_without_trouble_makes_up_for_ejections() -> None:
@@ -336,7 +339,7 @@ def test_a_long_time_without_trouble_makes_up_for_ejections() -> None:
         assert worker.state is WorkerState.READY
         clock.now += between
         eject(registry, worker)
-        assert bound / 2 <= worker.retry_at - clock.now <= bound
+        assert bound / 2 <= worker.suspicion.retry_at - clock.now <= bound
 
 
 # --- never more than half of a pool -------------------------------------------------------------
@@ -362,7 +365,7 @@ def test_an_ejected_worker_serves_again_when_too_few_others_are_left() -> None:
     registry = registry_of({"decode": 4})
     first, second, third, fourth = registry.workers
     doubted: list[Worker] = []
-    registry.on_doubt(doubted.append)
+    registry.news.doubted.add(doubted.append)
     eject(registry, first)
     registry.note_failed(first, "500")  # twice in a row
     eject(registry, second)
@@ -383,7 +386,7 @@ def test_a_drained_worker_takes_no_legs_and_is_asked_before_it_does_again() -> N
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     doubted: list[Worker] = []
-    registry.on_doubt(doubted.append)
+    registry.news.doubted.add(doubted.append)
     with worker.lease():
         registry.drain(worker)
         assert names(registry.pools["m"].decode) == ["decode/1"]
@@ -401,7 +404,7 @@ def test_draining_outlasts_a_restart() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     gone: list[Worker] = []
-    registry.on_gone(gone.append)
+    registry.news.gone.add(gone.append)
     registry.drain(worker)
     registry.mark_gone(worker, "refused")
     assert gone == [worker]
@@ -426,7 +429,7 @@ def test_a_silent_worker_that_drains_is_gone() -> None:
 def test_an_added_worker_serves_once_it_has_answered() -> None:
     registry = registry_of({"decode": 1})
     added: list[Worker] = []
-    registry.on_added(added.append)
+    registry.news.added.add(added.append)
     worker = registry.add(address("decode", 1, port=2))
     assert (added, names(registry.pools["m"].decode)) == ([worker], ["decode/0"])
     registry.mark_ready(worker)
@@ -444,7 +447,7 @@ def test_a_worker_leaves_when_its_legs_have_ended() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     removed: list[Worker] = []
-    registry.on_removed(removed.append)
+    registry.news.removed.add(removed.append)
     with worker.lease():
         registry.remove(worker)
         registry.settle()

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.wire.ends import PATH
+from orchestrator.wire.info import END_PATH
 from tests.worker.sim.asking import ASK_PINNED, ask, chat, completion, events
 from tests.worker.sim.workers import Worker, running, wait_for
 from worker.sim.settings import Latency
@@ -19,7 +19,7 @@ SLOW_DECODE = Latency(decode_ms_per_token=20)
 
 
 def end(worker: Worker, name: str = NAME["x-request-id"]) -> None:
-    answer = httpx.post(worker.url + PATH, json={"request_id": name})
+    answer = httpx.post(worker.url + END_PATH, json={"request_id": name})
     assert (answer.status_code, answer.content) == (202, b"")
 
 
@@ -88,6 +88,6 @@ def test_what_is_unknown_is_no_error() -> None:
 
 def test_bad_input_gets_an_error() -> None:
     with running() as worker:
-        answer = httpx.post(worker.url + PATH, content=b"[]")
+        answer = httpx.post(worker.url + END_PATH, content=b"[]")
         assert answer.status_code == 400
         assert answer.json()["error"]["message"] == "Expected `object`, got `array`"

@@ -11,7 +11,7 @@ from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.states import WorkerState
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a worker, apart from its load: the same in all processes, but for moments."""
 
     address: WorkerAddress

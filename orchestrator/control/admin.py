@@ -1,0 +1,88 @@
+"""The admin listener's pages: metrics, processes, workers, reload. Clients do not reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from orchestrator.control.admin_workers import WorkerPages, refuse_other_sites
+from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
+from orchestrator.control.pages import add_page, as_json, build_info, guarded
+from orchestrator.control.state import AdminState
+
+INDEX = """\
+Baton admin
+
+/metrics
+/admin/processes
+/admin/workers                      POST {"model", "role", "url"} adds a worker
+/admin/workers/{name}               DELETE drains and removes it
+/admin/workers/{name}/drain         POST: no new legs
+/admin/workers/{name}/undrain       POST: takes legs again
+/admin/reload                       POST: read the config file again
+"""
+
+Reload = Callable[[], Awaitable[Sequence[str]]]
+
+
+def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
+    """Metrics and the admin API, for a listener that clients do not reach.
+
+    `reload` reads the config again; it returns what has changed, or raises a `BatonError`.
+    """
+    app = FastAPI(
+        title="Baton admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
+    pages = _AdminPages(state)
+    add_page(app, "/", pages.index, "This list.", "admin")
+    add_page(app, "/metrics", pages.metrics, "Prometheus text format.", "admin")
+    _add_worker_pages(app, WorkerPages(state.registry))
+    add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
+    if reload is not None:
+        app.add_api_route("/admin/reload", _reload_page(reload), methods=["POST"])
+    return guarded(app, state, frozenset())
+
+
+def _reload_page(reload: Reload) -> Callable[[Request], Awaitable[Response]]:
+    async def page(request: Request) -> Response:
+        refuse_other_sites(request.headers)
+        return as_json({"changed": await reload()})
+
+    return page
+
+
+def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:
+    path, one = "/admin/workers", "/admin/workers/{name:path}"
+    add_page(app, path, pages.all, "All workers and their states.", "admin")
+    app.add_api_route(path, pages.add, methods=["POST"])
+    app.add_api_route(f"{one}/drain", pages.drain, methods=["POST"])
+    app.add_api_route(f"{one}/undrain", pages.undrain, methods=["POST"])
+    app.add_api_route(one, pages.remove, methods=["DELETE"])
+
+
+class _AdminPages:
+    def __init__(self, state: AdminState) -> None:
+        self._state = state
+        sources = Sources(
+            layout=state.layout,
+            counts=state.counts,
+            workers=state.workers,
+            upstream=state.upstream,
+            processes=state.processes,
+            ends=state.ends,
+            info=lambda: build_info(state.transport),
+        )
+        self._collectors = (BatonCollector(state.config, sources), process_collector())
+
+    async def index(self) -> Response:
+        return PlainTextResponse(INDEX)
+
+    async def metrics(self) -> Response:
+        return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
+
+    async def processes(self) -> Response:
+        return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

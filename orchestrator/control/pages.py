@@ -1,0 +1,121 @@
+"""What is around every page: keys, request ids, the place where errors become answers, and common answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator import __version__
+from orchestrator.compiled import is_compiled
+from orchestrator.control.state import Guarding
+from orchestrator.errors import BatonError, ClientError, MethodNotAllowed, NotFound
+from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
+
+HTTP_PARSER = "httptools"  # what `http/connection.py` is built on
+
+_log = logging.getLogger("baton.control")
+
+
+def add_page(
+    app: FastAPI, path: str, page: Callable[..., Awaitable[Response]], description: str, tag: str
+) -> None:
+    app.add_api_route(path, page, methods=["GET"], description=description, tags=[tag])
+    app.add_api_route(path, page, methods=["HEAD"], include_in_schema=False)
+
+
+def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str]) -> FastAPI:
+    app.add_middleware(_Guard, state=state, open_paths=open_paths)
+    app.add_exception_handler(HTTPException, _http_error)
+    return app
+
+
+class _Guard:
+    """ASGI middleware: request ids, API keys, and the place where errors become answers."""
+
+    def __init__(self, app: ASGIApp, state: Guarding, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._keys = state.keys
+        self._ids = state.ids
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_from(scope["headers"], self._ids)
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id.encode())]
+            await send(message)
+
+        try:
+            self._check_key(scope)
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if started:
+                raise
+            await _answer_to(error, request_id)(scope, receive, send_with_id)
+
+    def _check_key(self, scope: Scope) -> None:
+        if self._keys is None or scope["path"] in self._open_paths:
+            return
+        values = [value for name, value in scope["headers"] if name == b"authorization"]
+        self._keys.check(values[-1] if values else None)
+
+
+def _answer_to(error: Exception, request_id: str) -> Response:
+    if isinstance(error, BatonError):
+        return _error_response(error)
+    _log.error("request %s failed", request_id, exc_info=error)  # a bug of ours
+    return _error_response(BatonError("internal error"))
+
+
+def _error_response(error: BatonError) -> Response:
+    response = Response(error.body(), error.status)
+    response.raw_headers.extend(error.headers())
+    return response
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router raises: 404 and 405."""
+    if not isinstance(error, HTTPException):  # it is registered for nothing else
+        raise error
+    response = _error_response(_translated(error, request))
+    response.status_code = error.status_code
+    return response
+
+
+def _translated(error: HTTPException, request: Request) -> BatonError:
+    if error.status_code == 404:
+        return NotFound(f"no such path: {request.method} {request.url.path[:200]}")
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("allow", "GET")
+        return MethodNotAllowed(f"{request.method} is not allowed here", allow=allow)
+    return ClientError(str(error.detail))
+
+
+def as_json(value: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def build_info(transport: str) -> dict[str, str]:
+    """What was chosen for this process; called on its event loop."""
+    return {
+        "version": __version__,
+        "form": "compiled" if is_compiled() else "pure",
+        "transport": transport,
+        "event_loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+        "http_parser": HTTP_PARSER,
+    }

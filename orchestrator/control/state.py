@@ -1,0 +1,127 @@
+"""What the pages of the control plane may see of what runs, and what they show of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from orchestrator.config.keys import KeyRing
+from orchestrator.config.options import Config
+from orchestrator.http.ids import IdSource
+from orchestrator.loop.lag import LoopLagMonitor
+from orchestrator.telemetry.counters import Layout, Telemetry
+from orchestrator.transport.base import UpstreamStats
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.snapshot import WorkerStatus
+
+# --- processes ----------------------------------------------------------------------------------
+
+
+class ProcessState(StrEnum):
+    STARTING = "starting"
+    SERVING = "serving"
+    RETIRING = "retiring"  # another one is to serve in its place
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One data-plane process at one moment."""
+
+    index: int  # its place; one that retires and the one that follows it share it
+    pid: int
+    state: ProcessState
+    in_flight: int  # requests
+
+
+class ProcessEnd(StrEnum):
+    """Why a process that had served ended, as long as nobody stopped the orchestrator."""
+
+    RECYCLED = "recycled"
+    DIED = "died"
+
+
+# --- what pages may see -------------------------------------------------------------------------
+
+
+class Guarding(Protocol):
+    """What every listener needs to answer at all."""
+
+    @property
+    def ids(self) -> IdSource: ...
+
+    @property
+    def keys(self) -> KeyRing | None:
+        """None: everybody may ask."""
+        ...
+
+
+class State(Guarding, Protocol):
+    """What the public pages may see of the process that answers. `app.py` provides it."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def index(self) -> int:
+        """Of this process among those that serve; 0 if it is the only one."""
+        ...
+
+    @property
+    def telemetry(self) -> Telemetry: ...
+
+    @property
+    def lag(self) -> LoopLagMonitor: ...
+
+    @property
+    def transport(self) -> str:
+        """json, orjson or msgpack."""
+        ...
+
+    @property
+    def started(self) -> float:
+        """`time.time()` when the orchestrator started."""
+        ...
+
+    @property
+    def is_draining(self) -> bool:
+        """The process is about to end."""
+        ...
+
+    def workers(self) -> Sequence[WorkerStatus]: ...
+
+    def model_problems(self) -> Mapping[str, str | None]:
+        """For every model: None if a whole path exists, else why not."""
+        ...
+
+
+class AdminState(Guarding, Protocol):
+    """What the admin pages may see: of all processes together. `app.py` or the supervisor provides it."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def transport(self) -> str: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def registry(self) -> Registry:
+        """The one that decides who serves."""
+        ...
+
+    def counts(self) -> Sequence[int]:
+        """One row."""
+        ...
+
+    def workers(self) -> Sequence[WorkerStatus]: ...
+
+    def upstream(self) -> UpstreamStats: ...
+
+    def processes(self) -> Sequence[ProcessStatus]: ...
+
+    def ends(self) -> Mapping[ProcessEnd, int]: ...

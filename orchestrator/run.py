@@ -1,0 +1,85 @@
+"""Runs the orchestrator in the foreground: one process that serves, or several below a supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+
+import uvloop
+
+from orchestrator.app import Orchestrator
+from orchestrator.compiled import is_stale
+from orchestrator.config.options import Config
+from orchestrator.control.admin import admin_app
+from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.http.hangup import on_hangup
+from orchestrator.http.listeners import PublicServer, StartError, admin_served, bound, on_signals
+from orchestrator.loop import garbage
+from orchestrator.processes.supervisor import supervise
+from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
+from orchestrator.transport.pool import PooledUpstream
+from orchestrator.wire.codec import CODECS
+from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV
+from orchestrator.workers.health import HttpProbe, Prober
+
+_log = logging.getLogger("baton.run")
+
+
+def run(config: Config, source: ConfigSource) -> int:
+    """Serve until SIGINT or SIGTERM, in one process or in several; SIGHUP reloads `config` from `source`.
+
+    Returns the process's exit code.
+
+    Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
+    """
+    transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
+    if transport not in CODECS:
+        raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
+    credential = os.environ.get(WORKER_KEY_ENV)
+    writer = LineWriter()
+    configure_logging(config.orchestrator.log, writer.write)
+    writer.start()
+    if is_stale():
+        _log.warning("what runs was compiled from other sources than these: `make compile`, or `make pure`")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            if config.orchestrator.processes == 1:
+                runner.run(_serve(config, source, writer.write, transport=transport, credential=credential))
+            else:
+                runner.run(supervise(config, source, transport=transport, credential=credential))
+    finally:
+        writer.close()
+    return 0
+
+
+async def _serve(
+    config: Config, source: ConfigSource, write: Write, *, transport: str, credential: str | None
+) -> None:
+    upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
+    orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
+    probe = HttpProbe(credential)
+    prober = Prober(orchestrator.registry, probe, random=orchestrator.random)
+    options = config.orchestrator
+    reloader = Reloader(source, orchestrator)
+    with bound(options.listen, options.backlog) as listener:
+        async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
+            prober.start()
+            orchestrator.start(write)
+            garbage.tune()
+            try:
+                await _serve_until_signalled(orchestrator, listener, reloader)
+            finally:
+                await prober.aclose()
+                await probe.aclose()
+                await orchestrator.aclose()
+
+
+async def _serve_until_signalled(
+    orchestrator: Orchestrator, listener: socket.socket, reloader: Reloader
+) -> None:
+    """The first signal drains, the second cuts."""
+    server = PublicServer(orchestrator.server_config(), orchestrator, orchestrator.config.orchestrator)
+    with on_signals(server.stop_or_cut), on_hangup(reloader.reload_soon, server.stop_or_cut):
+        await server.serve(sockets=[listener])

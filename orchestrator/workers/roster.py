@@ -1,0 +1,108 @@
+"""Who is there: the workers, their names and their slots in shared memory. Changed by the registry only."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Sequence
+
+from orchestrator.config.addresses import WorkerAddress
+from orchestrator.errors import Conflict
+from orchestrator.wire.info import Role
+from orchestrator.workers.worker import OwnWorker, SharedLoad, SharedWorker, Worker
+
+
+class Roster:
+    """The workers of all models."""
+
+    def __init__(
+        self, addresses: Sequence[WorkerAddress], transport: str, loads: Sequence[SharedLoad] | None
+    ) -> None:
+        """`transport` is what they may be sent: json, orjson or msgpack.
+
+        `loads` are given where other processes send to the same workers: one for each slot.
+        """
+        self._transport = transport
+        self._loads = loads
+        self._tls: ssl.SSLContext | None = None
+        self.workers: tuple[Worker, ...] = ()  # replaced, never changed
+        for slot, address in enumerate(addresses):
+            self.enter(address, slot)
+
+    # --- who is there ---------------------------------------------------------------------------
+
+    def find(self, name: str) -> Worker | None:
+        return next((worker for worker in self.workers if worker.name == name), None)
+
+    def at(self, model: str, role: Role, url: str) -> Worker | None:
+        """Who serves `model` in this role there, or is to be removed still."""
+        place = (model, role, url)
+        return next((worker for worker in self.workers if _place(worker.address) == place), None)
+
+    def of_model(self, model: str) -> Iterator[Worker]:
+        return (worker for worker in self.workers if worker.address.model == model)
+
+    def pool_of(self, worker: Worker) -> list[Worker]:
+        """All workers of its model and role."""
+        model, role = worker.address.model, worker.address.role
+        return [w for w in self.workers if (w.address.model, w.address.role) == (model, role)]
+
+    def next_index(self, model: str, role: Role) -> int:
+        """For the name of a worker that is to be added."""
+        prefix = f"{model}/{role}/"
+        names = (worker.name for worker in self.workers if worker.name.startswith(prefix))
+        return max((int(name.removeprefix(prefix)) for name in names), default=-1) + 1
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many workers can be added; only shared memory has bounds."""
+        return self._loads is None or sum(1 for _ in self._free_slots(self._loads)) >= count
+
+    # --- who comes and goes ---------------------------------------------------------------------
+
+    def add(self, address: WorkerAddress) -> Worker:
+        """Take in another worker.
+
+        Raises `Conflict` if it is there already, or if shared memory has no place for it.
+        """
+        for worker in self.workers:
+            if worker.name == address.name or _place(worker.address) == _place(address):
+                raise Conflict(f"there is {worker.name} at {worker.address.url} already")
+        return self.enter(address, self._free_slot())
+
+    def enter(self, address: WorkerAddress, slot: int) -> Worker:
+        """Take in a worker whose slot is known."""
+        worker = self._made(address, slot)
+        self.workers = (*self.workers, worker)
+        return worker
+
+    def drop(self, worker: Worker) -> None:
+        self.workers = tuple(other for other in self.workers if other is not worker)
+
+    def _made(self, address: WorkerAddress, slot: int) -> Worker:
+        tls = self._tls_context() if address.url.startswith("https:") else None
+        if self._loads is None:
+            return OwnWorker(address, self._transport, tls, slot)
+        return SharedWorker(address, self._transport, tls, slot, self._loads[slot])
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """One for all workers: making it reads all trusted certificates."""
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    def _free_slot(self) -> int:
+        """One that nobody counts in, not even a process that has not heard of a removal yet."""
+        if self._loads is None:
+            return max((worker.slot for worker in self.workers), default=-1) + 1
+        slot = next(self._free_slots(self._loads), None)
+        if slot is None:
+            count = len(self.workers)
+            raise Conflict(f"there are {count} workers, and no more can be added: restart with a new config")
+        return slot
+
+    def _free_slots(self, loads: Sequence[SharedLoad]) -> Iterator[int]:
+        taken = {worker.slot for worker in self.workers}
+        return (slot for slot, load in enumerate(loads) if slot not in taken and not any(load.legs))
+
+
+def _place(address: WorkerAddress) -> tuple[str, str, str]:
+    return address.model, address.role, address.url

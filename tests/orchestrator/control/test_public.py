@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from orchestrator import __version__
+from orchestrator.compiled import is_compiled
+from orchestrator.control.public import control_app
+from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code
+from tests.orchestrator.records import request_record
+
+# --- health -------------------------------------------------------------------------------------
+
+
+def test_health_says_that_the_process_is_up_even_without_workers() -> None:
+    app = control_app(FakeState(problems={"tiny": "no worker"}, statuses=[]))
+    response = ask(app, "/health")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_verbose_health_has_figures() -> None:
+    state = FakeState()
+    state.lag.note(0.25)
+    state.lag.note(0.125)
+    state.telemetry.begin(request_record())
+    figures = ask(control_app(state), "/health?verbose").json()
+    assert figures.pop("uptime_s") >= 100
+    assert figures.pop("rss_bytes") > 1 << 20
+    assert figures.pop("pid") == os.getpid()
+    assert figures == {
+        "status": "ok",
+        "version": __version__,
+        "form": "compiled" if is_compiled() else "pure",
+        "transport": "orjson",
+        "event_loop": "asyncio",
+        "http_parser": "httptools",
+        "process": 3,
+        "loop_lag_ms": {"last": 125.0, "max": 250.0},
+        "in_flight": 1,
+        "tasks": 1,
+    }
+
+
+def test_ready_when_every_model_has_a_whole_path() -> None:
+    response = ask(control_app(FakeState()), "/ready")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "models": {"tiny": None, "org/large": None}}
+
+
+def test_not_ready_tells_why_for_each_model() -> None:
+    problems = {"tiny": None, "org/large": "no decode worker is ready"}
+    response = ask(control_app(FakeState(problems=problems)), "/ready")
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert response.json() == {"status": "not ready", "models": problems}
+
+
+def test_version() -> None:
+    assert ask(control_app(FakeState()), "/version").json() == {"version": __version__}
+
+
+def test_a_balancer_may_ask_with_head() -> None:
+    response = ask(control_app(FakeState()), "/health", "HEAD")
+    assert response.status_code == 200
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def test_models_are_listed_with_the_shortest_length_of_their_workers() -> None:
+    state = FakeState()
+    body = ask(control_app(state), "/v1/models").json()
+    common = {"object": "model", "created": int(state.started), "owned_by": "baton"}
+    assert body == {
+        "object": "list",
+        "data": [
+            {"id": "tiny", "max_model_len": 2048, **common},
+            {"id": "org/large", "max_model_len": None, **common},
+        ],
+    }
+
+
+def test_one_model_may_have_a_slash_in_its_name() -> None:
+    assert ask(control_app(FakeState()), "/v1/models/org/large").json()["id"] == "org/large"
+
+
+def test_an_unknown_model_is_404_with_the_known_names() -> None:
+    response = ask(control_app(FakeState()), "/v1/models/other")
+    assert (response.status_code, error_code(response)) == (404, "model_not_found")
+    assert "tiny, org/large" in response.json()["error"]["message"]
+
+
+# --- docs ---------------------------------------------------------------------------------------
+
+
+def test_the_schema_describes_the_data_plane_too() -> None:
+    app = control_app(FakeState())
+    document = ask(app, "/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/health",
+        "/ready",
+        "/version",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/chat/completions",
+        "/v1/completions",
+    }
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    assert chat["requestBody"]["content"]["application/json"]["schema"]["required"] == ["model", "messages"]
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert ask(app, "/openapi.json").json() == document
+
+
+def test_the_docs_page_is_there() -> None:
+    assert "/openapi.json" in ask(control_app(FakeState()), "/docs").text
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/health", "/health?verbose", "/ready", "/version"])
+def test_probes_need_no_key(path: str) -> None:
+    assert ask(control_app(FakeState(keys=RING)), path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/docs", "/openapi.json", "/nothing"])
+def test_everything_else_needs_one(path: str) -> None:
+    app = control_app(FakeState(keys=RING))
+    for headers in ({}, {"authorization": "Bearer wrong"}):
+        response = ask(app, path, headers=headers)
+        assert (response.status_code, error_code(response)) == (401, "invalid_api_key")
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["x-request-id"]
+    assert ask(app, path, headers=KEY).status_code == (404 if path == "/nothing" else 200)
