@@ -7,7 +7,7 @@ from typing import Final
 
 from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
-from orchestrator.routing import POLICIES
+from orchestrator.routing.policies import POLICIES
 from orchestrator.workers.registry import Pools, Worker
 
 NO_PREFILL: Final = "no prefill worker is ready: the decode worker prefills"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.errors import Conflict
 from orchestrator.processes.rows import Rows
-from orchestrator.routing.least_loaded import LeastLoaded
+from orchestrator.routing.policies.least_loaded import LeastLoaded
 from orchestrator.telemetry.counters import Layout
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Encoding, WorkerInfo

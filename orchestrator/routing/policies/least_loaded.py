@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.routing.base import C
+from orchestrator.routing.policies.base import C
 
 
 class LeastLoaded:

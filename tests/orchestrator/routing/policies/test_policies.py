@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.routing import POLICIES
-from orchestrator.routing.least_loaded import LeastLoaded
-from orchestrator.routing.round_robin import RoundRobin
+from orchestrator.routing.policies import POLICIES
+from orchestrator.routing.policies.least_loaded import LeastLoaded
+from orchestrator.routing.policies.round_robin import RoundRobin
 
 
 @dataclass(frozen=True)
