@@ -131,9 +131,12 @@ class Orchestrator:
             time=clock,
         )
         self._upstream = upstream
+        self._planners = {
+            model: Planner(model, config.routing, random=self.random, time=clock) for model in models
+        }
         self._flow = Flow(
             self.registry,
-            _planners(config),
+            self._planners,
             upstream,
             self._admission,
             telemetry=self.telemetry,
@@ -195,8 +198,10 @@ class Orchestrator:
         self.config = config
         options, routing = config.orchestrator, config.routing
         self.registry.reconfigure(config.health, prefills_locally=routing.disaggregate != "strict")
+        for planner in self._planners.values():
+            planner.reconfigure(routing)
         self._flow.reconfigure(
-            _planners(config),
+            self._planners,
             max_answer_bytes=options.limits.max_answer_bytes,
             tokenizes_once=routing.tokenize_once,
             kv_missing=routing.kv_missing,
@@ -256,10 +261,6 @@ class Orchestrator:
 
     def ends(self) -> Mapping[ProcessEnd, int]:
         return {}
-
-
-def _planners(config: Config) -> dict[str, Planner]:
-    return {model.name: Planner(config.routing) for model in config.models}
 
 
 # --- running ------------------------------------------------------------------------------------

@@ -20,6 +20,10 @@ except ImportError:
         return lambda decorated: decorated
 
 
+ROOT = Path(__file__).parent.parent
+# All routing policies have one: a new policy is one file.
+_POLICIES = sorted(path.stem for path in (ROOT / "orchestrator/routing/policies").glob("[!_]*.py"))
+
 # What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
 MODULES = (
     "orchestrator.telemetry.access_log",
@@ -32,15 +36,14 @@ MODULES = (
     "orchestrator.http.http_exchange",
     "orchestrator.http.ids",
     "orchestrator.relay.job",
+    "orchestrator.relay.outcomes",
     "orchestrator.legs.ledger",
     "orchestrator.telemetry.lines",
     "orchestrator.workers.pools",
     "orchestrator.telemetry.record",
     "orchestrator.relay.scope",
     "orchestrator.legs.releases",
-    "orchestrator.routing.policies.least_loaded",
     "orchestrator.routing.planner",
-    "orchestrator.routing.policies.round_robin",
     "orchestrator.http.connection",
     "orchestrator.telemetry.counters",
     "orchestrator.transport.answer",
@@ -53,8 +56,8 @@ MODULES = (
     "orchestrator.wire.sse",
     "orchestrator.wire.usage",
     "orchestrator.api.view",
+    *(f"orchestrator.routing.policies.{policy}" for policy in _POLICIES),
 )
-ROOT = Path(__file__).parent.parent
 SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below `ROOT`
 
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from orchestrator.config.base import Model
+from orchestrator.config.policies import Policy, policy_named
 from orchestrator.wire.info import Role
 
 # vLLM's: 30.3 s passed on 0.32 until the blocks of a prefill that nobody pulled were free.
@@ -81,12 +83,6 @@ Text = Annotated[str, BeforeValidator(_text)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Gpu = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True
-    )
 
 
 class TlsConfig(Model):
@@ -283,12 +279,15 @@ class ModelConfig(Model):
             yield "both", self.both
 
 
-Policy = Literal["round_robin", "least_loaded"]
-
-
 class RoutingConfig(Model):
-    prefill: Policy = "round_robin"
-    decode: Policy = "least_loaded"
+    prefill: Policy = Field(
+        policy_named("round_robin"),
+        description="The policy that chooses the prefill worker: its name, or a mapping with its arguments.",
+    )
+    decode: Policy = Field(
+        policy_named("least_loaded"),
+        description="The policy that chooses the decode worker, or the worker that serves a request alone.",
+    )
     disaggregate: Literal["always", "strict", "never"] = Field(
         "always",
         description="always: two legs, but while no prefill worker is left, decode workers prefill, too; "

@@ -29,7 +29,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from orchestrator.api.view import RequestView
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
 from orchestrator.telemetry.counters import RejectReason, Telemetry
@@ -42,9 +41,6 @@ from orchestrator.workers.states import WorkerState
 SEATED: Final[tuple[Role, Role]] = ("decode", "both")
 
 SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
-
-# Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
-BYTES_PER_TOKEN: Final = 4
 
 # Who is let in could bear to wait half again as long as is expected: then nearly all who wait are served, and
 # the others know at once. Without it one in ten of those sent away heard of it only when its turn had come.
@@ -64,16 +60,6 @@ class Demand:
         self.size = size
         self.deadline = deadline
         self.is_stream = is_stream
-
-
-def prompt_tokens(view: RequestView) -> int:
-    """About how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
-    prompt = view.shared.get("prompt")
-    if prompt is not None:
-        listed = bytes(prompt)
-        if listed.startswith(b"[") and b'"' not in listed:
-            return listed.count(b",") + 1
-    return sum(map(len, view.common)) // BYTES_PER_TOKEN
 
 
 class Estimate:

@@ -51,8 +51,9 @@ from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.legs.releases import MAX_PREFILL_ANSWER_BYTES, Releases, is_unread, read_handoff
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.loop.offload import Offload
-from orchestrator.relay.admission import Admission, Demand, Gate, prompt_tokens
+from orchestrator.relay.admission import Admission, Demand, Gate
 from orchestrator.relay.job import Job
+from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
 from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan, Planner
 from orchestrator.telemetry.counters import LeaseState, RetryReason, Telemetry
@@ -188,7 +189,7 @@ class Flow:
     def _accept(self, scope: RequestScope, body: bytes) -> RequestView:
         """What the client asks for, and whom."""
         try:
-            view = view_request(body)
+            view = view_request(body, scope.exchange)
         except InvalidRequest as error:
             raise ClientError(error.message, param=error.param) from error
         if view.model not in self._models:
@@ -203,7 +204,7 @@ class Flow:
         """Choose the workers. Nothing may come between the permit, this, and their leases."""
         path = scope.exchange.path
         scope.record.admitted = scope.now()
-        plan = self._plan(path, view)
+        plan = self._plan(scope, view)
         _note_plan(scope, plan)
         return Job(
             scope,
@@ -216,15 +217,18 @@ class Flow:
             path=path,
         )
 
-    def _plan(self, path: str, view: RequestView, avoid: tuple[Worker, ...] = ()) -> Plan:
-        whole_reason = "this endpoint needs one worker" if path in _ONE_LEG else view.whole_reason
-        return self._planners[view.model].plan(self._registry.pools[view.model], whole_reason, avoid)
+    def _plan(self, scope: RequestScope, view: RequestView, avoid: tuple[Worker, ...] = ()) -> Plan:
+        is_one_leg = scope.exchange.path in _ONE_LEG
+        whole_reason = "this endpoint needs one worker" if is_one_leg else view.whole_reason
+        pools = self._registry.pools[view.model]
+        return self._planners[view.model].plan(view, pools, whole_reason, avoid)
 
     # --- attempts -------------------------------------------------------------------------------
 
     def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
         """Note what has failed; raise `error` for good if it is not to be tried again."""
         failure = failure_of(error)
+        tell_failed(job, failure)
         self._tell_registry(job, failure, error)
         if not self._may_help(job, failure):
             raise error
@@ -240,7 +244,7 @@ class Flow:
     def _plan_again(self, job: Job) -> None:
         """Choose other workers. Nothing may come between this and their leases."""
         job.avoid = (*job.avoid, job.worker)
-        job.plan = self._plan(job.path, job.view, job.avoid)
+        job.plan = self._plan(job.scope, job.view, job.avoid)
         _note_plan(job.scope, job.plan)
         if job.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
             self._releases.settle(job)
@@ -271,6 +275,7 @@ class Flow:
 
     def _settle(self, job: Job) -> None:
         """The request has ended: what it holds goes back."""
+        tell_ended(job)
         job.gate.give_back(job.scope.record)
         if job.lease is not None:
             self._releases.settle(job)
@@ -293,6 +298,7 @@ class Flow:
         if lease is None or not self.ledger.is_good(lease):
             with prefill.lease():
                 lease = job.lease = await self._prefill(job, prefill)
+                tell_prefilled(job, lease)
             if job.first_handoff is None:
                 job.first_handoff = lease.handoff
             if not job.scope.exchange.is_started:
@@ -456,12 +462,14 @@ def _unknown_model(model: str, known: Iterable[str]) -> str:
 
 def _demand(scope: RequestScope, view: RequestView) -> Demand:
     record = scope.record
-    return Demand(prompt_tokens(view), record.bytes_in, scope.deadline, record.is_stream)
+    return Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
 
 
 def _note_plan(scope: RequestScope, plan: Plan) -> None:
     record = scope.record
     record.decode_worker = plan.decode.name
+    record.whole_reason = plan.whole_reason
+    record.prefill_choice, record.decode_choice = plan.prefill_choice, plan.decode_choice
     if plan.prefill is None:
         record.path = _AGGREGATED
     else:

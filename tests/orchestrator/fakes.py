@@ -272,9 +272,15 @@ class FakeCluster:
             telemetry=self.telemetry,
             time=asyncio.get_running_loop().time,
         )
+        planner = Planner(
+            "m",
+            routing or RoutingConfig(),
+            random=random.Random(2),
+            time=asyncio.get_running_loop().time,
+        )
         self.flow = Flow(
             self.registry,
-            {"m": Planner(routing or RoutingConfig())},
+            {"m": planner},
             self.upstream,
             self.admission,
             telemetry=self.telemetry,

@@ -1,14 +1,11 @@
-"""Routing policies, by the name that the config gives them."""
+"""The table of routing policies, by the name that the config gives them.
+
+The config's allowed names and arguments, its JSON Schema and the table in `docs/structure.md` follow from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from orchestrator.routing.policies import least_loaded, round_robin
+from orchestrator.routing.policies.base import PolicySpec
 
-from orchestrator.routing.policies.base import Policy
-from orchestrator.routing.policies.least_loaded import LeastLoaded
-from orchestrator.routing.policies.round_robin import RoundRobin
-
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "round_robin": RoundRobin,
-    "least_loaded": LeastLoaded,
-}
+POLICIES: dict[str, PolicySpec] = {spec.name: spec for spec in (round_robin.SPEC, least_loaded.SPEC)}

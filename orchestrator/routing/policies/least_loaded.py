@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from orchestrator.routing.policies.base import C
+from orchestrator.routing.policies.base import C, Choice, Context, Policy, PolicySpec, Request
+
+REASON: Final = "It has the fewest legs under way."
 
 
-class LeastLoaded:
-    reason = "fewest legs under way"
-
-    def __init__(self) -> None:
+class LeastLoaded(Policy):
+    def __init__(self, context: Context) -> None:
         self._turn = -1
 
-    def choose(self, candidates: Sequence[C]) -> C:
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
         """Equals take turns; else a quiet site's traffic would all go to the first worker."""
         self._turn += 1
         first = self._turn % len(candidates)
@@ -24,4 +25,9 @@ class LeastLoaded:
             load = candidate.in_flight
             if load < least:
                 best, least = candidate, load
-        return best
+        return Choice(best, REASON)
+
+
+SPEC: Final = PolicySpec(
+    "least_loaded", LeastLoaded, "The worker that has the fewest legs under way is chosen; equals take turns."
+)

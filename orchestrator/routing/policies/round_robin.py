@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from orchestrator.routing.policies.base import C
+from orchestrator.routing.policies.base import C, Choice, Context, Policy, PolicySpec, Request
+
+REASON: Final = "It is the next in turn."
 
 
-class RoundRobin:
-    reason = "next in turn"
-
-    def __init__(self) -> None:
+class RoundRobin(Policy):
+    def __init__(self, context: Context) -> None:
         self._turn = -1
 
-    def choose(self, candidates: Sequence[C]) -> C:
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
         self._turn += 1
-        return candidates[self._turn % len(candidates)]
+        return Choice(candidates[self._turn % len(candidates)], REASON)
+
+
+SPEC: Final = PolicySpec("round_robin", RoundRobin, "Workers take turns, whatever they have to do.")

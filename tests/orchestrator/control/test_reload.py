@@ -106,7 +106,7 @@ def test_options_are_exchanged_together(target: FakeTarget) -> None:
     }
     (config,) = target.reconfigured
     assert config.orchestrator.limits.request_timeout_s == 5
-    assert config.routing.decode == "round_robin"
+    assert config.routing.decode.policy == "round_robin"
 
 
 def test_workers_come_and_go_and_those_that_stay_keep_their_names(target: FakeTarget) -> None:

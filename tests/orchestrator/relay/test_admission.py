@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.api.view import view_request
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
-from orchestrator.relay.admission import Admission, Demand, Estimate, Gate, prompt_tokens
+from orchestrator.relay.admission import Admission, Demand, Estimate, Gate
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
@@ -506,4 +506,4 @@ def test_each_process_has_its_share(processes: int, share: int) -> None:
 )
 def test_tokens_are_counted_or_estimated(field: dict[str, Any], tokens: int) -> None:
     body = msgspec.json.encode({"model": "m", **field})
-    assert prompt_tokens(view_request(body)) == tokens
+    assert view_request(body).prompt_tokens() == tokens
