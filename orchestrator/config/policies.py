@@ -20,12 +20,13 @@ from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Argument, PolicySpec
 
 NAME: Final = "policy"  # the key beside the arguments
+NAMED: Final = "The keys beside this one are arguments of the policy with this name."
 
 
 class PolicyConfig(Model):
     """A policy and its arguments: the fields of a subclass for each policy, made from its `PolicySpec`."""
 
-    policy: str = Field(description="The name of the policy.")
+    policy: str = Field(description=NAMED)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def policy_named(name: str) -> PolicyConfig:
 def model_of(spec: PolicySpec) -> type[PolicyConfig]:
     fields: dict[str, Any] = {argument.name: _field_of(argument) for argument in spec.arguments}
     name = Literal[spec.name]  # type: ignore[name-defined]
-    fields[NAME] = (name, Field(description="The name of the policy."))
+    fields[NAME] = (name, Field(description=NAMED))
     made: type[PolicyConfig] = create_model(
         spec.name, __base__=PolicyConfig, __doc__=spec.description, **fields
     )
