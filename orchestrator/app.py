@@ -206,7 +206,8 @@ class Orchestrator:
             tokenizes_once=routing.tokenize_once,
             kv_missing=routing.kv_missing,
         )
-        self.data_plane.limits = options.limits
+        self._admission.reconfigure(options.queue)
+        self.data_plane.reconfigure(options.limits)
         if self._served_by is not None:
             cast("Protocols", self._served_by.http).limit(ServerLimits.of(options))
 

@@ -132,7 +132,7 @@ class Gate:
         self.free = 0
         self.seats = 0
         self._model = model
-        self._limits = limits
+        self.reconfigure(limits)
         self._telemetry = telemetry
         self._time = time
         self._cell = telemetry.layout.queue_cell(index)
@@ -171,6 +171,10 @@ class Gate:
         if free <= 0 and self.seats:
             self._learn(record)
             self._dispatch()
+
+    def reconfigure(self, limits: QueueConfig) -> None:
+        """Requests that wait already stay in the queue, but not for longer than the new limits let them."""
+        self._limits = limits
 
     def resize(self, seats: int) -> None:
         """There are so many seats from now on."""
@@ -302,17 +306,17 @@ class MemoryBound:
     not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
     """
 
-    __slots__ = ("_most", "_telemetry", "bodies", "under_way")
+    __slots__ = ("_telemetry", "bodies", "most", "under_way")
 
     def __init__(self, most: int, telemetry: Telemetry) -> None:
         self.bodies = 0
         self.under_way = 0
-        self._most = most
+        self.most = most
         self._telemetry = telemetry
 
     def check(self) -> None:
         """Raises `Overloaded` if there is too much already."""
-        if self.bodies + self.under_way > self._most:
+        if self.bodies + self.under_way > self.most:
             self._telemetry.rejected(RejectReason.MEMORY)
             raise Overloaded("this server holds as many bytes of requests as it may")
 
@@ -342,6 +346,11 @@ class Admission:
         for model, found in pools.items():
             found.on_fill(functools.partial(self._resize, model))
             self._resize(model)
+
+    def reconfigure(self, queue: QueueConfig) -> None:
+        """Bound the queues by this section from now on."""
+        for gate in self.gates.values():
+            gate.reconfigure(queue)
 
     @property
     def admitted(self) -> int:

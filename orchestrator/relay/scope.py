@@ -318,7 +318,6 @@ class DataPlane:
         `serve` answers a request through its scope, or raises a `BatonError`.
         """
         self.serve = serve
-        self.limits = limits
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
@@ -326,6 +325,12 @@ class DataPlane:
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
         self.memory = MemoryBound(limits.max_held_bytes, telemetry)
         self.is_refusing = False  # new requests: the process is about to end
+        self.reconfigure(limits)
+
+    def reconfigure(self, limits: LimitsConfig) -> None:
+        """Go by this section from now on. Open requests keep their deadlines, not their limits of silence."""
+        self.limits = limits
+        self.memory.most = limits.max_held_bytes
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""

@@ -218,6 +218,52 @@ def test_who_has_waited_for_too_long_is_sent_away() -> None:
     run(test)
 
 
+def test_other_limits_hold_from_the_next_request_on() -> None:
+    async def test() -> None:
+        door = Door(seats=1, requests=3)
+        for number in range(4):
+            door.come(number)
+        await settle()
+        door.gate.reconfigure(QueueConfig(requests=1, timeout_s=5))
+        door.come(4)
+        await settle()
+        assert list(door.refused) == [4]
+        assert door.queue()[0] == 3  # who waits already stays
+        door.gate.reconfigure(QueueConfig(requests=4, timeout_s=5))
+        door.clock.now += 5
+        door.come(5)
+        await settle()
+        assert door.queue()[0] == 4
+        door.gate.sweep()
+        await settle()
+        assert list(door.refused) == [4, 1, 2, 3]
+        assert door.queue()[0] == 1
+
+    run(test)
+
+
+def test_other_limits_hold_for_all_models() -> None:
+    pools = registry_of({"decode": 1}).pools
+    telemetry = Telemetry(Layout(["m", "n"], []))
+    admission = Admission(
+        {"m": pools["m"], "n": pools["m"]},
+        QueueConfig(),
+        seats={"m": {"decode": 1}, "n": {"decode": 1}},
+        processes=1,
+        telemetry=telemetry,
+        time=Clock(),
+    )
+    admission.reconfigure(QueueConfig(requests=0))
+
+    async def refused(gate: Gate) -> int | None:
+        with pytest.raises(TooBusy) as caught:
+            await gate.wait(demand_for(Clock()))
+        return caught.value.status
+
+    for gate in admission.gates.values():
+        assert asyncio.run(refused(gate)) == 429
+
+
 # --- deadlines ----------------------------------------------------------------------------------
 
 
