@@ -17,11 +17,12 @@ class LeastLoaded(Policy):
     def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
         """Equals take turns; else a quiet site's traffic would all go to the first worker."""
         self._turn += 1
-        first = self._turn % len(candidates)
+        count = len(candidates)
+        first = self._turn % count
         best = candidates[first]
         least = best.in_flight  # asked for once each: where several processes serve it is a sum
-        for index in range(first + 1, first + len(candidates)):
-            candidate = candidates[index % len(candidates)]
+        for index in range(first + 1 - count, first):  # all others, in turn: negative ones are the last
+            candidate = candidates[index]
             load = candidate.in_flight
             if load < least:
                 best, least = candidate, load
