@@ -37,7 +37,8 @@ def is_reloadable(option: FieldInfo) -> bool:
 
 
 def options_of(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """All options and sections below `model`, each section before what is in it.
+    """All options and sections below `model`, each section before what is in it; not what is in options
+    that are `Reloadable`, as that is changed with them.
 
     An option's name is as `--set` takes it, with a * for the index of an item: `models.*.prefill.urls`.
     """
@@ -45,7 +46,7 @@ def options_of(model: type[BaseModel], section: str = "") -> Iterator[tuple[str,
         name = f"{section}{key}"
         yield name, option
         inner = model_in(option.annotation)
-        if inner is not None:
+        if inner is not None and not is_reloadable(option):
             yield from options_of(inner, f"{name}.*." if _is_list(option.annotation) else f"{name}.")
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from orchestrator.config.base import is_reloadable, options_of
+from orchestrator.compiled import ROOT
+from orchestrator.config.base import is_reloadable, model_in, options_of
 from orchestrator.config.file import json_schema
 from orchestrator.config.options import Config
+from orchestrator.config.policies import PolicyConfig
 from orchestrator.routing.policies import POLICIES
 
 OPTIONS = dict(options_of(Config))
-DESCRIPTIONS: dict[str, str] = {name: option.description or "" for name, option in OPTIONS.items()} | {
+DESCRIPTIONS: dict[str, str] = {
+    name: option.description or "" for name, option in (OPTIONS | dict(options_of(PolicyConfig))).items()
+} | {
     f"{name}: {argument.name}": argument.description
     for name, spec in POLICIES.items()
     for argument in spec.arguments
@@ -78,3 +82,30 @@ def test_the_schema_shows_what_may_change() -> None:
     expected = {name for name, option in OPTIONS.items() if is_reloadable(option)}
     assert {"routing.prefill", "health.eject_s", "models.*.decode.urls"} <= expected
     assert marked(schema, schema) == expected
+
+
+def rows() -> Iterator[str]:
+    """The table of the docs: a line per section, with the options that may change and those that may not."""
+    sections: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for name, option in OPTIONS.items():
+        if model_in(option.annotation) is None or is_reloadable(option):
+            section, _, key = re.sub(r"^models\.\*\.(prefill|decode|both)", "models.*.ROLE", name).rpartition(
+                "."
+            )
+            columns = sections.setdefault(section, ({}, {}))
+            columns[not is_reloadable(option)][key] = None
+    for section, (live, fixed) in sections.items():
+        title = f"`{section}`" if section else "the file"
+        yield f"| {title} | {named(live, fixed)} | {named(fixed, live)} |"
+
+
+def named(options: Iterable[str], others: Collection[str]) -> str:
+    return ", ".join(f"`{option}`" for option in options) if others else "all" if options else "none"
+
+
+def test_the_docs_say_what_may_change() -> None:
+    lines = (ROOT / "docs/structure.md").read_text().splitlines()
+    start = lines.index("| section | may change | needs a restart |") + 2
+    expected = [*rows()]
+    assert lines[start : start + len(expected)] == expected
+    assert not lines[start + len(expected)].startswith("|")
