@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
+from orchestrator.legs.connectors.nixl import Handoff
 from orchestrator.legs.ledger import KvLease
 from orchestrator.legs.retry import Failure
 from orchestrator.relay.job import Job
@@ -13,14 +18,33 @@ _ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
 _REFUSED: Final = End.REFUSED
 _FAILED: Final = End.FAILED
 _CANCELLED: Final = End.CANCELLED
+_LIST: Final = msgspec.json.Decoder(list[int])
+_BASE64: Final = msgspec.json.Decoder(bytes)
+
+
+class Prefilled(Outcome):
+    """The end of a prefill leg that has answered."""
+
+    __slots__ = ("_handoff",)
+
+    def __init__(self, moment: float, handoff: Handoff) -> None:
+        super().__init__(_ANSWERED, moment, handoff.prefill_cached_tokens)
+        self._handoff = handoff
+
+    def prompt_ids(self) -> Sequence[int] | None:
+        ids = self._handoff.token_ids
+        if ids is None:
+            return None
+        if ids.is_list:
+            return _LIST.decode(ids.json)
+        return array("i", ids.packed or _BASE64.decode(ids.json))
 
 
 def tell_prefilled(job: Job, lease: KvLease) -> None:
     """The prefill leg has answered."""
     choice = job.plan.prefill_choice
     if choice is not None and choice.is_awaited:
-        cached_tokens = lease.handoff.prefill_cached_tokens
-        choice.ended(Outcome(_ANSWERED, job.scope.now(), cached_tokens))
+        choice.ended(Prefilled(job.scope.now(), lease.handoff))
 
 
 def tell_failed(job: Job, failure: Failure) -> None:

@@ -118,12 +118,16 @@ class Outcome:
     __slots__ = ("cached_tokens", "end", "moment")
 
     def __init__(self, end: End, moment: float, cached_tokens: int | None = None) -> None:
-        """`moment` is of `Context.time`. `cached_tokens`: those of the prompt that a prefill
-        worker had in its cache.
+        """`moment` is of `Context.time`. `cached_tokens`: those of the prompt that a prefill worker found in
+        its cache.
         """
         self.end = end
         self.moment = moment
         self.cached_tokens = cached_tokens
+
+    def prompt_ids(self) -> Sequence[int] | None:
+        """The prompt's token ids as a prefill worker made them, if it told; decoded anew by each call."""
+        return None
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing.planner import Plan, Planner
+from orchestrator.routing.policies.base import Choice, End, Outcome, Policy, Request
 from tests.orchestrator.cluster import Clock, registry_of
 from tests.orchestrator.routing.requests import FakeRequest
 
@@ -136,3 +137,70 @@ def test_a_suspect_serves_only_if_its_pool_has_no_other() -> None:
     registry.note_lost(decode, decode.epoch, "reset")
     made = planner.plan(ASKED, pools, None)
     assert (made.prefill, made.decode) == (first, decode)
+
+
+# --- another config -----------------------------------------------------------------------------
+
+
+def test_a_policy_that_stays_the_same_keeps_its_turn() -> None:
+    pools = registry_of({"prefill": 3, "decode": 3}).pools["m"]
+    planner = planner_of(decode="round_robin")
+    before = planner.plan(ASKED, pools, None)
+    planner.reconfigure(RoutingConfig(decode="least_loaded", tokenize_once=False))
+    after = planner.plan(ASKED, pools, None)
+    assert [made.prefill for made in (before, after)] == [*pools.prefill[:2]]
+    assert str(before.decode_choice) == "It is the next in turn."
+    assert str(after.decode_choice) == "It has the fewest legs under way."
+
+
+def test_whether_there_are_two_legs_can_change() -> None:
+    pools = registry_of(PAIR).pools["m"]
+    planner = planner_of()
+    planner.reconfigure(RoutingConfig(disaggregate="never"))
+    assert chosen(planner.plan(ASKED, pools, None)) == (None, "decode")
+    planner.reconfigure(RoutingConfig(disaggregate="strict"))
+    assert chosen(planner.plan(ASKED, pools, None)) == ("prefill", "decode")
+
+
+# --- the ends of legs ---------------------------------------------------------------------------
+
+
+class Heard(Policy):
+    """Only hears."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, End, float]] = []
+
+    def choose(self, request: Request, candidates: Any) -> Any:
+        raise NotImplementedError
+
+    def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
+        self.ends.append((choice.worker.address.role, outcome.end, outcome.moment))
+
+
+def heard_plan() -> tuple[Plan, Heard]:
+    pools, policy = registry_of(PAIR).pools["m"], Heard()
+    return Plan(Choice(pools.prefill[0], "", policy), Choice(pools.decode[0], "", policy)), policy
+
+
+def test_a_plan_that_is_closed_owes_nothing() -> None:
+    made, policy = heard_plan()
+    assert made.is_awaited
+    made.close(7.0)
+    made.close(8.0, End.FAILED)
+    assert not made.is_awaited
+    assert policy.ends == [("prefill", End.CANCELLED, 7.0), ("decode", End.CANCELLED, 7.0)]
+
+
+def test_what_has_ended_already_is_not_told_again() -> None:
+    made, policy = heard_plan()
+    assert made.prefill is not None
+    made.choice_of(made.prefill).ended(Outcome(End.ANSWERED, 1.0))
+    assert made.is_awaited
+    made.close(2.0, End.ANSWERED)
+    assert policy.ends == [("prefill", End.ANSWERED, 1.0), ("decode", End.ANSWERED, 2.0)]
+
+
+def test_a_plan_whose_policies_do_not_care_is_not_awaited() -> None:
+    assert not plan(PAIR).is_awaited
+    assert not plan(PAIR, whole_reason="echo").is_awaited
