@@ -109,7 +109,7 @@ class Core:
             self.registry, upstream, self._offload, self.telemetry, self.ids, credential, clock
         )
         self.flow = Flow(
-            _routes(config, self.registry, self.admission),
+            _routes(config, self.registry, self.admission, random=self.random, time=clock),
             self.dispatcher,
             self.admission,
             self.telemetry,
@@ -149,7 +149,8 @@ class Core:
         limits, routing = config.orchestrator.limits, config.routing
         self.registry.reconfigure(config.health, routing)
         self.flow.reconfigure(routing, limits)
-        self.data_plane.limits = limits
+        self.admission.reconfigure(config.orchestrator.queue)
+        self.data_plane.reconfigure(limits)
 
 
 class Orchestrator:
@@ -270,14 +271,21 @@ class Orchestrator:
         return {}
 
 
-def _routes(config: Config, registry: Registry, admission: Admission) -> dict[str, Route]:
+def _routes(
+    config: Config,
+    registry: Registry,
+    admission: Admission,
+    *,
+    random: random.Random,
+    time: Callable[[], float],
+) -> dict[str, Route]:
     """By model."""
     return {
         model.name: Route(
             index,
             registry.pools[model.name],
             admission.gates[model.name],
-            Planner(config.routing),
+            Planner(model.name, config.routing, random=random, time=time),
             CONNECTORS[model.connector],
         )
         for index, model in enumerate(config.models)

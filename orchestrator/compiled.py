@@ -20,6 +20,10 @@ except ImportError:
         return lambda decorated: decorated
 
 
+ROOT = Path(__file__).parent.parent
+# All routing policies have one: a new policy is one file.
+_POLICIES = sorted(path.stem for path in (ROOT / "orchestrator/routing/policies").glob("[!_]*.py"))
+
 # What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
 MODULES = (
     "orchestrator.api.base",
@@ -39,12 +43,12 @@ MODULES = (
     "orchestrator.relay.admission",
     "orchestrator.relay.flow",
     "orchestrator.relay.job",
+    "orchestrator.relay.outcomes",
     "orchestrator.relay.respond",
     "orchestrator.relay.route",
     "orchestrator.relay.scope",
-    "orchestrator.routing.least_loaded",
     "orchestrator.routing.planner",
-    "orchestrator.routing.round_robin",
+    *(f"orchestrator.routing.policies.{policy}" for policy in _POLICIES),
     "orchestrator.telemetry.access_log",
     "orchestrator.telemetry.counters",
     "orchestrator.telemetry.lines",
@@ -60,7 +64,6 @@ MODULES = (
     "orchestrator.workers.pools",
     "orchestrator.workers.worker",
 )
-ROOT = Path(__file__).parent.parent
 SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below `ROOT`
 
 

@@ -5,20 +5,26 @@ One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
+from orchestrator.http.exchange import Exchange
+from orchestrator.routing.policies.base import Request
 from orchestrator.wire.codec import Parts, json_object
 from orchestrator.wire.shapes import StreamOptions
+
+# Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
+MAX_FIELDS: Final = 1000
 
 # Of English text in common tokenizers; JSON and other languages have more bytes, and count for more.
 BYTES_PER_TOKEN: Final = 4
 
-# Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
-MAX_FIELDS: Final = 1000
+# What the model reads. A chat template puts tools in front of the messages: what begins alike for the model
+# begins alike in this order.
+PROMPT_FIELDS: Final = ("tools", "chat_template", "messages", "prompt", "input")
 
 
 class InvalidRequest(ValueError):
@@ -30,10 +36,20 @@ class InvalidRequest(ValueError):
         self.param = param
 
 
-class RequestView:
+class RequestView(Request):
     """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
 
-    __slots__ = ("common", "is_stream", "model", "own", "own_json", "shared", "wants_usage", "whole_reason")
+    __slots__ = (
+        "_exchange",
+        "common",
+        "is_stream",
+        "model",
+        "own",
+        "own_json",
+        "shared",
+        "wants_usage",
+        "whole_reason",
+    )
 
     def __init__(
         self,
@@ -45,11 +61,14 @@ class RequestView:
         is_stream: bool,
         wants_usage: bool,
         whole_reason: str | None,
+        exchange: Exchange | None = None,
     ) -> None:
         """`shared`: the fields that all legs share, `common`: the same as one JSON object; `own`: the others
         (`OWN`), `own_json` as well. `wants_usage`: the client asked for the usage event of a stream.
-        `whole_reason`: why no hand-off is possible; None if the request can go in two legs.
+        `whole_reason`: why no hand-off is possible; None if the request can go in two legs. `exchange`: has
+        the client's headers.
         """
+        self._exchange = exchange
         self.shared = shared
         self.common = common
         self.own = own
@@ -70,7 +89,47 @@ class RequestView:
             self.is_stream,
             self.wants_usage,
             self.whole_reason,
+            self._exchange,
         )
+
+    # --- what routing policies may ask ----------------------------------------------------------
+
+    def body_bytes(self) -> int:
+        return sum(map(len, self.common)) + len(self.own_json)
+
+    def prompt_tokens(self) -> int:
+        """About how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
+        prompt = self.shared.get("prompt")
+        if prompt is not None:
+            listed = bytes(prompt)
+            if listed.startswith(b"[") and b'"' not in listed:
+                return listed.count(b",") + 1
+        return sum(map(len, self.common)) // BYTES_PER_TOKEN
+
+    def prompt(self, most: int) -> bytes:
+        pieces: list[memoryview] = []
+        for name in PROMPT_FIELDS:
+            value = self.field(name)
+            if value is not None and most > 0:
+                pieces.append(value[:most])
+                most -= len(value)
+        return b"".join(pieces)
+
+    def prompt_ids(self) -> Sequence[int] | None:
+        value = self.field("prompt")
+        if value is None or value[0] != _BRACKET:
+            return None
+        try:
+            return _IDS.decode(value)
+        except msgspec.DecodeError:
+            return None  # several prompts, or nonsense that the worker will refuse
+
+    def field(self, name: str) -> memoryview | None:
+        value = self.shared.get(name, self.own.get(name))
+        return None if value is None else memoryview(value)
+
+    def header(self, name: bytes) -> bytes | None:
+        return None if self._exchange is None else self._exchange.header(name)
 
 
 # The routed fields and their types. A wrong type is refused here, and so is a field given twice: the
@@ -124,13 +183,15 @@ _ROUTED_OWN: Final = msgspec.json.Decoder(msgspec.defstruct("_RoutedOwn", _OWN_F
 _json: Final = msgspec.json.Encoder()
 _TOP_LEVEL: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIST: Final = msgspec.json.Decoder(list[Raw])
+_IDS: Final = msgspec.json.Decoder(list[int])
+_BRACKET: Final = ord("[")
 _LITERALS: Final = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
 _SMALL: Final = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
 _WHITESPACE: Final = b" \t\n\r"
 
 
-def view_request(body: bytes) -> RequestView:
-    """Read the routing fields of an OpenAI request.
+def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
+    """Read the routing fields of an OpenAI request, whose headers `exchange` has.
 
     Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for a routed field of the
     wrong type, and for one given twice (also when its name is spelt with escapes). A prompt that is a list
@@ -159,6 +220,7 @@ def view_request(body: bytes) -> RequestView:
         bool(routed.stream),
         options is not None and bool(options.include_usage),
         whole_reason,
+        exchange,
     )
 
 
@@ -200,16 +262,6 @@ def _decode_field(name: str, raw: Raw) -> Any:
         return _DECODERS[name].decode(raw)
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the field '{name}' is wrong: {error}", name) from error
-
-
-def prompt_tokens(view: RequestView) -> int:
-    """About how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
-    prompt = view.shared.get("prompt")
-    if prompt is not None:
-        listed = bytes(prompt)
-        if listed.startswith(b"[") and b'"' not in listed:
-            return listed.count(b",") + 1
-    return sum(map(len, view.common)) // BYTES_PER_TOKEN
 
 
 # --- one value per field ------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from pathlib import Path as FilePath
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from orchestrator.config.base import model_in
 from orchestrator.config.checks import Finding, findings
 from orchestrator.config.options import Config, ModelConfig, OrchestratorConfig
+from orchestrator.config.policies import PolicyConfig, model_for
 from orchestrator.config.yaml12 import MAX_BYTES, Mark, Node, Path, Problem, YamlError, parse
+from orchestrator.routing.policies import POLICIES
 
 PARENTS_SEARCHED = 2  # above the config file's directory: configs/x.yaml and the project's root
 
@@ -100,7 +102,7 @@ def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
         return Config.model_validate(data), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-    refused = [(path, message) for detail in details for path, message in _refusals(detail)]
+    refused = [(path, message) for detail in details for path, message in _refusals(detail, data)]
     for detail in details:
         _leave_out(data, detail)
     try:
@@ -161,17 +163,20 @@ _BOUNDS = {
 }
 
 
-def _refusals(detail: ErrorDetails) -> Iterator[_Refusal]:
-    """One error of pydantic in our words."""
+def _refusals(detail: ErrorDetails, data: Any) -> Iterator[_Refusal]:
+    """One error of pydantic in our words; `data` is the whole file."""
     path: Path = detail["loc"]
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     name = _name(path)
     if kind == "extra_forbidden":
-        yield path, f"unknown key {path[-1]!r}{_instead(str(path[-1]), _known_keys(path[:-1]), 'known keys')}"
+        yield (
+            path,
+            f"unknown key {path[-1]!r}{_instead(str(path[-1]), _known_keys(path[:-1], data), 'known keys')}",
+        )
     elif kind == "missing":
         yield path, f"{path[-1]!r} is missing"
-    elif kind == "literal_error":
-        allowed = _allowed(path)
+    elif kind in ("literal_error", "unknown_policy"):
+        allowed = [*POLICIES] if kind == "unknown_policy" else _allowed(path, data)
         yield path, f"{name}: {_shown(value)} is not possible{_instead(str(value), allowed, 'allowed')}"
     elif kind in _EXPECTED:
         yield path, f"{name}: expected {_EXPECTED[kind]}, got {_shown(value)}"
@@ -214,33 +219,29 @@ def _instead(given: str, possible: Sequence[str], title: str) -> str:
     return f"{hint} ({title}: {', '.join(possible)})" if title == "allowed" or not nearest else hint
 
 
-def _known_keys(path: Path) -> Sequence[str]:
-    field = _field_at(path)
-    model = Config if field is None else _model_in(field.annotation)
+def _known_keys(path: Path, data: Any) -> Sequence[str]:
+    model = _model_at(path, data)
     return tuple(model.model_fields) if model is not None else ()
 
 
-def _allowed(path: Path) -> Sequence[str]:
-    field = _field_at(path)
-    return [str(value) for value in _literals(field.annotation)] if field is not None else []
+def _allowed(path: Path, data: Any) -> Sequence[str]:
+    *way, key = _key_path(path)
+    model = _model_at(tuple(way), data)
+    return (
+        [] if model is None else [str(value) for value in _literals(model.model_fields[str(key)].annotation)]
+    )
 
 
-def _field_at(path: Path) -> FieldInfo | None:
-    """The declaration of the last key in `path`; None for the root."""
+def _model_at(path: Path, data: Any) -> type[BaseModel] | None:
+    """What the value at `path` is, or the items of the list there; a policy's is told by its name there."""
     model: type[BaseModel] | None = Config
-    field = None
     for key in path:
+        data = data[key]
         if isinstance(key, str) and model is not None:
-            field = model.model_fields[key]
-            model = _model_in(field.annotation)
-    return field
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model of a field's type: of `PoolConfig | None` or `list[ModelConfig]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
+            model = model_in(model.model_fields[key].annotation)
+        if model is PolicyConfig:
+            model = model_for(data)
+    return model
 
 
 def _literals(annotation: Any) -> tuple[Any, ...]:

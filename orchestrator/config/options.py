@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from orchestrator.config.base import Model, Reloadable
+from orchestrator.config.policies import Policy, policy_named
 from orchestrator.wire.info import Role
 
 # vLLM's: 30.3 s passed on 0.32 until the blocks of a prefill that nobody pulled were free.
@@ -83,149 +85,254 @@ Gpu = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class Model(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True
-    )
-
-
 class TlsConfig(Model):
-    cert: str = Field(description="PEM file with the certificate chain.")
-    key: str = Field(description="PEM file with the private key.")
+    cert: str = Field(description="This PEM file holds the certificate chain of the server.")
+    key: str = Field(description="This PEM file holds the private key of the certificate.")
 
 
 class LogConfig(Model):
-    format: Literal["console", "json"] = "console"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    access: bool = Field(True, description="One line per request. Never holds prompt or answer text.")
+    format: Literal["console", "json"] = Field(
+        "console", description="Log lines are text for people (console), or one JSON object each (json)."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="Lines below this level are not written. At debug, access lines for people also say why "
+        "the workers were chosen.",
+    )
+    access: bool = Field(
+        True,
+        description="Each request gets one line in the log, which never holds text of prompts or answers.",
+    )
     slow_request_s: Seconds = Field(
-        30.0, description="Slower requests are one warning line with their stages."
+        30.0,
+        description="A request that takes longer than this many seconds gets a warning line with the time "
+        "that each stage took.",
     )
     stall_s: Seconds = Field(
-        0.25, description="An event loop that is held up for longer is a warning line that says by what."
+        0.25,
+        description="An event loop that is blocked for longer than this many seconds gets a warning line "
+        "that names the code which blocks it.",
     )
 
 
 class LimitsConfig(Model):
     """Deadlines and bounds of the client side (408, 413, 414, 431) and of a request as a whole (504)."""
 
-    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
-    max_answer_bytes: int = Field(
-        64 * 1024 * 1024, ge=1024, description="Bound of a buffered non-streaming answer."
+    max_body_bytes: Reloadable[int] = Field(
+        16 * 1024 * 1024,
+        ge=1024,
+        description="A request whose body has more than this many bytes is answered 413.",
     )
-    max_held_bytes: int = Field(
+    max_answer_bytes: Reloadable[int] = Field(
+        64 * 1024 * 1024,
+        ge=1024,
+        description="A worker's answer that is not streamed is buffered. If it has more than this many "
+        "bytes, the client is answered 502.",
+    )
+    max_held_bytes: Reloadable[int] = Field(
         1024 * 1024 * 1024,
         ge=1024,
-        description="Of bodies of open requests, and of answers that have come in and not gone out; while "
-        "there is more, new requests are answered 503.",
+        description="New requests are answered 503 while open requests hold more than this many bytes: their "
+        "bodies, and answers that were received and not yet sent.",
     )
-    header_timeout_s: Seconds = 10.0
-    body_idle_timeout_s: Seconds = 10.0
-    body_timeout_s: Seconds = 60.0
-    request_timeout_s: Seconds = Field(
+    header_timeout_s: Reloadable[Seconds] = Field(
+        10.0,
+        description="A client that has not sent the whole head of a request after this many seconds is "
+        "answered 408.",
+    )
+    body_idle_timeout_s: Reloadable[Seconds] = Field(
+        10.0,
+        description="A client that sends nothing more of a request's body for this many seconds is answered "
+        "408.",
+    )
+    body_timeout_s: Reloadable[Seconds] = Field(
+        60.0,
+        description="A client that has not sent the whole body of a request after this many seconds is "
+        "answered 408.",
+    )
+    request_timeout_s: Reloadable[Seconds] = Field(
         600.0,
-        description="To the first event of a stream, or to the end of a non-streaming answer; a client asks "
-        "for less with the header x-request-timeout, in seconds.",
+        description="A request is answered 504 if after this many seconds its stream has not begun, or its "
+        "whole answer is not there. A client asks for less with the header x-request-timeout, in seconds.",
     )
-    first_byte_timeout_s: Seconds = Field(
-        300.0, description="From a prefill leg, or the leg of a stream, to the first byte of its answer."
+    first_byte_timeout_s: Reloadable[Seconds] = Field(
+        300.0,
+        description="A request is answered 504 if its prefill leg, or the leg of its stream, sends no byte "
+        "for this many seconds.",
     )
-    stream_idle_timeout_s: Seconds = Field(
-        120.0, description="A stream is limited by silence, not by its length."
+    stream_idle_timeout_s: Reloadable[Seconds] = Field(
+        120.0,
+        description="A stream ends with an error if nothing comes for this many seconds; its length is not "
+        "limited.",
     )
     max_kept_bytes: int = Field(
         512 * 1024 * 1024,
         ge=0,
-        description="Of what open streams have sent, kept so that another worker can go on with them.",
+        description="Of what open streams have sent, at most this many bytes are kept, so that another "
+        "worker can resume a stream whose worker is lost.",
     )
-    client_write_timeout_s: Seconds = Field(
+    client_write_timeout_s: Reloadable[Seconds] = Field(
         60.0,
-        description="A client is cut off that takes less than 16 KiB in so long while more waits for it.",
+        description="A client is cut off if it takes less than 16 KiB in this many seconds while more is "
+        "pending for it.",
     )
-    leg_silence_s: Seconds = Field(
+    leg_silence_s: Reloadable[Seconds] = Field(
         3.0,
-        description="A leg that is silent for so long, on a worker that no longer answers probes, is lost.",
+        description="A leg is lost if it is silent for this many seconds and its worker no longer answers "
+        "probes.",
     )
-    connect_timeout_s: Seconds = 5.0
+    connect_timeout_s: Seconds = Field(
+        5.0,
+        description="A connection to a worker that is not established after this many seconds has failed.",
+    )
 
 
 class QueueConfig(Model):
     """Requests that wait for a seat on a decode worker, for each model. More are answered 429 at once."""
 
-    requests: int = Field(1024, ge=0, description="0: nobody waits.")
-    tokens: int = Field(
-        4_000_000, ge=0, description="Of prompts: token ids are counted, of text there is one per four bytes."
+    requests: Reloadable[int] = Field(
+        1024,
+        ge=0,
+        description="At most this many requests wait for a seat, for each model; with 0 nobody waits. All "
+        "others are answered 429.",
     )
-    bytes: int = Field(64 * 1024 * 1024, ge=0, description="Of request bodies.")
-    timeout_s: Seconds = Field(
+    tokens: Reloadable[int] = Field(
+        4_000_000,
+        ge=0,
+        description="The prompts of the requests that wait have at most this many tokens in all, for each "
+        "model. Token ids are counted; four bytes of text count as one token.",
+    )
+    bytes: Reloadable[int] = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="The bodies of the requests that wait have at most this many bytes in all, for each "
+        "model.",
+    )
+    timeout_s: Reloadable[Seconds] = Field(
         30.0,
-        description="Who has waited for so long is answered 503; who would have to, by the recent rate, 429.",
+        description="A request that has waited for this many seconds is answered 503. One that would wait "
+        "longer, by the recent rate, is answered 429 at once.",
     )
 
 
 class OrchestratorConfig(Model):
     listen: Address = Field(
-        "127.0.0.1:8000", description="Data plane, and /health, /ready, /version, /v1/models."
+        "127.0.0.1:8000",
+        description="The API is served at this address, with /health, /ready, /version and /v1/models.",
     )
-    admin: Address | None = Field(None, description="Metrics and admin API; omit to turn off.")
+    admin: Address | None = Field(
+        None, description="The metrics and the admin API are served at this address; without it they are off."
+    )
     processes: int = Field(
-        1, ge=1, description="How many serve requests. What is limited below is limited in each."
+        1,
+        ge=1,
+        description="This many processes serve requests. Each of them has the limits below to itself.",
     )
-    api_keys_file: str | None = Field(
+    api_keys_file: Reloadable[str | None] = Field(
         None,
-        description="Lines `NAME SHA256HEX` (printf %s KEY | sha256sum); clients send KEY as bearer token.",
+        description="This file lists the API keys, in lines `NAME SHA256HEX` (printf %s KEY | sha256sum). "
+        "Clients send KEY as bearer token.",
     )
-    insecure_no_auth: bool = Field(False, description="Listen beyond loopback without keys.")
-    tls: TlsConfig | None = None
-    log: LogConfig = LogConfig()
-    limits: LimitsConfig = LimitsConfig()
-    queue: QueueConfig = QueueConfig()
+    insecure_no_auth: bool = Field(
+        False, description="The API may be served beyond loopback without API keys."
+    )
+    tls: TlsConfig | None = Field(None, description="The API is served over TLS with this certificate.")
+    log: LogConfig = Field(LogConfig(), description="This section says what is written to the log, and how.")
+    limits: LimitsConfig = Field(
+        LimitsConfig(), description="This section bounds how long requests take and how large they are."
+    )
+    queue: QueueConfig = Field(
+        QueueConfig(), description="This section bounds how many requests wait for a seat, and for how long."
+    )
     # uvicorn's settings, under uvicorn's names
-    backlog: int = Field(2048, ge=1)
-    limit_concurrency: int | None = Field(
-        None, ge=1, description="Requests in progress; more are answered 503."
+    backlog: int = Field(
+        2048, ge=1, description="At most this many connections wait in the kernel until they are accepted."
     )
-    limit_max_requests: int | None = Field(None, ge=1)
-    limit_max_requests_jitter: int = Field(0, ge=0)
-    timeout_keep_alive: int = Field(75, ge=1)
+    limit_concurrency: int | None = Field(
+        None, ge=1, description="New requests are answered 503 while this many are in progress."
+    )
+    limit_max_requests: int | None = Field(
+        None,
+        ge=1,
+        description="A process ends after it has served this many requests. Of several processes, each is "
+        "replaced.",
+    )
+    limit_max_requests_jitter: int = Field(
+        0,
+        ge=0,
+        description="A random number up to this one is added to limit_max_requests, so that processes do not "
+        "end together.",
+    )
+    timeout_keep_alive: int = Field(
+        75, ge=1, description="A client's connection is closed after it was idle for this many seconds."
+    )
     timeout_graceful_shutdown: int = Field(
-        30, ge=0, description="Seconds from SIGTERM until open requests are ended with an error."
+        30,
+        ge=0,
+        description="Requests that are still open this many seconds after SIGTERM are ended with an error.",
     )
     # what uvicorn has no setting for
     drain_notice_s: float = Field(
         0.0,
         ge=0,
-        description="From SIGTERM on /ready is 503; for so long requests are still taken, so that load "
-        "balancers can turn away before they are refused.",
+        description="For this many seconds after SIGTERM requests are still served while /ready is 503, so "
+        "that load balancers turn away before requests are refused.",
     )
     hang_timeout_s: Seconds = Field(
-        5.0, description="Of several processes, one whose event loop stands still for so long is replaced."
+        5.0,
+        description="Of several processes, one whose event loop stands still for this many seconds is "
+        "replaced.",
     )
 
 
 class SimConfig(Model):
     """Latency model of the simulated engine. All zero: answers at once."""
 
-    prefill_us_per_token: float = Field(0.0, ge=0)
-    transfer_us_per_token: float = Field(0.0, ge=0)
-    decode_ms_per_token: float = Field(0.0, ge=0, description="One step with one running request.")
-    decode_ms_per_running: float = Field(
-        0.0, ge=0, description="Added to a step per further running request."
+    prefill_us_per_token: float = Field(
+        0.0, ge=0, description="The prefill takes this many microseconds per prompt token that is not cached."
     )
-    block_size: int = Field(16, ge=1)
-    num_blocks: int = Field(65536, ge=1)
-    max_model_len: int = Field(1_000_000, ge=1)
+    transfer_us_per_token: float = Field(
+        0.0, ge=0, description="The KV transfer takes this many microseconds per prompt token."
+    )
+    decode_ms_per_token: float = Field(
+        0.0, ge=0, description="A decode step takes this many milliseconds while one request is running."
+    )
+    decode_ms_per_running: float = Field(
+        0.0,
+        ge=0,
+        description="Each further running request makes a decode step this many milliseconds longer.",
+    )
+    block_size: int = Field(16, ge=1, description="A KV block holds this many tokens.")
+    num_blocks: int = Field(65536, ge=1, description="The KV cache of a worker has this many blocks.")
+    max_model_len: int = Field(
+        1_000_000, ge=1, description="A prompt and its answer have at most this many tokens together."
+    )
 
 
 class WorkerConfig(Model):
     """One worker at a place of its own (several machines, or a card shared by hand)."""
 
-    host: Host = "127.0.0.1"
-    port: Port | None = None
-    side_channel_port: Port | None = Field(None, description="Where NIXL listens, on `host`.")
-    gpus: list[Gpu] | None = Field(None, min_length=1, description="Default: the next ones of this host.")
-    args: list[Text] = Field([], description="After the pool's, so that these win.")
-    env: dict[str, Text] = Field({}, description="Over the pool's.")
+    host: Host = Field(
+        "127.0.0.1", description="The worker runs on this machine and is reached by this name."
+    )
+    port: Port | None = Field(
+        None, description="The worker's HTTP server listens on this port; without it one is allotted."
+    )
+    side_channel_port: Port | None = Field(
+        None, description="NIXL listens on this port of `host`; without it one is allotted."
+    )
+    gpus: list[Gpu] | None = Field(
+        None,
+        min_length=1,
+        description="The worker runs on the GPUs with these numbers; without it on the next ones of its "
+        "host.",
+    )
+    args: list[Text] = Field(
+        [], description="The engine gets these arguments after those of the pool, so that these win."
+    )
+    env: dict[str, Text] = Field(
+        {}, description="The worker gets these environment variables on top of those of the pool."
+    )
 
 
 DEFAULT_SEATS = 1024  # vLLM's on its large cards
@@ -234,22 +341,42 @@ DEFAULT_SEATS = 1024  # vLLM's on its large cards
 class PoolConfig(Model):
     """Workers of one role: `replicas` here, or `workers` by host, or `urls` that Baton never starts."""
 
-    engine: Literal["vllm", "sim"] = "vllm"
-    device: Literal["cuda", "cpu"] = "cuda"
-    replicas: int | None = Field(None, ge=1)
-    gpus_per_replica: int = Field(1, ge=1)
-    workers: list[WorkerConfig] | None = Field(None, min_length=1)
-    urls: list[Url] | None = Field(None, min_length=1)
-    served_model: str | None = Field(None, description="The workers' own name of the model, if it differs.")
+    engine: Literal["vllm", "sim"] = Field(
+        "vllm", description="The workers run this engine: vLLM, or the simulated one (sim)."
+    )
+    device: Literal["cuda", "cpu"] = Field(
+        "cuda", description="The workers of vLLM run on GPUs (cuda) or on CPUs (cpu)."
+    )
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        description="This many workers are started on this machine; it is one if neither this, nor workers, "
+        "nor urls are given.",
+    )
+    gpus_per_replica: int = Field(1, ge=1, description="Each worker gets this many GPUs.")
+    workers: list[WorkerConfig] | None = Field(
+        None, min_length=1, description="These workers are started, each on its own host."
+    )
+    urls: Reloadable[list[Url] | None] = Field(
+        None,
+        min_length=1,
+        description="The workers already run at these URLs; Baton neither starts nor stops them.",
+    )
+    served_model: str | None = Field(
+        None, description="The workers know the model by this name, if it differs from the model's name here."
+    )
     seats: int = Field(
         DEFAULT_SEATS,
         ge=1,
-        description="Requests that each worker serves at once, as vLLM's --max-num-seqs has it; more wait in "
-        "the orchestrator's queue. Not for prefill. With several processes each has its share of them.",
+        description="Each worker serves this many requests at once, as vLLM's --max-num-seqs has it; more "
+        "wait in the orchestrator's queue. It is not for prefill workers. Of several processes each has its "
+        "share of the seats.",
     )
-    args: list[Text] = Field([], description="Further arguments of the engine, for every worker of the pool.")
-    env: dict[str, Text] = Field({}, description="Environment on top of the inherited one.")
-    sim: SimConfig = SimConfig()
+    args: list[Text] = Field([], description="The engine of every worker in the pool gets these arguments.")
+    env: dict[str, Text] = Field(
+        {}, description="The workers get these environment variables on top of those that they inherit."
+    )
+    sim: SimConfig = Field(SimConfig(), description="This section says how fast the simulated engine is.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -265,16 +392,25 @@ class PoolConfig(Model):
 
 
 class ModelConfig(Model):
-    name: str = Field(min_length=1, description='What clients put in "model".')
+    name: str = Field(min_length=1, description="Clients put this name into the field `model`.")
     path: str | None = Field(
-        None, description="A directory, or a hub name; not needed when all workers are urls."
+        None,
+        description="The engine loads the model from this directory or hub name; it is not needed when all "
+        "workers are urls.",
+    )
+    prefill: PoolConfig | None = Field(
+        None, description="These workers read prompts and fill KV caches; they come with decode workers."
+    )
+    decode: PoolConfig | None = Field(
+        None,
+        description="These workers take KV caches over and make the answers; they come with prefill workers.",
+    )
+    both: PoolConfig | None = Field(
+        None, description="Each of these workers serves whole requests alone (aggregated serving)."
     )
     connector: str = Field(
-        "nixl", description="It names how the KV cache gets from prefill to decode workers."
+        "nixl", description="It names how KV caches get from prefill workers to decode workers."
     )
-    prefill: PoolConfig | None = None
-    decode: PoolConfig | None = None
-    both: PoolConfig | None = Field(None, description="Workers that do both: aggregated serving.")
 
     def pools(self) -> Iterator[tuple[Role, PoolConfig]]:
         """The pools that the model has: prefill, decode, both."""
@@ -286,69 +422,107 @@ class ModelConfig(Model):
             yield "both", self.both
 
 
-Policy = Literal["round_robin", "least_loaded"]
-
-
 class RoutingConfig(Model):
-    prefill: Policy = "round_robin"
-    decode: Policy = "least_loaded"
-    disaggregate: Literal["always", "strict", "never"] = Field(
-        "always",
-        description="always: two legs, but while no prefill worker is left, decode workers prefill, too; "
-        "strict: requests are answered 503 then; never: one worker serves each request.",
+    prefill: Reloadable[Policy] = Field(
+        policy_named("round_robin"),
+        description="This policy chooses the prefill worker: its name, or a mapping with its arguments.",
     )
-    tokenize_once: bool = Field(
-        True, description="Send the prompt's token ids to decode workers that announce that they take them."
+    decode: Reloadable[Policy] = Field(
+        policy_named("least_loaded"),
+        description="This policy chooses the decode worker, or the worker that serves a request alone: its "
+        "name, or a mapping with its arguments.",
+    )
+    disaggregate: Reloadable[Literal["always", "strict", "never"]] = Field(
+        "always",
+        description="A request goes to two workers (always, strict) or to one (never). While no prefill "
+        "worker is left, always lets decode workers prefill, and strict answers 503.",
+    )
+    tokenize_once: Reloadable[bool] = Field(
+        True,
+        description="Decode workers that announce it get the prompt's token ids, so that they need not "
+        "tokenize it again.",
     )
     failover: bool = Field(
-        True, description="When a worker is lost in the middle of a stream, another one goes on with it."
+        True, description="When a worker is lost in the middle of a stream, another one resumes it."
     )
     kv_lease_s: Seconds = Field(
         LEASE_S,
-        description="How long prefill workers pin KV blocks that nobody pulls; the engine decides that.",
+        description="Prefill workers pin KV blocks that nobody pulls for this many seconds. The engine "
+        "decides that; here the orchestrator is told.",
     )
-    kv_missing: Literal["warn", "fail", "allow"] = Field(
+    kv_missing: Reloadable[Literal["warn", "fail", "allow"]] = Field(
         "warn",
-        description="When a decode worker computes the prompt's KV cache again: a line in the log, and with "
-        "fail also 502 for answers that are not streamed.",
+        description="When a decode worker computes the prompt's KV cache again, this follows: a line in the "
+        "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
     )
 
 
 class HealthConfig(Model):
     """When a worker is taken out of service, and how it comes back. A refused connection counts at once."""
 
-    interval_s: Seconds = Field(0.75, description="Between two probes of a worker, give or take a fifth.")
-    timeout_s: Seconds = Field(1.0, description="For a probe of a worker in service.")
-    suspect_s: Seconds = Field(
+    interval_s: Reloadable[Seconds] = Field(
+        0.75, description="Two probes of a worker are this many seconds apart, give or take a fifth."
+    )
+    timeout_s: Reloadable[Seconds] = Field(
+        1.0,
+        description="A probe of a worker in service has failed after this many seconds without an answer.",
+    )
+    suspect_s: Reloadable[Seconds] = Field(
         0.4,
-        description="A worker that lost a leg, or failed a probe, is ejected unless it gives a sign by then.",
+        description="A worker that lost a leg or failed a probe is ejected if it gives no sign of life "
+        "within this many seconds.",
     )
-    silence_s: Seconds = Field(
-        3.0, description="A worker is ejected that answers no probe and sends nothing on any leg for so long."
+    silence_s: Reloadable[Seconds] = Field(
+        3.0,
+        description="A worker is ejected if it answers no probe and sends nothing on any leg for this many "
+        "seconds.",
     )
-    consecutive_errors: int = Field(
-        5, ge=1, description="A worker is ejected that answers so many legs in a row with a 5xx."
+    consecutive_errors: Reloadable[int] = Field(
+        5, ge=1, description="A worker is ejected if it answers this many legs in a row with a 5xx."
     )
-    eject_s: Seconds = Field(
-        1.0, description="Until an ejected worker is probed, at most; doubled each time in a row."
+    eject_s: Reloadable[Seconds] = Field(
+        1.0,
+        description="An ejected worker is probed again after at most this many seconds; the pause doubles "
+        "each time that it fails in a row.",
     )
-    eject_max_s: Seconds = Field(30.0, description="Bound of that.")
-    slow_start_s: float = Field(
-        10.0, ge=0, description="A worker that comes back gets its full share of requests after so long."
+    eject_max_s: Reloadable[Seconds] = Field(
+        30.0,
+        description="The pause until an ejected worker is probed again does not grow beyond this many "
+        "seconds.",
+    )
+    slow_start_s: Reloadable[float] = Field(
+        10.0,
+        ge=0,
+        description="A worker that comes back gets a growing share of the requests, and its full share after "
+        "this many seconds.",
     )
 
 
 class LaunchConfig(Model):
     """How `baton up` waits for the processes that it starts and stops."""
 
-    start_timeout_s: Seconds = Field(1800.0, description="From its start until a process must be ready.")
-    stop_timeout_s: Seconds = Field(15.0, description="From SIGTERM to SIGKILL, for each worker.")
+    start_timeout_s: Seconds = Field(
+        1800.0, description="A process that is not ready this many seconds after its start has failed."
+    )
+    stop_timeout_s: Seconds = Field(
+        15.0, description="A worker that has not ended this many seconds after SIGTERM is killed."
+    )
 
 
 class Config(Model):
-    orchestrator: OrchestratorConfig = OrchestratorConfig()
-    models: list[ModelConfig] = Field(min_length=1)
-    routing: RoutingConfig = RoutingConfig()
-    health: HealthConfig = HealthConfig()
-    launch: LaunchConfig = LaunchConfig()
-    base_port: Port = Field(8100, description="Ports that are not given are allotted upwards from here.")
+    orchestrator: OrchestratorConfig = Field(
+        OrchestratorConfig(), description="This section describes the orchestrator, which clients talk to."
+    )
+    models: list[ModelConfig] = Field(
+        min_length=1, description="These models are served, each by workers of its own."
+    )
+    routing: RoutingConfig = Field(
+        RoutingConfig(), description="This section says which workers serve a request."
+    )
+    health: HealthConfig = Field(
+        HealthConfig(), description="This section says when workers are taken out of service and come back."
+    )
+    launch: LaunchConfig = Field(
+        LaunchConfig(), description="This section says how `baton up` waits for the processes that it starts."
+    )
+    base_port: Port = Field(8100, description="Ports that are not given are allotted from this one upwards.")

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator.config.addresses import unmanaged
-from orchestrator.config.options import Model, Url
+from orchestrator.config.base import Model
+from orchestrator.config.options import Url
 from orchestrator.errors import ClientError, Forbidden, NotFound, UnknownModel
 from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry

@@ -1,7 +1,8 @@
 """A changed config file, applied to what runs: all of its changes, or none.
 
-What is not in `CHANGEABLE` needs a restart: a file that changes it, too, is refused as a whole. Requests
-under way keep their deadlines; connections of clients keep the limits that they were opened with.
+An option that is not marked `Reloadable` (`config/options.py`) needs a restart: a file that changes one is
+refused as a whole. Requests under way keep their deadlines; connections of clients keep the limits that they
+were opened with.
 
 Workers are changed only where they are `urls`: those that Baton starts belong to whoever starts them. A
 worker that stays keeps its name; what was added or removed at `/admin/workers` stays as it is, unless the
@@ -14,10 +15,10 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from orchestrator.config.addresses import WorkerAddress, unmanaged
+from orchestrator.config.base import is_reloadable, options_of
 from orchestrator.config.file import ConfigErrors, load_config
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config, PoolConfig
@@ -26,26 +27,8 @@ from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
 
-KEYS_FILE = "orchestrator.api_keys_file"
-CHANGEABLE = (
-    KEYS_FILE,  # which file, and what is in it
-    "orchestrator.limits.body_*",
-    "orchestrator.limits.client_write_timeout_s",
-    "orchestrator.limits.first_byte_timeout_s",
-    "orchestrator.limits.header_timeout_s",
-    "orchestrator.limits.leg_silence_s",
-    "orchestrator.limits.max_answer_bytes",
-    "orchestrator.limits.max_body_bytes",
-    "orchestrator.limits.request_timeout_s",
-    "orchestrator.limits.stream_idle_timeout_s",
-    "models.*.urls",
-    "routing.prefill",
-    "routing.decode",
-    "routing.disaggregate",
-    "routing.tokenize_once",
-    "routing.kv_missing",
-    "health.*",
-)
+KEYS_FILE = "orchestrator.api_keys_file"  # which file, and what is in it
+_RELOADABLE = frozenset(name for name, option in options_of(Config) if is_reloadable(option))
 
 _log = logging.getLogger("baton.reload")
 
@@ -155,7 +138,15 @@ class Change:
     def is_possible(self) -> bool:
         """Nothing that was given can be left out, or the other way round: that is another kind of thing."""
         is_other_kind = (self.old is None) != (self.new is None)
-        return not is_other_kind and any(fnmatchcase(self.key, pattern) for pattern in CHANGEABLE)
+        return not is_other_kind and not _RELOADABLE.isdisjoint(_sections_of(self.key))
+
+
+def _sections_of(key: str) -> Iterator[str]:
+    """The option and all that it is in, as `options_of` names them: arguments of a policy are no options."""
+    name = ""
+    for part in key.split("."):
+        name += f".{'*' if part.isdigit() else part}" if name else part
+        yield name
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:

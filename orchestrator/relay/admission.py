@@ -131,7 +131,7 @@ class Gate:
         self.free = 0
         self.seats = 0
         self._model = model
-        self._limits = limits
+        self.reconfigure(limits)
         self._telemetry = telemetry
         self._time = time
         self._cell = telemetry.layout.queue_cell(index)
@@ -170,6 +170,10 @@ class Gate:
         if free <= 0 and self.seats:
             self._learn(record)
             self._dispatch()
+
+    def reconfigure(self, limits: QueueConfig) -> None:
+        """Requests that wait already stay in the queue, but not for longer than the new limits let them."""
+        self._limits = limits
 
     def resize(self, seats: int) -> None:
         """There are so many seats from now on."""
@@ -315,6 +319,11 @@ class Admission:
         for model, found in pools.items():
             found.on_fill(functools.partial(self._resize, model))
             self._resize(model)
+
+    def reconfigure(self, queue: QueueConfig) -> None:
+        """Bound the queues by this section from now on."""
+        for gate in self.gates.values():
+            gate.reconfigure(queue)
 
     @property
     def admitted(self) -> int:

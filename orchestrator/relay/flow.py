@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final
 
-from orchestrator.api.view import InvalidRequest, RequestView, prompt_tokens, view_request
+from orchestrator.api.view import InvalidRequest, RequestView, view_request
 from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import ClientError, Unavailable, UnknownModel, WorkerAnswered, WorkerError
 from orchestrator.failover.failover import Cut, Failover
@@ -35,10 +35,11 @@ from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.relay.admission import Admission, Demand
 from orchestrator.relay.job import Job
+from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
 from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
-from orchestrator.routing.planner import Plan, Planner
+from orchestrator.routing.planner import Plan
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path
 from orchestrator.wire.info import TokenIds
@@ -77,7 +78,7 @@ class Flow:
         """Go by these sections from now on, but for the lease and failover, which need a restart."""
         self._routing = routing
         for route in self._routes.values():
-            route.planner = Planner(routing)
+            route.planner.reconfigure(routing)
         self._responder.reconfigure(routing, limits)
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
@@ -116,7 +117,7 @@ class Flow:
     def _accept(self, scope: RequestScope, body: bytes) -> RequestView:
         """What the client asks for, and whom."""
         try:
-            view = view_request(body)
+            view = view_request(body, scope.exchange)
         except InvalidRequest as error:
             raise ClientError(error.message, param=error.param) from error
         route = self._routes.get(view.model)
@@ -190,6 +191,7 @@ class Flow:
                 raise
             leg.succeed()
             leg.lease = lease = self.ledger.lease(worker, leg.handoff(content))
+            tell_prefilled(job, lease.handoff)
         job.prefill = leg
         if job.first_handoff is None:
             job.first_handoff = lease.handoff
@@ -207,6 +209,7 @@ class Flow:
     def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
         """Raise `error` for good if what has failed is not to be tried again."""
         failure = failure_of(error)
+        tell_failed(job, failure)
         if not self._may_help(job, failure):
             raise error
         if job.retries is None:
@@ -254,6 +257,7 @@ class Flow:
 
     def _settle(self, job: Job) -> None:
         """The request has ended: what it holds goes back."""
+        tell_ended(job)
         job.route.gate.give_back(job.scope.record)
         if job.prefill is not None:
             self._forget_prefill(job)
@@ -275,7 +279,7 @@ def _unknown_model(model: str, known: Iterable[str]) -> str:
 
 def _demand(scope: RequestScope, view: RequestView) -> Demand:
     record = scope.record
-    return Demand(prompt_tokens(view), record.bytes_in, scope.deadline, record.is_stream)
+    return Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
 
 
 def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
@@ -283,9 +287,11 @@ def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Wor
     whole_reason = view.whole_reason
     if scope.endpoint.needs_one_worker:
         whole_reason = "this endpoint needs one worker"
-    plan = route.planner.plan(route.pools, whole_reason, avoid)
+    plan = route.planner.plan(view, route.pools, whole_reason, avoid)
     record = scope.record
     record.decode_worker = plan.decode.name
+    record.whole_reason = plan.whole_reason
+    record.prefill_choice, record.decode_choice = plan.prefill_choice, plan.decode_choice
     if plan.prefill is None:
         record.path = _AGGREGATED
     else:

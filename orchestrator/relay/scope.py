@@ -309,17 +309,17 @@ class MemoryBound:
     not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
     """
 
-    __slots__ = ("_most", "_telemetry", "bodies", "under_way")
+    __slots__ = ("_telemetry", "bodies", "most", "under_way")
 
     def __init__(self, most: int, telemetry: Telemetry) -> None:
         self.bodies = 0
         self.under_way = 0
-        self._most = most
+        self.most = most
         self._telemetry = telemetry
 
     def check(self) -> None:
         """Raises `Overloaded` if there is too much already."""
-        if self.bodies + self.under_way > self._most:
+        if self.bodies + self.under_way > self.most:
             self._telemetry.rejected(RejectReason.MEMORY)
             raise Overloaded("this server holds as many bytes of requests as it may")
 
@@ -351,7 +351,6 @@ class DataPlane:
         """
         self.serve = serve
         self.endpoints = endpoints
-        self.limits = limits
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
@@ -359,6 +358,12 @@ class DataPlane:
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
         self.memory = MemoryBound(limits.max_held_bytes, telemetry)
         self.is_refusing = False  # new requests: the process is about to end
+        self.reconfigure(limits)
+
+    def reconfigure(self, limits: LimitsConfig) -> None:
+        """Go by this section from now on. Open requests keep their deadlines, not their limits of silence."""
+        self.limits = limits
+        self.memory.most = limits.max_held_bytes
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""

@@ -2,49 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from random import Random
 from typing import Final
 
 from orchestrator.config.options import RoutingConfig
+from orchestrator.config.policies import PolicyConfig
 from orchestrator.errors import Unavailable
-from orchestrator.routing import POLICIES
+from orchestrator.routing.policies import POLICIES
+from orchestrator.routing.policies.base import Choice, Context, End, Outcome, Policy, Request
+from orchestrator.wire.info import Role
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.worker import Worker
 
+TURNED_OFF: Final = "disaggregation is off"
+NO_POOLS: Final = "no separate pools are ready"
 NO_PREFILL: Final = "no prefill worker is ready: the decode worker prefills"
 PAIR_FAILED: Final = "who would prefill or decode has just failed"
+
+_CANCELLED: Final = End.CANCELLED  # a look-up by member is a call in Python
 
 
 Ready = Sequence[Worker]
 
 
 class Plan:
-    """Who does what, and why. `prefill` is None if `decode` does everything."""
+    """Who does what, and why. `prefill` is None if `decode` does everything.
 
-    __slots__ = ("decode", "prefill", "reason")
+    Each choice is owed one `ended`, as soon as its leg has ended; `close` pays for all that were not.
+    """
 
-    def __init__(self, prefill: Worker | None, decode: Worker, reason: str) -> None:
-        self.prefill = prefill
-        self.decode = decode
-        self.reason = reason
+    __slots__ = ("decode", "decode_choice", "prefill", "prefill_choice", "whole_reason")
+
+    def __init__(
+        self,
+        prefill_choice: Choice[Worker] | None,
+        decode_choice: Choice[Worker],
+        whole_reason: str | None = None,
+    ) -> None:
+        """`whole_reason`: why one worker does everything; None if there are two. The choices tell why it is
+        these workers.
+        """
+        self.prefill_choice = prefill_choice
+        self.decode_choice = decode_choice
+        self.prefill = None if prefill_choice is None else prefill_choice.worker
+        self.decode = decode_choice.worker
+        self.whole_reason = whole_reason
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a policy still waits to hear of an end."""
+        prefill = self.prefill_choice
+        return self.decode_choice.is_awaited or (prefill is not None and prefill.is_awaited)
+
+    def choice_of(self, worker: Worker) -> Choice[Worker]:
+        """The choice that this worker of the plan comes from."""
+        if worker is self.prefill and self.prefill_choice is not None:
+            return self.prefill_choice
+        return self.decode_choice
+
+    def close(self, now: float, end: End = _CANCELLED) -> None:
+        """Nothing more comes of the plan: `end` is that of the decode leg, a prefill leg was not sent."""
+        if self.prefill_choice is not None:
+            self.prefill_choice.ended(Outcome(_CANCELLED, now))
+        self.decode_choice.ended(Outcome(end, now))
 
 
 class Planner:
     """Plans for one model. Synchronous: nothing may happen between its look at the workers and the leases."""
 
-    def __init__(self, routing: RoutingConfig) -> None:
+    def __init__(
+        self, model: str, routing: RoutingConfig, *, random: Random, time: Callable[[], float]
+    ) -> None:
+        """`random` and `time` are for policies."""
+        self._model = model
+        self._random = random
+        self._time = time
+        self._routing: RoutingConfig | None = None
+        self.reconfigure(routing)
+
+    def reconfigure(self, routing: RoutingConfig) -> None:
+        """Go by this section from now on. A policy of which nothing changes keeps what it has learned."""
+        before, self._routing = self._routing, routing
         self._disaggregates = routing.disaggregate != "never"
         self._is_strict = routing.disaggregate == "strict"
-        self._prefill = POLICIES[routing.prefill]()
-        self._decode = POLICIES[routing.decode]()
-        self._whole = POLICIES[routing.decode]()
+        if before is None or routing.prefill != before.prefill:
+            self._prefill = self._made(routing.prefill, "prefill")
+        if before is None or routing.decode != before.decode:
+            self._decode = self._made(routing.decode, "decode")
+            self._whole = self._made(routing.decode, "both")
 
-    def plan(self, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()) -> Plan:
+    def _made(self, policy: PolicyConfig, role: Role) -> Policy:
+        context = Context(self._model, role, self._random, self._time)
+        return POLICIES[policy.policy].make(context, **policy.arguments)
+
+    def plan(
+        self, request: Request, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()
+    ) -> Plan:
         """`whole_reason` says why the request cannot go in two legs. Workers in `avoid` are chosen only if
         there is no other. Raises `Unavailable`.
         """
         if whole_reason is None and not self._disaggregates:
-            whole_reason = "disaggregation is off"
+            whole_reason = TURNED_OFF
         prefill, decode, both = pools.prefill, pools.decode, pools.both
         if avoid or not pools.is_steady:
             prefill = pools.candidates("prefill", avoid)
@@ -52,13 +111,13 @@ class Planner:
             both = pools.candidates("both", avoid)
         if whole_reason is None and prefill and decode:
             if not (avoid and self._is_better_whole(prefill, decode, both, avoid)):
-                chosen = self._decode.choose(decode)
-                return Plan(self._prefill.choose(prefill), chosen, self._decode.reason)
+                chosen = self._decode.choose(request, decode)
+                return Plan(self._prefill.choose(request, prefill), chosen)
             whole_reason = PAIR_FAILED
         if both:
-            return Plan(None, self._whole.choose(both), whole_reason or "no separate pools are ready")
+            return Plan(None, self._whole.choose(request, both), whole_reason or NO_POOLS)
         if decode and (whole_reason is not None or not self._is_strict):
-            return Plan(None, self._whole.choose(decode), whole_reason or NO_PREFILL)
+            return Plan(None, self._whole.choose(request, decode), whole_reason or NO_PREFILL)
         missing = pools.missing() if whole_reason is None else "no decode worker is ready"
         raise Unavailable(f"{missing} for the model '{pools.model}'")
 

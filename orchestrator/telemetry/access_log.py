@@ -41,6 +41,7 @@ class AccessLog:
         self._slow_s = config.slow_request_s
         self._line = self._json_line if config.format == "json" else self._console_line
         self._is_on = config.access
+        self._tells_reasons = config.level == "debug"
         self._write = write
         self._wall_clock = wall_clock
 
@@ -74,12 +75,13 @@ class AccessLog:
         """A line for people: what every request has, then NAME=VALUE for what this one has too."""
         error = f" error={record.error_code}" if record.error_code else ""
         client = f" client={one_line(record.client)}" if record.client else ""
+        reasons = _reason_words(record) if self._tells_reasons else ""
         ended = timestamp(record.finished + offset)
         line = (
             f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
             f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
             f" stream={record.is_stream}{_stage_words(record)}{_KV_WORDS[record.kv]}{_worker_words(record)}"
-            f" bytes_in={record.bytes_in} bytes_out={record.bytes_out}{client}\n"
+            f" bytes_in={record.bytes_in} bytes_out={record.bytes_out}{client}{reasons}\n"
         )
         return line.encode()
 
@@ -106,6 +108,9 @@ class AccessLog:
             "kv": _KV[record.kv],
             "prefill_worker": record.prefill_worker,
             "decode_worker": record.decode_worker,
+            "whole_reason": record.whole_reason,
+            "prefill_reason": _reason(record.prefill_choice),
+            "decode_reason": _reason(record.decode_choice),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
             "client": record.client,
@@ -114,11 +119,12 @@ class AccessLog:
     def _warn(self, record: RequestRecord) -> None:
         stages = dict(zip(STAGES, record.stages(), strict=True))
         _log.warning(
-            "slow request %s: %s; model %s, workers %s",
+            "slow request %s: %s; model %s, workers %s%s",
             record.request_id,
             ", ".join(f"{name} {seconds:.3f} s" for name, seconds in stages.items() if seconds >= 0.0),
             self._models[record.model_index] or "unknown",
             " -> ".join(filter(None, (record.prefill_worker, record.decode_worker))) or "none",
+            _reason_words(record),
         )
 
 
@@ -140,6 +146,20 @@ def _stage_words(record: RequestRecord) -> str:
 
 def _ms(seconds: float) -> float | None:
     return int(seconds * 1e6) / 1e3 if seconds >= 0.0 else None
+
+
+def _reason(choice: object | None) -> str | None:
+    return None if choice is None else str(choice)
+
+
+def _reason_words(record: RequestRecord) -> str:
+    """In quotes, as they are sentences."""
+    reasons = {
+        "whole_reason": record.whole_reason,
+        "prefill_reason": _reason(record.prefill_choice),
+        "decode_reason": _reason(record.decode_choice),
+    }
+    return "".join(f' {name}="{one_line(reason)}"' for name, reason in reasons.items() if reason)
 
 
 def _worker_words(record: RequestRecord) -> str:

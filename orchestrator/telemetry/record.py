@@ -42,6 +42,10 @@ class RequestRecord:
     error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
     prefill_worker: str | None = None
     decode_worker: str | None = None
+    # Why it was served so: of the last plan. `str` of the choices is a sentence, to be made when it is read.
+    whole_reason: str | None = None  # why one worker served all of it
+    prefill_choice: object | None = None
+    decode_choice: object | None = None
     bytes_in = 0
     bytes_out = 0
     client: str | None = None  # name of the client's API key

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.api.view import OWN, ROUTED, InvalidRequest, view_request
+from tests.orchestrator.fakes import FakeExchange
 from tests.orchestrator.wire.documents import documents, joined, spellings
 
 
@@ -146,3 +147,49 @@ def test_white_space_without_end_costs_little() -> None:
 def test_whether_the_client_wants_the_usage_event(options: Any, wants: bool) -> None:
     body = json.dumps({"model": "m", "stream": True, "stream_options": options}).encode()
     assert view_request(body).wants_usage is wants
+
+
+# --- what routing policies may ask --------------------------------------------------------------
+
+ASKED = b'{"stop":[],"messages":[{"content":"hi"}],"model":"m","tools":[1],"n":1}'
+
+
+@pytest.mark.parametrize("most", range(0, 40, 3))
+def test_a_prompt_begins_with_what_the_model_reads_first(most: int) -> None:
+    assert view_request(ASKED).prompt(most) == b'[1][{"content":"hi"}]'[:most]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids"),
+    [("[1,2]", [1, 2]), ("[[1,2]]", [1, 2]), ("[[1],[2]]", None), ('["a","b"]', None), ('"a"', None)],
+)
+def test_the_ids_of_a_prompt_are_those_that_the_client_sent(prompt: str, ids: list[int] | None) -> None:
+    assert view_request(f'{{"model":"m","prompt":{prompt}}}'.encode()).prompt_ids() == ids
+
+
+def test_a_chat_has_no_ids() -> None:
+    assert view_request(ASKED).prompt_ids() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tools", b"[1]"), ("n", b"1"), ("model", b'"m"'), ("user", None)],
+)
+def test_a_field_is_the_clients_own_bytes(name: str, value: bytes | None) -> None:
+    found = view_request(ASKED).field(name)
+    assert (None if found is None else bytes(found)) == value
+
+
+def test_a_body_is_measured_without_its_white_space() -> None:
+    spaced = ASKED.replace(b",", b", \n")
+    assert view_request(spaced).body_bytes() - view_request(ASKED).body_bytes() == 0
+    assert abs(view_request(ASKED).body_bytes() - len(ASKED)) <= 2
+
+
+def test_a_header_is_found_where_there_is_a_client() -> None:
+    exchange = FakeExchange(ASKED, headers=[(b"x-session", b"7")])
+    view = view_request(ASKED, exchange)
+    assert view.header(b"x-session") == b"7"
+    assert view.with_own(dict(view.own)).header(b"x-session") == b"7"
+    assert view.header(b"cookie") is None
+    assert view_request(ASKED).header(b"x-session") is None

@@ -17,6 +17,9 @@ from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigRefused, ConfigSource, Reloader
 from orchestrator.processes.rows import Rows
+from orchestrator.routing.policies import POLICIES
+from orchestrator.routing.policies.base import Argument, PolicySpec
+from orchestrator.routing.policies.round_robin import RoundRobin
 from orchestrator.telemetry.counters import Layout
 from orchestrator.workers.registry import Registry
 
@@ -106,7 +109,25 @@ def test_options_are_exchanged_together(target: FakeTarget) -> None:
     }
     (config,) = target.reconfigured
     assert config.orchestrator.limits.request_timeout_s == 5
-    assert config.routing.decode == "round_robin"
+    assert config.routing.decode.policy == "round_robin"
+
+
+@pytest.mark.parametrize("section", [{"requests": 1, "timeout_s": 2}, {"bytes": 3, "tokens": 4}])
+def test_the_queue_is_bounded_anew(section: dict[str, int], target: FakeTarget) -> None:
+    target.write(changed(lambda config: config["orchestrator"].update(queue=section)))
+    assert set(target.reload()) == {f"orchestrator.queue.{key}" for key in section}
+
+
+def test_what_is_inside_a_policy_is_changed_with_it(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [Argument("first", 1, "It counts."), Argument("second", 2, "It counts too.")]
+    monkeypatch.setitem(POLICIES, "counted", PolicySpec("counted", RoundRobin, "It counts.", arguments))
+    target.write(OLD | {"routing": {"prefill": {"policy": "counted", "first": 3}}})
+    assert target.reload() == ("routing.prefill",)
+    target.write(OLD | {"routing": {"prefill": {"policy": "counted", "first": 4}}})
+    assert target.reload() == ("routing.prefill.first",)
+    assert target.config.routing.prefill.arguments == {"first": 4, "second": 2}
 
 
 def test_workers_come_and_go_and_those_that_stay_keep_their_names(target: FakeTarget) -> None:

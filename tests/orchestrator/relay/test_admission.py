@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.api.view import prompt_tokens, view_request
+from orchestrator.api.view import view_request
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
 from orchestrator.relay.admission import Admission, Demand, Estimate, Gate
@@ -216,6 +216,52 @@ def test_who_has_waited_for_too_long_is_sent_away() -> None:
         assert door.rejections() == {RejectReason.WAITED: 1}
 
     run(test)
+
+
+def test_other_limits_hold_from_the_next_request_on() -> None:
+    async def test() -> None:
+        door = Door(seats=1, requests=3)
+        for number in range(4):
+            door.come(number)
+        await settle()
+        door.gate.reconfigure(QueueConfig(requests=1, timeout_s=5))
+        door.come(4)
+        await settle()
+        assert list(door.refused) == [4]
+        assert door.queue()[0] == 3  # who waits already stays
+        door.gate.reconfigure(QueueConfig(requests=4, timeout_s=5))
+        door.clock.now += 5
+        door.come(5)
+        await settle()
+        assert door.queue()[0] == 4
+        door.gate.sweep()
+        await settle()
+        assert list(door.refused) == [4, 1, 2, 3]
+        assert door.queue()[0] == 1
+
+    run(test)
+
+
+def test_other_limits_hold_for_all_models() -> None:
+    pools = registry_of({"decode": 1}).pools
+    telemetry = Telemetry(Layout(["m", "n"], []))
+    admission = Admission(
+        {"m": pools["m"], "n": pools["m"]},
+        QueueConfig(),
+        seats={"m": {"decode": 1}, "n": {"decode": 1}},
+        processes=1,
+        telemetry=telemetry,
+        time=Clock(),
+    )
+    admission.reconfigure(QueueConfig(requests=0))
+
+    async def refused(gate: Gate) -> int | None:
+        with pytest.raises(TooBusy) as caught:
+            await gate.wait(demand_for(Clock()))
+        return caught.value.status
+
+    for gate in admission.gates.values():
+        assert asyncio.run(refused(gate)) == 429
 
 
 # --- deadlines ----------------------------------------------------------------------------------
@@ -506,4 +552,4 @@ def test_each_process_has_its_share(processes: int, share: int) -> None:
 )
 def test_tokens_are_counted_or_estimated(field: dict[str, Any], tokens: int) -> None:
     body = msgspec.json.encode({"model": "m", **field})
-    assert prompt_tokens(view_request(body)) == tokens
+    assert view_request(body).prompt_tokens() == tokens

@@ -261,6 +261,26 @@ def test_keys_are_asked_for(keys: KeyRing, headers: list[tuple[bytes, bytes]], s
         assert exchange.answer_headers[b"www-authenticate"] == b"Bearer"
 
 
+def test_other_limits_hold_from_the_next_request_on() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        cluster.upstream.serve(cluster.origin("prefill/0"), hang)
+        serving = asyncio.create_task(cluster.serve(first := FakeExchange(BODY)))
+        await asyncio.sleep(0)
+        (scope,) = cluster.plane.open
+        deadline = scope.deadline
+        cluster.plane.reconfigure(LimitsConfig(max_held_bytes=1024, request_timeout_s=5))
+        assert scope.deadline == deadline
+        assert (await cluster.ask({**CHAT, "user": "x" * 1024})).status == 503
+        later = RequestScope(cluster.plane, FakeExchange(BODY))
+        assert later.deadline - later.record.received == pytest.approx(5)
+        first.leave()
+        await serving
+        await cluster.aclose()
+
+    asyncio.run(main())
+
+
 def test_it_is_an_asgi_application_for_any_server() -> None:
     async def main() -> None:
         cluster = FakeCluster()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -7,12 +8,19 @@ import pytest
 from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing.planner import Plan, Planner
-from tests.orchestrator.cluster import registry_of
+from orchestrator.routing.policies.base import Choice, End, Outcome, Policy, Request
+from tests.orchestrator.cluster import Clock, registry_of
+from tests.orchestrator.routing.requests import FakeRequest
+
+ASKED = FakeRequest()
+
+
+def planner_of(**routing: Any) -> Planner:
+    return Planner("m", RoutingConfig(**routing), random=Random(1), time=Clock())
 
 
 def plan(counts: Any, *, disaggregate: Any = "always", whole_reason: str | None = None) -> Plan:
-    planner = Planner(RoutingConfig(disaggregate=disaggregate))
-    return planner.plan(registry_of(counts).pools["m"], whole_reason)
+    return planner_of(disaggregate=disaggregate).plan(ASKED, registry_of(counts).pools["m"], whole_reason)
 
 
 def chosen(made: Plan) -> tuple[str | None, str]:
@@ -64,7 +72,7 @@ def test_who_serves_what_has_failed(
     """One worker that has not failed the request is better than a pair of which one has."""
     pools = registry_of(counts).pools["m"]
     avoid = [getattr(pools, role)[0] for role in avoided]
-    made = Planner(RoutingConfig(disaggregate=disaggregate)).plan(pools, None, avoid)
+    made = planner_of(disaggregate=disaggregate).plan(ASKED, pools, None, avoid)
     assert chosen(made) == roles
 
 
@@ -85,38 +93,114 @@ def test_nobody_can_serve(counts: Any, options: Any, says: str) -> None:
     assert caught.value.retry_after_s
 
 
-def test_the_reason_is_told() -> None:
-    assert plan(PAIR, whole_reason="beam search").reason == "beam search"
-    assert plan(PAIR, disaggregate="never").reason == "disaggregation is off"
-    assert plan(PAIR).reason == "fewest legs under way"
-    assert plan({"decode": 1}).reason == "no prefill worker is ready: the decode worker prefills"
+def test_why_one_worker_serves_is_told() -> None:
+    assert plan(PAIR, whole_reason="beam search").whole_reason == "beam search"
+    assert plan(PAIR, disaggregate="never").whole_reason == "disaggregation is off"
+    assert plan(PAIR).whole_reason is None
+    assert plan({"decode": 1}).whole_reason == "no prefill worker is ready: the decode worker prefills"
+
+
+def test_why_it_is_these_workers_is_told() -> None:
+    made = plan(PAIR)
+    assert str(made.decode_choice) == "It has the fewest legs under way."
+    assert str(made.prefill_choice) == "It is the next in turn."
+    alone = plan(PAIR, whole_reason="beam search")
+    assert str(alone.decode_choice) == "It has the fewest legs under way."
+    assert alone.prefill_choice is None
 
 
 def test_who_is_avoided_serves_only_if_there_is_no_other() -> None:
     pools = registry_of({"prefill": 2, "decode": 2}).pools["m"]
-    planner = Planner(RoutingConfig())
+    planner = planner_of()
     for index in (0, 1):
         avoided = [pools.prefill[index], pools.decode[index]]
-        made = [planner.plan(pools, None, avoided) for _ in range(4)]
+        made = [planner.plan(ASKED, pools, None, avoided) for _ in range(4)]
         assert {(one.prefill, one.decode) for one in made} == {
             (pools.prefill[1 - index], pools.decode[1 - index])
         }
-    made = [planner.plan(pools, None, (*pools.prefill, *pools.decode)) for _ in range(4)]
+    made = [planner.plan(ASKED, pools, None, (*pools.prefill, *pools.decode)) for _ in range(4)]
     assert {one.decode for one in made} == set(pools.decode)
 
 
 def test_who_is_avoided_is_avoided_also_for_a_whole_request() -> None:
     pools = registry_of({"both": 2}).pools["m"]
-    assert Planner(RoutingConfig()).plan(pools, "echo", [pools.both[0]]).decode is pools.both[1]
+    assert planner_of().plan(ASKED, pools, "echo", [pools.both[0]]).decode is pools.both[1]
 
 
 def test_a_suspect_serves_only_if_its_pool_has_no_other() -> None:
     registry = registry_of({"prefill": 2, "decode": 1})
     pools, (first, second, decode) = registry.pools["m"], registry.workers
-    planner = Planner(RoutingConfig())
+    planner = planner_of()
     registry.note_lost(first, first.epoch, "reset")
-    assert {planner.plan(pools, None).prefill for _ in range(4)} == {second}
+    assert {planner.plan(ASKED, pools, None).prefill for _ in range(4)} == {second}
     registry.mark_gone(second, "refused")
     registry.note_lost(decode, decode.epoch, "reset")
-    made = planner.plan(pools, None)
+    made = planner.plan(ASKED, pools, None)
     assert (made.prefill, made.decode) == (first, decode)
+
+
+# --- another config -----------------------------------------------------------------------------
+
+
+def test_a_policy_that_stays_the_same_keeps_its_turn() -> None:
+    pools = registry_of({"prefill": 3, "decode": 3}).pools["m"]
+    planner = planner_of(decode="round_robin")
+    before = planner.plan(ASKED, pools, None)
+    planner.reconfigure(RoutingConfig(decode="least_loaded", tokenize_once=False))
+    after = planner.plan(ASKED, pools, None)
+    assert [made.prefill for made in (before, after)] == [*pools.prefill[:2]]
+    assert str(before.decode_choice) == "It is the next in turn."
+    assert str(after.decode_choice) == "It has the fewest legs under way."
+
+
+def test_whether_there_are_two_legs_can_change() -> None:
+    pools = registry_of(PAIR).pools["m"]
+    planner = planner_of()
+    planner.reconfigure(RoutingConfig(disaggregate="never"))
+    assert chosen(planner.plan(ASKED, pools, None)) == (None, "decode")
+    planner.reconfigure(RoutingConfig(disaggregate="strict"))
+    assert chosen(planner.plan(ASKED, pools, None)) == ("prefill", "decode")
+
+
+# --- the ends of legs ---------------------------------------------------------------------------
+
+
+class Heard(Policy):
+    """Only hears."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, End, float]] = []
+
+    def choose(self, request: Request, candidates: Any) -> Any:
+        raise NotImplementedError
+
+    def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
+        self.ends.append((choice.worker.address.role, outcome.end, outcome.moment))
+
+
+def heard_plan() -> tuple[Plan, Heard]:
+    pools, policy = registry_of(PAIR).pools["m"], Heard()
+    return Plan(Choice(pools.prefill[0], "", policy), Choice(pools.decode[0], "", policy)), policy
+
+
+def test_a_plan_that_is_closed_owes_nothing() -> None:
+    made, policy = heard_plan()
+    assert made.is_awaited
+    made.close(7.0)
+    made.close(8.0, End.FAILED)
+    assert not made.is_awaited
+    assert policy.ends == [("prefill", End.CANCELLED, 7.0), ("decode", End.CANCELLED, 7.0)]
+
+
+def test_what_has_ended_already_is_not_told_again() -> None:
+    made, policy = heard_plan()
+    assert made.prefill is not None
+    made.choice_of(made.prefill).ended(Outcome(End.ANSWERED, 1.0))
+    assert made.is_awaited
+    made.close(2.0, End.ANSWERED)
+    assert policy.ends == [("prefill", End.ANSWERED, 1.0), ("decode", End.ANSWERED, 2.0)]
+
+
+def test_a_plan_whose_policies_do_not_care_is_not_awaited() -> None:
+    assert not plan(PAIR).is_awaited
+    assert not plan(PAIR, whole_reason="echo").is_awaited

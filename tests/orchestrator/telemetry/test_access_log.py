@@ -15,12 +15,24 @@ from tests.orchestrator.records import ANSWERED, request_record
 HOSTILE = "a\nb\r\x1b[31m\x7f\x9b2J\u2028\u2029\ud800c"
 
 
+class Chosen:
+    """A policy's choice, which words its reason when it is asked for it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 def answered(**changes: Any) -> RequestRecord:
     own: dict[str, Any] = {
         "model_index": 0,
         "is_stream": True,
         "prefill_worker": "tiny/prefill/0",
         "decode_worker": "tiny/decode/1",
+        "prefill_choice": Chosen("It is the next in turn."),
+        "decode_choice": Chosen("It has the fewest legs under way."),
         "bytes_in": 10,
         "bytes_out": 20,
         "client": "alice",
@@ -69,6 +81,9 @@ def test_a_json_line_has_all_fields() -> None:
         "kv": "transferred",
         "prefill_worker": "tiny/prefill/0",
         "decode_worker": "tiny/decode/1",
+        "whole_reason": None,
+        "prefill_reason": "It is the next in turn.",
+        "decode_reason": "It has the fewest legs under way.",
         "bytes_in": 10,
         "bytes_out": 20,
         "client": "alice",
@@ -90,6 +105,18 @@ def test_a_console_line_leaves_out_what_is_not_known() -> None:
     assert "error" not in line
 
 
+def test_only_a_debug_log_has_reasons_in_its_console_lines() -> None:
+    alone = answered(whole_reason="echo", prefill_choice=None, decode_choice=Chosen(HOSTILE))
+    for level in ("info", "warning"):
+        assert "reason" not in lines_of(alone, format="console", level=level)[0]
+    [pair, one] = lines_of(answered(), alone, format="console", level="debug")
+    assert pair.endswith(
+        ' prefill_reason="It is the next in turn." decode_reason="It has the fewest legs under way."'
+    )
+    assert ' whole_reason="echo" decode_reason="a' in one
+    assert one.isprintable()
+
+
 def test_the_time_of_a_line_is_when_the_request_ended() -> None:
     written: list[bytes] = []
     config = LogConfig(format="json")
@@ -105,7 +132,9 @@ def test_the_time_of_a_line_is_when_the_request_ended() -> None:
 
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_nothing_in_a_record_breaks_its_line(format: str) -> None:
-    lines = lines_of(answered(client=HOSTILE, decode_worker=HOSTILE), format=format)
+    lines = lines_of(
+        answered(client=HOSTILE, decode_worker=HOSTILE, decode_choice=Chosen(HOSTILE)), format=format
+    )
     assert len(lines) == 1
     assert lines[0].isascii()
     assert lines[0].isprintable()
@@ -182,7 +211,8 @@ def test_a_slow_request_is_one_warning_with_its_stages(
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
         "slow request req-1: queue 0.500 s, prefill 1.000 s, decode_first_byte 0.250 s, total 5.000 s; "
-        "model tiny, workers tiny/prefill/0 -> tiny/decode/1"
+        "model tiny, workers tiny/prefill/0 -> tiny/decode/1 "
+        'prefill_reason="It is the next in turn." decode_reason="It has the fewest legs under way."'
     )
 
 

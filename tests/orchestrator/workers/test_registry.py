@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 
 import msgspec
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.errors import Conflict
 from orchestrator.processes.rows import Rows
-from orchestrator.routing.least_loaded import LeastLoaded
+from orchestrator.routing.policies.base import Context
+from orchestrator.routing.policies.least_loaded import LeastLoaded
 from orchestrator.telemetry.counters import Layout
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import Encoding, WorkerInfo
@@ -20,6 +22,7 @@ from orchestrator.workers.snapshot import WorkerSnapshot
 from orchestrator.workers.states import ON_SUSPICION, REACHABLE, Event, WorkerState
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import Clock, address, names, registry_of
+from tests.orchestrator.routing.requests import FakeRequest
 
 
 def test_only_ready_workers_are_in_the_pools() -> None:
@@ -137,10 +140,17 @@ def test_a_lease_that_ends_in_an_error_is_given_back_for_all() -> None:
     assert two.workers[0].in_flight == 0
 
 
+ASKED = FakeRequest()
+
+
+def least_loaded() -> LeastLoaded:
+    return LeastLoaded(Context("m", "decode", Random(1), Clock()))
+
+
 def test_least_loaded_goes_around_what_other_processes_load() -> None:
     busy, *others = processes_of(3)
     with busy.workers[0].lease():
-        chosen = [LeastLoaded().choose(registry.pools["m"].decode) for registry in others]
+        chosen = [least_loaded().choose(ASKED, registry.pools["m"].decode).worker for registry in others]
     assert names(chosen) == ["decode/1", "decode/1"]
 
 

@@ -1,0 +1,69 @@
+"""How routing policies hear what became of the legs that they have chosen workers for."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from orchestrator.legs.connectors.base import Handoff
+from orchestrator.legs.retry import Failure
+from orchestrator.relay.job import Job
+from orchestrator.routing.policies.base import End, Outcome
+
+_ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
+_REFUSED: Final = End.REFUSED
+_FAILED: Final = End.FAILED
+_CANCELLED: Final = End.CANCELLED
+_LIST: Final = msgspec.json.Decoder(list[int])
+_BASE64: Final = msgspec.json.Decoder(bytes)
+
+
+class Prefilled(Outcome):
+    """The end of a prefill leg that has answered."""
+
+    __slots__ = ("_handoff",)
+
+    def __init__(self, moment: float, handoff: Handoff) -> None:
+        super().__init__(_ANSWERED, moment, handoff.prefill_cached_tokens)
+        self._handoff = handoff
+
+    def prompt_ids(self) -> Sequence[int] | None:
+        ids = self._handoff.token_ids
+        if ids is None:
+            return None
+        if ids.is_list:
+            return _LIST.decode(ids.json)
+        return array("i", ids.packed or _BASE64.decode(ids.json))
+
+
+def tell_prefilled(job: Job, handoff: Handoff) -> None:
+    """The prefill leg has answered."""
+    choice = job.plan.prefill_choice
+    if choice is not None and choice.is_awaited:
+        choice.ended(Prefilled(job.scope.now(), handoff))
+
+
+def tell_failed(job: Job, failure: Failure) -> None:
+    """The last leg has failed, so that nothing more comes of the plan."""
+    if job.plan.is_awaited:
+        now = job.scope.now()
+        end = _REFUSED if failure in (Failure.REFUSED, Failure.BUSY) else _FAILED
+        if job.legs.last is not None:
+            job.plan.choice_of(job.legs.last).ended(Outcome(end, now))
+        job.plan.close(now)
+
+
+def tell_ended(job: Job) -> None:
+    """The request has ended, whether or not it was answered."""
+    if job.plan.is_awaited:
+        job.plan.close(job.scope.now(), _end_of(job))
+
+
+def _end_of(job: Job) -> End:
+    """That of the leg which is to answer the client."""
+    if job.scope.is_stopped:
+        return _CANCELLED
+    return _ANSWERED if job.scope.exchange.is_complete else _FAILED

@@ -1,0 +1,224 @@
+"""What a routing policy is: it chooses the worker of one leg, and hears how that leg ended.
+
+A policy is one file beside this one and one entry in the table (`policies/__init__.py`). The file ends with
+its `PolicySpec`: the name that the config gives it, its arguments, and a sentence for the docs. Which names
+and arguments a config may have, the JSON Schema and the docs follow from that; all files here are compiled.
+
+Policies are pure: they import nothing of the orchestrator and do no I/O; time and chance come from their
+`Context`. So the same code runs in a simulation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from random import Random
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from orchestrator.compiled import mypyc_attr
+
+# --- what a policy sees -------------------------------------------------------------------------
+
+
+class Candidate(Protocol):
+    """A worker as a policy sees it. Policies read, they change nothing."""
+
+    @property
+    def name(self) -> str:
+        """It stays the same for as long as the worker is known."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Legs that the worker serves now, those of other processes included."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """It grows each time the worker comes back into service: its caches may be empty then."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Request(ABC):
+    """What a policy may ask of a request. Nothing is read, copied or decoded before it is asked for, and
+    nothing is kept: a policy that needs an answer twice keeps it. Values are the client's own bytes.
+    """
+
+    model: str  # the model, or the adapter, that the client named
+
+    @abstractmethod
+    def body_bytes(self) -> int:
+        """The size of the client's document, without white space between its fields."""
+        ...
+
+    @abstractmethod
+    def prompt_tokens(self) -> int:
+        """About how many tokens the prompt has; nobody has tokenised it yet."""
+        ...
+
+    @abstractmethod
+    def prompt(self, most: int) -> bytes:
+        """The first `most` bytes of what the model reads, in a fixed order whatever the client's order was.
+
+        It is JSON as the client wrote it: requests with equal beginnings have equal prompts up to there.
+        """
+        ...
+
+    @abstractmethod
+    def prompt_ids(self) -> Sequence[int] | None:
+        """The prompt's token ids if the client sent ids; None if it sent text."""
+        ...
+
+    @abstractmethod
+    def field(self, name: str) -> memoryview | None:
+        """The JSON value of a field of the client's document, not copied; None if it is not there."""
+        ...
+
+    @abstractmethod
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header of the client; `name` is in lower case. None if it is not there."""
+        ...
+
+
+class Context:
+    """What a policy is made with, beside its arguments."""
+
+    __slots__ = ("model", "random", "role", "time")
+
+    def __init__(self, model: str, role: str, random: Random, time: Callable[[], float]) -> None:
+        """`role` is that of the candidates. `random` is the only source of chance, `time` the only clock: in
+        seconds, it never goes back.
+        """
+        self.model = model
+        self.role = role
+        self.random = random
+        self.time = time
+
+
+# --- what a policy says and hears ---------------------------------------------------------------
+
+
+class End(IntEnum):
+    """How a leg ended that a policy has chosen the worker of."""
+
+    ANSWERED = 0  # the worker did what it was asked for
+    REFUSED = 1  # the worker answered that it would not do it: it was too busy, or the client was mistaken
+    FAILED = 2  # the worker is to blame
+    CANCELLED = 3  # the leg was not sent, or not waited for
+
+
+class Outcome:
+    """The end of a leg, and what it has taught. A number that nobody knows is None."""
+
+    __slots__ = ("cached_tokens", "end", "moment")
+
+    def __init__(self, end: End, moment: float, cached_tokens: int | None = None) -> None:
+        """`moment` is of `Context.time`. `cached_tokens`: those of the prompt that a prefill worker found in
+        its cache.
+        """
+        self.end = end
+        self.moment = moment
+        self.cached_tokens = cached_tokens
+
+    def prompt_ids(self) -> Sequence[int] | None:
+        """The prompt's token ids as a prefill worker made them, if it told; decoded anew by each call."""
+        return None
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Choice(Generic[C]):
+    """The worker of one leg. `str` of it is the reason, a sentence for logs without text of the prompt.
+
+    A policy whose reasons have numbers in them extends it, keeps the numbers, and words them in `__str__`:
+    most reasons are never read. It may keep there, too, what it wants to know again when the leg has ended.
+    """
+
+    __slots__ = ("_policy", "_reason", "worker")
+
+    def __init__(self, worker: C, reason: str, policy: Policy | None = None) -> None:
+        """`policy` is given by a policy that wants to hear of the end of the leg."""
+        self.worker = worker
+        self._reason = reason
+        self._policy = policy
+
+    def __str__(self) -> str:
+        return self._reason
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the policy still waits to hear of the end: else there is no need to call `ended`."""
+        return self._policy is not None
+
+    def ended(self, outcome: Outcome) -> None:
+        """Tell the policy that chose how the leg ended, whatever became of it; only the first call counts."""
+        policy, self._policy = self._policy, None
+        if policy is not None:
+            policy.ended(self, outcome)
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Policy(ABC):
+    """Chooses one of the workers of a role that may take a request. One instance per model and role.
+
+    It is made anew only when its own options change, so what it has learned stays.
+    """
+
+    @abstractmethod
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
+        """`candidates` is not empty, and is in the order of the config. Synchronous; never fails.
+
+        Takes a few hundred microseconds at most, also of a large prompt: the event loop waits for it.
+        """
+        ...
+
+    def ended(self, choice: Choice[Any], outcome: Outcome) -> None:  # noqa: B027  # most need not know
+        """A leg has ended. Called once for each `Choice` that was made with `policy`. Never fails."""
+
+
+# --- what the config and the docs need to know --------------------------------------------------
+
+
+class Argument:
+    """An argument of a policy. Each has a default, so that a policy's name alone is enough."""
+
+    __slots__ = ("choices", "default", "description", "least", "most", "name")
+
+    def __init__(
+        self,
+        name: str,
+        default: bool | int | float | str,
+        description: str,
+        *,
+        least: float | None = None,
+        most: float | None = None,
+        choices: Sequence[str] = (),
+    ) -> None:
+        """Values are of the type of `default`. `least` and `most` are the bounds of a number, `choices` are
+        all that a text may be.
+        """
+        self.name = name
+        self.default = default
+        self.description = description
+        self.least = least
+        self.most = most
+        self.choices = tuple(choices)
+
+
+class PolicySpec:
+    """A policy as the config knows it."""
+
+    __slots__ = ("arguments", "description", "make", "name")
+
+    def __init__(
+        self, name: str, make: Callable[..., Policy], description: str, arguments: Sequence[Argument] = ()
+    ) -> None:
+        """`make(context, **arguments)` makes a policy; each argument is given by its name."""
+        self.name = name
+        self.make = make
+        self.description = description
+        self.arguments: Final = tuple(arguments)

@@ -1,0 +1,22 @@
+"""Workers in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from orchestrator.routing.policies.base import C, Choice, Context, Policy, PolicySpec, Request
+
+REASON: Final = "It is the next in turn."
+
+
+class RoundRobin(Policy):
+    def __init__(self, context: Context) -> None:
+        self._turn = -1
+
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
+        self._turn += 1
+        return Choice(candidates[self._turn % len(candidates)], REASON)
+
+
+SPEC: Final = PolicySpec("round_robin", RoundRobin, "Workers take turns, whatever they have to do.")
