@@ -134,7 +134,7 @@ class Flow:
         scope.record.admitted = scope.now()
         plan = _plan(scope, view, route, ())
         adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
-        bodies = LegBodies(adapted, scope.exchange.path, route.connector)
+        bodies = LegBodies(adapted, scope.record.endpoint, route.connector)
         legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
         return Job(scope, view, route, legs, plan, conversion)
 
@@ -180,7 +180,8 @@ class Flow:
         return lease if lease is not None and self.ledger.is_good(lease) else None
 
     async def _prefill(self, job: Job, worker: Worker, decode: Worker) -> KvLease:
-        scope, leg = job.scope, PrefillLeg(job.legs, worker, decode, self._ids_form(job, worker, decode))
+        scope, ids_form = job.scope, self._ids_form(job, worker, decode) if worker.token_ids else None
+        leg = PrefillLeg(job.legs, worker, decode, ids_form)
         with leg:
             scope.watch(leg)
             job.legs.last = worker
@@ -191,7 +192,8 @@ class Flow:
                 raise
             leg.succeed()
             leg.lease = lease = self.ledger.lease(worker, leg.handoff(content))
-            tell_prefilled(job, lease.handoff)
+            if job.plan.wants_ends:
+                tell_prefilled(job, lease.handoff)
         job.prefill = leg
         if job.first_handoff is None:
             job.first_handoff = lease.handoff
@@ -200,7 +202,7 @@ class Flow:
 
     def _ids_form(self, job: Job, prefill: Worker, decode: Worker) -> TokenIds | None:
         """How the prompt's token ids go from worker to worker; None if they do not."""
-        if not (self._routing.tokenize_once and prefill.token_ids and job.legs.bodies.takes_ids):
+        if not (self._routing.tokenize_once and job.legs.bodies.takes_ids):
             return None
         return next((form for form in prefill.token_ids if form in decode.token_ids), None)
 
@@ -209,7 +211,8 @@ class Flow:
     def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
         """Raise `error` for good if what has failed is not to be tried again."""
         failure = failure_of(error)
-        tell_failed(job, failure)
+        if job.plan.wants_ends:
+            tell_failed(job, failure)
         if not self._may_help(job, failure):
             raise error
         if job.retries is None:
@@ -257,7 +260,8 @@ class Flow:
 
     def _settle(self, job: Job) -> None:
         """The request has ended: what it holds goes back."""
-        tell_ended(job)
+        if job.plan.wants_ends:
+            tell_ended(job)
         job.route.gate.give_back(job.scope.record)
         if job.prefill is not None:
             self._forget_prefill(job)

@@ -1,4 +1,4 @@
-"""How routing policies hear what became of the legs that they have chosen workers for."""
+"""How routing policies that want to hear of it are told what became of legs."""
 
 from __future__ import annotations
 
@@ -42,24 +42,22 @@ class Prefilled(Outcome):
 def tell_prefilled(job: Job, handoff: Handoff) -> None:
     """The prefill leg has answered."""
     choice = job.plan.prefill_choice
-    if choice is not None and choice.is_awaited:
+    if choice is not None:
         choice.ended(Prefilled(job.scope.now(), handoff))
 
 
 def tell_failed(job: Job, failure: Failure) -> None:
     """The last leg has failed, so that nothing more comes of the plan."""
-    if job.plan.is_awaited:
-        now = job.scope.now()
-        end = _REFUSED if failure in (Failure.REFUSED, Failure.BUSY) else _FAILED
-        if job.legs.last is not None:
-            job.plan.choice_of(job.legs.last).ended(Outcome(end, now))
-        job.plan.close(now)
+    now = job.scope.now()
+    end = _REFUSED if failure in (Failure.REFUSED, Failure.BUSY) else _FAILED
+    if job.legs.last is not None:
+        job.plan.choice_of(job.legs.last).ended(Outcome(end, now))
+    job.plan.close(now)
 
 
 def tell_ended(job: Job) -> None:
     """The request has ended, whether or not it was answered."""
-    if job.plan.is_awaited:
-        job.plan.close(job.scope.now(), _end_of(job))
+    job.plan.close(job.scope.now(), _end_of(job))
 
 
 def _end_of(job: Job) -> End:

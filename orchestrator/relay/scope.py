@@ -69,9 +69,10 @@ class RequestScope:
         self._events: Events | None = None  # of a stream that is forwarded
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
-        self.endpoint = plane.endpoints[exchange.path]
+        path = exchange.path
+        self.endpoint = plane.endpoints[path]
         self.exchange = exchange
-        self.record = RequestRecord(exchange.request_id, exchange.path, received)
+        self.record = RequestRecord(exchange.request_id, path, received)
 
     # --- life -----------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class Plan:
     Each choice is owed one `ended`, as soon as its leg has ended; `close` pays for all that were not.
     """
 
-    __slots__ = ("decode", "decode_choice", "prefill", "prefill_choice", "whole_reason")
+    __slots__ = ("decode", "decode_choice", "prefill", "prefill_choice", "wants_ends", "whole_reason")
 
     def __init__(
         self,
@@ -48,12 +48,10 @@ class Plan:
         self.prefill = None if prefill_choice is None else prefill_choice.worker
         self.decode = decode_choice.worker
         self.whole_reason = whole_reason
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a policy still waits to hear of an end."""
-        prefill = self.prefill_choice
-        return self.decode_choice.is_awaited or (prefill is not None and prefill.is_awaited)
+        # Whether a policy wants to hear of ends; read per request, so it is no property.
+        self.wants_ends = decode_choice.policy is not None or (
+            prefill_choice is not None and prefill_choice.policy is not None
+        )
 
     def choice_of(self, worker: Worker) -> Choice[Worker]:
         """The choice that this worker of the plan comes from."""

@@ -138,25 +138,20 @@ class Choice(Generic[C]):
     most reasons are never read. It may keep there, too, what it wants to know again when the leg has ended.
     """
 
-    __slots__ = ("_policy", "_reason", "worker")
+    __slots__ = ("_reason", "policy", "worker")
 
     def __init__(self, worker: C, reason: str, policy: Policy | None = None) -> None:
-        """`policy` is given by a policy that wants to hear of the end of the leg."""
+        """`policy` is given by a policy that wants to hear of the end of the leg; None once it has."""
         self.worker = worker
         self._reason = reason
-        self._policy = policy
+        self.policy = policy
 
     def __str__(self) -> str:
         return self._reason
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether the policy still waits to hear of the end: else there is no need to call `ended`."""
-        return self._policy is not None
-
     def ended(self, outcome: Outcome) -> None:
         """Tell the policy that chose how the leg ended, whatever became of it; only the first call counts."""
-        policy, self._policy = self._policy, None
+        policy, self.policy = self.policy, None
         if policy is not None:
             policy.ended(self, outcome)
 

@@ -185,10 +185,10 @@ def heard_plan() -> tuple[Plan, Heard]:
 
 def test_a_plan_that_is_closed_owes_nothing() -> None:
     made, policy = heard_plan()
-    assert made.is_awaited
+    assert made.wants_ends
     made.close(7.0)
     made.close(8.0, End.FAILED)
-    assert not made.is_awaited
+    assert made.decode_choice.policy is None
     assert policy.ends == [("prefill", End.CANCELLED, 7.0), ("decode", End.CANCELLED, 7.0)]
 
 
@@ -196,11 +196,11 @@ def test_what_has_ended_already_is_not_told_again() -> None:
     made, policy = heard_plan()
     assert made.prefill is not None
     made.choice_of(made.prefill).ended(Outcome(End.ANSWERED, 1.0))
-    assert made.is_awaited
+    assert made.decode_choice.policy is policy
     made.close(2.0, End.ANSWERED)
     assert policy.ends == [("prefill", End.ANSWERED, 1.0), ("decode", End.ANSWERED, 2.0)]
 
 
-def test_a_plan_whose_policies_do_not_care_is_not_awaited() -> None:
-    assert not plan(PAIR).is_awaited
-    assert not plan(PAIR, whole_reason="echo").is_awaited
+def test_a_plan_whose_policies_do_not_care_wants_no_ends() -> None:
+    assert not plan(PAIR).wants_ends
+    assert not plan(PAIR, whole_reason="echo").wants_ends

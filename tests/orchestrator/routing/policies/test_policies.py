@@ -94,14 +94,14 @@ class Listening(Policy):
 def test_the_end_of_a_leg_is_told_once() -> None:
     policy = Listening()
     choice = policy.choose(ASKED, [Seen("a")])
-    assert choice.is_awaited
+    assert choice.policy is policy
     choice.ended(Outcome(End.FAILED, 1.0))
     choice.ended(Outcome(End.ANSWERED, 2.0))
     assert policy.heard == [("a", End.FAILED)]
-    assert not choice.is_awaited
+    assert choice.policy is None
 
 
 def test_nobody_waits_for_the_end_of_a_leg_whose_policy_does_not_care() -> None:
     choice = made("round_robin").choose(ASKED, [Seen("a")])
-    assert not choice.is_awaited
+    assert choice.policy is None
     choice.ended(Outcome(End.ANSWERED, 1.0))
