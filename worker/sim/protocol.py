@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from worker.sim import text
-from worker.sim.engine import Prompt
+from worker.sim.runs import Prompt
 from worker.sim.settings import Settings
 from worker.token_ids import IDS_KEY, PLACE
 
