@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from worker.sim import side_channel, text
@@ -25,8 +26,6 @@ from worker.sim.metrics import Metrics
 from worker.sim.runs import Prompt, Run
 from worker.sim.settings import Settings
 
-_HEARTBEATS_PER_LEASE = 6
-
 
 class Engine:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -36,6 +35,7 @@ class Engine:
         self.pool = BlockPool(settings.num_blocks, settings.block_size)
         self.ledger = Ledger()
         self.running = 0
+        self.sending = 0  # computed, and waiting for a decode worker to take the KV cache
         self.aborted = 0
         # By x-request-id, or a number where there is none: ends the request, and it is answered.
         self.under_way: dict[str | int, Callable[[], None]] = {}
@@ -83,8 +83,7 @@ class Engine:
             try:
                 await self._fill(run, source, allocation, plan)
                 self.pool.commit(allocation, hashes)
-                if prompt.is_for_decode:
-                    await self._handoffs.of(prompt.kv).send(run, plan)
+                await self._send(run, plan)
                 yield run
             finally:
                 self._leave(run)
@@ -120,11 +119,13 @@ class Engine:
 
     async def _admit(self, prompt: Prompt, hashes: list[bytes], source: Source | None) -> Allocation:
         ticket = _Ticket(prompt, hashes, asyncio.get_running_loop().create_future())
+        if source is not None:
+            source.on_lost = partial(self._dismiss, ticket)
         self._queue.append(ticket)
         self._admit_more()
         try:
             while not ticket.admitted.done():
-                await asyncio.wait((ticket.admitted,), timeout=self.settings.lease_s / _HEARTBEATS_PER_LEASE)
+                await asyncio.wait((ticket.admitted,), timeout=self.settings.heartbeat_s)
                 if source is not None and not ticket.admitted.done():
                     source.keep_alive()
             return ticket.admitted.result()
@@ -145,11 +146,18 @@ class Engine:
     def _has_seat(self, prompt: Prompt) -> bool:
         return self.running == 0 or self.running + prompt.sequences <= self.settings.max_num_seqs
 
+    def _dismiss(self, ticket: _Ticket, error: KvLost) -> None:
+        """Its KV cache is lost: there is no more to wait for, unless it is to be computed here."""
+        if ticket in self._queue and self.settings.load_failure_policy == "fail":
+            self.metrics.failed_transfers.inc()
+            ticket.admitted.set_exception(error)
+            self._withdraw(ticket)
+
     def _withdraw(self, ticket: _Ticket) -> None:
         if ticket in self._queue:
             self._queue.remove(ticket)
             self._admit_more()
-        else:
+        elif ticket.admitted.exception() is None:
             self._give_back(ticket.prompt, ticket.admitted.result().block_ids)
 
     async def _fill(self, run: Run, source: Source | None, allocation: Allocation, plan: Plan) -> None:
@@ -191,6 +199,25 @@ class Engine:
         self.metrics.prefix_hits.inc(run.cached_tokens)
         await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor)
         run.digest = text.digest_of(run.prompt.tokens)
+
+    async def _send(self, run: Run, plan: Plan) -> None:
+        """Push the KV cache if the hand-off is of that kind. Raises `KvLost`.
+
+        A run that waits for a decode worker leaves its seat to others: two workers might wait for each other.
+        """
+        prompt, kind = run.prompt, self._handoffs.of(run.prompt.kv)
+        if not (prompt.is_for_decode and kind.sends):
+            return
+        self._move_seats(-prompt.sequences)
+        try:
+            await kind.send(run, plan)
+        finally:
+            self._move_seats(prompt.sequences)
+
+    def _move_seats(self, sequences: int) -> None:
+        self.running += sequences
+        self.sending -= sequences
+        self._admit_more()
 
     # --- after the last token
 

@@ -14,6 +14,7 @@ import msgspec
 CONNECT_S = 5.0  # vLLM's limit for a NIXL handshake
 BROKEN = (OSError, TimeoutError, ValueError, msgspec.MsgspecError)  # what a lost or senseless peer raises
 
+_LAST_WORDS_S = 1.0  # for those who answer when the worker stops
 _MAX_LINE = 16 * 1024 * 1024  # a million block ids
 
 
@@ -36,13 +37,25 @@ class Release(_Named, tag="release"):
     """The decode worker will not pull."""
 
 
-Ask = PullAsk | Extend | Release
+class PushAsk(msgspec.Struct, tag_field="op", tag="push"):
+    """A decode worker waits for a transfer: told at once, again and again, and when it has blocks.
+
+    It is answered by pending `Reply`s while the prefill leg is there, and by another one in the end.
+    """
+
+    transfer_id: str
+    is_ready: bool = False
+
+
+PullAsks = PullAsk | Extend | Release
+Ask = PullAsks | PushAsk
 
 
 class Reply(msgspec.Struct):
-    """`digest` stands for the KV cache; without it, the KV cache cannot be had."""
+    """`digest` stands for the KV cache; without it, the KV cache cannot be had, unless it is pending."""
 
     digest: bytes | None = None
+    is_pending: bool = False
 
 
 _ASK: msgspec.json.Decoder[Ask] = msgspec.json.Decoder(Ask)
@@ -58,7 +71,9 @@ class Line:
         self._writer = writer
 
     def tell(self, message: Ask | Reply) -> None:
-        self._writer.write(_encode(message) + b"\n")
+        """Nothing happens if the line is closed."""
+        if not self._writer.is_closing():
+            self._writer.write(_encode(message) + b"\n")
 
     async def drain(self) -> None:
         """Wait until the peer takes what was told. Raises `OSError`."""
@@ -88,18 +103,18 @@ async def connect(host: str, port: int) -> AsyncIterator[Line]:
 @asynccontextmanager
 async def serve(host: str, port: int, answer: Callable[[Ask, Line], Awaitable[None]]) -> AsyncIterator[int]:
     """Listen while the block runs; its value is the port. `answer` gets the first ask of each connection."""
-    lines: set[Line] = set()
+    lines: dict[Line, asyncio.Task[None]] = {}
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = Line(reader, writer)
-        lines.add(line)
+        lines[line] = asyncio.current_task()  # type: ignore[assignment]  # there is one
         try:
             await answer(await line.read_ask(), line)
             await line.drain()
         except BROKEN:
             pass  # a broken peer is the peer's problem
         finally:
-            lines.discard(line)
+            del lines[line]
             line.close()
 
     server = await asyncio.start_server(accept, host, port, limit=_MAX_LINE)
@@ -107,5 +122,11 @@ async def serve(host: str, port: int, answer: Callable[[Ask, Line], Awaitable[No
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for line in lines:
-            line.close()
+        await _hang_up(lines)
+
+
+async def _hang_up(lines: dict[Line, asyncio.Task[None]]) -> None:
+    for line in lines:
+        line.close()
+    if lines:
+        await asyncio.wait(list(lines.values()), timeout=_LAST_WORDS_S)

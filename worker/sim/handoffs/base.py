@@ -9,11 +9,13 @@ from typing import Any
 
 from worker.sim.faults import Plan
 from worker.sim.runs import Prompt, Run
-from worker.sim.side_channel import Ask, Line
 
 
 class KvLost(Exception):
     """The KV cache of a hand-off cannot be had."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.encode("utf-8", "replace").decode())  # it may quote lone surrogates
 
 
 class Source(ABC):
@@ -40,6 +42,8 @@ class Source(ABC):
 class Kind(ABC):
     """One kind of hand-off, and what an engine does for it in a prefill leg and in a decode leg."""
 
+    sends = False  # whether `send` is to be called: nothing is answered before it has returned
+
     # --- a prefill leg, in this order
 
     def expecting(self, prompt: Prompt) -> AbstractContextManager[None]:
@@ -47,7 +51,7 @@ class Kind(ABC):
         return nullcontext()
 
     async def send(self, run: Run, plan: Plan) -> None:  # noqa: B027
-        """The prompt is computed, and nothing is answered yet. Raises `KvLost`."""
+        """The prompt is computed, and somebody else has the run's seat. Raises `KvLost`."""
 
     def finish(self, run: Run, plan: Plan) -> dict[str, Any] | None:
         """All answers are complete. The value is the answer's `kv_transfer_params`."""
@@ -62,11 +66,7 @@ class Kind(ABC):
     def refuse(self, params: dict[str, Any]) -> None:  # noqa: B027
         """A decode leg with these `kv_transfer_params` was refused."""
 
-    # --- other engines
-
-    @abstractmethod
-    async def answer(self, ask: Ask, line: Line) -> None:
-        """A decode worker asks over the side channel. The caller closes the line."""
+    # ---
 
     async def stop(self) -> None:  # noqa: B027
         """The engine stops; its requests have ended."""

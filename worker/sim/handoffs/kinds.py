@@ -7,9 +7,10 @@ from typing import Any
 from worker.sim.handoffs.base import Kind
 from worker.sim.handoffs.leases import Leases
 from worker.sim.handoffs.pull import Pull
+from worker.sim.handoffs.push import Push, is_push
 from worker.sim.metrics import Metrics
 from worker.sim.settings import Settings
-from worker.sim.side_channel import Ask, Line
+from worker.sim.side_channel import Ask, Line, PushAsk
 
 
 class Handoffs:
@@ -17,14 +18,18 @@ class Handoffs:
 
     def __init__(self, engine_id: str, settings: Settings, metrics: Metrics, leases: Leases) -> None:
         self._pull = Pull(engine_id, settings, metrics, leases)
+        self._push = Push(settings, leases)
 
     def of(self, params: dict[str, Any] | None) -> Kind:
         """The kind that a leg's `kv_transfer_params` ask for."""
-        return self._pull
+        return self._push if is_push(params) else self._pull
 
     async def answer(self, ask: Ask, line: Line) -> None:
         """A decode worker asks over the side channel. The caller closes the line."""
-        await self._pull.answer(ask, line)
+        if isinstance(ask, PushAsk):
+            await self._push.answer(ask, line)
+        else:
+            await self._pull.answer(ask, line)
 
     def listens_on(self, port: int) -> None:
         """The side channel has this port."""
@@ -32,4 +37,5 @@ class Handoffs:
 
     async def stop(self) -> None:
         """The engine stops; its requests have ended."""
-        await self._pull.stop()
+        for kind in (self._pull, self._push):
+            await kind.stop()

@@ -37,6 +37,15 @@ class Leases:
             self._metrics.late_notifications.inc()
         return self._freed(pin)
 
+    def push(self, request_id: str) -> None:
+        """A decode worker has the KV cache: the blocks are free."""
+        self._freed(self._ledger.push(request_id))
+
+    def refuse(self) -> None:
+        """A decode worker asks for what is not there any more."""
+        self._ledger.unknown += 1
+        self._metrics.late_notifications.inc()
+
     def extend(self, request_id: str) -> None:
         self._ledger.extend(request_id, self.next_end())
 
@@ -64,4 +73,5 @@ class Leases:
         for pin in self._ledger.expire(asyncio.get_running_loop().time()):
             self._metrics.kv_expired.inc()
             self._freed(pin)
+            pin.on_expiry()
         self._watch()

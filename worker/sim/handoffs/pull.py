@@ -19,7 +19,7 @@ from worker.sim.ledger import Pin
 from worker.sim.metrics import Metrics
 from worker.sim.runs import Prompt, Run
 from worker.sim.settings import Settings
-from worker.sim.side_channel import BROKEN, Ask, Extend, Line, PullAsk, Release, Reply
+from worker.sim.side_channel import BROKEN, Extend, Line, PullAsk, PullAsks, Release, Reply
 
 _LAST_ERRANDS_S = 1.0  # when the worker stops
 
@@ -53,7 +53,7 @@ class Remote(msgspec.Struct, frozen=True, rename=lambda name: f"remote_{name}"):
         """Tell the prefill worker whether somebody will pull. Raises `KvLost` if it cannot be told."""
         await self._ask(notice(self.engine_id, self.request_id))
 
-    async def _ask(self, ask: Ask) -> Reply:
+    async def _ask(self, ask: PullAsks) -> Reply:
         try:
             async with asyncio.timeout(side_channel.CONNECT_S):
                 async with side_channel.connect(self.host, self.port) as line:
@@ -103,10 +103,11 @@ class Pull(Kind):
             "remote_prefill_cached_tokens": run.cached_tokens,
         }
 
-    async def answer(self, ask: Ask, line: Line) -> None:
+    async def answer(self, ask: PullAsks, line: Line) -> None:
+        """A decode worker asks or notifies. The caller closes the line."""
         line.tell(Reply(self._digest_for(ask)))
 
-    def _digest_for(self, ask: Ask) -> bytes | None:
+    def _digest_for(self, ask: PullAsks) -> bytes | None:
         if ask.engine_id != self._engine_id:
             return None
         match ask:
