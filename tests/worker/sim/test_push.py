@@ -412,8 +412,8 @@ def test_a_prefill_leg_that_never_comes(stream: bool) -> None:
 
 
 def test_a_decode_side_waits_for_longer_than_a_lease_while_the_prefill_is_computed() -> None:
-    with site(lease_s=1.5, prefill={"latency": Latency(prefill_us_per_token=60_000)}) as here:
-        push, document = Push(here), completion([7] * 50)  # 3 s
+    with site(lease_s=2.5, prefill={"latency": Latency(prefill_us_per_token=80_000)}) as here:
+        push, document = Push(here), completion([7] * 50)  # 4 s
         prefilled, decoded = push.prefill(document), push.decode(document)
         assert prefilled.result().status_code == decoded.result().status_code == 200
 
