@@ -80,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=0, help="0 takes a free one; the ready line names it")
     add(
-        "--side-channel-port", type=int, default=0, help="where decode workers pull from, on the host; 0: any"
+        "--side-channel-port",
+        type=int,
+        default=0,
+        help="where decode workers ask for KV caches; 0: any",
     )
     add(
         "--api-key-env",

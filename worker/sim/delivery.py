@@ -19,12 +19,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from worker.sim import faults, frames, text
-from worker.sim.engine import Engine, Run
+from worker.sim.engine import Engine
 from worker.sim.faults import Plan
 from worker.sim.generate import Opened, Outcome, Piece, generate
+from worker.sim.handoffs.base import KvLost
 from worker.sim.journal import Entry
 from worker.sim.protocol import Job
-from worker.sim.side_channel import KvLost
+from worker.sim.runs import Run
 from worker.token_ids import Wanted, encode_answer, pack
 
 TRANSPORT_KEY = "baton.transport"  # the connection's transport, which `server.py` puts into the scope's state
@@ -157,7 +158,7 @@ class GenerationResponse(EngineResponse):
         asyncio.current_task().uncancel()  # type: ignore[union-attr]
         self._entry.outcome = "ended"
         self._engine.metrics.finished["abort"].inc()
-        run = Run(self._job.prompts[0], b"", cached_tokens=0, created_tokens=0, was_pulled=False)
+        run = Run(self._job.prompts[0], b"", cached_tokens=0, created_tokens=0, was_received=False)
         last = [Piece(index, text.EOS, "", "abort") for index in range(self._job.choices)]
         if not self._job.is_stream:
             outcome = Outcome([run], {piece.index: [piece] for piece in last})

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from worker.sim import text
 from worker.sim.delivery import Content, EngineResponse, Wire
-from worker.sim.engine import Engine, Prompt
+from worker.sim.engine import Engine
 from worker.sim.faults import Plan
 from worker.sim.journal import Entry
 from worker.sim.protocol import Refused, check_model, check_prompt, prompts_of, random_id
+from worker.sim.runs import Prompt
 from worker.sim.settings import Settings
 
 DIMENSIONS = 1024

@@ -1,4 +1,4 @@
-"""The simulated engine: prompts get blocks, are computed or pulled, decode step by step, and are let go.
+"""The simulated engine: prompts get blocks, are computed or received, decode step by step, and are let go.
 
 All state is touched from the event loop's thread only.
 """
@@ -8,55 +8,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from worker.sim import side_channel, text
 from worker.sim.blocks import Allocation, BlockPool, hash_blocks
 from worker.sim.clock import PrefillClock, StepClock
 from worker.sim.faults import Plan
-from worker.sim.ledger import Ledger, Pin
+from worker.sim.handoffs.base import KvLost, Source
+from worker.sim.handoffs.kinds import Handoffs
+from worker.sim.handoffs.leases import Leases
+from worker.sim.ledger import Ledger
 from worker.sim.metrics import Metrics
+from worker.sim.runs import Prompt, Run
 from worker.sim.settings import Settings
-from worker.sim.side_channel import KvLost, Remote
-
-_HEARTBEATS_PER_LEASE = 6
-_LAST_ERRANDS_S = 1.0  # when the worker stops
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt of a request. `kv` is the request's `kv_transfer_params`."""
-
-    request_id: str  # the engine's own, never used twice
-    tokens: Sequence[int]
-    sequences: int = 1  # answers wanted
-    salt: str = ""
-    kv: dict[str, Any] | None = None
-    reads_cache: bool = True  # prompt logprobs need every token computed here
-
-    @property
-    def is_pinned_after(self) -> bool:
-        return bool(self.kv and self.kv.get("do_remote_decode"))
-
-    @property
-    def is_remote(self) -> bool:
-        return bool(self.kv and self.kv.get("do_remote_prefill"))
-
-
-@dataclass(slots=True)
-class Run:
-    """A prompt whose KV cache is there. `digest` says what will be answered."""
-
-    prompt: Prompt
-    digest: bytes
-    cached_tokens: int  # as usage tells it
-    created_tokens: int
-    was_pulled: bool
-    block_ids: list[int] = field(default_factory=list)
-    kv: dict[str, Any] | None = None  # the hand-off, after `Engine.finish`
 
 
 class Engine:
@@ -67,24 +35,24 @@ class Engine:
         self.pool = BlockPool(settings.num_blocks, settings.block_size)
         self.ledger = Ledger()
         self.running = 0
+        self.sending = 0  # computed, and waiting for a decode worker to take the KV cache
         self.aborted = 0
         # By x-request-id, or a number where there is none: ends the request, and it is answered.
         self.under_way: dict[str | int, Callable[[], None]] = {}
-        self._pulling = 0
-        self._side_channel_port = settings.side_channel_port
+        self._receiving = 0
+        self._leases = Leases(self.ledger, metrics, settings.lease_s, self._free)
+        self._handoffs = Handoffs(self.engine_id, settings, metrics, self._leases)
         self._steps = StepClock(settings.latency)
         self._prefills = PrefillClock(settings.latency)
         self._queue: deque[_Ticket] = deque()
-        self._errands: set[asyncio.Task[None]] = set()
-        self._expiry: asyncio.TimerHandle | None = None
         metrics.watch(
             running=lambda: self.running,
             waiting=lambda: self.waiting,
             kv_usage=lambda: self.pool.usage,
             fetches={
                 "waiting_to_start": lambda: sum(ticket.prompt.is_remote for ticket in self._queue),
-                "in_progress": lambda: self._pulling,
-                "completed_waiting": lambda: 0,  # a pulled prompt is decoded at once
+                "in_progress": lambda: self._receiving,
+                "completed_waiting": lambda: 0,  # a received prompt is decoded at once
             },
         )
 
@@ -94,77 +62,76 @@ class Engine:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Others can pull from this engine while the block runs."""
-        settings = self.settings
-        port = settings.side_channel_port
-        async with side_channel.serve(settings.host, port, self._pulled_by, self._notified) as bound:
-            self._side_channel_port = bound
+        """Others can have KV caches from this engine while the block runs."""
+        settings, handoffs = self.settings, self._handoffs
+        async with side_channel.serve(settings.host, settings.side_channel_port, handoffs.answer) as port:
+            handoffs.listens_on(port)
             yield
-            await self._finish_errands()
-        if self._expiry is not None:
-            self._expiry.cancel()
+            await handoffs.stop()
+        self._leases.stop()
 
     @asynccontextmanager
     async def run(self, prompt: Prompt, plan: Plan) -> AsyncIterator[Run]:
         """A prompt's life from the queue to its end. Raises `KvLost` if its hand-off fails.
 
-        Leaving early gives everything back, a hand-off that was not pulled included.
+        Leaving early gives everything back, a hand-off that was not received included.
         """
         hashes = hash_blocks(prompt.tokens, self.settings.block_size, prompt.salt)
-        async with self._claim(prompt) as claim:
-            allocation = await self._admit(prompt, hashes if prompt.reads_cache else [], claim)
-            run = Run(prompt, b"", 0, 0, was_pulled=False, block_ids=allocation.block_ids)
+        with self._handing_over(prompt) as source:
+            allocation = await self._admit(prompt, hashes if prompt.reads_cache else [], source)
+            run = Run(prompt, b"", 0, 0, was_received=False, block_ids=allocation.block_ids)
             try:
-                await self._fill(run, claim, allocation, plan)
+                await self._fill(run, source, allocation, plan)
                 self.pool.commit(allocation, hashes)
+                await self._send(run, plan)
                 yield run
             finally:
                 self._leave(run)
 
     async def wait_token(self, run: Run, plan: Plan, *, is_first: bool) -> None:
         """The next step of a run. A prompt that was computed here brings its first token."""
-        if not is_first or run.was_pulled:
+        if not is_first or run.was_received:
             await self._steps.wait_step(self.running, plan.slow_factor)
 
     def finish(self, run: Run, plan: Plan) -> None:
-        """All of the run's answers are complete: its KV cache is pinned if a decode worker is to pull it."""
-        if run.prompt.is_pinned_after:
-            run.kv = self._pin(run, plan)
+        """All of the run's answers are complete. If a decode worker is to pull, `run.kv` says from where."""
+        if run.prompt.is_for_decode:
+            run.kv = self._handoffs.of(run.prompt.kv).finish(run, plan)
 
     def give_up(self, kv: dict[str, Any] | None) -> None:
         """A request that is refused gives up its hand-off."""
         if kv and kv.get("do_remote_prefill"):
-            self._release_soon(kv)
+            self._handoffs.of(kv).refuse(kv)
 
     # --- before the first token
 
-    @asynccontextmanager
-    async def _claim(self, prompt: Prompt) -> AsyncIterator[_Claim]:
-        claim = _Claim(prompt.kv if prompt.is_remote else None)
-        try:
-            yield claim
-        finally:
-            if claim.is_open:
-                self._release_soon(claim.params)
+    @contextmanager
+    def _handing_over(self, prompt: Prompt) -> Iterator[Source | None]:
+        """The prompt's hand-offs, from its arrival to its end. The value is where its KV cache comes from."""
+        kind = self._handoffs.of(prompt.kv)
+        with kind.expecting(prompt) if prompt.is_for_decode else nullcontext():
+            source = kind.source(prompt) if prompt.is_remote else None
+            try:
+                yield source
+            finally:
+                if source is not None:
+                    source.close()
 
-    async def _admit(self, prompt: Prompt, hashes: list[bytes], claim: _Claim) -> Allocation:
+    async def _admit(self, prompt: Prompt, hashes: list[bytes], source: Source | None) -> Allocation:
         ticket = _Ticket(prompt, hashes, asyncio.get_running_loop().create_future())
+        if source is not None:
+            source.on_lost = partial(self._dismiss, ticket)
         self._queue.append(ticket)
         self._admit_more()
         try:
             while not ticket.admitted.done():
-                await asyncio.wait((ticket.admitted,), timeout=self.settings.lease_s / _HEARTBEATS_PER_LEASE)
-                if not ticket.admitted.done():
-                    self._keep_alive(claim)
+                await asyncio.wait((ticket.admitted,), timeout=self.settings.heartbeat_s)
+                if source is not None and not ticket.admitted.done():
+                    source.keep_alive()
             return ticket.admitted.result()
         except asyncio.CancelledError:
             self._withdraw(ticket)
             raise
-
-    def _keep_alive(self, claim: _Claim) -> None:
-        """A hand-off that waits in the queue is still wanted."""
-        if claim.params is not None:
-            self._errand(self._notify(claim.params, "extend"))
 
     def _admit_more(self) -> None:
         while self._queue and self._has_seat(self._queue[0].prompt):
@@ -179,40 +146,47 @@ class Engine:
     def _has_seat(self, prompt: Prompt) -> bool:
         return self.running == 0 or self.running + prompt.sequences <= self.settings.max_num_seqs
 
+    def _dismiss(self, ticket: _Ticket, error: KvLost) -> None:
+        """Its KV cache is lost: there is no more to wait for, unless it is to be computed here."""
+        if ticket in self._queue and self.settings.load_failure_policy == "fail":
+            self.metrics.failed_transfers.inc()
+            ticket.admitted.set_exception(error)
+            self._withdraw(ticket)
+
     def _withdraw(self, ticket: _Ticket) -> None:
         if ticket in self._queue:
             self._queue.remove(ticket)
             self._admit_more()
-        else:
+        elif ticket.admitted.exception() is None:
             self._give_back(ticket.prompt, ticket.admitted.result().block_ids)
 
-    async def _fill(self, run: Run, claim: _Claim, allocation: Allocation, plan: Plan) -> None:
+    async def _fill(self, run: Run, source: Source | None, allocation: Allocation, plan: Plan) -> None:
+        prompt = run.prompt
         if plan.slow_s:
             await asyncio.sleep(plan.slow_s)
-        if not (claim.params and run.prompt.reads_cache and await self._pull(run, claim, plan)):
+        if not (source and prompt.reads_cache and await self._receive(run, source, plan)):
             await self._compute(run, allocation, plan)
-        forwarded = (claim.params or {}).get("remote_prefill_cached_tokens")
+        forwarded = (prompt.kv or {}).get("remote_prefill_cached_tokens") if prompt.is_remote else None
         if isinstance(forwarded, int):
             run.cached_tokens = forwarded
-        self.metrics.prompt_tokens.inc(len(run.prompt.tokens))
+        self.metrics.prompt_tokens.inc(len(prompt.tokens))
 
-    async def _pull(self, run: Run, claim: _Claim, plan: Plan) -> bool:
+    async def _receive(self, run: Run, source: Source, plan: Plan) -> bool:
         """False if the hand-off failed and the prompt is to be computed here. Raises `KvLost`."""
         started = asyncio.get_running_loop().time()
         tokens = len(run.prompt.tokens)
         self.metrics.external_queries.inc(tokens)
-        self._pulling += 1
+        self._receiving += 1
         try:
-            run.digest = await claim.pull(is_lost=plan.kv_lost)
-            await asyncio.sleep(self.settings.latency.transfer_s(tokens) * plan.slow_factor)
+            run.digest = await source.receive(tokens, plan)
         except KvLost:
             self.metrics.failed_transfers.inc()
             if self.settings.load_failure_policy == "fail":
                 raise
             return False
         finally:
-            self._pulling -= 1
-        run.was_pulled, run.cached_tokens = True, tokens
+            self._receiving -= 1
+        run.was_received, run.cached_tokens = True, tokens
         self.metrics.external_hits.inc(tokens)
         self.metrics.transfer_seconds.observe(asyncio.get_running_loop().time() - started)
         return True
@@ -226,6 +200,25 @@ class Engine:
         await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor)
         run.digest = text.digest_of(run.prompt.tokens)
 
+    async def _send(self, run: Run, plan: Plan) -> None:
+        """Push the KV cache if the hand-off is of that kind. Raises `KvLost`.
+
+        A run that waits for a decode worker leaves its seat to others: two workers might wait for each other.
+        """
+        prompt, kind = run.prompt, self._handoffs.of(run.prompt.kv)
+        if not (prompt.is_for_decode and kind.sends):
+            return
+        self._move_seats(-prompt.sequences)
+        try:
+            await kind.send(run, plan)
+        finally:
+            self._move_seats(prompt.sequences)
+
+    def _move_seats(self, sequences: int) -> None:
+        self.running += sequences
+        self.sending -= sequences
+        self._admit_more()
+
     # --- after the last token
 
     def _leave(self, run: Run) -> None:
@@ -233,94 +226,11 @@ class Engine:
 
     def _give_back(self, prompt: Prompt, block_ids: list[int]) -> None:
         self.running -= prompt.sequences
+        self._free(block_ids)
+
+    def _free(self, block_ids: list[int]) -> None:
         self.pool.free(block_ids)
         self._admit_more()
-
-    def _pin(self, run: Run, plan: Plan) -> dict[str, Any]:
-        """Pin the run's blocks. Of several answers each has a pin, as in vLLM, and the last one is told."""
-        ids = _pin_ids(run.prompt)
-        block_ids, run.block_ids = run.block_ids, []
-        deadline = asyncio.get_running_loop().time() + self.settings.lease_s
-        for request_id in ids:
-            blocks = block_ids if request_id == ids[-1] else []
-            pin = Pin(request_id, blocks, run.digest, len(run.prompt.tokens), deadline)
-            self.ledger.pin(pin, is_lost=plan.kv_lost)
-        self._watch_leases()
-        return self._handoff(ids[-1], block_ids, run)
-
-    def _handoff(self, request_id: str, block_ids: list[int], run: Run) -> dict[str, Any]:
-        return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": [block_ids],
-            "remote_engine_id": self.engine_id,
-            "remote_request_id": request_id,
-            "remote_host": self.settings.host,
-            "remote_port": self._side_channel_port,
-            "tp_size": 1,
-            "dcp_size": 1,
-            "pp_size": 1,
-            "remote_num_tokens": len(run.prompt.tokens),
-            "remote_blocks_expiry_time": None,
-            "transfer_mode": "pull",
-            "remote_prefill_cached_tokens": run.cached_tokens,
-        }
-
-    # --- leases
-
-    def _watch_leases(self) -> None:
-        deadline = self.ledger.next_deadline()
-        if deadline is not None and self._expiry is None:
-            self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire)
-
-    def _expire(self) -> None:
-        self._expiry = None
-        for pin in self.ledger.expire(asyncio.get_running_loop().time()):
-            self.metrics.kv_expired.inc()
-            self.pool.free(pin.block_ids)
-        self._admit_more()
-        self._watch_leases()
-
-    def _pulled_by(self, engine_id: str, request_id: str, block_ids: list[int]) -> bytes | None:
-        if engine_id != self.engine_id:
-            return None
-        pin = self.ledger.pull(request_id, block_ids)
-        if pin is None:
-            self.metrics.late_notifications.inc()
-            return None
-        self._free_pin(pin)
-        return pin.digest
-
-    def _notified(self, op: side_channel.Notice, engine_id: str, request_id: str) -> None:
-        if engine_id != self.engine_id:
-            return
-        if op == "extend":
-            self.ledger.extend(request_id, asyncio.get_running_loop().time() + self.settings.lease_s)
-        elif pin := self.ledger.release(request_id):
-            self._free_pin(pin)
-
-    def _free_pin(self, pin: Pin) -> None:
-        self.pool.free(pin.block_ids)
-        self._admit_more()
-
-    def _release_soon(self, params: dict[str, Any] | None) -> None:
-        self._errand(self._notify(params or {}, "release"))
-
-    async def _notify(self, params: dict[str, Any], op: side_channel.Notice) -> None:
-        try:
-            await Remote.from_params(params).notify(op)
-        except KvLost:
-            self.metrics.failed_notifications.inc()
-
-    async def _finish_errands(self) -> None:
-        if self._errands:
-            await asyncio.wait(self._errands, timeout=_LAST_ERRANDS_S)
-
-    def _errand(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs on when the request is gone."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
 
 
 @dataclass(slots=True, eq=False)
@@ -330,26 +240,3 @@ class _Ticket:
     prompt: Prompt
     hashes: list[bytes]
     admitted: asyncio.Future[Allocation]
-
-
-class _Claim:
-    """A request's hand-off until it is pulled. An open one must be released."""
-
-    def __init__(self, params: dict[str, Any] | None) -> None:
-        self.params = params
-        self.is_open = params is not None
-
-    async def pull(self, *, is_lost: bool) -> bytes:
-        """The digest. Raises `KvLost`, and stays open then."""
-        remote = Remote.from_params(self.params or {})
-        if is_lost:
-            raise KvLost("injected fault")
-        digest = await remote.pull()
-        self.is_open = False
-        return digest
-
-
-def _pin_ids(prompt: Prompt) -> list[str]:
-    if prompt.sequences == 1:
-        return [prompt.request_id]
-    return [f"{index}_{prompt.request_id}" for index in range(prompt.sequences)]

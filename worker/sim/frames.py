@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from worker.sim import text
-from worker.sim.engine import Run
 from worker.sim.generate import Opened, Outcome, Piece
 from worker.sim.protocol import Job
+from worker.sim.runs import Run
 
 VERSION = "0.1.0"
 FINGERPRINT = f"sim-{VERSION}"

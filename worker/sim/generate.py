@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from worker.sim import text
-from worker.sim.engine import Engine, Run
+from worker.sim.engine import Engine
 from worker.sim.faults import Plan
 from worker.sim.protocol import Job, Sampling
+from worker.sim.runs import Run
 
 
 @dataclass(frozen=True, slots=True)

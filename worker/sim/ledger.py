@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 
+def _nothing() -> None:
+    """Nobody waits for the end of a lease."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """KV blocks of a finished prefill. `deadline` is in the event loop's time."""
+    """KV blocks of a computed prompt. `deadline` is in the event loop's time."""
 
     request_id: str
     block_ids: list[int]
     digest: bytes
     num_tokens: int
     deadline: float
+    on_expiry: Callable[[], None] = _nothing
 
 
 class Ledger:
-    """Who pulls or releases a pin gets it exactly once; the caller then frees its blocks."""
+    """Who pulls, pushes or releases a pin gets it exactly once; the caller then frees its blocks."""
 
     def __init__(self) -> None:
         self._pins: dict[str, Pin] = {}
         self._lost: set[str] = set()
         self.pinned = 0
         self.pulled = 0
-        self.released = 0  # given up by the decode worker without a pull
+        self.pushed = 0
+        self.released = 0  # given up without a transfer
         self.expired = 0
-        self.unknown = 0  # asked for, but never pinned, pulled before, or expired
+        self.unknown = 0  # asked for, but never pinned, transferred before, or expired
 
     def pin(self, pin: Pin, *, is_lost: bool = False) -> None:
         self._pins[pin.request_id] = pin
@@ -48,6 +55,12 @@ class Ledger:
         """The decode worker still wants it."""
         if request_id in self._pins:
             self._pins[request_id] = replace(self._pins[request_id], deadline=deadline)
+
+    def push(self, request_id: str) -> Pin | None:
+        """The pin, whose blocks the caller frees: its KV cache is with a decode worker."""
+        pin = self._remove(request_id)
+        self.pushed += pin is not None
+        return pin
 
     def release(self, request_id: str) -> Pin | None:
         pin = self._remove(request_id)
@@ -75,7 +88,7 @@ class Ledger:
             }
             for pin in self._pins.values()
         ]
-        names = ("pinned", "pulled", "released", "expired", "unknown")
+        names = ("pinned", "pulled", "pushed", "released", "expired", "unknown")
         return {"pins": pins, **{name: getattr(self, name) for name in names}}
 
     def _remove(self, request_id: str) -> Pin | None:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from worker.sim import text
-from worker.sim.engine import Prompt
+from worker.sim.handoffs import push
+from worker.sim.runs import Prompt
 from worker.sim.settings import Settings
 from worker.token_ids import IDS_KEY, PLACE
 
@@ -229,6 +230,7 @@ def _job(
         raise Refused(f"n must be 1 when using greedy sampling, got {choices}.")
     options = request.stream_options or StreamOptions()
     kv = None if request.use_beam_search else request.kv_transfer_params  # beam search drops the hand-off
+    _check_handoff(kv, len(tokens))
     prompts = [
         Prompt(
             request_id=f"{answer_id}{'' if is_chat else f'-{index}'}-{uuid.uuid4().hex[:8]}",
@@ -325,6 +327,15 @@ def _check_logprobs(asked: int | None, parameter: str) -> None:
     if asked is not None and asked > _MAX_LOGPROBS:
         message = f"Requested {parameter} of {asked}, which is greater than max allowed: {_MAX_LOGPROBS}"
         raise _wrong(message, parameter, asked)
+
+
+def _check_handoff(kv: dict[str, Any] | None, prompts: int) -> None:
+    """Of a push only. (vLLM does not look at those of a pull before it pulls.)"""
+    try:
+        if kv is not None and push.is_push(kv):
+            push.check(kv, prompts)
+    except push.BadPush as error:
+        raise _wrong(str(error), "kv_transfer_params") from error
 
 
 def check_prompt(tokens: Sequence[int], settings: Settings) -> None:

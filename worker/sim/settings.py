@@ -8,6 +8,8 @@ from typing import Literal
 from orchestrator.wire.info import DEFAULT_TRANSPORT, Encoding, Role
 from worker.sim.faults import Fault
 
+_HEARTBEATS_PER_LEASE = 6
+
 LoadFailurePolicy = Literal["fail", "recompute"]
 
 
@@ -55,6 +57,11 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     record: int = 0  # how many request bodies GET /sim/requests keeps
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a decode worker says that it still waits for a KV cache."""
+        return self.lease_s / _HEARTBEATS_PER_LEASE
 
     @property
     def context_tokens(self) -> int:

@@ -1,119 +1,132 @@
 """The way of the KV cache from prefill to decode: a TCP port of the prefill worker.
 
-A connection carries one JSON line each way. The decode worker asks for what a hand-off names and gets the
-digest that stands for the cache; or it gives the hand-off up.
+Messages are JSON lines. A decode worker connects and asks; the kind of hand-off decides what it is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Literal
 
 import msgspec
 
+CONNECT_S = 5.0  # vLLM's limit for a NIXL handshake
+BROKEN = (OSError, TimeoutError, ValueError, msgspec.MsgspecError)  # what a lost or senseless peer raises
+
+_LAST_WORDS_S = 1.0  # for those who answer when the worker stops
 _MAX_LINE = 16 * 1024 * 1024  # a million block ids
-_TIMEOUT_S = 5.0  # vLLM's limit for a NIXL handshake
 
 
-class KvLost(Exception):
-    """The KV cache of a hand-off cannot be had."""
-
-
-Notice = Literal["extend", "release"]
-
-
-class _Ask(msgspec.Struct):
-    op: Literal["pull"] | Notice
+class _Named(msgspec.Struct, tag_field="op"):
     engine_id: str
     request_id: str
+
+
+class PullAsk(_Named, tag="pull"):
+    """The decode worker wants the KV cache now. It is answered by one `Reply`."""
+
     block_ids: list[int]
 
 
-class _Reply(msgspec.Struct):
+class Extend(_Named, tag="extend"):
+    """The decode worker will pull, but not yet."""
+
+
+class Release(_Named, tag="release"):
+    """The decode worker will not pull."""
+
+
+class PushAsk(msgspec.Struct, tag_field="op", tag="push"):
+    """A decode worker waits for a transfer: told at once, again and again, and when it has blocks.
+
+    It is answered by pending `Reply`s while the prefill leg is there, and by another one in the end.
+    """
+
+    transfer_id: str
+    is_ready: bool = False
+
+
+PullAsks = PullAsk | Extend | Release
+Ask = PullAsks | PushAsk
+
+
+class Reply(msgspec.Struct):
+    """`digest` stands for the KV cache; without it, the KV cache cannot be had, unless it is pending."""
+
     digest: bytes | None = None
+    is_pending: bool = False
 
 
-_REPLY = msgspec.json.Decoder(_Reply)
-_ASK = msgspec.json.Decoder(_Ask)
+_ASK: msgspec.json.Decoder[Ask] = msgspec.json.Decoder(Ask)
+_REPLY = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 
 
-class Remote(msgspec.Struct, frozen=True, rename=lambda name: f"remote_{name}"):
-    """Where the KV cache of a prompt lies, as a hand-off's `kv_transfer_params` say."""
+class Line:
+    """A connection. Reading raises one of `BROKEN` if the peer is lost or talks nonsense."""
 
-    host: str
-    port: int
-    engine_id: str
-    request_id: str
-    block_ids: list[list[int]]  # per KV cache group
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
 
-    @classmethod
-    def from_params(cls, params: dict[str, Any]) -> Remote:
-        """Raises `KvLost` if something is missing or wrong. (vLLM's engine dies of some of that.)"""
-        try:
-            return msgspec.convert(params, cls, strict=False)
-        except msgspec.ValidationError as error:
-            raise KvLost("the hand-off is incomplete") from error
+    def tell(self, message: Ask | Reply) -> None:
+        """Nothing happens if the line is closed."""
+        if not self._writer.is_closing():
+            self._writer.write(_encode(message) + b"\n")
 
-    async def pull(self) -> bytes:
-        """The digest; the prefill worker has let go of it then. Raises `KvLost`."""
-        digest = (await self._ask("pull")).digest
-        if digest is None:
-            raise KvLost(f"{self.request_id} cannot be pulled")
-        return digest
+    async def drain(self) -> None:
+        """Wait until the peer takes what was told. Raises `OSError`."""
+        await self._writer.drain()
 
-    async def notify(self, op: Notice) -> None:
-        """Tell the prefill worker whether somebody will pull. Raises `KvLost` if it cannot be told."""
-        await self._ask(op)
+    async def read_ask(self) -> Ask:
+        return _ASK.decode(await self._reader.readline())
 
-    async def _ask(self, op: Literal["pull"] | Notice) -> _Reply:
-        blocks = [block for group in self.block_ids for block in group]
-        ask = _Ask(op, self.engine_id, self.request_id, blocks)
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                return _REPLY.decode(await _exchange(self.host, self.port, _encode(ask)))
-        except (OSError, TimeoutError, ValueError, msgspec.MsgspecError) as error:
-            raise KvLost(f"no answer from {self.host}:{self.port}") from error
+    async def read_reply(self) -> Reply:
+        return _REPLY.decode(await self._reader.readline())
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 @asynccontextmanager
-async def serve(
-    host: str,
-    port: int,
-    pull: Callable[[str, str, list[int]], bytes | None],
-    notify: Callable[[Notice, str, str], None],
-) -> AsyncIterator[int]:
-    """Listen while the block runs; its value is the port. `pull` and `notify` get engine and request id."""
+async def connect(host: str, port: int) -> AsyncIterator[Line]:
+    """A line to a prefill worker, closed when the block ends. Raises one of `BROKEN`."""
+    async with asyncio.timeout(CONNECT_S):
+        line = Line(*await asyncio.open_connection(host, port, limit=_MAX_LINE))
+    try:
+        yield line
+    finally:
+        line.close()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+@asynccontextmanager
+async def serve(host: str, port: int, answer: Callable[[Ask, Line], Awaitable[None]]) -> AsyncIterator[int]:
+    """Listen while the block runs; its value is the port. `answer` gets the first ask of each connection."""
+    lines: dict[Line, asyncio.Task[None]] = {}
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = Line(reader, writer)
+        lines[line] = asyncio.current_task()  # type: ignore[assignment]  # there is one
         try:
-            ask = _ASK.decode(await reader.readline())
-            reply = _Reply()
-            if ask.op == "pull":
-                reply.digest = pull(ask.engine_id, ask.request_id, ask.block_ids)
-            else:
-                notify(ask.op, ask.engine_id, ask.request_id)
-            writer.write(_encode(reply) + b"\n")
-            await writer.drain()
-        except (OSError, ValueError, msgspec.MsgspecError):
+            await answer(await line.read_ask(), line)
+            await line.drain()
+        except BROKEN:
             pass  # a broken peer is the peer's problem
         finally:
-            writer.close()
+            del lines[line]
+            line.close()
 
-    server = await asyncio.start_server(answer, host, port, limit=_MAX_LINE)
+    server = await asyncio.start_server(accept, host, port, limit=_MAX_LINE)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        await _hang_up(lines)
 
 
-async def _exchange(host: str, port: int, line: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(host, port, limit=_MAX_LINE)
-    try:
-        writer.write(line + b"\n")
-        await writer.drain()
-        return await reader.readline()
-    finally:
-        writer.close()
+async def _hang_up(lines: dict[Line, asyncio.Task[None]]) -> None:
+    for line in lines:
+        line.close()
+    if lines:
+        await asyncio.wait(list(lines.values()), timeout=_LAST_WORDS_S)

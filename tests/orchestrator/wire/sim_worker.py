@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from worker.sim import frames, protocol, text
-from worker.sim.engine import Run
 from worker.sim.generate import Choice, Opened
+from worker.sim.runs import Run
 from worker.sim.settings import Settings
 
 Json = dict[str, Any]
@@ -20,7 +20,7 @@ def stream(document: Json, request_id: str = "first") -> list[bytes]:
     job = _job(document, request_id)
     (prompt,) = job.prompts
     tokens = len(prompt.tokens)
-    run = Run(prompt, text.digest_of(prompt.tokens), tokens, 0, was_pulled=True)
+    run = Run(prompt, text.digest_of(prompt.tokens), tokens, 0, was_received=True)
     answer = frames.answer_for(job)
     events = answer.opened(Opened(0, run))
     choice = Choice(0, run.digest, job.sampling, 0)

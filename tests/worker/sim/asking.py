@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -18,6 +19,10 @@ ASK_PINNED = {
     "remote_block_ids": None,
     "remote_host": None,
     "remote_port": None,
+}
+
+KV_ERROR = {
+    "error": {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
 }
 
 
@@ -36,6 +41,16 @@ def path_of(document: dict[str, Any]) -> str:
 
 def ask(worker: Worker, document: dict[str, Any], **headers: str) -> httpx.Response:
     return worker.post(path_of(document), document, **headers)
+
+
+def send(worker: Worker, document: dict[str, Any]) -> socket.socket:
+    """A request on a connection of its own, of which nothing was read yet."""
+    url = worker.client.base_url
+    body = json.dumps(document).encode()
+    connection = socket.create_connection((url.host, url.port or 80))
+    head = f"POST {path_of(document)} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
 
 
 def prefill(worker: Worker, document: dict[str, Any], **fields: Any) -> dict[str, Any]:

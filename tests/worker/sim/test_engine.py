@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from worker.sim import text
-from worker.sim.engine import Engine, Prompt, Run
+from worker.sim.engine import Engine
 from worker.sim.faults import KvLost as KvLostFault
 from worker.sim.faults import Plan
+from worker.sim.handoffs.base import KvLost
 from worker.sim.metrics import Metrics
+from worker.sim.runs import Prompt, Run
 from worker.sim.settings import Latency, Settings
-from worker.sim.side_channel import KvLost
 
 WANTS_PIN = {"do_remote_decode": True}
 TOKENS = list(range(40))
@@ -82,7 +83,7 @@ def test_a_handoff_carries_the_digest_and_nothing_stays() -> None:
             assert prefiller.pool.used == 3
             run = await once(decoder, prompt(list(range(100, 140)), kv=kv))  # another prompt on purpose
             assert run.digest == text.digest_of(TOKENS)
-            assert (run.was_pulled, run.cached_tokens, run.created_tokens) == (True, 40, 0)
+            assert (run.was_received, run.cached_tokens, run.created_tokens) == (True, 40, 0)
             assert prefiller.ledger.pulled == 1
             assert_idle(prefiller, decoder)
 
@@ -142,7 +143,7 @@ def test_recompute_instead_of_failing() -> None:
             kv = await handoff(prefiller)
             run = await once(decoder, prompt(kv=broken(kv, remote_engine_id="restarted")))
             assert run.digest == text.digest_of(TOKENS)
-            assert (run.was_pulled, run.cached_tokens, run.created_tokens) == (False, 0, 32)
+            assert (run.was_received, run.cached_tokens, run.created_tokens) == (False, 0, 32)
 
     asyncio.run(check())
 
@@ -162,7 +163,7 @@ def test_prompt_logprobs_compute_here_and_release_there() -> None:
         async with pair() as (prefiller, decoder):
             kv = await handoff(prefiller)
             run = await once(decoder, prompt(kv=kv, reads_cache=False))
-            assert (run.was_pulled, run.cached_tokens) == (False, 0)
+            assert (run.was_received, run.cached_tokens) == (False, 0)
             await until(lambda: prefiller.ledger.released)
             assert_idle(prefiller, decoder)
 
@@ -206,7 +207,7 @@ def test_who_waits_keeps_the_lease() -> None:
                 waiting = asyncio.ensure_future(once(decoder, prompt(kv=kv)))
                 await until(lambda: (prefiller.ledger.next_deadline() or 0.0) > deadline)
                 assert b'stage="waiting_to_start"} 1.0' in decoder.metrics.render()
-            assert (await waiting).was_pulled
+            assert (await waiting).was_received
             assert prefiller.ledger.expired == 0
 
     asyncio.run(check())
@@ -300,6 +301,6 @@ def test_a_peer_that_talks_nonsense_disturbs_nobody() -> None:
                 writer.write_eof()
                 assert await reader.read() == b""
                 writer.close()
-            assert (await once(decoder, prompt(kv=kv))).was_pulled
+            assert (await once(decoder, prompt(kv=kv))).was_received
 
     asyncio.run(check())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import socket
 from typing import Any
 
 import pytest
 
 from tests.worker.sim.asking import (
     ASK_PINNED,
+    KV_ERROR,
     ask,
     cached_tokens,
     chat,
@@ -17,6 +16,7 @@ from tests.worker.sim.asking import (
     decode,
     events,
     prefill,
+    send,
     text_of,
 )
 from tests.worker.sim.workers import Worker, running, wait_for
@@ -24,9 +24,6 @@ from worker.sim.settings import Latency
 
 MAKES = [chat, completion]
 STREAMS = [False, True]
-KV_ERROR = {
-    "error": {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
-}
 
 
 @pytest.mark.parametrize("make", MAKES)
@@ -180,17 +177,6 @@ def test_pulls_are_counted(prefiller: Worker, decoder: Worker) -> None:
 
 
 # --- clients that leave
-
-
-def send(worker: Worker, document: dict[str, Any]) -> socket.socket:
-    """A request on a connection of its own, of which nothing was read yet."""
-    url = worker.client.base_url
-    path = "/v1/chat/completions" if "messages" in document else "/v1/completions"
-    body = json.dumps(document).encode()
-    connection = socket.create_connection((url.host, url.port or 80))
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-    return connection
 
 
 @pytest.mark.parametrize("stream", STREAMS)

@@ -60,6 +60,7 @@ def test_it_describes_itself() -> None:
         "pins": [{"request_id": "r", "block_ids": [1, 2], "num_tokens": 20, "expires_in_s": 20.0}],
         "pinned": 1,
         "pulled": 0,
+        "pushed": 0,
         "released": 0,
         "expired": 0,
         "unknown": 0,
