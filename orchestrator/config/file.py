@@ -15,6 +15,7 @@ from orchestrator.config.checks import Finding, findings
 from orchestrator.config.options import Config, ModelConfig, OrchestratorConfig
 from orchestrator.config.policies import PolicyConfig, model_for
 from orchestrator.config.yaml12 import MAX_BYTES, Mark, Node, Path, Problem, YamlError, parse
+from orchestrator.legs.connectors import CONNECTORS
 from orchestrator.routing.policies import POLICIES
 
 PARENTS_SEARCHED = 2  # above the config file's directory: configs/x.yaml and the project's root
@@ -155,6 +156,8 @@ _EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+# What a name can stand for is in a table of its own, where a file can add to it.
+_TABLES: dict[str, Mapping[str, object]] = {"unknown_policy": POLICIES, "unknown_connector": CONNECTORS}
 _BOUNDS = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
@@ -175,8 +178,8 @@ def _refusals(detail: ErrorDetails, data: Any) -> Iterator[_Refusal]:
         )
     elif kind == "missing":
         yield path, f"{path[-1]!r} is missing"
-    elif kind in ("literal_error", "unknown_policy"):
-        allowed = [*POLICIES] if kind == "unknown_policy" else _allowed(path, data)
+    elif kind == "literal_error" or kind in _TABLES:
+        allowed = [*_TABLES[kind]] if kind in _TABLES else _allowed(path, data)
         yield path, f"{name}: {_shown(value)} is not possible{_instead(str(value), allowed, 'allowed')}"
     elif kind in _EXPECTED:
         yield path, f"{name}: expected {_EXPECTED[kind]}, got {_shown(value)}"

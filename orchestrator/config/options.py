@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Model, Reloadable
+from orchestrator.config.connectors import ConnectorName
 from orchestrator.config.policies import Policy, policy_named
+from orchestrator.legs.connectors import NIXL
 from orchestrator.wire.info import Role
 
 # vLLM's: 30.3 s passed on 0.32 until the blocks of a prefill that nobody pulled were free.
@@ -408,8 +410,8 @@ class ModelConfig(Model):
     both: PoolConfig | None = Field(
         None, description="Each of these workers serves whole requests alone (aggregated serving)."
     )
-    connector: str = Field(
-        "nixl", description="It names how KV caches get from prefill workers to decode workers."
+    connector: ConnectorName = Field(
+        NIXL.name, description="This connector hands KV caches from prefill workers to decode workers."
     )
 
     def pools(self) -> Iterator[tuple[Role, PoolConfig]]:

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from bench.processes import free_port
-from orchestrator.wire.ends import PATH as END_PATH
+from orchestrator.wire.info import END_PATH
 from tests.worker.sim.asking import (
     KV_ERROR,
     ask,
