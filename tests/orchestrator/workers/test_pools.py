@@ -115,6 +115,22 @@ def test_who_is_avoided_is_no_candidate(avoided: int) -> None:
 # --- a whole path -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("counts", "problem"),
+    [
+        ({"prefill": 1, "decode": 1}, None),
+        ({"both": 1}, None),
+        ({"prefill": 1}, "no decode worker is ready"),
+        ({"decode": 1}, "no prefill worker is ready"),
+        ({}, "no prefill and no decode worker is ready"),
+    ],
+)
+def test_a_model_is_whole_with_a_pair_or_a_worker_that_does_both(
+    counts: dict[str, int], problem: str | None
+) -> None:
+    assert registry_of(counts).pools["m"].problem() == problem  # type: ignore[arg-type]
+
+
 def test_a_start_waits_for_prefill_workers_and_their_loss_is_made_up_for() -> None:
     registry = registry_of({"prefill": 1, "decode": 1}, ready=False)
     pools, (prefill, decode) = registry.pools["m"], registry.workers
