@@ -1,4 +1,4 @@
-"""Worker handles: who they are, what state they are in, how busy they are.
+"""A worker: who it is, what state it is in, how busy it is.
 
 Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) where
 nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
