@@ -249,4 +249,4 @@ class Registry:
         self.news.changed.tell()
 
     def _refresh(self, model: str) -> None:
-        self.pools[model].fill(self._roster.of_model(model))
+        self.pools[model].update(self._roster.of_model(model))

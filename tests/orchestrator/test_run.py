@@ -1,4 +1,4 @@
-"""How the orchestrator starts in the foreground, and what keeps it from that; `http/test_drain.py` is its end."""
+"""How the orchestrator starts in the foreground, and what keeps it from that; `http/test_drain.py` ends it."""
 
 from __future__ import annotations
 

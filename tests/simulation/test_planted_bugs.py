@@ -157,16 +157,16 @@ def a_client_that_left_stays_in_flight(patch: pytest.MonkeyPatch) -> None:
 
 
 def gone_workers_get_requests(patch: pytest.MonkeyPatch) -> None:
-    fill = Pools.fill
+    update = Pools.update
 
-    def fill_with_more_only(pools: Pools, members: Any) -> None:
+    def update_with_more_only(pools: Pools, members: Any) -> None:
         before = {role: getattr(pools, role) for role in ROLES}
-        fill(pools, members)
+        update(pools, members)
         for role, workers in before.items():
             if len(workers) > len(getattr(pools, role)):
                 setattr(pools, role, workers)
 
-    patch.setattr(Pools, "fill", fill_with_more_only)
+    patch.setattr(Pools, "update", update_with_more_only)
 
 
 def a_lost_leg_is_not_replaced(patch: pytest.MonkeyPatch) -> None:
