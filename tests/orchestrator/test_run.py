@@ -1,4 +1,4 @@
-"""How the orchestrator starts in the foreground, and what keeps it from that; `http/test_drain.py` ends it."""
+"""How the orchestrator starts in the foreground, and what keeps it from that."""
 
 from __future__ import annotations
 
