@@ -167,7 +167,7 @@ class Flow:
             while True:
                 plan = job.plan
                 try:
-                    with plan.decode.lease():  # before prefill: one that has ended never waits for a seat
+                    with plan.decode.seat():  # before prefill: one that has ended never waits for a seat
                         if plan.prefill is None:
                             return await self._serve_whole(job)
                         return await self._serve_in_two_legs(job, plan.prefill)
@@ -291,7 +291,7 @@ class Flow:
     async def _serve_in_two_legs(self, job: Job, prefill: Worker) -> None:
         lease = job.lease
         if lease is None or not self.ledger.is_good(lease):
-            with prefill.lease():
+            with prefill.seat():
                 lease = job.lease = await self._prefill(job, prefill)
             if job.first_handoff is None:
                 job.first_handoff = lease.handoff

@@ -29,10 +29,10 @@ _ID_FORMS: Final[Mapping[str, tuple[TokenIds, ...]]] = {
 
 
 class Worker(ABC):
-    """One worker. Its legs are counted by leases only; the flow changes `failures` too."""
+    """One worker. Its legs are counted by seats only; the flow changes `failures` too."""
 
     __slots__ = (
-        "_lease",
+        "_seat",
         "_transport",
         "address",
         "answered",
@@ -86,7 +86,7 @@ class Worker(ABC):
         # Slow start.
         self.warm_from = NEVER  # when it began
         self.credit = 0.0  # towards its next turn; belongs to `Pools`
-        self._lease = Lease(self)
+        self._seat = Seat(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.state} in_flight={self.in_flight}>"
@@ -109,9 +109,9 @@ class Worker(ABC):
     def count_leg(self, change: int) -> None:
         """One more, or one less."""
 
-    def lease(self) -> Lease:
+    def seat(self) -> Seat:
         """A place on this worker, held for the length of a leg. One for all legs: it holds nothing else."""
-        return self._lease
+        return self._seat
 
     # --- what it announces ----------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class Worker(ABC):
         )
 
 
-class Lease:
+class Seat:
     """Counts one leg on a worker between enter and exit."""
 
     __slots__ = ("_worker",)

@@ -20,7 +20,7 @@ from orchestrator.wire.sse import EventStream
 from orchestrator.wire.usage import Kv
 from orchestrator.workers.health import Prober
 from orchestrator.workers.pools import ROLES, Pools
-from orchestrator.workers.worker import Lease
+from orchestrator.workers.worker import Seat
 from tests.simulation.many import problems
 
 SEEDS = range(1000)
@@ -121,13 +121,13 @@ def hidden_usage_is_shown(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_place_is_kept_when_a_leg_fails(patch: pytest.MonkeyPatch) -> None:
-    give_back = Lease.__exit__
+    give_back = Seat.__exit__
 
-    def give_back_after_success(lease: Lease, kind: Any, error: Any, trace: Any) -> None:
+    def give_back_after_success(seat: Seat, kind: Any, error: Any, trace: Any) -> None:
         if error is None:
-            give_back(lease, kind, error, trace)
+            give_back(seat, kind, error, trace)
 
-    patch.setattr(Lease, "__exit__", give_back_after_success)
+    patch.setattr(Seat, "__exit__", give_back_after_success)
 
 
 def a_client_that_leaves_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ BUGS: list[tuple[Plant, str]] = [
     (no_error_event, "its answer is no whole answer"),
     (a_stream_begins_again_after_bytes_were_sent, "it got '"),
     (hidden_usage_is_shown, "it got the usage"),
-    (a_place_is_kept_when_a_leg_fails, "leases on"),
+    (a_place_is_kept_when_a_leg_fails, "seats on"),
     (a_client_that_leaves_is_not_noticed, "went on after it had left"),
     (no_sweep, "its request never ended"),
     (legs_are_not_closed, "after its request"),

@@ -202,7 +202,7 @@ def test_a_file_that_is_gone(target: FakeTarget) -> None:
 def test_a_worker_that_is_still_being_removed_does_not_come_back(target: FakeTarget) -> None:
     fewer = changed(lambda config: config["models"][0]["decode"]["urls"].pop())
     target.write(fewer)
-    with target.registry.workers[2].lease():
+    with target.registry.workers[2].seat():
         target.reload()
         target.write(OLD)
         with pytest.raises(ConfigRefused, match=r"m/decode/1 .* is still being removed"):

@@ -477,7 +477,7 @@ def test_legs_on_a_draining_worker_hold_no_seat_of_the_others() -> None:
     admission, registry = admission_over({"decode": 2})
     gate, worker = admission.gates["m"], registry.workers[0]
     gate.free -= 3
-    with worker.lease(), worker.lease(), worker.lease():
+    with worker.seat(), worker.seat(), worker.seat():
         registry.drain(worker)
         assert gate.free == 4
     admission.sweep()

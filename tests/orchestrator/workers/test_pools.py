@@ -83,7 +83,7 @@ def test_a_worker_on_trial_takes_one_leg_at_a_time() -> None:
     pools = registry.pools["m"]
     assert names(pools.decode) == ["decode/1"]
     assert names(pools.candidates("decode")) == ["decode/1", "decode/0"]
-    with worker.lease():
+    with worker.seat():
         assert names(pools.candidates("decode")) == ["decode/1"]
     assert names(pools.candidates("decode")) == ["decode/1", "decode/0"]
     assert not pools.is_steady

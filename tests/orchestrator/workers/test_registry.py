@@ -55,7 +55,7 @@ def test_a_worker_that_never_answered_stays_starting() -> None:
 
 def test_least_loaded_goes_around_what_other_processes_load() -> None:
     busy, *others = processes_of(3)
-    with busy.workers[0].lease():
+    with busy.workers[0].seat():
         chosen = [LeastLoaded().choose(registry.pools["m"].decode) for registry in others]
     assert names(chosen) == ["decode/1", "decode/1"]
 
@@ -303,7 +303,7 @@ def test_a_drained_worker_takes_no_legs_and_is_asked_before_it_does_again() -> N
     worker = registry.workers[0]
     doubted: list[Worker] = []
     registry.news.doubted.add(doubted.append)
-    with worker.lease():
+    with worker.seat():
         registry.drain(worker)
         assert names(registry.pools["m"].decode) == ["decode/1"]
         assert (worker.status().state, worker.status().in_flight) == ("draining", 1)
@@ -357,7 +357,7 @@ def test_a_worker_leaves_when_its_legs_have_ended() -> None:
     worker = registry.workers[0]
     removed: list[Worker] = []
     registry.news.removed.add(removed.append)
-    with worker.lease():
+    with worker.seat():
         registry.remove(worker)
         registry.settle()
         assert (worker.state, removed) == ("draining", [])

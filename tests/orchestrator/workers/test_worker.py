@@ -18,28 +18,28 @@ def worker_for(transport: str) -> Worker:
 # --- legs ---------------------------------------------------------------------------------------
 
 
-def test_a_lease_counts_for_as_long_as_it_is_held() -> None:
+def test_a_seat_counts_for_as_long_as_it_is_held() -> None:
     worker = registry_of({"decode": 1}).workers[0]
-    with worker.lease(), worker.lease():
+    with worker.seat(), worker.seat():
         assert worker.in_flight == 2
-    with pytest.raises(RuntimeError, match="boom"), worker.lease():
+    with pytest.raises(RuntimeError, match="boom"), worker.seat():
         raise RuntimeError("boom")
     assert worker.in_flight == 0
 
 
 def test_legs_are_counted_over_all_processes() -> None:
     one, two = processes_of(2)
-    with one.workers[0].lease(), two.workers[0].lease(), two.workers[1].lease() as leased:
-        assert leased is two.workers[1]
+    with one.workers[0].seat(), two.workers[0].seat(), two.workers[1].seat() as taken:
+        assert taken is two.workers[1]
         for registry in (one, two):
             assert [worker.in_flight for worker in registry.workers] == [2, 1]
             assert [status.in_flight for status in registry.statuses()] == [2, 1]
     assert [worker.in_flight for worker in one.workers] == [0, 0]
 
 
-def test_a_lease_that_ends_in_an_error_is_given_back_for_all() -> None:
+def test_a_seat_that_is_left_in_an_error_is_given_back_for_all() -> None:
     one, two = processes_of(2)
-    with pytest.raises(ValueError, match="in the leg"), one.workers[0].lease():
+    with pytest.raises(ValueError, match="in the leg"), one.workers[0].seat():
         raise ValueError("in the leg")
     assert two.workers[0].in_flight == 0
 
@@ -132,5 +132,5 @@ def test_a_worker_becomes_what_it_is_told() -> None:
 
 def test_it_tells_what_it_is() -> None:
     worker = worker_for("json")
-    with worker.lease():
+    with worker.seat():
         assert repr(worker) == "<OwnWorker m/decode/0 starting in_flight=1>"
