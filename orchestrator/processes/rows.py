@@ -5,8 +5,7 @@ them. There is no lock: a cell has one writer, and is eight aligned bytes, which
 
 A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
 writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
-was last heard. Row 0 is the base: what processes that
-have ended had counted.
+was last heard. Row 0 is the base: what processes that have ended had counted.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from orchestrator.workers.worker import SharedLoad
 BASE = 0
 CELL_BYTES = 8
 CACHE_LINE = 64  # bytes: rows do not share one
-SPARE_WORKERS = (
-    64  # how many more than the config names can be there at a time, where several processes serve
-)
+# How many more than the config names can be there at a time, where several processes serve.
+SPARE_WORKERS = 64
 
 _UPSTREAM = UpstreamStats._fields
 _UPSTREAM_GAUGES = frozenset({"idle", "busy"})

@@ -317,7 +317,7 @@ class Admission:
         self._seats = seats
         self.gates = {model: Gate(model, index, queue, telemetry, time) for index, model in enumerate(pools)}
         for model, found in pools.items():
-            found.on_fill(functools.partial(self._resize, model))
+            found.on_update(functools.partial(self._resize, model))
             self._resize(model)
 
     def reconfigure(self, queue: QueueConfig) -> None:

@@ -27,10 +27,9 @@ Row: TypeAlias = "array[int] | memoryview"  # of int64, format "q"
 class FallbackReason(IntEnum):
     """Why a body went to a worker as JSON although msgpack was asked for."""
 
-    NOT_ANNOUNCED = 0  # the worker did not say that it decodes msgpack
-    NOT_ENCODABLE = 1  # msgpack cannot carry it, e.g. an integer over 64 bits
-    TOO_LARGE = 2  # what is left of it between the legs is too large to transcode in place
-    REFUSED = 3  # the worker refused what it had announced
+    NOT_ENCODABLE = 0  # msgpack cannot carry it, e.g. an integer over 64 bits
+    TOO_LARGE = 1  # what is left of it between the legs is too large to transcode in place
+    REFUSED = 2  # the worker refused what it had announced
 
 
 class RetryReason(IntEnum):
@@ -61,11 +60,8 @@ class LeaseState(IntEnum):
     EXPIRED = 4
 
 
-QUEUE_UNITS: Final[tuple[str, ...]] = (
-    "requests",
-    "tokens",
-    "bytes",
-)  # in which a queue is measured (`relay/admission.py`)
+# In which a queue is measured (`relay/admission.py`).
+QUEUE_UNITS: Final[tuple[str, ...]] = ("requests", "tokens", "bytes")
 OTHER: Final = "other"  # the label for what is in no fixed list
 NO_MODEL: Final = ""  # no configured name can be empty
 STAGES: Final[tuple[str, ...]] = ("queue", "prefill", "decode_first_byte", "total")

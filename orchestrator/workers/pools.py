@@ -24,7 +24,7 @@ class Pools:
 
     __slots__ = (
         "_is_prefill_lost",
-        "_on_fill",
+        "_on_update",
         "_prefills_locally",
         "_resting",
         "_slow_start_s",
@@ -50,24 +50,24 @@ class Pools:
         self.others: tuple[Worker, ...] = ()  # all that are in none of these
         self.is_steady = True
         self._is_prefill_lost = False  # workers have served as prefill, and none does now
-        self._on_fill: list[Callable[[], None]] = []
+        self._on_update: list[Callable[[], None]] = []
         self._trials: dict[Role, list[Worker]] = {}
         self._resting: dict[Worker, float] = {}  # until when they asked not to be sent more
         self._warm_at = NEVER  # when the last slow start is over
         self._time = time
         self.reconfigure(health, routing)
 
-    def on_fill(self, callback: Callable[[], None]) -> None:
+    def on_update(self, callback: Callable[[], None]) -> None:
         """`callback` is called whenever other workers may be in use."""
-        self._on_fill.append(callback)
+        self._on_update.append(callback)
 
     def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
-        """Holds from the next `fill` on."""
+        """Holds from the next `update` on."""
         self._slow_start_s = health.slow_start_s
         # Whether decode workers prefill while no prefill worker is left.
         self._prefills_locally = routing.disaggregate != "strict"
 
-    def fill(self, members: Iterable[Worker]) -> None:
+    def update(self, members: Iterable[Worker]) -> None:
         """Take in all workers of the model; for the registry."""
         by_role: dict[Role, list[Worker]] = {role: [] for role in ROLES}
         for worker in members:
@@ -80,7 +80,7 @@ class Pools:
         warm_from = max((worker.warm_from for worker in in_use), default=NEVER)
         self._warm_at = warm_from + self._slow_start_s
         self._settle(self._time())
-        for callback in self._on_fill:
+        for callback in self._on_update:
             callback()
 
     def rest(self, worker: Worker, seconds: float) -> None:

@@ -182,7 +182,7 @@ class Registry:
     def add(self, address: WorkerAddress) -> Worker:
         """Take in another worker; it serves once a probe has found it well.
 
-        Raises `Conflict` if it is there already, or if shared memory has no place for it.
+        Raises `Conflict` if it is there already, or if shared memory has no room for it.
         """
         worker = self._roster.add(address)
         self.news.added.tell(worker)
@@ -249,4 +249,4 @@ class Registry:
         self.news.changed.tell()
 
     def _refresh(self, model: str) -> None:
-        self.pools[model].fill(self._roster.of_model(model))
+        self.pools[model].update(self._roster.of_model(model))

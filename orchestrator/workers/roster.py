@@ -35,8 +35,8 @@ class Roster:
 
     def at(self, model: str, role: Role, url: str) -> Worker | None:
         """Who serves `model` in this role there, or is to be removed still."""
-        place = (model, role, url)
-        return next((worker for worker in self.workers if _place(worker.address) == place), None)
+        there = (model, role, url)
+        return next((worker for worker in self.workers if _served_at(worker.address) == there), None)
 
     def of_model(self, model: str) -> Iterator[Worker]:
         return (worker for worker in self.workers if worker.address.model == model)
@@ -61,10 +61,10 @@ class Roster:
     def add(self, address: WorkerAddress) -> Worker:
         """Take in another worker.
 
-        Raises `Conflict` if it is there already, or if shared memory has no place for it.
+        Raises `Conflict` if it is there already, or if shared memory has no room for it.
         """
         for worker in self.workers:
-            if worker.name == address.name or _place(worker.address) == _place(address):
+            if worker.name == address.name or _served_at(worker.address) == _served_at(address):
                 raise Conflict(f"there is {worker.name} at {worker.address.url} already")
         return self.enter(address, self._free_slot())
 
@@ -104,5 +104,5 @@ class Roster:
         return (slot for slot, load in enumerate(loads) if slot not in taken and not any(load.legs))
 
 
-def _place(address: WorkerAddress) -> tuple[str, str, str]:
+def _served_at(address: WorkerAddress) -> tuple[str, str, str]:
     return address.model, address.role, address.url

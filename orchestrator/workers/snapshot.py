@@ -31,7 +31,7 @@ class WorkerStatus:
 
     address: WorkerAddress
     state: WorkerState
-    in_flight: int  # legs that hold a lease on this worker now
+    in_flight: int  # legs that hold a seat on this worker now
     info: WorkerInfo | None  # None until announced, and for workers without our plugin
     max_model_len: int | None
     last_error: str | None

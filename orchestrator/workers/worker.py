@@ -1,4 +1,4 @@
-"""Worker handles: who they are, what state they are in, how busy they are.
+"""A worker: who it is, what state it is in, how busy it is.
 
 Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) where
 nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Final
 
 from orchestrator.config.addresses import WorkerAddress
@@ -29,10 +28,9 @@ _ID_FORMS: Final[Mapping[str, tuple[TokenIds, ...]]] = {
 
 
 class Worker(ABC):
-    """One worker. Its legs are counted by leases only; the flow changes `failures` too."""
+    """One worker. Its legs are counted by seats only; the flow changes `failures` too."""
 
     __slots__ = (
-        "_lease",
         "_transport",
         "address",
         "answered",
@@ -86,7 +84,6 @@ class Worker(ABC):
         # Slow start.
         self.warm_from = NEVER  # when it began
         self.credit = 0.0  # towards its next turn; belongs to `Pools`
-        self._lease = Lease(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.state} in_flight={self.in_flight}>"
@@ -107,11 +104,7 @@ class Worker(ABC):
 
     @abstractmethod
     def count_leg(self, change: int) -> None:
-        """One more, or one less."""
-
-    def lease(self) -> Lease:
-        """A place on this worker, held for the length of a leg. One for all legs: it holds nothing else."""
-        return self._lease
+        """One more, or one less. For who owns the leg: it has its place here until it counts itself out."""
 
     # --- what it announces ----------------------------------------------------------------------
 
@@ -177,24 +170,6 @@ class Worker(ABC):
             self.last_error,
             self.is_drained,
         )
-
-
-class Lease:
-    """Counts one leg on a worker between enter and exit."""
-
-    __slots__ = ("_worker",)
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def __enter__(self) -> Worker:
-        self._worker.count_leg(1)
-        return self._worker
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._worker.count_leg(-1)
 
 
 class OwnWorker(Worker):

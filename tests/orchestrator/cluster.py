@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig
-from orchestrator.wire.info import Role
+from orchestrator.processes.rows import Rows
+from orchestrator.telemetry.counters import Layout
+from orchestrator.wire.info import Encoding, Role, TokenIds, WorkerInfo
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
 
@@ -55,6 +58,39 @@ def registry_of(
         for worker in registry.workers:
             registry.mark_ready(worker)
     return registry
+
+
+def processes_of(count: int) -> list[Registry]:
+    """Registries over the same two decode workers, as processes have them."""
+    addresses = [address("decode", index) for index in range(2)]
+    rows = Rows.create(Layout(["m"], []), len(addresses), 1 + count)
+    made = [Registry(addresses, ["m"], "json", rows.loads(row)) for row in range(1, 1 + count)]
+    rows.close()
+    for registry in made:
+        for worker in registry.workers:
+            registry.mark_ready(worker)
+    return made
+
+
+def announcement(*decodes: Encoding, token_ids: Sequence[TokenIds] = ()) -> WorkerInfo:
+    return WorkerInfo(
+        role="decode",
+        model="m",
+        decodes=list(decodes),
+        engine="vllm",
+        engine_version="0",
+        token_ids=list(token_ids),
+    )
+
+
+@contextlib.contextmanager
+def seat(worker: Worker) -> Iterator[Worker]:
+    """A leg's place on a worker, without the leg."""
+    worker.count_leg(1)
+    try:
+        yield worker
+    finally:
+        worker.count_leg(-1)
 
 
 def names(workers: Sequence[Worker]) -> list[str]:

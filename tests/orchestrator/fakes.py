@@ -310,7 +310,7 @@ class FakeCluster:
         await self.core.aclose()
 
     def assert_at_rest(self) -> None:
-        """Nothing is held: no lease, no leg, no pinned block, no open request."""
+        """Nothing is held: no seat, no leg, no pinned block, no open request."""
         assert [worker.in_flight for worker in self.registry.workers] == [0] * len(self.registry.workers)
         assert self.workers.pinned == set()
         assert self.workers.decoding == 0

@@ -141,5 +141,5 @@ def _held(cluster: Cluster) -> dict[str, int]:
         "replacements in the budget": cluster.retry_budget.in_use,
         "open scopes": len(cluster.plane.open),
         "legs in the transport": cluster.upstream.stats().busy,
-        **{f"leases on {worker.name}": worker.in_flight for worker in core.registry.workers},
+        **{f"seats on {worker.name}": worker.in_flight for worker in core.registry.workers},
     }

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.control.admin import admin_app
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.states import WorkerState
-from tests.orchestrator.cluster import names
+from tests.orchestrator.cluster import names, seat
 from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code
 
 INFO = WorkerInfo(role="decode", model="m", decodes=["json"], engine="sim", engine_version="1")
@@ -35,7 +35,7 @@ def admin() -> Admin:
 def test_workers_are_listed_with_all_that_is_known(admin: Admin) -> None:
     decode = admin.registry.workers[1]
     admin.registry.announce(decode, INFO, 4096)
-    with decode.lease():
+    with seat(decode):
         first, second, _ = admin.ask("GET").json()
     assert (first["address"]["name"], first["state"], first["in_flight"]) == ("m/prefill/0", "ready", 0)
     assert (second["info"]["engine"], second["max_model_len"], second["in_flight"]) == ("sim", 4096, 1)
@@ -83,7 +83,7 @@ def test_a_model_of_no_config_is_unknown(admin: Admin) -> None:
 
 def test_a_worker_is_drained_and_serves_again(admin: Admin) -> None:
     worker = admin.registry.workers[1]
-    with worker.lease():
+    with seat(worker):
         answer = admin.ask("POST", "/m/decode/0/drain")
     assert (answer.status_code, answer.json()["state"], answer.json()["in_flight"]) == (200, "draining", 1)
     assert names(admin.registry.pools["m"].decode) == ["decode/1"]
@@ -93,7 +93,7 @@ def test_a_worker_is_drained_and_serves_again(admin: Admin) -> None:
 
 
 def test_a_worker_is_removed_when_it_is_free(admin: Admin) -> None:
-    with admin.registry.workers[1].lease():
+    with seat(admin.registry.workers[1]):
         answer = admin.ask("DELETE", "/m/decode/0")
         assert (answer.status_code, answer.json()["state"]) == (202, "draining")
         admin.registry.settle()

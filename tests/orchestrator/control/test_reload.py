@@ -22,6 +22,7 @@ from orchestrator.routing.policies.base import Argument, PolicySpec
 from orchestrator.routing.policies.round_robin import RoundRobin
 from orchestrator.telemetry.counters import Layout
 from orchestrator.workers.registry import Registry
+from tests.orchestrator.cluster import seat
 
 OLD: dict[str, Any] = {
     "orchestrator": {"listen": "127.0.0.1:1", "limits": {"request_timeout_s": 600}},
@@ -223,7 +224,7 @@ def test_a_file_that_is_gone(target: FakeTarget) -> None:
 def test_a_worker_that_is_still_being_removed_does_not_come_back(target: FakeTarget) -> None:
     fewer = changed(lambda config: config["models"][0]["decode"]["urls"].pop())
     target.write(fewer)
-    with target.registry.workers[2].lease():
+    with seat(target.registry.workers[2]):
         target.reload()
         target.write(OLD)
         with pytest.raises(ConfigRefused, match=r"m/decode/1 .* is still being removed"):

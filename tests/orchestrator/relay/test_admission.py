@@ -18,7 +18,7 @@ from orchestrator.relay.admission import Admission, Demand, Estimate, Gate
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
-from tests.orchestrator.cluster import Clock, registry_of
+from tests.orchestrator.cluster import Clock, registry_of, seat
 from tests.orchestrator.records import request_record
 
 
@@ -523,7 +523,7 @@ def test_legs_on_a_draining_worker_hold_no_seat_of_the_others() -> None:
     admission, registry = admission_over({"decode": 2})
     gate, worker = admission.gates["m"], registry.workers[0]
     gate.free -= 3
-    with worker.lease(), worker.lease(), worker.lease():
+    with seat(worker), seat(worker), seat(worker):
         registry.drain(worker)
         assert gate.free == 4
     admission.sweep()

@@ -159,10 +159,10 @@ def test_histograms_count_everything_once(lags: list[float]) -> None:
 
 def test_fallbacks_and_retries_count_by_reason() -> None:
     telemetry = Telemetry(LAYOUT)
-    telemetry.transport_fallback(FallbackReason.NOT_ENCODABLE)
+    telemetry.transport_fallback(FallbackReason.TOO_LARGE)
     telemetry.retry(RetryReason.DECODE)
     telemetry.retry(RetryReason.DECODE)
-    assert list(telemetry.row[LAYOUT.fallbacks : LAYOUT.rejections]) == [0, 1, 0, 0, 0, 2, 0, 0]
+    assert list(telemetry.row[LAYOUT.fallbacks : LAYOUT.rejections]) == [0, 1, 0, 0, 2, 0, 0]
 
 
 def test_rows_may_lie_in_shared_memory_and_add_up() -> None:

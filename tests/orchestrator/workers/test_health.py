@@ -13,7 +13,7 @@ from orchestrator.workers.health import HttpProbe, Introduction, Probe, ProbeFai
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
-from tests.orchestrator.cluster import address, names
+from tests.orchestrator.cluster import address, names, seat
 from tests.simulation.loop import run_virtually
 
 HEALTH = HealthConfig()
@@ -172,7 +172,7 @@ def test_an_ejected_worker_comes_back_half_open() -> None:
         await cluster.wait_state(worker, WorkerState.PROBING)
         await asyncio.sleep(60)  # nobody asks for anything
         assert worker.state is WorkerState.PROBING
-        with worker.lease():
+        with seat(worker):
             assert names(registry.pools["m"].candidates("decode")) == ["decode/1"]
             worker.failures = 0  # the leg succeeds
             assert await cluster.wait_state(worker, WorkerState.READY) <= 0.25

@@ -8,7 +8,7 @@ from orchestrator.config.options import RoutingConfig
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
-from tests.orchestrator.cluster import Clock, names, registry_of
+from tests.orchestrator.cluster import Clock, names, registry_of, seat
 
 
 def turns(registry: Registry, requests: int = 100) -> Counter[str]:
@@ -83,7 +83,7 @@ def test_a_worker_on_trial_takes_one_leg_at_a_time() -> None:
     pools = registry.pools["m"]
     assert names(pools.decode) == ["decode/1"]
     assert names(pools.candidates("decode")) == ["decode/1", "decode/0"]
-    with worker.lease():
+    with seat(worker):
         assert names(pools.candidates("decode")) == ["decode/1"]
     assert names(pools.candidates("decode")) == ["decode/1", "decode/0"]
     assert not pools.is_steady
@@ -113,6 +113,22 @@ def test_who_is_avoided_is_no_candidate(avoided: int) -> None:
 
 
 # --- a whole path -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "problem"),
+    [
+        ({"prefill": 1, "decode": 1}, None),
+        ({"both": 1}, None),
+        ({"prefill": 1}, "no decode worker is ready"),
+        ({"decode": 1}, "no prefill worker is ready"),
+        ({}, "no prefill and no decode worker is ready"),
+    ],
+)
+def test_a_model_is_whole_with_a_pair_or_a_worker_that_does_both(
+    counts: dict[str, int], problem: str | None
+) -> None:
+    assert registry_of(counts).pools["m"].problem() == problem  # type: ignore[arg-type]
 
 
 def test_a_start_waits_for_prefill_workers_and_their_loss_is_made_up_for() -> None:

@@ -9,19 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.addresses import WorkerAddress
 from orchestrator.errors import Conflict
-from orchestrator.processes.rows import Rows
 from orchestrator.routing.policies.base import Context
 from orchestrator.routing.policies.least_loaded import LeastLoaded
-from orchestrator.telemetry.counters import Layout
-from orchestrator.wire.codec import CODECS, JSON
-from orchestrator.wire.info import Encoding, WorkerInfo
+from orchestrator.wire.codec import CODECS
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerSnapshot
 from orchestrator.workers.states import ON_SUSPICION, REACHABLE, Event, WorkerState
 from orchestrator.workers.worker import Worker
-from tests.orchestrator.cluster import Clock, address, names, registry_of
+from tests.orchestrator.cluster import Clock, address, announcement, names, processes_of, registry_of, seat
 from tests.orchestrator.routing.requests import FakeRequest
 
 
@@ -57,87 +53,7 @@ def test_a_worker_that_never_answered_stays_starting() -> None:
     assert registry.workers[0].state == "starting"
 
 
-def test_a_lease_counts_for_as_long_as_it_is_held() -> None:
-    worker = registry_of({"decode": 1}).workers[0]
-    with worker.lease(), worker.lease():
-        assert worker.in_flight == 2
-    with pytest.raises(RuntimeError, match="boom"), worker.lease():
-        raise RuntimeError("boom")
-    assert worker.in_flight == 0
-
-
-@pytest.mark.parametrize(
-    ("counts", "problem"),
-    [
-        ({"prefill": 1, "decode": 1}, None),
-        ({"both": 1}, None),
-        ({"prefill": 1}, "no decode worker is ready"),
-        ({"decode": 1}, "no prefill worker is ready"),
-        ({}, "no prefill and no decode worker is ready"),
-    ],
-)
-def test_a_model_is_whole_with_a_pair_or_a_worker_that_does_both(
-    counts: dict[str, int], problem: str | None
-) -> None:
-    assert registry_of(counts).pools["m"].problem() == problem  # type: ignore[arg-type]
-
-
-def info(*decodes: Encoding) -> WorkerInfo:
-    return WorkerInfo(role="decode", model="m", decodes=list(decodes), engine="vllm", engine_version="0")
-
-
-@pytest.mark.parametrize(
-    ("transport", "announced", "used"),
-    [
-        ("msgpack", info("json", "msgpack"), "msgpack"),
-        ("msgpack", info("json"), "json"),
-        ("msgpack", info("json", "orjson"), "json"),
-        ("msgpack", None, "json"),
-        ("json", info("json", "msgpack"), "json"),
-        ("orjson", info("json", "msgpack"), "json"),
-    ],
-)
-def test_a_worker_gets_what_both_sides_can(transport: str, announced: WorkerInfo | None, used: str) -> None:
-    registry: Registry = registry_of({"decode": 1}, transport=transport)
-    registry.announce(registry.workers[0], announced, 4096)
-    assert registry.workers[0].codec is CODECS[used]
-    assert registry.workers[0].status().max_model_len == 4096
-
-
-def test_json_until_announced() -> None:
-    assert registry_of({"decode": 1}, transport="msgpack").workers[0].codec is JSON
-
-
 # --- several processes --------------------------------------------------------------------------
-
-
-def processes_of(count: int) -> list[Registry]:
-    """Registries over the same two decode workers, as processes have them."""
-    addresses = [address("decode", index) for index in range(2)]
-    rows = Rows.create(Layout(["m"], []), len(addresses), 1 + count)
-    made = [Registry(addresses, ["m"], "json", rows.loads(row)) for row in range(1, 1 + count)]
-    rows.close()
-    for registry in made:
-        for worker in registry.workers:
-            registry.mark_ready(worker)
-    return made
-
-
-def test_legs_are_counted_over_all_processes() -> None:
-    one, two = processes_of(2)
-    with one.workers[0].lease(), two.workers[0].lease(), two.workers[1].lease() as leased:
-        assert leased is two.workers[1]
-        for registry in (one, two):
-            assert [worker.in_flight for worker in registry.workers] == [2, 1]
-            assert [status.in_flight for status in registry.statuses()] == [2, 1]
-    assert [worker.in_flight for worker in one.workers] == [0, 0]
-
-
-def test_a_lease_that_ends_in_an_error_is_given_back_for_all() -> None:
-    one, two = processes_of(2)
-    with pytest.raises(ValueError, match="in the leg"), one.workers[0].lease():
-        raise ValueError("in the leg")
-    assert two.workers[0].in_flight == 0
 
 
 ASKED = FakeRequest()
@@ -149,7 +65,7 @@ def least_loaded() -> LeastLoaded:
 
 def test_least_loaded_goes_around_what_other_processes_load() -> None:
     busy, *others = processes_of(3)
-    with busy.workers[0].lease():
+    with seat(busy.workers[0]):
         chosen = [least_loaded().choose(ASKED, registry.pools["m"].decode).worker for registry in others]
     assert names(chosen) == ["decode/1", "decode/1"]
 
@@ -157,7 +73,7 @@ def test_least_loaded_goes_around_what_other_processes_load() -> None:
 def test_what_another_process_knows_is_taken_over() -> None:
     source = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
     copy = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
-    source.announce(source.workers[0], info("json", "msgpack"), 4096)
+    source.announce(source.workers[0], announcement("json", "msgpack"), 4096)
     source.mark_ready(source.workers[0])
     source.mark_gone(source.workers[1], "silent")
     copy.follow(source.snapshots())
@@ -397,7 +313,7 @@ def test_a_drained_worker_takes_no_legs_and_is_asked_before_it_does_again() -> N
     worker = registry.workers[0]
     doubted: list[Worker] = []
     registry.news.doubted.add(doubted.append)
-    with worker.lease():
+    with seat(worker):
         registry.drain(worker)
         assert names(registry.pools["m"].decode) == ["decode/1"]
         assert (worker.status().state, worker.status().in_flight) == ("draining", 1)
@@ -446,19 +362,12 @@ def test_an_added_worker_serves_once_it_has_answered() -> None:
     assert names(registry.pools["m"].decode) == ["decode/0", "decode/1"]
 
 
-@pytest.mark.parametrize("twin", [address("decode", 0, port=2), address("decode", 1, port=1)])
-def test_the_same_worker_is_not_added_twice(twin: WorkerAddress) -> None:
-    registry = registry_of({"decode": 1})
-    with pytest.raises(Conflict, match=r"there is m/decode/0 at http://127.0.0.1:1 already"):
-        registry.add(twin)
-
-
 def test_a_worker_leaves_when_its_legs_have_ended() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     removed: list[Worker] = []
     registry.news.removed.add(removed.append)
-    with worker.lease():
+    with seat(worker):
         registry.remove(worker)
         registry.settle()
         assert (worker.state, removed) == ("draining", [])
@@ -474,35 +383,6 @@ def test_a_leaving_worker_makes_an_ejected_one_needed() -> None:
     eject(registry, registry.workers[0])
     registry.remove(registry.workers[1])
     assert states(registry) == ["suspect", "draining"]
-
-
-def test_slots_are_used_again_once_nobody_counts_in_them() -> None:
-    rows = Rows.create(Layout(["m"], []), 3, 2)
-    registry = Registry([address("decode", 0)], ["m"], "json", rows.loads(0))
-    elsewhere = rows.loads(1)
-    rows.close()
-    one, two = (registry.add(address("decode", index, port=index + 1)) for index in (1, 2))
-    assert [one.slot, two.slot] == [1, 2]
-    full = "there are 3 workers, and no more can be added"
-    with pytest.raises(Conflict, match=full):
-        registry.add(address("decode", 3, port=4))
-    elsewhere[1].own_legs[0] = 1
-    for worker in (one, two):
-        registry.remove(worker)
-    registry.settle()
-    assert names(registry.workers) == ["decode/0", "decode/1"]
-    assert registry.add(address("decode", 3, port=4)).slot == 2
-    elsewhere[1].own_legs[0] = 0
-    registry.settle()
-    assert registry.add(address("decode", 4, port=5)).slot == 1
-
-
-def test_a_worker_is_heard_by_all_processes() -> None:
-    one, two = processes_of(2)
-    one.workers[0].note_heard(1234.5)
-    two.workers[0].note_heard(1233.5)
-    assert [registry.workers[0].heard for registry in (one, two)] == [1234.5, 1234.5]
-    assert two.workers[1].heard == 0.0
 
 
 # --- whatever happens ---------------------------------------------------------------------------
