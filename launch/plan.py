@@ -1,4 +1,7 @@
-"""From the config to the processes: pure. `up`, `up --dry-run`, `plan` and `worker` all take it from here."""
+"""A plan says which processes the config puts on this machine, and how each is started.
+
+It is made without a look at the machine: `up`, `up --dry-run`, `plan` and `worker` all take it from here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to start, in its own session, with the working directory of whoever starts it."""
+    """This starts a process, in a session of its own, in the working directory of whoever starts it."""
 
     name: str  # MODEL/ROLE/INDEX, or "orchestrator"
     role: Role | Literal["orchestrator"]
@@ -33,13 +36,13 @@ class ProcessSpec:
 
     @property
     def secret_env(self) -> frozenset[str]:
-        """Names in `env` whose values must not be shown."""
+        """Name those in `env` whose values must not be shown."""
         return frozenset(name for name in self.env if SECRET_NAME.search(name))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `up` starts on this machine."""
+    """`up` starts all of this on the machine that it runs on."""
 
     workers: tuple[ProcessSpec, ...]
     orchestrator: ProcessSpec
@@ -48,12 +51,12 @@ class Plan:
 
     @property
     def processes(self) -> tuple[ProcessSpec, ...]:
-        """In the order of their start."""
+        """Return all of them in the order of their start."""
         return (*self.workers, self.orchestrator)
 
 
 def make_plan(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> Plan:
-    """Everything that the file puts on this machine. Raises `PlanError`."""
+    """Return everything that the file puts on this machine. Raises `PlanError`."""
     if split_address(config.orchestrator.listen)[1] == 0:
         raise PlanError("orchestrator.listen has port 0: give a port, so that others can be told of it")
     managed = [address for address in worker_addresses(config) if address.is_managed]
@@ -69,7 +72,7 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
 def worker_specs(
     config: Config, around: Surroundings, only: Sequence[str] | None = None
 ) -> Mapping[str, ProcessSpec]:
-    """The managed workers by name, or those in `only`. Raises `PlanError`."""
+    """Return the managed workers by name, all or those in `only`. Raises `PlanError`."""
     pairs = list(zip(worker_places(config), worker_addresses(config), strict=True))
     gpus = _allot_gpus([place for place, address in pairs if address.is_managed])
     return {
@@ -116,14 +119,14 @@ def _orchestrator(
 def _worker(
     place: WorkerPlace, address: WorkerAddress, gpus: tuple[int, ...], around: Surroundings
 ) -> ProcessSpec:
-    engine = ENGINES[place.pool.engine]
-    start = engine(Worker(place, address, gpus, around))
+    worker = Worker(place, address, gpus, around)
+    command = ENGINES[place.pool.engine].command(worker)
     ports = (address.port, address.side_channel_port)
     return ProcessSpec(
         name=address.name,
         role=address.role,
-        argv=(around.python, *start.argv, *place.pool.args, *place.worker.args),
-        env=start.env,
+        argv=(around.python, *command.argv, *worker.user_args),
+        env=command.env,
         ready_url=f"{address.url}/health",
         listens=tuple((address.host, port) for port in ports if port is not None),
         log_name=_log_name(address),
@@ -132,21 +135,21 @@ def _worker(
 
 
 def _log_name(address: WorkerAddress) -> str:
-    """Different for different workers: the only plus signs are the model's slashes."""
+    """It differs from worker to worker: the only plus signs are the model's slashes."""
     model, role, index = address.name.rsplit("/", 2)
     return f"{quote(model, safe='/').replace('/', '+')}-{role}-{index}.log"
 
 
 def _allot_gpus(places: Sequence[WorkerPlace]) -> Mapping[str, tuple[int, ...]]:
-    """GPUs by worker: those that the file gives, and for the others the next free ones of their host."""
-    on_cuda = [place for place in places if place.pool.engine == "vllm" and place.pool.device == "cuda"]
+    """Give each worker the GPUs that the file names, the others the next free ones of their host."""
+    with_gpus = [place for place in places if ENGINES[place.pool.engine].takes_gpus(place.pool)]
     given: dict[str, set[int]] = defaultdict(set)
-    for place in on_cuda:
+    for place in with_gpus:
         given[machine(place.worker.host)].update(place.worker.gpus or ())
     free = {host: _free(taken) for host, taken in given.items()}
     return {
         place.name: tuple(place.worker.gpus or _take(free[machine(place.worker.host)], place))
-        for place in on_cuda
+        for place in with_gpus
     }
 
 

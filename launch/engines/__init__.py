@@ -1,11 +1,11 @@
-"""Engines, by the name that the config gives them."""
+"""Engines are listed here by the name that the config gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from launch.engines.base import Start, Worker
-from launch.engines.sim import _sim
-from launch.engines.vllm import _vllm
+from launch.engines.base import Engine
+from launch.engines.sim import Sim
+from launch.engines.vllm import VLLM
 
-ENGINES: Mapping[str, Callable[[Worker], Start]] = {"vllm": _vllm, "sim": _sim}
+ENGINES: Mapping[str, Engine] = {"vllm": VLLM(), "sim": Sim()}

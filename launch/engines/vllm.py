@@ -1,11 +1,12 @@
-"""vLLM."""
+"""vLLM is started as its OpenAI server, with Baton's plugin; prefill and decode hand over through NIXL."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 
-from launch.engines.base import WORKER_KEY_ENV, PlanError, Start, Worker
+from launch.engines.base import WORKER_KEY_ENV, Command, PlanError, Worker
+from orchestrator.config.options import PoolConfig
 from orchestrator.wire.info import Role
 
 OUR_PLUGIN = "baton"
@@ -21,14 +22,20 @@ _PARALLEL = (
 )
 
 
-def _vllm(worker: Worker) -> Start:
-    return Start([*_vllm_argv(worker)], _vllm_env(worker))
-
-
 # The executor that computes in the engine's own process. Under its short name, `uni`, vLLM replaces it on
 # CPUs by one with a process more, to bind threads by itself; here the environment says how many there are.
 # With that process two workers on two cores took 14 to 33 s for the first hand-off, with this one 0.3 s.
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+class VLLM:
+    """vLLM runs one engine per worker, on GPUs of its own or on the CPU."""
+
+    def takes_gpus(self, pool: PoolConfig) -> bool:
+        return pool.device == "cuda"
+
+    def command(self, worker: Worker) -> Command:
+        return Command([*_vllm_argv(worker)], _vllm_env(worker))
 
 
 def _vllm_argv(worker: Worker) -> Iterator[str]:
