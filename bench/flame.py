@@ -1,6 +1,6 @@
 """Where the orchestrator's microseconds go: py-spy's flame graphs, and a table by stage.
 
-    make profile                                    # or: .venv/bin/python bench/flame.py [--seconds N]
+    make profile                                    # or: .venv/bin/python -m bench.flame [--seconds N]
 
 Baton relays between two mock workers, on a core of its own, first small chats, then streams of 64 events. For
 each load py-spy samples it twice: bench/results/flame-LOAD.svg is the graph; from the second sampling comes
@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvloop
-from bodies import small_chat
-from cluster import Target, at_work, mock_workers, share_cores
-from load import Result, run_load
-from processes import ROOT, cpu_seconds
-from routers import ROUTERS
+
+from bench.compare.cluster import Target, at_work, mock_workers, share_cores
+from bench.compare.routers import ROUTERS
+from bench.shared.bodies import small_chat
+from bench.shared.load import Result, run_load
+from bench.shared.processes import ROOT, cpu_seconds
 
 RESULTS = ROOT / "bench/results"
 PY_SPY = Path(sys.executable).with_name("py-spy")

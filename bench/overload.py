@@ -1,6 +1,6 @@
 """Goodput under overload: of several times what the workers can serve, how much is still answered in time.
 
-    .venv/bin/python bench/overload.py [--loads 1,2,5] [--seconds 8] [--deadline 2]
+    .venv/bin/python -m bench.overload [--loads 1,2,5] [--seconds 8] [--deadline 2]
 
 A simulated prefill and a simulated decode worker, which serves so many requests at once and takes a stated
 time for each, behind the orchestrator. The capacity is measured with as many clients as there are seats, each
@@ -25,8 +25,8 @@ from random import Random
 
 import httpx
 import uvloop
-from processes import Failed, free_port, python, running
 
+from bench.shared.processes import Failed, free_port, python, running
 from launch.bench.client import Client
 from launch.bench.endpoint import Endpoint
 from launch.bench.measure import Run, Tally, measure

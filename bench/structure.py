@@ -1,6 +1,6 @@
 """The architecture is told here in figures: rooms, arrows between them, sizes, and the way of a request.
 
-    python bench/structure.py [--root CHECKOUT]... [--order "run app relay ... wire errors"]
+    python -m bench.structure [--root CHECKOUT]... [--order "run app relay ... wire errors"]
 
 A room is a folder of orchestrator/ or a module beside the folders; an arrow is an import, wherever it stands;
 the floors are the rooms of the longest chain of arrows, where a circle counts as one. An import points upward

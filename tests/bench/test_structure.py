@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import structure
-from structure import figures, imports, read_modules, request, rooms_of, side_by_side
+
+from bench import structure
+from bench.structure import figures, imports, read_modules, request, rooms_of, side_by_side
 
 FILES = {
     "__init__.py": "from shop.front import door",

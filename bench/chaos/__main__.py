@@ -1,0 +1,160 @@
+"""Breaks what can break, under load, and tells whether what is promised holds.
+
+    make chaos                                      # all of it; the table of docs/reliability.md
+    make chaos ARGS="--quick"                       # a part of it with fewer requests, for CI
+    make chaos ARGS="--only workers-kill cuts --requests 500"
+
+or `.venv/bin/python -m bench.chaos [OPTIONS]`. Four simulated prefill and four simulated decode workers, the
+orchestrator and `baton up` are processes of their own; every answer is known beforehand and judged word for
+word. The exit code is 1 if something does not hold. Times are figures of a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import uvloop
+
+from bench.chaos.kills import (
+    Scale,
+    launcher_stopped_and_killed,
+    launcher_terminated,
+    process,
+    rolling,
+    workers,
+)
+from bench.chaos.report import Outcome, Verdict, document_of, lines_of, table
+from bench.chaos.site import Pools
+from bench.chaos.streams import amplification, cancels, cuts
+from bench.chaos.times import times
+from bench.shared.machine import machine
+from bench.shared.processes import ROOT, Failed, raise_file_limit
+
+RESULTS = ROOT / "bench/results/chaos.json"
+PACKAGES = ("baton-serve", "uvicorn", "uvloop", "httptools")
+FULL = Scale(requests=2000, clients=32, cancels=2000, cuts=300, outage_s=10.0, seed=1)
+QUICK = Scale(requests=200, clients=32, cancels=200, cuts=20, outage_s=10.0, seed=1)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    run: Callable[[Pools, Scale], Awaitable[list[Verdict]]]
+    is_quick: bool = True
+    waits_for: str = ""  # what must be built before it can hold
+
+
+SCENARIOS = [
+    Scenario("cancels", cancels),
+    Scenario("workers-kill", partial(workers, number=signal.SIGKILL)),
+    Scenario("workers-term", partial(workers, number=signal.SIGTERM), is_quick=False),
+    Scenario("workers-stop", partial(workers, number=signal.SIGSTOP)),
+    Scenario("workers-rolling", rolling, is_quick=False),
+    Scenario("process-kill", partial(process, number=signal.SIGKILL)),
+    Scenario("process-term", partial(process, number=signal.SIGTERM)),
+    Scenario("process-stop", partial(process, number=signal.SIGSTOP), is_quick=False),
+    Scenario("launcher-term", launcher_terminated),
+    Scenario("launcher-stop-kill", launcher_stopped_and_killed, is_quick=False),
+    Scenario("cuts", cuts),
+    Scenario("amplification", amplification, is_quick=False),
+    Scenario("times", times, is_quick=False),
+]
+
+
+async def chaos(scenarios: Sequence[Scenario], scale: Scale) -> list[Outcome]:
+    """Shows each outcome when it is there. Raises `Failed` if the workers cannot be started."""
+    outcomes = []
+    async with Pools() as pools:
+        for scenario in scenarios:
+            outcomes.append(await _outcome(scenario, pools, scale))
+            print("\n".join(lines_of(outcomes[-1])), flush=True)
+    return outcomes
+
+
+async def _outcome(scenario: Scenario, pools: Pools, scale: Scale) -> Outcome:
+    if scenario.waits_for:
+        return Outcome(scenario.name, reason=scenario.waits_for)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        verdicts = await scenario.run(pools, scale)
+    except Failed as failed:
+        verdicts = [Verdict("it comes to its end", str(failed), False)]
+        await asyncio.gather(*(worker.restart() for worker in pools.workers))
+    return Outcome(scenario.name, verdicts, loop.time() - began)
+
+
+def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [scenario.name for scenario in SCENARIOS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--quick", action="store_true", help="fewer requests, no outage, no times")
+    parser.add_argument("--requests", type=int, help=f"of each load; {FULL.requests:,} if not given")
+    parser.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file")
+    return parser.parse_args(argv)
+
+
+def chosen(arguments: argparse.Namespace) -> list[Scenario]:
+    if arguments.only:
+        return [scenario for scenario in SCENARIOS if scenario.name in arguments.only]
+    return [scenario for scenario in SCENARIOS if scenario.is_quick or not arguments.quick]
+
+
+def scale_of(arguments: argparse.Namespace) -> Scale:
+    scale = replace(QUICK if arguments.quick else FULL, seed=arguments.seed)
+    return replace(scale, requests=arguments.requests) if arguments.requests else scale
+
+
+def _about(scale: Scale) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        **machine(),
+        **{name: version(name) for name in PACKAGES},
+        **asdict(scale),
+    }
+
+
+def _write(path: Path, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {**about, "outcomes": [document_of(outcome) for outcome in outcomes]}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    arguments = arguments_of()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
+    raise_file_limit()
+    scale = scale_of(arguments)
+    about = _about(scale)
+    print(", ".join(f"{name} {value}" for name, value in about.items()), "\n", flush=True)
+    try:
+        outcomes = uvloop.run(chaos(chosen(arguments), scale))
+    except Failed as failed:
+        sys.exit(f"chaos: {failed}")
+    print(f"\n{table(outcomes)}\n\n{arguments.output}")
+    _write(arguments.output, about, outcomes)
+    return 0 if all(verdict.holds is not False for outcome in outcomes for verdict in outcome.verdicts) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
