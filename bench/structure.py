@@ -12,7 +12,6 @@ a return or an await that goes on, if it leads to another file; the compiled for
 
 from __future__ import annotations
 
-import argparse
 import ast
 import os
 import statistics
@@ -23,7 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.shared.command import parser
+from bench.shared.processes import ROOT
+
 ORDER = (
     "run processes app relay failover legs control api routing loop http workers telemetry transport config "
     "wire errors"
@@ -59,12 +60,10 @@ print(len(set(path)), "files,", sum(a != b for a, b in zip(path, path[1:])), "mo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, action="append", help="a checkout; several become columns")
-    parser.add_argument("--order", default=ORDER, help="rooms from the top down; default: %(default)s")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--root", type=Path, action="append", help="a checkout; several become columns")
+    options.add_argument("--order", default=ORDER, help="rooms from the top down; default: %(default)s")
+    arguments = options.parse_args()
     roots = [root.resolve() for root in arguments.root or [ROOT]]
     columns = [figures(root / "orchestrator", arguments.order.split()) | request(root) for root in roots]
     print("\n".join(side_by_side([str(root) for root in roots], columns)))

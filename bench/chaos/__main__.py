@@ -1,4 +1,4 @@
-"""Breaks what can break, under load, and tells whether what is promised holds.
+"""This breaks what can break, under load, and tells whether what is promised holds.
 
     make chaos                                      # all of it; the table of docs/reliability.md
     make chaos ARGS="--quick"                       # a part of it with fewer requests, for CI
@@ -13,18 +13,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import shlex
 import signal
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import uvloop
 
@@ -36,14 +30,16 @@ from bench.chaos.kills import (
     rolling,
     workers,
 )
-from bench.chaos.report import Outcome, Verdict, document_of, lines_of, table
+from bench.chaos.report import Outcome, document_of, lines_of, table
 from bench.chaos.site import Pools
 from bench.chaos.streams import amplification, cancels, cuts
 from bench.chaos.times import times
-from bench.shared.machine import machine
-from bench.shared.processes import ROOT, Failed, raise_file_limit
+from bench.shared import record
+from bench.shared.command import parser, run
+from bench.shared.processes import Failed, raise_file_limit
+from bench.shared.verdict import Verdict
 
-RESULTS = ROOT / "bench/results/chaos.json"
+RESULTS = record.RESULTS / "chaos.json"
 PACKAGES = ("baton-serve", "uvicorn", "uvloop", "httptools")
 FULL = Scale(requests=2000, clients=32, cancels=2000, cuts=300, outage_s=10.0, seed=1)
 QUICK = Scale(requests=200, clients=32, cancels=200, cuts=20, outage_s=10.0, seed=1)
@@ -54,7 +50,6 @@ class Scenario:
     name: str
     run: Callable[[Pools, Scale], Awaitable[list[Verdict]]]
     is_quick: bool = True
-    waits_for: str = ""  # what must be built before it can hold
 
 
 SCENARIOS = [
@@ -75,7 +70,7 @@ SCENARIOS = [
 
 
 async def chaos(scenarios: Sequence[Scenario], scale: Scale) -> list[Outcome]:
-    """Shows each outcome when it is there. Raises `Failed` if the workers cannot be started."""
+    """Show each outcome when it is there. Raises `Failed` if the workers cannot be started."""
     outcomes = []
     async with Pools() as pools:
         for scenario in scenarios:
@@ -85,8 +80,6 @@ async def chaos(scenarios: Sequence[Scenario], scale: Scale) -> list[Outcome]:
 
 
 async def _outcome(scenario: Scenario, pools: Pools, scale: Scale) -> Outcome:
-    if scenario.waits_for:
-        return Outcome(scenario.name, reason=scenario.waits_for)
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:
@@ -98,16 +91,14 @@ async def _outcome(scenario: Scenario, pools: Pools, scale: Scale) -> Outcome:
 
 
 def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = parser(__doc__)
     names = [scenario.name for scenario in SCENARIOS]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--quick", action="store_true", help="fewer requests, no outage, no times")
-    parser.add_argument("--requests", type=int, help=f"of each load; {FULL.requests:,} if not given")
-    parser.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file")
-    return parser.parse_args(argv)
+    options.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    options.add_argument("--quick", action="store_true", help="fewer requests, no outage, no times")
+    options.add_argument("--requests", type=int, help=f"of each load; {FULL.requests:,} if not given")
+    options.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
+    options.add_argument("--output", type=Path, default=RESULTS, help="the JSON file")
+    return options.parse_args(argv)
 
 
 def chosen(arguments: argparse.Namespace) -> list[Scenario]:
@@ -121,40 +112,17 @@ def scale_of(arguments: argparse.Namespace) -> Scale:
     return replace(scale, requests=arguments.requests) if arguments.requests else scale
 
 
-def _about(scale: Scale) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
-        **machine(),
-        **{name: version(name) for name in PACKAGES},
-        **asdict(scale),
-    }
-
-
-def _write(path: Path, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {**about, "outcomes": [document_of(outcome) for outcome in outcomes]}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> int:
     arguments = arguments_of()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
     raise_file_limit()
     scale = scale_of(arguments)
-    about = _about(scale)
-    print(", ".join(f"{name} {value}" for name, value in about.items()), "\n", flush=True)
-    try:
-        outcomes = uvloop.run(chaos(chosen(arguments), scale))
-    except Failed as failed:
-        sys.exit(f"chaos: {failed}")
+    about = record.about(PACKAGES) | asdict(scale)
+    print(record.listed(about["machine"] | about["versions"] | asdict(scale)), "\n", flush=True)
+    outcomes = uvloop.run(chaos(chosen(arguments), scale))
     print(f"\n{table(outcomes)}\n\n{arguments.output}")
-    _write(arguments.output, about, outcomes)
+    record.write(arguments.output, {**about, "outcomes": [document_of(outcome) for outcome in outcomes]})
     return 0 if all(verdict.holds is not False for outcome in outcomes for verdict in outcome.verdicts) else 1
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    run("chaos", main)

@@ -1,4 +1,4 @@
-"""Clients that know the right answer: each request on a connection of its own, judged when it has ended."""
+"""Clients know the right answer: each request is on a connection of its own, judged when it has ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT = 240  # characters: 80 tokens of the simulated model
 
 
 class Answer:
-    """To one request, as it comes; a parser calls the methods."""
+    """An answer comes in pieces; a parser calls the methods."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -45,7 +45,7 @@ class Answer:
 
 
 class Connection:
-    """To one port of this machine, one request at a time. To be closed by whoever opened it."""
+    """It goes to one port, with one request at a time. Whoever opened it closes it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -62,7 +62,7 @@ class Connection:
     async def ask(
         self, path: str, body: bytes = b"", method: str = "", *, into: Answer | None = None
     ) -> Answer:
-        """The answer, or what came of it before the connection ended. `into` is filled meanwhile."""
+        """Return the answer, or what came of it before the connection ended. `into` is filled meanwhile."""
         answer = into or Answer()
         if self._writer.is_closing():  # the other side has ended it
             return answer
@@ -75,7 +75,7 @@ class Connection:
         return answer
 
     async def _read(self) -> bytes:
-        """Empty at the end, however it comes."""
+        """Return nothing at the end, however it comes."""
         try:
             return await self._reader.read(CHUNK)
         except ConnectionError:
@@ -83,7 +83,7 @@ class Connection:
 
 
 async def fetch(port: int, path: str, body: bytes = b"", method: str = "") -> Answer:
-    """On a connection of its own. Raises `Failed` if no answer comes."""
+    """Ask on a connection of its own. Raises `Failed` if no answer comes."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             connection = await Connection.open(port)
@@ -99,7 +99,7 @@ async def fetch(port: int, path: str, body: bytes = b"", method: str = "") -> An
 
 
 async def fetch_json(port: int, path: str) -> Any:
-    """Raises `Failed` for anything but 200."""
+    """Decode the answer. Raises `Failed` for anything but 200."""
     answer = await fetch(port, path)
     if answer.status != 200:
         raise Failed(f"{path} on port {port}: HTTP {answer.status} {answer.text[:200]}")
@@ -110,14 +110,14 @@ async def fetch_json(port: int, path: str) -> Any:
 
 
 def questions(random: Random, tokens: int) -> Iterator[Question]:
-    """Without end, no two alike: chats and completions in turn, half of them streams."""
+    """Yield chats and completions in turn, half of them streams, without end and no two alike."""
     kinds = cycle([(make, is_stream) for make in (chat, completion) for is_stream in (False, True)])
     for make, is_stream in kinds:
         yield make(text(random, PROMPT), tokens, is_stream=is_stream, model=MODEL)
 
 
 class End(StrEnum):
-    """Of a request."""
+    """A request ends in one of these ways."""
 
     RIGHT = "right"
     ERROR = "an error"
@@ -132,7 +132,7 @@ _ENDS = {outcome: End[outcome.name] for outcome in Outcome}
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one request. Times are the event loop's."""
+    """This came of one request. Times are the event loop's."""
 
     began: float
     ended: float
@@ -146,7 +146,7 @@ class Result:
 
 
 async def ask(port: int, question: Question, *, asks_process: bool = False) -> Result:
-    """Ask, and judge. `asks_process`: which process has the connection, before anything else."""
+    """Ask, and judge; with `asks_process`, ask first which process has the connection."""
     loop = asyncio.get_running_loop()
     began, answer, process = loop.time(), Answer(), None
 
@@ -181,7 +181,7 @@ def _judged(question: Question, answer: Answer, if_incomplete: End) -> tuple[End
 
 
 class Load:
-    """So many clients that ask one question after another; entered, they ask, and left, they have ended."""
+    """So many clients ask one question after another while the block runs; at its end they have ended."""
 
     def __init__(
         self, port: int, asked: Iterable[Question], clients: int, *, asks_process: bool = False
@@ -209,11 +209,11 @@ class Load:
 
     @property
     def open(self) -> int:
-        """Requests."""
+        """Count the requests that have no answer yet."""
         return self.begun - len(self.results)
 
     async def reach(self, count: int) -> None:
-        """Until so many requests have ended. Raises `Failed` if there are no more."""
+        """Return once so many requests have ended. Raises `Failed` if there are no more."""
         while len(self.results) < count:
             if all(task.done() for task in self._tasks):
                 raise Failed(f"only {len(self.results)} requests have ended, not {count}")

@@ -1,4 +1,4 @@
-"""Signals to workers, to a process of the orchestrator, and to the launcher, in the middle of a load."""
+"""Signals go to workers, to a process of the orchestrator, and to the launcher, in the middle of a load."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from random import Random
 from signal import Signals
 
 from bench.chaos.client import End, Load, Result, questions
-from bench.chaos.report import Verdict, none_failed, nothing, reasons, tally
+from bench.chaos.report import none_failed, nothing, reasons, tally
 from bench.chaos.site import IN_SERVICE, Orchestrator, Pools, Worker, launched, orchestrating, wait_for
+from bench.shared.verdict import Verdict
 
 TOKENS = 24  # of each answer
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is asked."""
+    """So much is asked."""
 
     requests: int
     clients: int
@@ -37,7 +38,7 @@ def load_of(orchestrator: Orchestrator, scale: Scale, *, asks_process: bool = Fa
 
 
 def explain(results: Sequence[Result]) -> None:
-    """Why requests failed, for whoever looks for the fault."""
+    """Tell whoever looks for the fault why requests failed."""
     for reason in reasons(results):
         print(f"    {reason}", file=sys.stderr, flush=True)
 
@@ -92,7 +93,7 @@ async def _bring_back(victim: Worker, number: Signals) -> None:
 
 
 async def _given_back(orchestrator: Orchestrator) -> Verdict:
-    """Of leases only leaked ones: those of a worker that was killed are kept until their time is over."""
+    """Of leases only leaked ones count: those of a killed worker are kept until their time is over."""
     held: dict[str, int] = {}
 
     async def is_nothing_held() -> bool:
@@ -131,7 +132,7 @@ async def _is_replaced(orchestrator: Orchestrator, victim: int) -> bool:
 
 
 def was_open_in(result: Result, process: int, struck: float) -> bool:
-    """Whether a request was in this process at that time. Its connection may have been: nobody can tell."""
+    """Say whether a request was in this process then, or may have been: its connection may be unknown."""
     return result.began <= struck <= result.ended and result.process in (process, None)
 
 

@@ -1,39 +1,26 @@
-"""What must hold, whether it did, and how that is shown."""
+"""A scenario has its verdicts, which are shown to people and to programs."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.chaos.client import Result
+from bench.shared.verdict import Verdict
 
 SHOWN = 3  # reasons
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What must hold, what was found in words, and whether that is good enough; None if there is no goal."""
-
-    goal: str
-    found: str
-    holds: bool | None
-
-    @property
-    def mark(self) -> str:
-        return {True: "holds", False: "DOES NOT HOLD", None: "-"}[self.holds]
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """Of one scenario. `reason`, if it was not run."""
+    """A scenario came to these verdicts."""
 
     scenario: str
-    verdicts: Sequence[Verdict] = ()
-    seconds: float = 0.0
-    reason: str = ""
+    verdicts: Sequence[Verdict]
+    seconds: float
 
 
 def none_failed(results: Sequence[Result], when: str) -> Verdict:
@@ -41,7 +28,7 @@ def none_failed(results: Sequence[Result], when: str) -> Verdict:
 
 
 def within(goal: str, seconds: Sequence[float], limit_s: float) -> Verdict:
-    """The median of some times, and its limit."""
+    """The median of some times is within a limit."""
     median, longest = statistics.median(seconds), max(seconds)
     more = f" (longest of {len(seconds)}: {longest * 1e3:,.0f} ms)" if len(seconds) > 1 else ""
     return Verdict(
@@ -50,7 +37,7 @@ def within(goal: str, seconds: Sequence[float], limit_s: float) -> Verdict:
 
 
 def nothing(goal: str, found: Mapping[str, int]) -> Verdict:
-    """All of these numbers are 0."""
+    """All of these numbers must be 0."""
     left = {name: number for name, number in found.items() if number}
     return Verdict(
         goal, ", ".join(f"{number} {name}" for name, number in left.items()) or "nothing", not left
@@ -58,7 +45,7 @@ def nothing(goal: str, found: Mapping[str, int]) -> Verdict:
 
 
 def tally(results: Sequence[Result]) -> str:
-    """How many failed, and of what."""
+    """Say how many failed, and of what."""
     failed = [result for result in results if result.has_failed]
     kinds = Counter(str(result.end) for result in failed)
     because = f" ({', '.join(f'{count} {end}' for end, count in kinds.most_common())})" if failed else ""
@@ -66,7 +53,7 @@ def tally(results: Sequence[Result]) -> str:
 
 
 def reasons(results: Sequence[Result]) -> list[str]:
-    """The most frequent ones."""
+    """Return the most frequent reasons."""
     found = Counter(
         f"{result.end}: {' '.join(result.why.split())}" for result in results if result.has_failed
     )
@@ -74,25 +61,18 @@ def reasons(results: Sequence[Result]) -> list[str]:
 
 
 def lines_of(outcome: Outcome) -> list[str]:
-    """For a terminal."""
-    if outcome.reason:
-        return [f"{outcome.scenario}: not run: {outcome.reason}"]
+    """Show an outcome on a terminal."""
     head = f"{outcome.scenario} ({outcome.seconds:.0f} s)"
     return [head, *(f"  {v.mark:<14} {v.goal}: {v.found}" for v in outcome.verdicts)]
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """In Markdown, without what was not run."""
+    """Show all in Markdown."""
     rows = [(outcome.scenario, v.goal, v.found, v.mark) for outcome in outcomes for v in outcome.verdicts]
     head = ("scenario", "what must hold", "found", "")
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
 
 
 def document_of(outcome: Outcome) -> dict[str, Any]:
-    verdicts = [{"goal": v.goal, "found": v.found, "holds": v.holds} for v in outcome.verdicts]
-    return {
-        "scenario": outcome.scenario,
-        "seconds": round(outcome.seconds, 1),
-        "verdicts": verdicts,
-        "not_run": outcome.reason or None,
-    }
+    verdicts = [asdict(verdict) for verdict in outcome.verdicts]
+    return {"scenario": outcome.scenario, "seconds": round(outcome.seconds, 1), "verdicts": verdicts}

@@ -1,4 +1,4 @@
-"""What there is to break: simulated workers, orchestrators and `baton up`, each a process of its own."""
+"""There is this to break: simulated workers, orchestrators and `baton up`, each a process of its own."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from bench.chaos.client import fetch, fetch_json
-from bench.shared.bodies import MODEL
-from bench.shared.processes import Failed, free_port, python, running
+from bench.shared.baton import baton, config, metrics, sim_worker, urls
+from bench.shared.processes import Failed, free_port
 
 ROLES = ("prefill", "decode")
 IN_SERVICE = {"ready", "suspect", "probing"}  # probing: it gets requests one at a time, when there are any
 EACH = 4  # workers
 WAIT_LIMIT_S = 60.0
+Change = Callable[[], Awaitable[None]]
 LOOK_EVERY_S = 0.01
 # A prompt of 80 tokens takes 8 ms, its transfer 4, a token of the answer 5: long enough to be in every phase.
 LATENCY = {"prefill_us_per_token": 100.0, "transfer_us_per_token": 50.0, "decode_ms_per_token": 5.0}
@@ -37,7 +35,7 @@ HELD = ("baton_requests_in_flight", "baton_worker_in_flight", "baton_kv_leases",
 
 
 class Worker:
-    """A simulated worker that can be started again at the same place."""
+    """A simulated worker can be started again at the same place."""
 
     def __init__(self, role: str, port: int, side_channel: int) -> None:
         self.role = role
@@ -46,26 +44,18 @@ class Worker:
         self._stack = ExitStack()
         self._pid: int | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
     async def start(self) -> None:
-        """Returns when it listens."""
-        self._pid = await asyncio.to_thread(self._stack.enter_context, running(self._command(), self.port))
-
-    def _command(self) -> list[str]:
-        ports = ("--port", str(self.port), "--side-channel-port", str(self._side_channel))
-        return python(
-            "-m", "worker.sim", "--model-name", MODEL, "--role", self.role, *ports, *LATENCY_OPTIONS
-        )
+        """Return when it listens."""
+        options = ("--role", self.role, "--side-channel-port", str(self._side_channel), *LATENCY_OPTIONS)
+        started = sim_worker(*options, port=self.port)
+        self._pid = (await asyncio.to_thread(self._stack.enter_context, started)).pid
 
     def signal(self, number: signal.Signals) -> None:
         assert self._pid is not None
         os.kill(self._pid, number)
 
     async def restart(self) -> None:
-        """Whatever has become of it."""
+        """Start it anew, whatever has become of it."""
         await self.stop()
         await self.start()
 
@@ -86,7 +76,7 @@ class Worker:
         await fetch(self.port, "/sim/faults", method="DELETE")
 
     async def running(self) -> int:
-        """Requests."""
+        """Count the requests that it serves."""
         page = (await fetch(self.port, "/metrics")).text
         samples = [line for line in page.splitlines() if line.startswith(RUNNING)]
         return int(sum(float(line.rpartition(" ")[2]) for line in samples))
@@ -102,7 +92,7 @@ class Worker:
 
 
 class Pools:
-    """Workers of both roles."""
+    """There are workers of both roles."""
 
     def __init__(self) -> None:
         self.prefill, self.decode = (
@@ -121,12 +111,12 @@ class Pools:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
     async def held(self) -> dict[str, int]:
-        """Of all workers."""
+        """Add up what all workers hold."""
         found = await asyncio.gather(*(worker.held() for worker in self.workers))
         return {name: sum(held[name] for held in found) for name in found[0]}
 
     async def wait_idle(self) -> None:
-        """Until what others left behind has expired."""
+        """Return once what others left behind has expired."""
 
         async def is_idle() -> bool:
             return not any((await self.held()).values())
@@ -135,14 +125,14 @@ class Pools:
 
 
 class Orchestrator:
-    """One that runs: its ports, and what it says of itself."""
+    """An orchestrator runs; its pages say how it is."""
 
     def __init__(self, port: int, admin: int) -> None:
         self.port = port
         self._admin = admin
 
     async def wait_ready(self, processes: int, workers: int) -> None:
-        """Until all its processes serve, and so many workers are in service."""
+        """Return once all its processes serve, and so many workers are in service."""
 
         async def is_ready() -> bool:
             states = [process["state"] for process in await self.processes()]
@@ -159,45 +149,32 @@ class Orchestrator:
         return found
 
     async def worker_states(self) -> dict[int, str]:
-        """By port."""
+        """Return the workers' states by port."""
         workers = await fetch_json(self._admin, "/admin/workers")
         return {worker["address"]["port"]: worker["state"] for worker in workers}
 
     async def metrics(self) -> dict[str, float]:
-        """Sums over all labels, by the names of the families."""
-        page = (await fetch(self._admin, "/metrics")).text
-        families = text_string_to_metric_families(page)
-        return {
-            family.name: sum(
-                sample.value for sample in family.samples if not sample.name.endswith("_created")
-            )
-            for family in families
-            if family.type in ("counter", "gauge")
-        }
+        return metrics((await fetch(self._admin, "/metrics")).text)
 
     async def held(self) -> dict[str, int]:
-        metrics = await self.metrics()
-        return {name.removeprefix("baton_").replace("_", " "): int(metrics[name]) for name in HELD}
+        found = await self.metrics()
+        return {name.removeprefix("baton_").replace("_", " "): int(found[name]) for name in HELD}
 
 
 @asynccontextmanager
 async def orchestrating(pools: Pools, processes: int = 1) -> AsyncIterator[Orchestrator]:
-    """In front of all the workers, ready. What it started has ended at the end."""
+    """Run one in front of all the workers, and yield it once it is ready."""
     port, admin = free_port(), free_port()
-    config = {
-        "orchestrator": _listening(port, admin, processes),
-        "models": [
-            {"name": MODEL, **{role: {"urls": [w.url for w in getattr(pools, role)]} for role in ROLES}}
-        ],
-    }
-    with _at_work("orchestrator", config, port):
+    workers = {role: urls(*(worker.port for worker in getattr(pools, role))) for role in ROLES}
+    document = config(port, workers, admin=f"127.0.0.1:{admin}", processes=processes)
+    with baton("orchestrator", document, port):
         orchestrator = Orchestrator(port, admin)
         await orchestrator.wait_ready(processes, len(pools.workers))
         yield orchestrator
 
 
 class Launcher:
-    """`baton up` with an orchestrator and workers of its own."""
+    """`baton up` has an orchestrator and workers of its own."""
 
     def __init__(self, pid: int, marker: str, orchestrator: Orchestrator) -> None:
         self.pid = pid
@@ -208,7 +185,7 @@ class Launcher:
         os.kill(self.pid, number)
 
     async def wait_gone(self) -> int:
-        """How many processes it started are left: waits for there to be none."""
+        """Wait for the end of all that it started; return how many are left after the limit."""
         with contextlib.suppress(Failed):
             await wait_for(self._is_gone, "the end of all processes")
         return len(set(marked(self._marker)))
@@ -219,22 +196,14 @@ class Launcher:
 
 @asynccontextmanager
 async def launched() -> AsyncIterator[Launcher]:
-    """Ready."""
+    """Run `baton up`, and yield it once its orchestrator is ready."""
     port, admin = free_port(), free_port()
-    config = {
-        "orchestrator": _listening(port, admin),
-        "models": [{"name": MODEL, **{role: _simulated_pool() for role in ROLES}}],
-    }
+    document = config(port, {role: _simulated_pool() for role in ROLES}, admin=f"127.0.0.1:{admin}")
     marker = uuid4().hex
-    with _at_work("up", config, port, marker) as pid:
+    with baton("up", document, port, env={MARKER: marker}) as process:
         orchestrator = Orchestrator(port, admin)
         await orchestrator.wait_ready(1, len(ROLES) * EACH)
-        yield Launcher(pid, marker, orchestrator)
-
-
-def _listening(port: int, admin: int, processes: int = 1) -> dict[str, Any]:
-    addresses = {"listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
-    return {**addresses, "processes": processes}
+        yield Launcher(process.pid, marker, orchestrator)
 
 
 def _simulated_pool() -> dict[str, Any]:
@@ -242,19 +211,10 @@ def _simulated_pool() -> dict[str, Any]:
     return {"engine": "sim", "workers": workers, "sim": LATENCY}
 
 
-@contextmanager
-def _at_work(command: str, config: Mapping[str, Any], port: int, marker: str = "") -> Iterator[int]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "chaos.yaml")
-        path.write_text(json.dumps(config))
-        with running(python("-m", "launch.cli", command, str(path)), port, env={MARKER: marker}) as pid:
-            yield pid
-
-
 async def wait_for(
     condition: Callable[[], Awaitable[object]], what: str, limit_s: float = WAIT_LIMIT_S
 ) -> float:
-    """Ask until `condition` is true; how many seconds that took. Raises `Failed` after the limit.
+    """Ask until `condition` is true; return how many seconds that took. Raises `Failed` after the limit.
 
     Who does not answer is asked again: it may be starting, or ending.
     """
@@ -270,7 +230,7 @@ async def wait_for(
 
 
 def marked(marker: str) -> Iterator[int]:
-    """Processes with this in their environment. A zombie has none."""
+    """Yield the processes that have this in their environment. A zombie has none."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended, or is not ours
             if marker.encode() in path.read_bytes():

@@ -1,22 +1,23 @@
-"""Clients that leave in every phase, streams that are cut at any token, and what an outage costs in legs."""
+"""Clients leave in every phase, streams are cut at any token, and outages cost legs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from random import Random
 from typing import Any
 
 from bench.chaos.client import Load, fetch, questions
 from bench.chaos.kills import Scale, explain
-from bench.chaos.report import Verdict, nothing
+from bench.chaos.report import nothing
 from bench.chaos.report import tally as counted
-from bench.chaos.site import Orchestrator, Pools, Worker, orchestrating
+from bench.chaos.site import Change, Orchestrator, Pools, Worker, orchestrating
 from bench.shared.processes import Failed
+from bench.shared.verdict import Verdict
 from bench.soak.load import Cancel, Phase, Request, Tally, kinds, run_load
 from worker.sim.questions import Outcome, Question, WrongAnswer, events_of, judge
 
@@ -28,12 +29,17 @@ GRACE_S = 1.0  # after the last cancel
 BATCH = 12  # streams at a time, of which some are cut
 EACH = 2  # cuts by one worker in a batch
 CUT_TOKENS = 32
-CUTS = [{"kind": "reset"}, {"kind": "truncate", "clean": False}, {"kind": "truncate", "clean": True}]
+CUTS: list[dict[str, Any]] = [
+    {"kind": "reset"},
+    {"kind": "truncate", "clean": False},
+    {"kind": "truncate", "clean": True},
+]
 MOST_STREAMS = 20  # for each cut that is wanted: who has just lost a leg may be spared for a moment
 DONE = "data: [DONE]\n\n"
 
 CROWD = 80  # clients: more than 64 requests are always open
 CROWD_TOKENS = 100  # of each answer: half a second at least
+REFUSAL = {"kind": "error", "status": 503, "leg": "decode"}
 LIMIT = 1.25  # legs sent for each that was needed
 LEGS = 2  # that a request needs
 
@@ -66,7 +72,7 @@ async def cancels(pools: Pools, scale: Scale) -> list[Verdict]:
 
 
 def cancelled(random: Random) -> Iterator[Request]:
-    """Without end: requests that are given up at some moment of some phase."""
+    """Yield, without end, requests that are given up at some moment of some phase."""
     of = [kind for kind in kinds() if kind.name in CANCELLED]
     while True:
         yield Request(random.choice(of), False, _cancel(random))
@@ -98,7 +104,7 @@ async def cuts(pools: Pools, scale: Scale) -> list[Verdict]:
 
 
 def _with_usage(question: Question) -> Question:
-    """Which is compared, too."""
+    """Ask for the usage, which is compared, too."""
     return replace(question, body={**question.body, "stream_options": {"include_usage": True}})
 
 
@@ -108,18 +114,18 @@ async def _arm(worker: Worker, random: Random) -> None:
 
 
 async def _disarm(worker: Worker) -> int:
-    """How many legs it has cut."""
-    struck = sum(fault["struck"] for fault in await worker.faults())
+    """Return how many legs it has cut."""
+    struck = sum(int(fault["struck"]) for fault in await worker.faults())
     await worker.clear_faults()
     return struck
 
 
 async def _answers(orchestrator: Orchestrator, batch: Sequence[Question]) -> list[object]:
-    return await asyncio.gather(*(_answer(orchestrator.port, question) for question in batch))
+    return [*await asyncio.gather(*(_answer(orchestrator.port, question) for question in batch))]
 
 
 async def _answer(port: int, question: Question) -> list[dict[str, Any]] | str:
-    """The events of the stream, without what is another each time; or why it is not the right one."""
+    """Return the events of the stream, without what is another each time; or why it is not the right one."""
     try:
         answer = await fetch(port, question.path, json.dumps(question.body).encode())
         if judge(question, answer.status, answer.text) is not Outcome.RIGHT:
@@ -130,7 +136,7 @@ async def _answer(port: int, question: Question) -> list[dict[str, Any]] | str:
 
 
 def lasting(event: dict[str, Any]) -> dict[str, Any]:
-    """Of the usage all but how much a worker had in its cache."""
+    """Leave out ids, times, and how much a worker had in its cache."""
     usage = event.get("usage")
     if usage is not None:
         usage = {name: value for name, value in usage.items() if name != "prompt_tokens_details"}
@@ -140,50 +146,41 @@ def lasting(event: dict[str, Any]) -> dict[str, Any]:
 # --- amplification ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Outage:
+    """Something is out of order between `begin` and `end`."""
+
+    what: str
+    begin: Change
+    end: Change
+
+
 async def amplification(pools: Pools, scale: Scale) -> list[Verdict]:
-    """Legs sent for each that was needed while something is out of order."""
+    """Count the legs sent for each that was needed while something is out of order."""
+    victims = (pools.prefill[0], pools.decode[0])
     half = pools.decode[: len(pools.decode) // 2]
-    return [
-        await _amplified(pools, scale, Killed([pools.prefill[0], pools.decode[0]])),
-        await _amplified(pools, scale, Faulty(half, {"kind": "error", "status": 503, "leg": "decode"})),
-    ]
 
-
-class Killed:
-    """These workers are not there."""
-
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        self._workers = workers
-
-    def __str__(self) -> str:
-        return "one of 4 prefill and one of 4 decode workers killed"
-
-    async def begin(self) -> None:
-        for worker in self._workers:
+    async def kill() -> None:
+        for worker in victims:
             worker.signal(signal.SIGKILL)
 
-    async def end(self) -> None:
-        await asyncio.gather(*(worker.restart() for worker in self._workers))
+    async def restart() -> None:
+        await asyncio.gather(*(worker.restart() for worker in victims))
+
+    async def refuse() -> None:
+        await asyncio.gather(*(worker.add_faults(REFUSAL) for worker in half))
+
+    async def serve() -> None:
+        await asyncio.gather(*(worker.clear_faults() for worker in half))
+
+    outages = [
+        Outage("one of 4 prefill and one of 4 decode workers killed", kill, restart),
+        Outage("two of 4 decode workers answer every leg with 503", refuse, serve),
+    ]
+    return [await _amplified(pools, scale, outage) for outage in outages]
 
 
-class Faulty:
-    """These workers commit a fault in each of their legs."""
-
-    def __init__(self, workers: Sequence[Worker], fault: Mapping[str, Any]) -> None:
-        self._workers = workers
-        self._fault = fault
-
-    def __str__(self) -> str:
-        return "two of 4 decode workers answer every leg with 503"
-
-    async def begin(self) -> None:
-        await asyncio.gather(*(worker.add_faults(self._fault) for worker in self._workers))
-
-    async def end(self) -> None:
-        await asyncio.gather(*(worker.clear_faults() for worker in self._workers))
-
-
-async def _amplified(pools: Pools, scale: Scale, outage: Killed | Faulty) -> Verdict:
+async def _amplified(pools: Pools, scale: Scale, outage: Outage) -> Verdict:
     async with orchestrating(pools) as orchestrator:
         async with Load(orchestrator.port, questions(Random(scale.seed), CROWD_TOKENS), CROWD) as load:
             await load.reach(CROWD)
@@ -195,13 +192,12 @@ async def _amplified(pools: Pools, scale: Scale, outage: Killed | Faulty) -> Ver
             load.stop()
         explain(load.results)
     factor = legs / (LEGS * begun)
-    goal = (
-        f"{outage} for {scale.outage_s:.0f} s, {CROWD} requests open: below {LIMIT} legs sent for each needed"
-    )
+    when = f"{outage.what} for {scale.outage_s:.0f} s, {CROWD} requests open"
+    goal = f"{when}: below {LIMIT} legs sent for each needed"
     return Verdict(goal, f"{factor:.3f}; {counted(load.results)} fail", factor < LIMIT)
 
 
 async def _legs(orchestrator: Orchestrator) -> int:
-    """Sent so far; those for which no connection was there to send them on are none."""
+    """Count the legs sent so far; without a connection to send it on one is not sent."""
     metrics = await orchestrator.metrics()
     return int(metrics["baton_upstream_connects"] + metrics["baton_upstream_reuses"])

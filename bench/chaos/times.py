@@ -1,28 +1,27 @@
-"""How soon the orchestrator knows: figures of a machine that does nothing else."""
+"""These times tell how soon the orchestrator knows; they are of a machine that does nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
-from collections.abc import Awaitable, Callable
 from itertools import islice
 from random import Random
 
 from bench.chaos.client import Answer, Connection, Load, fetch, questions
 from bench.chaos.kills import TOKENS, Scale
-from bench.chaos.report import Verdict, within
-from bench.chaos.site import IN_SERVICE, Orchestrator, Pools, Worker, orchestrating, wait_for
+from bench.chaos.report import within
+from bench.chaos.site import IN_SERVICE, Change, Orchestrator, Pools, Worker, orchestrating, wait_for
+from bench.shared.verdict import Verdict
 
 RESETS = [{"kind": "reset", "leg": leg} for leg in ("any", "health")]
 LEFT = 20  # streams
 LONG = 1000  # tokens of a stream that is left
 ASKED = 50  # requests while nobody decodes
-Change = Callable[[], Awaitable[None]]
 
 
 async def times(pools: Pools, scale: Scale) -> list[Verdict]:
-    """From an event to what follows from it, as a client or the admin API sees it."""
+    """Measure from an event to what follows from it, as a client or the admin API sees it."""
     async with orchestrating(pools) as orchestrator:
         return [
             await _cancellation(orchestrator, pools, scale),
@@ -115,7 +114,7 @@ async def _pool_gone(orchestrator: Orchestrator, pools: Pools, scale: Scale) -> 
 
 
 async def _refusal(orchestrator: Orchestrator, scale: Scale) -> float:
-    """How long the answer takes; endless if it is another one."""
+    """Return how long the answer takes; without end if it is another one."""
     question = next(islice(questions(Random(scale.seed), TOKENS), 1))
     loop = asyncio.get_running_loop()
     began = loop.time()

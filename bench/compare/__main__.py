@@ -1,4 +1,4 @@
-"""Baton beside the routers that do the same job, on the same machine, in one run.
+"""Baton runs beside the routers that do the same job, on the same machine, in one run.
 
     make bench                                   # all of it, close to half an hour
     make bench ARGS="--quick"                    # two rounds of one second
@@ -22,125 +22,82 @@ peers are installed by `make bench` from bench/compare/peers.txt into .venv-benc
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import signal
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from bench.compare.cluster import share_cores
 from bench.compare.comparison import Row, compare
 from bench.compare.goals import GOALS, outcome
 from bench.compare.plot import save_plot
 from bench.compare.report import goals_table, outcome_document, table, workload_document
 from bench.compare.routers import ROUTERS, versions
 from bench.compare.workloads import WORKLOADS
-from bench.shared.machine import machine
-from bench.shared.processes import ROOT, raise_file_limit
-
-RESULTS = ROOT / "bench/results"
-
+from bench.shared import record
+from bench.shared.command import measured, parser, positive, run
+from bench.shared.cores import share_cores
+from bench.shared.processes import raise_file_limit
 
 Measured = dict[str, dict[str, Row]]  # by workload, by router
 
 
 def main() -> int:
-    arguments = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
-    document = _about(arguments)
-    measured = _measure(arguments, document)
-    outcomes = [outcome(goal, measured) for goal in GOALS]
+    options = _options()
+    document = {
+        **record.about(()),
+        "versions": versions(),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "workloads": [],
+        "goals": [],
+    }
+    rows = _measure(options, document)
+    outcomes = [outcome(goal, rows) for goal in GOALS]
     print(goals_table(outcomes))
     document["goals"] = [outcome_document(one) for one in outcomes]
-    _write(document, arguments.output)
-    if not any(row.samples for rows in measured.values() for row in rows.values()):
+    record.write(options.output, document)
+    if not any(row.samples for by_router in rows.values() for row in by_router.values()):
         _say("nothing was measured")
         return 1
-    plot = arguments.output.with_suffix(".svg")
+    plot = options.output.with_suffix(".svg")
     save_plot(document["workloads"], plot)
-    print(f"\n{arguments.output} and {plot.name}")
+    print(f"\n{options.output} and {plot.name}")
     return 0
 
 
-def _measure(arguments: argparse.Namespace, document: dict[str, Any]) -> Measured:
+def _measure(options: Any, document: dict[str, Any]) -> Measured:
     """Print each workload's table and write what there is so far: the rest may be interrupted."""
     raise_file_limit()
     cores = share_cores()
     if cores.router == cores.other:
         _say("only one core: the load takes time from the routers, expect wide spreads")
-    routers = _chosen(arguments.routers, ROUTERS)
-    options = {"cores": cores, "rounds": arguments.rounds, "seconds": arguments.seconds}
-    measured: Measured = {}
-    for workload in _chosen(arguments.only, WORKLOADS):
-        rows = compare(workload, routers, **options, say=_say)
-        measured[workload.name] = {row.router: row for row in rows}
+    routers = _chosen(options.routers, ROUTERS)
+    found: Measured = {}
+    for workload in _chosen(options.only, WORKLOADS):
+        rows = compare(
+            workload, routers, cores=cores, rounds=options.rounds, seconds=options.seconds, say=_say
+        )
+        found[workload.name] = {row.router: row for row in rows}
         print(f"\n{table(workload, rows)}\n", flush=True)
         document["workloads"].append(workload_document(workload, rows))
-        _write(document, arguments.output)
-    return measured
+        record.write(options.output, document)
+    return found
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = [workload.name for workload in WORKLOADS]
-    routers = [router.name for router in ROUTERS]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="WORKLOAD", help=", ".join(names))
-    parser.add_argument("--routers", nargs="+", choices=routers, metavar="ROUTER", help=", ".join(routers))
-    parser.add_argument("--rounds", type=_positive, help="default: 5, or 2 with --quick")
-    parser.add_argument(
-        "--seconds",
-        type=_positive,
-        help="of load, five times that for latency; default: 2, or 1 with --quick",
-    )
-    parser.add_argument("--quick", action="store_true", help="a look, not a measurement")
-    parser.add_argument("--output", type=Path, help="the JSON file; default: bench/results/compare-DATE.json")
-    arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
-    arguments.seconds = arguments.seconds or (1 if arguments.quick else 2)
-    arguments.output = arguments.output or RESULTS / f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    return arguments
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+def _options() -> Any:
+    options = parser(__doc__)
+    workloads, routers = ([one.name for one in all_of] for all_of in (WORKLOADS, ROUTERS))
+    add = options.add_argument
+    add("--only", nargs="+", choices=workloads, metavar="WORKLOAD", help=", ".join(workloads))
+    add("--routers", nargs="+", choices=routers, metavar="ROUTER", help=", ".join(routers))
+    return measured(options, "compare", "of load, five times that for latency", positive)
 
 
 def _chosen(names: list[str] | None, everything: list[Any]) -> list[Any]:
     return [one for one in everything if names is None or one.name in names]
 
 
-def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(),
-        "versions": versions(),
-        "rounds": arguments.rounds,
-        "seconds": arguments.seconds,
-        "workloads": [],
-        "goals": [],
-    }
-
-
-def _write(document: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    run("compare", main)

@@ -1,4 +1,4 @@
-"""Every router on a workload, in interleaved rounds."""
+"""Every router gets each workload, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from functools import partial
 
 import httpx
 
-from bench.compare.cluster import Cores, Target, Workers, at_work, mock_workers
-from bench.compare.measures import Sample
+from bench.compare.cluster import Target, Workers, at_work, mock_workers
 from bench.compare.routers import Router
 from bench.compare.workloads import Workload
+from bench.shared.cores import Cores
+from bench.shared.figures import Sample
 from bench.shared.processes import Failed
-
-READY_LIMIT_S = 60.0
 
 
 @dataclass
 class Row:
-    """A router on a workload: a sample per round, or the reason why there is no figure."""
+    """A router has a sample per round of a workload, or the reason why it has no figure."""
 
     router: str
     samples: list[Sample] = field(default_factory=list)
@@ -34,7 +33,7 @@ Say = Callable[[str], None]
 def compare(
     workload: Workload, routers: list[Router], *, cores: Cores, rounds: int, seconds: int, say: Say
 ) -> list[Row]:
-    """A row per router. Rounds are interleaved, so that what disturbs the machine disturbs all of them.
+    """Return a row per router. Rounds are interleaved, so that what disturbs one of them disturbs all.
 
     A router that fails once is not tried again and has no figure.
     """

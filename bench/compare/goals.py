@@ -1,4 +1,4 @@
-"""The CPU budget: ratios of figures that one run has measured side by side."""
+"""The CPU budget limits ratios of figures that one run has measured side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rows = Mapping[str, Mapping[str, Row]]  # by workload, by router
 
 @dataclass(frozen=True)
 class Goal:
-    """Baton's figure at most `limit` times another router's, or at most `limit` where there is no other."""
+    """Baton's figure is to be at most `limit` times the other's, or at most `limit` if there is no other."""
 
     what: str
     workload: str
@@ -63,7 +63,7 @@ GOALS = [*BUDGET, *(replace(goal, ours="baton-compiled") for goal in BUDGET if g
 
 
 def outcome(goal: Goal, rows: Rows) -> Outcome:
-    """Round by round: in a round the routers are measured shortly after each other."""
+    """Compare round by round: in a round the routers are measured shortly after each other."""
     names = [goal.ours, *([goal.other] if goal.other else [])]
     for name in names:
         row = rows.get(goal.workload, {}).get(name)

@@ -1,4 +1,4 @@
-"""Streams that are opened and then held: each has delivered its first event and stays silent."""
+"""Streams are opened and then held: each has delivered its first event and stays silent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from bench.shared.load import post
 from bench.shared.processes import Failed
 
 AT_ONCE = 64  # being opened; more would measure the backlog
@@ -42,10 +43,7 @@ async def _open(
     async with slots:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writers.append(writer)
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\n\r\n%s" % (port, len(body), body)
-        )
+        writer.write(post("/v1/chat/completions", body))
         await _first_event(reader)
 
 

@@ -1,4 +1,4 @@
-"""What is done to a router, and what is read: one class per kind of load."""
+"""A measure is what is done to a router, and what is read: one class per kind of load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,6 +16,7 @@ from bench.compare import wrk
 from bench.compare.cluster import JSON, Target
 from bench.compare.held_streams import held_streams
 from bench.shared.bodies import MODEL, small_chat
+from bench.shared.figures import Column, Sample
 from bench.shared.load import run_load
 from bench.shared.processes import (
     Failed,
@@ -29,33 +29,21 @@ from bench.shared.processes import (
     wait_idle,
 )
 
-Sample = Mapping[str, float]  # by column key
-
-
-@dataclass(frozen=True)
-class Column:
-    """A figure of a sample. `over_rounds` says how the rounds become one."""
-
-    key: str
-    title: str
-    digits: int
-    over_rounds: Literal["median", "max"] = "median"
-
 
 class Measure(Protocol):
-    """A kind of load. Its first column is the one that a table is about."""
+    """A kind of load has columns of figures; a table is about the first one."""
 
     @property
     def columns(self) -> list[Column]: ...
 
     def lacks(self) -> str | None:
-        """What is missing on this machine to apply this load, or None."""
+        """Say what is missing on this machine to apply this load, or return None."""
 
     def prepare(self, target: Target) -> None:
         """Warm the router up. Raises `Failed` if it does not serve these requests."""
 
     def sample(self, target: Target, seconds: int) -> Sample:
-        """One round. Raises `Failed` if a request failed."""
+        """Take the figures of one round. Raises `Failed` if a request failed."""
 
 
 PEAK_RSS = Column("peak_rss_mb", "peak RSS MB", 1, "max")
@@ -63,7 +51,7 @@ PEAK_RSS = Column("peak_rss_mb", "peak RSS MB", 1, "max")
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """wrk's connections, each with one request at a time. CPU is that of the router's process tree.
+    """wrk holds connections, each with one request at a time. CPU is that of the router's process tree.
 
     Requests and events are counted by the decode worker, so that what was under way at the end counts too.
     """
@@ -180,7 +168,7 @@ class OpenLoop:
 
 
 def _open_loop_sample(step: dict[str, Any]) -> Sample:
-    """From a step of a result of `baton bench`. Raises `Failed` if it counts errors."""
+    """Read a step of a result of `baton bench`. Raises `Failed` if it counts errors."""
     if step["errors"]:
         raise Failed(f"{step['requests'] - step['ok']} of {step['requests']} failed: {step['errors']}")
     end_to_end, first_event = step["times"]["e2e"], step["times"]["ttft"]
@@ -195,7 +183,7 @@ def _open_loop_sample(step: dict[str, Any]) -> Sample:
 
 @dataclass(frozen=True)
 class HeldStreams:
-    """Streams that are open and silent: what one of them takes of memory.
+    """Streams are open and silent: this tells what one of them takes of memory.
 
     A router keeps the memory that it once had: start another one for every sample.
     """

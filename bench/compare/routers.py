@@ -1,17 +1,21 @@
-"""The routers of a comparison: how each is started between a prefill and a decode worker."""
+"""Each router of a comparison is started between a prefill and a decode worker."""
 
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import distributions, version
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
+from bench.shared.baton import config, urls
 from bench.shared.processes import ROOT, free_port, python
+from bench.shared.record import versions as installed
 
 PEERS = ROOT / ".venv-bench-peers"
 COMPILED = ROOT / "build/compiled"  # made by `make compiled`
@@ -19,7 +23,7 @@ COMPILED = ROOT / "build/compiled"  # made by `make compiled`
 
 @dataclass(frozen=True)
 class Site:
-    """Where a router is to stand: it listens on 127.0.0.1:`port` and may write into `folder`."""
+    """A router is to stand here: it listens on 127.0.0.1:`port` and may write into `folder`."""
 
     port: int
     prefill: int
@@ -41,7 +45,7 @@ def _present() -> None:
 
 @dataclass(frozen=True)
 class Router:
-    """`command` may write configuration files first. `lacks`: what is missing on this machine, or None."""
+    """`command` may write configuration files first. `lacks` says what is missing here, or None."""
 
     name: str
     command: Callable[[Site], list[str]]
@@ -49,24 +53,17 @@ class Router:
     lacks: Callable[[], str | None] = _present
 
 
-BATON_CONFIG = """\
-orchestrator: {{listen: "127.0.0.1:{port}", processes: {processes}}}
-models:
-  - name: mock
-    prefill: {{urls: ["{prefill}"]}}
-    decode: {{urls: ["{decode}"], seats: 4096}}
-"""
+def baton_config(port: int, prefill: int, decode: int, processes: int = 1) -> dict[str, Any]:
+    """Return Baton's config between workers on these ports."""
+    pools = {"prefill": urls(prefill), "decode": {**urls(decode), "seats": 4096}}
+    return config(port, pools, processes=processes)
 
 
 def _baton(name: str, transport: str = "json", processes: int = 1, source: Path = ROOT) -> Router:
     def command(site: Site) -> list[str]:
-        config = site.folder / "baton.yaml"
-        config.write_text(
-            BATON_CONFIG.format(
-                port=site.port, processes=processes, prefill=site.prefill_url, decode=site.decode_url
-            )
-        )
-        return python("-P", "-m", "launch.cli", "orchestrator", str(config))
+        path = site.folder / "baton.yaml"
+        path.write_text(json.dumps(baton_config(site.port, site.prefill, site.decode, processes)))
+        return python("-P", "-m", "launch.cli", "orchestrator", str(path))
 
     def lacks() -> str | None:
         return None if source.exists() else f"{source.relative_to(ROOT)} is not there (make bench builds it)"
@@ -109,12 +106,12 @@ def peer_version(name: str) -> str | None:
     return next((found.version for found in distributions(name=name, path=folders)), None)
 
 
-def _proxy(name: str, module: str) -> Router:
+def _proxy(client: str) -> Router:
     def command(site: Site) -> list[str]:
-        urls = ("--prefill", site.prefill_url, "--decode", site.decode_url)
-        return python("-m", module, "--port", str(site.port), *urls)
+        workers = ("--prefill", site.prefill_url, "--decode", site.decode_url)
+        return python("-m", "bench.compare.proxy", client, "--port", str(site.port), *workers)
 
-    return Router(name, command)
+    return Router(f"{client}-proxy", command)
 
 
 # One hop to the decode worker, buffering the request body in memory and the answer not at all.
@@ -157,9 +154,9 @@ http {{
 def _nginx(site: Site) -> list[str]:
     # Started by root it would change to another user, who may not write into our folder.
     user = f"user {getpass.getuser()};" if os.getuid() == 0 else ""
-    config = site.folder / "nginx.conf"
-    config.write_text(NGINX_CONFIG.format(folder=site.folder, user=user, port=site.port, decode=site.decode))
-    return [_nginx_program() or "nginx", "-c", str(config), "-p", str(site.folder), "-e", "stderr"]
+    path = site.folder / "nginx.conf"
+    path.write_text(NGINX_CONFIG.format(folder=site.folder, user=user, port=site.port, decode=site.decode))
+    return [_nginx_program() or "nginx", "-c", str(path), "-p", str(site.folder), "-e", "stderr"]
 
 
 def _nginx_program() -> str | None:
@@ -179,16 +176,16 @@ ROUTERS = [
     _baton("baton-2-processes", processes=2),
     _peer("vllm-router", _vllm_router),
     _peer("sglang-router", _sglang_router),
-    _proxy("aiohttp-proxy", "bench.compare.aiohttp_proxy"),
-    _proxy("httpx-proxy", "bench.compare.httpx_proxy"),
+    _proxy("aiohttp"),
+    _proxy("httpx"),
     Router("nginx", _nginx, lacks=_lacks_nginx),
 ]
 
 
 def versions() -> dict[str, str]:
-    """Of all that takes part, as far as it is here."""
+    """Return the versions of all that takes part, as far as it is here."""
     ours = ["baton-serve", "uvicorn", "uvloop", "httptools", "fastapi", "aiohttp", "httpx"]
-    return {**{name: version(name) for name in ours}, **dict(_others())}
+    return {**installed(ours), **dict(_others())}
 
 
 def _others() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The workloads of a comparison."""
+"""A comparison has these workloads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ STREAM = small_chat(stream=True)
 
 @dataclass(frozen=True)
 class Workload:
-    """`worker` are options of the decode worker. `is_fresh`: every sample gets a newly started router.
+    """`worker` are options of the decode worker. Every sample gets a newly started router if it `is_fresh`.
 
-    `is_wide`: routers may use the core of the load too. Two processes on a single one displace each other at
-    every wake-up, which is not how anybody runs them.
+    If it `is_wide`, routers may use the core of the load too. Two processes on a single one displace each
+    other at every wake-up, which is not how anybody runs them.
     """
 
     name: str
@@ -29,11 +29,7 @@ class Workload:
 
 WORKLOADS = [
     Workload("small", f"small chat, {len(SMALL)} bytes, 32 connections", ClosedLoop(SMALL)),
-    Workload(
-        "chat",
-        "chat of 100 messages, 233 KB, 32 connections",
-        ClosedLoop(long_chat()),
-    ),
+    Workload("chat", "chat of 100 messages, 233 KB, 32 connections", ClosedLoop(long_chat())),
     Workload(
         "agentic",
         "agentic chat with tools, 1 MB, 8 connections",
@@ -62,12 +58,7 @@ WORKLOADS = [
         f"small chat, {len(SMALL)} bytes, every request on a fresh connection, 32 at a time",
         ClosedLoop(SMALL, keep_alive=False),
     ),
-    Workload(
-        "scale",
-        "small chat, 32 connections, routers on all cores",
-        ClosedLoop(SMALL),
-        is_wide=True,
-    ),
+    Workload("scale", "small chat, 32 connections, routers on all cores", ClosedLoop(SMALL), is_wide=True),
     Workload(
         "latency",
         f"open loop: {OpenLoop.rate} streamed chats per second on a seeded schedule, 8 events at once",

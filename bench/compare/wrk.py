@@ -1,4 +1,4 @@
-"""Load from wrk (https://github.com/wg/wrk): connections that each have one request at a time."""
+"""wrk (https://github.com/wg/wrk) makes load: connections that each have one request at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_S = 60  # wrk's own 2 s would call a slow router's streams an error
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw. The latencies are NaN if no request came to its end."""
+    """wrk saw this. The latencies are NaN if no request came to its end."""
 
     requests: int
     seconds: float
@@ -28,7 +28,7 @@ class Load:
 
 
 def lacks() -> str | None:
-    """Why there can be no load from wrk, or None."""
+    """Say why there can be no load from wrk, or return None."""
     return None if shutil.which("wrk") else "wrk is not installed (Debian: apt-get install wrk)"
 
 
@@ -63,5 +63,5 @@ def parse(output: str) -> Load:
 
 
 def _failures(errors: dict[str, int]) -> str:
-    """`3 connect errors, 5 status errors`, or nothing."""
+    """Write `3 connect errors, 5 status errors`, or nothing."""
     return ", ".join(f"{count} {kind} errors" for kind, count in errors.items() if count)

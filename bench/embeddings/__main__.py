@@ -1,4 +1,4 @@
-"""What embeddings cost from end to end, by the form in which they travel.
+"""Embeddings cost something from end to end, by the form in which they travel.
 
     .venv/bin/python -m bench.embeddings [--rounds N] [--json FILE]
 
@@ -18,40 +18,34 @@ spread of the orchestrator's CPU.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import http.client
-import json
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import orjson
 
-from bench.shared.machine import machine
-from bench.shared.processes import cpu_seconds, free_port, python, running
-
-MODEL = "sim"
-CONFIG = """
-orchestrator: {{listen: "127.0.0.1:{port}", admin: null}}
-models:
-  - name: {model}
-    both: {{urls: ["http://127.0.0.1:{worker}"]}}
-"""
+from bench.shared import record
+from bench.shared.baton import Process, baton, config, sim_worker, urls, wait_ready
+from bench.shared.bodies import MODEL
+from bench.shared.command import parser, run
+from bench.shared.figures import aligned, in_rounds, spread
+from bench.shared.processes import cpu_seconds, free_port
 
 Array = Any
 
 
 @dataclass(frozen=True)
 class Form:
+    """A client asks for a form by fields of its request, or by `accept`."""
+
     name: str
     fields: Mapping[str, str]
     parse: Callable[[bytes], Array]
@@ -72,7 +66,7 @@ def from_bytes(body: bytes) -> Array:
     return numpy.frombuffer(body, numpy.float32)
 
 
-FORMS = [
+_FORMS = [
     # The orchestrator leaves alone what says more of its form than it looks at.
     Form("floats, untouched", {"embed_dtype": "float32"}, from_floats, worker_form="float"),
     Form("floats", {}, from_floats),
@@ -80,11 +74,12 @@ FORMS = [
     Form("raw", {}, from_bytes, accept="application/octet-stream"),
     Form("bytes", {"encoding_format": "bytes"}, from_bytes),
 ]
+FORMS = {form.name: form for form in _FORMS}
 
 
 @dataclass
 class Sample:
-    """One form in one round, per request."""
+    """One form in one round has these figures per request."""
 
     orchestrator_ms: float
     worker_ms: float
@@ -94,17 +89,19 @@ class Sample:
 
 @dataclass
 class Row:
+    """A form has bodies of a size, and a sample per round."""
+
     form: Form
     from_worker: int  # bytes of a body
     to_client: int
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Sample]
 
     def median(self, figure: str) -> float:
-        return statistics.median(getattr(sample, figure) for sample in self.samples)
+        return float(statistics.median(getattr(sample, figure) for sample in self.samples))
 
 
 class Client:
-    """One connection that is kept."""
+    """A client has one connection, and keeps it."""
 
     def __init__(self, port: int, inputs: list[str], dimensions: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -121,39 +118,15 @@ class Client:
         return content
 
 
-@dataclass(frozen=True)
-class Cluster:
-    worker_pid: int
-    worker_port: int
-    orchestrator_pid: int
-    port: int
-
-
 @contextmanager
-def cluster(cores: list[int]) -> Iterator[Cluster]:
-    worker, port = free_port(), free_port()
-    argv = python("-m", "worker.sim", "--model-name", MODEL, "--port", str(worker))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running(argv, worker, cores={cores[-1]}) as worker_pid,
-    ):
-        config = Path(folder, "bench.yaml")
-        config.write_text(CONFIG.format(port=port, worker=worker, model=MODEL))
-        argv = python("-m", "launch.cli", "orchestrator", str(config))
-        with running(argv, port, cores={cores[0]}) as pid:
-            wait_until_ready(port)
-            yield Cluster(worker_pid, worker, pid, port)
-
-
-def wait_until_ready(port: int, limit_s: float = 60.0) -> None:
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/ready")
-        if connection.getresponse().status == 200:
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"the orchestrator is not ready after {limit_s:.0f} s")
+def at_work(cores: list[int]) -> Iterator[tuple[Process, Process]]:
+    """Run a worker, and an orchestrator in front of it, each on a core of its own."""
+    with sim_worker(cores={cores[-1]}) as worker:
+        port = free_port()
+        document = config(port, {"both": urls(worker.port)}, admin=None)
+        with baton("orchestrator", document, port, cores={cores[0]}) as orchestrator:
+            wait_ready(port)
+            yield worker, orchestrator
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -161,24 +134,24 @@ def wait_until_ready(port: int, limit_s: float = 60.0) -> None:
 
 def measure(rounds: int, requests: int, vectors: int, dimensions: int) -> list[Row]:
     inputs = [f"Sentence number {index}." for index in range(vectors)]
-    with cluster(sorted(os.sched_getaffinity(0))) as started:
-        direct = Client(started.worker_port, inputs, dimensions)
-        client = Client(started.port, inputs, dimensions)
-        rows = [first_row(form, client, direct) for form in FORMS]
-        for _ in range(rounds):
-            for row in rows:
-                row.samples.append(sample(row.form, client, started, requests))
-    return rows
+    with at_work(sorted(os.sched_getaffinity(0))) as (worker, orchestrator):
+        direct = Client(worker.port, inputs, dimensions)
+        client = Client(orchestrator.port, inputs, dimensions)
+        sizes = {name: sizes_of(form, client, direct) for name, form in FORMS.items()}
+        pids = (orchestrator.pid, worker.pid)
+        samples = in_rounds(list(FORMS), rounds, lambda name: sample(FORMS[name], client, pids, requests))
+    return [Row(form, *sizes[name], samples[name]) for name, form in FORMS.items()]
 
 
-def first_row(form: Form, client: Client, direct: Client) -> Row:
-    """Warms up too: the first floats start the orchestrator's other process."""
+def sizes_of(form: Form, client: Client, direct: Client) -> tuple[int, int]:
+    """Warm up, too: the first floats start the orchestrator's other process."""
     from_worker = len(direct.ask({"encoding_format": form.worker_form}))
-    return Row(form, from_worker, len(client.ask(form.fields, form.accept)))
+    return from_worker, len(client.ask(form.fields, form.accept))
 
 
-def sample(form: Form, client: Client, started: Cluster, requests: int) -> Sample:
-    before = cpu_seconds(started.orchestrator_pid), cpu_seconds(started.worker_pid)
+def sample(form: Form, client: Client, pids: tuple[int, int], requests: int) -> Sample:
+    """`pids` are the orchestrator's and the worker's."""
+    before = [cpu_seconds(pid) for pid in pids]
     latencies, parse_s = [], 0.0
     for _ in range(requests):
         begun = time.perf_counter()
@@ -187,10 +160,10 @@ def sample(form: Form, client: Client, started: Cluster, requests: int) -> Sampl
         begun = time.process_time()
         form.parse(body)
         parse_s += time.process_time() - begun
-    after = cpu_seconds(started.orchestrator_pid), cpu_seconds(started.worker_pid)
+    orchestrator_s, worker_s = (cpu_seconds(pid) - cpu for pid, cpu in zip(pids, before, strict=True))
     return Sample(
-        orchestrator_ms=(after[0] - before[0]) / requests * 1e3,
-        worker_ms=(after[1] - before[1]) / requests * 1e3,
+        orchestrator_ms=orchestrator_s / requests * 1e3,
+        worker_ms=worker_s / requests * 1e3,
         latency_ms=statistics.median(latencies) * 1e3,
         parse_ms=parse_s / requests * 1e3,
     )
@@ -211,57 +184,38 @@ HEADINGS = (
 )
 
 
-def table(rows: list[Row]) -> str:
-    lines = [HEADINGS, *map(cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
-    )
-
-
 def cells(row: Row) -> tuple[str, ...]:
-    router = [one.orchestrator_ms for one in row.samples]
     return (
         row.form.name,
         f"{row.from_worker / 1e3:.0f}",
         f"{row.to_client / 1e3:.0f}",
         f"{row.median('orchestrator_ms'):.1f}",
-        f"{min(router):.1f}-{max(router):.1f}",
+        spread([one.orchestrator_ms for one in row.samples], 1),
         f"{row.median('worker_ms'):.1f}",
         f"{row.median('latency_ms'):.1f}",
         f"{row.median('parse_ms'):.2f}",
     )
 
 
-def document_of(rows: list[Row]) -> dict[str, Any]:
-    described = [
-        {
-            "form": row.form.name,
-            "bytes_from_worker": row.from_worker,
-            "bytes_to_client": row.to_client,
-            "rounds": [vars(one) for one in row.samples],
-        }
-        for row in rows
-    ]
-    return {"machine": machine(), "rows": described}
+def row_of(row: Row) -> dict[str, Any]:
+    rounds = [vars(sample) for sample in row.samples]
+    sizes = {"bytes_from_worker": row.from_worker, "bytes_to_client": row.to_client}
+    return {"form": row.form.name, **sizes, "rounds": rounds}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=40, help="of each form in each round")
-    parser.add_argument("--vectors", type=int, default=256)
-    parser.add_argument("--dimensions", type=int, default=1024, help="at most 1024, the simulated model's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
-    options = parser.parse_args(argv)
-    rows = measure(options.rounds, options.requests, options.vectors, options.dimensions)
-    print(f"{options.vectors} vectors of {options.dimensions}\n\n{table(rows)}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(document_of(rows), indent=1) + "\n", encoding="utf-8")
-    return 0
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--requests", type=int, default=40, help="of each form in each round")
+    options.add_argument("--vectors", type=int, default=256)
+    options.add_argument("--dimensions", type=int, default=1024, help="at most 1024, the simulated model's")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
+    given = options.parse_args()
+    rows = measure(given.rounds, given.requests, given.vectors, given.dimensions)
+    table = "\n".join(aligned([HEADINGS, *map(cells, rows)]))
+    print(f"{given.vectors} vectors of {given.dimensions}\n\n{table}")
+    record.write_rows(given.json, [*map(row_of, rows)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("embeddings", main)

@@ -1,4 +1,4 @@
-"""Whether the digits that orjson writes for a float32 are always read as the same float32.
+"""This tells whether the digits that orjson writes for a float32 are always read as the same float32.
 
     .venv/bin/python -m bench.embeddings.float_digits [--every N]     # 1: all of them, some five minutes
 
@@ -10,12 +10,13 @@ comes back as another one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 
 import numpy
 import orjson
+
+from bench.shared.command import parser
 
 INFINITY = 0x7F800000  # as bits; smaller ones are finite
 COMMON = range(0x38800000, 0x3F800001)  # 2^-14 to 1
@@ -23,7 +24,7 @@ CHUNK = 1 << 20
 
 
 def changed(bits: numpy.ndarray) -> int:
-    """How many of the numbers with these bits come back as another one."""
+    """Count the numbers with these bits that come back as another one."""
     numbers = bits.view(numpy.float32)
     digits = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
     read = numpy.array(orjson.loads(digits), numpy.float64).astype(numpy.float32)
@@ -43,14 +44,12 @@ def check(name: str, bits: range) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--every", type=int, default=16, metavar="N")
-    parser.add_argument("--common-every", type=int, default=1, metavar="N", help="of those from 2^-14 to 1")
-    options = parser.parse_args()
-    wrong = check("2^-14 to 1", COMMON[:: options.common_every])
-    wrong += check(f"every {options.every}. of all", range(0, INFINITY, options.every))
+    options = parser(__doc__)
+    options.add_argument("--every", type=int, default=16, metavar="N")
+    options.add_argument("--common-every", type=int, default=1, metavar="N", help="of those from 2^-14 to 1")
+    given = options.parse_args()
+    wrong = check("2^-14 to 1", COMMON[:: given.common_every])
+    wrong += check(f"every {given.every}. of all", range(0, INFINITY, given.every))
     return 1 if wrong else 0
 
 

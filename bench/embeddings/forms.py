@@ -1,4 +1,4 @@
-"""What it costs vLLM to write an answer of embeddings, by form. Needs vLLM, but no model and no engine.
+"""vLLM writes an answer of embeddings at a cost, by form. This needs vLLM, but no model and no engine.
 
     .venv/bin/python -m bench.embeddings.forms [--rounds N] [--json FILE]
 
@@ -9,74 +9,54 @@ of the rounds and their spread; how many ASGI messages the body has; and how lon
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
-import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from fastapi.responses import JSONResponse
-from starlette.responses import Response
 from vllm.entrypoints.pooling.embed.serving import ServingEmbedding
 from vllm.entrypoints.pooling.utils import build_pooling_bytes_streaming_response, get_json_response_cls
 from vllm.outputs import PoolingOutput, PoolingRequestOutput
 
-from bench.shared.machine import machine
+from bench.micro.asgi import Sent, call
+from bench.shared import record
+from bench.shared.command import parser
+from bench.shared.figures import aligned, in_rounds, spread
 
 ORJSON = get_json_response_cls()
 ABOUT = ("embd-0", 1_700_000_000, "m")
 NUMBERS = ("float32", "native")
 
 
-@dataclass
-class Row:
-    name: str
-    encoding: str
-    json_class: type[JSONResponse] | None  # None: no JSON
-    size: int = 0
-    messages: int = 0
-    header_bytes: int = 0
-    cpu_ms: list[float] = field(default_factory=list)
+@dataclass(frozen=True)
+class Form:
+    """vLLM writes an answer in this form."""
 
-    def response(self, outputs: list[PoolingRequestOutput]) -> Response:
+    encoding: str
+    json_class: type[JSONResponse] | None = None  # None: no JSON
+
+    def response(self, outputs: list[PoolingRequestOutput]) -> Any:
         if self.json_class is None:
             return build_pooling_bytes_streaming_response(outputs, *ABOUT, self.encoding, *NUMBERS)
         serving: Any = SimpleNamespace(json_response_cls=self.json_class)
         return ServingEmbedding._openai_json_response(serving, outputs, *ABOUT, self.encoding, *NUMBERS)
 
-    async def send(self, outputs: list[PoolingRequestOutput]) -> None:
-        self.size = self.messages = 0
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def take(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                self.header_bytes = sum(len(name) + len(value) + 4 for name, value in message["headers"])
-            else:
-                self.size += len(message["body"])
-                self.messages += 1
-
-        scope = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.4"}}
-        await self.response(outputs)(scope, receive, take)
-
-
-def rows() -> list[Row]:
-    return [
-        Row("float, orjson", "float", ORJSON),
-        Row("float, json", "float", JSONResponse),
-        Row("base64, orjson", "base64", ORJSON),
-        Row("base64, json", "base64", JSONResponse),
-        Row("bytes", "bytes", None),
-        Row("bytes_only", "bytes_only", None),
-    ]
+FORMS = {
+    "float, orjson": Form("float", ORJSON),
+    "float, json": Form("float", JSONResponse),
+    "base64, orjson": Form("base64", ORJSON),
+    "base64, json": Form("base64", JSONResponse),
+    "bytes": Form("bytes"),
+    "bytes_only": Form("bytes_only"),
+}
+Measured = dict[str, tuple[Sent, list[float]]]  # by form: an answer, and CPU ms by round
 
 
 def outputs_of(vectors: int, dimensions: int) -> list[PoolingRequestOutput[PoolingOutput]]:
@@ -92,59 +72,51 @@ def outputs_of(vectors: int, dimensions: int) -> list[PoolingRequestOutput[Pooli
     ]
 
 
-async def measure(outputs: list[PoolingRequestOutput], rounds: int) -> list[Row]:
-    measured = rows()
-    for row in measured:
-        await row.send(outputs)  # warm-up
-    for _ in range(rounds):
-        for row in measured:
+def measure(outputs: list[PoolingRequestOutput], rounds: int) -> Measured:
+    with asyncio.Runner() as runner:
+
+        def send(name: str) -> Sent:
+            return runner.run(answer(FORMS[name], outputs))
+
+        def cpu_ms(name: str) -> float:
             before = time.process_time()
-            await row.send(outputs)
-            row.cpu_ms.append((time.process_time() - before) * 1e3)
-    return measured
+            send(name)
+            return (time.process_time() - before) * 1e3
+
+        sent = {name: send(name) for name in FORMS}  # warm-up
+        times = in_rounds(list(FORMS), rounds, cpu_ms)
+    return {name: (sent[name], times[name]) for name in FORMS}
 
 
-def table(measured: list[Row]) -> str:
-    lines = [f"{'form':<16}{'CPU ms':>8}{'min-max':>16}{'KB':>8}{'messages':>10}{'header KB':>11}"]
-    for row in measured:
-        spread = f"{min(row.cpu_ms):.2f}-{max(row.cpu_ms):.2f}"
-        lines.append(
-            f"{row.name:<16}{statistics.median(row.cpu_ms):>8.2f}{spread:>16}{row.size / 1e3:>8.0f}"
-            f"{row.messages:>10}{row.header_bytes / 1e3:>11.1f}"
-        )
-    return "\n".join(lines)
+async def answer(form: Form, outputs: list[PoolingRequestOutput]) -> Sent:
+    return await call(form.response(outputs))
 
 
-def document_of(measured: list[Row]) -> dict[str, Any]:
-    described = [
-        {
-            "form": row.name,
-            "bytes": row.size,
-            "messages": row.messages,
-            "header_bytes": row.header_bytes,
-            "cpu_ms": row.cpu_ms,
-        }
-        for row in measured
-    ]
-    return {"machine": machine(), "rows": described}
+def table(measured: Measured) -> str:
+    lines = [["form", "CPU ms", "min-max", "KB", "messages", "header KB"]]
+    for name, (sent, cpu_ms) in measured.items():
+        answer = [f"{sent.size / 1e3:.0f}", str(sent.messages), f"{sent.header_bytes / 1e3:.1f}"]
+        lines.append([name, f"{statistics.median(cpu_ms):.2f}", spread(cpu_ms, 2), *answer])
+    return "\n".join(aligned(lines))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--vectors", type=int, default=256)
-    parser.add_argument("--dimensions", type=int, default=1024)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
-    options = parser.parse_args(argv)
+def row_of(name: str, sent: Sent, cpu_ms: list[float]) -> dict[str, Any]:
+    about = {"bytes": sent.size, "messages": sent.messages, "header_bytes": sent.header_bytes}
+    return {"form": name, **about, "cpu_ms": cpu_ms}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--vectors", type=int, default=256)
+    options.add_argument("--dimensions", type=int, default=1024)
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
+    given = options.parse_args()
     warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")  # vLLM uses it
-    measured = asyncio.run(measure(outputs_of(options.vectors, options.dimensions), options.rounds))
-    print(f"{options.vectors} vectors of {options.dimensions}\n\n{table(measured)}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(document_of(measured), indent=1) + "\n", encoding="utf-8")
-    return 0
+    measured = measure(outputs_of(given.vectors, given.dimensions), given.rounds)
+    print(f"{given.vectors} vectors of {given.dimensions}\n\n{table(measured)}")
+    record.write_rows(given.json, [row_of(name, *found) for name, found in measured.items()])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

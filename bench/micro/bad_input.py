@@ -1,4 +1,4 @@
-"""How long a hostile request can hold up the orchestrator's event loop, which reads each body once, in place.
+"""A hostile request can hold up the orchestrator's event loop, which reads each body once, in place.
 
     python -m bench.micro.bad_input [--mebibytes N]
 
@@ -8,10 +8,10 @@ until it is understood or refused, the best of three. No worker is needed: none 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 
+from bench.shared.command import parser
 from orchestrator.api.view import InvalidRequest, view_request
 
 MIB = 1024 * 1024
@@ -19,7 +19,7 @@ MODEL = b'"model":"m"'
 
 
 def _filled(start: bytes, piece: bytes, end: bytes, size: int) -> bytes:
-    """`start`, as many pieces as fit, `end`."""
+    """Join `start`, as many pieces as fit, and `end`."""
     return start + piece * ((size - len(start) - len(end)) // len(piece)) + end
 
 
@@ -64,13 +64,11 @@ def milliseconds(body: bytes) -> tuple[float, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--mebibytes", type=float, default=16.0)
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--mebibytes", type=float, default=16.0)
+    size = int(options.parse_args().mebibytes * MIB)
     for name, make in BODIES.items():
-        body = make(int(options.mebibytes * MIB))
+        body = make(size)
         spent, verdict = min(milliseconds(body) for _ in range(3))
         print(f"{name:30}{spent:10.1f} ms   {verdict}")
 

@@ -1,5 +1,4 @@
-"""What the collector's policy (orchestrator/loop/garbage.py) is worth, and whether memory stays level
-under it.
+"""The collector's policy (orchestrator/loop/garbage.py) is worth something, and memory stays level under it.
 
     python -m bench.micro.garbage [--requests N] [--rounds N]
 
@@ -15,22 +14,27 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import uvloop
 
 from bench.micro.hot_path import measure
+from bench.shared.command import parser
+from bench.shared.figures import aligned, in_rounds
+from bench.shared.processes import ROOT, python
 from orchestrator.loop import garbage
 
-CASES = {"policy": garbage.tune, "Python's defaults": gc.collect}
+CASES: dict[str, Callable[[], object]] = {"policy": garbage.tune, "Python's defaults": gc.collect}
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
 class Figures:
+    """A case has these figures in a round."""
+
     cpu_us: float  # per request
     longest_ms: float  # of the collections
     collections: int
@@ -38,7 +42,7 @@ class Figures:
 
 
 class Pauses:
-    """Times every collection from now on."""
+    """Every collection is timed from now on."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -57,7 +61,7 @@ def resident_bytes() -> int:
 
 
 def run_case(name: str, requests: int) -> Figures:
-    """To be run in a fresh process."""
+    """Measure a case; this must be done in a fresh process."""
     CASES[name]()
     warm_up = requests // 10
     uvloop.run(measure(warm_up, 1))
@@ -68,28 +72,26 @@ def run_case(name: str, requests: int) -> Figures:
 
 
 def in_process(name: str, requests: int) -> Figures:
-    argv = [sys.executable, "-m", "bench.micro.garbage", "--case", name, "--requests", str(requests)]
-    return Figures(**json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout))
+    argv = python("-m", "bench.micro.garbage", "--case", name, "--requests", str(requests))
+    return Figures(**json.loads(subprocess.check_output(argv, cwd=ROOT)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=200_000, help="per round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.case:
-        print(json.dumps(asdict(run_case(options.case, options.requests))))
+    options = parser(__doc__)
+    options.add_argument("--requests", type=int, default=200_000, help="per round")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.case:
+        print(json.dumps(asdict(run_case(given.case, given.requests))))
         return
-    rounds = [{name: in_process(name, options.requests) for name in CASES} for _ in range(options.rounds)]
-    print(f"{options.requests} requests, median of {options.rounds} rounds")
-    print(f"{'':20}{'CPU us/request':>16}{'longest ms':>12}{'collections':>13}{'KB/10,000 requests':>20}")
-    for name in CASES:
-        cells = [asdict(figures[name]) for figures in rounds]
-        cpu, longest, count, growth = (statistics.median(cell[key] for cell in cells) for key in cells[0])
-        print(f"{name:20}{cpu:16.1f}{longest:12.2f}{count:13.0f}{growth:20.0f}")
+    found = in_rounds(list(CASES), given.rounds, lambda name: in_process(name, given.requests))
+    print(f"{given.requests} requests, median of {given.rounds} rounds")
+    lines = [["", "CPU us/request", "longest ms", "collections", "KB/10,000 requests"]]
+    for name, figures in found.items():
+        cpu, longest, count, growth = map(statistics.median, zip(*map(astuple, figures), strict=True))
+        lines.append([name, f"{cpu:.1f}", f"{longest:.2f}", f"{count:.0f}", f"{growth:.0f}"])
+    print("\n".join(aligned(lines)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""CPU per request of the orchestrator's own code, without the kernel: the whole path from the client's bytes
-to the answer's, on transports that cost nothing.
+"""The orchestrator's own code costs CPU per request: this measures it without the kernel, from the client's
+bytes to the answer's, on transports that cost nothing.
 
     python -m bench.micro.hot_path [--requests N] [--rounds N] [--profile]
 
@@ -8,108 +8,41 @@ The smallest of all rounds counts. `--profile` prints calls per request by funct
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import cProfile
 import os
 import pstats
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import uvloop
-from uvicorn.server import ServerState
 
-from bench.compare.routers import BATON_CONFIG
+from bench.compare.routers import baton_config
+from bench.micro.transports import ClientTransport, connector
 from bench.shared.bodies import small_chat
+from bench.shared.command import parser
+from bench.shared.load import post
 from bench.shared.mock_worker import DECODE, PREFILL
 from orchestrator.app import Orchestrator
-from orchestrator.config.file import load_config
 from orchestrator.config.options import Config
 from orchestrator.loop.garbage import tune
 from orchestrator.telemetry.logs import LineWriter
 from orchestrator.transport.pool import PooledUpstream
 
 CLIENTS = 32
-PREFILL_PORT = 2
-BODY = small_chat()
-REQUEST = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\ncontent-type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n" % len(BODY)
-) + BODY
-
-
-class WorkerTransport(asyncio.Transport):
-    """A connection to a worker that answers in the next turn of the loop."""
-
-    def __init__(self, protocol: Any, loop: asyncio.AbstractEventLoop, answer: bytes) -> None:
-        super().__init__()
-        self._protocol = protocol
-        self._loop = loop
-        self._answer = answer
-
-    def write(self, data: Any) -> None:
-        self._loop.call_soon(self._protocol.data_received, self._answer)
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """There is no buffer."""
-
-    def abort(self) -> None:
-        self._loop.call_soon(self._protocol.connection_lost, None)
-
-
-class ClientTransport(asyncio.Transport):
-    """A client's connection; the next request follows as soon as an answer was written."""
-
-    def __init__(self, protocol: Any, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._protocol = protocol
-        self._loop = loop
-        self._left = 0
-
-    def drive(self, requests: int) -> asyncio.Future[None]:
-        self._left = requests
-        self._done = self._loop.create_future()
-        self._loop.call_soon(self._protocol.data_received, REQUEST)
-        return self._done
-
-    def write(self, data: Any) -> None:
-        if b" 200 " not in data[:16]:
-            raise RuntimeError(bytes(data[:300]).decode())
-        self._left -= 1
-        if self._left > 0:
-            self._loop.call_soon(self._protocol.data_received, REQUEST)
-        else:
-            self._done.set_result(None)
-
-    def is_closing(self) -> bool:
-        return False
-
-
-async def connect(protocol_factory: Callable[[], Any], host: str, port: int, **_: Any) -> tuple[Any, Any]:
-    """In place of the event loop's `create_connection`: a transport without a socket."""
-    protocol = protocol_factory()
-    answer = PREFILL if port == PREFILL_PORT else DECODE
-    transport = WorkerTransport(protocol, asyncio.get_running_loop(), answer)
-    protocol.connection_made(transport)
-    return transport, protocol
-
-
-def config() -> Config:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "bench.yaml")
-        urls = {"prefill": f"http://127.0.0.1:{PREFILL_PORT}", "decode": "http://127.0.0.1:3"}
-        path.write_text(BATON_CONFIG.format(port=1, processes=1, **urls))
-        return load_config(str(path))
+PREFILL_PORT, DECODE_PORT = 2, 3
+ANSWERS = {PREFILL_PORT: [PREFILL], DECODE_PORT: [DECODE]}
+REQUEST = post("/v1/chat/completions", small_chat())
 
 
 @contextlib.asynccontextmanager
 async def orchestrator() -> AsyncIterator[Orchestrator]:
-    """With all that it does beside requests, its lines written to nowhere."""
-    made = Orchestrator(config(), PooledUpstream(connect=connect), transport="json", credential=None)
+    """Make it with all that it does beside requests, its lines written to nowhere."""
+    config = Config.model_validate(baton_config(1, PREFILL_PORT, DECODE_PORT))
+    upstream = PooledUpstream(connect=connector(ANSWERS.__getitem__))
+    made = Orchestrator(config, upstream, transport="json", credential=None)
     for worker in made.registry.workers:
         made.registry.mark_ready(worker)
     writer = LineWriter(os.open(os.devnull, os.O_WRONLY))
@@ -125,17 +58,11 @@ async def orchestrator() -> AsyncIterator[Orchestrator]:
 def clients(of: Orchestrator) -> list[ClientTransport]:
     served = of.server_config()
     served.load()
-    made = []
-    for _ in range(CLIENTS):
-        protocol: Any = served.http_protocol_class(config=served, server_state=ServerState(), app_state={})
-        transport = ClientTransport(protocol, asyncio.get_running_loop())
-        protocol.connection_made(transport)
-        made.append(transport)
-    return made
+    return [ClientTransport(served, REQUEST) for _ in range(CLIENTS)]
 
 
 async def measure(requests: int, rounds: int, profiler: cProfile.Profile | None = None) -> float:
-    """Microseconds per request in the best of the rounds; one more comes first and does not count."""
+    """Return microseconds per request in the best of the rounds; one more comes first and does not count."""
     async with orchestrator() as made:
         transports = clients(made)
         spent = [await one_round(transports, requests)]
@@ -164,13 +91,11 @@ def show(profiler: cProfile.Profile, requests: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=8000, help="per round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--profile", action="store_true")
-    options = parser.parse_args()
+    parsing = parser(__doc__)
+    parsing.add_argument("--requests", type=int, default=8000, help="per round")
+    parsing.add_argument("--rounds", type=int, default=5)
+    parsing.add_argument("--profile", action="store_true")
+    options = parsing.parse_args()
     profiler = cProfile.Profile() if options.profile else None
     spent = uvloop.run(measure(options.requests, options.rounds, profiler))
     if profiler is None:

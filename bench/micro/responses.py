@@ -1,4 +1,4 @@
-"""What an answer costs on its way out of a FastAPI endpoint, by the way that it takes.
+"""An answer costs something on its way out of a FastAPI endpoint, by the way that it takes.
 
     .venv/bin/python -m bench.micro.responses [--rounds N] [--json FILE]
 
@@ -10,11 +10,8 @@ figures: CPU time per answer, the median of the rounds and their spread. Rounds 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,7 +23,10 @@ import orjson
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
-from bench.shared.machine import machine
+from bench.micro.asgi import call
+from bench.shared import record
+from bench.shared.command import parser
+from bench.shared.figures import in_rounds, spread
 
 MODEL, DICT, ORJSON, NUMPY, BYTES = "pydantic model", "dict", "orjson", "orjson and numpy", "bytes"
 
@@ -92,7 +92,7 @@ class Embeddings(BaseModel):
 
 @dataclass(frozen=True)
 class Way:
-    """One way of one answer."""
+    """An answer has several ways."""
 
     answer: str
     name: str
@@ -106,6 +106,8 @@ class Way:
 
 @dataclass(frozen=True)
 class Figures:
+    """A way was measured."""
+
     way: Way
     size: int  # bytes
     ms: list[float]  # per answer, one for each round
@@ -119,7 +121,7 @@ class Figures:
 
 
 def document_ways(answer: str, document: dict[str, Any], model: type[BaseModel]) -> list[Way]:
-    """`document` is what the endpoint knows."""
+    """Return the ways of an answer whose endpoint knows `document`."""
     content = orjson.dumps(document)
 
     async def given() -> dict[str, Any]:
@@ -229,106 +231,73 @@ def app_of(ways: list[Way]) -> FastAPI:
     return app
 
 
-async def call(app: FastAPI, path: str) -> int:
-    """One request; returns the bytes of the answer's body."""
-    size = 0
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        nonlocal size
-        if message["type"] == "http.response.start" and message["status"] != 200:
-            raise RuntimeError(f"{path} answered {message['status']}")
-        size += len(message.get("body", b""))
-
-    await app(scope_of(path), receive, send)
-    return size
-
-
-def scope_of(path: str) -> dict[str, Any]:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
-
-
-async def measure(ways: list[Way], rounds: int, round_s: float) -> list[Figures]:
+def measure(ways: list[Way], rounds: int, round_s: float) -> list[Figures]:
     app = app_of(ways)
-    figures = [Figures(way, await call(app, way.path), []) for way in ways]  # the first call warms up
-    calls = {way.path: max(1, int(round_s * 1e3 / await cpu_ms(app, way.path, 1))) for way in ways}
-    for _ in range(rounds):
-        for one in figures:
-            one.ms.append(await cpu_ms(app, one.way.path, calls[one.way.path]))
-    return figures
+    with asyncio.Runner() as runner:
+
+        def cpu_ms(path: str, count: int) -> float:
+            return runner.run(_cpu_ms(app, path, count))
+
+        sizes = {way.path: runner.run(size_of(app, way.path)) for way in ways}  # the first call warms up
+        counts = {path: max(1, int(round_s * 1e3 / cpu_ms(path, 1))) for path in sizes}
+        times = in_rounds(list(sizes), rounds, lambda path: cpu_ms(path, counts[path]))
+    return [Figures(way, sizes[way.path], times[way.path]) for way in ways]
 
 
-async def cpu_ms(app: FastAPI, path: str, calls: int) -> float:
-    """Milliseconds of CPU per call."""
+async def size_of(app: FastAPI, path: str) -> int:
+    sent = await call(app, path)
+    if sent.status != 200:
+        raise RuntimeError(f"{path} answered {sent.status}")
+    return sent.size
+
+
+async def _cpu_ms(app: FastAPI, path: str, count: int) -> float:
+    """Return milliseconds of CPU per call."""
     before = time.process_time()
-    for _ in range(calls):
+    for _ in range(count):
         await call(app, path)
-    return (time.process_time() - before) / calls * 1e3
+    return (time.process_time() - before) / count * 1e3
 
 
 # --- the result ---------------------------------------------------------------------------------
 
 
 def table(figures: list[Figures]) -> str:
-    """Each way beside orjson's."""
+    """Show each way beside orjson's."""
     lines = [f"{'answer':<24}{'way':<18}{'KB':>8}{'CPU ms':>10}{'min-max':>18}{'x orjson':>10}"]
     orjson_ms = {one.way.answer: one.median for one in figures if one.way.name == ORJSON}
     for one in figures:
-        spread = f"{min(one.ms):.3f}-{max(one.ms):.3f}"
         ratio = one.median / orjson_ms[one.way.answer]
         lines.append(
             f"{one.way.answer:<24}{one.way.name:<18}{one.size / 1e3:>8.0f}{one.median:>10.3f}"
-            f"{spread:>18}{ratio:>10.2f}"
+            f"{spread(one.ms, 3):>18}{ratio:>10.2f}"
         )
     return "\n".join(lines)
 
 
-def document_of(figures: list[Figures]) -> dict[str, Any]:
-    rows = [
-        {"answer": one.way.answer, "way": one.way.name, "bytes": one.size, "cpu_ms": one.ms}
-        for one in figures
-    ]
-    return {"machine": machine(), "rows": rows}
+def row_of(one: Figures) -> dict[str, Any]:
+    return {"answer": one.way.answer, "way": one.way.name, "bytes": one.size, "cpu_ms": one.ms}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--round-s", type=float, default=0.2, help="CPU seconds for each way in each round")
-    parser.add_argument("--models", type=int, default=5800, help="of the listing; the default makes 1 MB")
-    parser.add_argument("--choices", type=int, default=100)
-    parser.add_argument("--vectors", type=int, default=256)
-    parser.add_argument("--dimensions", type=int, default=1024)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
-    options = parser.parse_args(argv)
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--round-s", type=float, default=0.2, help="CPU seconds of each way in each round")
+    options.add_argument("--models", type=int, default=5800, help="of the listing; the default makes 1 MB")
+    options.add_argument("--choices", type=int, default=100)
+    options.add_argument("--vectors", type=int, default=256)
+    options.add_argument("--dimensions", type=int, default=1024)
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
+    given = options.parse_args()
     ways = [
-        *document_ways(f"listing of {options.models}", listing(options.models), Listing),
-        *document_ways(f"completion of {options.choices}", completion(options.choices), Completion),
-        *embedding_ways(options.vectors, options.dimensions),
+        *document_ways(f"listing of {given.models}", listing(given.models), Listing),
+        *document_ways(f"completion of {given.choices}", completion(given.choices), Completion),
+        *embedding_ways(given.vectors, given.dimensions),
     ]
-    figures = asyncio.run(measure(ways, options.rounds, options.round_s))
+    figures = measure(ways, given.rounds, given.round_s)
     print(table(figures))
-    if options.json is not None:
-        options.json.write_text(json.dumps(document_of(figures), indent=1) + "\n", encoding="utf-8")
-    return 0
+    record.write_rows(given.json, [*map(row_of, figures)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

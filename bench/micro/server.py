@@ -1,4 +1,4 @@
-"""CPU per request of the HTTP server alone: stock uvicorn (httptools) beside ours, for a trivial application.
+"""The HTTP server alone costs CPU per request: stock uvicorn (httptools) runs beside ours.
 
     python -m bench.micro.server [--requests N] [--body BYTES]
 
@@ -9,10 +9,8 @@ protocol class alone on a transport that drops everything. The smallest of all r
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
-import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -23,8 +21,12 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from uvicorn.server import ServerState
 
+from bench.micro.transports import ClientTransport
+from bench.shared.command import parser
+from bench.shared.figures import in_rounds
+from bench.shared.load import post
+from bench.shared.processes import threads_seconds
 from orchestrator.config.options import LimitsConfig, OrchestratorConfig
 from orchestrator.http.connection import uvicorn_config
 from orchestrator.http.exchange import Exchange
@@ -34,6 +36,10 @@ SSE_HEADERS = [(b"content-type", b"text/event-stream"), (b"x-process-time", b"1.
 EVENT = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
 EVENTS = 32
 CLIENTS = 16
+CLIENTS_HEADERS = (
+    b"Accept: application/json\r\nAccept-Encoding: identity\r\nUser-Agent: micro/1.0\r\n"
+    b"Content-Type: application/json\r\nAuthorization: Bearer sk-0123456789\r\n"
+)
 
 
 async def asgi_whole(scope: Any, receive: Any, send: Any) -> None:
@@ -61,7 +67,7 @@ async def asgi_stream(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def exchange_whole(exchange: Exchange) -> None:
-    """The same on the server's exchange."""
+    """Do the same on the server's exchange."""
     body = await exchange.read_body()
     exchange.respond(200, HEADERS, b"%d" % len(body))
 
@@ -103,31 +109,29 @@ def ours_direct(handler: Any) -> uvicorn.Config:
     return uvicorn_config(None, OrchestratorConfig(limits=LIMITS), random=Random(1), handlers=handlers)
 
 
-Case = tuple[str, Callable[[Any], uvicorn.Config], Callable[..., Awaitable[None]]]
-WHOLE: list[Case] = [
-    ("stock uvicorn, ASGI", stock, asgi_whole),
-    ("ours, ASGI", ours, asgi_whole),
-    ("ours, exchange", ours_direct, exchange_whole),
-]
-STREAM: list[Case] = [
-    ("stock uvicorn, ASGI", stock, asgi_stream),
-    ("ours, ASGI", ours, asgi_stream),
-    ("ours, exchange", ours_direct, exchange_stream),
-]
+Case = tuple[Callable[[Any], uvicorn.Config], Callable[..., Awaitable[None]]]
+WHOLE: dict[str, Case] = {
+    "stock uvicorn, ASGI": (stock, asgi_whole),
+    "ours, ASGI": (ours, asgi_whole),
+    "ours, exchange": (ours_direct, exchange_whole),
+}
+STREAM: dict[str, Case] = {
+    "stock uvicorn, ASGI": (stock, asgi_stream),
+    "ours, ASGI": (ours, asgi_stream),
+    "ours, exchange": (ours_direct, exchange_stream),
+}
 
 
 def serve(case: Case, pipe: Connection) -> None:
-    """The server's process: says its port, answers each question with its CPU seconds so far."""
-    _, configure, app = case
+    """Serve in a process of its own: send the port, and end when something comes back."""
+    configure, app = case
 
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(configure(app))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         pipe.send(listener.getsockname()[1])
-        while await asyncio.to_thread(pipe.recv):
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            pipe.send(usage.ru_utime + usage.ru_stime)
+        await asyncio.to_thread(pipe.recv)
         server.should_exit = True
         await serving
 
@@ -146,62 +150,34 @@ def drive(clients: list[socket.socket], request: bytes, rounds: int, end: bytes)
 
 
 def through_sockets(case: Case, request: bytes, requests: int, end: bytes) -> float:
-    """Microseconds of the server's CPU per request."""
+    """Return microseconds of the server's CPU per request."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(case, there))
     process.start()
-    port = here.recv()
+    address, pid = ("127.0.0.1", here.recv()), process.pid or 0
     with ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(CLIENTS)]
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(CLIENTS)]
         drive(clients, request, 20, end)
-        here.send(True)
-        before = here.recv()
+        before = threads_seconds(pid)
         drive(clients, request, requests // CLIENTS, end)
-        here.send(True)
-        spent = here.recv() - before
-    here.send(False)
+        spent = threads_seconds(pid) - before
+    here.send(None)
     process.join()
-    return float(spent) / requests * 1e6
-
-
-class Sink(asyncio.Transport):
-    """Takes everything; `done` is set when an answer was whole."""
-
-    done: asyncio.Future[None]
-
-    def __init__(self, end: bytes) -> None:
-        super().__init__()
-        self._end = end
-
-    def write(self, data: bytes) -> None:  # type: ignore[override]
-        if data.endswith(self._end) and not self.done.done():
-            self.done.set_result(None)
-
-    def is_closing(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """Stock uvicorn's keep-alive timer calls it."""
+    return spent / requests * 1e6
 
 
 def protocol_alone(case: Case, request: bytes, requests: int, end: bytes) -> float:
-    """The same, without the kernel's part."""
-    _, configure, app = case
+    """Return the same without the kernel's part."""
+    configure, app = case
 
     async def main() -> float:
         config = configure(app)
         config.load()
-        protocol: Any = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})
-        transport = Sink(end)
-        loop = asyncio.get_running_loop()
-        protocol.connection_made(transport)
+        client = ClientTransport(config, request, end)
         before = time.thread_time()
-        for _ in range(requests):
-            transport.done = loop.create_future()
-            protocol.data_received(request)
-            await transport.done
+        await client.drive(requests)
         spent = time.thread_time() - before
-        protocol.connection_lost(ConnectionResetError())
+        client.protocol.connection_lost(ConnectionResetError())
         return spent
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -212,29 +188,28 @@ Measure = Callable[[Case, bytes, int, bytes], float]
 
 
 def compare(
-    title: str, measure: Measure, cases: list[Case], request: bytes, requests: int, rounds: int, end: bytes
+    title: str,
+    measure: Measure,
+    cases: dict[str, Case],
+    request: bytes,
+    requests: int,
+    rounds: int,
+    end: bytes,
 ) -> None:
-    times: dict[str, list[float]] = {case[0]: [] for case in cases}
-    for _ in range(rounds):
-        for case in cases:
-            times[case[0]].append(measure(case, request, requests, end))
-    base = min(times[cases[0][0]])
+    times = in_rounds(list(cases), rounds, lambda name: measure(cases[name], request, requests, end))
+    base = min(next(iter(times.values())))
     print(title)
     for name, spent in times.items():
         print(f"  {name:22} {min(spent):8.2f} us/request   {min(spent) / base:5.2f} x")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=20000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--body", type=int, default=400)
-    options = parser.parse_args()
-    request = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: application/json\r\n"
-        b"Accept-Encoding: identity\r\nUser-Agent: micro/1.0\r\nContent-Type: application/json\r\n"
-        b"Authorization: Bearer sk-0123456789\r\nContent-Length: %d\r\n\r\n" % options.body
-    ) + b"x" * options.body
+    parsing = parser(__doc__)
+    parsing.add_argument("--requests", type=int, default=20000)
+    parsing.add_argument("--rounds", type=int, default=3)
+    parsing.add_argument("--body", type=int, default=400)
+    options = parsing.parse_args()
+    request = post("/v1/chat/completions", b"x" * options.body, CLIENTS_HEADERS)
     whole_end, stream_end = b"%d" % options.body, b"0\r\n\r\n"
     few = options.requests // 10
     for how, measure in (("protocol", protocol_alone), ("sockets", through_sockets)):

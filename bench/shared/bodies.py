@@ -1,4 +1,4 @@
-"""The bodies that a comparison sends: the same bytes on every run."""
+"""A benchmark sends these bodies: the same bytes on every run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ QUESTION = {"role": "user", "content": "What is the difference between prefill a
 SYLLABLES = [*("ba", "de", "fi", "lu", "mar", "nel", "os", "pri", "ras", "ten", "ur", "wi") * 30, "né", "köl"]
 
 
-def encoded(document: dict[str, Any]) -> bytes:
+def encoded(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def small_chat(**more: Any) -> bytes:
-    """About 250 bytes."""
+    """Make a chat of about 250 bytes."""
     return encoded(
         {"model": MODEL, "messages": [SYSTEM, QUESTION], "max_tokens": 64, "temperature": 0, **more}
     )
 
 
 def long_chat(messages: int = 100, characters: int = 2250) -> bytes:
-    """About 230 KB: what a conversation is after fifty turns."""
+    """Make a chat of about 230 KB, as a conversation is after fifty turns."""
     random = Random(1)
     roles = ["user", "assistant"]
     turns = [{"role": roles[i % 2], "content": prose(random, characters)} for i in range(messages)]
@@ -33,7 +33,7 @@ def long_chat(messages: int = 100, characters: int = 2250) -> bytes:
 
 
 def agentic_chat(turns: int = 160, tools: int = 40) -> bytes:
-    """About 1 MB: tool definitions, calls with arguments as escaped JSON, and file contents as results."""
+    """Make a chat of about 1 MB: tool definitions, calls with escaped JSON, and file contents as results."""
     random = Random(2)
     history = [message for turn in range(turns) for message in _tool_turn(random, turn)]
     definitions = [_tool(random, number) for number in range(tools)]
@@ -67,14 +67,14 @@ def _tool(random: Random, number: int) -> dict[str, Any]:
 
 
 def token_ids(count: int = 40_000, vocabulary: int = 128_000) -> bytes:
-    """About 250 KB, for /v1/completions."""
+    """Make about 250 KB for /v1/completions."""
     random = Random(3)
     prompt = [random.randrange(vocabulary) for _ in range(count)]
     return encoded({"model": MODEL, "prompt": prompt, "max_tokens": 64, "temperature": 0})
 
 
 def prose(random: Random, characters: int) -> str:
-    """Short paragraphs, with a quotation and an indented line in each: JSON escapes some of it."""
+    """Write short paragraphs, with a quotation and an indented line in each: JSON escapes some of it."""
     paragraphs = (
         f'{text(random, 180)} "{text(random, 20)}" {text(random, 60)}:\n\n\t{text(random, 60)}\n'
         for _ in range(characters // 300 + 1)
@@ -83,7 +83,7 @@ def prose(random: Random, characters: int) -> str:
 
 
 def text(random: Random, characters: int) -> str:
-    """Words of invented syllables, cut to a length."""
+    """Write words of invented syllables, cut to a length."""
     enough = characters // 3 + 1  # the shortest word and its space are 3 characters
     words = ("".join(random.choices(SYLLABLES, k=random.randrange(1, 5))) for _ in range(enough))
     return " ".join(words)[:characters]

@@ -1,28 +1,61 @@
-"""A closed-loop load: N connections, each with one request at a time, and cheap: the router is the limit."""
+"""A closed loop, N connections with one request each at a time, is so cheap that the router is the limit."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import httptools
+
+from bench.shared.figures import percentile
+
+JSON_HEADER = b"content-type: application/json\r\n"
+
+
+def post(path: str, body: bytes, headers: bytes = JSON_HEADER) -> bytes:
+    """Return a whole request; `headers` is a block of lines."""
+    head = b"POST %s HTTP/1.1\r\nhost: 127.0.0.1\r\n%scontent-length: %d\r\n\r\n"
+    return head % (path.encode(), headers, len(body)) + body
 
 
 @dataclass
 class Result:
+    """A load saw this: `failed` counts answers of another status, and connections that ended."""
+
     requests: int = 0
     failed: int = 0
     seconds: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
 
     def percentile_ms(self, share: float) -> float:
-        ordered = sorted(self.latencies_s)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3
+        return percentile(self.latencies_s, share) * 1e3
 
 
-class _Client(asyncio.Protocol):
-    """One connection that sends the same bytes again as soon as the answer is complete."""
+class Connection(asyncio.Protocol):
+    """It has one request at a time, the first one as soon as it is open; a parser calls `on_...`."""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        """Send the next request, if there is one."""
+        raise NotImplementedError
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def _send(self, request: bytes) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._asked = time.perf_counter()
+        self._transport.write(request)
+
+
+class _Client(Connection):
+    """A client sends the same bytes again as soon as the answer is complete."""
 
     def __init__(
         self, request: bytes, status: int, left: list[int], result: Result, done: asyncio.Future[None]
@@ -32,37 +65,27 @@ class _Client(asyncio.Protocol):
         self._left = left  # shared by all connections
         self._result = result
         self._done = done
-        self._started = 0.0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._next()
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+    def ask(self) -> None:
+        if self._left[0] > 0:
+            self._left[0] -= 1
+            self._send(self._request)
+            return
+        if not self._done.done():
+            self._done.set_result(None)
+        self._transport.close()
 
     def on_message_complete(self) -> None:
         self._result.requests += 1
-        self._result.latencies_s.append(time.perf_counter() - self._started)
+        self._result.latencies_s.append(time.perf_counter() - self._asked)
         if self._parser.get_status_code() != self._status:
             self._result.failed += 1
-        self._next()
+        self.ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._done.done():
             self._result.failed += 1
             self._done.set_result(None)
-
-    def _next(self) -> None:
-        if self._left[0] <= 0:
-            if not self._done.done():
-                self._done.set_result(None)
-            self._transport.close()
-            return
-        self._left[0] -= 1
-        self._parser = httptools.HttpResponseParser(self)
-        self._started = time.perf_counter()
-        self._transport.write(self._request)
 
 
 async def run_load(
@@ -72,23 +95,21 @@ async def run_load(
     requests: int,
     connections: int,
     path: str = "/v1/chat/completions",
-    headers: bytes = b"content-type: application/json\r\n",
+    headers: bytes = JSON_HEADER,
     status: int = 200,
 ) -> Result:
     """Send `requests` requests with this body to 127.0.0.1:`port` over `connections` connections.
 
     An answer with another status than `status` counts as failed.
     """
-    head = b"POST %s HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n%scontent-length: %d\r\n\r\n"
-    request = head % (path.encode(), port, headers, len(body)) + body
+    request = post(path, body, headers)
     loop, result, left = asyncio.get_running_loop(), Result(), [requests]
     started = time.perf_counter()
     ends = []
     for _ in range(connections):
         done: asyncio.Future[None] = loop.create_future()
-        await loop.create_connection(
-            lambda done=done: _Client(request, status, left, result, done), "127.0.0.1", port
-        )
+        client = partial(_Client, request, status, left, result, done)
+        await loop.create_connection(client, "127.0.0.1", port)
         ends.append(done)
     await asyncio.gather(*ends)
     result.seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""A worker that costs next to nothing: answers at once from constants, so that a benchmark times the router.
+"""A worker costs next to nothing if it answers at once from constants: then a benchmark times the router.
 
     python -m bench.shared.mock_worker --port 9001
 
@@ -9,14 +9,16 @@ it announces to Baton; at /mock/counts what it has answered.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import re
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import httptools
 import uvloop
+
+from bench.shared.command import parser
 
 MODEL = "mock"
 
@@ -76,14 +78,14 @@ STREAM_MARK = re.compile(rb'"stream": ?true|stream\xc3')
 
 @dataclass
 class Counts:
-    """What a worker has sent: answers to POST, streams among them, and events of streams."""
+    """A worker has sent so many answers to POST, streams among them, and events of streams."""
 
     requests: int = 0
     events: int = 0
 
 
 class MockWorker(asyncio.Protocol):
-    """One connection. `events` per stream, `gap_s` between them."""
+    """A connection answers; a stream has `events`, with `gap_s` between them."""
 
     def __init__(self, events: int, gap_s: float, counts: Counts) -> None:
         self._events = events
@@ -94,7 +96,7 @@ class MockWorker(asyncio.Protocol):
         self._body: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -154,11 +156,9 @@ async def serve(port: int, events: int, gap_s: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--events", type=int, default=64, help="events per stream")
-    parser.add_argument("--gap-ms", type=float, default=0.0, help="time between events")
-    arguments = parser.parse_args()
-    uvloop.run(serve(arguments.port, arguments.events, arguments.gap_ms / 1e3))
+    options = parser(__doc__)
+    options.add_argument("--port", type=int, required=True)
+    options.add_argument("--events", type=int, default=64, help="events per stream")
+    options.add_argument("--gap-ms", type=float, default=0.0, help="time between events")
+    given = options.parse_args()
+    uvloop.run(serve(given.port, given.events, given.gap_ms / 1e3))

@@ -1,4 +1,4 @@
-"""Start the processes of a benchmark, and read what they used."""
+"""A benchmark starts its processes here, and reads what they use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -37,16 +37,16 @@ def raise_file_limit() -> None:
 
 
 def lacks_files(count: int) -> str | None:
-    """Why a process cannot have so many files open, or None."""
+    """Say why a process cannot have so many files open, or return None."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     is_enough = hard == resource.RLIM_INFINITY or hard >= count
     return None if is_enough else f"needs {count} open files, the limit is {hard} (ulimit -Hn)"
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, and that this process has not been given before.
+    """Return a port of this machine that nobody listens on, and that this process has not been given before.
 
-    Nor one of those that the kernel gives to connections: it could get this one, too, before it is used.
+    It is none of those that the kernel gives to connections: one of them could be taken before it is used.
     """
     return next(filter(is_free, _ports))
 
@@ -57,8 +57,17 @@ def is_free(port: int) -> bool:
     return False
 
 
+def wait_for(condition: Callable[[], object], what: str, limit_s: float, every_s: float = 0.1) -> None:
+    """Return once `condition` is true. Raises `Failed` after the limit."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > end:
+            raise Failed(f"waited {limit_s:.0f} s for {what}")
+        time.sleep(every_s)
+
+
 def python(*arguments: str) -> list[str]:
-    """A command for the interpreter that runs this."""
+    """Return a command for the interpreter that runs this."""
     return [sys.executable, *arguments]
 
 
@@ -71,7 +80,7 @@ def running(
     env: Mapping[str, str] | None = None,
     limit_s: float = START_LIMIT_S,
 ) -> Iterator[int]:
-    """A process that listens on `port`, pinned to these cores; yields its pid and stops it at the end.
+    """Run a process that listens on `port`, pinned to these cores; yield its pid, and stop it at the end.
 
     Raises `Failed` with the last line that it wrote if it ends, or does not listen in time.
     """
@@ -126,13 +135,13 @@ def _said(output: IO[bytes]) -> str:
 
 
 def last_line(text: str) -> str:
-    """What a program said last: the reason why it ended, if there is one."""
+    """Return what a program said last: the reason why it ended, if there is one."""
     lines = text.split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "(no output)")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """It and its session: what does not end with it is killed."""
+    """Stop it and its session: what does not end with it is killed."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=STOP_LIMIT_S)
@@ -142,8 +151,21 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its descendants, the ended ones that were waited for too."""
+    """Add up user and system time of a process and its descendants, of ended ones if they were waited for."""
     return sum(_own_cpu_seconds(member) for member in _tree(pid))
+
+
+def threads_seconds(pid: int) -> float:
+    """Add up the CPU time of a process's living threads, without its children: to the nanosecond."""
+    return sum(map(thread_seconds, Path(f"/proc/{pid}/task").iterdir()))
+
+
+def thread_seconds(task: Path) -> float:
+    """Read the CPU time of a thread, /proc/PID/task/TID. One that has just ended has 0."""
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except FileNotFoundError:
+        return 0.0
 
 
 def wait_idle(pid: int, limit_s: float = 30.0) -> None:
@@ -158,39 +180,42 @@ def wait_idle(pid: int, limit_s: float = 30.0) -> None:
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process and its living descendants; a page that several share counts for each."""
+    """Add up the resident memory of a process and its living descendants; shared pages count for each."""
     return sum(_status_bytes(member, "VmRSS:") for member in _tree(pid))
 
 
 def peak_rss_bytes(pid: int) -> int:
-    """The same at its highest, each process's since its start."""
+    """Add up the same at its highest, for each process since its start."""
     return sum(_status_bytes(member, "VmHWM:") for member in _tree(pid))
 
 
 def open_files(pid: int) -> int:
-    """Descriptors that a process and its living descendants hold; one that several share counts for each."""
+    """Count the descriptors of a process and its living descendants; shared ones count for each."""
     return sum(len(os.listdir(f"/proc/{member}/fd")) for member in _tree(pid))
 
 
 def _tree(pid: int) -> list[int]:
-    children = (child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task))
-    return [pid, *(member for child in children for member in _tree(child))]
+    return [pid, *(member for child in children(pid) for member in _tree(child))]
+
+
+def children(pid: int) -> list[int]:
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
 
 
 def _children(task: Path) -> Iterable[int]:
-    """Of one thread. A thread that has ended since has none: they have moved to another one."""
+    """A thread that has ended since has none: they have moved to another one."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return map(int, (task / "children").read_text().split())
     return ()
 
 
 def _own_cpu_seconds(pid: int) -> float:
-    """utime, stime, and the same of children that it has waited for; see proc_pid_stat(5)."""
+    """Add up utime, stime, and the same of children that it has waited for; see proc_pid_stat(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) * _TICK_S
 
 
 def _status_bytes(pid: int, field: str) -> int:
-    """0 for a zombie, which has no memory."""
+    """A zombie has no memory: 0."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)

@@ -1,4 +1,4 @@
-"""Whether the orchestrator gives everything back: memory stays level, and nothing is held after the load.
+"""The orchestrator gives everything back: memory stays level, and nothing is held after the load.
 
     make soak                                       # or: .venv/bin/python -m bench.soak [--requests N]
     make soak ARGS="--quick"                        # under a minute, for CI
@@ -16,25 +16,21 @@ must be back where they were before. The exit code is 1 if one goal is missed.
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from random import Random
 
-import httpx
 import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 
-from bench.shared.bodies import MODEL
-from bench.shared.machine import machine
-from bench.shared.processes import Failed, free_port, open_files, python, rss_bytes, running
+from bench.shared import record
+from bench.shared.baton import baton, config, get, metrics, sim_pair, urls
+from bench.shared.command import parser, run
+from bench.shared.processes import START_LIMIT_S, Failed, free_port, open_files, rss_bytes, wait_for
+from bench.shared.verdict import Verdict
 from bench.soak.load import Tally, run_load, schedule
-from bench.soak.measures import MB, Held, Sample, Verdict, judge, of_answers
+from bench.soak.measures import MB, Held, Sample, judge, of_answers
 
 REQUESTS, SLOPE_MB = 200_000, 1.0
 QUICK_REQUESTS, QUICK_SLOPE_MB = 10_000, 20.0  # the first requests fill caches and pools
@@ -48,18 +44,11 @@ SETTLE_LIMIT_S = 90.0  # idle connections to workers are kept for some seconds, 
 LOOK_EVERY_S = 0.5
 # Long enough for clients to leave in every phase, short enough to answer thousands.
 LATENCY = ("--prefill-us-per-token", "1", "--decode-ms-per-token", "1")
-CONFIG = """\
-orchestrator: {{listen: "127.0.0.1:{port}", admin: "127.0.0.1:{admin}", processes: {processes}}}
-models:
-  - name: {model}
-    prefill: {{urls: ["http://127.0.0.1:{prefill}"]}}
-    decode: {{urls: ["http://127.0.0.1:{decode}"]}}
-"""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Ports, and the orchestrator's first process."""
+    """The orchestrator's first process and all ports are known."""
 
     pid: int
     port: int
@@ -68,10 +57,10 @@ class Site:
     processes: int
 
     def held(self) -> Held:
-        """Raises `Failed` if somebody does not answer."""
+        """Look at what is held. Raises `Failed` if somebody does not answer."""
         descriptors = open_files(self.pid)  # before this adds connections of its own
-        gauges = self._gauges()
-        ledgers = [_get(port, "/sim/ledger").json() for port in self.workers]
+        gauges = metrics(get(self.admin, "/metrics").text)
+        ledgers = [get(port, "/sim/ledger").json() for port in self.workers]
         return Held(
             descriptors=descriptors,
             tasks=sum(self._tasks().values()),
@@ -83,70 +72,39 @@ class Site:
         )
 
     def expired_leases(self) -> int:
-        return sum(_get(port, "/sim/ledger").json()["expired"] for port in self.workers)
+        return sum(get(port, "/sim/ledger").json()["expired"] for port in self.workers)
 
     def is_ready(self) -> bool:
-        """All processes serve, with all workers there."""
-        states = [process["state"] for process in _get(self.admin, "/admin/processes").json()]
-        return states == ["serving"] * self.processes and _get(self.port, "/ready").is_success
-
-    def _gauges(self) -> Mapping[str, float]:
-        """Sums over all labels; of the connections to workers only the busy ones."""
-        families = text_string_to_metric_families(_get(self.admin, "/metrics").text)
-        return {
-            family.name: sum(s.value for s in family.samples if s.labels.get("state") != "idle")
-            for family in families
-            if family.type == "gauge"
-        }
+        """Say whether all processes serve, with all workers there."""
+        states = [process["state"] for process in get(self.admin, "/admin/processes").json()]
+        return states == ["serving"] * self.processes and get(self.port, "/ready").is_success
 
     def _tasks(self) -> Mapping[int, int]:
-        """By process. The kernel chooses which one answers."""
+        """Return the tasks by process. The kernel chooses which one answers."""
         found: dict[int, int] = {}
         for _ in range(LOOKS):
-            figures = _get(self.port, "/health?verbose").json()
+            figures = get(self.port, "/health?verbose").json()
             found[figures["process"]] = figures["tasks"]
             if len(found) == self.processes:
                 return found
         raise Failed(f"{LOOKS} times only {len(found)} of {self.processes} processes answered")
 
 
-def _get(port: int, path: str) -> httpx.Response:
-    """On a connection of its own, closed before this returns."""
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30, trust_env=False)
-    except httpx.HTTPError as error:
-        raise Failed(f"{path} on port {port}: {error!r}") from error
-
-
 @contextmanager
 def at_work(processes: int) -> Iterator[Site]:
-    """Two workers and an orchestrator that is ready. Raises `Failed`."""
-    port, admin, prefill, decode = (free_port() for _ in range(4))
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for worker, role in ((prefill, "prefill"), (decode, "decode")):
-            options = ("--model-name", MODEL, "--role", role, "--port", str(worker), *LATENCY)
-            stack.enter_context(running(python("-m", "worker.sim", *options), worker))
-        config = Path(folder, "soak.yaml")
-        ports = {"port": port, "admin": admin, "prefill": prefill, "decode": decode}
-        config.write_text(CONFIG.format(model=MODEL, processes=processes, **ports))
-        command = python("-m", "launch.cli", "orchestrator", str(config))
-        pid = stack.enter_context(running(command, port))
-        site = Site(pid, port, admin, (prefill, decode), processes)
-        _wait_ready(site)
-        yield site
-
-
-def _wait_ready(site: Site, limit_s: float = 60.0) -> None:
-    end = time.monotonic() + limit_s
-    while not site.is_ready():
-        if time.monotonic() > end:
-            raise Failed(f"not ready after {limit_s:.0f} s")
-        time.sleep(0.1)
+    """Run two workers and an orchestrator, and yield them once all are ready. Raises `Failed`."""
+    port, admin = free_port(), free_port()
+    with sim_pair(*LATENCY) as (prefill, decode):
+        pools = {"prefill": urls(prefill.port), "decode": urls(decode.port)}
+        document = config(port, pools, admin=f"127.0.0.1:{admin}", processes=processes)
+        with baton("orchestrator", document, port) as first:
+            site = Site(first.pid, port, admin, (prefill.port, decode.port), processes)
+            wait_for(site.is_ready, "all processes and workers", START_LIMIT_S)
+            yield site
 
 
 def steady(site: Site) -> Held:
-    """What is held once two looks see the same: processes that have just started still open files."""
+    """Return what is held once two looks see the same: processes that have just started still open files."""
     before = site.held()
     for _ in range(LOOKS):
         time.sleep(LOOK_EVERY_S)
@@ -158,7 +116,7 @@ def steady(site: Site) -> Held:
 
 
 def settled(site: Site, start: Held) -> tuple[Held, float]:
-    """What is held once that is no more than at the start, or too late; and how many seconds it took."""
+    """Return what is held once that is no more than at the start, or too late; and the seconds it took."""
     began = time.monotonic()
     while (held := site.held()).beyond(start):
         if time.monotonic() - began > SETTLE_LIMIT_S:
@@ -168,7 +126,7 @@ def settled(site: Site, start: Held) -> tuple[Held, float]:
 
 
 class Progress:
-    """Samples the memory as requests end, and shows every few samples."""
+    """The memory is sampled as requests end, and every few samples are shown."""
 
     def __init__(self, pid: int, requests: int) -> None:
         self._pid = pid
@@ -187,7 +145,7 @@ class Progress:
 
 
 def soak(site: Site, options: argparse.Namespace) -> list[Verdict]:
-    """Raises `Failed` if the load cannot go on, or nobody answers after it."""
+    """Apply the load, and judge. Raises `Failed` if it cannot go on, or nobody answers after it."""
     start = steady(site)
     requests = schedule(Random(options.seed), CANCELS)
     progress = Progress(site.pid, options.requests)
@@ -208,46 +166,40 @@ def _show(tally: Tally) -> None:
 
 
 def report(verdicts: Sequence[Verdict]) -> bool:
-    """Prints the table; returns whether all goals are met."""
+    """Print the table; return whether all goals are met."""
     print()
     for verdict in verdicts:
-        mark = "met" if verdict.is_met else "MISSED"
+        mark = "met" if verdict.holds else "MISSED"
         print(f"{verdict.goal:<72}{verdict.found:>16}  {mark}")
-    return all(verdict.is_met for verdict in verdicts)
+    return all(verdict.holds for verdict in verdicts)
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS:,} requests, loose on memory")
-    parser.add_argument("--requests", type=int, help=f"{REQUESTS:,} if not given")
-    parser.add_argument("--slope", type=float, metavar="MB", help="limit per 10,000 requests")
-    parser.add_argument("--processes", type=int, default=1, help="of the orchestrator")
-    parser.add_argument("--clients", type=int, default=CLIENTS, help="each with one request at a time")
-    parser.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
-    options = parser.parse_args(argv)
-    requests, slope = (QUICK_REQUESTS, QUICK_SLOPE_MB) if options.quick else (REQUESTS, SLOPE_MB)
-    options.requests = options.requests or requests
-    options.slope = slope if options.slope is None else options.slope
-    return options
+    options = parser(__doc__)
+    add = options.add_argument
+    add("--quick", action="store_true", help=f"{QUICK_REQUESTS:,} requests, loose on memory")
+    add("--requests", type=int, help=f"{REQUESTS:,} if not given")
+    add("--slope", type=float, metavar="MB", help="limit per 10,000 requests")
+    add("--processes", type=int, default=1, help="of the orchestrator")
+    add("--clients", type=int, default=CLIENTS, help="each with one request at a time")
+    add("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
+    given = options.parse_args(argv)
+    requests, slope = (QUICK_REQUESTS, QUICK_SLOPE_MB) if given.quick else (REQUESTS, SLOPE_MB)
+    given.requests = given.requests or requests
+    given.slope = slope if given.slope is None else given.slope
+    return given
 
 
-def main() -> None:
+def main() -> int:
     options = arguments()
-    about = {**machine(), **{name: version(name) for name in PACKAGES}}
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(record.listed(record.machine() | record.versions(PACKAGES)))
     print(
         f"{options.requests:,} requests, processes: {options.processes}, seed: {options.seed}\n", flush=True
     )
-    try:
-        with at_work(options.processes) as site:
-            verdicts = soak(site, options)
-    except Failed as failed:
-        sys.exit(f"soak: {failed}")
-    if not report(verdicts):
-        sys.exit(1)
+    with at_work(options.processes) as site:
+        verdicts = soak(site, options)
+    return 0 if report(verdicts) else 1
 
 
 if __name__ == "__main__":
-    main()
+    run("soak", main)

@@ -1,4 +1,4 @@
-"""The load of a soak: requests of many kinds, some given up at any moment, all drawn from one seed."""
+"""A soak's load has requests of many kinds, some given up at any moment, all drawn from one seed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import httptools
 
 from bench.shared.bodies import MODEL, encoded, long_chat, small_chat
+from bench.shared.load import post
 from bench.shared.processes import Failed
 
 TOKENS = 8  # of each answer
@@ -23,13 +24,12 @@ FRESH = 0.1  # share of requests on a connection of their own, beside those that
 LONGEST_WAIT_S = 0.03  # of a client that leaves without an answer: beyond what most answers take
 MOST_BYTES = 2000  # that one has read when it leaves within the answer: as many as a stream has
 TAIL = 200  # bytes of an answer that are kept: its end is checked, and tells why if it is an error
-HEAD = b"POST %s HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)  # linger for 0 s: closing sends RST
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`status` is what it must be answered with, `end` how the body of that answer ends."""
+    """It must be answered with `status`, and a body that ends with `end`."""
 
     name: str
     weight: int
@@ -39,7 +39,7 @@ class Kind:
     end: bytes = b"}"
 
     def encode(self) -> bytes:
-        return HEAD % (self.path.encode(), len(self.body)) + self.body
+        return post(self.path, self.body)
 
 
 def kinds() -> list[Kind]:
@@ -59,7 +59,7 @@ def kinds() -> list[Kind]:
 
 
 class Phase(StrEnum):
-    """Where a client leaves."""
+    """A client leaves in one of these phases."""
 
     SENDING = "while it sends"  # after a share of the request
     WAITING = "while it waits"  # so many seconds after the request
@@ -81,7 +81,7 @@ class Request:
 
 
 def schedule(random: Random, cancels: float) -> Iterator[Request]:
-    """Requests without end, the share `cancels` of them given up. The same for the same `random`."""
+    """Yield requests without end, the share `cancels` of them given up; the same for the same `random`."""
     of = kinds()
     weights = [kind.weight for kind in of]
     while True:
@@ -102,7 +102,7 @@ class Answer:
     end: bytes  # of the body
 
     def problem(self, kind: Kind) -> str | None:
-        """None if it is what this kind is to be answered with."""
+        """Say what is wrong; None if it is what this kind is to be answered with."""
         if self.status != kind.status:
             return f"{kind.name}: HTTP {self.status} {self.end.decode(errors='replace')}"
         if not self.end.endswith(kind.end):
@@ -111,7 +111,7 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time; a client that gives one up closes it."""
+    """It has one request at a time; a client that gives one up closes it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         return self._is_kept and not self._transport.is_closing()
 
     async def ask(self, request: bytes, cancel: Cancel | None) -> Answer | None:
-        """None if the connection was closed before the answer was complete, by whom ever."""
+        """Return None if the connection was closed before the answer was complete, by whom ever."""
         self._parser = httptools.HttpResponseParser(self)
         self._answered: asyncio.Future[Answer | None] = self._loop.create_future()
         self._end = b""
@@ -204,7 +204,7 @@ class Tally:
 
 
 class Load:
-    """Clients that share one list of requests, each with one request at a time."""
+    """Clients share one list of requests, each with one request at a time."""
 
     def __init__(self, port: int, requests: Iterator[Request], on_end: Callable[[Tally], None]) -> None:
         """`on_end` is called after every request."""

@@ -1,4 +1,4 @@
-"""What a soak measures: how memory grows, what is held, and whether that is within its goals."""
+"""A soak measures how memory grows and what is held, and judges both by their goals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 
+from bench.shared.verdict import Verdict
+
 MB = 1e6
 PER = 10_000  # requests
 SHOWN = 5  # wrong answers
@@ -14,26 +16,26 @@ SHOWN = 5  # wrong answers
 
 @dataclass(frozen=True)
 class Sample:
-    """Resident memory of the orchestrator's process tree when so many requests had ended."""
+    """The orchestrator's process tree had so much resident memory when so many requests had ended."""
 
     requests: int
     rss: int  # bytes
 
 
 def slope(samples: Sequence[Sample]) -> float:
-    """MB per 10,000 requests, by least squares. Raises `statistics.StatisticsError` below two samples."""
+    """Return MB per 10,000 requests, by least squares. Raises `StatisticsError` below two samples."""
     line = statistics.linear_regression([s.requests for s in samples], [s.rss for s in samples])
     return line.slope * PER / MB
 
 
 def after(samples: Sequence[Sample], share: float) -> list[Sample]:
-    """Those that were taken when this share of all requests had ended, and later."""
+    """Return those that were taken when this share of all requests had ended, and later."""
     return [sample for sample in samples if sample.requests >= share * samples[-1].requests]
 
 
 @dataclass(frozen=True)
 class Held:
-    """What the orchestrator and the simulated engines hold at one moment."""
+    """The orchestrator and the simulated engines hold this at one moment."""
 
     descriptors: int
     tasks: int
@@ -44,22 +46,13 @@ class Held:
     kv_pins: int
 
     def beyond(self, start: Held) -> dict[str, int]:
-        """What is more than it was at the start, and how many."""
+        """Return what is more than it was at the start, and how many."""
         before = asdict(start)
         return {name: value for name, value in asdict(self).items() if value > before[name]}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One goal: what was found in words, and whether that is good enough."""
-
-    goal: str
-    found: str
-    is_met: bool
-
-
 def judge(samples: Sequence[Sample], limit_mb: float, start: Held, end: Held) -> list[Verdict]:
-    """Memory and what is held, each with its verdict. `limit_mb` is per 10,000 requests."""
+    """Judge memory, and each thing that is held. `limit_mb` is per 10,000 requests."""
     return [
         _of_slope("slope, all but the first tenth", slope(after(samples, 0.1)), limit_mb),
         _of_slope("slope, second half", slope(after(samples, 0.5)), limit_mb),
@@ -80,6 +73,6 @@ def _of_held(start: Mapping[str, int], end: Mapping[str, int]) -> list[Verdict]:
 
 
 def of_answers(problems: Mapping[str, int]) -> Verdict:
-    """Every request that was not given up is answered as its kind must be."""
+    """Every request that was not given up must be answered as its kind is."""
     shown = [f"{count} x {problem}" for problem, count in islice(problems.items(), SHOWN)]
     return Verdict("wrong answers: none", "; ".join(shown) or "none", not problems)

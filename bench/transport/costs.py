@@ -1,4 +1,4 @@
-"""What a request costs: bytes between processes, CPU at the orchestrator, CPU of a worker's event loop."""
+"""A request costs bytes between processes, CPU at the orchestrator, and CPU of a worker's event loop."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import uvloop
 
-from bench.compare.cluster import Cores
-from bench.compare.measures import Column, Sample
 from bench.shared.bodies import encoded
-from bench.shared.load import Result, run_load
+from bench.shared.cores import Cores
+from bench.shared.figures import Column, Sample, in_rounds
+from bench.shared.load import JSON_HEADER, Result, run_load
 from bench.shared.processes import Failed
-from bench.transport.legs import ABSENT, AGAIN, ARMS, JSON_HEADER, PATHS, Arm, Kind, Prompt, Request
-from bench.transport.rounds import Panel, in_rounds
+from bench.transport.legs import ABSENT, AGAIN, ARMS, PATHS, Arm, Kind, Prompt, Request
+from bench.transport.rounds import Panel
 from bench.transport.workers import Engine, Server, Servers, orchestrators, workers
 from worker import token_ids
 
@@ -25,7 +25,7 @@ FEWEST, MOST = 3, 2000  # requests in a sample
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: sizes in tokens, and seconds per sample."""
+    """So much is measured: sizes in tokens, and seconds per sample."""
 
     sizes: Sequence[int]
     rounds: int
@@ -44,7 +44,7 @@ _BYTES = [
 
 
 def bytes_on_the_wire(extent: Extent) -> Iterator[Panel]:
-    """Bodies only: heads have some 300 bytes whatever the encoding. `ids` are a client's own, all the way."""
+    """Measure bodies only: heads have some 300 bytes in any encoding. `ids` are those that a client sent."""
     for kind, arms in ARMS.items():
         for tokens in extent.sizes:
             rows = {arm.name: [_sizes(Prompt(kind, tokens), arm)] for arm in _as_sent(kind, arms)}
@@ -61,7 +61,7 @@ def _sizes(prompt: Prompt, arm: Arm) -> Sample:
 
 
 def _prefill_answer(prompt: Prompt, arm: Arm) -> bytes:
-    """Of a hand-off it is the size that counts, so the one of the decode leg will do."""
+    """The hand-off is that of the decode leg: only its size counts."""
     message = {"role": "assistant", "content": " token"}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
     document = {
@@ -78,7 +78,7 @@ def _prefill_answer(prompt: Prompt, arm: Arm) -> bytes:
 
 
 def _as_sent(kind: Kind, arms: list[Arm]) -> list[Arm]:
-    """Each once; of what a client sends as ids, Baton packs nothing."""
+    """Return each arm once; of what a client sends as ids, Baton packs nothing."""
     return [arm for arm in arms if not arm.name.endswith(AGAIN) and (kind == "chat" or arm.ids is None)]
 
 
@@ -91,7 +91,7 @@ _ORCHESTRATOR = [
 
 
 def at_the_orchestrator(extent: Extent) -> Iterator[Panel]:
-    """CPU per request of two legs: read, routed, both legs written, both answers read."""
+    """Measure CPU per request of two legs: read, routed, both legs written, both answers read."""
     with orchestrators(ARMS["chat"], extent.cores) as servers:
         for kind, arms in ARMS.items():
             for tokens in extent.sizes:
@@ -113,7 +113,7 @@ _WORKER = [
 
 
 def on_a_worker(engine: Engine, extent: Extent) -> Iterator[Panel]:
-    """CPU of the API server per decode leg, its event loop's thread by itself and all of its threads.
+    """Measure CPU of the API server per decode leg: its event loop's thread alone, and all of its threads.
 
     taken in: read, decoded, validated, and then refused because there is no such model
     served: answered with one token; the prefix cache holds the prompt, so it is not computed
@@ -145,7 +145,7 @@ def _costs(
 
 
 def _count(server: Server, request: Request, status: int, seconds: float) -> int:
-    """How many requests fill a sample. The first few warm up, and their prompt is computed."""
+    """Return how many requests fill a sample. The first few warm up, and their prompt is computed."""
     send(server, request, status, FEWEST)
     each = send(server, request, status, FEWEST).seconds / FEWEST
     return max(FEWEST, min(MOST, round(seconds / each)))
@@ -159,7 +159,7 @@ def _cost(server: Server, request: Request, status: int, count: int) -> Sample:
 
 
 def send(server: Server, request: Request, status: int, count: int) -> Result:
-    """One after the other. Raises `Failed` if an answer is another one than expected."""
+    """Send requests one after the other. Raises `Failed` if an answer is another one than expected."""
     load = run_load(
         server.port,
         request.body,
@@ -169,7 +169,7 @@ def send(server: Server, request: Request, status: int, count: int) -> Result:
         headers=request.headers,
         status=status,
     )
-    result = uvloop.run(load)
+    result: Result = uvloop.run(load)
     if result.failed:
         raise Failed(f"{request.path}, {len(request.body):,} bytes: not all answers are HTTP {status}")
     return result

@@ -1,4 +1,4 @@
-"""The bodies of the transport study, made by the code with which Baton makes them.
+"""The transport study sends bodies that are made by the code with which Baton makes them.
 
 A prompt of N tokens is a text of five characters per token, or N random ids. A decode leg carries one or the
 other; an arm says which, in which encoding, and what the workers and the orchestrator are started with.
@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from bench.shared.bodies import SYSTEM, encoded, prose
+from bench.shared.load import post
 from bench.transport.model import VOCABULARY
 from orchestrator.api.view import view_request
 from orchestrator.legs.bodies import LegBodies
@@ -30,13 +31,12 @@ CHARACTERS_PER_MESSAGE = 2250
 AGAIN = " again"
 
 Kind = Literal["chat", "ids"]
-JSON_HEADER = b"content-type: application/json\r\n"
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "ids": "/v1/completions"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way from orchestrator to worker. `ids`: in which form a prompt's ids go to decode, if they do."""
+    """An arm is one way to a worker. `ids` is the form of the prompt's ids, if they go to decode."""
 
     name: str
     transport: Encoding
@@ -76,20 +76,19 @@ _TOKENS_PER_BLOCK = 16
 
 @dataclass(frozen=True)
 class Request:
-    """What goes to a worker: headers as a block, and the body."""
+    """This goes to a worker; `headers` is a block."""
 
     path: str
     headers: bytes
     body: bytes
 
     def as_http(self) -> bytes:
-        head = b"POST %s HTTP/1.1\r\nhost: 127.0.0.1\r\n%scontent-length: %d\r\n\r\n"
-        return head % (self.path.encode(), self.headers, len(self.body)) + self.body
+        return post(self.path, self.body, self.headers)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request of a client in both forms, answered with one token."""
+    """A client's request has both forms; it is answered with one token."""
 
     kind: Kind
     tokens: int
@@ -115,7 +114,7 @@ class Prompt:
         )
 
     def decode_leg(self, arm: Arm) -> Request:
-        """With ids if the arm has them, else with what the client sent."""
+        """Make it with ids if the arm has them, else with what the client sent."""
         bodies = LegBodies(
             view_request(self._text_completion() if self._is_packed(arm) else self.from_client())
         )
@@ -127,7 +126,7 @@ class Prompt:
         return encoded({**_PARAMS, "remote_num_tokens": self.tokens, "remote_block_ids": [blocks]})
 
     def given_ids(self, form: TokenIds | None) -> GivenIds | None:
-        """As `handoff_from` would have found them in the prefill worker's answer."""
+        """Return them as they are found in the prefill worker's answer."""
         match form:
             case "list":
                 return GivenIds(json=encoded(self.ids))
@@ -148,7 +147,7 @@ class Prompt:
         return self.kind == "ids" and arm.ids is not None
 
     def _text_completion(self) -> bytes:
-        """The client's request whose prompt the packed ids take the place of."""
+        """Make the client's request whose prompt the packed ids take the place of."""
         return encoded({"model": self.model, "prompt": "-", "max_tokens": 1, "temperature": 0})
 
     def _request(self, arm: Arm, bodies: LegBodies, make: Callable[[Codec], Parts]) -> Request:

@@ -1,4 +1,4 @@
-"""A model for vLLM that costs next to nothing to run, with a tokenizer as dense as a real one.
+"""A model for vLLM is made up that costs next to nothing to run, with a tokenizer as dense as a real one.
 
 Its weights are random (`--load-format dummy`), so no file holds any and its words mean nothing; its tokenizer
 is trained on such texts as the benchmark sends, which then have about five characters per token, as texts
@@ -52,7 +52,7 @@ CONFIG = {
 
 
 def write_model(folder: Path) -> None:
-    """Everything that vLLM reads of a model but the weights."""
+    """Write everything that vLLM reads of a model but the weights."""
     _write(folder / "tokenizer.json", _tokenizer())
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "model_max_length": CONTEXT}
     _write(folder / "tokenizer_config.json", about)
@@ -61,7 +61,7 @@ def write_model(folder: Path) -> None:
 
 
 def _tokenizer() -> dict[str, Any]:
-    """A byte-level BPE, the same on every run."""
+    """Make a byte-level BPE, the same on every run."""
     document: dict[str, Any] = json.loads(_trained().to_str())
     document["model"]["vocab"] |= {f"<{token}>": token for token in range(TRAINED, VOCABULARY)}
     return document

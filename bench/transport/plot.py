@@ -1,4 +1,4 @@
-"""The transport study as a picture: costs as curves over the size of the prompt, streams as points."""
+"""The transport study becomes a picture: costs as curves over the size of the prompt, streams as points."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from itertools import groupby
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from bench.shared.charts import draw_point, save_charts
 from bench.transport.rounds import Panel
 
-COLUMNS = 2
 # By arm, so that one has the same colour in every chart; the A/A pair is drawn with one colour.
 COLORS = {
     "json": "#6b7785",
@@ -26,17 +25,13 @@ OTHER = "#b03a48"
 
 
 def save_plot(panels: Sequence[Panel], path: Path) -> None:
-    """The suffix of the path chooses the format."""
-    charts = [list(group) for _, group in groupby(sorted(panels, key=_place), _place)]
-    lines = -(-len(charts) // COLUMNS)
-    figure = Figure(figsize=(7 * COLUMNS, 3.6 * lines), layout="constrained")
-    for number, chart in enumerate(charts, start=1):
-        axes = figure.add_subplot(lines, COLUMNS, number)
-        _draw_curves(axes, chart) if len(chart) > 1 else _draw_points(axes, chart[0])
-        axes.tick_params(which="both", labelsize=8)
-        axes.grid(color="#e3e6ea")
-        axes.set_axisbelow(True)
-    figure.savefig(path)
+    """Draw all panels; the suffix of the path chooses the format."""
+    save_charts([list(group) for _, group in groupby(sorted(panels, key=_place), _place)], _draw, path)
+
+
+def _draw(axes: Axes, panels: list[Panel]) -> None:
+    _draw_curves(axes, panels) if len(panels) > 1 else _draw_points(axes, panels[0])
+    axes.grid(color="#e3e6ea")
 
 
 def _place(panel: Panel) -> tuple[str, str]:
@@ -44,7 +39,7 @@ def _place(panel: Panel) -> tuple[str, str]:
 
 
 def _draw_curves(axes: Axes, panels: Sequence[Panel]) -> None:
-    """Panels that differ in the size of the prompt only."""
+    """Draw panels that differ in the size of the prompt only."""
     first = panels[0]
     column = first.columns[0]
     for arm in first.rows:
@@ -61,13 +56,12 @@ def _draw_curves(axes: Axes, panels: Sequence[Panel]) -> None:
 
 
 def _draw_points(axes: Axes, panel: Panel) -> None:
-    """Medians with the spread of the rounds."""
+    """Draw medians with the spread of the rounds."""
     column = panel.columns[0]
     arms = list(reversed(panel.rows))
     for place, arm in enumerate(arms):
-        figure, (low, high) = panel.median(arm, column.key), panel.spread(arm, column.key)
-        spread = [[figure - low], [high - figure]]
-        axes.errorbar([figure], [place], xerr=spread, fmt="o", color=COLORS.get(arm, OTHER), capsize=3)
+        color = COLORS.get(arm, OTHER)
+        draw_point(axes, place, panel.median(arm, column.key), panel.spread(arm, column.key), color)
     axes.set_yticks(range(len(arms)), arms)
     axes.set_xlim(left=0)
     axes.set_title(panel.title, fontsize=9)

@@ -1,14 +1,13 @@
-"""Interleaved rounds over the arms of the transport study, and what is noise in them."""
+"""A panel holds the rounds of one question of the transport study, and tells what is noise in them."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.compare.measures import Column, Sample
+from bench.shared.figures import Column, Sample, aligned, without_nan
 from bench.transport.legs import AGAIN, BASE
 
 FEWEST_ROUNDS = 4  # that say what is noise
@@ -16,7 +15,7 @@ FEWEST_ROUNDS = 4  # that say what is noise
 
 @dataclass(frozen=True)
 class Panel:
-    """One question: a row of samples for each arm, all taken in the same rounds.
+    """One question has a row of samples for each arm, all taken in the same rounds.
 
     It is about the first column. Panels that differ in the size of the prompt only, `tokens`, are one curve.
     """
@@ -39,7 +38,7 @@ class Panel:
         return min(figures), max(figures)
 
     def is_beyond_noise(self, arm: str, key: str) -> bool:
-        """Whether the ratios to json, round by round, all lie outside those of json to itself.
+        """Say whether the ratios to json, round by round, all lie outside those of json to itself.
 
         With five rounds, chance alone does that once in about 126 figures.
         """
@@ -55,7 +54,7 @@ class Panel:
             "series": self.series,
             "tokens": self.tokens,
             "columns": {column.key: column.title for column in self.columns},
-            "rows": {arm: [_without_nan(sample) for sample in rows] for arm, rows in self.rows.items()},
+            "rows": {arm: [without_nan(sample) for sample in rows] for arm, rows in self.rows.items()},
             "beyond_noise": {
                 arm: [column.key for column in self.columns if self.is_beyond_noise(arm, column.key)]
                 for arm in self.rows
@@ -63,7 +62,7 @@ class Panel:
         }
 
     def _present(self, arm: str, key: str) -> list[float]:
-        """The figures of those rounds that have one; NaN if none has."""
+        """Return the figures of those rounds that have one; NaN if none has."""
         return [figure for figure in self._figures(arm, key) if not math.isnan(figure)] or [math.nan]
 
     def _figures(self, arm: str, key: str) -> list[float]:
@@ -74,23 +73,8 @@ class Panel:
         return [mine / base if base else 1.0 for mine, base in pairs]
 
 
-def _without_nan(sample: Sample) -> dict[str, float | None]:
-    """JSON has no NaN, which stands for a figure that there is none of."""
-    return {key: None if math.isnan(figure) else figure for key, figure in sample.items()}
-
-
-def in_rounds(arms: Sequence[str], rounds: int, sample: Callable[[str], Sample]) -> dict[str, list[Sample]]:
-    """Every arm once per round, each round beginning with another: what disturbs one disturbs all."""
-    rows: dict[str, list[Sample]] = {arm: [] for arm in arms}
-    for number in range(rounds):
-        start = number % len(arms)
-        for arm in [*arms[start:], *arms[:start]]:
-            rows[arm].append(sample(arm))
-    return rows
-
-
 def table(panel: Panel) -> str:
-    """A line per arm, medians of the rounds; * marks what lies beyond the noise, the A/A pair.
+    """Show a line per arm, medians of the rounds; * marks what lies beyond the noise, the A/A pair.
 
     The spread, smallest to largest of the rounds, is that of the first column.
     """
@@ -99,22 +83,15 @@ def table(panel: Panel) -> str:
     lines = [head, *([arm, *(_marked(panel, arm, column) for column in panel.columns)] for arm in panel.rows)]
     if has_rounds:
         spreads = ["min-max", *(_spread(panel, arm) for arm in panel.rows)]
-        lines = [[*line[:2], spread, *line[2:]] for line, spread in zip(lines, spreads, strict=True)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    aligned = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
-    return "\n".join([panel.title, "", *(line.rstrip() for line in aligned)])
+        lines = [[*line[:2], between, *line[2:]] for line, between in zip(lines, spreads, strict=True)]
+    return "\n".join([panel.title, "", *aligned(lines)])
 
 
 def _marked(panel: Panel, arm: str, column: Column) -> str:
     mark = "*" if panel.is_beyond_noise(arm, column.key) else " "
-    return _figure(column, panel.median(arm, column.key)) + mark
+    return column.show(panel.median(arm, column.key)) + mark
 
 
 def _spread(panel: Panel, arm: str) -> str:
     first = panel.columns[0]
-    low, high = panel.spread(arm, first.key)
-    return f"{_figure(first, low)}-{_figure(first, high)}"
-
-
-def _figure(column: Column, figure: float) -> str:
-    return "-" if math.isnan(figure) else f"{figure:,.{column.digits}f}"
+    return "-".join(map(first.show, panel.spread(arm, first.key)))

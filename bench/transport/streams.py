@@ -1,4 +1,4 @@
-"""The effect that started it all: what large requests do to the streams of the worker that takes them in.
+"""Large requests hold up the streams of the worker that takes them in: the effect that started it all.
 
 Streams of small chats run on one worker, each starting anew when it ends, while decode legs of large prompts
 arrive at fixed times. All of them share the worker's event loop: while it decodes and validates a large body,
@@ -8,22 +8,21 @@ no stream gets its next event, and no new one gets its first.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import httptools
 import uvloop
 
-from bench.compare.measures import Column, Sample
 from bench.shared.bodies import encoded
+from bench.shared.figures import Column, Sample, in_rounds, percentile
+from bench.shared.load import JSON_HEADER, Connection
 from bench.shared.processes import Failed
 from bench.transport.costs import Extent, send
-from bench.transport.legs import ARMS, BASE, JSON_HEADER, MODEL, PATHS, Prompt, Request
-from bench.transport.rounds import Panel, in_rounds
+from bench.transport.legs import ARMS, BASE, MODEL, PATHS, Prompt, Request
+from bench.transport.rounds import Panel
 from bench.transport.workers import Engine, Server, workers
 
 STREAMS = 64
@@ -48,7 +47,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Load:
-    """What goes on in a sample of that many seconds: streams all along, large requests at fixed times."""
+    """A sample of that many seconds has streams all along, and large requests at fixed times."""
 
     streams: int
     per_second: int  # large requests
@@ -56,18 +55,16 @@ class Load:
 
 
 def beside_streams(engine: Engine, tokens: int, streams: int, extent: Extent) -> Iterator[Panel]:
-    """`tokens`: of a large prompt, which the prefix cache holds. It is answered with one token."""
+    """Measure beside large prompts of `tokens` that the prefix cache holds, each answered with one token."""
     load = Load(streams, PER_SECOND[engine], extent.seconds)
     section = f"{engine} worker, {streams} streams, {load.per_second} large requests a second"
     with workers(engine, ARMS["chat"], extent.cores) as servers:
         for kind, arms in ARMS.items():
             prompt = Prompt(kind, tokens)
-            given: dict[str, tuple[Server, Request | None]] = {
-                arm.name: (servers[arm.server], prompt.decode_leg(arm)) for arm in arms
-            }
-            for server, large in given.values():
+            larges = {arm.name: (servers[arm.server], prompt.decode_leg(arm)) for arm in arms}
+            for server, large in larges.values():
                 send(server, large, 200, 2)
-            given[QUIET] = (servers[BASE.server], None)
+            given = {**larges, QUIET: (servers[BASE.server], None)}
             rows = in_rounds(list(given), extent.rounds, partial(_sample, given, load))
             yield Panel(section, kind, tokens, _COLUMNS, rows)
 
@@ -87,10 +84,7 @@ def _sample(given: Mapping[str, tuple[Server, Request | None]], load: Load, arm:
 
 
 def _percentile_ms(times: list[float], share: float) -> float:
-    if not times:
-        return math.nan
-    ordered = sorted(times)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3
+    return percentile(times, share) * 1e3
 
 
 # --- one sample -----------------------------------------------------------------------------------------
@@ -98,7 +92,7 @@ def _percentile_ms(times: list[float], share: float) -> float:
 
 @dataclass
 class Seen:
-    """Times in seconds; those of the streams while `is_on`."""
+    """These times are in seconds; those of the streams are noted while `is_on`."""
 
     is_on: bool = False
     gaps: list[float] = field(default_factory=list)  # between reads with events, of one stream
@@ -109,7 +103,7 @@ class Seen:
 
 
 async def watch(server: Server, large: Request | None, load: Load) -> Seen:
-    """Raises `Failed` if a request failed, or no stream got on."""
+    """Take one sample. Raises `Failed` if a request failed, or no stream got on."""
     seen = Seen()
     streams = [_Stream(seen, EVENTS * (number + 1) // load.streams) for number in range(load.streams)]
     larges: list[_Large] = []
@@ -154,7 +148,7 @@ async def _sleep_until(moment: float) -> None:
 
 
 async def _wait_until(is_so: Callable[[], bool], seen: Seen, complaint: str) -> None:
-    """Raises `Failed` with what went wrong meanwhile, or with the complaint when the limit is over."""
+    """Wait, or raise `Failed` with what went wrong meanwhile, or with the complaint after the limit."""
     end = time.perf_counter() + WAIT_LIMIT_S
     while not is_so():
         if seen.failure or time.perf_counter() > end:
@@ -169,23 +163,16 @@ async def _open(server: Server, connection: _Connection) -> None:
     await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", server.port)
 
 
-class _Connection(asyncio.Protocol):
-    """One connection with one request at a time. What goes wrong is left in `seen`."""
+class _Connection(Connection):
+    """What goes wrong is left in `seen`."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
         self._transport: Any = None
         self._is_closed = False
 
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self.ask()
-
-    def ask(self) -> None:
-        raise NotImplementedError
-
     def close(self) -> None:
-        """It may not have been opened."""
+        """Close it; it may not have been opened."""
         self._is_closed = True
         if self._transport is not None:
             self._transport.abort()
@@ -194,21 +181,13 @@ class _Connection(asyncio.Protocol):
         if not self._is_closed:
             self._seen.failure = "the worker closed a connection"
 
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
     def on_message_complete(self) -> None:
         if (status := self._parser.get_status_code()) != 200:
             self._seen.failure = f"the worker answered HTTP {status}"
 
-    def _write(self, request: Request) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._asked = time.perf_counter()
-        self._transport.write(request.as_http())
-
 
 class _Stream(_Connection):
-    """A stream that starts again when it ends. The first one is shorter, so that not all end at once."""
+    """A stream starts again when it ends. The first one is shorter, so that not all end at once."""
 
     def __init__(self, seen: Seen, events: int) -> None:
         super().__init__(seen)
@@ -217,7 +196,7 @@ class _Stream(_Connection):
 
     def ask(self) -> None:
         self._last: float | None = None
-        self._write(_small_stream(self._events))
+        self._send(_small_stream(self._events).as_http())
         self._events = EVENTS
 
     def data_received(self, data: bytes) -> None:
@@ -225,7 +204,7 @@ class _Stream(_Connection):
         super().data_received(data)
 
     def on_body(self, body: bytes) -> None:
-        """Events of one read came at one time: only the first is counted."""
+        """Count only the first event of one read: they came at one time."""
         self.has_begun = True
         if self._last == self._now:
             return
@@ -243,7 +222,7 @@ class _Stream(_Connection):
 
 
 class _Large(_Connection):
-    """A large request, again whenever it is asked for."""
+    """A large request is sent again whenever it is asked for."""
 
     def __init__(self, seen: Seen, request: Request) -> None:
         super().__init__(seen)
@@ -252,7 +231,7 @@ class _Large(_Connection):
 
     def ask(self) -> None:
         self.is_busy = True
-        self._write(self._request)
+        self._send(self._request.as_http())
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -5,7 +5,6 @@ import pytest
 from bench.chaos.client import End, Result
 from bench.chaos.report import (
     Outcome,
-    Verdict,
     document_of,
     lines_of,
     none_failed,
@@ -15,6 +14,7 @@ from bench.chaos.report import (
     tally,
     within,
 )
+from bench.shared.verdict import Verdict
 
 RIGHT = Result(0.0, 1.0, End.RIGHT)
 CUT = Result(0.0, 1.0, End.CUT, "after 5 bytes")

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import pytest
 
 from bench.compare import wrk
-from bench.compare.cluster import Cores, Target
+from bench.compare.cluster import Target
 from bench.compare.comparison import Row, compare
-from bench.compare.measures import ClosedLoop, Column, HeldStreams, Measure, OpenLoop, Sample
+from bench.compare.measures import ClosedLoop, HeldStreams, Measure, OpenLoop
 from bench.compare.routers import ROUTERS, Router
 from bench.compare.workloads import Workload
 from bench.shared.bodies import small_chat
+from bench.shared.cores import Cores
+from bench.shared.figures import Column, Sample
 from bench.shared.processes import Failed, python
 
 

@@ -30,7 +30,7 @@ def test_samples_after_a_share_of_the_requests() -> None:
 
 def missed(samples: Sequence[Sample], end: Held = START) -> list[str]:
     verdicts = judge(samples, limit_mb=1.0, start=START, end=end)
-    return [verdict.goal.partition(":")[0] for verdict in verdicts if not verdict.is_met]
+    return [verdict.goal.partition(":")[0] for verdict in verdicts if not verdict.holds]
 
 
 def test_all_is_well_if_memory_is_level_and_nothing_is_held() -> None:
@@ -65,9 +65,9 @@ def test_less_than_at_the_start_is_no_leak() -> None:
 
 
 def test_wrong_answers_are_named() -> None:
-    assert of_answers({}).is_met
+    assert of_answers({}).holds
     verdict = of_answers({"chat: HTTP 502": 3})
-    assert (verdict.is_met, verdict.found) == (False, "3 x chat: HTTP 502")
+    assert (verdict.holds, verdict.found) == (False, "3 x chat: HTTP 502")
 
 
 def test_not_all_wrong_answers_are_listed() -> None:

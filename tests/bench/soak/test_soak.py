@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from bench.shared.verdict import Verdict
 from bench.soak import __main__ as soak
 from bench.soak.load import Tally
-from bench.soak.measures import Held, Verdict
+from bench.soak.measures import Held
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import msgspec
 import pytest
 from tokenizers import Tokenizer
 
-from bench.compare.measures import Column
+from bench.shared.figures import Column
 from bench.shared.processes import ROOT, python
 from bench.transport.legs import AGAIN, ARMS, BASE, Arm, Prompt
 from bench.transport.model import VOCABULARY, write_model
 from bench.transport.plot import save_plot
-from bench.transport.rounds import Panel, in_rounds, table
+from bench.transport.rounds import Panel, table
 from worker.token_ids import Limits, unpack
 
 TINY = ["--sizes", "40", "--large", "50", "--streams", "16", "--rounds", "1", "--seconds", "1"]
@@ -70,18 +69,6 @@ def ids_of(found: Any) -> list[int] | None:
 def panel(**rows: list[float]) -> Panel:
     named = {name.replace("_", " "): [{"us": figure} for figure in figures] for name, figures in rows.items()}
     return Panel("worker", "chat", 1000, [Column("us", "us", 1)], named)
-
-
-def test_rounds_begin_with_another_arm_each() -> None:
-    asked: list[str] = []
-
-    def sample(arm: str) -> Mapping[str, float]:
-        asked.append(arm)
-        return {"us": len(asked)}
-
-    rows = in_rounds(["a", "b"], 2, sample)
-    assert asked == ["a", "b", "b", "a"]
-    assert rows == {"a": [{"us": 1}, {"us": 4}], "b": [{"us": 2}, {"us": 3}]}
 
 
 def test_only_what_the_base_does_not_differ_from_itself_by_is_marked() -> None:
