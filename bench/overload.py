@@ -1,4 +1,4 @@
-"""Goodput under overload tells how much of several times what can be served is still answered in time.
+"""This measures goodput under overload: of several times what can be served, how much comes in time.
 
     .venv/bin/python -m bench.overload [--loads 1,2,5] [--seconds 8] [--deadline 2]
 

@@ -45,7 +45,7 @@ class Answer:
 
 
 class Connection:
-    """It goes to one port, with one request at a time. Whoever opened it closes it."""
+    """A connection has one request at a time. Whoever opened it closes it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

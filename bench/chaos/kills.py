@@ -22,7 +22,7 @@ TOKENS = 24  # of each answer
 
 @dataclass(frozen=True)
 class Scale:
-    """So much is asked."""
+    """A run asks, cancels and cuts so much."""
 
     requests: int
     clients: int

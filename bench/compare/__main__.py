@@ -1,4 +1,4 @@
-"""Baton runs beside the routers that do the same job, on the same machine, in one run.
+"""This compares Baton with the routers that do the same job, on the same machine, in one run.
 
     make bench                                   # all of it, close to half an hour
     make bench ARGS="--quick"                    # two rounds of one second

@@ -22,7 +22,7 @@ READY_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class Workers:
-    """They are known by their ports."""
+    """Workers are known by their ports."""
 
     prefill: int
     decode: int

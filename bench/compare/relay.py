@@ -1,4 +1,4 @@
-"""The relay costs CPU of the router's process tree: per small chat request, beside a plain proxy.
+"""This measures the relay: CPU of the router's process tree per small chat request, beside a plain proxy.
 
     python -m bench.compare.relay [--requests N] [--rounds N] [--limit RATIO]
 

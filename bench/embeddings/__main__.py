@@ -1,4 +1,4 @@
-"""Embeddings cost something from end to end, by the form in which they travel.
+"""This measures what embeddings cost from end to end, by the form in which they travel.
 
     .venv/bin/python -m bench.embeddings [--rounds N] [--json FILE]
 

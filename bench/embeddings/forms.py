@@ -1,4 +1,4 @@
-"""vLLM writes an answer of embeddings at a cost, by form. This needs vLLM, but no model and no engine.
+"""This measures what it costs vLLM to write embeddings, by form. It needs vLLM, but no model and no engine.
 
     .venv/bin/python -m bench.embeddings.forms [--rounds N] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""A hostile request can hold up the orchestrator's event loop, which reads each body once, in place.
+"""This measures how long a hostile request holds up the event loop, which reads each body once, in place.
 
     python -m bench.micro.bad_input [--mebibytes N]
 

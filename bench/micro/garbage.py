@@ -1,4 +1,4 @@
-"""The collector's policy (orchestrator/loop/garbage.py) is worth something, and memory stays level under it.
+"""This measures what the collector's policy is worth (orchestrator/loop/garbage.py), and how memory grows.
 
     python -m bench.micro.garbage [--requests N] [--rounds N]
 

@@ -1,5 +1,5 @@
-"""The orchestrator's own code costs CPU per request: this measures it without the kernel, from the client's
-bytes to the answer's, on transports that cost nothing.
+"""This measures the CPU of the orchestrator's own code per request, without the kernel: the whole path from
+the client's bytes to the answer's, on transports that cost nothing.
 
     python -m bench.micro.hot_path [--requests N] [--rounds N] [--profile]
 
@@ -91,17 +91,17 @@ def show(profiler: cProfile.Profile, requests: int) -> None:
 
 
 def main() -> None:
-    parsing = parser(__doc__)
-    parsing.add_argument("--requests", type=int, default=8000, help="per round")
-    parsing.add_argument("--rounds", type=int, default=5)
-    parsing.add_argument("--profile", action="store_true")
-    options = parsing.parse_args()
-    profiler = cProfile.Profile() if options.profile else None
-    spent = uvloop.run(measure(options.requests, options.rounds, profiler))
+    options = parser(__doc__)
+    options.add_argument("--requests", type=int, default=8000, help="per round")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--profile", action="store_true")
+    given = options.parse_args()
+    profiler = cProfile.Profile() if given.profile else None
+    spent = uvloop.run(measure(given.requests, given.rounds, profiler))
     if profiler is None:
         print(f"{spent:.1f} us per request")
     else:
-        show(profiler, options.rounds * (options.requests // CLIENTS * CLIENTS))
+        show(profiler, given.rounds * (given.requests // CLIENTS * CLIENTS))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An answer costs something on its way out of a FastAPI endpoint, by the way that it takes.
+"""This measures what an answer costs on its way out of a FastAPI endpoint, by the way that it takes.
 
     .venv/bin/python -m bench.micro.responses [--rounds N] [--json FILE]
 
@@ -92,7 +92,7 @@ class Embeddings(BaseModel):
 
 @dataclass(frozen=True)
 class Way:
-    """An answer has several ways."""
+    """An answer takes one of several ways."""
 
     answer: str
     name: str
@@ -106,7 +106,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Figures:
-    """A way was measured."""
+    """A way has these figures."""
 
     way: Way
     size: int  # bytes

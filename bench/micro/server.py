@@ -1,4 +1,4 @@
-"""The HTTP server alone costs CPU per request: stock uvicorn (httptools) runs beside ours.
+"""This measures the CPU of the HTTP server alone per request: stock uvicorn (httptools) beside ours.
 
     python -m bench.micro.server [--requests N] [--body BYTES]
 
@@ -204,17 +204,17 @@ def compare(
 
 
 def main() -> None:
-    parsing = parser(__doc__)
-    parsing.add_argument("--requests", type=int, default=20000)
-    parsing.add_argument("--rounds", type=int, default=3)
-    parsing.add_argument("--body", type=int, default=400)
-    options = parsing.parse_args()
-    request = post("/v1/chat/completions", b"x" * options.body, CLIENTS_HEADERS)
-    whole_end, stream_end = b"%d" % options.body, b"0\r\n\r\n"
-    few = options.requests // 10
+    options = parser(__doc__)
+    options.add_argument("--requests", type=int, default=20000)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--body", type=int, default=400)
+    given = options.parse_args()
+    request = post("/v1/chat/completions", b"x" * given.body, CLIENTS_HEADERS)
+    whole_end, stream_end = b"%d" % given.body, b"0\r\n\r\n"
+    few = given.requests // 10
     for how, measure in (("protocol", protocol_alone), ("sockets", through_sockets)):
-        compare(f"{how}, one answer", measure, WHOLE, request, options.requests, options.rounds, whole_end)
-        compare(f"{how}, {EVENTS} events", measure, STREAM, request, few, options.rounds, stream_end)
+        compare(f"{how}, one answer", measure, WHOLE, request, given.requests, given.rounds, whole_end)
+        compare(f"{how}, {EVENTS} events", measure, STREAM, request, few, given.rounds, stream_end)
 
 
 if __name__ == "__main__":

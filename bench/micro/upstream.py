@@ -1,4 +1,4 @@
-"""Our upstream client costs CPU per small exchange and per streamed event, against a mock worker on loopback.
+"""This measures the CPU of our upstream client per small exchange and per event, against a mock worker.
 
     python -m bench.micro.upstream [--requests N] [--clients N] [--events N] [--rounds N] [--loop LOOP]
 
@@ -166,18 +166,18 @@ async def run_all(options: argparse.Namespace, origin: Origin) -> None:
 
 
 def main() -> None:
-    parsing = parser(__doc__)
-    parsing.add_argument("--requests", type=int, default=10000)
-    parsing.add_argument("--clients", type=int, default=32)
-    parsing.add_argument("--events", type=int, default=500, help="per client, 1 ms apart")
-    parsing.add_argument("--rounds", type=int, default=7)
-    parsing.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
-    options = parsing.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--requests", type=int, default=10000)
+    options.add_argument("--clients", type=int, default=32)
+    options.add_argument("--events", type=int, default=500, help="per client, 1 ms apart")
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
+    given = options.parse_args()
     port = free_port()
-    worker = ("--port", str(port), "--events", str(options.events), "--gap-ms", "1")
+    worker = ("--port", str(port), "--events", str(given.events), "--gap-ms", "1")
     with running(python("-m", "bench.shared.mock_worker", *worker), port):
-        run = uvloop.run if options.loop == "uvloop" else asyncio.run
-        run(run_all(options, Origin("127.0.0.1", port)))
+        run = uvloop.run if given.loop == "uvloop" else asyncio.run
+        run(run_all(given, Origin("127.0.0.1", port)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Result:
 
 
 class Connection(asyncio.Protocol):
-    """It has one request at a time, the first one as soon as it is open; a parser calls `on_...`."""
+    """A connection has one request at a time, the first as soon as it is open; a parser calls `on_...`."""
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport

@@ -1,4 +1,4 @@
-"""The orchestrator gives everything back: memory stays level, and nothing is held after the load.
+"""This tells whether the orchestrator gives everything back: memory stays level, nothing is held at the end.
 
     make soak                                       # or: .venv/bin/python -m bench.soak [--requests N]
     make soak ARGS="--quick"                        # under a minute, for CI

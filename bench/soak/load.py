@@ -29,7 +29,7 @@ RESET = struct.pack("ii", 1, 0)  # linger for 0 s: closing sends RST
 
 @dataclass(frozen=True)
 class Kind:
-    """It must be answered with `status`, and a body that ends with `end`."""
+    """Requests of a kind must be answered with `status`, and a body that ends with `end`."""
 
     name: str
     weight: int
@@ -111,7 +111,7 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """It has one request at a time; a client that gives one up closes it."""
+    """A connection has one request at a time; a client that gives one up closes it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

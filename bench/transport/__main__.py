@@ -1,4 +1,4 @@
-"""The encoding between orchestrator and worker has its costs, for a worker's streams too.
+"""This measures what the encoding between orchestrator and worker costs, and does to a worker's streams.
 
     .venv/bin/python -m bench.transport                              # all of it on simulated workers
     .venv/bin/python -m bench.transport --engine vllm --only worker streams

@@ -25,7 +25,7 @@ FEWEST, MOST = 3, 2000  # requests in a sample
 
 @dataclass(frozen=True)
 class Extent:
-    """So much is measured: sizes in tokens, and seconds per sample."""
+    """A run measures so much: sizes in tokens, and seconds per sample."""
 
     sizes: Sequence[int]
     rounds: int

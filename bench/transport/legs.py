@@ -76,7 +76,7 @@ _TOKENS_PER_BLOCK = 16
 
 @dataclass(frozen=True)
 class Request:
-    """This goes to a worker; `headers` is a block."""
+    """A request goes to a worker; `headers` is a block of lines."""
 
     path: str
     headers: bytes

@@ -164,7 +164,7 @@ async def _open(server: Server, connection: _Connection) -> None:
 
 
 class _Connection(Connection):
-    """What goes wrong is left in `seen`."""
+    """A connection leaves in `seen` what goes wrong."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import structure
-from bench.structure import figures, imports, read_modules, request, rooms_of, side_by_side
+from bench.structure.__main__ import figures, imports, read_modules, request, rooms_of, side_by_side
 
 FILES = {
     "__init__.py": "from shop.front import door",
@@ -33,11 +32,7 @@ class Stock:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    for name, text in FILES.items():
-        path = tmp_path / "shop" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path / "shop"
+    return write(tmp_path / "shop", FILES)
 
 
 def test_arrows_lead_to_modules_of_the_package_only(shop: Path) -> None:
@@ -73,27 +68,44 @@ def test_what_the_order_leaves_out_is_not_judged(shop: Path) -> None:
     assert figures(shop, ["back", "http"])["imports upward"] == ["0"]
 
 
-def test_a_request_goes_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "orchestrator"
-    package.mkdir()
-    (package / "front.py").write_text("from orchestrator.back import add, wait\n")
-    (package / "back.py").write_text(
-        "import asyncio\ndef add(): pass\nasync def wait(): await asyncio.sleep(0)\n"
-    )
-    with (package / "front.py").open("a") as front:
-        front.write("async def serve():\n    add()\n    add()\n    await wait()\n")
-    monkeypatch.setattr(structure, "REQUEST", structure.REQUEST.replace("tests.orchestrator.fakes", "fakes"))
-    (tmp_path / "fakes.py").write_text(
-        "from types import SimpleNamespace\n"
-        "from orchestrator.front import serve\n"
-        "class FakeCluster:\n"
-        "    async def ask(self, document):\n"
-        "        await serve()\n"
-        "        return SimpleNamespace(status=200)\n"
-        "    async def aclose(self): pass\n"
-    )
+CHECKOUT = {
+    "orchestrator/front.py": """
+from orchestrator.back import add, wait
+async def serve():
+    add()
+    add()
+    await wait()
+""",
+    "orchestrator/back.py": """
+import asyncio
+def add(): pass
+async def wait(): await asyncio.sleep(0)
+""",
+    "tests/__init__.py": "",
+    "tests/orchestrator/__init__.py": "",
+    "tests/orchestrator/fakes.py": """
+from types import SimpleNamespace
+from orchestrator.front import serve
+class FakeCluster:
+    async def ask(self, document):
+        await serve()
+        return SimpleNamespace(status=200)
+    async def aclose(self): pass
+""",
+}
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_a_request_goes_from_file_to_file(tmp_path: Path) -> None:
     # Twice there and back for `add`, once for `wait`, and once more when it goes on.
-    assert request(tmp_path) == {"a request": ["2 files, 8 moves"]}
+    assert request(write(tmp_path, CHECKOUT)) == {"a request": ["2 files, 8 moves"]}
 
 
 def test_checkouts_stand_side_by_side() -> None:

@@ -1,4 +1,4 @@
-"""The architecture is told here in figures: rooms, arrows between them, sizes, and the way of a request.
+"""This prints the architecture in figures: rooms, arrows between them, sizes, and the way of a request.
 
     python -m bench.structure [--root CHECKOUT]... [--order "run app relay ... wire errors"]
 
@@ -16,14 +16,13 @@ import ast
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench.shared.command import parser
-from bench.shared.processes import ROOT
+from bench.shared.processes import ROOT, python
 
 ORDER = (
     "run processes app relay failover legs control api routing loop http workers telemetry transport config "
@@ -34,29 +33,6 @@ LONG = 40  # lines
 Modules = Mapping[str, ast.Module]  # by dotted name below the package; a folder's `__init__` by the folder's
 Graph = Mapping[str, set[str]]  # what each imports
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-REQUEST = """
-import asyncio, sys
-from tests.orchestrator.fakes import FakeCluster
-
-def note(frame, event, _):
-    to = {"call": frame, "return": frame.f_back}.get(event)
-    if to is not None and to.f_code.co_filename.startswith(sys.argv[1]):
-        path.append(to.f_code.co_filename)
-
-async def main():
-    cluster = FakeCluster()
-    for profile in (None, note):  # the first request imports what is imported late
-        sys.setprofile(profile)
-        answer = await cluster.ask({"model": "m", "messages": [{"role": "user", "content": "Hello."}]})
-        sys.setprofile(None)
-        assert answer.status == 200, answer.sent
-    await cluster.aclose()
-
-path = []
-asyncio.run(main())
-print(len(set(path)), "files,", sum(a != b for a, b in zip(path, path[1:])), "moves")
-"""
 
 
 def main() -> None:
@@ -70,7 +46,7 @@ def main() -> None:
 
 
 def side_by_side(titles: list[str], columns: list[dict[str, list[str]]]) -> list[str]:
-    """Return the lines of a table: a figure has as many of them as the longest of its cells."""
+    """Return the lines of a table: a row has as many of them as its longest cell."""
     heights = {name: max(len(cells[name]) for cells in columns) for name in columns[0]}
     blocks = []
     for title, cells in zip(["", *titles], [{name: [name] for name in heights}, *columns], strict=True):
@@ -102,8 +78,9 @@ def figures(package: Path, order: list[str]) -> dict[str, list[str]]:
 
 def request(root: Path) -> dict[str, list[str]]:
     """Trace a request in a process of its own, on the checkout's modules."""
-    command = [sys.executable, "-c", REQUEST, f"{root / 'orchestrator'}{os.sep}"]
-    return {"a request": subprocess.check_output(command, cwd=root, text=True).splitlines()}
+    command = python(str(Path(__file__).with_name("request.py")), f"{root / 'orchestrator'}{os.sep}")
+    traced = subprocess.check_output(command, env={**os.environ, "PYTHONPATH": str(root)}, text=True)
+    return {"a request": traced.splitlines()}
 
 
 def listed(found: Iterable[str]) -> list[str]:
