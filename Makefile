@@ -48,22 +48,22 @@ check: $(STAMP)
 bench: $(STAMP)
 	-@$(MAKE) --silent $(PEERS)/setup-done
 	-@$(MAKE) --silent compiled
-	$(BIN)/python bench/compare.py $(ARGS)
+	$(BIN)/python -m bench.compare $(ARGS)
 
 # In CI: fails if the relay has become much dearer, beside a plain proxy in the same run.
 regression: $(STAMP)
-	$(BIN)/python bench/relay.py --requests 3000 --rounds 7 --limit 0.45
+	$(BIN)/python -m bench.compare.relay --requests 3000 --rounds 7 --limit 0.45
 
 # Fails if memory grows, or if anything is still held after the load.
 soak: $(STAMP)
-	$(BIN)/python bench/soak.py $(ARGS)
+	$(BIN)/python -m bench.soak $(ARGS)
 
 # Fails if anything does not hold of what docs/reliability.md promises.
 chaos: $(STAMP)
-	$(BIN)/python bench/chaos.py $(ARGS)
+	$(BIN)/python -m bench.chaos $(ARGS)
 
 profile: $(STAMP)
-	$(BIN)/python bench/flame.py $(ARGS)
+	$(BIN)/python -m bench.flame $(ARGS)
 
 # In place: all that is started from here then runs them, and warns once they are older than an edit.
 compile: $(STAMP) pure
@@ -86,7 +86,7 @@ pure:
 	rm -f baton_*__mypyc.*.so
 	find orchestrator -name '*.so' -delete
 
-$(PEERS)/setup-done: bench/peers.txt
+$(PEERS)/setup-done: bench/compare/peers.txt
 	@echo 'bench: installing the peers into $(PEERS)'
 	@rm -rf $(PEERS)
 	@$(PYTHON) -m venv --without-pip $(PEERS)

@@ -1,6 +1,6 @@
-"""Where the orchestrator's microseconds go: py-spy's flame graphs, and a table by stage.
+"""py-spy shows where the orchestrator's microseconds go: flame graphs, and a table by stage.
 
-    make profile                                    # or: .venv/bin/python bench/flame.py [--seconds N]
+    make profile                                    # or: .venv/bin/python -m bench.flame [--seconds N]
 
 Baton relays between two mock workers, on a core of its own, first small chats, then streams of 64 events. For
 each load py-spy samples it twice: bench/results/flame-LOAD.svg is the graph; from the second sampling comes
@@ -10,7 +10,6 @@ socket is in the stage that writes.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvloop
-from bodies import small_chat
-from cluster import Target, at_work, mock_workers, share_cores
-from load import Result, run_load
-from processes import ROOT, cpu_seconds
-from routers import ROUTERS
 
-RESULTS = ROOT / "bench/results"
+from bench.compare.cluster import Target, at_work, mock_workers
+from bench.compare.routers import ROUTERS
+from bench.shared.bodies import small_chat
+from bench.shared.command import parser
+from bench.shared.cores import share_cores
+from bench.shared.load import Result, run_load
+from bench.shared.processes import ROOT, cpu_seconds
+from bench.shared.record import RESULTS
+
 PY_SPY = Path(sys.executable).with_name("py-spy")
 RATE = 500  # samples per second
 EVENTS = 64
@@ -53,7 +55,7 @@ LOOP = "event loop, reads, timers"
 
 
 def stage_of(stack: str) -> str:
-    """The stage of a sample: frames from the outermost to the innermost, separated by semicolons."""
+    """Tell the stage of a sample: frames from the outermost to the innermost, separated by semicolons."""
     for frame in reversed(stack.split(";")):
         for part, stage in STAGES.items():
             if part in frame:
@@ -62,7 +64,7 @@ def stage_of(stack: str) -> str:
 
 
 def shares(lines: Iterable[str]) -> dict[str, float]:
-    """Each stage's share of the samples in py-spy's raw format, the largest first."""
+    """Return each stage's share of the samples in py-spy's raw format, the largest first."""
     counts: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rstrip().rpartition(" ")
@@ -73,7 +75,7 @@ def shares(lines: Iterable[str]) -> dict[str, float]:
 
 @contextmanager
 def loaded(target: Target, body: bytes) -> Iterator[Callable[[], int]]:
-    """Load until the block ends; yields what tells how many requests were answered so far."""
+    """Load until the block ends; yield what tells how many requests were answered so far."""
     is_over, answered = threading.Event(), [0]
 
     def drive() -> None:
@@ -123,11 +125,9 @@ def report(name: str, microseconds: float, by_stage: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=int, default=10, help="of each sampling")
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--seconds", type=int, default=10, help="of each sampling")
+    seconds = options.parse_args().seconds
     RESULTS.mkdir(exist_ok=True)
     cores = share_cores()
     baton = next(router for router in ROUTERS if router.name == "baton")
@@ -136,7 +136,7 @@ def main() -> None:
             mock_workers(cores.other, ("--gap-ms", "5")) as workers,
             at_work(baton, workers, cores.router) as target,
         ):
-            profile(target, name, options.seconds)
+            profile(target, name, seconds)
 
 
 if __name__ == "__main__":

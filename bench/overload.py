@@ -1,6 +1,6 @@
-"""Goodput under overload: of several times what the workers can serve, how much is still answered in time.
+"""This measures goodput under overload: of several times what can be served, how much comes in time.
 
-    .venv/bin/python bench/overload.py [--loads 1,2,5] [--seconds 8] [--deadline 2]
+    .venv/bin/python -m bench.overload [--loads 1,2,5] [--seconds 8] [--deadline 2]
 
 A simulated prefill and a simulated decode worker, which serves so many requests at once and takes a stated
 time for each, behind the orchestrator. The capacity is measured with as many clients as there are seats, each
@@ -13,20 +13,18 @@ above the capacity is less than 95 % of its peak.
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
-import httpx
 import uvloop
-from processes import Failed, free_port, python, running
 
+from bench.shared import command
+from bench.shared.baton import baton, config, sim_pair, urls, wait_ready
+from bench.shared.command import parser
+from bench.shared.processes import free_port
 from launch.bench.client import Client
 from launch.bench.endpoint import Endpoint
 from launch.bench.measure import Run, Tally, measure
@@ -42,22 +40,14 @@ SEATS = 16
 TOKENS = 16  # of each answer
 LATENCY = ("--prefill-us-per-token", "50", "--decode-ms-per-token", "20")
 WORKLOAD = Workload("short", "few tokens in, few out", (Shape(message=64, answer=TOKENS),))
-READY_LIMIT_S = 30.0
 GIVE_UP_S = 30.0  # of a stream that has begun
 ANY_PACE_MS = 1e6  # between tokens: they come as the worker's model says
 REFUSALS = ("http 429", "http 503")
-CONFIG = """\
-orchestrator: {{listen: "127.0.0.1:{port}"}}
-models:
-  - name: sim
-    prefill: {{urls: ["http://127.0.0.1:{prefill}"]}}
-    decode: {{urls: ["http://127.0.0.1:{decode}"], seats: {seats}}}
-"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One load."""
+    """A load came to this."""
 
     step: Step
     ended: Counter[str]  # requests by how they ended
@@ -79,30 +69,17 @@ def row_of(step: Step, samples: Sequence[Sample]) -> Row:
 
 @contextmanager
 def at_work() -> Iterator[Endpoint]:
-    """Two workers and an orchestrator. Raises `Failed`."""
-    port, prefill, decode = (free_port() for _ in range(3))
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for worker, role in ((prefill, "prefill"), (decode, "decode")):
-            options = ("--model-name", "sim", "--role", role, "--port", str(worker), *LATENCY)
-            stack.enter_context(running(python("-m", "worker.sim", *options), worker))
-        config = Path(folder, "overload.yaml")
-        config.write_text(CONFIG.format(port=port, prefill=prefill, decode=decode, seats=SEATS))
-        stack.enter_context(running(python("-m", "launch.cli", "orchestrator", str(config)), port))
-        _wait_ready(port)
-        yield Endpoint.parse(f"http://127.0.0.1:{port}")
-
-
-def _wait_ready(port: int) -> None:
-    end = time.monotonic() + READY_LIMIT_S
-    while not httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=READY_LIMIT_S).is_success:
-        if time.monotonic() > end:
-            raise Failed(f"not ready after {READY_LIMIT_S:.0f} s")
-        time.sleep(0.1)
+    """Run two workers and an orchestrator. Raises `Failed`."""
+    port = free_port()
+    with sim_pair(*LATENCY) as (prefill, decode):
+        pools = {"prefill": urls(prefill.port), "decode": {**urls(decode.port), "seats": SEATS}}
+        with baton("orchestrator", config(port, pools), port) as process:
+            wait_ready(port)
+            yield Endpoint.parse(process.url)
 
 
 class Bench:
-    """Loads on one endpoint, whose prompts are all different."""
+    """Loads come to one endpoint; their prompts are all different."""
 
     def __init__(self, endpoint: Endpoint, deadline_s: float) -> None:
         timeout = str(deadline_s).encode()
@@ -111,7 +88,7 @@ class Bench:
         self._slo = Slo(ttft_ms=deadline_s * 1e3, itl_ms=ANY_PACE_MS, share=SHARE)
 
     async def run(self, seconds: float, loads: Sequence[float]) -> list[Row]:
-        """The capacity, then each load as a multiple of it."""
+        """Measure the capacity, then each load as a multiple of it."""
         target = await probe(self._client, None, self._corpus)
         capacity = await self._load(target, Load(SEATS, Unit.CONCURRENT), seconds)
         rates = [load * capacity.goodput for load in loads]
@@ -142,7 +119,7 @@ def line(row: Row) -> str:
 
 
 def worst_share(rows: Sequence[Row]) -> float:
-    """Of the peak, the least goodput of any load above the capacity."""
+    """Return the least goodput of any load above the capacity, as a share of the peak."""
     capacity, *loads = rows
     peak = max(row.goodput for row in rows)
     over = [row.goodput for row in loads if row.step.load.value > capacity.goodput * 1.01]
@@ -159,29 +136,22 @@ async def bench(options: argparse.Namespace) -> list[Row]:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--loads", type=_numbers, default=[1.0, 2.0, 5.0], help="times the capacity")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each load")
-    parser.add_argument("--deadline", type=float, default=2.0, help="of each request, in seconds")
-    return parser.parse_args(argv)
+    options = parser(__doc__)
+    options.add_argument("--loads", type=_numbers, default=[1.0, 2.0, 5.0], help="times the capacity")
+    options.add_argument("--seconds", type=float, default=8.0, help="of each load")
+    options.add_argument("--deadline", type=float, default=2.0, help="of each request, in seconds")
+    return options.parse_args(argv)
 
 
 def _numbers(text: str) -> list[float]:
     return [float(number) for number in text.split(",")]
 
 
-def main() -> None:
-    try:
-        rows = uvloop.run(bench(arguments()))
-    except Failed as failed:
-        sys.exit(f"overload: {failed}")
-    share = worst_share(rows)
+def main() -> int:
+    share = worst_share(uvloop.run(bench(arguments())))
     print(f"goodput under overload: {share:.1%} of the peak; the goal is {SHARE:.0%}")
-    if share < SHARE:
-        sys.exit(1)
+    return 0 if share >= SHARE else 1
 
 
 if __name__ == "__main__":
-    main()
+    command.run("overload", main)

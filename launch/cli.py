@@ -136,7 +136,8 @@ def _orchestrator(arguments: argparse.Namespace) -> int:
 
 def _worker(arguments: argparse.Namespace) -> int:
     """Becomes the worker; does not return if that is possible."""
-    from launch.plan import PlanError, worker_specs
+    from launch.engines.base import PlanError
+    from launch.plan import worker_specs
     from launch.surroundings import look_around
 
     config = _load(arguments)
@@ -168,7 +169,8 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 
 def _make_plan(arguments: argparse.Namespace, config: Config) -> Plan:
-    from launch.plan import PlanError, make_plan
+    from launch.engines.base import PlanError
+    from launch.plan import make_plan
     from launch.surroundings import look_around
 
     try:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
 
-from launch.plan import ProcessSpec, Surroundings
+from launch.engines.base import Surroundings
+from launch.plan import ProcessSpec
 from orchestrator.config.addresses import is_loopback
 
 # vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.

@@ -3,7 +3,7 @@
 Between worker and orchestrator vectors travel as base64, which every OpenAI server has: half the bytes of
 JSON floats, and for vLLM half the work, or a twentieth where it has no orjson. Raw bytes would be fewer, but
 vLLM sends them vector by vector, each from a thread, and describes them in a header that grows by 100 bytes
-with each (bench/embedding_forms.py).
+with each (bench/embeddings/forms.py).
 
 | the client asks | it gets |
 |---|---|

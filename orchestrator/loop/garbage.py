@@ -10,7 +10,7 @@ objects that live as long as the process. So:
 - young objects are looked at when 10,000 more were made than freed, the oldest generation a thousand times
   less often: by then a leak of cycles would be some megabytes.
 
-`bench/garbage.py` measures what that is worth.
+`bench/micro/garbage.py` measures what that is worth.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from flame import LOOP, shares, stage_of
+
+from bench.flame import LOOP, shares, stage_of
 
 SERVER = "run (orchestrator/http/http_exchange.py:136)"
 FLOW = "serve (orchestrator/relay/flow.py:116)"

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import overload
 import pytest
 
+from bench import overload
 from launch.bench.results import ClientLoad, Load, Step, Unit
 from launch.bench.sample import Sample
 

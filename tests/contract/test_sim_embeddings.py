@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from tests.contract.embedding_cases import *  # noqa: F403  # the tests themselves
 from tests.contract.embedding_cases import Embedder
 from tests.real.conftest import baton

@@ -18,7 +18,7 @@ from uuid import uuid4
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from orchestrator.config.options import DEFAULT_SEATS
 from tests.launch.waiting import is_running, wait_for
 

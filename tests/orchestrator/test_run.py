@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
 from orchestrator.run import StartError, run

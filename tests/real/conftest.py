@@ -20,7 +20,7 @@ import httpx
 import pytest
 import yaml
 
-from bench.processes import PORTS, free_port, is_free
+from bench.shared.processes import PORTS, free_port, is_free
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs/models/tiny-chat"

@@ -18,7 +18,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from launch.bench.profiles import PROFILES, Bench, Plan
 from launch.bench.results import load
 from launch.cli import main

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from launch.exits import Exit
 from tests.launch.waiting import is_running, wait_for
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from launch.exits import Exit
 from tests.launch.waiting import is_running, running_with, wait_for
 

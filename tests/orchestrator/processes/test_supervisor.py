@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
 from orchestrator.http.listeners import StartError

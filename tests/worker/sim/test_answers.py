@@ -11,7 +11,7 @@ from worker.sim.settings import Settings
 
 
 def test_no_answer_takes_the_way_through_fastapis_encoder() -> None:
-    """Each endpoint returns a `Response` whose bytes are written already (bench/responses.py says why)."""
+    """Each endpoint returns a `Response` whose bytes are written already (`bench/micro/responses.py`)."""
     endpoints = [
         route.endpoint
         for route in create_app(Settings(model_name=MODEL)).routes

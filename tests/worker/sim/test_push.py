@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from orchestrator.wire.info import END_PATH
 from tests.worker.sim.asking import (
     KV_ERROR,

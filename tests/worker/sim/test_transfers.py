@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from tests.worker.sim.test_engine import AS_IT_IS, TOKENS, assert_idle, engine, once, prompt, until
 from worker.sim import side_channel, text
 from worker.sim.engine import Engine

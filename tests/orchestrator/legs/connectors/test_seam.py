@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench.processes import free_port
+from bench.shared.processes import free_port
 from orchestrator.app import Core, ProcessContext
 from orchestrator.config.file import ConfigErrors, load_config
 from orchestrator.legs.connectors import CONNECTORS

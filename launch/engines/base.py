@@ -1,0 +1,76 @@
+"""An engine turns a worker of the config into the command that starts it.
+
+A new engine is one file beside this one, one entry in `ENGINES` and its name in the config's `engine` option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.config.addresses import WorkerAddress, WorkerPlace
+from orchestrator.config.options import PoolConfig
+
+WORKER_KEY_ENV = "BATON_WORKER_API_KEY"  # what the orchestrator sends to its workers as bearer token
+
+
+class PlanError(Exception):
+    """The config is right, but it cannot be carried out here. The message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """A plan depends on these beside the config. They are gathered at the edge, in `surroundings.py`."""
+
+    python: str  # the interpreter that every process runs in
+    environ: Mapping[str, str]  # inherited by every process
+    vllm_plugins: Sequence[str]  # those that vLLM loads when VLLM_PLUGINS is not set
+    is_directory: Callable[[str], bool]
+    is_here: Callable[[str], bool]  # whether a host is this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """An engine gets to know this of the worker that it is to start."""
+
+    place: WorkerPlace
+    address: WorkerAddress
+    gpus: tuple[int, ...]  # counted among those that the inherited environment shows; empty without GPUs
+    around: Surroundings
+
+    @property
+    def user_args(self) -> list[str]:
+        """The arguments that the config gives: the pool's, then the worker's own."""
+        return [*self.place.pool.args, *self.place.worker.args]
+
+    @property
+    def user_env(self) -> dict[str, str]:
+        """The environment that the config gives: the worker's own wins over the pool's."""
+        return self.place.pool.env | self.place.worker.env
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A process is started by these: the interpreter is put before `argv`, the user's arguments after it."""
+
+    argv: Sequence[str]
+    env: dict[str, str] = field(default_factory=dict)  # over the inherited one; the user's is part of it
+
+
+class Engine(Protocol):
+    """Its processes listen at the worker's address and answer `/health` with 200 once they are up.
+
+    Both methods are pure: all that they may ask of this machine is in `Worker.around`.
+    """
+
+    def takes_gpus(self, pool: PoolConfig) -> bool:
+        """Say whether workers of the pool are given GPUs of their own."""
+        ...
+
+    def command(self, worker: Worker) -> Command:
+        """Return what starts the worker. Raises `PlanError` if it cannot run here.
+
+        A secret goes into `env` under a name that says so (see `SECRET_NAME`), never into `argv`.
+        """
+        ...

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from launch.engines.base import PlanError
+from launch.plan import ProcessSpec
+from tests.launch.planning import around, config, gpus, model, only_worker, plan_of, value_of
+
+PREFILL_ON_CPU = (
+    '{"kv_connector":"NixlConnector","kv_role":"kv_producer","kv_buffer_device":"cpu",'
+    '"kv_load_failure_policy":"fail"}'
+)
+
+
+def test_a_prefill_worker_on_a_cpu() -> None:
+    pool = {"device": "cpu", "args": ["--max-model-len", "4096"], "env": {"A": "b"}}
+    plan = plan_of(config(model(prefill=pool, decode=pool)), around(directories=["dir"]))
+    assert plan.workers[0] == ProcessSpec(
+        name="m/prefill/0",
+        role="prefill",
+        argv=(
+            *("python", "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", "dir", "--served-model-name", "m"),
+            *("--host", "127.0.0.1", "--port", "8100"),
+            *("--kv-transfer-config", PREFILL_ON_CPU),
+            *("--enable-prompt-tokens-details", "--enable-request-id-headers"),
+            *("--enforce-eager", "--distributed-executor-backend"),
+            "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+            *("--max-model-len", "4096"),
+        ),
+        env={
+            "BATON_ROLE": "prefill",
+            "BATON_MODEL": "m",
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+            "VLLM_NIXL_SIDE_CHANNEL_PORT": "9100",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "A": "b",
+            "VLLM_PLUGINS": "baton",
+        },
+        ready_url="http://127.0.0.1:8100/health",
+        listens=(("127.0.0.1", 8100), ("127.0.0.1", 9100)),
+        log_name="m-prefill-0.log",
+    )
+
+
+def test_a_decode_worker_on_a_gpu() -> None:
+    _, decode = plan_of(config(model(prefill={}, decode={}))).workers
+    assert json.loads(value_of("--kv-transfer-config", decode)) == {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_consumer",
+        "kv_buffer_device": "cuda",
+        "kv_load_failure_policy": "fail",
+    }
+    assert "--enforce-eager" not in decode.argv
+    assert decode.env["CUDA_VISIBLE_DEVICES"] == "1"
+    assert decode.gpus == (1,)
+    assert not {"OMP_NUM_THREADS", "HF_HUB_OFFLINE"} & decode.env.keys()
+
+
+def test_a_worker_for_both_hands_nothing_over() -> None:
+    spec = only_worker({})
+    assert "--kv-transfer-config" not in spec.argv
+    assert not [name for name in spec.env if "NIXL" in name]
+
+
+def test_what_the_shell_sets_for_the_cpu_stays() -> None:
+    spec = only_worker({"device": "cpu"}, around({"VLLM_CPU_KVCACHE_SPACE": "8"}))
+    assert "VLLM_CPU_KVCACHE_SPACE" not in spec.env
+    assert spec.env["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("pool", "environ", "plugins", "expected"),
+    [
+        ({}, {}, (), "baton"),
+        ({}, {}, ("platform", "general"), "platform,general,baton"),
+        ({}, {"VLLM_PLUGINS": "mine"}, ("platform",), "mine,baton"),
+        ({}, {"VLLM_PLUGINS": ""}, ("platform",), "baton"),
+        ({}, {"VLLM_PLUGINS": "baton,mine"}, (), "baton,mine"),
+        ({"env": {"VLLM_PLUGINS": "pool"}}, {"VLLM_PLUGINS": "mine"}, ("platform",), "pool,baton"),
+    ],
+)
+def test_other_plugins_stay_on(
+    pool: dict[str, Any], environ: dict[str, str], plugins: tuple[str, ...], expected: str
+) -> None:
+    assert only_worker(pool, around(environ, plugins)).env["VLLM_PLUGINS"] == expected
+
+
+def test_the_workers_key_is_in_no_argument() -> None:
+    environ = {"BATON_WORKER_API_KEY": "hush"}
+    spec = only_worker({}, around(environ))
+    assert spec.env["VLLM_API_KEY"] == "hush"
+    assert spec.secret_env == {"VLLM_API_KEY"}
+    assert not any("hush" in word for word in spec.argv)
+
+
+def test_gpus_count_among_those_that_are_visible() -> None:
+    assert gpus(model(both={"replicas": 2}), environ={"CUDA_VISIBLE_DEVICES": "4, GPU-abc"}) == [
+        "4",
+        "GPU-abc",
+    ]
+    with pytest.raises(PlanError, match=r"m/both/1 needs GPU 1, but CUDA_VISIBLE_DEVICES=4 shows only 1"):
+        gpus(model(both={"replicas": 2}), environ={"CUDA_VISIBLE_DEVICES": "4"})
+
+
+def test_several_gpus_are_used_as_one_unless_the_user_says_how() -> None:
+    assert value_of("--tensor-parallel-size", only_worker({"gpus_per_replica": 2})) == "2"
+    theirs = only_worker({"gpus_per_replica": 2, "args": ["-pp=2"]})
+    assert "--tensor-parallel-size" not in theirs.argv
+
+
+def test_the_workers_name_for_the_model() -> None:
+    assert value_of("--served-model-name", only_worker({"served_model": "theirs"})) == "theirs"
