@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
-from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -21,9 +20,10 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parent.parent
-# Below what kernels give to connections; in an order of its own for every process.
+# Below what kernels give to connections.
 PORTS = range(10_000, 20_000)
-_ports = cycle(Random().sample(PORTS, len(PORTS)))
+# A process takes so many ports at once for itself, and keeps one descriptor open for them.
+PORTS_AT_ONCE = 50
 
 
 class Failed(Exception):
@@ -44,11 +44,40 @@ def lacks_files(count: int) -> str | None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, and that this process has not been given before.
+    """A port of this machine that nobody listens on, and that no running process has been given here.
 
-    Nor one of those that the kernel gives to connections: it could get this one, too, before it is used.
+    The kernel gives none of these ports to connections: it could do so before the port is used.
+    Raises `Failed` if there is none left.
     """
-    return next(filter(is_free, _ports))
+    port = next(filter(is_free, _ports), None)
+    if port is None:
+        raise Failed(f"no free port left in {PORTS.start} to {PORTS.stop - 1}")
+    return port
+
+
+def _own_ports() -> Iterator[int]:
+    """Yield ports that this process alone has for as long as it runs, each of them once, in random order."""
+    firsts = PORTS[::PORTS_AT_ONCE]
+    for first in filter(_take, Random().sample(firsts, len(firsts))):
+        yield from Random().sample(range(first, first + PORTS_AT_ONCE), PORTS_AT_ONCE)
+
+
+_ports = _own_ports()
+
+
+def _take(first: int) -> bool:
+    """Take the ports from `first` on for this process; False if another running process has them.
+
+    A socket's name says that they are taken: the kernel frees it, however the process ends.
+    """
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        holder.bind(f"\0baton-ports-{first}")
+    except OSError:
+        holder.close()
+        return False
+    holder.detach()
+    return True
 
 
 def is_free(port: int) -> bool:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 from processes import (
     PORTS,
+    ROOT,
     Failed,
     cpu_seconds,
     free_port,
@@ -46,6 +50,37 @@ def test_ports_are_free_and_never_the_same() -> None:
     assert set(ports) <= set(PORTS)
     with socket.create_server(("127.0.0.1", ports[0])):
         assert not is_free(ports[0])
+
+
+@contextlib.contextmanager
+def other(code: str) -> Iterator[str]:
+    """Another process that knows `processes`; yields the line that it prints, and lets it end after."""
+    command = python("-c", f"from processes import *\n{code}\ninput()")
+    with subprocess.Popen(command, cwd=ROOT / "bench", stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline()
+        process.communicate("\n")
+
+
+def test_ports_of_several_processes_are_never_the_same() -> None:
+    draw = "print(*(free_port() for _ in range(120)), flush=True)"
+    with other(draw) as first, other(draw) as second:
+        drawn = [*map(int, first.split()), *map(int, second.split()), *(free_port() for _ in range(120))]
+    assert len(set(drawn)) == 360
+
+
+def test_ports_of_a_process_that_has_ended_are_for_others() -> None:
+    ours = -os.getpid()  # no port, so that nobody else asks for it
+    with other(f"import processes; print(processes._take({ours}), flush=True)") as took:
+        assert took == "True\n"
+        assert not processes._take(ours)
+    assert processes._take(ours)
+
+
+def test_when_no_port_is_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_ports", iter(()))
+    with pytest.raises(Failed, match=r"^no free port left in 10000 to 19999$"):
+        free_port()
 
 
 def test_cpu_counts_children_that_live_and_that_have_ended(family: int) -> None:
