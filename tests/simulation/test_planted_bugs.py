@@ -21,7 +21,7 @@ from orchestrator.wire.usage import Kv
 from orchestrator.workers.health import Prober
 from orchestrator.workers.pools import ROLES, Pools
 from orchestrator.workers.worker import Lease
-from tests.simulation.many import problems
+from tests.simulation.seeds import problems
 
 SEEDS = range(1000)
 
