@@ -250,15 +250,9 @@ class Orchestrator:
         return [found[index] for index in sorted(found)]
 
     def streams(self, tokens: int) -> list[Stream]:
-        """Streams, at least two of them on each process."""
-        begun: list[Stream] = []
-
-        def are_enough() -> bool:
-            begun.append(Stream(self.client(), tokens))
-            return all(process["in_flight"] >= 2 for process in self.serving())
-
-        wait_for(are_enough, "streams on all processes")
-        return begun
+        """Streams, two of them on each process."""
+        clients = [*self.client_of_each(), *self.client_of_each()]
+        return [Stream(client, tokens) for client in clients]
 
     # --- ending ---------------------------------------------------------------------------------
 
