@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.processes import free_port
 from orchestrator.config.options import DEFAULT_SEATS
-from tests.launch.waiting import is_running, wait_for
+from tests.waiting import is_running, wait_for
 
 MODEL = "m"
 PATIENCE_S = 60.0

@@ -23,7 +23,7 @@ from launch.bench.profiles import PROFILES, Bench, Plan
 from launch.bench.results import load
 from launch.cli import main
 from launch.exits import Exit
-from tests.launch.waiting import wait_for
+from tests.waiting import wait_for
 from tests.worker.sim.workers import MODEL, Worker, running
 
 QUICK = ("--duration", "0.3", "--rate", "20")

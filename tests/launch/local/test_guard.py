@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.local import guard
 from launch.local.processes import Guard
-from tests.launch.waiting import is_running, wait_for
+from tests.waiting import is_running, wait_for
 
 
 def test_groups_that_are_left() -> None:

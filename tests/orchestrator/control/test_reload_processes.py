@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.launch.waiting import is_running, wait_for
+from tests.waiting import is_running, wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 LONG = 300  # tokens

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.launch.waiting import is_running, wait_for
+from tests.waiting import is_running, wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, simulated, starting
 
 STEP_MS = 10  # a stream takes at least so long per token

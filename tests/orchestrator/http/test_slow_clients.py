@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.launch.waiting import wait_for
+from tests.waiting import wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 MORE_THAN_FITS = 200_000  # tokens: some 40 MB, several times what the kernel buffers

@@ -26,7 +26,7 @@ from orchestrator.http.listeners import StartError
 from orchestrator.processes import child
 from orchestrator.processes.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT
-from tests.launch.waiting import is_running, wait_for
+from tests.waiting import is_running, wait_for
 from tests.orchestrator.running import (
     MODEL,
     CounterWatch,

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.launch.waiting import wait_for
+from tests.waiting import wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 ENDLESS = 100_000  # tokens: the stream lasts until its client leaves

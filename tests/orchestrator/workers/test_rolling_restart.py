@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.launch.waiting import wait_for
+from tests.waiting import wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
 
 ROLES = ("prefill", "prefill", "decode", "decode")
