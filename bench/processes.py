@@ -172,7 +172,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its descendants, the ended ones that were waited for too."""
-    return sum(_own_cpu_seconds(member) for member in _tree(pid))
+    return sum(_own_cpu_seconds(member) for member in tree(pid))
 
 
 def wait_idle(pid: int, limit_s: float = 30.0) -> None:
@@ -188,28 +188,33 @@ def wait_idle(pid: int, limit_s: float = 30.0) -> None:
 
 def rss_bytes(pid: int) -> int:
     """Resident memory of a process and its living descendants; a page that several share counts for each."""
-    return sum(_status_bytes(member, "VmRSS:") for member in _tree(pid))
+    return sum(_status_bytes(member, "VmRSS:") for member in tree(pid))
 
 
 def peak_rss_bytes(pid: int) -> int:
     """The same at its highest, each process's since its start."""
-    return sum(_status_bytes(member, "VmHWM:") for member in _tree(pid))
+    return sum(_status_bytes(member, "VmHWM:") for member in tree(pid))
 
 
 def open_files(pid: int) -> int:
     """Descriptors that a process and its living descendants hold; one that several share counts for each."""
-    return sum(len(os.listdir(f"/proc/{member}/fd")) for member in _tree(pid))
+    return sum(len(os.listdir(f"/proc/{member}/fd")) for member in tree(pid))
 
 
-def _tree(pid: int) -> list[int]:
-    children = (child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task))
-    return [pid, *(member for child in children for member in _tree(child))]
+def tree(pid: int) -> list[int]:
+    """A process and its living descendants."""
+    return [pid, *(member for child in children(pid) for member in tree(child))]
 
 
-def _children(task: Path) -> Iterable[int]:
+def children(pid: int) -> set[int]:
+    """The living children of a process; one that has ended has none."""
+    return {child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in _listed(task)}
+
+
+def _listed(children: Path) -> Iterable[int]:
     """Of one thread. A thread that has ended since has none: they have moved to another one."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return map(int, (task / "children").read_text().split())
+        return map(int, children.read_text().split())
     return ()
 
 

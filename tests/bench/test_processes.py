@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from processes import (
     rss_bytes,
     running,
 )
+
+from tests.waiting import wait_until_gone
 
 LISTEN = "import socket, sys; listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
 # Only with children of its own does the process listen: one that ended, one that lives.
@@ -120,16 +121,7 @@ def test_children_that_outlive_a_process_are_killed() -> None:
     port = free_port()
     with running(python("-c", FAMILY + LISTEN + WAIT, str(port)), port) as pid:
         (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    end = time.monotonic() + 60
-    while _lives(int(child)):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def _lives(pid: int) -> bool:
-    """A zombie does not: nobody may be there to reap it."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    wait_until_gone([int(child)])
 
 
 def test_process_that_ends_says_why() -> None:

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from tests.waiting import LIMIT_S
 from tests.worker.sim.asking import CHAT, chat
-from tests.worker.sim.workers import LIMIT_S, MODEL
+from tests.worker.sim.workers import MODEL
 from worker.sim.__main__ import main
 
 ROLE = ["--model-name", MODEL, "--role", "decode"]
