@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from orchestrator.compiled import is_compiled
+from tests import reaper
 
 # A slow machine is no failure; and CI tries the same examples each time, so that a red run means a change.
 settings.register_profile(
@@ -24,6 +25,10 @@ settings.load_profile("baton")
 # its children. But tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_configure() -> None:
+    reaper.start()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -176,7 +177,7 @@ def test_the_orchestrator_says_why_it_cannot_start(config: Path) -> None:
         text=True,
         timeout=100,
         check=False,
-        env={"BATON_TRANSPORT": "smoke"},
+        env=os.environ | {"BATON_TRANSPORT": "smoke"},
     )
     assert done.returncode == Exit.FAILED
     assert done.stderr.startswith("BATON_TRANSPORT must be one of")

@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.processes import free_port
 from orchestrator.config.options import DEFAULT_SEATS
-from tests.waiting import is_running, wait_for
+from tests import reaper
+from tests.waiting import wait_for
 
 MODEL = "m"
 PATIENCE_S = 60.0
@@ -264,9 +265,7 @@ class Orchestrator:
 
     def left(self) -> set[int]:
         """What runs of all that was ever started."""
-        return {
-            pid for pid, environ in _environments() if self._marker.encode() in environ and is_running(pid)
-        }
+        return reaper.marked(self._marker)
 
     def clean_up(self) -> None:
         self.process.kill()
@@ -275,12 +274,6 @@ class Orchestrator:
         for client in self._clients:
             client.close()
         wait_for(lambda: not self.left(), "the end of all processes")
-
-
-def _environments() -> Iterator[tuple[int, bytes]]:
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it ended, or is not ours
-            yield int(path.parent.name), path.read_bytes()
 
 
 class CounterWatch:
