@@ -16,6 +16,8 @@ import pytest
 from tests import reaper
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.processes
+
 TESTS = Path(__file__).parent
 ON_WORKER = ["-n", "1", "--max-worker-restart", "0"]
 # A run, its orchestrator of two processes and their supervisor, two workers, an orphan, and the reaper.

@@ -17,6 +17,8 @@ from processes import Failed, python
 from routers import ROUTERS, Router
 from workloads import Workload
 
+pytestmark = pytest.mark.processes
+
 
 @dataclass
 class OnePost:

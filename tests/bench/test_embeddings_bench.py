@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parents[2] / "bench/embeddings.py"
 TINY = {"rounds": 2, "requests": 1, "vectors": 3, "dimensions": 8}
 

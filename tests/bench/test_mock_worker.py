@@ -11,6 +11,8 @@ from processes import free_port, python, running
 
 from orchestrator.wire.info import WorkerInfo
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[httpx.Client]:

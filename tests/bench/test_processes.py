@@ -26,6 +26,8 @@ from processes import (
 
 from tests.waiting import wait_until_gone
 
+pytestmark = pytest.mark.processes
+
 LISTEN = "import socket, sys; listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
 # Only with children of its own does the process listen: one that ended, one that lives.
 FAMILY = """

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parents[2] / "bench/responses.py"
 TINY = {"rounds": 2, "round-s": 0.001, "models": 3, "choices": 2, "vectors": 2, "dimensions": 4}
 

@@ -9,6 +9,8 @@ from bodies import small_chat
 from processes import Failed, free_port, python, running
 from streams import held_streams
 
+pytestmark = pytest.mark.processes
+
 HOUR = ("--events", "2", "--gap-ms", "3600000")
 
 

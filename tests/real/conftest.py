@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.real)
+            item.add_marker(pytest.mark.processes)
             item.add_marker(pytest.mark.timeout(START_S + 300))
 
 

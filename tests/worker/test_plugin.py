@@ -233,6 +233,7 @@ def test_json_leaves_the_routes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.routes[:-2] == before
 
 
+@pytest.mark.processes
 def test_json_does_not_import_the_route_classes() -> None:
     script = (
         "import sys; from fastapi import FastAPI; from worker.plugin import BatonPlugin;"

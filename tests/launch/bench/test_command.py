@@ -179,6 +179,7 @@ def is_ready(url: str) -> bool:
         return False
 
 
+@pytest.mark.processes
 def test_the_stages_of_baton(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(tmp_path / "a.json")
     with (

@@ -20,6 +20,8 @@ from bench.processes import free_port
 from launch.exits import Exit
 from tests.waiting import is_running, wait_for
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[3]
 STANDIN = str(Path(__file__).parents[1] / "standin.py")
 QUICK = {"first_delay_s": 0.1, "stop_worker_s": 30, "stop_orchestrator_s": 30}

@@ -20,6 +20,8 @@ from bench.processes import free_port
 from launch.exits import Exit
 from tests.waiting import is_running, running_with, wait_for
 
+pytestmark = pytest.mark.processes
+
 
 class Baton:
     """A config on free ports, the processes that were started with it, and a name that finds them all."""

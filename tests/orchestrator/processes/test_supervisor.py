@@ -37,6 +37,8 @@ from tests.orchestrator.running import (
 )
 from tests.waiting import is_running, wait_for
 
+pytestmark = pytest.mark.processes
+
 # A stream takes at least so long per token.
 STEP_MS = 10
 SHORT, LONG, ENDLESS = 100, 600, 100_000  # tokens
