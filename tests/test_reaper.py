@@ -22,6 +22,7 @@ TESTS = Path(__file__).parent
 ON_WORKER = ["-n", "1", "--max-worker-restart", "0"]
 # A run, its orchestrator of two processes and their supervisor, two workers, an orphan, and the reaper.
 LEAST = 8
+START_S = 180.0  # of pytest and an orchestrator, one after the other
 
 
 class Run:
@@ -47,7 +48,7 @@ def running(directory: Path, *options: str) -> Iterator[Run]:
             argv, cwd=TESTS.parent, env=env, stdout=output, stderr=output, start_new_session=True
         )
     with process:
-        wait_for(lambda: process.poll() is not None or started.exists(), "the middle of its test")
+        wait_for(lambda: process.poll() is not None or started.exists(), "the middle of its test", START_S)
         assert process.poll() is None, (directory / "output").read_text()
         yield Run(mark, process, int(started.read_text()))
     wait_for(lambda: not reaper.marked(mark), "the end of all processes")
