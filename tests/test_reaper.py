@@ -38,6 +38,15 @@ class Run:
 
 
 @contextmanager
+def killed_if_it_fails(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+
+
+@contextmanager
 def running(directory: Path, *options: str) -> Iterator[Run]:
     """Run `killed_run.py`, in the middle of its test; its whole family has to be gone after the block."""
     mark, started = uuid4().hex, directory / "started"
@@ -47,7 +56,7 @@ def running(directory: Path, *options: str) -> Iterator[Run]:
         process = subprocess.Popen(
             argv, cwd=TESTS.parent, env=env, stdout=output, stderr=output, start_new_session=True
         )
-    with process:
+    with process, killed_if_it_fails(process):
         wait_for(lambda: process.poll() is not None or started.exists(), "the middle of its test", START_S)
         assert process.poll() is None, (directory / "output").read_text()
         yield Run(mark, process, int(started.read_text()))
