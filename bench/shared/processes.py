@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -21,9 +20,10 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parents[2]
-# Below what kernels give to connections; in an order of its own for every process.
+# Below what kernels give to connections.
 PORTS = range(10_000, 20_000)
-_ports = cycle(Random().sample(PORTS, len(PORTS)))
+# A process takes so many ports at once for itself, and keeps one descriptor open for them.
+PORTS_AT_ONCE = 50
 
 
 class Failed(Exception):
@@ -44,11 +44,40 @@ def lacks_files(count: int) -> str | None:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on, and that this process has not been given before.
+    """Return a port of this machine that nobody listens on, and that no running process has been given here.
 
-    It is none of those that the kernel gives to connections: one of them could be taken before it is used.
+    The kernel gives none of these ports to connections: it could do so before the port is used.
+    Raises `Failed` if there is none left.
     """
-    return next(filter(is_free, _ports))
+    port = next(filter(is_free, _ports), None)
+    if port is None:
+        raise Failed(f"no free port left in {PORTS.start} to {PORTS.stop - 1}")
+    return port
+
+
+def _own_ports() -> Iterator[int]:
+    """Yield ports that this process alone has for as long as it runs, each of them once, in random order."""
+    firsts = PORTS[::PORTS_AT_ONCE]
+    for first in filter(_take, Random().sample(firsts, len(firsts))):
+        yield from Random().sample(range(first, first + PORTS_AT_ONCE), PORTS_AT_ONCE)
+
+
+_ports = _own_ports()
+
+
+def _take(first: int) -> bool:
+    """Take the ports from `first` on for this process; False if another running process has them.
+
+    A socket's name says that they are taken: the kernel frees it, however the process ends.
+    """
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        holder.bind(f"\0baton-ports-{first}")
+    except OSError:
+        holder.close()
+        return False
+    holder.detach()
+    return True
 
 
 def is_free(port: int) -> bool:
@@ -152,7 +181,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """Add up user and system time of a process and its descendants, of ended ones if they were waited for."""
-    return sum(_own_cpu_seconds(member) for member in _tree(pid))
+    return sum(_own_cpu_seconds(member) for member in tree(pid))
 
 
 def threads_seconds(pid: int) -> float:
@@ -181,31 +210,33 @@ def wait_idle(pid: int, limit_s: float = 30.0) -> None:
 
 def rss_bytes(pid: int) -> int:
     """Add up the resident memory of a process and its living descendants; shared pages count for each."""
-    return sum(_status_bytes(member, "VmRSS:") for member in _tree(pid))
+    return sum(_status_bytes(member, "VmRSS:") for member in tree(pid))
 
 
 def peak_rss_bytes(pid: int) -> int:
     """Add up the same at its highest, for each process since its start."""
-    return sum(_status_bytes(member, "VmHWM:") for member in _tree(pid))
+    return sum(_status_bytes(member, "VmHWM:") for member in tree(pid))
 
 
 def open_files(pid: int) -> int:
     """Count the descriptors of a process and its living descendants; shared ones count for each."""
-    return sum(len(os.listdir(f"/proc/{member}/fd")) for member in _tree(pid))
+    return sum(len(os.listdir(f"/proc/{member}/fd")) for member in tree(pid))
 
 
-def _tree(pid: int) -> list[int]:
-    return [pid, *(member for child in children(pid) for member in _tree(child))]
+def tree(pid: int) -> list[int]:
+    """List a process and its living descendants."""
+    return [pid, *(member for child in children(pid) for member in tree(child))]
 
 
-def children(pid: int) -> list[int]:
-    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
+def children(pid: int) -> set[int]:
+    """List the living children of a process; one that has ended has none."""
+    return {child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in _listed(task)}
 
 
-def _children(task: Path) -> Iterable[int]:
-    """A thread that has ended since has none: they have moved to another one."""
+def _listed(children: Path) -> Iterable[int]:
+    """Of one thread. A thread that has ended since has none: they have moved to another one."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return map(int, (task / "children").read_text().split())
+        return map(int, children.read_text().split())
     return ()
 
 

@@ -411,7 +411,8 @@ class ModelConfig(Model):
         None, description="Each of these workers serves whole requests alone (aggregated serving)."
     )
     connector: ConnectorName = Field(
-        NIXL.name, description="This connector hands KV caches from prefill workers to decode workers."
+        NIXL.name,
+        description="KV caches go from prefill workers to decode workers by way of this connector; it is what the engines use.",
     )
 
     def pools(self) -> Iterator[tuple[Role, PoolConfig]]:

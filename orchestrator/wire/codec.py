@@ -155,7 +155,7 @@ def transcoded(document: bytes) -> tuple[bool, bytes]:
 def _to_msgpack(document: bytes) -> bytes:
     try:
         return _msgpack.encode(msgspec.json.decode(document))
-    except (OverflowError, RecursionError, msgspec.MsgspecError) as error:
+    except (OverflowError, RecursionError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise NotEncodable(str(error)) from error
 
 

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.contract.engines import CHAT, COMPLETION, LIMIT_S, Engine, events, metric, wait_for
+from tests.contract.engines import CHAT, COMPLETION, LIMIT_S, Engine, events, metric
 from tests.contract.shapes import Each, Either, Is, assert_shape
+from tests.waiting import wait_for
 
 # --- shapes, as vLLM 0.32 has them
 
@@ -364,7 +365,7 @@ def test_the_prefill_answer(engine: Engine, form: str) -> None:
     assert params["remote_request_id"].startswith(answer["id"])
     assert engine.kv_usage() > 0
     assert engine.decode(document, params).status_code == 200
-    wait_for(lambda: engine.kv_usage() == 0, "the blocks to be freed")
+    wait_for(lambda: engine.kv_usage() == 0, "the blocks to be freed", LIMIT_S)
 
 
 @pytest.mark.parametrize("form", ["chat", "completion"])
@@ -454,7 +455,7 @@ def test_a_refused_decode_leg_frees(engine: Engine) -> None:
     document = engine.chat(unique())
     answer = engine.decode(document, engine.handoff(document), max_tokens=0)
     assert answer.status_code == 400
-    wait_for(lambda: engine.kv_usage() == 0, "the blocks to be freed")
+    wait_for(lambda: engine.kv_usage() == 0, "the blocks to be freed", LIMIT_S)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -462,7 +463,7 @@ def test_a_dropped_decode_leg_frees(engine: Engine, stream: bool) -> None:
     document = engine.chat(unique())
     leg = document | {"kv_transfer_params": engine.handoff(document), "stream": stream}
     _send(engine.decode_url, CHAT, json.dumps(leg).encode()).close()
-    wait_for(lambda: engine.kv_usage() == 0, "the blocks to be freed")
+    wait_for(lambda: engine.kv_usage() == 0, "the blocks to be freed", LIMIT_S)
 
 
 def test_nothing_expired(engine: Engine) -> None:
@@ -666,7 +667,7 @@ def test_metrics_count(engine: Engine) -> None:
     before = counted()
     usage = engine.ask(engine.chat(unique(), ignore_eos=True)).json()["usage"]
     expected = [before[0] + usage["prompt_tokens"], before[1] + 4, before[2] + 1]
-    wait_for(lambda: counted() == expected, f"{expected}")
+    wait_for(lambda: counted() == expected, f"{expected}", LIMIT_S)
 
 
 def _send(url: str, path: str, body: bytes) -> socket.socket:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
+
+from tests.metrics import sum_of
 
 LIMIT_S = 300.0
 CHAT = "/v1/chat/completions"
@@ -21,8 +21,6 @@ ASK_PINNED = {
     "remote_host": None,
     "remote_port": None,
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,4 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 def metric(url: str, name: str) -> float:
-    """The sum of a metric's samples."""
-    lines = httpx.get(f"{url}/metrics", timeout=LIMIT_S).text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] == name)
-
-
-def wait_for(condition: Callable[[], T], what: str) -> T:
-    deadline = time.monotonic() + LIMIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {LIMIT_S} s for: {what}"
-        time.sleep(0.05)
-    return value
+    return sum_of(httpx.get(f"{url}/metrics", timeout=LIMIT_S).text, name)

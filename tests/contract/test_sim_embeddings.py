@@ -35,7 +35,7 @@ def front(worker: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield Embedder(url, MODEL)
 
 
-@pytest.fixture(scope="module", params=["worker", "front"])
+@pytest.fixture(scope="module", params=["worker", pytest.param("front", marks=pytest.mark.processes)])
 def embedder(request: pytest.FixtureRequest) -> Embedder:
     embedder: Embedder = request.getfixturevalue(request.param)
     return embedder

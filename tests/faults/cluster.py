@@ -12,8 +12,8 @@ import httpx
 
 from tests.faults.asking import NO_TLS, ask
 from tests.faults.proxy import Address, FaultProxy
-from tests.launch.waiting import wait_for
 from tests.orchestrator.running import PATIENCE_S, Orchestrator, SimWorker
+from tests.waiting import wait_for
 from worker.sim.questions import Outcome, completion
 
 Link = Literal["client", "prefill", "decode"]

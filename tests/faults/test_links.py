@@ -32,6 +32,8 @@ from tests.faults.proxy import (
 from tests.orchestrator.running import PATIENCE_S, SimWorker, simulated
 from worker.sim.questions import Outcome, Question, chat, completion
 
+pytestmark = pytest.mark.processes
+
 # A step takes so long that a stream is still under way when a toxic is added. The lease is short, as blocks
 # whose hand-off was lost on the way stay pinned until it ends.
 SIM_OPTIONS = ["--decode-ms-per-token", "5", "--lease-s", str(KV_LEASE_S)]

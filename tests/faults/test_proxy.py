@@ -27,7 +27,7 @@ from tests.faults.proxy import (
     Timeout,
     Toxic,
 )
-from tests.launch.waiting import LIMIT_S, wait_for
+from tests.waiting import LIMIT_S, wait_for
 
 HOUR_S = 3600.0
 LOOK_S = 0.05  # how long to look for what must not come: too short a look misses a fault, and reports none

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -74,6 +75,7 @@ def test_a_wrong_override(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.processes
 def test_as_a_process_there_is_no_traceback(config: Path) -> None:
     config.write_bytes(b"models: [\xff")
     done = baton("check", str(config))
@@ -149,6 +151,7 @@ def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(f"{code.value:3}  {code.meaning}" in shown for code in Exit)
 
 
+@pytest.mark.processes
 def test_help_needs_no_library() -> None:
     """That is what makes it fast."""
     code = (
@@ -163,12 +166,14 @@ def test_help_needs_no_library() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.processes
 def test_a_reader_that_leaves_early() -> None:
     command = f"{sys.executable} -m launch.cli schema | head -c 10"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False)
     assert done.stderr == ""
 
 
+@pytest.mark.processes
 def test_the_orchestrator_says_why_it_cannot_start(config: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "launch.cli", "orchestrator", str(config)],
@@ -176,7 +181,7 @@ def test_the_orchestrator_says_why_it_cannot_start(config: Path) -> None:
         text=True,
         timeout=100,
         check=False,
-        env={"BATON_TRANSPORT": "smoke"},
+        env=os.environ | {"BATON_TRANSPORT": "smoke"},
     )
     assert done.returncode == Exit.FAILED
     assert done.stderr.startswith("BATON_TRANSPORT must be one of")

@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.shared.processes import free_port
 from orchestrator.config.options import DEFAULT_SEATS
-from tests.launch.waiting import is_running, wait_for
+from tests import reaper
+from tests.waiting import wait_for
 
 MODEL = "m"
 PATIENCE_S = 60.0
@@ -250,15 +251,9 @@ class Orchestrator:
         return [found[index] for index in sorted(found)]
 
     def streams(self, tokens: int) -> list[Stream]:
-        """Streams, at least two of them on each process."""
-        begun: list[Stream] = []
-
-        def are_enough() -> bool:
-            begun.append(Stream(self.client(), tokens))
-            return all(process["in_flight"] >= 2 for process in self.serving())
-
-        wait_for(are_enough, "streams on all processes")
-        return begun
+        """Streams, two of them on each process."""
+        clients = [*self.client_of_each(), *self.client_of_each()]
+        return [Stream(client, tokens) for client in clients]
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -270,9 +265,7 @@ class Orchestrator:
 
     def left(self) -> set[int]:
         """What runs of all that was ever started."""
-        return {
-            pid for pid, environ in _environments() if self._marker.encode() in environ and is_running(pid)
-        }
+        return reaper.marked(self._marker)
 
     def clean_up(self) -> None:
         self.process.kill()
@@ -281,12 +274,6 @@ class Orchestrator:
         for client in self._clients:
             client.close()
         wait_for(lambda: not self.left(), "the end of all processes")
-
-
-def _environments() -> Iterator[tuple[int, bytes]]:
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it ended, or is not ours
-            yield int(path.parent.name), path.read_bytes()
 
 
 class CounterWatch:

@@ -45,6 +45,7 @@ def test_this_form_is_not_stale() -> None:
     assert not is_stale()
 
 
+@pytest.mark.processes
 def test_the_command_line_tells_the_form() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "launch.cli", "--version"], capture_output=True, text=True, check=True
@@ -59,12 +60,14 @@ def set_up(**environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
 
 
+@pytest.mark.processes
 def test_without_a_compiler_the_modules_stay_python() -> None:
     done = set_up(BATON_COMPILE="")
     assert done.returncode == 0
     assert "stay Python: there is no no-such-compiler" in done.stderr
 
 
+@pytest.mark.processes
 def test_without_a_compiler_a_wish_for_one_fails_in_one_line() -> None:
     done = set_up(BATON_COMPILE="1")
     assert done.returncode == 1
@@ -72,6 +75,7 @@ def test_without_a_compiler_a_wish_for_one_fails_in_one_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.processes
 def test_who_wants_no_compiled_form_hears_nothing_of_it() -> None:
     done = set_up(BATON_COMPILE="0")
     assert (done.returncode, "stay Python" in done.stderr) == (0, False)

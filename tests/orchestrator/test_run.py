@@ -15,7 +15,9 @@ from bench.shared.processes import free_port
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
 from orchestrator.run import StartError, run
-from tests.launch.waiting import wait_for
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.processes
 
 SOURCE = ConfigSource("config.yaml")  # not read again
 PROGRAM = """

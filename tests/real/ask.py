@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import httpx
 
+from tests.contract.engines import events
 from tests.real.conftest import DATA
 
 LIMIT = httpx.Timeout(300)
@@ -48,13 +48,6 @@ def text_in(choice: dict[str, Any]) -> str:
         return str(choice["text"])
     said = choice["message"] if "message" in choice else choice["delta"]
     return said.get("content") or ""  # a delta may be empty
-
-
-def events(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The documents of a stream, which must end as a complete one does."""
-    frames = answer.text.split("\n\n")
-    assert frames[-2:] == ["data: [DONE]", ""]
-    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
 
 
 def comparable(document: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,9 @@ import httpx
 import pytest
 import yaml
 
-from bench.shared.processes import PORTS, free_port, is_free
+from bench.shared.processes import PORTS, free_port, is_free, tree
+from tests.metrics import sum_of
+from tests.waiting import wait_for, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs/models/tiny-chat"
@@ -36,6 +38,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.real)
+            item.add_marker(pytest.mark.processes)
             item.add_marker(pytest.mark.timeout(START_S + 300))
 
 
@@ -217,34 +220,10 @@ def baton(*argv: str, cwd: Path, transport: str, ready_at: str | None = None) ->
     try:
         yield _wait_until_ready(process, output, ready_at)
     finally:
-        members = family(process.pid)
+        members = tree(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=SETTLE_S * 2) == 0, output.text()
-        wait_until_gone(members)
-
-
-def family(pid: int) -> set[int]:
-    """A process and all its living descendants, engine cores included."""
-    children: list[str] = []
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has just ended
-            children += thread.read_text().split()
-    return {pid}.union(*(family(int(child)) for child in children))
-
-
-def wait_until_gone(members: set[int]) -> None:
-    end = time.monotonic() + SETTLE_S
-    while left := {pid for pid in members if is_running(pid)}:
-        assert time.monotonic() < end, f"still there: {left}"
-        time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    """A zombie does not run; who reaps orphans is the machine's affair."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        wait_until_gone(members, SETTLE_S)
 
 
 class _Output:
@@ -314,9 +293,7 @@ def assert_nothing_pinned(cluster: Cluster) -> None:
 
 
 def metric(worker: str, name: str) -> float:
-    """The sum of a metric's samples; a worker that never counted it has 0."""
-    lines = httpx.get(f"{worker}/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] == name)
+    return sum_of(httpx.get(f"{worker}/metrics").text, name)
 
 
 # --- what tests of the lifecycle wait for -------------------------------------------------------
@@ -325,13 +302,6 @@ def metric(worker: str, name: str) -> float:
 def samples(url: str) -> dict[str, float]:
     lines = (line.rpartition(" ") for line in httpx.get(f"{url}/metrics").text.splitlines())
     return {name: float(value) for name, _, value in lines if not name.startswith("#")}
-
-
-def wait_for(condition: Callable[[], bool], what: str, limit_s: float = SETTLE_S) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 def is_ready(cluster: Cluster, role: str) -> bool:

@@ -13,7 +13,8 @@ import pytest
 from orchestrator.wire.info import END_PATH
 from tests.contract.engines import ASK_PINNED
 from tests.real.ask import LIMIT, chat
-from tests.real.conftest import Cluster, metric, wait_for
+from tests.real.conftest import Cluster, metric
+from tests.waiting import wait_for
 
 PREFILLS = 96
 AT_ONCE = 8

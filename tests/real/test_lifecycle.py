@@ -28,9 +28,9 @@ from tests.real.conftest import (
     is_ready,
     metric,
     samples,
-    wait_for,
     wait_until_whole,
 )
+from tests.waiting import wait_for
 
 STORM = int(os.environ.get("BATON_STORM", "200"))  # clients
 AT_ONCE = 8

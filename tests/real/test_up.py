@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import START_S, Stage, config_text, family, free_base, wait_until_gone
+from bench.shared.processes import tree
+from tests.real.conftest import START_S, Stage, config_text, free_base
+from tests.waiting import wait_for, wait_until_gone
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +43,13 @@ def test_sigkill_of_up_leaves_no_engine_core(tmp_path: Path) -> None:
 
 
 def wait_for_engine_cores(pid: int) -> set[int]:
-    """All processes below `pid`, once both workers have started their engine cores."""
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        members = family(pid)
-        if sum("EngineCore" in title(member) for member in members) == 2:
-            return members
-        time.sleep(0.2)
-    raise AssertionError("the engine cores did not start")
+    """A process and all below it, once both workers have started their engine cores."""
+
+    def family() -> set[int]:
+        members = set(tree(pid))
+        return members if sum("EngineCore" in title(member) for member in members) == 2 else set()
+
+    return wait_for(family, "the engine cores", START_S)
 
 
 def title(pid: int) -> str:

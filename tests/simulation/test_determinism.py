@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.simulation.simulate import simulate
 
 SEEDS = range(60)
@@ -23,6 +25,7 @@ def test_the_same_seed_gives_the_same_trace() -> None:
     assert fingerprint() == fingerprint()
 
 
+@pytest.mark.processes
 def test_also_in_other_processes() -> None:
     program = "from tests.simulation.test_determinism import fingerprint; print(fingerprint())"
     runs = [

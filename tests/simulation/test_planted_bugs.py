@@ -22,7 +22,7 @@ from orchestrator.wire.sse import EventStream
 from orchestrator.wire.usage import Kv
 from orchestrator.workers.health import Prober
 from orchestrator.workers.pools import ROLES, Pools
-from tests.simulation.many import problems
+from tests.simulation.seeds import problems
 
 SEEDS = range(1000)
 
@@ -158,16 +158,16 @@ def a_client_that_left_stays_in_flight(patch: pytest.MonkeyPatch) -> None:
 
 
 def gone_workers_get_requests(patch: pytest.MonkeyPatch) -> None:
-    fill = Pools.fill
+    update = Pools.update
 
-    def fill_with_more_only(pools: Pools, members: Any) -> None:
+    def update_with_more_only(pools: Pools, members: Any) -> None:
         before = {role: getattr(pools, role) for role in ROLES}
-        fill(pools, members)
+        update(pools, members)
         for role, workers in before.items():
             if len(workers) > len(getattr(pools, role)):
                 setattr(pools, role, workers)
 
-    patch.setattr(Pools, "fill", fill_with_more_only)
+    patch.setattr(Pools, "update", update_with_more_only)
 
 
 def a_lost_leg_is_not_replaced(patch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ BUGS: list[tuple[Plant, str]] = [
     (no_error_event, "its answer is no whole answer"),
     (a_stream_begins_again_after_bytes_were_sent, "it got '"),
     (hidden_usage_is_shown, "it got the usage"),
-    (a_place_is_kept_when_a_leg_fails, "leases on"),
+    (a_place_is_kept_when_a_leg_fails, "seats on"),
     (a_client_that_leaves_is_not_noticed, "went on after it had left"),
     (no_sweep, "its request never ended"),
     (legs_are_not_closed, "after its request"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -232,6 +233,7 @@ def test_json_leaves_the_routes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.routes[:-2] == before
 
 
+@pytest.mark.processes
 def test_json_does_not_import_the_route_classes() -> None:
     script = (
         "import sys; from fastapi import FastAPI; from worker.plugin import BatonPlugin;"
@@ -239,7 +241,7 @@ def test_json_does_not_import_the_route_classes() -> None:
         "sys.exit(not sys.modules.keys().isdisjoint("
         "{'worker.msgpack_route', 'worker.msgpack_body', 'worker.token_ids', 'vllm'}))"
     )
-    env = {"BATON_TRANSPORT": "json"}
+    env = os.environ | {"BATON_TRANSPORT": "json"}
     assert subprocess.run([sys.executable, "-c", script], env=env, check=False).returncode == 0
 
 

@@ -20,6 +20,8 @@ from bench.shared.cores import Cores
 from bench.shared.figures import Column, Sample
 from bench.shared.processes import Failed, python
 
+pytestmark = pytest.mark.processes
+
 
 @dataclass
 class OnePost:

@@ -10,6 +10,8 @@ from bench.compare.held_streams import held_streams
 from bench.shared.bodies import small_chat
 from bench.shared.processes import Failed, free_port, python, running
 
+pytestmark = pytest.mark.processes
+
 HOUR = ("--events", "2", "--gap-ms", "3600000")
 
 

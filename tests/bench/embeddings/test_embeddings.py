@@ -4,7 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from bench.shared.processes import ROOT, python
+
+pytestmark = pytest.mark.processes
 
 TINY = {"rounds": 2, "requests": 1, "vectors": 3, "dimensions": 8}
 

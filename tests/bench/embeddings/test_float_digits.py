@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
+
 from bench.shared.processes import ROOT, python
+
+pytestmark = pytest.mark.processes
 
 
 def test_a_sample_of_all_numbers_comes_back_unchanged() -> None:

@@ -4,7 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from bench.shared.processes import ROOT, python
+
+pytestmark = pytest.mark.processes
 
 TINY = {"rounds": 2, "round-s": 0.001, "models": 3, "choices": 2, "vectors": 2, "dimensions": 4}
 

@@ -6,6 +6,8 @@ from bench.shared.baton import baton, config, get, metrics, sim_pair, urls, wait
 from bench.shared.processes import Failed, free_port
 from orchestrator.config.options import Config
 
+pytestmark = pytest.mark.processes
+
 PAGE = """\
 # TYPE baton_requests_total counter
 baton_requests_total{model="a"} 3

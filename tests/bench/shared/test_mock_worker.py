@@ -11,6 +11,8 @@ from bench.shared.mock_worker import PREFILL_MARK, STREAM_MARK, _holds
 from bench.shared.processes import free_port, python, running
 from orchestrator.wire.info import WorkerInfo
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[httpx.Client]:

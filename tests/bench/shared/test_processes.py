@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import time
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bench.shared import processes
 from bench.shared.processes import (
     PORTS,
+    ROOT,
     Failed,
     cpu_seconds,
     free_port,
@@ -21,6 +24,9 @@ from bench.shared.processes import (
     rss_bytes,
     running,
 )
+from tests.waiting import wait_until_gone
+
+pytestmark = pytest.mark.processes
 
 LISTEN = "import socket, sys; listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
 # Only with children of its own does the process listen: one that ended, one that lives.
@@ -47,6 +53,37 @@ def test_ports_are_free_and_never_the_same() -> None:
     assert set(ports) <= set(PORTS)
     with socket.create_server(("127.0.0.1", ports[0])):
         assert not is_free(ports[0])
+
+
+@contextlib.contextmanager
+def other(code: str) -> Iterator[str]:
+    """Another process that knows `processes`; yields the line that it prints, and lets it end after."""
+    command = python("-c", f"from bench.shared.processes import *\n{code}\ninput()")
+    with subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline()
+        process.communicate("\n")
+
+
+def test_ports_of_several_processes_are_never_the_same() -> None:
+    draw = "print(*(free_port() for _ in range(120)), flush=True)"
+    with other(draw) as first, other(draw) as second:
+        drawn = [*map(int, first.split()), *map(int, second.split()), *(free_port() for _ in range(120))]
+    assert len(set(drawn)) == 360
+
+
+def test_ports_of_a_process_that_has_ended_are_for_others() -> None:
+    ours = -os.getpid()  # no port, so that nobody else asks for it
+    with other(f"from bench.shared import processes; print(processes._take({ours}), flush=True)") as took:
+        assert took == "True\n"
+        assert not processes._take(ours)
+    assert processes._take(ours)
+
+
+def test_when_no_port_is_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_ports", iter(()))
+    with pytest.raises(Failed, match=r"^no free port left in 10000 to 19999$"):
+        free_port()
 
 
 def test_cpu_counts_children_that_live_and_that_have_ended(family: int) -> None:
@@ -86,16 +123,7 @@ def test_children_that_outlive_a_process_are_killed() -> None:
     port = free_port()
     with running(python("-c", FAMILY + LISTEN + WAIT, str(port)), port) as pid:
         (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    end = time.monotonic() + 60
-    while _lives(int(child)):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def _lives(pid: int) -> bool:
-    """A zombie does not: nobody may be there to reap it."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    wait_until_gone([int(child)])
 
 
 def test_process_that_ends_says_why() -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from bench.structure.__main__ import figures, imports, read_modules, request, rooms_of, side_by_side
 
+pytestmark = pytest.mark.processes
+
 FILES = {
     "__init__.py": "from shop.front import door",
     "front/__init__.py": "",

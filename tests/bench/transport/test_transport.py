@@ -121,6 +121,7 @@ def test_model_has_a_tokenizer_for_all_of_its_vocabulary(tmp_path: Path) -> None
     assert 4 < len(text) / len(tokenizer.encode(text).ids) < 6
 
 
+@pytest.mark.processes
 def test_every_section_is_measured_for_every_arm(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     done = run(*TINY, "--output", str(output))
@@ -140,6 +141,7 @@ def test_every_section_is_measured_for_every_arm(tmp_path: Path) -> None:
     assert "sim worker: chat taken in, 40 tokens" in done.stdout
 
 
+@pytest.mark.processes
 def test_what_cannot_be_measured_is_said_in_one_line(tmp_path: Path) -> None:
     done = run("--only", "streams", *TINY, "--seconds", "0.001", "--output", str(tmp_path / "result.json"))
     assert done.returncode == 1

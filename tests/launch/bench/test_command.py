@@ -23,7 +23,7 @@ from launch.bench.profiles import PROFILES, Bench, Plan
 from launch.bench.results import load
 from launch.cli import main
 from launch.exits import Exit
-from tests.launch.waiting import wait_for
+from tests.waiting import wait_for
 from tests.worker.sim.workers import MODEL, Worker, running
 
 QUICK = ("--duration", "0.3", "--rate", "20")
@@ -179,6 +179,7 @@ def is_ready(url: str) -> bool:
         return False
 
 
+@pytest.mark.processes
 def test_the_stages_of_baton(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(tmp_path / "a.json")
     with (

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from launch.local import guard
 from launch.local.processes import Guard
-from tests.launch.waiting import is_running, wait_for
+from tests.waiting import is_running, wait_for
+
+pytestmark = pytest.mark.processes
 
 
 def test_groups_that_are_left() -> None:

@@ -18,7 +18,9 @@ import pytest
 
 from bench.shared.processes import free_port
 from launch.exits import Exit
-from tests.launch.waiting import is_running, wait_for
+from tests.waiting import is_running, wait_for
+
+pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[3]
 STANDIN = str(Path(__file__).parents[1] / "standin.py")

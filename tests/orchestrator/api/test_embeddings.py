@@ -295,6 +295,7 @@ def run(test: Callable[[Embeddings, WatchedOffload], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("wanted", [FLOATS, RAW, BYTES], ids=lambda wanted: wanted.form.name)
 def test_small_answers_are_made_here_and_large_ones_elsewhere(wanted: Wanted) -> None:
     async def test(embeddings: Embeddings, offload: WatchedOffload) -> None:
@@ -308,6 +309,7 @@ def test_small_answers_are_made_here_and_large_ones_elsewhere(wanted: Wanted) ->
     run(test)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("size", [1, MAX_INLINE_BYTES[Form.FLOATS]])
 def test_a_broken_answer_is_the_workers_fault(size: int) -> None:
     async def test(embeddings: Embeddings, offload: WatchedOffload) -> None:
@@ -317,6 +319,7 @@ def test_a_broken_answer_is_the_workers_fault(size: int) -> None:
     run(test)
 
 
+@pytest.mark.processes
 def test_numpy_is_imported_by_the_first_answer_that_needs_it() -> None:
     """The memory and the time are for clusters with embeddings only."""
     code = "import sys, orchestrator.app; sys.exit('numpy' in sys.modules)"

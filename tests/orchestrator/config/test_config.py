@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.config.file import ConfigErrors, json_schema, load_config
 from orchestrator.config.options import Config, split_address
+from tests.orchestrator.certificate import CERT, KEY
 
 SIM = "prefill: {engine: sim}\n    decode: {engine: sim}"
 GOOD = f"models:\n  - name: m\n    {SIM}\n"
@@ -396,8 +397,7 @@ def test_what_may_be_open_or_shared() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_certificate_and_its_key() -> None:
-    pems = Path(__file__).parents[1] / "transport"
-    tls = f"{{cert: {pems / 'test_cert.pem'}, key: {pems / 'test_key.pem'}}}"
+    tls = f"{{cert: {CERT}, key: {KEY}}}"
     assert load(f"{GOOD}orchestrator: {{tls: {tls}}}").orchestrator.tls is not None
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.launch.waiting import is_running, wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
+from tests.waiting import is_running, wait_for
+
+pytestmark = pytest.mark.processes
 
 LONG = 300  # tokens
 

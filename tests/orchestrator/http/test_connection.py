@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from orchestrator.http import connection as server_module
 from orchestrator.http.connection import Protocols, ServerLimits, build_server, uvicorn_config
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource
+from tests.orchestrator.certificate import CERT, KEY
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
@@ -989,20 +989,13 @@ def test_the_last_requests_before_the_limit_say_close(run: Any) -> None:
     run(main)
 
 
-def test_tls(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "LINGER_S", PATIENCE_S)
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
-        f"-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}".split(),
-        check=True,
-        capture_output=True,
-    )
 
     async def main() -> None:
-        tls = TlsConfig(cert=os.fspath(cert), key=os.fspath(key))
+        tls = TlsConfig(cert=os.fspath(CERT), key=os.fspath(KEY))
         async with under_uvicorn(app_of(echo), tls=tls) as (_, site):
-            context = ssl.create_default_context(cafile=cert)
+            context = ssl.create_default_context(cafile=CERT)
             url = f"https://localhost:{site.port}/echo"
             async with httpx.AsyncClient(verify=context, timeout=PATIENCE_S) as client:
                 assert (await client.post(url, content=b"abc")).json()["body"] == "abc"

@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.launch.waiting import is_running, wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, simulated, starting
+from tests.waiting import is_running, wait_for
+
+pytestmark = pytest.mark.processes
 
 STEP_MS = 10  # a stream takes at least so long per token
 LONG, ENDLESS = 400, 100_000  # tokens

@@ -10,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.launch.waiting import wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.processes
 
 MORE_THAN_FITS = 200_000  # tokens: some 40 MB, several times what the kernel buffers
 LIMIT_S = 2.0

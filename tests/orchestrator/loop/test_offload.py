@@ -15,6 +15,8 @@ import pytest
 from orchestrator.errors import BatonError
 from orchestrator.loop.offload import Offload
 
+pytestmark = pytest.mark.processes
+
 LIMIT_S = 60.0
 ROOT = Path(__file__).parents[3]
 

@@ -19,8 +19,10 @@ from orchestrator.processes.child import Child, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
-from tests.launch.waiting import is_running
 from tests.orchestrator.cluster import registry_of
+from tests.waiting import is_running
+
+pytestmark = pytest.mark.processes
 
 # Does with its channel what it is told: serves, is due once it is replaced, ends with as many as it was sent.
 OBEDIENT = """

@@ -105,6 +105,7 @@ def test_rows_do_not_share_a_cache_line(rows: Rows) -> None:
     assert rows.row_size * 8 % 64 == 0
 
 
+@pytest.mark.processes
 def test_another_process_writes_to_the_same_memory(rows: Rows) -> None:
     script = (
         "import sys; from tests.orchestrator.processes.test_rows import *\n"

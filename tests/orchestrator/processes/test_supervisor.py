@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from orchestrator.http.listeners import StartError
 from orchestrator.processes import child
 from orchestrator.processes.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT
-from tests.launch.waiting import is_running, wait_for
+from tests.orchestrator.certificate import CERT, KEY
 from tests.orchestrator.running import (
     MODEL,
     CounterWatch,
@@ -36,6 +35,9 @@ from tests.orchestrator.running import (
     simulated,
     starting,
 )
+from tests.waiting import is_running, wait_for
+
+pytestmark = pytest.mark.processes
 
 # A stream takes at least so long per token.
 STEP_MS = 10
@@ -300,16 +302,9 @@ def test_the_transport_is_the_same_in_all(make: Any, given: str, transport: str)
         assert ask(client).status_code == 200
 
 
-def test_tls(make: Any, tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
-        f"-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}".split(),
-        check=True,
-        capture_output=True,
-    )
-    trust = ssl.create_default_context(cafile=cert)
-    orchestrator = make(tls={"cert": str(cert), "key": str(key)}, trust=trust)
+def test_tls(make: Any) -> None:
+    trust = ssl.create_default_context(cafile=CERT)
+    orchestrator = make(tls={"cert": str(CERT), "key": str(KEY)}, trust=trust)
     for client in orchestrator.client_of_each():
         assert ask(client).status_code == 200
 

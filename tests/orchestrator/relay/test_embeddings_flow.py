@@ -70,6 +70,7 @@ def vectors_in(answer: FakeExchange) -> Any:
     return numpy.array([item["embedding"] for item in json.loads(answer.sent)["data"]], "<f4")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("transport", ["json", "msgpack"])
 @pytest.mark.parametrize("vectors", [SMALL, LARGE], ids=["small", "large"])
 def test_floats_are_made_of_the_workers_base64(transport: str, vectors: Any) -> None:
@@ -86,6 +87,7 @@ def test_floats_are_made_of_the_workers_base64(transport: str, vectors: Any) -> 
     run(test, Worker(vectors), transport=transport)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("vectors", [SMALL, LARGE], ids=["small", "large"])
 def test_bytes_are_the_workers_numbers(vectors: Any) -> None:
     async def test(cluster: FakeCluster) -> None:
@@ -141,6 +143,7 @@ def test_a_refusal_is_the_workers(fields: dict[str, str]) -> None:
     run(test, Worker())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "content", [b"{}", b'{"data":[{"embedding":"AAA="}]}', b"[" + b"0," * 100_000 + b"0]"]
 )

@@ -257,6 +257,7 @@ def test_json_goes_to_all_others() -> None:
 LARGE = {"user": "x" * 1_100_000}
 
 
+@pytest.mark.processes
 def test_a_large_body_becomes_msgpack_elsewhere() -> None:
     async def test(cluster: FakeCluster) -> None:
         announce(cluster, "msgpack")
@@ -268,6 +269,7 @@ def test_a_large_body_becomes_msgpack_elsewhere() -> None:
     run(test, transport="msgpack")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("field", [{"seed": 2**70}, {"seed": 2**70, **LARGE}])
 def test_what_msgpack_cannot_carry_goes_as_json_and_is_counted(field: Any) -> None:
     reason = FallbackReason.NOT_ENCODABLE

@@ -234,6 +234,7 @@ def test_a_prefill_worker_that_gives_no_ids_is_no_failure() -> None:
     run(test)
 
 
+@pytest.mark.processes
 def test_ids_of_a_large_request_go_as_base64_where_json_must() -> None:
     """A body that is too large for a transcode: the decode leg is small, but for what must stay in it."""
 

@@ -10,7 +10,6 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.pool import PooledUpstream
 
 LIMIT_S = 60  # for everything that must happen; never waited out
-HERE = Path(__file__).parent
 
 
 def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

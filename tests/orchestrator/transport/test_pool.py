@@ -18,8 +18,8 @@ from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, Work
 from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.pool import MAX_OVERHEAD, PooledUpstream
 from orchestrator.wire.headers import header_block
+from tests.orchestrator.certificate import CERT, KEY
 from tests.orchestrator.transport.harness import (
-    HERE,
     PeerConnection,
     chunked,
     fixed,
@@ -622,12 +622,12 @@ def without_address(error: WorkerError) -> bool:
 
 
 def client_context() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(HERE / "test_cert.pem"))
+    return ssl.create_default_context(cafile=CERT)
 
 
 def server_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(HERE / "test_cert.pem", HERE / "test_key.pem")
+    context.load_cert_chain(CERT, KEY)
     return context
 
 

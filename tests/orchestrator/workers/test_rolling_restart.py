@@ -10,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.launch.waiting import wait_for
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream, simulated, starting
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.processes
 
 ROLES = ("prefill", "prefill", "decode", "decode")
 CLIENTS = 32

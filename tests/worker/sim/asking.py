@@ -8,18 +8,8 @@ from typing import Any
 
 import httpx
 
+from tests.contract.engines import ASK_PINNED, CHAT, COMPLETION, events
 from tests.worker.sim.workers import MODEL, Worker
-
-CHAT = "/v1/chat/completions"
-COMPLETION = "/v1/completions"
-ASK_PINNED = {
-    "do_remote_decode": True,
-    "do_remote_prefill": False,
-    "remote_engine_id": None,
-    "remote_block_ids": None,
-    "remote_host": None,
-    "remote_port": None,
-}
 
 KV_ERROR = {
     "error": {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
@@ -67,13 +57,6 @@ def decode(
     worker: Worker, document: dict[str, Any], handoff: dict[str, Any], **fields: Any
 ) -> httpx.Response:
     return ask(worker, document | {"kv_transfer_params": handoff} | fields)
-
-
-def events(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The documents of a complete stream."""
-    frames = answer.text.split("\n\n")
-    assert frames[-2:] == ["data: [DONE]", ""], answer.text
-    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
 
 
 def text_of(answer: httpx.Response) -> str:

@@ -9,7 +9,8 @@ import httpx
 import numpy
 import pytest
 
-from tests.worker.sim.workers import MODEL, Worker, running, wait_for
+from tests.waiting import wait_for
+from tests.worker.sim.workers import MODEL, Worker, running
 from worker.sim.embeddings import DIMENSIONS, vectors_of
 
 PATH = "/v1/embeddings"

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from orchestrator.wire.info import END_PATH
+from tests.waiting import wait_for
 from tests.worker.sim.asking import ASK_PINNED, ask, chat, completion, events
-from tests.worker.sim.workers import Worker, running, wait_for
+from tests.worker.sim.workers import Worker, running
 from worker.sim.settings import Latency
 
 NAME = {"x-request-id": "the-one"}

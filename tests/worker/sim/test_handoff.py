@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import wait_for
 from tests.worker.sim.asking import (
     ASK_PINNED,
     KV_ERROR,
@@ -19,7 +20,7 @@ from tests.worker.sim.asking import (
     send,
     text_of,
 )
-from tests.worker.sim.workers import Worker, running, wait_for
+from tests.worker.sim.workers import Worker, running
 from worker.sim.settings import Latency
 
 MAKES = [chat, completion]

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from tests.waiting import LIMIT_S
 from tests.worker.sim.asking import CHAT, chat
-from tests.worker.sim.workers import LIMIT_S, MODEL
+from tests.worker.sim.workers import MODEL
 from worker.sim.__main__ import main
 
 ROLE = ["--model-name", MODEL, "--role", "decode"]
@@ -46,6 +47,7 @@ def started(*argv: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], str
         process.kill()
 
 
+@pytest.mark.processes
 def test_it_starts_serves_and_stops() -> None:
     with started("--max-model-len", "4096", "--record") as (process, url):
         (card,) = httpx.get(f"{url}/v1/models").json()["data"]
@@ -57,6 +59,7 @@ def test_it_starts_serves_and_stops() -> None:
     assert process.returncode in (0, -signal.SIGTERM)
 
 
+@pytest.mark.processes
 def test_it_starts_within_two_seconds_of_work() -> None:
     """In CPU time, as wall time is the machine's."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -66,6 +69,7 @@ def test_it_starts_within_two_seconds_of_work() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
+@pytest.mark.processes
 def test_flags_in_the_environment() -> None:
     faults = json.dumps([{"kind": "error", "status": 418, "leg": "aggregated", "count": 1}])
     env = {"BATON_TRANSPORT": "msgpack", "BATON_SIM_FAULTS": faults, "SIM_KEY": "secret"}
@@ -82,6 +86,7 @@ def test_flags_in_the_environment() -> None:
         assert kinds == ["stall", "error"]
 
 
+@pytest.mark.processes
 def test_streams_end_as_aborted_when_it_is_stopped() -> None:
     slow = chat(max_tokens=100_000, ignore_eos=True, stream=True)
     with (

@@ -18,6 +18,7 @@ import pytest
 
 from bench.shared.processes import free_port
 from orchestrator.wire.info import END_PATH
+from tests.waiting import wait_for
 from tests.worker.sim.asking import (
     KV_ERROR,
     ask,
@@ -29,7 +30,7 @@ from tests.worker.sim.asking import (
     send,
     text_of,
 )
-from tests.worker.sim.workers import Worker, running, wait_for
+from tests.worker.sim.workers import Worker, running
 from worker.sim.settings import Latency
 
 MAKES = [chat, completion]

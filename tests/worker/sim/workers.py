@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
+from tests.metrics import sum_of
+from tests.waiting import LIMIT_S
 from worker.sim.api import Sim, create_app
 from worker.sim.server import SimServer, listen
 from worker.sim.settings import Settings
 
-LIMIT_S = 60.0  # how long to wait for what must happen; a slow machine is no failure
 MODEL = "sim-model"
-
-T = TypeVar("T")
 
 
 class Worker:
@@ -35,8 +33,7 @@ class Worker:
         return dict(self.client.get("/sim/ledger").json())
 
     def metric(self, name: str) -> float:
-        lines = self.client.get("/metrics").text.splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] == name)
+        return sum_of(self.client.get("/metrics").text, name)
 
     def add_fault(self, kind: str, **fields: Any) -> None:
         self.client.post("/sim/faults", json={"kind": kind, **fields}).raise_for_status()
@@ -65,12 +62,3 @@ def running(**settings: Any) -> Iterator[Worker]:
         server.should_exit = True
         thread.join(LIMIT_S)
         assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], T], what: str) -> T:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + LIMIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {LIMIT_S} s for: {what}"
-        time.sleep(0.01)
-    return value

@@ -22,7 +22,8 @@ from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.workers.worker import Worker as WorkerHandle
 from tests.orchestrator.fakes import FakeExchange
-from tests.worker.sim.workers import MODEL, Worker, running, wait_for
+from tests.waiting import wait_for
+from tests.worker.sim.workers import MODEL, Worker, running
 from worker.sim.settings import Latency
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Say something"}]}

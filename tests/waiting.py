@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,13 +11,17 @@ LIMIT_S = 60.0
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str) -> T:
-    """The first true value of `condition`, asked for until `LIMIT_S` have passed."""
-    deadline = time.monotonic() + LIMIT_S
+def wait_for(condition: Callable[[], T], what: str, limit_s: float = LIMIT_S) -> T:
+    """Ask `condition` until it has a true value, and return that; fail after `limit_s`."""
+    deadline = time.monotonic() + limit_s
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {LIMIT_S} s for: {what}"
+        assert time.monotonic() < deadline, f"waited {limit_s} s for: {what}"
         time.sleep(0.02)
     return value
+
+
+def wait_until_gone(pids: Iterable[int], limit_s: float = LIMIT_S) -> None:
+    wait_for(lambda: not any(map(is_running, pids)), "the end of all processes", limit_s)
 
 
 def is_running(pid: int) -> bool:
