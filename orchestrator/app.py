@@ -25,7 +25,6 @@ from orchestrator.control.public import admin_app, control_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import BatonError
 from orchestrator.http.connection import Protocols, ServerLimits, uvicorn_config
-from orchestrator.http.hangup import on_hangup
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import (
     PublicServer,
@@ -36,6 +35,7 @@ from orchestrator.http.listeners import (
     on_signals,
 )
 from orchestrator.loop import garbage
+from orchestrator.loop.signals import on_hangup
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.processes.rows import SharedLoad
 from orchestrator.processes.supervisor import supervise

@@ -24,9 +24,9 @@ from orchestrator.config.options import Config
 from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.control.public import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
-from orchestrator.http.hangup import on_hangup
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import StartError, admin_served, bound, load_keys, on_signals
+from orchestrator.loop.signals import on_hangup
 from orchestrator.processes.channel import Reconfigured, Start
 from orchestrator.processes.child import Child, describe_exit
 from orchestrator.processes.membership import Publisher
