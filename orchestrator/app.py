@@ -18,24 +18,17 @@ import uvloop
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.compiled import is_stale
 from orchestrator.config.addresses import worker_addresses
-from orchestrator.config.keys import KeyRing
+from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.control.public import admin_app, control_app
 from orchestrator.control.reload import ConfigSource, Reloader
-from orchestrator.errors import BatonError
+from orchestrator.errors import BatonError, StartError
 from orchestrator.http.connection import Protocols, ServerLimits, uvicorn_config
 from orchestrator.http.ids import IdSource
-from orchestrator.http.listeners import (
-    PublicServer,
-    StartError,
-    admin_served,
-    bound,
-    load_keys,
-    on_signals,
-)
+from orchestrator.http.listeners import PublicServer, admin_served, bound
 from orchestrator.loop import garbage
-from orchestrator.loop.signals import on_hangup
+from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.processes.rows import SharedLoad
 from orchestrator.processes.supervisor import supervise

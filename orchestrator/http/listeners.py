@@ -1,31 +1,26 @@
-"""Listeners, servers and signals: what every process of the orchestrator runs on."""
+"""Listeners and servers: what every process of the orchestrator runs on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from random import Random
 from typing import Protocol, cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from orchestrator.config.keys import KeyFileError, KeyRing
 from orchestrator.config.options import OrchestratorConfig, split_address
+from orchestrator.errors import StartError
 from orchestrator.http.connection import HttpProtocol, Protocols, uvicorn_config
 
 TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
 CLOSE_S = 1  # from the end of draining: for connections to be closed
 
 _log = logging.getLogger("baton.serving")
-
-
-class StartError(Exception):
-    """The orchestrator cannot start; the message says what to change."""
 
 
 class Server(uvicorn.Server):
@@ -128,16 +123,6 @@ async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random
             await serving
 
 
-def load_keys(options: OrchestratorConfig) -> KeyRing | None:
-    """None if everybody may ask. Raises `StartError`."""
-    if options.api_keys_file is None:
-        return None
-    try:
-        return KeyRing.load(options.api_keys_file)
-    except (OSError, KeyFileError) as error:
-        raise StartError(f"api_keys_file: {error}") from error
-
-
 @contextlib.contextmanager
 def bound(address: str, backlog: int) -> Iterator[socket.socket]:
     """A socket that listens on `HOST:PORT`, closed at the end. Raises `StartError`."""
@@ -149,18 +134,3 @@ def bound(address: str, backlog: int) -> Iterator[socket.socket]:
         raise StartError(f"cannot listen on {address}: {error.strerror}") from error
     with listener:
         yield listener
-
-
-@contextlib.contextmanager
-def on_signals(
-    callback: Callable[[], None], numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-) -> Iterator[None]:
-    """Have the running event loop call `callback` for each signal."""
-    loop = asyncio.get_running_loop()
-    for number in numbers:
-        loop.add_signal_handler(number, callback)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
