@@ -25,6 +25,7 @@ MODULES = (
     "orchestrator.telemetry.access_log",
     "orchestrator.relay.admission",
     "orchestrator.legs.dispatch",
+    "orchestrator.http.asgi",
     "orchestrator.http.exchange",
     "orchestrator.relay.flow",
     "orchestrator.workers.worker",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from orchestrator.errors import BatonError, ClientGone, Unavailable
-from orchestrator.http.exchange import Exchange, Handler, Headers, Message, error_answer
+from orchestrator.http.asgi import Message
+from orchestrator.http.exchange import Exchange, Handler, Headers, error_answer
 from orchestrator.http.ids import valid_request_id
 from orchestrator.wire.headers import fields_of, header_block
 

@@ -21,7 +21,8 @@ from orchestrator.errors import (
     ShuttingDown,
 )
 from orchestrator.failover.transcript import Transcript
-from orchestrator.http.exchange import AsgiExchange, Exchange
+from orchestrator.http.asgi import AsgiExchange
+from orchestrator.http.exchange import Exchange
 from orchestrator.relay.admission import MemoryBound
 from orchestrator.telemetry.counters import Telemetry
 from orchestrator.telemetry.lines import milliseconds
