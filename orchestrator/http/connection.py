@@ -27,14 +27,13 @@ import termios
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from random import Random
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from orchestrator.config.options import OrchestratorConfig, split_address
+from orchestrator.config.options import OrchestratorConfig
 from orchestrator.errors import (
     BatonError,
     BodyTooLarge,
@@ -102,59 +101,6 @@ class ServerLimits:
             max_body_bytes=limits.max_body_bytes,
             limit_concurrency=config.limit_concurrency,
         )
-
-
-def uvicorn_config(
-    app: Any,
-    config: OrchestratorConfig,
-    *,
-    random: Random,
-    listen: str | None = None,
-    lifespan: Literal["on", "off", "auto"] = "off",
-    handlers: Mapping[str, Handler] = NO_HANDLERS,
-    on_refused: Callable[[BatonError], None] | None = None,
-) -> uvicorn.Config:
-    """How uvicorn serves the ASGI 3 application `app` on `listen` (the data plane's address if not given).
-
-    Requests for the paths in `handlers` go there instead of to `app`. `random` makes request ids and the
-    jitter of `limit_max_requests`. `on_refused` is told of every error that the server itself answers;
-    neither a handler nor the application ever sees those requests.
-    """
-    host, port = split_address(listen or config.listen)
-    tls = config.tls
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        interface="asgi3",
-        loop="uvloop",
-        # uvicorn's type wants a class; it calls what it is given, as `Protocols.__call__` has it.
-        http=cast("Any", Protocols(ServerLimits.of(config), IdSource(random), on_refused, handlers)),
-        ws="none",
-        lifespan=lifespan,
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        backlog=config.backlog,
-        limit_max_requests=_with_jitter(config, random),
-        timeout_keep_alive=config.timeout_keep_alive,
-        timeout_graceful_shutdown=config.timeout_graceful_shutdown,
-        ssl_certfile=tls.cert if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )
-
-
-def build_server(app: Any, config: OrchestratorConfig, **options: Any) -> uvicorn.Server:
-    """A server for `app`; `options` are those of `uvicorn_config`."""
-    return uvicorn.Server(uvicorn_config(app, config, **options))
-
-
-def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
-    if config.limit_max_requests is None:
-        return None
-    return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
 
 
 class Protocols:

@@ -6,21 +6,71 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from random import Random
-from typing import Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from orchestrator.config.options import OrchestratorConfig, split_address
-from orchestrator.errors import StartError
-from orchestrator.http.connection import HttpProtocol, Protocols, uvicorn_config
+from orchestrator.errors import BatonError, StartError
+from orchestrator.http.connection import NO_HANDLERS, HttpProtocol, Protocols, ServerLimits
+from orchestrator.http.exchange import Handler
+from orchestrator.http.ids import IdSource
 
 TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
 CLOSE_S = 1  # from the end of draining: for connections to be closed
 
 _log = logging.getLogger("baton.serving")
+
+
+def uvicorn_config(
+    app: Any,
+    config: OrchestratorConfig,
+    *,
+    random: Random,
+    listen: str | None = None,
+    lifespan: Literal["on", "off", "auto"] = "off",
+    handlers: Mapping[str, Handler] = NO_HANDLERS,
+    on_refused: Callable[[BatonError], None] | None = None,
+) -> uvicorn.Config:
+    """How uvicorn serves the ASGI 3 application `app` on `listen` (the data plane's address if not given).
+
+    Requests for the paths in `handlers` go there instead of to `app`. `random` makes request ids and the
+    jitter of `limit_max_requests`. `on_refused` is told of every error that the server itself answers;
+    neither a handler nor the application ever sees those requests.
+    """
+    host, port = split_address(listen or config.listen)
+    tls = config.tls
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        interface="asgi3",
+        loop="uvloop",
+        # uvicorn's type wants a class; it calls what it is given, as `Protocols.__call__` has it.
+        http=cast("Any", Protocols(ServerLimits.of(config), IdSource(random), on_refused, handlers)),
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=config.backlog,
+        limit_max_requests=_with_jitter(config, random),
+        timeout_keep_alive=config.timeout_keep_alive,
+        timeout_graceful_shutdown=config.timeout_graceful_shutdown,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+
+
+def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
+    if config.limit_max_requests is None:
+        return None
+    return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
 
 
 class Server(uvicorn.Server):

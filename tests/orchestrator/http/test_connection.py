@@ -20,9 +20,10 @@ from uvicorn.server import ServerState
 from orchestrator.config.options import LimitsConfig, OrchestratorConfig, TlsConfig
 from orchestrator.errors import RequestTimeout
 from orchestrator.http import connection as server_module
-from orchestrator.http.connection import Protocols, ServerLimits, build_server, uvicorn_config
+from orchestrator.http.connection import Protocols, ServerLimits
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource
+from orchestrator.http.listeners import uvicorn_config
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
@@ -905,7 +906,8 @@ def test_requests_above_the_limit_are_503_and_idle_connections_do_not_count(run:
 
 @asynccontextmanager
 async def under_uvicorn(app: Any, **config: Any) -> AsyncIterator[tuple[uvicorn.Server, Site]]:
-    server = build_server(app, OrchestratorConfig(listen="127.0.0.1:0", **config), random=Random(1))
+    options = OrchestratorConfig(listen="127.0.0.1:0", **config)
+    server = uvicorn.Server(uvicorn_config(app, options, random=Random(1)))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
