@@ -19,88 +19,45 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import re
 import socket
 import struct
 import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from orchestrator.config.options import OrchestratorConfig
 from orchestrator.errors import (
     BatonError,
     BodyTooLarge,
     ClientError,
-    HeadersTooLarge,
-    MethodNotAllowed,
     Overloaded,
     RequestTimeout,
-    UnsupportedEncoding,
-    UriTooLong,
 )
 from orchestrator.http.exchange import Exchange, Handler
-from orchestrator.http.http_exchange import HttpExchange, Target
+from orchestrator.http.head import Head, Judge, max_head_bytes, unfinished_error
+from orchestrator.http.http_exchange import HttpExchange
 from orchestrator.http.ids import IdSource
-from orchestrator.wire.headers import Fields
+from orchestrator.http.limits import ServerLimits
 
 logger: Final = logging.getLogger("baton.server")
 
 NO_HANDLERS: Final[Mapping[str, Handler]] = {}
 NEVER: Final = float("inf")
 ANY_SIZE: Final = sys.maxsize
-HTTP_VERSIONS: Final[tuple[str, ...]] = ("1.1", "1.0")
 MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
 # Unparsed bytes; above, reading stops, and with it the notice of a client that leaves.
 MAX_HELD: Final = 64 * 1024
 MANY_HELD: Final = 64  # reads, before they are joined
 MAX_PIPELINED: Final = 64  # requests in one read; the connection closes after the last one taken
-# Times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then.
-HEAD_DRAIN: Final = 4
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
 # Bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs.
 MIN_TAKEN: Final = 16 * 1024
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """Bounds of one server. Seconds are met with a resolution of `sweep_s`."""
-
-    header_timeout_s: float = 10.0  # from the first byte to the end of the head; also for a silent new client
-    body_idle_timeout_s: float = 10.0  # between two pieces of a body
-    body_timeout_s: float = 60.0  # for the body as a whole
-    write_timeout_s: float = (
-        60.0  # a client that takes less than MIN_TAKEN of what waits in so long is cut off
-    )
-    max_request_line: int = 16 * 1024  # bytes; more is 414
-    max_header_bytes: int = 32 * 1024  # all header fields as sent; more is 431
-    max_headers: int = 100  # fields; more is 431
-    max_body_bytes: int = 16 * 1024 * 1024  # more is 413
-    drain_bytes: int = (
-        1024 * 1024
-    )  # what is left of a refused body is read up to here, else the connection closes
-    limit_concurrency: int | None = None  # requests in progress; more are 503
-    unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
-    sweep_s: float = 0.25
-
-    @classmethod
-    def of(cls, config: OrchestratorConfig) -> ServerLimits:
-        limits = config.limits
-        return cls(
-            header_timeout_s=limits.header_timeout_s,
-            body_idle_timeout_s=limits.body_idle_timeout_s,
-            body_timeout_s=limits.body_timeout_s,
-            write_timeout_s=limits.client_write_timeout_s,
-            max_body_bytes=limits.max_body_bytes,
-            limit_concurrency=config.limit_concurrency,
-        )
 
 
 class Protocols:
@@ -199,6 +156,7 @@ class HttpProtocol:
         self._max_requests = config.limit_max_requests
         self._sweep = shared.sweep
         self._limits = shared.limits
+        self._judge = Judge(shared.limits)
         self.ids = shared.ids
         self.on_refused = shared.on_refused
         self._handlers = shared.handlers
@@ -214,7 +172,6 @@ class HttpProtocol:
         self._parser = self._new_parser()
         self._in_head = False
         self._url = b""
-        self._target = Target.of(b"", b"/", b"")  # the last one, which the next is likely to equal
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0  # of the present head, without the read in which it began
         self._feed_bytes = 0  # in the present read
@@ -224,7 +181,6 @@ class HttpProtocol:
         self._is_upgrade = False  # the parser will stop behind the present head
         self._is_resuming = False  # the parser is being shown a head that we have had
         self._is_deaf = False  # what else comes is thrown away
-        self._host: bytes | None = None  # the last one found to be valid
         self._is_body_unwanted = False  # for the time being
         self._is_read_paused = False
         self._paused_at = 0.0
@@ -364,18 +320,37 @@ class HttpProtocol:
         self._in_head = False
         if self._is_deaf or self._is_resuming:
             return
-        parser = self._parser
-        exchange = HttpExchange(self, parser.get_method().decode("ascii"), self._headers)
-        exchange.http_version = version = parser.get_http_version()
-        exchange.keep_alive = version == "1.1" and parser.should_keep_alive()
-        if self._max_requests is not None and self._is_last():
-            exchange.keep_alive = False
-        self._is_upgrade = parser.should_upgrade()
-        exchange.refusal = self._refusal(exchange)
+        head = self._head()
+        exchange = HttpExchange(self, head, self._refusal(head))
+        if head.ends_reading:
+            self._is_deaf = True
         self._began = 0.0
         self._quiet_bytes = 0
         self._incoming = exchange
         self._accept(exchange)
+
+    def _head(self) -> Head:
+        parser = self._parser
+        version = parser.get_http_version()
+        keep_alive = version == "1.1" and parser.should_keep_alive()
+        if self._max_requests is not None and self._is_last():
+            keep_alive = False
+        self._is_upgrade = is_upgrade = parser.should_upgrade()
+        method = parser.get_method().decode("ascii")
+        return Head(method, self._url, version, self._headers, keep_alive, is_upgrade)
+
+    def _refusal(self, head: Head) -> BatonError | None:
+        # A head within one small read needs no counting.
+        is_small = self._head_bytes == 0 and self._feed_bytes <= self._limits.max_header_bytes
+        error = self._judge.refusal(head, is_small)
+        if error is None and self._limits.limit_concurrency is not None:
+            return self._overload(head, self._limits.limit_concurrency)
+        return error
+
+    def _overload(self, head: Head, limit: int) -> BatonError | None:
+        if len(self.tasks) < limit or head.target.path in self._limits.unlimited_paths:
+            return None
+        return Overloaded("too many requests in progress")
 
     def on_body(self, body: bytes) -> None:
         exchange = self._incoming
@@ -389,7 +364,7 @@ class HttpProtocol:
 
     def on_message_complete(self) -> None:
         exchange = self._incoming
-        if exchange is None or (self._is_upgrade and exchange.has_body):
+        if exchange is None or (self._is_upgrade and exchange.head.has_body):
             return
         self._incoming = None
         if self._is_body_unwanted:
@@ -397,107 +372,6 @@ class HttpProtocol:
         exchange.receive_end()
         if exchange.is_complete:
             self._advance()
-
-    # --- judging a request
-
-    def _refusal(self, exchange: HttpExchange) -> BatonError | None:
-        """Why a request is refused by its head alone. Sets what else the head says."""
-        error = self._size_error(exchange) or self._framing_error(exchange) or self._content_error(exchange)
-        if error is None and self._limits.limit_concurrency is not None:
-            return self._overload(exchange, self._limits.limit_concurrency)
-        return error
-
-    def _size_error(self, exchange: HttpExchange) -> BatonError | None:
-        limits = self._limits
-        # A head within one small read needs no counting.
-        is_small = self._head_bytes == 0 and self._feed_bytes <= limits.max_header_bytes
-        size = 0 if is_small else _size_of(exchange.headers)
-        error: BatonError | None = None
-        if len(exchange.method) + len(self._url) + len("  HTTP/1.1") > limits.max_request_line:
-            error = self._uri_too_long()
-        elif size > limits.max_header_bytes or len(exchange.headers) > limits.max_headers:
-            error = self._headers_too_large()
-        if error is not None and size + len(self._url) > self._max_head_bytes():
-            return self._end_with(exchange, error)
-        return error
-
-    def _max_head_bytes(self) -> int:
-        return HEAD_DRAIN * self._limits.max_header_bytes
-
-    def _uri_too_long(self) -> BatonError:
-        return UriTooLong(f"the request line is over {self._limits.max_request_line} bytes")
-
-    def _headers_too_large(self) -> BatonError:
-        limits = self._limits
-        return HeadersTooLarge(
-            f"the headers are over {limits.max_header_bytes} bytes or {limits.max_headers} fields"
-        )
-
-    def _framing_error(self, exchange: HttpExchange) -> BatonError | None:
-        """What leaves in doubt where the request ends: nothing behind it can be understood."""
-        fields = exchange.fields
-        if exchange.http_version not in HTTP_VERSIONS:
-            return self._end_with(exchange, ClientError("only HTTP/1.1 and HTTP/1.0 are served"))
-        coding = fields.get(b"transfer-encoding")
-        length = fields.get(b"content-length")
-        if coding is not None:
-            if coding.strip().lower() != b"chunked" or exchange.http_version == "1.0" or length is not None:
-                return self._end_with(exchange, ClientError("unacceptable transfer-encoding"))
-            exchange.has_body = True
-        elif length is not None:
-            exchange.content_length = int(length)  # digits only: the parser has seen to that
-            exchange.has_body = exchange.content_length > 0
-        if b"expect" in fields and exchange.has_body and exchange.http_version == "1.1":
-            exchange.awaits_continue = fields[b"expect"].strip().lower() == b"100-continue"
-        if self._is_upgrade and exchange.method == "CONNECT":
-            return self._end_with(exchange, MethodNotAllowed("this is not a proxy"))
-        return None
-
-    def _end_with(self, exchange: HttpExchange, error: BatonError) -> BatonError:
-        """Nothing behind this request is read."""
-        exchange.keep_alive = False
-        self._is_deaf = True
-        return error
-
-    def _content_error(self, exchange: HttpExchange) -> BatonError | None:
-        fields = exchange.fields
-        host = fields.get(b"host")
-        if host is None or host != self._host or len(fields) != len(exchange.headers):
-            error = self._host_error(exchange, host)
-            if error is not None:
-                return error
-        if self._url != self._target.url:
-            target = _parse_target(exchange.method, self._url)
-            if target is None:
-                return ClientError("invalid request target")
-            self._target = target
-        exchange.target = self._target
-        return self._body_error(exchange) if exchange.has_body else None
-
-    def _body_error(self, exchange: HttpExchange) -> BatonError | None:
-        limits, size = self._limits, exchange.content_length or 0
-        if size > limits.max_body_bytes:
-            error = BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes")
-            return self._end_with(exchange, error) if size > limits.drain_bytes else error
-        if b"content-encoding" in exchange.fields and _is_encoded(exchange.headers):
-            return UnsupportedEncoding("send the body without content-encoding")
-        return None
-
-    def _host_error(self, exchange: HttpExchange, host: bytes | None) -> BatonError | None:
-        if host is None:
-            # HTTP/1.0 knows no Host, and some load balancers probe with it.
-            return None if exchange.http_version == "1.0" else ClientError("the Host header is missing")
-        if sum(name == b"host" for name, _ in exchange.headers) > 1:
-            return ClientError("there is more than one Host header")
-        if not _is_valid_host(host.rstrip(b" \t")):
-            return ClientError("the Host header is invalid")
-        self._host = host
-        return None
-
-    def _overload(self, exchange: HttpExchange, limit: int) -> BatonError | None:
-        if len(self.tasks) < limit or exchange.path in self._limits.unlimited_paths:
-            return None
-        return Overloaded("too many requests in progress")
 
     # --- reading
 
@@ -543,10 +417,7 @@ class HttpProtocol:
 
     def _unread_exchange(self, error: BatonError, headers: list[tuple[bytes, bytes]]) -> HttpExchange:
         method = self._parser.get_method().decode("ascii") if self._url else ""
-        exchange = HttpExchange(self, method, headers)
-        exchange.refusal = error
-        exchange.keep_alive = False
-        return exchange
+        return HttpExchange(self, Head(method, self._url, "1.1", headers, keep_alive=False), error)
 
     def _on_large_body(self, exchange: HttpExchange) -> None:
         """A chunked body is over the limit: refuse it, and read it to its end if that is near."""
@@ -564,7 +435,7 @@ class HttpProtocol:
             self._await_body()
 
     def _await_head(self) -> None:
-        if self._head_bytes > self._max_head_bytes():
+        if self._head_bytes > max_head_bytes(self._limits):
             self._break(self._head_error())
         elif self._active is None and not self._began:
             self._began = self.loop.time()
@@ -572,12 +443,7 @@ class HttpProtocol:
 
     def _head_error(self) -> BatonError:
         """Why a head that is not complete is refused."""
-        limits = self._limits
-        if len(self._url) > limits.max_request_line:
-            return self._uri_too_long()
-        if self._head_bytes > limits.max_header_bytes:
-            return self._headers_too_large()
-        return RequestTimeout(f"the request's head took over {limits.header_timeout_s:g} s")
+        return unfinished_error(self._url, self._head_bytes, self._limits)
 
     def _await_body(self) -> None:
         if self._quiet_bytes > self._limits.max_header_bytes:
@@ -681,7 +547,7 @@ class HttpProtocol:
             exchange.discard_body()
             exchange.refuse(exchange.refusal)
             return
-        handler: Handler | None = self._handlers.get(exchange.target.path)
+        handler: Handler | None = self._handlers.get(exchange.head.target.path)
         # Not by `create_task`: it makes up a name for each, which nobody reads.
         exchange.task = task = asyncio.Task(
             exchange.run(handler or self._serve_asgi), loop=self.loop, name="request"
@@ -838,43 +704,11 @@ class HttpProtocol:
 
 # --- helpers --------------------------------------------------------------------------------------
 
-# RFC 3986: an IP literal in brackets, or a name or IPv4 address; then perhaps a port.
-_match_host: Final = re.compile(
-    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?"
-).fullmatch
-
-
-def _is_valid_host(host: bytes) -> bool:
-    return _match_host(host) is not None
-
-
-def _size_of(headers: Fields) -> int:
-    """As sent, with one space behind the colon."""
-    return sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
-
-
-def _is_encoded(headers: Fields) -> bool:
-    return any(value.strip().lower() != b"identity" for name, value in headers if name == b"content-encoding")
-
 
 def _framing_field(exchange: HttpExchange) -> bytes:
     if exchange.content_length is None:
         return b"transfer-encoding: chunked"
     return b"content-length: %d" % exchange.content_length
-
-
-def _parse_target(method: str, url: bytes) -> Target | None:
-    """None if there is no path to be had from `url`."""
-    if url.startswith(b"/"):
-        path, _, query = url.partition(b"#")[0].partition(b"?")
-        return Target.of(url, path, query)
-    if url == b"*":
-        return Target.of(url, url, b"") if method == "OPTIONS" else None
-    try:
-        parsed = httptools.parse_url(url)  # the absolute form that is sent to proxies
-    except httptools.HttpParserInvalidURLError:
-        return None
-    return Target.of(url, parsed.path or b"/", parsed.query or b"")
 
 
 def _unacknowledged(transport: asyncio.BaseTransport) -> int:

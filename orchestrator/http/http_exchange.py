@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.errors import BatonError, ClientGone, Unavailable
 from orchestrator.http.asgi import Message
 from orchestrator.http.exchange import Exchange, Handler, Headers, error_answer
+from orchestrator.http.head import Head
 from orchestrator.http.ids import valid_request_id
 from orchestrator.wire.headers import fields_of, header_block
 
@@ -39,23 +39,6 @@ def _status_line(status: int) -> bytes:
 STATUS_LINES: Final = {status.value: _status_line(status) for status in HTTPStatus}
 
 
-class Target(NamedTuple):
-    """A request target, taken apart."""
-
-    url: bytes
-    raw_path: bytes
-    path: str  # percent-decoded
-    query: bytes  # without "?"
-
-    @classmethod
-    def of(cls, url: bytes, raw_path: bytes, query: bytes) -> Target:
-        path = raw_path.decode("ascii")  # the parser lets nothing else through
-        return cls(url, raw_path, unquote(path) if "%" in path else path, query)
-
-
-_NO_TARGET: Final = Target(b"", b"/", "/", b"")
-
-
 class HttpExchange(Exchange):
     """`orchestrator.http.exchange.Exchange` on a connection of this server, and the same request as plain
     ASGI.
@@ -66,18 +49,12 @@ class HttpExchange(Exchange):
     """
 
     # Class attributes are the defaults of what most requests never change.
-    http_version = "1.1"
-    content_length: int | None = None
     is_gone = False
     is_started = False
     is_complete = False
-    has_body = False  # by its head; it may turn out to be empty
     is_received = False  # the request has been read to its end
     is_discarding = False  # nobody will read the rest of the body
-    keep_alive = True  # what is left of the connection can be used for another request
     task: asyncio.Task[None] | None = None  # of the application
-    refusal: BatonError | None = None  # answered by the server; the application is not called
-    awaits_continue = False  # the client waits for "100 Continue" before it sends the body
     body_size = 0  # bytes received
 
     _is_read_whole = False
@@ -96,12 +73,15 @@ class HttpExchange(Exchange):
     _length_left: int | None = None  # bytes that `content-length` still promises
     _has_no_body = False  # of the answer: HEAD, 204, 304
 
-    def __init__(self, connection: HttpProtocol, method: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, connection: HttpProtocol, head: Head, refusal: BatonError | None) -> None:
         self.connection = connection
-        self.method = method
-        self.headers = headers
-        self.fields = dict(headers)
-        self.target = _NO_TARGET
+        self.head = head
+        self.refusal = refusal  # answered by the server; the application is not called
+        self.method = head.method
+        self.headers = head.headers
+        self.content_length = head.content_length
+        self.awaits_continue = head.awaits_continue
+        self.keep_alive = head.keep_alive  # what is left of the connection can be used for another request
         self._chunks: list[bytes] = []
 
     def __repr__(self) -> str:
@@ -147,11 +127,11 @@ class HttpExchange(Exchange):
 
     def scope(self) -> dict[str, Any]:
         """The request as an ASGI scope."""
-        connection, target = self.connection, self.target
+        connection, target = self.connection, self.head.target
         return {
             "type": "http",
             "asgi": ASGI,
-            "http_version": self.http_version,
+            "http_version": self.head.http_version,
             "method": self.method,
             "scheme": connection.scheme,
             "path": target.path,
@@ -168,11 +148,11 @@ class HttpExchange(Exchange):
 
     @property
     def path(self) -> str:
-        return self.target.path
+        return self.head.target.path
 
     @property
     def query(self) -> bytes:
-        return self.target.query
+        return self.head.target.query
 
     @property
     def client(self) -> tuple[str, int] | None:
@@ -181,13 +161,13 @@ class HttpExchange(Exchange):
     @property
     def request_id(self) -> str:
         if self._request_id is None:
-            given = self.fields.get(b"x-request-id")
+            given = self.head.fields.get(b"x-request-id")
             valid = valid_request_id(given) if given is not None else None
             self._request_id = valid or self.connection.ids.fresh()
         return self._request_id
 
     def header(self, name: bytes) -> bytes | None:
-        return self.fields.get(name)
+        return self.head.fields.get(name)
 
     def on_leave(self, callback: Callable[[], None] | None) -> None:
         if self.is_gone and callback is not None:
@@ -314,7 +294,7 @@ class HttpExchange(Exchange):
         self.is_started = True
 
     def _unbounded_framing(self) -> bytes:
-        if self.http_version == "1.0":
+        if self.head.http_version == "1.0":
             self.keep_alive = False
             return b""
         self._is_chunked = True

@@ -15,9 +15,10 @@ from fastapi import FastAPI
 
 from orchestrator.config.options import OrchestratorConfig, split_address
 from orchestrator.errors import BatonError, StartError
-from orchestrator.http.connection import NO_HANDLERS, HttpProtocol, Protocols, ServerLimits
+from orchestrator.http.connection import NO_HANDLERS, HttpProtocol, Protocols
 from orchestrator.http.exchange import Handler
 from orchestrator.http.ids import IdSource
+from orchestrator.http.limits import ServerLimits
 
 TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
 CLOSE_S = 1  # from the end of draining: for connections to be closed

@@ -19,9 +19,10 @@ from uvicorn.server import ServerState
 
 from orchestrator.errors import BatonError
 from orchestrator.http.asgi import AsgiExchange
-from orchestrator.http.connection import Protocols, ServerLimits
+from orchestrator.http.connection import Protocols
 from orchestrator.http.exchange import Exchange, Handler
 from orchestrator.http.ids import IdSource
+from orchestrator.http.limits import ServerLimits
 
 PATIENCE_S = 30.0  # how long anything may take; tests wait for events, not for this
 

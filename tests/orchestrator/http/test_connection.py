@@ -20,9 +20,10 @@ from uvicorn.server import ServerState
 from orchestrator.config.options import LimitsConfig, OrchestratorConfig, TlsConfig
 from orchestrator.errors import RequestTimeout
 from orchestrator.http import connection as server_module
-from orchestrator.http.connection import Protocols, ServerLimits
+from orchestrator.http.connection import Protocols
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource
+from orchestrator.http.limits import ServerLimits
 from orchestrator.http.listeners import uvicorn_config
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,

@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from orchestrator.errors import BodyTooLarge, ClientError, ClientGone, NotFound, RequestTimeout
-from orchestrator.http.connection import ServerLimits
 from orchestrator.http.exchange import Exchange
+from orchestrator.http.limits import ServerLimits
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
