@@ -24,10 +24,9 @@ from orchestrator.control.metrics import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.control.public import admin_app, control_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import BatonError, StartError
-from orchestrator.http.connection import Protocols
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
-from orchestrator.http.listeners import PublicServer, admin_served, bound, uvicorn_config
+from orchestrator.http.listeners import Protocols, PublicServer, admin_served, bound, uvicorn_config
 from orchestrator.loop import garbage
 from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.loop.stall_alarm import StallAlarm

@@ -51,7 +51,6 @@ class Head:
     """One head as the parser gives it; `Judge.refusal()` adds what it says."""
 
     # Class attributes are the defaults of what most requests never change.
-    target = NO_TARGET
     content_length: int | None = None  # None: chunked, or no body
     has_body = False  # it may turn out to be empty
     awaits_continue = False  # the client waits for "100 Continue" before it sends the body
@@ -75,6 +74,7 @@ class Head:
         self.fields = dict(headers)
         self.keep_alive = keep_alive
         self.is_upgrade = is_upgrade
+        self.target = NO_TARGET
 
 
 class Judge:

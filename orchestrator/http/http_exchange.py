@@ -6,17 +6,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from orchestrator.errors import BatonError, ClientGone, Unavailable
 from orchestrator.http.asgi import Message
+from orchestrator.http.carrier import Carrier
 from orchestrator.http.exchange import Exchange, Handler, Headers, error_answer
 from orchestrator.http.head import Head
 from orchestrator.http.ids import valid_request_id
 from orchestrator.wire.headers import fields_of, header_block
-
-if TYPE_CHECKING:
-    from orchestrator.http.connection import HttpProtocol
 
 logger: Final = logging.getLogger("baton.server")
 
@@ -25,7 +23,6 @@ ASGI_HIGH_WATER: Final = 256 * 1024  # unread bytes after which a plain ASGI app
 MAX_PIECES: Final = 4096
 JOIN_LIMIT: Final = 16 * 1024  # copying a smaller body behind its head is cheaper than a second buffer
 NO_BODY: Final[tuple[int, ...]] = (204, 304)  # statuses whose answers have no body
-ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
 def _status_line(status: int) -> bytes:
@@ -73,7 +70,7 @@ class HttpExchange(Exchange):
     _length_left: int | None = None  # bytes that `content-length` still promises
     _has_no_body = False  # of the answer: HEAD, 204, 304
 
-    def __init__(self, connection: HttpProtocol, head: Head, refusal: BatonError | None) -> None:
+    def __init__(self, connection: Carrier, head: Head, refusal: BatonError | None) -> None:
         self.connection = connection
         self.head = head
         self.refusal = refusal  # answered by the server; the application is not called
@@ -125,25 +122,6 @@ class HttpExchange(Exchange):
             logger.error("%r was left without a whole answer", self)
             self._settle(BatonError("internal error"))
 
-    def scope(self) -> dict[str, Any]:
-        """The request as an ASGI scope."""
-        connection, target = self.connection, self.head.target
-        return {
-            "type": "http",
-            "asgi": ASGI,
-            "http_version": self.head.http_version,
-            "method": self.method,
-            "scheme": connection.scheme,
-            "path": target.path,
-            "raw_path": target.raw_path,
-            "query_string": target.query,
-            "root_path": "",
-            "headers": self.headers,
-            "client": connection.client,
-            "server": connection.server,
-            "state": connection.app_state.copy(),
-        }
-
     # --- the request
 
     @property
@@ -156,7 +134,7 @@ class HttpExchange(Exchange):
 
     @property
     def client(self) -> tuple[str, int] | None:
-        return self.connection.client
+        return self.connection.addresses.client
 
     @property
     def request_id(self) -> str:
@@ -194,7 +172,7 @@ class HttpExchange(Exchange):
         if self.awaits_continue and not self.is_gone and not self.is_started:
             self.awaits_continue = False
             self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.connection.restart_body_clock()
+            self.connection.await_whole_body()
         self.connection.resume_reading()
 
     async def _wait(self) -> None:
@@ -392,7 +370,7 @@ class HttpExchange(Exchange):
         if self._waiters:
             self._wake()
         if not self.is_gone:
-            self.connection.answered(self)
+            self.connection.answered()
 
     # --- the same as plain ASGI
 

@@ -12,10 +12,12 @@ from typing import Any, Literal, Protocol, cast
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import ServerState
 
 from orchestrator.config.options import OrchestratorConfig, split_address
 from orchestrator.errors import BatonError, StartError
-from orchestrator.http.connection import NO_HANDLERS, HttpProtocol, Protocols
+from orchestrator.http.asgi_app import AsgiApp
+from orchestrator.http.connection import NO_HANDLERS, HttpProtocol, Shared
 from orchestrator.http.exchange import Handler
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
@@ -72,6 +74,45 @@ def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
     if config.limit_max_requests is None:
         return None
     return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
+
+
+class Protocols:
+    """Makes the connections of one server (`uvicorn.Config.http`)."""
+
+    def __init__(
+        self,
+        limits: ServerLimits,
+        ids: IdSource,
+        on_refused: Callable[[BatonError], None] | None = None,
+        handlers: Mapping[str, Handler] = NO_HANDLERS,
+    ) -> None:
+        self.shared = Shared(limits, ids, on_refused, handlers)
+
+    def __call__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HttpProtocol:
+        if not config.loaded:
+            config.load()
+        return HttpProtocol(
+            self.shared,
+            AsgiApp(config.loaded_app, app_state).serve,
+            server_state,
+            _loop or asyncio.get_running_loop(),
+            keep_alive_s=cast("Any", config).timeout_keep_alive,  # uvicorn asks for whole seconds
+            max_requests=config.limit_max_requests,
+        )
+
+    def close_after_answers(self) -> None:
+        """Let every connection, also those to come, end with its next answer; idle ones stay until then."""
+        self.shared.close_after_answers()
+
+    def limit(self, limits: ServerLimits) -> None:
+        """Bound the connections that are made from now on."""
+        self.shared.limits = limits
 
 
 class Server(uvicorn.Server):

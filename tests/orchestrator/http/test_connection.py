@@ -19,12 +19,11 @@ from uvicorn.server import ServerState
 
 from orchestrator.config.options import LimitsConfig, OrchestratorConfig, TlsConfig
 from orchestrator.errors import RequestTimeout
-from orchestrator.http import connection as server_module
-from orchestrator.http.connection import Protocols
+from orchestrator.http import backlog, connection, deadlines, listeners
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
-from orchestrator.http.listeners import uvicorn_config
+from orchestrator.http.listeners import Protocols, uvicorn_config
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
@@ -475,7 +474,7 @@ def is_waiting_for_more(protocol: Any) -> bool:
     """Nothing further happens unless the client does something."""
     if protocol._is_lost:
         return True
-    active = protocol._active
+    active = protocol.active
     is_busy = active is not None and (active.is_received or active._failure is not None)
     return not (is_busy or protocol._is_next_due)
 
@@ -530,7 +529,7 @@ REQUESTS = [GET, post(b"abc"), chunked(b"ab", b"c"), post(b"x", b"Content-Encodi
 @given(
     st.lists(st.sampled_from(REQUESTS), max_size=6),
     st.data(),
-    st.sampled_from([3, 50, server_module.MAX_STEP]),
+    st.sampled_from([3, 50, backlog.MAX_STEP]),
 )
 @settings(max_examples=80)
 def test_any_split_of_any_sequence(requests: list[bytes], data: st.DataObject, step: int) -> None:
@@ -542,7 +541,7 @@ def test_any_split_of_any_sequence(requests: list[bytes], data: st.DataObject, s
     async def main() -> None:
         whole = await converse([stream])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server_module, "MAX_STEP", step)
+            patch.setattr(backlog, "MAX_STEP", step)
             assert await converse(pieces) == whole
 
     asyncio.run(main())
@@ -558,23 +557,23 @@ def test_any_split_of_any_sequence(requests: list[bytes], data: st.DataObject, s
     ],
     ids=["chunks", "fields", "trailers", "requests"],
 )
-@pytest.mark.pure  # extends HttpProtocol
+@pytest.mark.pure  # extends Reader
 def test_a_read_full_of_tiny_things_is_parsed_over_several_turns(flood: bytes, run: Any) -> None:
     fed: list[int] = []
 
-    class Watched(server_module.HttpProtocol):
-        def _feed(self, data: bytes | memoryview) -> None:
+    class Watched(connection.Reader):
+        def feed(self, data: bytes | memoryview) -> None:
             fed.append(len(data))
-            super()._feed(data)
+            super().feed(data)
 
     async def main() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server_module, "HttpProtocol", Watched)
+            patch.setattr(connection, "Reader", Watched)
             turning = asyncio.create_task(note_turns(fed))
             await converse([flood])
             turning.cancel()
         steps = [sum(sizes) for sizes in split_at(fed, TURN)]
-        assert max(steps) <= server_module.MAX_STEP
+        assert max(steps) <= backlog.MAX_STEP
 
     run(main)
 
@@ -679,9 +678,9 @@ def test_what_drips_in_behind_a_request_in_progress_is_kept_in_order(run: Any) -
             await until(lambda: bool(site.state.tasks))
             connection: Any = next(iter(site.state.connections))
             for byte in post(b"abc") + chunked(b"de", b"f"):
-                held = connection._held_bytes
+                held = connection._reader.backlog.size
                 await client.send_all(bytes([byte]))
-                await until(lambda held=held: connection._held_bytes > held)  # type: ignore[misc]
+                await until(lambda held=held: connection._reader.backlog.size > held)  # type: ignore[misc]
             gate.set()
             bodies = [(await client.answer()).json()["body"] for _ in range(3)]
             assert bodies == ["", "abc", "def"]
@@ -836,7 +835,7 @@ def test_the_application_may_take_its_time(run: Any) -> None:
 
 @pytest.mark.pure  # extends HttpProtocol
 def test_the_sweep_survives_a_fault(run: Any, logs_errors: None) -> None:
-    class Faulty(server_module.HttpProtocol):
+    class Faulty(listeners.HttpProtocol):
         is_first = True
 
         def expire(self, now: float) -> None:
@@ -848,7 +847,7 @@ def test_the_sweep_survives_a_fault(run: Any, logs_errors: None) -> None:
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server_module, "HttpProtocol", Faulty)
+            patch.setattr(listeners, "HttpProtocol", Faulty)
             async with serving(app_of(echo), lax(header_timeout_s=SOON)) as site, site.client() as client:
                 assert await client.is_closed()
 
@@ -858,7 +857,7 @@ def test_the_sweep_survives_a_fault(run: Any, logs_errors: None) -> None:
 def test_the_sweep_rests_while_no_connection_is_open(run: Any) -> None:
     async def main() -> None:
         async with serving(app_of(echo), lax()) as site:
-            sweep = site.protocol.sweep
+            sweep = site.protocol.shared.sweep
             for _ in range(2):
                 async with site.client() as client:
                     await client.ask(GET)
@@ -993,7 +992,7 @@ def test_the_last_requests_before_the_limit_say_close(run: Any) -> None:
 
 
 def test_tls(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "LINGER_S", PATIENCE_S)
+    monkeypatch.setattr(deadlines, "LINGER_S", PATIENCE_S)
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "

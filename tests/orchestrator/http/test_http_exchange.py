@@ -636,7 +636,7 @@ def test_a_plain_asgi_body_is_not_read_faster_than_it_is_taken(run: Any) -> None
         limits = ServerLimits(body_idle_timeout_s=0.3, body_timeout_s=0.5, sweep_s=0.01)
         async with serving(app, limits) as site, site.client() as client:
             sending = asyncio.create_task(client.send_all(post(b"a" * size)))
-            await until(lambda: any(c._is_read_paused for c in site.state.connections))  # type: ignore[union-attr]
+            await until(lambda: any(c._reader.is_paused for c in site.state.connections))  # type: ignore[union-attr]
             await asyncio.sleep(0.6)  # longer than the body may take, but that is not the client's fault
             gate.set()
             assert (await client.answer()).status == 200
