@@ -141,7 +141,7 @@ class HttpProtocol(Receiver):
         backlog = reader.backlog
         if reader.is_deaf:
             return
-        if backlog.size or (active is not None and active.is_received):
+        if backlog.size or (active is not None and active.body.is_received):
             reader.hold(data)
         elif len(data) > backlog.max_step:
             reader.feed_much(data)
@@ -193,10 +193,10 @@ class HttpProtocol(Receiver):
             return
         if not exchange.keep_alive or self.is_ending:
             self._end(exchange)
-        elif exchange.is_received:
+        elif exchange.body.is_received:
             self.advance()
         else:
-            exchange.discard_body()
+            exchange.body.discard()
             self._reader.resume()
 
     # --- one after the other
@@ -221,7 +221,7 @@ class HttpProtocol(Receiver):
     def _start(self, exchange: HttpExchange) -> None:
         self.active = exchange
         if exchange.refusal is not None:
-            exchange.discard_body()
+            exchange.body.discard()
             exchange.refuse(exchange.refusal)
             return
         handler: Handler | None = self._handlers.get(exchange.head.target.path)
@@ -248,7 +248,7 @@ class HttpProtocol(Receiver):
         if self._is_lost or self._is_closing:
             return
         active = self.active
-        if active is not None and active.is_complete and active.is_received:
+        if active is not None and active.is_complete and active.body.is_received:
             self._start_next()
         if self._reader.backlog.size:
             self._reader.read_on()
@@ -275,7 +275,7 @@ class HttpProtocol(Receiver):
     def _end(self, exchange: HttpExchange) -> None:
         self._queue.clear()
         self._reader.backlog.clear()
-        if exchange.is_received and not self._reader.is_deaf:
+        if exchange.body.is_received and not self._reader.is_deaf:
             self._close()
         else:
             self.linger()
@@ -316,7 +316,7 @@ class HttpProtocol(Receiver):
             self._check_progress(now)
         elif active is None:
             self._expire_idle()
-        elif active is reader.incoming and not (reader.is_paused or active.awaits_continue):
+        elif active is reader.incoming and not (reader.is_paused or active.body.awaits_continue):
             reader.break_off(RequestTimeout("the request's body came too slowly"))
         else:
             self._deadlines.at = NEVER

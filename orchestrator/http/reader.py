@@ -157,7 +157,7 @@ class Reader:
     def _is_answering(self) -> bool:
         """Nothing more is read before the active request is answered."""
         active = self._connection.active
-        return active is not None and active.is_received
+        return active is not None and active.body.is_received
 
     def _missing(self) -> int | None:
         """How much is missing of a body whose length is known."""
@@ -226,7 +226,7 @@ class Reader:
         exchange.body_size += len(body)
         if exchange.body_size > self._limits.max_body_bytes:
             self._on_large_body(exchange)
-        exchange.take(body)
+        exchange.body.take(body)
 
     def on_message_complete(self) -> None:
         exchange = self.incoming
@@ -235,7 +235,7 @@ class Reader:
         self.incoming = None
         if self.backlog.is_body_unwanted:
             self.resume()  # a client that leaves can only be noticed by reading
-        exchange.receive_end()
+        exchange.body.end()
         if exchange.is_complete:
             self._connection.advance()
 
@@ -277,7 +277,7 @@ class Reader:
             self._connection.accept(self._unread_exchange(error, headers))
             return
         incoming.keep_alive = False
-        incoming.fail(error)
+        incoming.body.fail(error)
         if incoming.is_complete:
             self._connection.linger()
 
@@ -293,8 +293,8 @@ class Reader:
     def _on_large_body(self, exchange: HttpExchange) -> None:
         """A chunked body is over the limit: refuse it, and read it to its end if that is near."""
         limits = self._limits
-        if not (exchange.is_complete or exchange.is_discarding):
-            exchange.fail(BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes"))
+        if not (exchange.is_complete or exchange.body.is_discarding):
+            exchange.body.fail(BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes"))
         if exchange.body_size > limits.max_body_bytes + limits.drain_bytes:
             self.break_off(BodyTooLarge("the body has no end"))
 

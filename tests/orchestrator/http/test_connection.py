@@ -475,7 +475,7 @@ def is_waiting_for_more(protocol: Any) -> bool:
     if protocol._is_lost:
         return True
     active = protocol.active
-    is_busy = active is not None and (active.is_received or active._failure is not None)
+    is_busy = active is not None and (active.body.is_received or active.body.failure is not None)
     return not (is_busy or protocol._is_next_due)
 
 
