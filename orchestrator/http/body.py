@@ -19,19 +19,30 @@ class Body:
     The connection says what comes, by `take()`, `end()`, `fail()` and `leave()`.
     """
 
-    is_received = False  # the request has been read to its end
-    is_discarding = False  # nobody will read the rest
-    failure: BatonError | None = None  # why the rest will not be had
-    waiters: Waiters | None = None  # for more, or for the end
-
-    _is_read_whole = False
-    _runs: tuple[bytes, ...] = ()  # pieces, joined
-    _unread = 0  # bytes, of who reads one by one
+    __slots__ = (
+        "_connection",
+        "_is_read_whole",
+        "_runs",
+        "_unread",
+        "awaits_continue",
+        "failure",
+        "is_discarding",
+        "is_received",
+        "pieces",
+        "waiters",
+    )
 
     def __init__(self, connection: Carrier, awaits_continue: bool) -> None:
         self._connection = connection
         self.awaits_continue = awaits_continue  # the client waits for "100 Continue" before it sends the body
+        self.is_received = False  # the request has been read to its end
+        self.is_discarding = False  # nobody will read the rest
+        self.failure: BatonError | None = None  # why the rest will not be had
+        self.waiters: Waiters | None = None  # for more, or for the end
         self.pieces: list[bytes] = []  # that nobody has read
+        self._runs: tuple[bytes, ...] = ()  # pieces, joined
+        self._is_read_whole = False
+        self._unread = 0  # bytes, of who reads one by one
 
     # --- what is read
 
@@ -85,13 +96,15 @@ class Body:
             self._unread += len(piece)
             if self._unread > HIGH_WATER:
                 self._connection.pause_reading()
-            self._wake()
+            if self.waiters is not None:
+                self.waiters.wake()
 
     def end(self) -> None:
         """It is whole."""
         self.is_received = True
         self.awaits_continue = False
-        self._wake()
+        if self.waiters is not None:  # not by a call: this is every request's
+            self.waiters.wake()
 
     def fail(self, error: BatonError) -> None:
         """The rest will not be had."""

@@ -50,11 +50,20 @@ NO_TARGET: Final = Target(b"", b"/", "/", b"")
 class Head:
     """One head as the parser gives it; `Judge.refusal()` adds what it says."""
 
-    # Class attributes are the defaults of what most requests never change.
-    content_length: int | None = None  # None: chunked, or no body
-    has_body = False  # it may turn out to be empty
-    awaits_continue = False  # the client waits for "100 Continue" before it sends the body
-    ends_reading = False  # nothing behind this request can be understood, or is worth to be read
+    __slots__ = (
+        "awaits_continue",
+        "content_length",
+        "ends_reading",
+        "fields",
+        "has_body",
+        "headers",
+        "http_version",
+        "is_upgrade",
+        "keep_alive",
+        "method",
+        "target",
+        "url",
+    )
 
     def __init__(
         self,
@@ -75,23 +84,30 @@ class Head:
         self.keep_alive = keep_alive
         self.is_upgrade = is_upgrade
         self.target = NO_TARGET
+        self.content_length: int | None = None  # None: chunked, or no body
+        self.has_body = False  # it may turn out to be empty
+        self.awaits_continue = False  # the client waits for "100 Continue" before it sends the body
+        self.ends_reading = False  # nothing behind this request can be understood, or is worth to be read
 
 
 class Judge:
     """Judges the heads of one connection, and remembers of each what the next is likely to repeat."""
 
     def __init__(self, limits: ServerLimits) -> None:
+        self.small = min(limits.max_request_line, limits.max_header_bytes)  # bytes that need no counting
         self._limits = limits
         self._target = NO_TARGET  # the last one
         self._host: bytes | None = None  # the last one found to be valid
 
     def refusal(self, head: Head, is_small: bool) -> BatonError | None:
-        """Why a request is refused by its head alone. `is_small`: its size is known to be within the limits.
+        """Why a request is refused by its head alone. `is_small`: the head has `small` bytes at most.
 
         Sets what else the head says, as far as it was looked at.
         """
-        limits = self._limits
-        return _size_error(head, limits, is_small) or _framing_error(head) or self._content_error(head)
+        error: BatonError | None = None
+        if not is_small or len(head.headers) > self._limits.max_headers:
+            error = _size_error(head, self._limits)
+        return error or _framing_error(head) or self._content_error(head)
 
     def _content_error(self, head: Head) -> BatonError | None:
         fields = head.fields
@@ -123,8 +139,8 @@ class Judge:
 # --- size -----------------------------------------------------------------------------------------
 
 
-def _size_error(head: Head, limits: ServerLimits, is_small: bool) -> BatonError | None:
-    size = 0 if is_small else _size_of(head.headers)
+def _size_error(head: Head, limits: ServerLimits) -> BatonError | None:
+    size = _size_of(head.headers)
     error: BatonError | None = None
     if len(head.method) + len(head.url) + len("  HTTP/1.1") > limits.max_request_line:
         error = _uri_too_long(limits)

@@ -206,8 +206,7 @@ class Reader:
         return Head(method, self._url, version, self._headers, keep_alive, is_upgrade)
 
     def _refusal(self, head: Head) -> BatonError | None:
-        # A head within one small read needs no counting.
-        is_small = self._head_bytes == 0 and self._feed_bytes <= self._limits.max_header_bytes
+        is_small = self._head_bytes == 0 and self._feed_bytes <= self._judge.small
         error = self._judge.refusal(head, is_small)
         if error is None and self._limits.limit_concurrency is not None:
             return self._overload(head, self._limits.limit_concurrency)
