@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import socket
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.errors import RequestTimeout
 from orchestrator.http import listeners
+from orchestrator.http.deadlines import LINGER_S, MIN_TAKEN, NEVER, Deadlines, Sweep
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.limits import ServerLimits
 from tests.orchestrator.raw_http import (
@@ -28,7 +30,179 @@ from tests.orchestrator.raw_http import (
 
 __all__ = ["logs_errors", "no_errors_logged", "run"]  # fixtures
 
-# --- deadlines ------------------------------------------------------------------------------------
+LIMITS = ServerLimits(header_timeout_s=10, body_idle_timeout_s=3, body_timeout_s=5, write_timeout_s=7)
+KEEP_ALIVE_S = 100.0
+START_S = 1000.0
+
+
+class Loop:
+    """The event loop's clock."""
+
+    def __init__(self) -> None:
+        self.now = START_S
+
+    def time(self) -> float:
+        return self.now
+
+
+class Transport:
+    """Whose client takes what the test says."""
+
+    unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> Transport:
+        return self
+
+    def fileno(self) -> int:
+        raise OSError  # as of a socket that is closed: the kernel tells nothing
+
+
+class Clock:
+    """The deadlines of a connection that was made just now."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.transport = Transport()
+        self.deadlines = Deadlines(cast("Any", self.loop), LIMITS, KEEP_ALIVE_S)
+        assert self.deadlines.at == NEVER
+        self.deadlines.connected(cast("Any", self.transport))
+
+    def after(self, seconds: float) -> Deadlines:
+        """Let time go on."""
+        self.loop.now += seconds
+        return self.deadlines
+
+    @property
+    def left(self) -> float:
+        return self.deadlines.at - self.loop.now
+
+
+def test_a_new_client_has_to_send_a_head() -> None:
+    assert Clock().left == 10
+
+
+def test_a_head_has_its_time_however_it_comes() -> None:
+    clock = Clock()
+    clock.after(4).await_head()
+    assert clock.left == 10
+    clock.after(4).await_head()
+    assert clock.left == 6
+
+
+def test_each_piece_of_a_body_has_its_time_and_so_has_the_whole() -> None:
+    clock = Clock()
+    clock.after(1).await_body()
+    assert clock.left == 3
+    clock.after(2).await_body()
+    assert clock.left == 3
+    clock.after(2).await_body()
+    assert clock.left == 1
+
+
+def test_a_body_that_the_client_may_send_only_now_has_all_of_its_time() -> None:
+    clock = Clock()
+    clock.after(1).await_body()
+    clock.after(60).await_whole_body()
+    assert clock.left == 3
+    clock.after(3).await_body()
+    assert clock.left == 2
+
+
+def test_a_pause_is_not_the_clients() -> None:
+    clock = Clock()
+    clock.after(1).await_body()
+    clock.after(2).pause()
+    clock.after(60).forgive_pause()
+    assert clock.left == 3
+    clock.after(2).await_body()
+    assert clock.left == 1
+
+
+def test_between_requests_a_connection_is_kept() -> None:
+    clock = Clock()
+    clock.after(1).rest(in_head=False)
+    assert clock.left == KEEP_ALIVE_S
+
+
+def test_a_head_that_came_during_the_last_answer_has_its_time_from_its_end() -> None:
+    clock = Clock()
+    clock.after(60).rest(in_head=True)
+    assert clock.left == 10
+    clock.after(4).await_head()
+    assert clock.left == 6
+
+
+def test_a_client_has_to_take_enough_in_each_period() -> None:
+    clock = Clock()
+    clock.transport.unsent = 5 * MIN_TAKEN
+    clock.after(1).await_writes()
+    assert clock.left == 7
+    clock.transport.unsent -= MIN_TAKEN
+    assert clock.after(7).lag(clock.loop.now) is None
+    assert clock.left == 7
+    clock.transport.unsent -= MIN_TAKEN - 1
+    assert clock.after(7).lag(clock.loop.now) == (MIN_TAKEN - 1, 3 * MIN_TAKEN + 1)
+
+
+def test_a_client_cannot_take_less_than_nothing() -> None:
+    clock = Clock()
+    clock.after(1).await_writes()
+    clock.transport.unsent = 10
+    assert clock.after(7).lag(clock.loop.now) == (0, 10)
+
+
+def test_a_client_that_is_to_close_need_not_have_taken_anything_at_first() -> None:
+    clock = Clock()
+    clock.transport.unsent = 10 * MIN_TAKEN
+    clock.after(1).linger()
+    assert clock.left == LINGER_S
+    assert clock.after(LINGER_S).lag(clock.loop.now) is None
+    assert clock.after(7).lag(clock.loop.now) == (0, 10 * MIN_TAKEN)
+
+
+def test_what_the_kernel_holds_counts_as_not_taken() -> None:
+    ours, its = socket.socketpair()
+    with ours, its:
+        ours.send(b"a" * 3000)
+        clock = Clock()
+        clock.transport.unsent = 5
+        clock.transport.get_extra_info = lambda name: ours  # type: ignore[assignment, return-value]
+        clock.deadlines.await_writes()
+        lag = clock.deadlines.lag(clock.loop.now)
+        assert lag is not None
+        assert lag[1] >= 3005
+
+
+def test_the_sweep_tells_of_deadlines_that_have_passed(run: Any) -> None:
+    async def main() -> None:
+        loop, sweep, told = asyncio.get_running_loop(), Sweep(0.001), asyncio.Event()
+        due, later = (Deadlines(loop, LIMITS, KEEP_ALIVE_S) for _ in range(2))
+        calls: list[float] = []
+
+        def expire(now: float) -> None:
+            calls.append(now)
+            due.at = NEVER
+            told.set()
+
+        sweep.add(due, expire)
+        sweep.add(later, lambda now: pytest.fail("this one has time"))
+        due.at, later.at = loop.time() + 0.01, loop.time() + 3600
+        expected = due.at
+        await told.wait()
+        assert calls[0] >= expected
+        await asyncio.sleep(0.01)
+        assert len(calls) == 1
+        for deadlines in (due, later, later):
+            sweep.discard(deadlines)
+        await until(lambda: not sweep._is_armed)
+
+    run(main)
+
+
+# --- on connections -------------------------------------------------------------------------------
 
 
 def test_a_client_that_never_sends_is_cut_off(run: Any) -> None:
