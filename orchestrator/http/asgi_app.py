@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from orchestrator.errors import BatonError
 from orchestrator.http.asgi import Message
 from orchestrator.http.exchange import Exchange, Headers
-from orchestrator.http.http_exchange import HttpExchange
+from orchestrator.http.http_exchange import HttpExchange, refuse
 
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
@@ -80,7 +80,7 @@ class AsgiCall:
     def _take_over(self, failure: BatonError) -> None:
         if not self._exchange.is_started and not self._exchange.is_gone:
             self._is_taken_over = True
-            self._exchange.refuse(failure)
+            refuse(self._exchange, failure)
 
     async def send(self, message: Message) -> None:
         exchange, kind = self._exchange, message["type"]

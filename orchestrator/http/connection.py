@@ -25,7 +25,7 @@ from orchestrator.errors import BatonError, RequestTimeout
 from orchestrator.http.carrier import Addresses
 from orchestrator.http.deadlines import NEVER, Deadlines, Sweep
 from orchestrator.http.exchange import Handler
-from orchestrator.http.http_exchange import HttpExchange
+from orchestrator.http.http_exchange import HttpExchange, refuse, run
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
 from orchestrator.http.reader import Reader, Receiver
@@ -132,7 +132,8 @@ class HttpProtocol(Receiver):
     def _leave(self) -> None:
         active, self.active = self.active, None
         self._queue.clear()
-        self._reader.give_up()
+        self._reader.incoming = None
+        self._reader.backlog.clear()
         if active is not None:
             active.leave()
 
@@ -222,12 +223,12 @@ class HttpProtocol(Receiver):
         self.active = exchange
         if exchange.refusal is not None:
             exchange.body.discard()
-            exchange.refuse(exchange.refusal)
+            refuse(exchange, exchange.refusal)
             return
         handler: Handler | None = self._handlers.get(exchange.head.target.path)
         # Not by `create_task`: it makes up a name for each, which nobody reads.
         exchange.task = task = asyncio.Task(
-            exchange.run(handler or self._otherwise), loop=self.loop, name="request"
+            run(exchange, handler or self._otherwise), loop=self.loop, name="request"
         )
         self.tasks.add(task)
 
@@ -340,8 +341,8 @@ class HttpProtocol(Receiver):
 
 def _addresses(transport: asyncio.BaseTransport) -> Addresses:
     scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-    client, server = (_address(transport.get_extra_info(name)) for name in ("peername", "sockname"))
-    return Addresses(client, server, scheme)
+    client, server = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    return Addresses(_address(client), _address(server), scheme)
 
 
 def _address(name: object) -> tuple[str, int] | None:

@@ -71,41 +71,6 @@ class HttpExchange(Exchange):
     def __repr__(self) -> str:
         return f"<HttpExchange {self.method} {self.path!r} of {self.client}>"
 
-    async def run(self, handler: Handler) -> None:
-        """Let `handler` answer; see that there is an answer whatever it does."""
-        try:
-            await handler(self)
-        except BatonError as error:
-            self._settle(error)
-        except Exception:  # of whatever kind: the client gets an answer, the log the reason
-            logger.log(logging.DEBUG if self.is_gone else logging.ERROR, "%r failed", self, exc_info=True)
-            self._settle(BatonError("internal error"))
-        except BaseException:
-            self._settle(Unavailable("the server is shutting down"))
-            raise
-        else:
-            if not self.is_complete and not self.is_gone:
-                logger.error("%r was left without a whole answer", self)
-                self._settle(BatonError("internal error"))
-        finally:
-            self.connection.tasks.discard(self.task)
-
-    def refuse(self, error: BatonError) -> None:
-        """Answer with `error`, instead of the application."""
-        on_refused = self.connection.on_refused
-        if on_refused is not None:
-            on_refused(error)
-        self.respond(*error_answer(error))
-
-    def _settle(self, error: BatonError) -> None:
-        """The application has given up with `error`."""
-        if self.is_complete or self.is_gone:
-            return
-        if self.is_started:
-            self.abort()
-        else:
-            self.respond(*error_answer(error))
-
     # --- the request
 
     @property
@@ -309,3 +274,45 @@ def _content_length(headers: Headers) -> int | None:
         return None
     fields = fields_of(headers) if isinstance(headers, bytes) else headers
     return next((int(value) for name, value in fields if name == b"content-length"), None)
+
+
+# --- who answers ----------------------------------------------------------------------------------
+
+
+async def run(exchange: HttpExchange, handler: Handler) -> None:
+    """Let `handler` answer; see that there is an answer whatever it does."""
+    try:
+        await handler(exchange)
+    except BatonError as error:
+        _settle(exchange, error)
+    except Exception:  # of whatever kind: the client gets an answer, the log the reason
+        level = logging.DEBUG if exchange.is_gone else logging.ERROR
+        logger.log(level, "%r failed", exchange, exc_info=True)
+        _settle(exchange, BatonError("internal error"))
+    except BaseException:
+        _settle(exchange, Unavailable("the server is shutting down"))
+        raise
+    else:
+        if not exchange.is_complete and not exchange.is_gone:
+            logger.error("%r was left without a whole answer", exchange)
+            _settle(exchange, BatonError("internal error"))
+    finally:
+        exchange.connection.tasks.discard(exchange.task)
+
+
+def refuse(exchange: HttpExchange, error: BatonError) -> None:
+    """Answer with `error`, in place of a handler."""
+    on_refused = exchange.connection.on_refused
+    if on_refused is not None:
+        on_refused(error)
+    exchange.respond(*error_answer(error))
+
+
+def _settle(exchange: HttpExchange, error: BatonError) -> None:
+    """The handler has given up with `error`."""
+    if exchange.is_complete or exchange.is_gone:
+        return
+    if exchange.is_started:
+        exchange.abort()
+    else:
+        exchange.respond(*error_answer(error))

@@ -88,13 +88,7 @@ class Reader:
         self._deadlines = deadlines
         self._judge = Judge(limits)
         self._headers: list[tuple[bytes, bytes]] = []
-        self._parser = self._new_parser()
-
-    def _new_parser(self) -> Any:
-        parser = httptools.HttpRequestParser(self)
-        # Data behind a request that ends the connection is ignored, not an error in the middle of the answer.
-        parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return parser
+        self._parser = _parser_for(self)
 
     def connected(self, transport: asyncio.Transport) -> None:
         """What is read comes by `transport`."""
@@ -104,11 +98,6 @@ class Reader:
         """Nothing is read any more."""
         self._parser = None
         del self._connection
-
-    def give_up(self) -> None:
-        """What is being read, and what is held, will not be served."""
-        self.incoming = None
-        self.backlog.clear()
 
     # --- bytes
 
@@ -143,7 +132,7 @@ class Reader:
         backlog.join()
         may_step = True
         while backlog.size and not self._is_answering() and not self.is_deaf:
-            size = self._missing()
+            size = _missing_of(self.incoming)
             if size is None:
                 if not may_step:
                     break
@@ -158,13 +147,6 @@ class Reader:
         """Nothing more is read before the active request is answered."""
         active = self._connection.active
         return active is not None and active.body.is_received
-
-    def _missing(self) -> int | None:
-        """How much is missing of a body whose length is known."""
-        exchange = self.incoming
-        if exchange is None or exchange.content_length is None:
-            return None
-        return exchange.content_length - exchange.body_size
 
     # --- the parser's side
 
@@ -250,7 +232,7 @@ class Reader:
             return
         self._is_upgrade = False
         if self.incoming is not None:
-            self._parser = self._new_parser()
+            self._parser = _parser_for(self)
             self._is_resuming = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % _framing_field(self.incoming))
             self._is_resuming = False
@@ -301,15 +283,13 @@ class Reader:
 
     def _await_more(self) -> None:
         """A read ended within a request: see to its deadline and to what is not counted elsewhere."""
-        if self.in_head:
-            self._await_head()
-        elif self.incoming is self._connection.active:
-            self.await_body()
-
-    def _await_head(self) -> None:
-        if self._head_bytes > max_head_bytes(self._limits):
+        active = self._connection.active
+        if not self.in_head:
+            if self.incoming is active:
+                self.await_body()
+        elif self._head_bytes > max_head_bytes(self._limits):
             self.break_off_head()
-        elif self._connection.active is None:
+        elif active is None:
             self._deadlines.await_head()
 
     def await_body(self) -> None:
@@ -341,6 +321,20 @@ class Reader:
             self._transport.resume_reading()
             if self.incoming is not None and self.incoming is self._connection.active:
                 self._deadlines.forgive_pause()
+
+
+def _parser_for(reader: Reader) -> Any:
+    parser = httptools.HttpRequestParser(reader)
+    # Data behind a request that ends the connection is ignored, not an error in the middle of the answer.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+def _missing_of(exchange: HttpExchange | None) -> int | None:
+    """How much is missing of a body whose length is known."""
+    if exchange is None or exchange.content_length is None:
+        return None
+    return exchange.content_length - exchange.body_size
 
 
 def _framing_field(exchange: HttpExchange) -> bytes:
