@@ -51,14 +51,21 @@ class Body:
         if self._is_read_whole:
             raise RuntimeError("the body was read before")
         self._is_read_whole = True
-        if not self.is_received and self.failure is None:
-            self.want(is_answered)
-            while not self.is_received and self.failure is None:
-                await self.wait()
+        if not self.is_received:
+            await self._receive(is_answered)
         if self.failure is not None:
             raise self.failure
         pieces, self.pieces = [*self._runs, *self.pieces] if self._runs else self.pieces, []
         return b"".join(pieces)
+
+    async def _receive(self, is_answered: bool) -> None:
+        if not self._is_over():
+            self.want(is_answered)
+        while not self._is_over():
+            await self.wait()
+
+    def _is_over(self) -> bool:
+        return self.is_received or self.failure is not None
 
     def read_piece(self) -> bytes:
         """What has come since the last piece was read."""
