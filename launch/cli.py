@@ -124,7 +124,7 @@ def _up(arguments: argparse.Namespace) -> int:
 def _orchestrator(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from orchestrator.control.reload import ConfigSource
-    from orchestrator.http.listeners import StartError
+    from orchestrator.errors import StartError
     from orchestrator.run import run
 
     try:

@@ -14,14 +14,14 @@ import uvicorn
 
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.addresses import worker_addresses
-from orchestrator.config.keys import KeyRing
+from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.errors import BatonError
-from orchestrator.http.connection import Protocols, ServerLimits, uvicorn_config
 from orchestrator.http.ids import IdSource
-from orchestrator.http.listeners import load_keys
+from orchestrator.http.limits import ServerLimits
+from orchestrator.http.listeners import Protocols, uvicorn_config
 from orchestrator.legs.connectors import CONNECTORS
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.loop.lag import LoopLagMonitor

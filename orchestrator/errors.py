@@ -2,7 +2,8 @@
 
 Each error knows its HTTP status, the OpenAI `type` and `code` that clients map to their exception
 classes, and whether trying elsewhere may help. Errors become answers in one place, `relay/scope.py`;
-foreign exceptions become these once, at the edge where they enter.
+foreign exceptions become these once, at the edge where they enter. `StartError` is no answer: it ends the
+process before there are clients.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import msgspec
 
 # What OpenAI's SDKs ask before they decide by the status.
 _NO_RETRY = (b"x-should-retry", b"false")
+
+
+class StartError(Exception):
+    """The orchestrator cannot start; the message says what to change."""
 
 
 class BatonError(Exception):

@@ -14,9 +14,10 @@ from orchestrator.compiled import is_stale
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
-from orchestrator.http.hangup import on_hangup
-from orchestrator.http.listeners import PublicServer, StartError, admin_served, bound, on_signals
+from orchestrator.errors import StartError
+from orchestrator.http.listeners import PublicServer, admin_served, bound
 from orchestrator.loop import garbage
+from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.supervisor import supervise
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream

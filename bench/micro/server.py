@@ -28,8 +28,8 @@ from bench.shared.figures import in_rounds
 from bench.shared.load import post
 from bench.shared.processes import threads_seconds
 from orchestrator.config.options import LimitsConfig, OrchestratorConfig
-from orchestrator.http.connection import uvicorn_config
 from orchestrator.http.exchange import Exchange
+from orchestrator.http.listeners import uvicorn_config
 
 HEADERS = [(b"content-type", b"application/json"), (b"x-process-time", b"1.25")]
 SSE_HEADERS = [(b"content-type", b"text/event-stream"), (b"x-process-time", b"1.25")]

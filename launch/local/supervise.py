@@ -17,7 +17,7 @@ from launch.local.logs import likely_cause, tail
 from launch.local.processes import Child, Guard, describe_exit
 from launch.local.progress import Progress
 from launch.plan import Plan, ProcessSpec
-from orchestrator.http.hangup import on_hangup
+from orchestrator.loop.signals import on_hangup
 
 POLL_S = 0.2
 PROBE_TIMEOUT_S = 2.0

@@ -10,7 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
-from orchestrator.errors import Unauthorized
+from orchestrator.config.options import OrchestratorConfig
+from orchestrator.errors import StartError, Unauthorized
 
 # Longer tokens are refused unhashed; OpenAI's own keys have about 170 characters.
 MAX_TOKEN_BYTES = 1024
@@ -82,6 +83,16 @@ class KeyRing:
 
     def __repr__(self) -> str:
         return f"KeyRing({', '.join(key.name for key in self._keys)})"
+
+
+def load_keys(options: OrchestratorConfig) -> KeyRing | None:
+    """None if everybody may ask. Raises `StartError`."""
+    if options.api_keys_file is None:
+        return None
+    try:
+        return KeyRing.load(options.api_keys_file)
+    except (OSError, KeyFileError) as error:
+        raise StartError(f"api_keys_file: {error}") from error
 
 
 def _token(authorization: bytes | None) -> bytes:

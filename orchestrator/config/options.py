@@ -412,7 +412,7 @@ class ModelConfig(Model):
     )
     connector: ConnectorName = Field(
         NIXL.name,
-        description="KV caches go from prefill workers to decode workers by way of this connector; it is what the engines use.",
+        description="This connector is what the engines hand KV caches over with.",
     )
 
     def pools(self) -> Iterator[tuple[Role, PoolConfig]]:

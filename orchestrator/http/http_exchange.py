@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import unquote
+from typing import Any, Final
 
 from orchestrator.errors import BatonError, ClientGone, Unavailable
-from orchestrator.http.exchange import Exchange, Handler, Headers, Message, error_answer
+from orchestrator.http.body import Body
+from orchestrator.http.carrier import Carrier
+from orchestrator.http.exchange import Exchange, Handler, Headers, error_answer
+from orchestrator.http.head import Head
 from orchestrator.http.ids import valid_request_id
+from orchestrator.http.waiters import Waiters
 from orchestrator.wire.headers import fields_of, header_block
-
-if TYPE_CHECKING:
-    from orchestrator.http.connection import HttpProtocol
 
 logger: Final = logging.getLogger("baton.server")
 
-ASGI_HIGH_WATER: Final = 256 * 1024  # unread bytes after which a plain ASGI app stops the reading of its body
-# Of a body, before they are joined: an object for every few bytes costs many times more.
-MAX_PIECES: Final = 4096
 JOIN_LIMIT: Final = 16 * 1024  # copying a smaller body behind its head is cheaper than a second buffer
 NO_BODY: Final[tuple[int, ...]] = (204, 304)  # statuses whose answers have no body
-ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
 def _status_line(status: int) -> bytes:
@@ -38,155 +34,71 @@ def _status_line(status: int) -> bytes:
 STATUS_LINES: Final = {status.value: _status_line(status) for status in HTTPStatus}
 
 
-class Target(NamedTuple):
-    """A request target, taken apart."""
-
-    url: bytes
-    raw_path: bytes
-    path: str  # percent-decoded
-    query: bytes  # without "?"
-
-    @classmethod
-    def of(cls, url: bytes, raw_path: bytes, query: bytes) -> Target:
-        path = raw_path.decode("ascii")  # the parser lets nothing else through
-        return cls(url, raw_path, unquote(path) if "%" in path else path, query)
-
-
-_NO_TARGET: Final = Target(b"", b"/", "/", b"")
-
-
 class HttpExchange(Exchange):
-    """`orchestrator.http.exchange.Exchange` on a connection of this server, and the same request as plain
-    ASGI.
+    """`orchestrator.http.exchange.Exchange` on a connection of this server.
 
-    An application uses either the exchange or ASGI's receive and send for a request, not both. If the body
-    fails (too slow, too large, malformed), the reader is told: `read_body()` raises, so that the application
-    answers it like its other errors; `receive()` answers it and reports a disconnect.
+    `connection` is told when the answer is whole; `head`, with the reason for which the server refuses the
+    request by it, if there is one, is the reader's, and `body` is filled by it.
     """
 
     # Class attributes are the defaults of what most requests never change.
-    http_version = "1.1"
-    content_length: int | None = None
     is_gone = False
     is_started = False
     is_complete = False
-    has_body = False  # by its head; it may turn out to be empty
-    is_received = False  # the request has been read to its end
-    is_discarding = False  # nobody will read the rest of the body
-    keep_alive = True  # what is left of the connection can be used for another request
-    task: asyncio.Task[None] | None = None  # of the application
-    refusal: BatonError | None = None  # answered by the server; the application is not called
-    awaits_continue = False  # the client waits for "100 Continue" before it sends the body
+    task: asyncio.Task[None] | None = None  # of the handler
     body_size = 0  # bytes received
 
-    _is_read_whole = False
-    _runs: tuple[bytes, ...] = ()  # pieces of the body, joined
-    _is_end_given = False  # receive() has returned the end of the body
-    _is_taken_over = False  # receive() has answered
-    _unread = 0
-    _failure: BatonError | None = None
     _request_id: str | None = None
     _on_leave: Callable[[], None] | None = None
     _on_writable: Callable[[], None] | None = None
-    _waiters: tuple[asyncio.Future[None], ...] = ()
+    _drains: Waiters | None = None
     _head = b""  # of an answer that was started, until it is written
     _is_chunked = False
     _is_flowing = False  # a chunked answer is under way: its head is written, it is neither complete nor cut
     _length_left: int | None = None  # bytes that `content-length` still promises
     _has_no_body = False  # of the answer: HEAD, 204, 304
 
-    def __init__(self, connection: HttpProtocol, method: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, connection: Carrier, head: Head, refusal: BatonError | None) -> None:
         self.connection = connection
-        self.method = method
-        self.headers = headers
-        self.fields = dict(headers)
-        self.target = _NO_TARGET
-        self._chunks: list[bytes] = []
+        self.head = head
+        self.body = Body(connection, head.awaits_continue)
+        self.refusal = refusal
+        self.method = head.method
+        self.headers = head.headers
+        self.content_length = head.content_length
+        self.keep_alive = head.keep_alive  # what is left of the connection can be used for another request
 
     def __repr__(self) -> str:
         return f"<HttpExchange {self.method} {self.path!r} of {self.client}>"
-
-    async def run(self, handler: Handler) -> None:
-        """Let `handler` answer; see that there is an answer whatever it does."""
-        try:
-            await handler(self)
-        except BatonError as error:
-            self._settle(error)
-        except Exception:  # of whatever kind: the client gets an answer, the log the reason
-            logger.log(logging.DEBUG if self.is_gone else logging.ERROR, "%r failed", self, exc_info=True)
-            self._settle(BatonError("internal error"))
-        except BaseException:
-            self._settle(Unavailable("the server is shutting down"))
-            raise
-        else:
-            self._settle_unfinished()
-        finally:
-            self.connection.tasks.discard(self.task)
-
-    def refuse(self, error: BatonError) -> None:
-        """Answer with `error`, instead of the application."""
-        on_refused = self.connection.on_refused
-        if on_refused is not None:
-            on_refused(error)
-        self.respond(*error_answer(error))
-
-    def _settle(self, error: BatonError) -> None:
-        """The application has given up with `error`."""
-        if self.is_complete or self.is_gone:
-            return
-        if self.is_started:
-            self.abort()
-        else:
-            self.respond(*error_answer(error))
-
-    def _settle_unfinished(self) -> None:
-        if not self.is_complete and not self.is_gone:
-            logger.error("%r was left without a whole answer", self)
-            self._settle(BatonError("internal error"))
-
-    def scope(self) -> dict[str, Any]:
-        """The request as an ASGI scope."""
-        connection, target = self.connection, self.target
-        return {
-            "type": "http",
-            "asgi": ASGI,
-            "http_version": self.http_version,
-            "method": self.method,
-            "scheme": connection.scheme,
-            "path": target.path,
-            "raw_path": target.raw_path,
-            "query_string": target.query,
-            "root_path": "",
-            "headers": self.headers,
-            "client": connection.client,
-            "server": connection.server,
-            "state": connection.app_state.copy(),
-        }
 
     # --- the request
 
     @property
     def path(self) -> str:
-        return self.target.path
+        return self.head.target.path
 
     @property
     def query(self) -> bytes:
-        return self.target.query
+        return self.head.target.query
 
     @property
     def client(self) -> tuple[str, int] | None:
-        return self.connection.client
+        return self.connection.addresses.client
 
     @property
     def request_id(self) -> str:
         if self._request_id is None:
-            given = self.fields.get(b"x-request-id")
+            given = self.head.fields.get(b"x-request-id")
             valid = valid_request_id(given) if given is not None else None
             self._request_id = valid or self.connection.ids.fresh()
         return self._request_id
 
+    def rename(self, request_id: str) -> None:
+        """Who answers has an id of its own for the request."""
+        self._request_id = request_id
+
     def header(self, name: bytes) -> bytes | None:
-        return self.fields.get(name)
+        return self.head.fields.get(name)
 
     def on_leave(self, callback: Callable[[], None] | None) -> None:
         if self.is_gone and callback is not None:
@@ -194,91 +106,28 @@ class HttpExchange(Exchange):
         else:
             self._on_leave = callback
 
-    async def read_body(self) -> bytes:
-        if self._is_read_whole:
-            raise RuntimeError("the body was read before")
-        self._is_read_whole = True
-        if not (self.is_received or self._failure or self.is_gone):
-            self._want_body()
-        while not (self.is_received or self._failure or self.is_gone):
-            await self._wait()
-        if self._failure is not None:
-            raise self._failure
-        if not self.is_received:
-            raise ClientGone("the client left")
-        chunks, self._chunks = [*self._runs, *self._chunks] if self._runs else self._chunks, []
-        return b"".join(chunks)
-
-    def _want_body(self) -> None:
-        if self.awaits_continue and not self.is_gone and not self.is_started:
-            self.awaits_continue = False
-            self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.connection.restart_body_clock()
-        self.connection.resume_reading()
-
-    async def _wait(self) -> None:
-        """Until something happens to this exchange. Several may wait; each looks for itself what it was."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters += (waiter,)
-        await waiter
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, ()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def read_body(self) -> Coroutine[Any, Any, bytes]:
+        return self.body.read(self.is_started)
 
     # --- what the connection reports
-
-    def take(self, chunk: bytes) -> None:
-        """A piece of the body."""
-        self.awaits_continue = False
-        if self.is_discarding:
-            return
-        self._chunks.append(chunk)
-        if self._is_read_whole:
-            if len(self._chunks) > MAX_PIECES:
-                self._runs += (b"".join(self._chunks),)
-                self._chunks.clear()
-        else:
-            self._unread += len(chunk)
-            if self._unread > ASGI_HIGH_WATER:
-                self.connection.pause_reading()
-            if self._waiters:
-                self._wake()
-
-    def receive_end(self) -> None:
-        """The body is whole."""
-        self.is_received = True
-        self.awaits_continue = False
-        if self._waiters:
-            self._wake()
-
-    def fail(self, error: BatonError) -> None:
-        """The rest of the body will not be had."""
-        self.discard_body()
-        if self._failure is None:
-            self._failure = error
-        self._wake()
-
-    def discard_body(self) -> None:
-        self.is_discarding = True
-        self._chunks.clear()
-        self._runs = ()
 
     def leave(self) -> None:
         """The client is gone."""
         if not self.is_complete:
-            self.is_gone = True
-            self._is_flowing = False
+            self._set_gone()
         callback, self._on_leave = self._on_leave, None
-        self._wake()
+        self._wake_drains()
         if callback is not None and self.is_gone:
             callback()
 
+    def _set_gone(self) -> None:
+        self.is_gone = True
+        self._is_flowing = False
+        self.body.leave()
+
     def writable(self) -> None:
         """The client has taken enough of the answer."""
-        self._wake()
+        self._wake_drains()
         if self._on_writable is not None and not self.is_complete:
             self._on_writable()
 
@@ -313,7 +162,7 @@ class HttpExchange(Exchange):
         self.is_started = True
 
     def _unbounded_framing(self) -> bytes:
-        if self.http_version == "1.0":
+        if self.head.http_version == "1.0":
             self.keep_alive = False
             return b""
         self._is_chunked = True
@@ -322,7 +171,7 @@ class HttpExchange(Exchange):
     def _compose(self, status: int, headers: Headers, framing: bytes) -> bytes:
         """The head of the answer. ValueError if a name or value would break it."""
         # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
-        if self.awaits_continue or self.connection.is_ending:
+        if self.body.awaits_continue or self.connection.is_ending:
             self.keep_alive = False
         return b"%b%bx-request-id: %b\r\n%b%b" % (
             STATUS_LINES.get(status) or _status_line(status),
@@ -367,13 +216,19 @@ class HttpExchange(Exchange):
             head, self._head = self._head, b""
             self.connection.write(head)
         if self.connection.is_write_paused:
-            await self._until_writable()
+            await self.wait_writable()
         if self.is_gone:
             raise ClientGone("the client left")
 
-    async def _until_writable(self) -> None:
+    async def wait_writable(self) -> None:
+        """Return when the client has taken enough of the answer, or is gone."""
+        self._drains = self._drains or Waiters()
         while self.connection.is_write_paused and not self.is_gone:
-            await self._wait()
+            await self._drains.wait()
+
+    def _wake_drains(self) -> None:
+        if self._drains is not None:
+            self._drains.wake()
 
     def on_writable(self, callback: Callable[[], None] | None) -> None:
         self._on_writable = callback
@@ -394,11 +249,10 @@ class HttpExchange(Exchange):
         if self.is_complete or self.is_gone:
             return
         self._on_leave = None
-        self.is_gone = True
-        self._is_flowing = False
+        self._set_gone()
         is_ended_by_close = self.is_started and not self._is_chunked and self._length_left is None
         self.connection.cut(resets=is_ended_by_close)
-        self._wake()
+        self._wake_drains()
 
     def _check_open(self) -> None:
         if not self.is_started or self.is_complete:
@@ -408,69 +262,10 @@ class HttpExchange(Exchange):
         self.is_complete = True
         self._is_flowing = False
         self._on_leave = None
-        if self._waiters:
-            self._wake()
+        if self.body.waiters is not None:
+            self.body.waiters.wake()  # for the rest of a body that is no longer of use
         if not self.is_gone:
-            self.connection.answered(self)
-
-    # --- the same as plain ASGI
-
-    async def receive(self) -> Message:
-        if not (self.is_received or self._is_over()):
-            self._want_body()
-        while not (self._chunks or self._is_over()):
-            if self.is_received and not self._is_end_given:
-                break
-            await self._wait()
-        if self._failure is not None:
-            self._take_over(self._failure)
-        if self._is_over():
-            return {"type": "http.disconnect"}
-        return self._next_piece()
-
-    def _is_over(self) -> bool:
-        return self.is_gone or self.is_complete or self._failure is not None
-
-    def _next_piece(self) -> Message:
-        chunks, self._chunks = self._chunks, []
-        self._unread = 0
-        self._is_end_given = self.is_received
-        return {"type": "http.request", "body": b"".join(chunks), "more_body": not self.is_received}
-
-    def _take_over(self, failure: BatonError) -> None:
-        if not self.is_started and not self.is_gone:
-            self._is_taken_over = True
-            self.refuse(failure)
-
-    async def send(self, message: Message) -> None:
-        kind = message["type"]
-        if self.connection.is_write_paused and not self.is_gone:
-            await self._until_writable()
-        if self.is_gone or self._is_taken_over:
-            return
-        if kind == "http.response.body":
-            body = bytes(message.get("body", b""))  # some applications send a memoryview
-            if message.get("more_body", False):
-                self.feed(body)
-            else:
-                self.finish(body)
-        elif kind == "http.response.start":
-            self.start(message["status"], self._adopt(message.get("headers", ())))
-        else:
-            raise RuntimeError(f"unexpected ASGI message {kind!r}")
-
-    def _adopt(self, headers: Iterable[Sequence[bytes]]) -> Headers:
-        """An application's headers without those that are the server's."""
-        adopted: list[tuple[bytes, bytes]] = []
-        for name, value in headers:
-            lower = name.lower()
-            if lower == b"x-request-id":
-                self._request_id = value.decode("latin-1")
-            elif lower == b"connection":
-                self.keep_alive = self.keep_alive and b"close" not in value.lower()
-            elif lower != b"transfer-encoding":
-                adopted.append((lower, value))
-        return adopted
+            self.connection.answered()
 
 
 def _content_length(headers: Headers) -> int | None:
@@ -479,3 +274,45 @@ def _content_length(headers: Headers) -> int | None:
         return None
     fields = fields_of(headers) if isinstance(headers, bytes) else headers
     return next((int(value) for name, value in fields if name == b"content-length"), None)
+
+
+# --- who answers ----------------------------------------------------------------------------------
+
+
+async def run(exchange: HttpExchange, handler: Handler) -> None:
+    """Let `handler` answer; see that there is an answer whatever it does."""
+    try:
+        await handler(exchange)
+    except BatonError as error:
+        _settle(exchange, error)
+    except Exception:  # of whatever kind: the client gets an answer, the log the reason
+        level = logging.DEBUG if exchange.is_gone else logging.ERROR
+        logger.log(level, "%r failed", exchange, exc_info=True)
+        _settle(exchange, BatonError("internal error"))
+    except BaseException:
+        _settle(exchange, Unavailable("the server is shutting down"))
+        raise
+    else:
+        if not exchange.is_complete and not exchange.is_gone:
+            logger.error("%r was left without a whole answer", exchange)
+            _settle(exchange, BatonError("internal error"))
+    finally:
+        exchange.connection.tasks.discard(exchange.task)
+
+
+def refuse(exchange: HttpExchange, error: BatonError) -> None:
+    """Answer with `error`, in place of a handler."""
+    on_refused = exchange.connection.on_refused
+    if on_refused is not None:
+        on_refused(error)
+    exchange.respond(*error_answer(error))
+
+
+def _settle(exchange: HttpExchange, error: BatonError) -> None:
+    """The handler has given up with `error`."""
+    if exchange.is_complete or exchange.is_gone:
+        return
+    if exchange.is_started:
+        exchange.abort()
+    else:
+        exchange.respond(*error_answer(error))

@@ -1,22 +1,26 @@
-"""Listeners, servers and signals: what every process of the orchestrator runs on."""
+"""Listeners and servers: what every process of the orchestrator runs on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from random import Random
-from typing import Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import ServerState
 
-from orchestrator.config.keys import KeyFileError, KeyRing
 from orchestrator.config.options import OrchestratorConfig, split_address
-from orchestrator.http.connection import HttpProtocol, Protocols, uvicorn_config
+from orchestrator.errors import BatonError, StartError
+from orchestrator.http.asgi_app import AsgiApp
+from orchestrator.http.connection import NO_HANDLERS, HttpProtocol, Shared
+from orchestrator.http.exchange import Handler
+from orchestrator.http.ids import IdSource
+from orchestrator.http.limits import ServerLimits
 
 TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
 CLOSE_S = 1  # from the end of draining: for connections to be closed
@@ -24,8 +28,91 @@ CLOSE_S = 1  # from the end of draining: for connections to be closed
 _log = logging.getLogger("baton.serving")
 
 
-class StartError(Exception):
-    """The orchestrator cannot start; the message says what to change."""
+def uvicorn_config(
+    app: Any,
+    config: OrchestratorConfig,
+    *,
+    random: Random,
+    listen: str | None = None,
+    lifespan: Literal["on", "off", "auto"] = "off",
+    handlers: Mapping[str, Handler] = NO_HANDLERS,
+    on_refused: Callable[[BatonError], None] | None = None,
+) -> uvicorn.Config:
+    """How uvicorn serves the ASGI 3 application `app` on `listen` (the data plane's address if not given).
+
+    Requests for the paths in `handlers` go there instead of to `app`. `random` makes request ids and the
+    jitter of `limit_max_requests`. `on_refused` is told of every error that the server itself answers;
+    neither a handler nor the application ever sees those requests.
+    """
+    host, port = split_address(listen or config.listen)
+    tls = config.tls
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        interface="asgi3",
+        loop="uvloop",
+        # uvicorn's type wants a class; it calls what it is given, as `Protocols.__call__` has it.
+        http=cast("Any", Protocols(ServerLimits.of(config), IdSource(random), on_refused, handlers)),
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=config.backlog,
+        limit_max_requests=_with_jitter(config, random),
+        timeout_keep_alive=config.timeout_keep_alive,
+        timeout_graceful_shutdown=config.timeout_graceful_shutdown,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+
+
+def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
+    if config.limit_max_requests is None:
+        return None
+    return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
+
+
+class Protocols:
+    """Makes the connections of one server (`uvicorn.Config.http`)."""
+
+    def __init__(
+        self,
+        limits: ServerLimits,
+        ids: IdSource,
+        on_refused: Callable[[BatonError], None] | None = None,
+        handlers: Mapping[str, Handler] = NO_HANDLERS,
+    ) -> None:
+        self.shared = Shared(limits, ids, on_refused, handlers)
+
+    def __call__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HttpProtocol:
+        if not config.loaded:
+            config.load()
+        return HttpProtocol(
+            self.shared,
+            AsgiApp(config.loaded_app, app_state).serve,
+            server_state,
+            _loop or asyncio.get_running_loop(),
+            keep_alive_s=cast("Any", config).timeout_keep_alive,  # uvicorn asks for whole seconds
+            max_requests=config.limit_max_requests,
+        )
+
+    def close_after_answers(self) -> None:
+        """Let every connection, also those to come, end with its next answer; idle ones stay until then."""
+        self.shared.close_after_answers()
+
+    def limit(self, limits: ServerLimits) -> None:
+        """Bound the connections that are made from now on."""
+        self.shared.limits = limits
 
 
 class Server(uvicorn.Server):
@@ -128,16 +215,6 @@ async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random
             await serving
 
 
-def load_keys(options: OrchestratorConfig) -> KeyRing | None:
-    """None if everybody may ask. Raises `StartError`."""
-    if options.api_keys_file is None:
-        return None
-    try:
-        return KeyRing.load(options.api_keys_file)
-    except (OSError, KeyFileError) as error:
-        raise StartError(f"api_keys_file: {error}") from error
-
-
 @contextlib.contextmanager
 def bound(address: str, backlog: int) -> Iterator[socket.socket]:
     """A socket that listens on `HOST:PORT`, closed at the end. Raises `StartError`."""
@@ -149,18 +226,3 @@ def bound(address: str, backlog: int) -> Iterator[socket.socket]:
         raise StartError(f"cannot listen on {address}: {error.strerror}") from error
     with listener:
         yield listener
-
-
-@contextlib.contextmanager
-def on_signals(
-    callback: Callable[[], None], numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-) -> Iterator[None]:
-    """Have the running event loop call `callback` for each signal."""
-    loop = asyncio.get_running_loop()
-    for number in numbers:
-        loop.add_signal_handler(number, callback)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -19,8 +19,10 @@ from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.app import Orchestrator, ProcessContext
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config, OrchestratorConfig
-from orchestrator.http.listeners import TICK_S, Draining, PublicServer, StartError, on_signals
+from orchestrator.errors import StartError
+from orchestrator.http.listeners import TICK_S, Draining, PublicServer
 from orchestrator.loop import garbage
+from orchestrator.loop.signals import on_signals
 from orchestrator.processes.channel import (
     Channel,
     Cut,

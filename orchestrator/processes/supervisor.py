@@ -19,14 +19,15 @@ from typing import Any
 
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.addresses import worker_addresses
-from orchestrator.config.keys import Key
+from orchestrator.config.keys import Key, load_keys
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
-from orchestrator.http.hangup import on_hangup
+from orchestrator.errors import StartError
 from orchestrator.http.ids import IdSource
-from orchestrator.http.listeners import StartError, admin_served, bound, load_keys, on_signals
+from orchestrator.http.listeners import admin_served, bound
+from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.channel import Reconfigured, Start
 from orchestrator.processes.child import Child, describe_exit
 from orchestrator.processes.membership import Publisher

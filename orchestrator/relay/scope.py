@@ -23,7 +23,8 @@ from orchestrator.errors import (
     ShuttingDown,
 )
 from orchestrator.failover.transcript import Transcript
-from orchestrator.http.exchange import AsgiExchange, Exchange
+from orchestrator.http.asgi import AsgiExchange
+from orchestrator.http.exchange import Exchange
 from orchestrator.legs.leg import Leg
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds

@@ -18,9 +18,11 @@ import uvloop
 from uvicorn.server import ServerState
 
 from orchestrator.errors import BatonError
-from orchestrator.http.connection import Protocols, ServerLimits
-from orchestrator.http.exchange import AsgiExchange, Exchange, Handler
+from orchestrator.http.asgi import AsgiExchange
+from orchestrator.http.exchange import Exchange, Handler
 from orchestrator.http.ids import IdSource
+from orchestrator.http.limits import ServerLimits
+from orchestrator.http.listeners import Protocols
 
 PATIENCE_S = 30.0  # how long anything may take; tests wait for events, not for this
 
@@ -225,7 +227,7 @@ class Site:
 
     @property
     def is_empty(self) -> bool:
-        return not self.state.connections and not self.state.tasks and not self.protocol.sweep.open
+        return not self.state.connections and not self.state.tasks and not self.protocol.shared.sweep.open
 
 
 @asynccontextmanager

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.keys import Key, KeyFileError, KeyRing
-from orchestrator.errors import Unauthorized
+from orchestrator.config.keys import Key, KeyFileError, KeyRing, load_keys
+from orchestrator.config.options import OrchestratorConfig
+from orchestrator.errors import StartError, Unauthorized
 
 
 def digest(key: str) -> str:
@@ -122,3 +123,23 @@ def test_a_missing_file_is_an_os_error(key_file: Path) -> None:
 
 def test_a_ring_shows_names_only() -> None:
     assert repr(RING) == "KeyRing(alpha, beta, gamma)"
+
+
+def test_without_a_key_file_everybody_may_ask() -> None:
+    assert load_keys(OrchestratorConfig()) is None
+
+
+def test_the_key_file_of_the_config_is_loaded(key_file: Path) -> None:
+    key_file.write_text(f"mine {digest('s3cret')}")
+    ring = load_keys(OrchestratorConfig(api_keys_file=str(key_file)))
+    assert ring is not None
+    assert ring.check(b"Bearer s3cret") == "mine"
+
+
+@pytest.mark.parametrize("text", ["mine", None])
+def test_a_start_fails_with_what_is_wrong_with_the_key_file(key_file: Path, text: str | None) -> None:
+    if text is not None:
+        key_file.write_text(text)
+    reason = "No such file" if text is None else f"{key_file}:1: expected NAME SHA256HEX"
+    with pytest.raises(StartError, match=f"^api_keys_file: .*{reason}"):
+        load_keys(OrchestratorConfig(api_keys_file=str(key_file)))

@@ -11,10 +11,9 @@ import httpx
 import pytest
 import uvicorn
 
-from orchestrator.errors import BodyTooLarge, ClientGone, NotFound, WorkerAnswered
-from orchestrator.http.exchange import AsgiExchange, Exchange
+from orchestrator.errors import ClientGone, NotFound, WorkerAnswered
+from orchestrator.http.exchange import Exchange
 from tests.orchestrator.raw_http import (
-    SMALL,
     Handler,
     app_of,
     logs_errors,
@@ -297,37 +296,5 @@ def test_calls_out_of_order_are_errors(host: Open, run: Any) -> None:
     async def main() -> None:
         async with host(handler) as client:
             assert (await client.get("/")).content == b"fine"
-
-    run(main)
-
-
-def test_the_adapter_bounds_the_body(run: Any) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        async with AsgiExchange(scope, receive, send, max_body_bytes=SMALL.max_body_bytes) as exchange:
-            with pytest.raises(BodyTooLarge):
-                await exchange.read_body()
-            raise BodyTooLarge("as it says")
-
-    async def main() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
-            assert (await client.post("/", content=b"a" * 2000)).status_code == 413
-
-    run(main)
-
-
-def test_the_adapter_passes_failures_of_the_server_on(run: Any) -> None:
-    async def send(message: Any) -> None:
-        raise ValueError("as it should")
-
-    async def receive() -> Any:
-        await asyncio.Event().wait()
-
-    async def main() -> None:
-        scope = {"method": "GET", "path": "/", "query_string": b"", "headers": []}
-        with pytest.raises(ValueError, match="as it should"):
-            async with AsgiExchange(scope, receive, send) as exchange:
-                exchange.respond(200, [], b"")
-        assert exchange.is_complete
 
     run(main)

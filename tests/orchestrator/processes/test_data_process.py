@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.options import Config
-from orchestrator.http.listeners import StartError
+from orchestrator.errors import StartError
 from orchestrator.processes.channel import Start
 from orchestrator.processes.data_process import in_pieces, pieces, rows_of
 from orchestrator.processes.membership import Snapshot

@@ -21,7 +21,7 @@ import pytest
 from bench.shared.processes import free_port
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
-from orchestrator.http.listeners import StartError
+from orchestrator.errors import StartError
 from orchestrator.processes import child
 from orchestrator.processes.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT

@@ -1,12 +1,30 @@
-"""SIGHUP means one of two things: somebody wants the config to be read again, or the terminal is gone."""
+"""Signals, as the running event loop hears them.
+
+SIGHUP means one of two things: somebody wants the config to be read again, or the terminal is gone.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+
+@contextmanager
+def on_signals(
+    callback: Callable[[], None], numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
+    """Have the running event loop call `callback` for each signal."""
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        loop.add_signal_handler(number, callback)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 @contextmanager

@@ -1,0 +1,137 @@
+"""The body of a request on a connection of our own server, as it comes in."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from orchestrator.errors import BatonError, ClientGone
+from orchestrator.http.carrier import Carrier
+from orchestrator.http.waiters import Waiters
+
+HIGH_WATER: Final = 256 * 1024  # unread bytes after which who reads piece by piece stops the reading
+# Of a body, before they are joined: an object for every few bytes costs many times more.
+MAX_PIECES: Final = 4096
+
+
+class Body:
+    """Pieces of a body, until they are read: at once, or one by one, but not both.
+
+    The connection says what comes, by `take()`, `end()`, `fail()` and `leave()`.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_is_read_whole",
+        "_runs",
+        "_unread",
+        "awaits_continue",
+        "failure",
+        "is_discarding",
+        "is_received",
+        "pieces",
+        "waiters",
+    )
+
+    def __init__(self, connection: Carrier, awaits_continue: bool) -> None:
+        self._connection = connection
+        self.awaits_continue = awaits_continue  # the client waits for "100 Continue" before it sends the body
+        self.is_received = False  # the request has been read to its end
+        self.is_discarding = False  # nobody will read the rest
+        self.failure: BatonError | None = None  # why the rest will not be had
+        self.waiters: Waiters | None = None  # for more, or for the end
+        self.pieces: list[bytes] = []  # that nobody has read
+        self._runs: tuple[bytes, ...] = ()  # pieces, joined
+        self._is_read_whole = False
+        self._unread = 0  # bytes, of who reads one by one
+
+    # --- what is read
+
+    async def read(self, is_answered: bool) -> bytes:
+        """The whole body: `Exchange.read_body()`. `is_answered`: the answer has begun."""
+        if self._is_read_whole:
+            raise RuntimeError("the body was read before")
+        self._is_read_whole = True
+        if not self.is_received:
+            await self._receive(is_answered)
+        if self.failure is not None:
+            raise self.failure
+        pieces, self.pieces = [*self._runs, *self.pieces] if self._runs else self.pieces, []
+        return b"".join(pieces)
+
+    async def _receive(self, is_answered: bool) -> None:
+        if not self._is_over():
+            self.want(is_answered)
+        while not self._is_over():
+            await self.wait()
+
+    def _is_over(self) -> bool:
+        return self.is_received or self.failure is not None
+
+    def read_piece(self) -> bytes:
+        """What has come since the last piece was read."""
+        pieces, self.pieces = self.pieces, []
+        self._unread = 0
+        return b"".join(pieces)
+
+    def want(self, is_answered: bool) -> None:
+        """Have the client send it, and the connection read it."""
+        connection = self._connection
+        if self.awaits_continue and self.failure is None and not is_answered:
+            self.awaits_continue = False
+            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.await_whole_body()
+        connection.resume_reading()
+
+    async def wait(self) -> None:
+        """Until something happens to the body, or to its request."""
+        if self.waiters is None:
+            self.waiters = Waiters()
+        await self.waiters.wait()
+
+    # --- what comes
+
+    def take(self, piece: bytes) -> None:
+        self.awaits_continue = False
+        if self.is_discarding:
+            return
+        self.pieces.append(piece)
+        if self._is_read_whole:
+            if len(self.pieces) > MAX_PIECES:
+                self._runs += (b"".join(self.pieces),)
+                self.pieces.clear()
+        else:
+            self._unread += len(piece)
+            if self._unread > HIGH_WATER:
+                self._connection.pause_reading()
+            if self.waiters is not None:
+                self.waiters.wake()
+
+    def end(self) -> None:
+        """It is whole."""
+        self.is_received = True
+        self.awaits_continue = False
+        if self.waiters is not None:  # not by a call: this is every request's
+            self.waiters.wake()
+
+    def fail(self, error: BatonError) -> None:
+        """The rest will not be had."""
+        self.discard()
+        if self.failure is None:
+            self.failure = error
+        self._wake()
+
+    def leave(self) -> None:
+        """The client is gone. A body that is whole can still be read."""
+        if not self.is_received and self.failure is None:
+            self.failure = ClientGone("the client left")
+        self._wake()
+
+    def discard(self) -> None:
+        """Nobody will read it."""
+        self.is_discarding = True
+        self.pieces.clear()
+        self._runs = ()
+
+    def _wake(self) -> None:
+        if self.waiters is not None:
+            self.waiters.wake()

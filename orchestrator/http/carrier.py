@@ -1,0 +1,60 @@
+"""What an exchange asks of the connection that it came on."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from orchestrator.errors import BatonError
+from orchestrator.http.ids import IdSource
+
+
+class Addresses(NamedTuple):
+    """Host and port of both ends; None for Unix sockets."""
+
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
+    scheme: str
+
+
+class Carrier(ABC):
+    """A connection, as the exchanges on it see it.
+
+    It is a class and no `typing.Protocol`, whose compiled form would look up each name for each chunk.
+    """
+
+    write: Callable[[bytes], None]  # the transport's, without a call in between
+    writelines: Callable[[Iterable[bytes]], None]  # in one system call, without copies
+    is_write_paused: bool  # the client takes too little; `Exchange.writable()` tells of the end of that
+    is_ending: bool  # the connection closes behind its next answer
+    tasks: set[asyncio.Task[None]]  # of the requests in progress
+    ids: IdSource
+    on_refused: Callable[[BatonError], None] | None  # told of errors that the server itself answers
+    addresses: Addresses
+
+    @abstractmethod
+    def pause_reading(self) -> None:
+        """The reader of a body has enough for now."""
+        ...
+
+    @abstractmethod
+    def resume_reading(self) -> None:
+        """The body is wanted, or what comes instead of it."""
+        ...
+
+    @abstractmethod
+    def await_whole_body(self) -> None:
+        """Only now does the client know that it may send the body."""
+        ...
+
+    @abstractmethod
+    def answered(self) -> None:
+        """The exchange in progress has its whole answer."""
+        ...
+
+    @abstractmethod
+    def cut(self, *, resets: bool) -> None:
+        """Close at once; with a reset if a plain end of the connection would look like that of the answer."""
+        ...

@@ -1,0 +1,41 @@
+"""The bounds of an HTTP server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.config.options import OrchestratorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds of one server. Seconds are met with a resolution of `sweep_s`."""
+
+    header_timeout_s: float = 10.0  # from the first byte to the end of the head; also for a silent new client
+    body_idle_timeout_s: float = 10.0  # between two pieces of a body
+    body_timeout_s: float = 60.0  # for the body as a whole
+    write_timeout_s: float = (
+        60.0  # a client that takes less than MIN_TAKEN of what waits in so long is cut off
+    )
+    max_request_line: int = 16 * 1024  # bytes; more is 414
+    max_header_bytes: int = 32 * 1024  # all header fields as sent; more is 431
+    max_headers: int = 100  # fields; more is 431
+    max_body_bytes: int = 16 * 1024 * 1024  # more is 413
+    drain_bytes: int = (
+        1024 * 1024
+    )  # what is left of a refused body is read up to here, else the connection closes
+    limit_concurrency: int | None = None  # requests in progress; more are 503
+    unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
+    sweep_s: float = 0.25
+
+    @classmethod
+    def of(cls, config: OrchestratorConfig) -> ServerLimits:
+        limits = config.limits
+        return cls(
+            header_timeout_s=limits.header_timeout_s,
+            body_idle_timeout_s=limits.body_idle_timeout_s,
+            body_timeout_s=limits.body_timeout_s,
+            write_timeout_s=limits.client_write_timeout_s,
+            max_body_bytes=limits.max_body_bytes,
+            limit_concurrency=config.limit_concurrency,
+        )

@@ -1,0 +1,343 @@
+"""What a client sends: bytes become requests, within the limits of the server.
+
+Order: one request of a connection is answered at a time. What a client sends behind a complete request waits,
+unparsed, until that one is answered; only what came in the same small read is parsed ahead.
+
+Fairness: a large read is parsed over several turns of the event loop, but for bodies of known length, which
+cost next to nothing: thousands of tiny chunks, fields or requests in one read would hold up everybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import abstractmethod
+from typing import Any, Final
+
+import httptools
+
+from orchestrator.errors import BatonError, BodyTooLarge, ClientError, Overloaded
+from orchestrator.http.backlog import Backlog
+from orchestrator.http.carrier import Carrier
+from orchestrator.http.deadlines import Deadlines
+from orchestrator.http.head import Head, Judge, max_head_bytes, unfinished_error
+from orchestrator.http.http_exchange import HttpExchange
+from orchestrator.http.limits import ServerLimits
+
+logger: Final = logging.getLogger("baton.server")
+
+
+class Receiver(Carrier):
+    """A connection, as its reader sees it: it takes the requests, and answers one after the other."""
+
+    active: HttpExchange | None  # the one in progress
+    max_requests: int | None  # the server ends after so many
+
+    @abstractmethod
+    def is_last(self) -> bool:
+        """Whether `max_requests` are about to be served, if they are limited."""
+        ...
+
+    @abstractmethod
+    def accept(self, exchange: HttpExchange) -> None:
+        """A head is complete, or nothing more will be: answer in its turn."""
+        ...
+
+    @abstractmethod
+    def advance(self) -> None:
+        """The exchange in progress is over on both sides."""
+        ...
+
+    @abstractmethod
+    def schedule(self) -> None:
+        """Have `Reader.read_on()` called in the next turn of the loop."""
+        ...
+
+    @abstractmethod
+    def linger(self) -> None:
+        """The answer is written, and the rest of what comes cannot be read: close behind it."""
+        ...
+
+
+class Reader:
+    """Reads the requests of one connection.
+
+    It reads them with llhttp in its strict mode, which itself refuses bare LF, obs-fold, NUL, both
+    `content-length` and `transfer-encoding`, and malformed lengths and chunks.
+    """
+
+    __deletable__ = ("_connection",)  # mypyc's word for what `close()` deletes
+
+    in_head = False
+    incoming: HttpExchange | None = None  # whose body is being read
+    is_deaf = False  # what else comes is thrown away
+
+    _url = b""
+    _head_bytes = 0  # of the present head, without the read in which it began
+    _feed_bytes = 0  # in the present read
+    _quiet_bytes = 0  # since the last piece of a body: chunk extensions, trailers
+    _is_upgrade = False  # the parser will stop behind the present head
+    _is_resuming = False  # the parser is being shown a head that we have had
+    is_paused = False
+
+    def __init__(self, connection: Receiver, limits: ServerLimits, deadlines: Deadlines) -> None:
+        """`close()` must follow, or both are left to the garbage collector."""
+        self.backlog = Backlog()
+        self._connection = connection
+        self._limits = limits
+        self._deadlines = deadlines
+        self._judge = Judge(limits)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parser = _parser_for(self)
+
+    def connected(self, transport: asyncio.Transport) -> None:
+        """What is read comes by `transport`."""
+        self._transport = transport
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        self._parser = None
+        del self._connection
+
+    # --- bytes
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Parse `data`, of which there may be `backlog.max_step`, or the rest of a body of known length."""
+        self._feed_bytes = size = len(data)
+        if self.in_head:
+            self._head_bytes += size
+        self._quiet_bytes += size
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._on_parser_error(error)
+        if self.in_head or self.incoming is not None:
+            self._await_more()
+
+    def hold(self, data: bytes) -> None:
+        """Keep `data` until the request in progress is answered."""
+        self.backlog.hold(data)
+        self._set_reading()
+
+    def feed_much(self, data: bytes) -> None:
+        """Parse `data`, however much it is, as far as it may be in this turn of the loop."""
+        self.backlog.hold(data)
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Parse what is held, as far as it may be in this turn of the loop."""
+        backlog = self.backlog
+        backlog.join()
+        may_step = True
+        while backlog.size and not self._is_answering() and not self.is_deaf:
+            size = _missing_of(self.incoming)
+            if size is None:
+                if not may_step:
+                    break
+                may_step = False
+                size = backlog.step(is_head_next=not self.in_head and self.incoming is None)
+            self.feed(backlog.take(size))
+        self._set_reading()
+        if backlog.size and not self._is_answering():
+            self._connection.schedule()
+
+    def _is_answering(self) -> bool:
+        """Nothing more is read before the active request is answered."""
+        active = self._connection.active
+        return active is not None and active.body.is_received
+
+    # --- the parser's side
+
+    def on_message_begin(self) -> None:
+        self.in_head = True
+        self._url = b""
+        self._headers = []
+        self._head_bytes = 0
+        self._deadlines.began = 0.0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.in_head:  # else it is a trailer: ignored
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        if self.is_deaf or self._is_resuming:
+            return
+        head = self._head()
+        exchange = HttpExchange(self._connection, head, self._refusal(head))
+        if head.ends_reading:
+            self.is_deaf = True
+        self._deadlines.began = 0.0
+        self._quiet_bytes = 0
+        self.incoming = exchange
+        self._connection.accept(exchange)
+
+    def _head(self) -> Head:
+        parser = self._parser
+        version = parser.get_http_version()
+        keep_alive = version == "1.1" and parser.should_keep_alive()
+        if self._connection.max_requests is not None and self._connection.is_last():
+            keep_alive = False
+        self._is_upgrade = is_upgrade = parser.should_upgrade()
+        method = parser.get_method().decode("ascii")
+        return Head(method, self._url, version, self._headers, keep_alive, is_upgrade)
+
+    def _refusal(self, head: Head) -> BatonError | None:
+        is_small = self._head_bytes == 0 and self._feed_bytes <= self._judge.small
+        error = self._judge.refusal(head, is_small)
+        if error is None and self._limits.limit_concurrency is not None:
+            return self._overload(head, self._limits.limit_concurrency)
+        return error
+
+    def _overload(self, head: Head, limit: int) -> BatonError | None:
+        if len(self._connection.tasks) < limit or head.target.path in self._limits.unlimited_paths:
+            return None
+        return Overloaded("too many requests in progress")
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self.incoming
+        if exchange is None:
+            return
+        self._quiet_bytes = 0
+        exchange.body_size += len(body)
+        if exchange.body_size > self._limits.max_body_bytes:
+            self._on_large_body(exchange)
+        exchange.body.take(body)
+
+    def on_message_complete(self) -> None:
+        exchange = self.incoming
+        if exchange is None or (self._is_upgrade and exchange.head.has_body):
+            return
+        self.incoming = None
+        if self.backlog.is_body_unwanted:
+            self.resume()  # a client that leaves can only be noticed by reading
+        exchange.body.end()
+        if exchange.is_complete:
+            self._connection.advance()
+
+    # --- what cannot be read
+
+    def _decline_upgrade(self, rest: bytes | memoryview) -> None:
+        """The parser stopped behind a head that offers another protocol; go on with HTTP/1.1.
+
+        Java's client offers h2c with every first request. llhttp takes such a request to have no body, so
+        one that has gets a new parser, which is shown only how the body is framed.
+        """
+        if self.is_deaf:
+            return
+        self._is_upgrade = False
+        if self.incoming is not None:
+            self._parser = _parser_for(self)
+            self._is_resuming = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % _framing_field(self.incoming))
+            self._is_resuming = False
+        if rest:
+            self.feed(rest)
+
+    def _on_parser_error(self, error: httptools.HttpParserError) -> None:
+        if self.is_deaf:
+            return
+        if isinstance(error, httptools.HttpParserCallbackError):
+            logger.error("a parser callback failed", exc_info=error)
+            self.break_off(BatonError("internal error"))
+        else:
+            self.break_off(ClientError(f"malformed HTTP request: {error}"))
+
+    def break_off(self, error: BatonError) -> None:
+        """Nothing more of what comes can be read: answer with `error` in its turn, and close."""
+        incoming, headers = self.incoming, self._headers if self.in_head else []
+        self.is_deaf = True
+        self.in_head = False
+        self.incoming = None
+        if incoming is None:
+            self._connection.accept(self._unread_exchange(error, headers))
+            return
+        incoming.keep_alive = False
+        incoming.body.fail(error)
+        if incoming.is_complete:
+            self._connection.linger()
+
+    def break_off_head(self) -> None:
+        """The rest of a head is not waited for any more."""
+        self.break_off(unfinished_error(self._url, self._head_bytes, self._limits))
+
+    def _unread_exchange(self, error: BatonError, headers: list[tuple[bytes, bytes]]) -> HttpExchange:
+        method = self._parser.get_method().decode("ascii") if self._url else ""
+        head = Head(method, self._url, "1.1", headers, keep_alive=False)
+        return HttpExchange(self._connection, head, error)
+
+    def _on_large_body(self, exchange: HttpExchange) -> None:
+        """A chunked body is over the limit: refuse it, and read it to its end if that is near."""
+        limits = self._limits
+        if not (exchange.is_complete or exchange.body.is_discarding):
+            exchange.body.fail(BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes"))
+        if exchange.body_size > limits.max_body_bytes + limits.drain_bytes:
+            self.break_off(BodyTooLarge("the body has no end"))
+
+    # --- time
+
+    def _await_more(self) -> None:
+        """A read ended within a request: see to its deadline and to what is not counted elsewhere."""
+        active = self._connection.active
+        if not self.in_head:
+            if self.incoming is active:
+                self.await_body()
+        elif self._head_bytes > max_head_bytes(self._limits):
+            self.break_off_head()
+        elif active is None:
+            self._deadlines.await_head()
+
+    def await_body(self) -> None:
+        """The body of the active exchange is to go on."""
+        if self._quiet_bytes > self._limits.max_header_bytes:
+            self.break_off(ClientError("chunk extensions or trailers are too long"))
+        else:
+            self._deadlines.await_body()
+
+    def pause(self) -> None:
+        """The application has enough of the body for now."""
+        self.backlog.is_body_unwanted = True
+        self._set_reading()
+
+    def resume(self) -> None:
+        """Undo `pause()`. Repeatable."""
+        self.backlog.is_body_unwanted = False
+        self._set_reading()
+
+    def _set_reading(self) -> None:
+        is_to_pause = self.backlog.is_to_pause
+        if is_to_pause == self.is_paused or self._transport.is_closing():
+            return
+        self.is_paused = is_to_pause
+        if is_to_pause:
+            self._deadlines.pause()
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+            if self.incoming is not None and self.incoming is self._connection.active:
+                self._deadlines.forgive_pause()
+
+
+def _parser_for(reader: Reader) -> Any:
+    parser = httptools.HttpRequestParser(reader)
+    # Data behind a request that ends the connection is ignored, not an error in the middle of the answer.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+def _missing_of(exchange: HttpExchange | None) -> int | None:
+    """How much is missing of a body whose length is known."""
+    if exchange is None or exchange.content_length is None:
+        return None
+    return exchange.content_length - exchange.body_size
+
+
+def _framing_field(exchange: HttpExchange) -> bytes:
+    if exchange.content_length is None:
+        return b"transfer-encoding: chunked"
+    return b"content-length: %d" % exchange.content_length

@@ -1,0 +1,23 @@
+"""Waiting for something to happen to a request."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Waiters:
+    """Several may wait; each looks for itself what has happened. Made only when somebody has to wait."""
+
+    _futures: tuple[asyncio.Future[None], ...] = ()
+
+    async def wait(self) -> None:
+        """Until the next `wake()`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._futures += (waiter,)
+        await waiter
+
+    def wake(self) -> None:
+        futures, self._futures = self._futures, ()
+        for waiter in futures:
+            if not waiter.done():
+                waiter.set_result(None)
