@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from orchestrator.config import WILDCARDS, Config, SimConfig, join_address, split_address
 from orchestrator.topology import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
-from orchestrator.wire.info import Role
+from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV, Role
 
 OUR_PLUGIN = "baton"
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"  # what the orchestrator sends to its workers as bearer token
@@ -252,6 +252,7 @@ def _vllm_env(worker: _Worker) -> dict[str, str]:
     if worker.address.role != "both":
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = worker.address.host
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(worker.address.side_channel_port)
+        env[NIXL_DELAY_ENV] = worker.around.environ.get(NIXL_DELAY_ENV, str(DEFAULT_NIXL_DELAY_US))
     if worker.around.environ.get(WORKER_KEY_ENV):
         env["VLLM_API_KEY"] = worker.around.environ[WORKER_KEY_ENV]
     if worker.around.is_directory(worker.place.model.path or ""):
