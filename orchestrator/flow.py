@@ -17,6 +17,7 @@ What follows a failure is decided in `retry.py`; what becomes of a hand-off is k
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -37,6 +38,7 @@ from orchestrator.errors import (
     BatonError,
     ClientError,
     KvMissing,
+    Poison,
     UnknownModel,
     WorkerAnswered,
     WorkerCutShort,
@@ -55,7 +57,7 @@ from orchestrator.relay import RequestScope
 from orchestrator.releases import MAX_PREFILL_ANSWER_BYTES, Releases, is_unread, read_handoff
 from orchestrator.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.routing.planner import Plan, Planner
-from orchestrator.states import IN_SERVICE, WorkerState
+from orchestrator.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.telemetry import LeaseState, RetryReason, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
@@ -87,6 +89,7 @@ _ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
 }
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
+_DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
 
 
@@ -172,7 +175,7 @@ class Flow:
                             return await self._serve_whole(job)
                         return await self._serve_in_two_legs(job, plan.prefill)
                 except (WorkerError, WorkerAnswered) as error:
-                    self._allow_another(job, error)
+                    self._allow_another(job, error, body)
                     if scope.exchange.is_started and not await self._failover.go_on(job, error):
                         return None
                     self._plan_again(job)
@@ -222,20 +225,33 @@ class Flow:
 
     # --- attempts -------------------------------------------------------------------------------
 
-    def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
-        """Note what has failed; raise `error` for good if it is not to be tried again."""
-        failure = failure_of(error)
+    def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered, body: bytes) -> None:
+        """Note what has failed; raise `error` for good if it is not to be tried again, or `Poison`."""
+        failure, was_in_service = failure_of(error), job.worker.state in SERVING
         self._tell_registry(job, failure, error)
         if not self._may_help(job, failure):
             raise error
         if job.retries is None:
             job.retries = Retries(self._retry_budget)
+        if job.retries.is_poison(failure, job.worker.name, was_in_service=was_in_service):
+            raise self._poison(job, job.retries.lost, body) from error
         if not job.retries.allows(failure):
             error.should_retry = False
             raise error
         if failure is not Failure.UNREACHABLE:  # of which nothing was written: the hand-off is unused
             self._releases.settle(job)
         self._telemetry.retry(_retry_reason(job))
+
+    def _poison(self, job: Job, lost: list[str], body: bytes) -> Poison:
+        """Whoever looks for the request finds it by its digest; its text is nobody's but the client's."""
+        self._telemetry.poison()
+        _log.warning(
+            "request %s is not sent on: %s were lost with it; SHA-256 of its body: %s...",
+            job.scope.record.request_id,
+            " and ".join(lost),
+            hashlib.sha256(body).hexdigest()[:_DIGEST_CHARS],
+        )
+        return Poison(f"{len(lost)} workers were lost with this request: it is not sent to another one")
 
     def _plan_again(self, job: Job) -> None:
         """Choose other workers. Nothing may come between this and their leases."""
