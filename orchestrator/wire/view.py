@@ -276,7 +276,9 @@ def _look_closer(common: Parts, shared: dict[str, Raw]) -> tuple[Parts, str | No
     """The common part with a prompt that is a list of one unwrapped, and without transfer fields; why no
     hand-off is possible, if so.
     """
-    mended = {name: _without_transfer(name, shared[name], _ARGUMENTS) for name in _CARRIERS & shared.keys()}
+    mended = {
+        name: _without_transfer(name, shared[name], _ARGUMENTS) for name in _CARRIERS.intersection(shared)
+    }
     if "prompt" in shared:
         mended["prompt"] = _unwrap_single(shared["prompt"])
     if any(value is not shared[name] for name, value in mended.items()):
@@ -349,7 +351,7 @@ def _without_transfer(name: str, raw: Raw, inner: frozenset[str]) -> Raw:
 def _object_without_transfer(raw: Raw, inner: frozenset[str]) -> Raw:
     fields = _decode_key_by_key(bytes(raw), _NO_NAMES)
     kept = {name: raw for name, raw in fields.items() if name not in TRANSFER_FIELDS}
-    mended = {name: _without_transfer(name, kept[name], _NO_NAMES) for name in inner & kept.keys()}
+    mended = {name: _without_transfer(name, kept[name], _NO_NAMES) for name in inner.intersection(kept)}
     if len(kept) == len(fields) and all(value is kept[name] for name, value in mended.items()):
         return raw
     return Raw(_json.encode({**kept, **mended}))
