@@ -8,9 +8,10 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import distributions
+from importlib.metadata import EntryPoint, distributions
 
 from launch.engines.base import Surroundings
+from launch.engines.vllm import OUR_PLUGIN
 from launch.plan import ProcessSpec
 from orchestrator.config.addresses import is_loopback
 
@@ -31,8 +32,13 @@ def look_around() -> Surroundings:
 def _vllm_plugins() -> Iterator[str]:
     for distribution in distributions():
         for entry in distribution.entry_points:
-            if entry.group.startswith("vllm.") and entry.group != _UNNAMED_GROUP:
+            if _is_loaded_unnamed(entry):
                 yield entry.name
+
+
+def _is_loaded_unnamed(entry: EntryPoint) -> bool:
+    """Ours does nothing there: it wants to be named, and the plan does so."""
+    return entry.group.startswith("vllm.") and entry.group != _UNNAMED_GROUP and entry.name != OUR_PLUGIN
 
 
 def is_here(host: str) -> bool:

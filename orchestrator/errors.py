@@ -212,6 +212,15 @@ class KvMissing(BatonError):
     code = "kv_missing"
 
 
+class Poison(BatonError):
+    """Workers were lost with the request, so many that it may be what ends them: no other one gets it."""
+
+    status = 502
+    type = "upstream_error"
+    code = "poison"
+    should_retry = False
+
+
 BUSY = frozenset({429, 503})  # statuses of a worker that has too much to do
 BUSY_S = 1  # for so long, if it does not say. It answers faster than others: the least loaded would be chosen
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from launch.engines.base import WORKER_KEY_ENV, Command, PlanError, Worker
 from orchestrator.config.options import PoolConfig
-from orchestrator.wire.info import Role
+from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV, Role
 
 OUR_PLUGIN = "baton"
 
@@ -70,6 +70,7 @@ def _vllm_env(worker: Worker) -> dict[str, str]:
     if worker.address.role != "both":
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = worker.address.host
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(worker.address.side_channel_port)
+        env[NIXL_DELAY_ENV] = worker.around.environ.get(NIXL_DELAY_ENV, str(DEFAULT_NIXL_DELAY_US))
     if worker.around.environ.get(WORKER_KEY_ENV):
         env["VLLM_API_KEY"] = worker.around.environ[WORKER_KEY_ENV]
     if worker.around.is_directory(worker.place.model.path or ""):

@@ -147,6 +147,16 @@ ROUTED: Final[dict[str, Any]] = {
 # Routed on by presence or shape; nobody here decodes their values.
 BY_SHAPE: Final = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
 
+# A worker connects to whatever host these name, and its engine dies of values that it does not expect: they
+# are never taken from a client. A leg leaves out those of the top level, the view those in `_CARRIERS`.
+TRANSFER_FIELDS: Final = frozenset({"kv_transfer_params", "ec_transfer_params"})
+
+# Objects whose entries become arguments of vLLM's sampling (0.32), among which the transfer fields are, too:
+# `vllm_xargs` of all its OpenAI endpoints, `extra_args` of the sampling parameters that others take.
+_ARGUMENTS: Final = frozenset({"vllm_xargs", "extra_args"})
+_CARRIERS: Final = _ARGUMENTS | frozenset({"sampling_params"})
+_NO_NAMES: Final[frozenset[str]] = frozenset()
+
 # What makes an embedding's form; see `orchestrator.api.embeddings`.
 EMBEDDING_FORM: Final = frozenset({"encoding_format", "embed_dtype", "endianness"})
 
@@ -170,8 +180,9 @@ OWN: Final = EMBEDDING_FORM | frozenset(
     }
 )
 
-# Fields that can make a hand-off impossible, next to a limit of no tokens. Most requests have none of them.
-_MAY_NEED_ONE_WORKER: Final = frozenset(
+# Fields that are looked at where they are there: all but the carriers can make a hand-off impossible, next to
+# a limit of no tokens. Most requests have none of them.
+_LOOKED_AT: Final = _CARRIERS | frozenset(
     {"use_beam_search", "prompt_logprobs", "echo", "prompt_embeds", "prompt"}
 )
 
@@ -185,6 +196,7 @@ _TOP_LEVEL: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIST: Final = msgspec.json.Decoder(list[Raw])
 _IDS: Final = msgspec.json.Decoder(list[int])
 _BRACKET: Final = ord("[")
+_STRING: Final = msgspec.json.Decoder(str)
 _LITERALS: Final = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
 _SMALL: Final = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
 _WHITESPACE: Final = b" \t\n\r"
@@ -195,7 +207,8 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
 
     Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for a routed field of the
     wrong type, and for one given twice (also when its name is spelt with escapes). A prompt that is a list
-    of one is unwrapped, because the KV cache of one prompt can be handed over.
+    of one is unwrapped, because the KV cache of one prompt can be handed over. Transfer fields are left out
+    of arguments for vLLM's sampling.
     """
     is_small = len(body) <= _SMALL
     fields = _decode_top_level(body, is_small=is_small)
@@ -206,7 +219,7 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
     if is_small and len(body) != _compact_length(len(common[0]), len(own_json)):
         _refuse_duplicates(body)
     whole_reason = None
-    if not _MAY_NEED_ONE_WORKER.isdisjoint(shared):
+    if not _LOOKED_AT.isdisjoint(shared):
         common, whole_reason = _look_closer(common, shared)
     if routed.max_tokens == 0 or routed.max_completion_tokens == 0:
         whole_reason = "no token asked for"
@@ -295,7 +308,9 @@ class _Key:
 class _KeyReader:
     """Sees every key as the decoder comes to it; raises `InvalidRequest`. Of other fields the last wins."""
 
-    def __init__(self) -> None:
+    def __init__(self, once: frozenset[str]) -> None:
+        """`once`: names that must not occur twice."""
+        self._once = once
         self._count = 0
         self._seen: set[str] = set()
 
@@ -303,19 +318,19 @@ class _KeyReader:
         self._count += 1
         if self._count > MAX_FIELDS:
             raise InvalidRequest(f"the request body has more than {MAX_FIELDS} fields")
-        if key in _ALL_ROUTED:
+        if key in self._once:
             if key in self._seen:
                 raise InvalidRequest(f"the field '{key}' is given twice", key)
             self._seen.add(key)
         return _Key(key)
 
 
-def _decode_key_by_key(body: bytes) -> dict[str, Raw]:
-    """The top level, given up at the first mistake: a large body can have a million fields.
+def _decode_key_by_key(body: bytes, once: frozenset[str] = _ALL_ROUTED) -> dict[str, Raw]:
+    """One level, given up at the first mistake: a large body can have a million fields.
 
     `ValidationError` if it is no object, and with an `InvalidRequest` as its cause.
     """
-    fields = msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=_KeyReader())
+    fields = msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=_KeyReader(once))
     return {key.name: raw for key, raw in fields.items()}
 
 
@@ -323,12 +338,17 @@ def _decode_key_by_key(body: bytes) -> dict[str, Raw]:
 
 
 def _look_closer(common: Parts, shared: dict[str, Raw]) -> tuple[Parts, str | None]:
-    """The common part with a prompt that is a list of one unwrapped; why no hand-off is possible, if so."""
+    """The common part with a prompt that is a list of one unwrapped, and without transfer fields; why no
+    hand-off is possible, if so.
+    """
+    mended = {
+        name: _without_transfer(name, shared[name], _ARGUMENTS) for name in _CARRIERS.intersection(shared)
+    }
     if "prompt" in shared:
-        prompt = _unwrap_single(shared["prompt"])
-        if prompt is not shared["prompt"]:
-            shared["prompt"] = prompt
-            common = json_object(shared)
+        mended["prompt"] = _unwrap_single(shared["prompt"])
+    if any(value is not shared[name] for name, value in mended.items()):
+        shared.update(mended)
+        common = json_object(shared)
     return common, _whole_reason(shared)
 
 
@@ -370,3 +390,46 @@ def _unwrap_single(prompt: Raw) -> Raw:
         return prompt
     prompts = _LIST.decode(prompt)
     return prompts[0] if len(prompts) == 1 else prompt
+
+
+# --- what only workers may say ------------------------------------------------------------------
+
+
+def _without_transfer(name: str, raw: Raw, inner: frozenset[str]) -> Raw:
+    """The value of a field without the transfer fields, which may be in entries named `inner` as well; itself
+    if it has none. What is no object is not the worker's arguments, but a text that holds one may be.
+
+    Raises `InvalidRequest` if the object cannot be read.
+    """
+    value = bytes(raw)
+    mend = _WITHOUT_TRANSFER.get(value[:1])
+    if mend is None or (b"_transfer_params" not in value and b"\\" not in value):
+        return raw
+    try:
+        return mend(raw, inner)
+    except (msgspec.DecodeError, RecursionError) as error:
+        if isinstance(error.__cause__, InvalidRequest):
+            raise error.__cause__ from None
+        raise InvalidRequest(f"the field '{name}' cannot be read", name) from error
+
+
+def _object_without_transfer(raw: Raw, inner: frozenset[str]) -> Raw:
+    fields = _decode_key_by_key(bytes(raw), _NO_NAMES)
+    kept = {name: raw for name, raw in fields.items() if name not in TRANSFER_FIELDS}
+    mended = {name: _without_transfer(name, kept[name], _NO_NAMES) for name in inner.intersection(kept)}
+    if len(kept) == len(fields) and all(value is kept[name] for name, value in mended.items()):
+        return raw
+    return Raw(_json.encode({**kept, **mended}))
+
+
+def _text_without_transfer(raw: Raw, inner: frozenset[str]) -> Raw:
+    """Of a string that is itself JSON, as forms have it."""
+    text = _STRING.decode(raw)
+    if not text.lstrip().startswith("{"):
+        return raw
+    held = Raw(text.strip().encode())
+    mended = _object_without_transfer(held, inner)
+    return raw if mended is held else Raw(_json.encode(bytes(mended).decode()))
+
+
+_WITHOUT_TRANSFER: Final = {b"{": _object_without_transfer, b'"': _text_without_transfer}

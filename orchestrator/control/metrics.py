@@ -81,6 +81,7 @@ class BatonCollector(Collector):
         yield self._retries(row)
         yield from self._queues(row)
         yield self._rejections(row)
+        yield self._poison(row)
         yield from self._leases(row)
         yield self._loop_lag(row)
         statuses = self._sources.workers()
@@ -172,6 +173,13 @@ class BatonCollector(Collector):
             "baton_requests_rejected", "Requests sent away before any work on them.", labels=("reason",)
         )
         return _add_row(family, row, self._layout.rejections, [r.name.lower() for r in RejectReason])
+
+    def _poison(self, row: list[int]) -> Metric:
+        return CounterMetricFamily(
+            "baton_poison_requests",
+            "Requests that were not sent on, as workers were lost with them.",
+            value=row[self._layout.poison],
+        )
 
     def _leases(self, row: list[int]) -> Iterator[Metric]:
         layout = self._layout

@@ -21,14 +21,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from orchestrator.api.view import RequestView
+from orchestrator.api.view import TRANSFER_FIELDS, RequestView
 from orchestrator.legs.connectors import NIXL
 from orchestrator.legs.connectors.base import Connector, Handoff, TokenIds
 from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
 from orchestrator.wire.shapes import Message, MessagePart
-
-# A worker connects to whatever host these name, so they are never taken from a client.
-_NEVER_RELAYED: Final = frozenset({"kv_transfer_params", "ec_transfer_params"})
 
 _SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is the same for both
 
@@ -96,7 +93,7 @@ class LegBodies:
         if handoff.token_ids is not None:
             return self._decode_with_ids(codec, model, handoff, handoff.token_ids)
         view = self._view
-        if self.asks_hidden_usage or model != view.model or not _NEVER_RELAYED.isdisjoint(view.own):
+        if self.asks_hidden_usage or model != view.model or not TRANSFER_FIELDS.isdisjoint(view.own):
             return self._leg(codec, _json.encode(self._changed(model, handoff.params)))
         return self._leg(codec, b'%b,"kv_transfer_params":%b}' % (view.own_json[:-1], handoff.params))
 
@@ -136,7 +133,7 @@ class LegBodies:
 
     def _client_fields(self, model: str) -> dict[str, Any]:
         overlay: dict[str, Any] = {**self._view.own}
-        for name in _NEVER_RELAYED:
+        for name in TRANSFER_FIELDS:
             overlay.pop(name, None)
         if model != self._view.model:
             overlay["model"] = model

@@ -34,7 +34,7 @@ from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
 from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
-from orchestrator.workers.states import IN_SERVICE, WorkerState
+from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.workers.worker import Worker
 
 # A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
@@ -60,7 +60,17 @@ _ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
 class Legs:
     """What the legs of one request have in common, and which workers they have met."""
 
-    __slots__ = ("bodies", "count", "dispatcher", "failed", "headers", "id", "last", "model")
+    __slots__ = (
+        "bodies",
+        "count",
+        "dispatcher",
+        "failed",
+        "headers",
+        "id",
+        "last",
+        "model",
+        "was_in_service",
+    )
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
         """`bodies` are those of the legs to come; another worker that goes on with a stream gets others.
@@ -75,6 +85,7 @@ class Legs:
         self.count = 0  # legs that were sent
         self.last: Worker | None = None  # that a leg was sent to
         self.failed: tuple[Worker, ...] = ()  # workers that are not to be asked again
+        self.was_in_service = False  # the worker of the leg that failed last, before that was told of it
 
     def has_failed(self, worker: Worker) -> bool:
         """Whether it has just failed this request, or did so before."""
@@ -114,6 +125,7 @@ class Leg(ABC):
     ) -> None:
         self.worker.count_leg(-1)
         if error is not None and self.epoch != _NOT_SENT:
+            self.legs.was_in_service = self.worker.state in SERVING
             self._tell(error)
 
     @property

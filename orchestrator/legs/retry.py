@@ -8,6 +8,10 @@
 | FAILED | answered another 5xx (also as the first event of a stream), or garbage | once, within the budget |
 | REFUSED | answered another 4xx: any worker would | never |
 
+A request that has lost two workers is not sent to a third, for it may be what ends them: its error is
+`Poison`. Only LOST counts, and only of a worker that was in service: what is not reached has not seen the
+request, and who is known to be out is ended by something else.
+
 The first replacement of a lost leg costs no budget: a worker that loses legs is soon ejected, which bounds
 them. All others are bounded by the budget, so that an outage is not answered by a flood of retries.
 """
@@ -19,6 +23,9 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from orchestrator.errors import BUSY, BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
+
+# Workers that one request may lose.
+MOST_LOST = 2
 
 # Replacements under way at once, as a share of the requests that are open, and the least that is allowed.
 # Envoy's retry budgets have the same shape and the same numbers.
@@ -102,6 +109,7 @@ class Retries:
         self._budget = budget
         self._failures: list[Failure] = []
         self._taken = 0
+        self.lost: list[str] = []  # names of the workers that were lost with it
 
     def allows(self, failure: Failure) -> bool:
         """Whether a leg that failed so is to be replaced; counted if it is."""
@@ -114,6 +122,13 @@ class Retries:
             self._taken += 1
         self._failures.append(failure)
         return True
+
+    def is_poison(self, failure: Failure, worker: str, *, was_in_service: bool) -> bool:
+        """Whether the request has now lost as many workers as it may. The same one again is one."""
+        if failure is not Failure.LOST or not was_in_service or worker in self.lost:
+            return False
+        self.lost.append(worker)
+        return len(self.lost) >= MOST_LOST
 
     def close(self) -> None:
         self._budget.give_back(self._taken)

@@ -18,12 +18,14 @@ What follows a failure is decided in `legs/retry.py`; what becomes of a hand-off
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 from orchestrator.api.view import InvalidRequest, RequestView, view_request
 from orchestrator.config.options import LimitsConfig, RoutingConfig
-from orchestrator.errors import ClientError, Unavailable, UnknownModel, WorkerAnswered, WorkerError
+from orchestrator.errors import ClientError, Poison, Unavailable, UnknownModel, WorkerAnswered, WorkerError
 from orchestrator.failover.failover import Cut, Failover
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
@@ -48,6 +50,8 @@ from orchestrator.workers.worker import Worker
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED: Final = Path.DISAGGREGATED
 _AGGREGATED: Final = Path.AGGREGATED
+_DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
+_log: Final = logging.getLogger("baton.flow")
 
 
 class Flow:
@@ -102,7 +106,7 @@ class Flow:
                     with leg:  # its place is taken before prefill: one that has ended never waits for it
                         return await self._attempt(job, leg)
                 except (WorkerError, WorkerAnswered) as error:
-                    self._allow_another(job, error)
+                    self._allow_another(job, error, body)
                     if scope.exchange.is_started and not await self._go_on(job, error):
                         return None
                     self._plan_again(job)
@@ -208,8 +212,8 @@ class Flow:
 
     # --- when a leg has failed ------------------------------------------------------------------
 
-    def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered) -> None:
-        """Raise `error` for good if what has failed is not to be tried again."""
+    def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered, body: bytes) -> None:
+        """Raise `error` for good if what has failed is not to be tried again, or `Poison`."""
         failure = failure_of(error)
         if job.plan.wants_ends:
             tell_failed(job, failure)
@@ -217,12 +221,31 @@ class Flow:
             raise error
         if job.retries is None:
             job.retries = Retries(self._retry_budget)
+        if self._is_poison(job, job.retries, failure):
+            raise self._poison(job, job.retries.lost, body) from error
         if not job.retries.allows(failure):
             error.should_retry = False
             raise error
         if failure is not Failure.UNREACHABLE:  # of which nothing was written: the hand-off is unused
             self._forget_prefill(job)
         self._telemetry.retry(_retry_reason(job))
+
+    def _is_poison(self, job: Job, retries: Retries, failure: Failure) -> bool:
+        last = job.legs.last
+        return last is not None and retries.is_poison(
+            failure, last.name, was_in_service=job.legs.was_in_service
+        )
+
+    def _poison(self, job: Job, lost: list[str], body: bytes) -> Poison:
+        """Whoever looks for the request finds it by its digest; its text is nobody's but the client's."""
+        self._telemetry.poison()
+        _log.warning(
+            "request %s is not sent on: %s were lost with it; SHA-256 of its body: %s...",
+            job.scope.record.request_id,
+            " and ".join(lost),
+            hashlib.sha256(body).hexdigest()[:_DIGEST_CHARS],
+        )
+        return Poison(f"{len(lost)} workers were lost with this request: it is not sent to another one")
 
     def _may_help(self, job: Job, failure: Failure) -> bool:
         """Whether another attempt is a chance: a worker that has answered is not asked the same again."""

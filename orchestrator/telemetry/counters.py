@@ -124,7 +124,8 @@ class Layout:
         self.fallbacks = self.kv + len(Kv)
         self.retries = self.fallbacks + len(FallbackReason)
         self.rejections = self.retries + len(RetryReason)
-        self.lag = self.rejections + len(RejectReason)
+        self.poison = self.rejections + len(RejectReason)
+        self.lag = self.poison + 1
         self.size = self.lag + histogram_cells(LAG_BOUNDS)
 
     @property
@@ -217,6 +218,9 @@ class Telemetry:
 
     def rejected(self, reason: RejectReason) -> None:
         self.row[self.layout.rejections + reason] += 1
+
+    def poison(self) -> None:
+        self.row[self.layout.poison] += 1
 
     def loop_lag(self, seconds: float) -> None:
         _observe(self.row, self.layout.lag, LAG_BOUNDS, seconds)

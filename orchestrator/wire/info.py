@@ -25,6 +25,9 @@ TOKEN_IDS_HEADER = "X-Token-Ids"  # noqa: S105  # no secret
 TRANSPORT_ENV = "BATON_TRANSPORT"
 # Where the variable is unset or empty, on either side. docs/transport.md has the measurements behind it.
 DEFAULT_TRANSPORT: Encoding = "orjson"
+# How long NIXL's progress thread waits between two looks; see `worker/nixl_thread.py`.
+NIXL_DELAY_ENV = "BATON_NIXL_PROGRESS_DELAY_US"
+DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()` counts
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"

@@ -14,7 +14,7 @@ def spec(*listens: tuple[str, int]) -> ProcessSpec:
 def test_this_machine() -> None:
     around = look_around()
     assert around.python == sys.executable
-    assert "baton" not in around.vllm_plugins  # an endpoint plugin is loaded only when it is named
+    assert "baton" not in around.vllm_plugins  # it acts only where it is named
     assert is_here("127.0.0.1")
     assert is_here("localhost")
     assert is_here("::1")

@@ -69,7 +69,8 @@ class Cluster:
 
 
 class Stage:
-    """At most one cluster runs at a time: an idle NIXL worker polls, so two pairs on two cores starve."""
+    """At most one cluster runs at a time: the engines of two would take twice the memory, and the cores that
+    the other one's answers are computed on while they start."""
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory = factory

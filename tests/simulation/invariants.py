@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.legs.releases import END_LEG_S, GRACE_S, LAST_WORDS_S, LEAVE_S
+from orchestrator.legs.retry import MOST_LOST
 from orchestrator.relay.scope import SWEEP_S
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.wire.usage import Kv
@@ -33,6 +34,7 @@ def check(result: Result) -> list[str]:
         *_rest(result),
         *(problem for request in result.requests for problem in _request(result, request)),
         *_legs(result),
+        *(problem for request in result.requests for problem in _losses(result, request)),
         *_handoffs(result),
         *_dispatches(result),
     ]
@@ -249,6 +251,24 @@ def _grace_s(leg: Leg, end: float) -> float:
     if leg.handoff is not None and (leg.spoke is None or leg.spoke > end - AT_ONCE_S):
         return AT_ONCE_S + asking_s
     return AT_ONCE_S
+
+
+# After which the orchestrator takes the worker for lost.
+_LOSSES = frozenset({LegFault.RESET, LegFault.RESET_MIDWAY, LegFault.END_MIDWAY})
+
+
+def _losses(result: Result, request: Request) -> Iterator[str]:
+    """A request that has lost as many workers as it may is sent to no other. Trouble is not its fault.
+
+    A question for token ids is none of its legs: no engine gets it.
+    """
+    lost: set[str] = set()
+    legs = [leg for leg in _legs_of(result, request) if leg.kind in ("prefill", "decode", "whole")]
+    for leg in legs if not result.schedule.troubles else ():
+        if len(lost) >= MOST_LOST:
+            yield f"{leg.name} was sent to {leg.engine.name}, after {sorted(lost)} were lost with it"
+        if leg.fault in _LOSSES:
+            lost.add(leg.engine.name)
 
 
 def _handoffs(result: Result) -> Iterator[str]:

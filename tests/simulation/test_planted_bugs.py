@@ -174,6 +174,10 @@ def a_lost_leg_is_not_replaced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flow, "_may_help", lambda flow, job, failure: False)
 
 
+def whoever_loses_workers_is_sent_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Retries, "is_poison", lambda retries, failure, worker, was_in_service: False)
+
+
 def the_retry_budget_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Retries, "close", nothing)
 
@@ -208,6 +212,7 @@ BUGS: list[tuple[Plant, str]] = [
     (a_client_that_left_stays_in_flight, "requests in flight"),
     (gone_workers_get_requests, "out of service"),
     (a_lost_leg_is_not_replaced, "was not replaced"),
+    (whoever_loses_workers_is_sent_on, "were lost with it"),
     (the_retry_budget_is_not_given_back, "replacements in the budget"),
     (probes_go_on_after_the_end, "a task is left"),
 ]

@@ -36,6 +36,7 @@ def test_a_prefill_worker_on_a_cpu() -> None:
             "BATON_MODEL": "m",
             "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
             "VLLM_NIXL_SIDE_CHANNEL_PORT": "9100",
+            "BATON_NIXL_PROGRESS_DELAY_US": "1000",
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": "1",
@@ -47,6 +48,26 @@ def test_a_prefill_worker_on_a_cpu() -> None:
         listens=(("127.0.0.1", 8100), ("127.0.0.1", 9100)),
         log_name="m-prefill-0.log",
     )
+
+
+@pytest.mark.parametrize(
+    ("pool", "environ", "expected"),
+    [
+        ({}, {}, "1000"),
+        ({}, {"BATON_NIXL_PROGRESS_DELAY_US": "0"}, "0"),
+        (
+            {"env": {"BATON_NIXL_PROGRESS_DELAY_US": "5000"}},
+            {"BATON_NIXL_PROGRESS_DELAY_US": "0"},
+            "5000",
+        ),
+    ],
+    ids=["ours", "the shell's", "the file's"],
+)
+def test_how_long_the_progress_thread_waits(
+    pool: dict[str, Any], environ: dict[str, str], expected: str
+) -> None:
+    plan = plan_of(config(model(prefill=pool, decode=pool)), around(environ))
+    assert [spec.env["BATON_NIXL_PROGRESS_DELAY_US"] for spec in plan.workers] == [expected] * 2
 
 
 def test_a_decode_worker_on_a_gpu() -> None:

@@ -135,6 +135,7 @@ def test_the_families_have_the_promised_names() -> None:
         "baton_queue_bytes",
         "baton_held_bytes",
         "baton_requests_rejected",
+        "baton_poison_requests",
         "baton_event_loop_lag_seconds",
         "baton_workers",
         "baton_worker_in_flight",

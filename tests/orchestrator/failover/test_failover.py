@@ -45,6 +45,7 @@ class Cluster(FakeCluster):
         super().__init__(**{"roles": FOUR, **options})
         self.cuts: list[int] = []
         self.instead: bytes = b""  # what a worker says instead of going on
+        self.firsts: list[bytes] = []  # the same for the first ones
         self.tokenizes = True
         for worker in self.registry.workers:
             self.upstream.serve(worker.origin, self._answer)
@@ -72,8 +73,9 @@ class Cluster(FakeCluster):
             await reply.chunk(piece)
 
     async def _fail(self, reply: MemoryReply) -> None:
-        if self.instead:
-            await reply.chunk(self.instead)
+        instead = self.firsts.pop(0) if self.firsts else self.instead
+        if instead:
+            await reply.chunk(instead)
         else:
             reply.cut_short()
 
@@ -153,12 +155,28 @@ def test_it_may_be_cut_again(document: dict[str, Any]) -> None:
 
     async def test(cluster: Cluster) -> None:
         cluster.cuts = [5, 4]
+        cluster.firsts = [b"", event({"error": {"message": "no", "type": "x", "code": 500}}) + DONE]
         assert told((await cluster.stream(document)).sent) == expected
         assert len({leg.origin for leg in cluster.legs("decode") if leg.target != "/tokenize"}) == 3
 
     cluster = run(test)
     retries = cluster.telemetry.row[cluster.telemetry.layout.retries + RetryReason.STREAM]
     assert retries == 2
+
+
+@BOTH_APIS
+def test_a_stream_that_has_lost_two_workers_ends(document: dict[str, Any]) -> None:
+    """The third one could go on with it, and is not asked."""
+
+    async def test(cluster: Cluster) -> None:
+        cluster.cuts = [5, 4]
+        answer = await cluster.stream(document)
+        assert events_of(answer.sent)[-1]["error"]["code"] == "poison"
+        assert len({leg.origin for leg in cluster.legs("decode") if leg.target != "/tokenize"}) == 2
+
+    cluster = run(test)
+    assert cluster.telemetry.records[-1].error_code == "poison"
+    assert cluster.telemetry.row[cluster.telemetry.layout.poison] == 1
 
 
 def test_each_attempt_has_a_hand_off_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,6 +15,8 @@ from orchestrator.config.options import LEASE_S, RoutingConfig
 from orchestrator.legs.retry import BUDGET_LEAST
 from orchestrator.telemetry.counters import LeaseState, RetryReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.worker import Worker as RegisteredWorker
 from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, FakeExchange, event, read
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
@@ -389,3 +392,133 @@ def test_a_busy_worker_is_asked_all_the_same_if_there_is_no_other() -> None:
         assert len(cluster.legs("prefill")) == 2
 
     run(test, roles=("prefill", "decode"))
+
+
+# --- requests that may be what ends workers -----------------------------------------------------
+
+SIX = ("prefill",) * 3 + ("decode",) * 3
+ENGINE_ENDED = b'{"error":{"message":"EngineCore encountered an issue. See stack trace.","code":500}}'
+
+
+async def says_that_its_engine_ended(request: MemoryRequest, reply: MemoryReply) -> None:
+    reply.answer(500, ENGINE_ENDED, JSON)
+
+
+def asked(cluster: FakeCluster, role: str) -> list[str]:
+    """The workers of that role that got a leg, in order."""
+    names = {worker.origin: worker.name.removeprefix("m/") for worker in cluster.registry.workers}
+    return [names[leg.origin] for leg in cluster.legs(role)]
+
+
+def poisoned(cluster: FakeCluster) -> int:
+    return cluster.telemetry.row[cluster.telemetry.layout.poison]
+
+
+def assert_poison(answer: FakeExchange) -> None:
+    assert answer.status == 502
+    assert json.loads(answer.sent)["error"]["code"] == "poison"
+    assert answer.answer_headers[b"x-should-retry"] == b"false"
+
+
+LOSSES = pytest.mark.parametrize("loss", [cuts_short, says_that_its_engine_ended, is_stopped])
+
+
+@BOTH_KINDS
+@LOSSES
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_request_that_has_lost_two_workers_is_not_sent_to_a_third(
+    role: str, loss: Worker, document: dict[str, Any]
+) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        for number in range(3):
+            spoil(cluster, f"{role}/{number}", loss)
+        assert_poison(await cluster.ask(document))
+        assert len(set(asked(cluster, role))) == len(asked(cluster, role)) == 2
+        cluster.workers.pinned.clear()  # until their leases run out
+
+    assert poisoned(run(test, roles=SIX)) == 1
+
+
+def test_a_prefill_and_a_decode_worker_are_two() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        for number in range(3):
+            spoil(cluster, f"decode/{number}", cuts_short)
+        spoil(cluster, "prefill/0", cuts_short)
+        assert_poison(await cluster.ask(CHAT))
+        assert (len(asked(cluster, "prefill")), len(asked(cluster, "decode"))) == (2, 1)
+        cluster.workers.pinned.clear()
+
+    assert poisoned(run(test, roles=SIX)) == 1
+
+
+@BOTH_KINDS
+def test_a_request_that_is_served_whole_is_counted_alike(document: dict[str, Any]) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        for number in range(3):
+            spoil(cluster, f"both/{number}", cuts_short)
+        assert_poison(await cluster.ask(document))
+        assert len(asked(cluster, "both")) == 2
+
+    assert poisoned(run(test, roles=("both",) * 3)) == 1
+
+
+def test_the_log_tells_it_once_without_the_clients_text(caplog: pytest.LogCaptureFixture) -> None:
+    body = json.dumps(CHAT | {"messages": [{"role": "user", "content": "a secret"}]}).encode()
+
+    async def test(cluster: FakeCluster) -> None:
+        for number in range(3):
+            spoil(cluster, f"prefill/{number}", cuts_short)
+        assert_poison(await cluster.ask(body, headers=[(b"x-request-id", b"mine")]))
+
+    run(test, roles=SIX)
+    (message,) = (record.getMessage() for record in caplog.records if "lost" in record.getMessage())
+    assert hashlib.sha256(body).hexdigest()[:16] in message
+    assert "mine" in message
+    assert message.count("m/prefill/") == 2
+    assert "secret" not in caplog.text
+
+
+def test_workers_that_cannot_be_reached_have_not_seen_the_request() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        for number in range(2):
+            cluster.upstream.refuse(cluster.origin(f"decode/{number}"))
+        spoil(cluster, "prefill/0", cuts_short)
+        assert (await cluster.ask(CHAT)).status == 200
+
+    assert poisoned(run(test, roles=SIX)) == 0
+
+
+def is_gone(registry: Registry, worker: RegisteredWorker) -> None:
+    registry.mark_gone(worker, "its process has ended")
+
+
+@pytest.mark.parametrize("happens", [is_gone, Registry.drain], ids=["gone", "draining"])
+def test_who_was_out_already_is_ended_by_something_else(
+    happens: Callable[[Registry, RegisteredWorker], None],
+) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        async def goes_out(request: MemoryRequest, reply: MemoryReply) -> None:
+            legs = asked(cluster, "decode")
+            if len(legs) > 2:
+                await cluster.workers.decode(request, reply)
+            else:
+                happens(cluster.registry, cluster.worker(legs[-1]))
+                reply.cut_short()
+
+        for number in range(3):
+            spoil(cluster, f"decode/{number}", goes_out)
+        assert (await cluster.ask(CHAT)).status == 200
+        assert len(set(asked(cluster, "decode"))) == 3
+        cluster.workers.pinned.clear()
+
+    assert poisoned(run(test, roles=SIX)) == 0
+
+
+def test_one_worker_that_is_lost_again_and_again_is_one() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        spoil(cluster, "prefill/0", cuts_short)
+        answer = await cluster.ask(CHAT)
+        assert json.loads(answer.sent)["error"]["code"] == "worker_cut_short"
+        assert asked(cluster, "prefill") == ["prefill/0"] * 4
+
+    assert poisoned(run(test, roles=("prefill", "decode"), routing=RoutingConfig(disaggregate="strict"))) == 0

@@ -9,7 +9,7 @@ from orchestrator.errors import (
     WorkerGarbage,
     WorkerUnreachable,
 )
-from orchestrator.legs.retry import BUDGET_LEAST, RULES, Failure, Retries, RetryBudget, failure_of
+from orchestrator.legs.retry import BUDGET_LEAST, MOST_LOST, RULES, Failure, Retries, RetryBudget, failure_of
 
 # Word for word what vLLM 0.32 said to a request that was not streamed when it got SIGTERM.
 ENGINE_ENDED = (
@@ -98,3 +98,31 @@ def test_a_request_that_ends_gives_back_what_it_took() -> None:
     mine.close()
     mine.close()
     assert budget.in_use == 0
+
+
+# --- poison -------------------------------------------------------------------------------------
+
+
+def test_a_request_may_lose_so_many_workers() -> None:
+    mine, _ = retries()
+    names = [f"w{number}" for number in range(MOST_LOST)]
+    found = [mine.is_poison(Failure.LOST, name, was_in_service=True) for name in names]
+    assert found == [False] * (MOST_LOST - 1) + [True]
+    assert mine.lost == names
+
+
+def test_the_same_worker_twice_is_one() -> None:
+    mine, _ = retries()
+    assert not any(mine.is_poison(Failure.LOST, "w", was_in_service=True) for _ in range(5))
+
+
+@pytest.mark.parametrize("failure", [failure for failure in Failure if failure is not Failure.LOST])
+def test_what_is_no_loss_is_nobodys_end(failure: Failure) -> None:
+    mine, _ = retries()
+    assert not any(mine.is_poison(failure, f"w{number}", was_in_service=True) for number in range(5))
+
+
+def test_workers_that_were_out_already_are_not_counted() -> None:
+    mine, _ = retries()
+    assert not any(mine.is_poison(Failure.LOST, f"w{number}", was_in_service=False) for number in range(5))
+    assert mine.lost == []
