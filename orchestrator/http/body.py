@@ -26,6 +26,7 @@ class Body:
         "_unread",
         "awaits_continue",
         "failure",
+        "is_cut",
         "is_discarding",
         "is_received",
         "pieces",
@@ -37,7 +38,8 @@ class Body:
         self.awaits_continue = awaits_continue  # the client waits for "100 Continue" before it sends the body
         self.is_received = False  # the request has been read to its end
         self.is_discarding = False  # nobody will read the rest
-        self.failure: BatonError | None = None  # why the rest will not be had
+        self.is_cut = False  # the client left before all of it had come
+        self.failure: BatonError | None = None  # why else the rest will not be had
         self.waiters: Waiters | None = None  # for more, or for the end
         self.pieces: list[bytes] = []  # that nobody has read
         self._runs: tuple[bytes, ...] = ()  # pieces, joined
@@ -55,6 +57,8 @@ class Body:
             await self._receive(is_answered)
         if self.failure is not None:
             raise self.failure
+        if self.is_cut:
+            raise ClientGone("the client left")
         pieces, self.pieces = [*self._runs, *self.pieces] if self._runs else self.pieces, []
         return b"".join(pieces)
 
@@ -65,7 +69,7 @@ class Body:
             await self.wait()
 
     def _is_over(self) -> bool:
-        return self.is_received or self.failure is not None
+        return self.is_received or self.is_cut or self.failure is not None
 
     def read_piece(self) -> bytes:
         """What has come since the last piece was read."""
@@ -74,9 +78,9 @@ class Body:
         return b"".join(pieces)
 
     def want(self, is_answered: bool) -> None:
-        """Have the client send it, and the connection read it."""
+        """Have the client send it, and the connection read it. To be called while more is to come."""
         connection = self._connection
-        if self.awaits_continue and self.failure is None and not is_answered:
+        if self.awaits_continue and not is_answered:
             self.awaits_continue = False
             connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             connection.await_whole_body()
@@ -122,8 +126,7 @@ class Body:
 
     def leave(self) -> None:
         """The client is gone. A body that is whole can still be read."""
-        if not self.is_received and self.failure is None:
-            self.failure = ClientGone("the client left")
+        self.is_cut = not self.is_received
         self._wake()
 
     def discard(self) -> None:

@@ -116,13 +116,21 @@ class Judge:
             error = self._host_error(head, host)
             if error is not None:
                 return error
-        if head.url != self._target.url:
-            target = _parse_target(head.method, head.url)
-            if target is None:
-                return ClientError("invalid request target")
-            self._target = target
-        head.target = self._target
+        if head.url == self._target.url:
+            head.target = self._target
+        elif not self._parse_target(head):
+            return ClientError("invalid request target")
         return _body_error(head, self._limits) if head.has_body else None
+
+    def _parse_target(self, head: Head) -> bool:
+        """Whether there is a path to be had from the URL."""
+        target = _target_of(head.method, head.url)
+        if target is None:
+            return False
+        head.target = target
+        if head.url != b"*":  # what is said of that is said of one method only
+            self._target = target
+        return True
 
     def _host_error(self, head: Head, host: bytes | None) -> BatonError | None:
         if host is None:
@@ -238,7 +246,7 @@ def _is_valid_host(host: bytes) -> bool:
     return _match_host(host) is not None
 
 
-def _parse_target(method: str, url: bytes) -> Target | None:
+def _target_of(method: str, url: bytes) -> Target | None:
     """None if there is no path to be had from `url`."""
     if url.startswith(b"/"):
         path, _, query = url.partition(b"#")[0].partition(b"?")

@@ -71,6 +71,7 @@ class Reader:
     in_head = False
     incoming: HttpExchange | None = None  # whose body is being read
     is_deaf = False  # what else comes is thrown away
+    is_paused = False  # nothing comes for now
 
     _url = b""
     _head_bytes = 0  # of the present head, without the read in which it began
@@ -78,7 +79,6 @@ class Reader:
     _quiet_bytes = 0  # since the last piece of a body: chunk extensions, trailers
     _is_upgrade = False  # the parser will stop behind the present head
     _is_resuming = False  # the parser is being shown a head that we have had
-    is_paused = False
 
     def __init__(self, connection: Receiver, limits: ServerLimits, deadlines: Deadlines) -> None:
         """`close()` must follow, or both are left to the garbage collector."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import ssl
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -65,6 +67,33 @@ def test_requests_above_the_limit_are_503_and_idle_connections_do_not_count(run:
             gate.set()
             assert (await first.answer()).status == 200
             assert (await second.ask(GET)).status == 200
+
+    run(main)
+
+
+# --- the end of a connection ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.pure  # nothing can refer weakly to objects of compiled classes
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_lost_connection_is_freed_without_the_collector(end: str, run: Any, no_collector: None) -> None:
+    async def main() -> None:
+        async with serving(app_of(echo)) as site:
+            async with site.client() as client:
+                assert (await client.ask(post(b"abc"))).status == 200
+                client.send(post(b"abc")[:-1])
+                await until(lambda: bool(site.state.tasks))
+                connection = weakref.ref(next(iter(site.state.connections)))
+                if end == "reset":
+                    client.reset()
+            await until(lambda: connection() is None)
 
     run(main)
 

@@ -215,6 +215,12 @@ def test_not_counting_a_small_head_changes_no_verdict(make: Any) -> None:
         assert outcome(judge, made, is_small=True) == outcome(judge, make(), is_small=False)
 
 
+def test_what_one_method_may_ask_for_is_not_remembered_for_others() -> None:
+    judge = Judge(LIMITS)
+    assert judge.refusal(head(HOST, url=b"*", method="OPTIONS"), is_small=False) is None
+    assert isinstance(judge.refusal(head(HOST, url=b"*"), is_small=False), ClientError)
+
+
 def test_a_repeated_target_is_taken_apart_once() -> None:
     judge = Judge(LIMITS)
     first, second = head(HOST, url=b"/a%20b"), head(HOST, url=b"/a%20b")
