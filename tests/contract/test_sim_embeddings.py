@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.shared.processes import free_port
+from tests.baton import baton
 from tests.contract.embedding_cases import *  # noqa: F403  # the tests themselves
 from tests.contract.embedding_cases import Embedder
-from tests.real.conftest import baton
 from tests.worker.sim.workers import MODEL, running
 
 CONFIG = """

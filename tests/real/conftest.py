@@ -9,28 +9,22 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from bench.shared.processes import PORTS, free_port, is_free, tree
+from bench.shared.processes import PORTS, free_port, is_free
+from tests.baton import ROOT, SETTLE_S, START_S, baton
 from tests.metrics import sum_of
-from tests.waiting import wait_for, wait_until_gone
+from tests.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs/models/tiny-chat"
 DATA: dict[str, Any] = yaml.safe_load((ROOT / "configs/models/tiny-chat-data.yaml").read_text())
-
-# Limits, not expectations: a loaded machine with one core is as good as any.
-START_S = 600.0
-SETTLE_S = 60.0
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -206,64 +200,6 @@ def orchestrator(cluster: Cluster, transport: str, folder: Path) -> Iterator[str
         yield url
 
 
-@contextlib.contextmanager
-def baton(*argv: str, cwd: Path, transport: str, ready_at: str | None = None) -> Iterator[str]:
-    """Run a command of ours until the block ends. Yields the URL of its ready line, or of `ready_at`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", *argv],
-        cwd=cwd,
-        env={**os.environ, "BATON_TRANSPORT": transport, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    output = _Output(process.stdout)
-    try:
-        yield _wait_until_ready(process, output, ready_at)
-    finally:
-        members = tree(process.pid)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=SETTLE_S * 2) == 0, output.text()
-        wait_until_gone(members, SETTLE_S)
-
-
-class _Output:
-    """Reads a child's output all the time, so that it never blocks on a full pipe."""
-
-    def __init__(self, stream: IO[str] | None) -> None:
-        assert stream is not None
-        self._stream = stream
-        self._lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        with self._stream:
-            for line in self._stream:
-                self._lines.append(line)
-
-    def text(self) -> str:
-        return "".join(self._lines)
-
-    def ready_url(self) -> str | None:
-        lines = (line.strip() for line in list(self._lines))
-        return next((line.removeprefix("ready: ") for line in lines if line.startswith("ready: ")), None)
-
-
-def _wait_until_ready(process: subprocess.Popen[str], output: _Output, ready_at: str | None) -> str:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        assert process.poll() is None, output.text()
-        if ready_at is None:
-            if url := output.ready_url():
-                return url
-        else:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(ready_at).is_success:
-                    return ready_at
-        time.sleep(0.1)
-    raise AssertionError(f"not ready within {START_S} s:\n{output.text()}")
-
-
 def free_base() -> int:
     """A base port whose workers, listeners and side channels (1000 higher) are free."""
     for base in range(PORTS.stop, 30_000, 20):
@@ -285,10 +221,7 @@ def nothing_stays_pinned(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def assert_nothing_pinned(cluster: Cluster) -> None:
-    end = time.monotonic() + SETTLE_S
-    while metric(cluster.prefill, "vllm:kv_cache_usage_perc") > 0:
-        assert time.monotonic() < end, "the prefill worker still holds KV blocks"
-        time.sleep(0.05)
+    wait_for(lambda: metric(cluster.prefill, "vllm:kv_cache_usage_perc") == 0, "no pinned blocks", SETTLE_S)
     # A block that nobody pulled would be freed by its lease in the end, and counted here.
     assert metric(cluster.prefill, "vllm:nixl_num_kv_expired_reqs_total") == 0
 

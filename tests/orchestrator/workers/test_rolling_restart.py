@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -83,6 +84,11 @@ def names() -> list[str]:
     return [f"{MODEL}/{role}/{ROLES[:place].count(role)}" for place, role in enumerate(ROLES)]
 
 
+def pins(worker: SimWorker) -> list[Any]:
+    pinned: list[Any] = httpx.get(f"{worker.url}/sim/ledger").json()["pins"]
+    return pinned
+
+
 def retried(orchestrator: Orchestrator) -> float:
     counters = orchestrator.counters()
     return sum(value for (name, _), value in counters.items() if name == "baton_upstream_retries_total")
@@ -95,7 +101,10 @@ def test_a_rolling_restart_of_all_workers_fails_no_request(
         for name, worker in zip(names(), workers, strict=True):
             load.wait_more(CLIENTS)
             orchestrator.change("POST", f"/admin/workers/{name}/drain")
+            orchestrator.client_of_each()  # a process that has answered has heard of it before
             wait_for(lambda name=name: orchestrator.worker_loads()[name] == 0, f"{name} to be free")
+            # What it has prefilled may still have to be pulled, by legs of others.
+            wait_for(lambda worker=worker: not pins(worker), f"{name} to pin nothing")
             worker.restart()
             orchestrator.change("POST", f"/admin/workers/{name}/undrain")
             wait_for(lambda name=name: orchestrator.worker_states()[name] == "ready", f"{name} to be back")
