@@ -2,12 +2,12 @@
 
     python -m bench.structure [--root CHECKOUT]... [--order "run app relay ... wire errors"]
 
-A room is a folder of orchestrator/ or a module beside the folders; an arrow is an import, wherever it stands;
+A room is a folder of orchestrator/ or a module beside the folders, and a folder in a folder; an arrow is an import, wherever it stands;
 the floors are the rooms of the longest chain of arrows, where a circle counts as one. An import points upward
 if the order names the importer's room after the other one. A function has a line for its head, and those of
 its body without the docstring. Attributes are what a class names in its body or slots and what its `__init__`
 sets. The request is a plain chat through prefill and decode (tests/orchestrator/fakes.py). A move is a call,
-a return or an await that goes on, if it leads to another file; the compiled form hides them.
+a return or an await that goes on, if it leads to another file, or room; the compiled form hides them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from bench.shared.processes import ROOT, python
 
 ORDER = (
     "run processes app relay failover legs control api routing loop http workers telemetry transport config "
-    "wire errors"
+    "legs.connectors routing.policies wire errors compiled"
 )
+INNER = {"legs.connectors", "routing.policies"}  # leaves, which the config may know
 LONG = 40  # lines
 
 Modules = Mapping[str, ast.Module]  # by dotted name below the package; a folder's `__init__` by the folder's
@@ -117,7 +118,9 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    return module.partition(".")[0]
+    """Return its folder; a folder in a folder is a room of its own."""
+    folders = module.split(".")
+    return ".".join(folders[:2]) if ".".join(folders[:2]) in INNER else folders[0]
 
 
 def rooms_of(graph: Graph) -> Graph:

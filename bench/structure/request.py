@@ -1,4 +1,4 @@
-"""This traces a chat through prefill and decode, and prints how many files it passes, with how many moves.
+"""This traces a chat through prefill and decode, and prints the files and rooms that it passes, and its moves.
 
 It is a script of a process of its own: PYTHONPATH is the checkout, the argument its package's folder.
 """
@@ -32,6 +32,16 @@ async def main() -> None:
     await cluster.aclose()
 
 
+def summary(kind: str, places: list[str]) -> str:
+    moves = sum(one != other for one, other in pairwise(places))
+    return f"{len(set(places))} {kind}, {moves} moves"
+
+
+def room_of(file: str) -> str:
+    return file.removeprefix(sys.argv[1]).partition("/")[0]
+
+
 if __name__ == "__main__":
     asyncio.run(main())
-    print(len(set(path)), "files,", sum(one != other for one, other in pairwise(path)), "moves")
+    print(summary("files", path))
+    print(summary("rooms", [room_of(file) for file in path]))
