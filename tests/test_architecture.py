@@ -1,4 +1,4 @@
-"""The rooms of the orchestrator lie on floors, imports point down, and what is beside it sees little of it."""
+"""The rooms of the orchestrator lie on floors, imports point down, and others see little of it."""
 
 from __future__ import annotations
 
