@@ -10,17 +10,16 @@ from orchestrator.compiled import ROOT
 
 PACKAGES = ("orchestrator", "launch", "worker")
 ROW = re.compile(r"^\| `(.+)/` \| (.*) \|$")
+FIRST = "| orchestrator/ | its modules |"
+BENCH = "| bench/ | measures, each as `python -m bench.NAME` |"  # no row per folder there
 MODULE = re.compile(r"`(\w+\.py)`")
 
 
 def documented() -> dict[str, list[str]]:
     """The modules in each row of the tables in docs/structure.md, by folder."""
     lines = (ROOT / "docs/structure.md").read_text().splitlines()
-    start = lines.index("| orchestrator/ | its modules |")
-    rows = filter(
-        None,
-        map(ROW.match, lines[start : lines.index("| bench/ | measures, each as `python -m bench.NAME` |")]),
-    )
+    start, end = map(lines.index, (FIRST, BENCH))
+    rows = filter(None, map(ROW.match, lines[start:end]))
     return {folder_of(row[1]): MODULE.findall(row[2]) for row in rows}
 
 
