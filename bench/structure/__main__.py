@@ -2,13 +2,13 @@
 
     python -m bench.structure [--root CHECKOUT]... [--order "run app relay ... wire errors"]
 
-A room is a folder of orchestrator/ or a module beside the folders, and a folder in a folder; an arrow is
-an import, wherever it stands; the floors are the rooms of the longest chain of arrows, where a circle
-counts as one. An import points upward if the order names the importer's room after the other one. A
-function has a line for its head, and those of its body without the docstring. Attributes are what a class
-names in its body or slots and what its `__init__` sets. The request is a plain chat through prefill and
-decode (tests/orchestrator/fakes.py). A move is a call, a return or an await that goes on, if it leads to
-another file, or room; the compiled form hides them.
+A room is a folder of orchestrator/ or a module beside the folders, and a folder in a folder; an arrow is an
+import, wherever it stands; the floors are the rooms of the longest chain of arrows, where a circle counts as
+one. An import points upward if the order names the importer's room after the other one. A function has a
+line for its head, and those of its body without the docstring. Attributes are what a class names in its body
+or slots and what its `__init__` sets. The request is a plain chat through prefill and decode
+(tests/orchestrator/fakes.py). A move is a call, a return or an await that goes on, if it leads to another
+file, or room; the compiled form hides them.
 """
 
 from __future__ import annotations

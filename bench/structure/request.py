@@ -1,5 +1,4 @@
-"""This traces a chat through prefill and decode, and prints the files and rooms that it passes, and its
-moves.
+"""This traces a chat through prefill and decode, and prints the files and rooms it passes, and its moves.
 
 It is a script of a process of its own: PYTHONPATH is the checkout, the argument its package's folder.
 """
