@@ -107,7 +107,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 def test_a_request_goes_from_file_to_file(tmp_path: Path) -> None:
     # Twice there and back for `add`, once for `wait`, and once more when it goes on.
-    assert request(write(tmp_path, CHECKOUT)) == {"a request": ["2 files, 8 moves"]}
+    assert request(write(tmp_path, CHECKOUT)) == {"a request": ["2 files, 8 moves", "2 rooms, 8 moves"]}
 
 
 def test_checkouts_stand_side_by_side() -> None:
