@@ -60,17 +60,11 @@ _ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
 class Legs:
     """What the legs of one request have in common, and which workers they have met."""
 
-    __slots__ = (
-        "bodies",
-        "count",
-        "dispatcher",
-        "failed",
-        "headers",
-        "id",
-        "last",
-        "model",
-        "was_in_service",
-    )
+    # Class attributes are the defaults of what is set later, or never.
+    count = 0  # legs that were sent
+    last: Worker | None = None  # that a leg was sent to
+    failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
+    was_in_service = False  # the worker of the leg that failed last, before that was told of it
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
         """`bodies` are those of the legs to come; another worker that goes on with a stream gets others.
@@ -82,14 +76,10 @@ class Legs:
         self.bodies = bodies
         self.headers = headers
         self.id = dispatcher.ids.fresh()  # ours, for the workers
-        self.count = 0  # legs that were sent
-        self.last: Worker | None = None  # that a leg was sent to
-        self.failed: tuple[Worker, ...] = ()  # workers that are not to be asked again
-        self.was_in_service = False  # the worker of the leg that failed last, before that was told of it
 
     def has_failed(self, worker: Worker) -> bool:
         """Whether it has just failed this request, or did so before."""
-        return worker is self.last or worker in self.failed
+        return worker is self.last or worker in (self.failed or ())
 
 
 class Leg(ABC):
@@ -101,6 +91,7 @@ class Leg(ABC):
     answer: Answer | None = None  # once the leg was written
     heard = 0.0  # when it was written, or when more of its answer was last seen
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
+    is_given_up = False  # see `give_up`
     form_headers = b""  # what the head says of the form of the answer, as a header block
     lease: KvLease | None = (
         None  # of a prefill: its own, once it has answered, or that which decode builds on
@@ -124,7 +115,7 @@ class Leg(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.worker.count_leg(-1)
-        if error is not None and self.epoch != _NOT_SENT:
+        if error is not None and self.epoch != _NOT_SENT and not self.is_given_up:
             self.legs.was_in_service = self.worker.state in SERVING
             self._tell(error)
 
@@ -171,6 +162,8 @@ class Leg(ABC):
         while True:
             self.answer = answer = await self._send(JSON if self.is_plain else self.worker.codec)
             self.heard = self.legs.dispatcher.time()
+            if self.is_given_up:
+                answer.abort()
             if self.lease is not None:
                 self.lease.use()
             if only_head:
@@ -246,9 +239,13 @@ class Leg(ABC):
         if self.lease is not None:
             self.lease.consume()
 
-    def excuse(self) -> None:
-        """What goes wrong with it from now on is somebody else's doing: the registry is not told."""
-        self.epoch = _NOT_SENT
+    def give_up(self) -> None:
+        """End it because of something that its worker has no part in: the registry is told nothing of it.
+
+        Who reads it, or is about to, gets `WorkerCutShort`.
+        """
+        self.is_given_up = True
+        self.abort()
 
     def _tell(self, error: BaseException) -> None:
         """Tell the registry what this error says of the worker."""
@@ -275,7 +272,9 @@ class PrefillLeg(Leg):
 
         `transfer` names it among all prefill legs, where the connector needs that.
         """
-        super().__init__(legs, worker)
+        self.legs = legs  # as the base has it: a call of that costs more than all of this
+        self.bodies = legs.bodies
+        self.worker = worker
         self.decode = decode
         self.ids_form = ids_form
         self.form_headers = _ID_HEADERS[ids_form]

@@ -53,8 +53,7 @@ class ParallelPrefill:
                 await self._read()
         except (WorkerError, WorkerAnswered) as error:
             self._error = error
-            self._decode.excuse()
-            self._decode.abort()
+            self._decode.give_up()
 
     async def _read(self) -> None:
         try:

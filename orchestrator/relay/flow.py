@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from orchestrator.api.view import InvalidRequest, RequestView, view_request
 from orchestrator.config.options import LimitsConfig, RoutingConfig
@@ -103,8 +103,15 @@ class Flow:
             while True:
                 leg = AnswerLeg(job.legs, job.plan.decode)
                 try:
-                    with leg:  # its place is taken before prefill: one that has ended never waits for it
-                        return await self._attempt(job, leg)
+                    with leg:  # its seat is taken before prefill: one that has ended never waits for it
+                        prefill = job.plan.prefill
+                        if prefill is None:
+                            return await self._responder.answer(job, leg)
+                        if route.connector.sends_both_at_once:
+                            return await self._serve_at_once(job, prefill, leg)
+                        leg.take(self._unused_lease(job) or await self._prefill(job, prefill, leg.worker))
+                        leg.check_in_service()
+                        return await self._responder.answer(job, leg)
                 except (WorkerError, WorkerAnswered) as error:
                     self._allow_another(job, error, body)
                     if scope.exchange.is_started and not await self._go_on(job, error):
@@ -146,29 +153,12 @@ class Flow:
         """Choose other workers. Nothing may come between this and their seats."""
         legs = job.legs
         if legs.last is not None:
-            legs.failed = (*legs.failed, legs.last)
-        job.plan = _plan(job.scope, job.view, job.route, legs.failed)
+            legs.failed = (*(legs.failed or ()), legs.last)
+        job.plan = _plan(job.scope, job.view, job.route, legs.failed or ())
         if job.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
             self._forget_prefill(job)
 
     # --- attempts -------------------------------------------------------------------------------
-
-    def _attempt(self, job: Job, leg: AnswerLeg) -> Coroutine[Any, Any, None]:
-        prefill = job.plan.prefill
-        if prefill is None:
-            return self._responder.answer(job, leg)
-        if job.route.connector.sends_both_at_once:
-            return self._serve_at_once(job, prefill, leg)
-        return self._serve_in_turn(job, prefill, leg)
-
-    async def _serve_in_turn(self, job: Job, prefill: Worker, leg: AnswerLeg) -> None:
-        """Prefill first, then decode with what prefill has answered."""
-        lease = self._unused_lease(job) if job.prefill is not None else None
-        if lease is None:
-            lease = await self._prefill(job, prefill, leg.worker)
-        leg.take(lease)
-        leg.check_in_service()
-        await self._responder.answer(job, leg)
 
     async def _serve_at_once(self, job: Job, worker: Worker, leg: AnswerLeg) -> None:
         """Both legs at the same time; prefill answers when its KV cache has gone over."""
@@ -180,10 +170,13 @@ class Flow:
 
     def _unused_lease(self, job: Job) -> KvLease | None:
         """That of an earlier attempt, if its hand-off may still be sent."""
-        lease = job.prefill.lease if job.prefill is not None else None
+        if job.prefill is None:
+            return None
+        lease = job.prefill.lease
         return lease if lease is not None and self.ledger.is_good(lease) else None
 
     async def _prefill(self, job: Job, worker: Worker, decode: Worker) -> KvLease:
+        """Have the prompt's KV cache made for `decode`. Raises as `Leg.read` does."""
         scope, ids_form = job.scope, self._ids_form(job, worker, decode) if worker.token_ids else None
         leg = PrefillLeg(job.legs, worker, decode, ids_form)
         with leg:
@@ -287,7 +280,7 @@ class Flow:
             tell_ended(job)
         job.route.gate.give_back(job.scope.record)
         if job.prefill is not None:
-            self._forget_prefill(job)
+            self._releases.settle(job.prefill)
         if job.retries is not None:
             job.retries.close()
 
