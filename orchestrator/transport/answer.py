@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
@@ -39,7 +39,6 @@ class Answer(ABC):
 
     __slots__ = (
         "_error",
-        "_is_complete",
         "_is_held",
         "_is_stale",
         "_loop",
@@ -49,16 +48,17 @@ class Answer(ABC):
         "_waiter",
         "_wake_at",
         "headers",
+        "is_complete",
         "status",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
+        self.is_complete = False  # the whole body has arrived; it may still be unread
         self._loop = loop
         self._pieces: list[bytes] = []  # arrived and unread, _size bytes in all
         self._size = 0
-        self._is_complete = False
         self._error: BaseException | None = None  # a WorkerError, or what a sink raised
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 0  # wake the reader at this many unread bytes
@@ -67,15 +67,10 @@ class Answer(ABC):
         self._is_stale = False  # nothing will come unless `_ask_again()` is awaited
 
     def __repr__(self) -> str:
-        state = "complete" if self._is_complete else "failed" if self._error else "open"
+        state = "complete" if self.is_complete else "failed" if self._error else "open"
         return f"<{type(self).__name__} {self.status} {state}, {self._size} bytes unread>"
 
     # --- for the reader -------------------------------------------------------------------------
-
-    @property
-    def is_complete(self) -> bool:
-        """The whole body has arrived (it may still be unread)."""
-        return self._is_complete
 
     @property
     def unread(self) -> int:
@@ -90,12 +85,7 @@ class Answer(ABC):
         is replaced here, once, by a fresh one to the same origin.
         """
         while not self.status:
-            if self._error is not None:
-                raise self._error
-            if self._is_stale:
-                await self._ask_again()
-            else:
-                await self._news(0)
+            await self._more(0)
 
     async def chunk(self) -> bytes:
         """The next piece of the body as it arrived, without framing; b"" at the end, and after it.
@@ -104,8 +94,8 @@ class Answer(ABC):
         Waits for the head first if need be. Raises `WorkerCutShort` if the connection ends before the body
         does, `WorkerGarbage` if the framing is broken. What arrived before the failure is delivered first.
         """
-        if not self._pieces and not self._is_complete:
-            await self._arrival(1)
+        while not self._size and not self.is_complete:
+            await self._more(1)
         return self._take()
 
     async def read(self, limit: int) -> bytes:
@@ -113,20 +103,15 @@ class Answer(ABC):
 
         Nothing is lost when it is cancelled or raises: what had arrived stays unread.
         """
-        while self._size <= limit and not self._is_complete:
-            if self._error is not None:
-                raise self._error
-            if self._is_stale:
-                await self._ask_again()
-            else:
-                await self._news(limit + 1)
+        while self._size <= limit and not self.is_complete:
+            await self._more(limit + 1)
         if self._size > limit:
             raise WorkerGarbage("the worker's answer is too large")
         return self._take()
 
     def body_nowait(self) -> bytes | None:
         """All that is unread, if the body is complete; else None, and nothing is taken."""
-        return self._take() if self._is_complete else None
+        return self._take() if self.is_complete else None
 
     async def pump(self, sink: Sink) -> None:
         """Hand every further piece to `sink` the moment it arrives; returns at the end of the body.
@@ -161,7 +146,7 @@ class Answer(ABC):
         Closes the sending half of the connection, which a server takes for the client's leaving. Read on, or
         `abort()`, as before. TLS has no such half: there it does nothing.
         """
-        if not self._is_complete and self._error is None:
+        if not self.is_complete and self._error is None:
             self._close_sending()
 
     def abort(self) -> None:
@@ -170,7 +155,7 @@ class Answer(ABC):
         A reader that waits, or comes later, gets `WorkerCutShort`.
         """
         is_pumping = self._sink is not None and bool(self._pieces)
-        if not self._is_complete or is_pumping:
+        if not self.is_complete or is_pumping:
             self._error = self._error or WorkerCutShort("the leg was given up")
             self._clear()
             self._drop()
@@ -185,7 +170,7 @@ class Answer(ABC):
 
     def receive(self, data: bytes, is_complete: bool) -> None:
         """The body part of one read, without framing, may be empty; `is_complete`: nothing follows."""
-        self._is_complete = is_complete
+        self.is_complete = is_complete
         if data:
             sink = self._sink
             if sink is None or self._is_held:
@@ -199,7 +184,7 @@ class Answer(ABC):
 
     def fail(self, error: WorkerError) -> None:
         """The answer ends here, incomplete. Later failures change nothing."""
-        if self._error is None and not self._is_complete:
+        if self._error is None and not self.is_complete:
             self._error = error
         self._wake()
 
@@ -237,15 +222,11 @@ class Answer(ABC):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    async def _arrival(self, size: int) -> None:
-        """Until `size` bytes are unread or the body is complete."""
-        while self._size < size and not self._is_complete:
-            if self._error is not None:
-                raise self._error
-            if self._is_stale:
-                await self._ask_again()
-            else:
-                await self._news(size)
+    def _more(self, wake_at: int) -> Awaitable[None]:
+        """To be awaited for what `_news` tells, or for a stale request to be sent again. Raises the error."""
+        if self._error is not None:
+            raise self._error
+        return self._ask_again() if self._is_stale else self._news(wake_at)
 
     async def _pump(self, sink: Sink) -> None:
         self._sink = sink
@@ -253,7 +234,7 @@ class Answer(ABC):
         self._offer_unread(sink)
         if was_held and not self._is_held:
             self._resume_reading()
-        while self._pieces or not (self._is_complete or self._error):
+        while self._pieces or not (self.is_complete or self._error):
             await self._news(_NEVER)
         if self._error is not None:
             raise self._error
@@ -295,7 +276,7 @@ class Answer(ABC):
         self._size = 0
 
     def _hold(self) -> None:
-        if not (self._is_held or self._is_complete):
+        if not (self._is_held or self.is_complete):
             self._is_held = True
             self._pause_reading()
 

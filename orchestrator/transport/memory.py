@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
-from orchestrator.transport.memory_answer import MemoryAnswer
+from orchestrator.transport.memory_answer import MemoryAnswer, Writer
 from orchestrator.wire.headers import fields_of
 
 
@@ -127,7 +127,7 @@ class MemoryUpstream(Upstream):
             reply.end()
 
 
-class MemoryReply:
+class MemoryReply(Writer):
     """The worker's end of one leg. Once the leg is over, or dropped, its methods do nothing."""
 
     def __init__(self, open_replies: set[MemoryReply], *, is_head: bool) -> None:
@@ -204,7 +204,6 @@ class MemoryReply:
             asyncio.get_running_loop().call_soon(self._task.cancel)  # after its first step, if that is due
 
     def leave(self) -> None:
-        """The worker is told; what it has said by then still arrives."""
         if not self.is_over and self._task is not None:
             asyncio.get_running_loop().call_soon(self._task.cancel)
 
