@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy
 
-from orchestrator.wire.info import TokenIds
+from orchestrator.wire.info import TokenIdsForm
 
 PARAMS_KEY = "kv_transfer_params"
 IDS_KEY = "prompt_token_ids"
@@ -25,7 +25,7 @@ LIMITS_KEY = "baton_token_limits"  # in an application's state: its `Limits`, if
 WANTED_KEY = "baton_token_ids"  # in a request's state: its `Wanted`, if it asked for packed ids
 
 _DTYPE = numpy.dtype("<i4")
-_ENCODINGS: Mapping[TokenIds, tuple[Callable[[Any], bytes], str]] = {
+_ENCODINGS: Mapping[TokenIdsForm, tuple[Callable[[Any], bytes], str]] = {
     "base64": (msgspec.json.encode, "application/json"),  # which writes bytes as base64
     "bin": (msgspec.msgpack.encode, "application/msgpack"),
 }
@@ -47,7 +47,7 @@ class Limits:
 class Wanted:
     """The packed form that a request asked for, and the ids once its answer is there."""
 
-    form: TokenIds
+    form: TokenIdsForm
     packed: bytes | None = None
 
 
@@ -100,7 +100,7 @@ def unpack_in(document: Any, limits: Limits, *, is_completion: bool) -> None:
 # --- answers --------------------------------------------------------------------------------------------
 
 
-def encode_answer(document: dict[str, Any], form: TokenIds, packed: bytes) -> tuple[bytes, str]:
+def encode_answer(document: dict[str, Any], form: TokenIdsForm, packed: bytes) -> tuple[bytes, str]:
     """The body and the content type of an answer with these ids."""
     encode, content_type = _ENCODINGS[form]
     return encode(document | {IDS_KEY: packed}), content_type

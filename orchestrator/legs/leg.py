@@ -32,7 +32,7 @@ from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
+from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
 from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.workers.worker import Worker
@@ -49,7 +49,7 @@ _NOT_SENT: Final = -1
 _READY: Final = WorkerState.READY
 _USED: Final = LeaseState.USED
 
-_ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
+_ID_HEADERS: Final[dict[TokenIdsForm | None, bytes]] = {
     None: b"",
     "list": b"",
     "base64": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"base64")]),
@@ -269,7 +269,7 @@ class PrefillLeg(Leg):
     """Fills the KV cache of the prompt, and leaves a hand-off behind."""
 
     def __init__(
-        self, legs: Legs, worker: Worker, decode: Worker, ids_form: TokenIds | None, transfer: str = ""
+        self, legs: Legs, worker: Worker, decode: Worker, ids_form: TokenIdsForm | None, transfer: str = ""
     ) -> None:
         """`decode` is to take the KV cache over. `ids_form`: how the prompt's token ids are asked for.
 

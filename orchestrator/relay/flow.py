@@ -44,7 +44,7 @@ from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path
-from orchestrator.wire.info import TokenIds
+from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.worker import Worker
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -204,7 +204,7 @@ class Flow:
         job.note_prefilled()
         return lease
 
-    def _ids_form(self, job: Job, prefill: Worker, decode: Worker) -> TokenIds | None:
+    def _ids_form(self, job: Job, prefill: Worker, decode: Worker) -> TokenIdsForm | None:
         """How the prompt's token ids go from worker to worker; None if they do not."""
         if not (self._routing.tokenize_once and job.legs.bodies.takes_ids):
             return None

@@ -14,7 +14,7 @@ import msgspec
 
 Role = Literal["prefill", "decode", "both"]
 Encoding = Literal["json", "orjson", "msgpack"]
-TokenIds = Literal["list", "base64", "bin"]
+TokenIdsForm = Literal["list", "base64", "bin"]
 
 # Set on a leg whose body is msgpack. The content type stays application/json on purpose: FastAPI hands a
 # body to Request.json() only for a JSON content type.
@@ -44,7 +44,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     block_size: int | None = None  # tokens per KV block
     dtype: str | None = None
     max_model_len: int | None = None
-    token_ids: list[TokenIds] = []  # the forms of a prompt's ids that it gives as prefill and takes as decode
+    token_ids: list[
+        TokenIdsForm
+    ] = []  # the forms of a prompt's ids that it gives as prefill and takes as decode
 
 
 END_PATH = "/v1/baton/end"  # under /v1, where workers ask for their key
