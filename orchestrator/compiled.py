@@ -52,7 +52,7 @@ MODULES = (
     "orchestrator.legs.releases",
     "orchestrator.relay.admission",
     "orchestrator.relay.flow",
-    "orchestrator.relay.job",
+    "orchestrator.relay.admitted",
     "orchestrator.relay.outcomes",
     "orchestrator.relay.respond",
     "orchestrator.relay.route",

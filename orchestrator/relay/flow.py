@@ -36,7 +36,7 @@ from orchestrator.legs.parallel import ParallelPrefill
 from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.relay.admission import Admission, Demand
-from orchestrator.relay.job import Job
+from orchestrator.relay.admitted import Job
 from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
 from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route

@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.legs.connectors.base import Handoff
 from orchestrator.legs.retry import Failure
-from orchestrator.relay.job import Job
+from orchestrator.relay.admitted import Job
 from orchestrator.routing.policies.base import End, Outcome
 
 _ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python

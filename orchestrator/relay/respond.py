@@ -10,7 +10,7 @@ from orchestrator.errors import KvMissing, WorkerAnswered, WorkerCutShort, Worke
 from orchestrator.failover.failover import Failover
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
-from orchestrator.relay.job import Job
+from orchestrator.relay.admitted import Job
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
