@@ -11,7 +11,10 @@ from orchestrator.transport.answer import Answer
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Writer(ABC):
-    """This is a worker's end of a leg, as it is told what the reader does. It does nothing once the leg is over."""
+    """This is a worker's end of a leg, which is told what the reader does.
+
+    Its methods do nothing once the leg is over.
+    """
 
     @abstractmethod
     def hold(self) -> None:
