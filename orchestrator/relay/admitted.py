@@ -13,7 +13,7 @@ from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan
 
 
-class Job:
+class AdmittedRequest:
     """One request on its way through the workers."""
 
     prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on

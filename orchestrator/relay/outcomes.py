@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.legs.connectors.base import Handoff
 from orchestrator.legs.retry import Failure
-from orchestrator.relay.admitted import Job
+from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.routing.policies.base import End, Outcome
 
 _ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
@@ -39,29 +39,29 @@ class Prefilled(Outcome):
         return array("i", ids.packed or _BASE64.decode(ids.json))
 
 
-def tell_prefilled(job: Job, handoff: Handoff) -> None:
+def tell_prefilled(request: AdmittedRequest, handoff: Handoff) -> None:
     """The prefill leg has answered."""
-    choice = job.plan.prefill_choice
+    choice = request.plan.prefill_choice
     if choice is not None:
-        choice.ended(Prefilled(job.scope.now(), handoff))
+        choice.ended(Prefilled(request.scope.now(), handoff))
 
 
-def tell_failed(job: Job, failure: Failure) -> None:
+def tell_failed(request: AdmittedRequest, failure: Failure) -> None:
     """The last leg has failed, so that nothing more comes of the plan."""
-    now = job.scope.now()
+    now = request.scope.now()
     end = _REFUSED if failure in (Failure.REFUSED, Failure.BUSY) else _FAILED
-    if job.legs.last is not None:
-        job.plan.choice_of(job.legs.last).ended(Outcome(end, now))
-    job.plan.close(now)
+    if request.legs.last is not None:
+        request.plan.choice_of(request.legs.last).ended(Outcome(end, now))
+    request.plan.close(now)
 
 
-def tell_ended(job: Job) -> None:
+def tell_ended(request: AdmittedRequest) -> None:
     """The request has ended, whether or not it was answered."""
-    job.plan.close(job.scope.now(), _end_of(job))
+    request.plan.close(request.scope.now(), _end_of(request))
 
 
-def _end_of(job: Job) -> End:
+def _end_of(request: AdmittedRequest) -> End:
     """That of the leg which is to answer the client."""
-    if job.scope.is_stopped:
+    if request.scope.is_stopped:
         return _CANCELLED
-    return _ANSWERED if job.scope.exchange.is_complete else _FAILED
+    return _ANSWERED if request.scope.exchange.is_complete else _FAILED

@@ -14,7 +14,7 @@ import msgspec
 
 Role = Literal["prefill", "decode", "both"]
 Encoding = Literal["json", "orjson", "msgpack"]
-TokenIdsForm = Literal["list", "base64", "bin"]
+TokenIdsForm = Literal["list", "base64", "bin"]  # how a prompt's token ids travel; see `TOKEN_IDS_HEADER`
 
 # Set on a leg whose body is msgpack. The content type stays application/json on purpose: FastAPI hands a
 # body to Request.json() only for a JSON content type.
