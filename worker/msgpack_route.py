@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 
 from orchestrator.wire.info import MSGPACK_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
 from worker import msgpack_body, token_ids
-from worker.token_ids import BadTokenIds, Limits, Wanted
+from worker.token_ids import BadTokenIds, Limits, RequestedIds
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -150,13 +150,13 @@ def _handing(kind: type[_Request], handler: _Handler) -> _Handler:
     return handle
 
 
-def _wanted(request: _Request) -> Wanted | None:
+def _wanted(request: _Request) -> RequestedIds | None:
     """What the request asks for, left in its state for whoever makes the answer."""
     asked = request.headers.get(TOKEN_IDS_HEADER)
     form = next((form for form in request.gives if form == asked), None)
     if form is None or request.limits is None:
         return None
-    wanted = Wanted(form)
+    wanted = RequestedIds(form)
     setattr(request.state, token_ids.WANTED_KEY, wanted)
     return wanted
 

@@ -22,7 +22,7 @@ IDS_KEY = "prompt_token_ids"
 PLACE = f"{PARAMS_KEY}.{IDS_KEY}"
 
 LIMITS_KEY = "baton_token_limits"  # in an application's state: its `Limits`, if it takes packed ids
-WANTED_KEY = "baton_token_ids"  # in a request's state: its `Wanted`, if it asked for packed ids
+WANTED_KEY = "baton_token_ids"  # in a request's state: its `RequestedIds`, if it asked for packed ids
 
 _DTYPE = numpy.dtype("<i4")
 _ENCODINGS: Mapping[TokenIdsForm, tuple[Callable[[Any], bytes], str]] = {
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Wanted:
+class RequestedIds:
     """The packed form that a request asked for, and the ids once its answer is there."""
 
     form: TokenIdsForm
@@ -113,7 +113,7 @@ def packing(create: _Create) -> _Create:
     @functools.wraps(create)
     async def create_and_pack(request: Any, raw_request: Any = None) -> Any:
         answer = await create(request, raw_request)
-        wanted = None if raw_request is None else wanted_by(raw_request.state)
+        wanted = None if raw_request is None else requested_by(raw_request.state)
         if wanted is not None and hasattr(answer, "choices"):  # no stream, no error
             wanted.packed = _take_ids(answer)
         return answer
@@ -121,7 +121,7 @@ def packing(create: _Create) -> _Create:
     return create_and_pack
 
 
-def wanted_by(state: object) -> Wanted | None:
+def requested_by(state: object) -> RequestedIds | None:
     """`state` is a request's."""
     return getattr(state, WANTED_KEY, None)
 

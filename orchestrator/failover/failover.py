@@ -25,7 +25,7 @@ from orchestrator.failover.tokenize import (
     tokenize_text,
     tokenized,
 )
-from orchestrator.failover.transcript import CannotContinue, Memory, Sent, Transcript
+from orchestrator.failover.transcript import CannotContinue, Sent, Transcript, TranscriptMemory
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, TokenIds
 from orchestrator.legs.dispatch import Dispatcher
@@ -39,7 +39,7 @@ _MAX_TOKENS_BYTES = 16 * 1024 * 1024
 _MOST_ASKED = 3
 
 
-class Cut:
+class CutStream:
     """A stream that was cut: what the client asked for, and what it has had."""
 
     __slots__ = ("first", "last", "legs", "transcript", "view", "watch")
@@ -94,7 +94,7 @@ class Failover:
     def __init__(self, dispatcher: Dispatcher, *, max_bytes: int) -> None:
         """`max_bytes` bounds what all open streams keep; streams beyond it are not replaceable."""
         self._registry = dispatcher.registry
-        self._memory = Memory(max_bytes)
+        self._memory = TranscriptMemory(max_bytes)
 
     def transcript(self, view: RequestView) -> Transcript | None:
         """For a stream that begins; None if no other worker could ever go on with it. To be closed."""
@@ -102,7 +102,7 @@ class Failover:
             return None
         return Transcript(self._memory)
 
-    async def rest_of(self, stream: Cut, cause: WorkerError | WorkerAnswered) -> Rest:
+    async def rest_of(self, stream: CutStream, cause: WorkerError | WorkerAnswered) -> Rest:
         """How the stream goes on that `cause` has cut; workers are asked for token ids if need be.
 
         Raises `cause`, or an error that says why nobody can go on with it.
@@ -115,7 +115,7 @@ class Failover:
             error = WorkerCutShort(f"{cause.message}; no other worker can go on: {reason}")
             raise error from cause
 
-    async def _rest_of(self, stream: Cut) -> Rest:
+    async def _rest_of(self, stream: CutStream) -> Rest:
         reason = replaceable(stream.view)
         if stream.transcript is None or reason is not None:
             raise CannotContinue(reason or "nothing was kept of it")
@@ -129,7 +129,7 @@ class Failover:
             return Rest(continuation.ending(), None, None)
         return Rest(b"", continuation, LegBodies(rest, PATH, stream.legs.bodies.connector))
 
-    async def _continuation(self, stream: Cut, sent: Sent) -> Continuation:
+    async def _continuation(self, stream: CutStream, sent: Sent) -> Continuation:
         view, last = stream.view, stream.last
         model_len = last.max_model_len
         prompt, said = known_prompt_ids(view, sent, stream.prompt_ids), known_sent_ids(sent)
@@ -148,7 +148,7 @@ class Failover:
             cached_tokens=stream.cached_tokens,
         )
 
-    async def _tokenize(self, stream: Cut, body: bytes) -> tuple[Ids, int | None]:
+    async def _tokenize(self, stream: CutStream, body: bytes) -> tuple[Ids, int | None]:
         """Ask one worker after the other for token ids, and the length of its context."""
         for worker in self._askable(stream):
             question = Question(stream.legs, worker, TOKENIZE, body)
@@ -161,7 +161,7 @@ class Failover:
                 question.abort()
         raise CannotContinue("no worker tells the token ids of what was sent")
 
-    def _askable(self, stream: Cut) -> Iterator[Worker]:
+    def _askable(self, stream: CutStream) -> Iterator[Worker]:
         pools = self._registry.pools[stream.view.model]
         model = stream.last.address.served_model
         ready = [*pools.both, *pools.decode, *pools.prefill]

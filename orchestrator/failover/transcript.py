@@ -53,7 +53,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     is_done: bool  # `[DONE]`
 
 
-class Memory:
+class TranscriptMemory:
     """What all transcripts of a process hold together, in bytes."""
 
     __slots__ = ("limit", "used")
@@ -154,7 +154,7 @@ class Transcript:
         "reason",
     )
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: TranscriptMemory) -> None:
         self._memory = memory
         self._charged = 0
         self._due = REDUCE_BYTES

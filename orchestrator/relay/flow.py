@@ -26,7 +26,7 @@ from typing import Any, Final
 from orchestrator.api.view import InvalidRequest, RequestView, view_request
 from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import ClientError, Poison, Unavailable, UnknownModel, WorkerAnswered, WorkerError
-from orchestrator.failover.failover import Cut, Failover
+from orchestrator.failover.failover import CutStream, Failover
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher
@@ -269,7 +269,9 @@ class Flow:
         scope, last = request.scope, request.legs.last
         if last is None:
             raise cause
-        cut = Cut(request.view, scope.transcript, request.first_handoff, request.legs, last, scope.watch)
+        cut = CutStream(
+            request.view, scope.transcript, request.first_handoff, request.legs, last, scope.watch
+        )
         rest = await self._failover.rest_of(cut, cause)
         if rest.bodies is None:
             scope.end_stream(rest.end)

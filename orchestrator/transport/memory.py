@@ -36,12 +36,12 @@ class MemoryRequest:
 
 # Answers one leg. Returning ends the body; returning before the head, or raising, cuts the answer short. It
 # is cancelled one turn of the loop after the leg was dropped, never before it started.
-Handler = Callable[[MemoryRequest, "MemoryReply"], Awaitable[None]]
+LegHandler = Callable[[MemoryRequest, "MemoryReply"], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
-    handler: Handler
+    handler: LegHandler
     connect_s: float
 
 
@@ -62,7 +62,7 @@ class MemoryUpstream(Upstream):
         self._is_closed = False
         self._connects = 0
 
-    def serve(self, origin: Origin, handler: Handler, *, connect_s: float = 0.0) -> None:
+    def serve(self, origin: Origin, handler: LegHandler, *, connect_s: float = 0.0) -> None:
         """From now on legs to `origin` go to `handler`, after `connect_s` seconds of connecting."""
         self._workers[origin] = _Worker(handler, connect_s)
 
@@ -114,7 +114,7 @@ class MemoryUpstream(Upstream):
         self._connects += 1
         return worker
 
-    async def _serve(self, handler: Handler, request: MemoryRequest, reply: MemoryReply) -> None:
+    async def _serve(self, handler: LegHandler, request: MemoryRequest, reply: MemoryReply) -> None:
         try:
             await handler(request, reply)
         except Exception as error:  # a worker's mistake must not pass for an answer: aclose() raises it

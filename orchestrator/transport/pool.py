@@ -51,7 +51,7 @@ class PooledUpstream(Upstream):
         self._connect = connect
         self._connect_timeout_s = connect_timeout_s
         self._idle_limit_s = idle_limit_s
-        self._sites: dict[Origin, _Site] = {}  # one per worker ever seen
+        self._pools: dict[Origin, _OriginPool] = {}  # one per worker ever seen
         self._connections: set[_Connection] = set()  # every open one
         self._sweeper: asyncio.TimerHandle | None = None  # runs while anything is idle
         self._is_closed = False
@@ -73,10 +73,10 @@ class PooledUpstream(Upstream):
         headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
-        site = self._sites.get(origin) or self._add_site(origin)
-        message = site.message(method, target, headers, body)
-        answer = _PooledAnswer(self, site, message, method == "HEAD")
-        connection = self._take_idle(site) or await self.connect(site)
+        pool = self._pools.get(origin) or self._add_pool(origin)
+        message = pool.message(method, target, headers, body)
+        answer = _PooledAnswer(self, pool, message, method == "HEAD")
+        connection = self._take_idle(pool) or await self.connect(pool)
         connection.carry(answer, message)
         if connection.is_write_held:
             await self._drain(answer)
@@ -101,14 +101,14 @@ class PooledUpstream(Upstream):
 
     # --- for connections and answers ------------------------------------------------------------
 
-    async def connect(self, site: _Site) -> _Connection:
+    async def connect(self, pool: _OriginPool) -> _Connection:
         """A fresh connection. Raises `WorkerUnreachable`; its cause says where to and why."""
         if self._is_closed:
             raise WorkerUnreachable("the orchestrator is stopping")
         try:
-            connection = await self._open(site)
+            connection = await self._open(pool)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host name
-            raise _unreachable(site.origin, error) from error
+            raise _unreachable(pool.origin, error) from error
         if self._is_closed:
             connection.close()
         if not connection.is_reusable:
@@ -125,7 +125,7 @@ class PooledUpstream(Upstream):
 
     def put_back(self, connection: _Connection, loop: asyncio.AbstractEventLoop) -> None:
         connection.idle_since = loop.time()
-        connection.site.idle.append(connection)
+        connection.pool.idle.append(connection)
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._idle_limit_s / 2, self._sweep, loop)
 
@@ -134,16 +134,16 @@ class PooledUpstream(Upstream):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _add_site(self, origin: Origin) -> _Site:
-        return self._sites.setdefault(origin, _Site(origin))
+    def _add_pool(self, origin: Origin) -> _OriginPool:
+        return self._pools.setdefault(origin, _OriginPool(origin))
 
-    def _take_idle(self, site: _Site) -> _Connection | None:
+    def _take_idle(self, pool: _OriginPool) -> _Connection | None:
         """The connection that became idle last, unless even that one is too old or closed."""
-        if not site.idle:
+        if not pool.idle:
             return None
-        oldest = site.loop.time() - self._idle_limit_s
-        while site.idle:
-            connection = site.idle.pop()
+        oldest = pool.loop.time() - self._idle_limit_s
+        while pool.idle:
+            connection = pool.idle.pop()
             if connection.is_reusable and connection.idle_since > oldest:
                 self._reuses += 1
                 return connection
@@ -157,14 +157,14 @@ class PooledUpstream(Upstream):
             answer.abort()
             raise
 
-    async def _open(self, site: _Site) -> _Connection:
+    async def _open(self, pool: _OriginPool) -> _Connection:
         loop = asyncio.get_running_loop()
-        origin = site.origin
+        origin = pool.origin
         tls = origin.tls
         async with asyncio.timeout(self._connect_timeout_s):
             create_connection: Connect = self._connect or loop.create_connection
             _, connection = await create_connection(
-                functools.partial(_Connection, self, site, loop),
+                functools.partial(_Connection, self, pool, loop),
                 origin.host,
                 origin.port,
                 ssl=tls,
@@ -175,13 +175,13 @@ class PooledUpstream(Upstream):
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what has been idle for too long; once for all connections."""
-        for site in self._sites.values():
-            site.sweep(self._idle_limit_s)
-        is_any_idle = any(site.idle for site in self._sites.values())
+        for pool in self._pools.values():
+            pool.sweep(self._idle_limit_s)
+        is_any_idle = any(pool.idle for pool in self._pools.values())
         self._sweeper = loop.call_later(self._idle_limit_s / 2, self._sweep, loop) if is_any_idle else None
 
 
-class _Site:
+class _OriginPool:
     """One origin: its idle connections, oldest first, and how requests to it begin."""
 
     __slots__ = ("_host", "_request_lines", "idle", "loop", "origin")
@@ -231,14 +231,16 @@ class _PooledAnswer(Answer):
     need.
     """
 
-    __slots__ = ("_message", "_site", "_upstream", "connection", "is_head")
+    __slots__ = ("_message", "_pool", "_upstream", "connection", "is_head")
 
-    def __init__(self, upstream: PooledUpstream, site: _Site, message: list[Part], is_head: bool) -> None:
-        super().__init__(site.loop)
+    def __init__(
+        self, upstream: PooledUpstream, pool: _OriginPool, message: list[Part], is_head: bool
+    ) -> None:
+        super().__init__(pool.loop)
         self.is_head = is_head  # an answer to HEAD: no body, whatever its headers say
         self.connection: _Connection | None = None  # set and cleared by the connection
         self._upstream = upstream
-        self._site = site
+        self._pool = pool
         self._message = message
 
     async def wait_written(self) -> None:
@@ -268,7 +270,7 @@ class _PooledAnswer(Answer):
 
     async def _ask_again(self) -> None:
         try:
-            connection = await self._upstream.connect(self._site)
+            connection = await self._upstream.connect(self._pool)
         except WorkerUnreachable as error:
             # The first connection has carried the request: the worker may have seen it.
             self.fail(_cut_short(error, has_head=False))
@@ -320,13 +322,13 @@ class _Connection:
         "is_write_held",
         "on_body",
         "on_header",
-        "site",
+        "pool",
     )
 
     _transport: asyncio.Transport
 
-    def __init__(self, upstream: PooledUpstream, site: _Site, loop: asyncio.AbstractEventLoop) -> None:
-        self.site = site
+    def __init__(self, upstream: PooledUpstream, pool: _OriginPool, loop: asyncio.AbstractEventLoop) -> None:
+        self.pool = pool
         self.idle_since = 0.0
         self.is_reusable = False
         self.is_write_held = False  # bytes of the request still wait for the socket
@@ -348,7 +350,7 @@ class _Connection:
 
     def __repr__(self) -> str:
         state = "busy" if self.is_busy else "idle" if self.is_idle else "closed"
-        return f"<_Connection {self.site.origin.host}:{self.site.origin.port} {state}, {self._legs} legs>"
+        return f"<_Connection {self.pool.origin.host}:{self.pool.origin.port} {state}, {self._legs} legs>"
 
     @property
     def is_busy(self) -> bool:
@@ -402,7 +404,7 @@ class _Connection:
         """Close at once, telling nobody; what counts as written still goes out. Repeatable."""
         self._answer = None
         self.is_reusable = False
-        if self.site.origin.tls is None or self.is_write_held:
+        if self.pool.origin.tls is None or self.is_write_held:
             self._transport.abort()
         else:
             self._transport.close()  # TLS keeps a buffer that it does not show
@@ -414,7 +416,7 @@ class _Connection:
         self.is_reusable = True
         # Any byte that the socket does not take at once counts, so that "written" is exact. (TLS transports
         # would take 0 for "always full".)
-        self._transport.set_write_buffer_limits(high=0 if self.site.origin.tls is None else 1)
+        self._transport.set_write_buffer_limits(high=0 if self.pool.origin.tls is None else 1)
 
     def data_received(self, data: bytes) -> None:
         answer = self._answer
