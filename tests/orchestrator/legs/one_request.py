@@ -1,4 +1,4 @@
-"""The legs of one request over workers in memory, without the flow that makes them; and what they have told."""
+"""The legs of one request over workers in memory, without the flow that makes them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ class OneRequest:
     def serve(self, worker: Worker, handler: LegHandler) -> None:
         self.cluster.upstream.serve(worker.origin, handler)
 
-    def announce(
-        self, worker: Worker, *decodes: Encoding, token_ids: tuple[TokenIdsForm, ...] = ()
-    ) -> None:
+    def announce(self, worker: Worker, *decodes: Encoding, token_ids: tuple[TokenIdsForm, ...] = ()) -> None:
         self.cluster.registry.announce(worker, announcement(*decodes, token_ids=token_ids), None)
 
     def told_of(self, worker: Worker) -> tuple[WorkerState, int, bool]:

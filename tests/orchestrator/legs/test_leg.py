@@ -1,9 +1,10 @@
-"""One leg by itself: its place on the worker, what its end tells of it, how it is sent again, its hand-off."""
+"""One leg by itself: its place on the worker, what its end tells, how it is sent again, its hand-off."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,6 +52,9 @@ def refuses(status: int, times: int) -> LegHandler:
     return worker
 
 
+def _nothing() -> None: ...
+
+
 def lease_of(one: OneRequest, token_ids: TokenIds | None = None) -> KvLease:
     return one.cluster.flow.ledger.lease(one.prefill, Handoff(HANDOFF, None, token_ids))
 
@@ -61,10 +65,17 @@ def decode_with(one: OneRequest, lease: KvLease) -> AnswerLeg:
     return leg
 
 
-async def ended_by(leg: Leg, error: type[BatonError]) -> None:
-    """Send a leg, whose block this error leaves."""
+async def ended_by(leg: Leg, error: type[BatonError], before: Callable[[], None] = _nothing) -> None:
+    """Send a leg whose block this error leaves; `before` is called within the block, after the answer."""
     with pytest.raises(error), leg:
+        await _read(leg, before)
+
+
+async def _read(leg: Leg, before: Callable[[], None]) -> None:
+    try:
         await leg.read(LIMIT)
+    finally:
+        before()
 
 
 # --- its place ----------------------------------------------------------------------------------
@@ -188,12 +199,12 @@ def test_a_leg_of_an_earlier_epoch_tells_nothing_of_a_loss() -> None:
     async def test(one: OneRequest) -> None:
         one.serve(one.decode, cuts_short)
         leg = AnswerLeg(one.legs, one.decode)
-        with pytest.raises(WorkerCutShort), leg:
-            try:
-                await leg.read(LIMIT)
-            finally:
-                one.cluster.registry.mark_gone(one.decode, "it has ended")
-                one.cluster.registry.mark_ready(one.decode)
+
+        def comes_back() -> None:
+            one.cluster.registry.mark_gone(one.decode, "it has ended")
+            one.cluster.registry.mark_ready(one.decode)
+
+        await ended_by(leg, WorkerCutShort, comes_back)
         assert leg.epoch < one.decode.epoch
         assert one.decode.state is WorkerState.READY
 
@@ -218,11 +229,7 @@ def test_a_leg_that_is_excused_tells_nothing(handler: LegHandler) -> None:
     async def test(one: OneRequest) -> None:
         one.serve(one.decode, handler)
         leg = AnswerLeg(one.legs, one.decode)
-        with pytest.raises(BatonError), leg:
-            try:
-                await leg.read(LIMIT)
-            finally:
-                leg.excuse()
+        await ended_by(leg, BatonError, leg.excuse)
         assert one.told_of(one.decode) == TRUSTED
 
     run(test)
@@ -231,10 +238,12 @@ def test_a_leg_that_is_excused_tells_nothing(handler: LegHandler) -> None:
 def test_an_error_that_is_no_workers_tells_nothing() -> None:
     async def test(one: OneRequest) -> None:
         one.serve(one.decode, answers(200))
-        leg = AnswerLeg(one.legs, one.decode)
-        with pytest.raises(ValueError, match="ours"), leg:
-            await leg.read(LIMIT)
+
+        def ours() -> None:
             raise ValueError("ours")
+
+        with pytest.raises(ValueError, match="ours"):
+            await ended_by(AnswerLeg(one.legs, one.decode), BatonError, ours)
         assert one.told_of(one.decode) == TRUSTED
 
     run(test)
@@ -244,8 +253,8 @@ def test_a_worker_out_of_service_gets_no_leg_and_no_blame() -> None:
     async def test(one: OneRequest) -> None:
         one.cluster.registry.mark_gone(one.decode, "it has ended")
         leg = AnswerLeg(one.legs, one.decode)
+        assert not leg.is_in_service
         with pytest.raises(WorkerOut), leg:
-            assert not leg.is_in_service
             leg.check_in_service()
         assert one.legs.last is one.decode
         assert one.decode.state is WorkerState.GONE
