@@ -1,4 +1,5 @@
-"""Embeddings: which form of answer a client wants, and how it is made of what the worker sends.
+"""Embeddings have several forms: this finds out which one a client wants, and makes it of what the worker
+sends.
 
 Between worker and orchestrator vectors travel as base64, which every OpenAI server has: half the bytes of
 JSON floats, and for vLLM half the work, or a twentieth where it has no orjson. Raw bytes would be fewer, but
@@ -74,7 +75,9 @@ MAX_INLINE_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingForm:
-    """An answer that is made here, of base64. `dtype` and `endianness` are those of the numbers in it."""
+    """The client wants this form of answer, made here of base64: `dtype` and `endianness` are those of the
+    numbers in it.
+    """
 
     layout: Layout
     dtype: str = "float32"
@@ -86,7 +89,7 @@ class EmbeddingForm:
 
 
 def form_of(view: RequestView, accept: bytes | None) -> EmbeddingForm | None:
-    """What the request and its `Accept` header ask for.
+    """Return the form that the request and its `Accept` header ask for.
 
     None: the client gets the worker's own answer. So it is also with whatever is unknown here, or wrong: the
     worker may know it, and says what it refuses.
@@ -102,7 +105,7 @@ def form_of(view: RequestView, accept: bytes | None) -> EmbeddingForm | None:
 
 
 def ask_base64(view: RequestView) -> RequestView:
-    """The request as the worker gets it when the client wants another form."""
+    """Return the request as the worker gets it when the client wants another form."""
     return view.with_own({**view.own, "encoding_format": _BASE64})
 
 
@@ -115,13 +118,13 @@ def _raw_form(layout: Layout, fields: Mapping[str, Raw]) -> EmbeddingForm | None
 
 
 def _prefers_bytes(accept: bytes | None) -> bool:
-    """They are the first in the list of what the client takes."""
+    """Tell whether bytes are the first in the list of what the client takes."""
     first = (accept or b"").partition(b",")[0].partition(b";")[0]
     return first.strip().lower() == b"application/octet-stream"
 
 
 def _text(fields: Mapping[str, Raw], name: str, default: str) -> str | None:
-    """A field's value; None if it is no string."""
+    """Return a field's value; None if it is no string."""
     try:
         return _STRING.decode(fields[name]) if name in fields else default
     except msgspec.DecodeError:
@@ -132,7 +135,7 @@ def _text(fields: Mapping[str, Raw], name: str, default: str) -> str | None:
 
 
 class Embeddings:
-    """Makes answers of what workers send, large ones in another process."""
+    """It makes answers of what workers send, large ones in another process."""
 
     def __init__(self, offload: Offload) -> None:
         """`offload` stays the caller's."""
@@ -140,7 +143,7 @@ class Embeddings:
         self._has_numpy = False
 
     async def answer(self, form: EmbeddingForm, content: bytes) -> Content:
-        """What the client gets, of the base64 document that the worker sent. Raises `WorkerGarbage`."""
+        """Make what the client gets of the base64 document that the worker sent. Raises `WorkerGarbage`."""
         try:
             return await self._convert(form, content)
         except InvalidEmbeddings as error:
@@ -154,14 +157,16 @@ class Embeddings:
         return convert(content, form)
 
     async def _import_numpy(self) -> None:
-        """It takes 0.1 s and 14 MB, which only those shall pay who serve embeddings."""
+        """Import it with the first embedding: it takes 0.1 s and 14 MB, which only those shall pay who serve
+        embeddings.
+        """
         if not self._has_numpy:
             await asyncio.to_thread(import_module, "numpy")
             self._has_numpy = True
 
 
 class EmbeddingsEndpoint(Endpoint):
-    """One leg, whose answer is base64 unless the client wants exactly what the worker has."""
+    """It needs one leg, whose answer is base64 unless the client wants exactly what the worker has."""
 
     def __init__(self, offload: Offload) -> None:
         """`offload` stays the caller's."""
@@ -185,7 +190,7 @@ class _Conversion(Conversion):
 
 
 def convert(content: bytes, form: EmbeddingForm) -> Content:
-    """What `Embeddings.answer` returns. Raises `InvalidEmbeddings`."""
+    """Make what `Embeddings.answer` returns. Raises `InvalidEmbeddings`."""
     try:
         document = _DOCUMENT.decode(content)
         items = _ITEMS.decode(document.get("data", b"null"))
@@ -208,7 +213,7 @@ def _vector(item: Mapping[str, Raw], number_bytes: int) -> bytes:
 
 
 def _with_floats(document: Mapping[str, Raw], items: Sequence[dict[str, Raw]]) -> bytes:
-    """The document with numbers for base64, each the shortest that is the same float32.
+    """Return the document with numbers for base64, each the shortest that is the same float32.
 
     All else keeps its bytes; so does a vector that is a list already, of a worker that has no base64.
     """
@@ -254,7 +259,7 @@ def _raw_headers(
 
 
 def _about(document: Mapping[str, Raw]) -> dict[str, Any]:
-    """What the answer says beside its vectors; of the usage as much as vLLM's header has."""
+    """Return what the answer says beside its vectors; of the usage as much as vLLM's header has."""
     about = {name: msgspec.json.decode(document[name]) for name in _ABOUT_ALL if name in document}
     usage = about.get("usage")
     if isinstance(usage, dict):
@@ -263,7 +268,7 @@ def _about(document: Mapping[str, Raw]) -> dict[str, Any]:
 
 
 def _width(vectors: Sequence[bytes]) -> int:
-    """Bytes of each vector."""
+    """Return how many bytes each vector has."""
     widths = set(map(len, vectors))
     if len(widths) != 1:
         raise InvalidEmbeddings(f"vectors of {len(widths)} different lengths")
@@ -271,5 +276,5 @@ def _width(vectors: Sequence[bytes]) -> int:
 
 
 def _ascii(value: object) -> bytes:
-    """As JSON that may stand in a header."""
+    """Return it as JSON that may stand in a header."""
     return json.dumps(value, separators=(",", ":")).encode()

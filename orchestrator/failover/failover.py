@@ -32,15 +32,15 @@ from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.leg import Leg, Legs, Question
 from orchestrator.workers.worker import Worker
 
-# A worker's answer to `/tokenize`: a million ids with six digits each, and their commas.
+# A worker's answer to `/tokenize` holds a million ids with six digits each, and their commas.
 _MAX_TOKENS_BYTES = 16 * 1024 * 1024
 
-# Workers asked for token ids before the stream is given up.
+# So many workers are asked for token ids before the stream is given up.
 _MOST_ASKED = 3
 
 
 class CutStream:
-    """A stream that was cut: what the client asked for, and what it has had."""
+    """A stream was cut: this is what the client asked for, and what it has had."""
 
     __slots__ = ("first", "last", "legs", "transcript", "view", "watch")
 
@@ -53,7 +53,8 @@ class CutStream:
         last: Worker,
         watch: Callable[[Leg], None],
     ) -> None:
-        """`first`: the first prefill's hand-off; None if there was none. `last`: whose leg was lost.
+        """`first` is the first prefill's hand-off, None if there was none; `last` is the worker whose leg was
+        lost.
 
         `watch` is told of legs that are about to be sent, so that they do not last for ever.
         """
@@ -66,7 +67,7 @@ class CutStream:
 
     @property
     def cached_tokens(self) -> int | None:
-        """What the client's usage must say of them."""
+        """The client's usage must tell this count of cached tokens; None if it is not known."""
         return None if self.first is None else self.first.prefill_cached_tokens
 
     @property
@@ -75,13 +76,13 @@ class CutStream:
 
 
 class Rest:
-    """What is left to do for a stream that was cut: more legs, or only its last events."""
+    """This is what is left to do for a stream that was cut: more legs, or only its last events."""
 
     __slots__ = ("bodies", "continuation", "end")
 
     def __init__(self, end: bytes, continuation: Continuation | None, bodies: LegBodies | None) -> None:
-        """`end`: events that the client has not had, and nothing else is missing; b"" if legs are to follow:
-        those of `bodies`, whose events go through `continuation`.
+        """`end` has the events that the client has not had, if nothing else is missing; it is b"" if legs are
+        to follow: those of `bodies`, whose events go through `continuation`.
         """
         self.end = end
         self.continuation = continuation
@@ -89,7 +90,7 @@ class Rest:
 
 
 class Failover:
-    """Keeps what streams have sent, and finds out how to go on with them. One per process."""
+    """It keeps what streams have sent, and finds out how to go on with them. There is one per process."""
 
     def __init__(self, dispatcher: Dispatcher, *, max_bytes: int) -> None:
         """`max_bytes` bounds what all open streams keep; streams beyond it are not replaceable."""
@@ -97,13 +98,15 @@ class Failover:
         self._memory = TranscriptMemory(max_bytes)
 
     def transcript(self, view: RequestView) -> Transcript | None:
-        """For a stream that begins; None if no other worker could ever go on with it. To be closed."""
+        """Return the transcript for a stream that begins, to be closed; None if no other worker could ever go
+        on with it.
+        """
         if view.whole_reason is not None or self._memory.used >= self._memory.limit:
             return None
         return Transcript(self._memory)
 
     async def rest_of(self, stream: CutStream, cause: WorkerError | WorkerAnswered) -> Rest:
-        """How the stream goes on that `cause` has cut; workers are asked for token ids if need be.
+        """Return how the stream goes on that `cause` has cut; workers are asked for token ids if need be.
 
         Raises `cause`, or an error that says why nobody can go on with it.
         """

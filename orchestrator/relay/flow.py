@@ -1,4 +1,5 @@
-"""The story of a request: permit, plan, prefill, hand-off, decode; and again, elsewhere, when a leg is lost.
+"""A request runs through permit, plan, prefill, hand-off and decode; and again, elsewhere, when a leg is
+lost.
 
 What is owed at each point, and who pays it, when the client leaves or something fails:
 
@@ -55,7 +56,7 @@ _log: Final = logging.getLogger("baton.flow")
 
 
 class Flow:
-    """Serves requests; one per process. `aclose` waits for releases under way."""
+    """It serves requests; one per process. `aclose` waits for releases under way."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Flow:
         routing: RoutingConfig,
         limits: LimitsConfig,
     ) -> None:
-        """`routes` by model."""
+        """`routes` are by model."""
         self._routes = routes
         self._dispatcher = dispatcher
         self._telemetry = telemetry
@@ -119,7 +120,7 @@ class Flow:
     # --- plan -----------------------------------------------------------------------------------
 
     def _accept(self, scope: RequestScope, body: bytes) -> RequestView:
-        """What the client asks for, and whom."""
+        """Read what the client asks for, and of which model."""
         try:
             view = view_request(body, scope.exchange)
         except InvalidRequest as error:
@@ -162,7 +163,7 @@ class Flow:
         return self._serve_in_turn(request, prefill, leg)
 
     async def _serve_in_turn(self, request: AdmittedRequest, prefill: Worker, leg: AnswerLeg) -> None:
-        """Prefill first, then decode with what prefill has answered."""
+        """Have the prompt prefilled, then decoded with what prefill has answered."""
         lease = self._unused_lease(request) if request.prefill is not None else None
         if lease is None:
             lease = await self._prefill(request, prefill, leg.worker)
@@ -171,7 +172,7 @@ class Flow:
         await self._responder.answer(request, leg)
 
     async def _serve_at_once(self, request: AdmittedRequest, worker: Worker, leg: AnswerLeg) -> None:
-        """Both legs at the same time; prefill answers when its KV cache has gone over."""
+        """Send both legs at the same time; prefill answers when its KV cache has gone over."""
         transfer = self._dispatcher.ids.fresh()
         leg.handoff = _pair(request.route.connector, transfer, worker)
         prefill = PrefillLeg(request.legs, worker, leg.worker, None, transfer)
@@ -179,7 +180,7 @@ class Flow:
             await self._responder.answer(request, leg)
 
     def _unused_lease(self, request: AdmittedRequest) -> KvLease | None:
-        """That of an earlier attempt, if its hand-off may still be sent."""
+        """Return the lease of an earlier attempt, if its hand-off may still be sent."""
         lease = request.prefill.lease if request.prefill is not None else None
         return lease if lease is not None and self.ledger.is_good(lease) else None
 
@@ -205,7 +206,7 @@ class Flow:
         return lease
 
     def _ids_form(self, request: AdmittedRequest, prefill: Worker, decode: Worker) -> TokenIdsForm | None:
-        """How the prompt's token ids go from worker to worker; None if they do not."""
+        """Return how the prompt's token ids go from worker to worker; None if they do not."""
         if not (self._routing.tokenize_once and request.legs.bodies.takes_ids):
             return None
         return next((form for form in prefill.token_ids if form in decode.token_ids), None)
@@ -228,7 +229,7 @@ class Flow:
         if not request.retries.allows(failure):
             error.should_retry = False
             raise error
-        if failure is not Failure.UNREACHABLE:  # of which nothing was written: the hand-off is unused
+        if failure is not Failure.UNREACHABLE:  # nothing was written: the hand-off is unused
             self._forget_prefill(request)
         self._telemetry.retry(_retry_reason(request))
 
@@ -239,7 +240,7 @@ class Flow:
         )
 
     def _poison(self, request: AdmittedRequest, lost: list[str], body: bytes) -> Poison:
-        """Whoever looks for the request finds it by its digest; its text is nobody's but the client's."""
+        """Log the request by its digest, by which it can be found; its text is nobody's but the client's."""
         self._telemetry.poison()
         _log.warning(
             "request %s is not sent on: %s were lost with it; SHA-256 of its body: %s...",
@@ -250,7 +251,7 @@ class Flow:
         return Poison(f"{len(lost)} workers were lost with this request: it is not sent to another one")
 
     def _may_help(self, request: AdmittedRequest, failure: Failure) -> bool:
-        """Whether another attempt is a chance: a worker that has answered is not asked the same again."""
+        """Tell whether another attempt may help: a worker that has answered is not asked the same again."""
         if failure in (Failure.UNREACHABLE, Failure.LOST):
             return True
         if failure is Failure.REFUSED:
@@ -280,13 +281,13 @@ class Flow:
         return True
 
     def _forget_prefill(self, request: AdmittedRequest) -> None:
-        """The request goes on without its hand-off, or has ended: what is held of it goes back."""
+        """Go on without the hand-off, or end: what is held of it goes back."""
         prefill, request.prefill = request.prefill, None
         if prefill is not None:
             self._releases.settle(prefill)
 
     def _settle(self, request: AdmittedRequest) -> None:
-        """The request has ended: what it holds goes back."""
+        """Give back what the request holds, for it has ended."""
         if request.plan.wants_ends:
             tell_ended(request)
         request.route.gate.give_back(request.scope.record)
@@ -314,7 +315,7 @@ def _demand(scope: RequestScope, view: RequestView) -> Demand:
 
 
 def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
-    """Who serves the request, noted in its record."""
+    """Choose who serves the request, and note it in its record."""
     whole_reason = view.whole_reason
     if scope.endpoint.needs_one_worker:
         whole_reason = "this endpoint needs one worker"

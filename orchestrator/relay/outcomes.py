@@ -1,4 +1,4 @@
-"""How routing policies that want to hear of it are told what became of legs."""
+"""Routing policies that want to hear of it are told here what became of legs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BASE64: Final = msgspec.json.Decoder(bytes)
 
 
 class Prefilled(Outcome):
-    """The end of a prefill leg that has answered."""
+    """A prefill leg has ended with an answer."""
 
     __slots__ = ("_handoff",)
 
@@ -40,14 +40,14 @@ class Prefilled(Outcome):
 
 
 def tell_prefilled(request: AdmittedRequest, handoff: Handoff) -> None:
-    """The prefill leg has answered."""
+    """Tell that the prefill leg has answered."""
     choice = request.plan.prefill_choice
     if choice is not None:
         choice.ended(Prefilled(request.scope.now(), handoff))
 
 
 def tell_failed(request: AdmittedRequest, failure: Failure) -> None:
-    """The last leg has failed, so that nothing more comes of the plan."""
+    """Tell that the last leg has failed, so that nothing more comes of the plan."""
     now = request.scope.now()
     end = _REFUSED if failure in (Failure.REFUSED, Failure.BUSY) else _FAILED
     if request.legs.last is not None:
@@ -56,12 +56,12 @@ def tell_failed(request: AdmittedRequest, failure: Failure) -> None:
 
 
 def tell_ended(request: AdmittedRequest) -> None:
-    """The request has ended, whether or not it was answered."""
+    """Tell that the request has ended, whether or not it was answered."""
     request.plan.close(request.scope.now(), _end_of(request))
 
 
 def _end_of(request: AdmittedRequest) -> End:
-    """That of the leg which is to answer the client."""
+    """Return how the leg ended that is to answer the client."""
     if request.scope.is_stopped:
         return _CANCELLED
     return _ANSWERED if request.scope.exchange.is_complete else _FAILED

@@ -1,4 +1,4 @@
-"""Answers the client with what a decode worker sends: whole, or as a stream of events."""
+"""The client is answered with what a decode worker sends: whole, or as a stream of events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-acc
 
 
 class Responder:
-    """Sends the leg that answers, and relays what comes; one per process."""
+    """It sends the leg that answers, and relays what comes; one per process."""
 
     def __init__(self, releases: Releases, failover: Failover) -> None:
         self._releases = releases
@@ -64,7 +64,7 @@ class Responder:
             self._end(request, leg)
 
     def _end(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
-        """The leg is over for its request, be it answered, failed, or not wanted any more."""
+        """End the leg for its request, be it answered, failed, or not wanted any more."""
         lease, prefill = leg.settle_handoff(), request.prefill
         if lease is not None and prefill is not None and request.scope.is_stopped:
             request.prefill = None
@@ -114,7 +114,9 @@ class Responder:
                 raise
 
     def _note_recompute(self, request: AdmittedRequest, *, fails: bool) -> None:
-        """The KV cache was made twice: the answer is right, but what prefill workers are for was lost."""
+        """Note that the KV cache was made twice: the answer is right, but what prefill workers are for was
+        lost.
+        """
         if self._kv_missing == "allow":
             return
         record = request.scope.record
@@ -129,13 +131,13 @@ class Responder:
 
 
 def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:
-    """`head` is a header block with the content type."""
+    """Send a whole answer; `head` is a header block with the content type."""
     scope.record.kv = kv
     scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
 
 
 def _content_type(answer: Answer | None) -> bytes:
-    """The worker's, as a header block: no line break gets through the parser."""
+    """Return the worker's content type as a header block: no line break gets through the parser."""
     given = None if answer is None else answer.headers.get(b"content-type")
     return b"content-type: %b\r\n" % (given or b"application/json")
 
@@ -158,7 +160,7 @@ def _events(request: AdmittedRequest, leg: AnswerLeg) -> Events:
 
 
 async def _opening(answer: Answer, events: Events) -> bytes:
-    """The stream until it says something: until then it may turn out to be an error, with a status."""
+    """Read the stream until it says something: until then it may turn out to be an error, with a status."""
     opening = b""
     while not has_begun(opening):
         chunk = await answer.chunk()

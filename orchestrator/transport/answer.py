@@ -1,4 +1,4 @@
-"""A worker's answer as its reader has it, whatever brings it.
+"""A reader has a worker's answer in this, whatever brings it.
 
 A connection pushes (`begin`, `receive`, `fail`), a reader pulls (`head`, `chunk`, `read`) or lets itself be
 pushed (`pump`). In between there is one list of unread pieces and one future: no task, queue or timer.
@@ -17,15 +17,15 @@ from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
 # Takes one piece of a body; False asks for a pause until `Answer.resume()`.
 Sink = Callable[[bytes], bool]
 
-# Unread bytes past which a connection is not read on. One read brings up to 256 KiB, so this is the order of
-# what a slow reader can hold up per leg.
+# A connection is read no further past so many unread bytes. One read brings up to 256 KiB, so this is the
+# order of what a slow reader can hold up per leg.
 HIGH_WATER: Final = 64 * 1024
 
 _NEVER: Final = sys.maxsize  # as "wake me at": only at the end
 
 
 class Answer(ABC):
-    """A worker's response to one leg, from the moment the leg is sent.
+    """An answer is a worker's response to one leg, from the moment the leg is sent.
 
     Whoever holds it must read it to the end or `abort()` it; a cancelled `head()`, `chunk()` or `read()` does
     not abort, so that the holder can still see what has arrived. One reader at a time.
@@ -74,11 +74,11 @@ class Answer(ABC):
 
     @property
     def unread(self) -> int:
-        """Bytes of the body that have arrived and that nobody has taken."""
+        """So many bytes of the body have arrived, and nobody has taken them."""
         return self._size
 
     async def head(self) -> None:
-        """Wait for `status` and `headers`. Repeatable, also after it was cancelled.
+        """Wait for `status` and `headers`. It may be called again, also after it was cancelled.
 
         Informational (1xx) heads are skipped. Raises `WorkerCutShort` if the connection ends first,
         `WorkerGarbage` if what came is not HTTP/1. A reused connection found closed before any response byte
@@ -88,7 +88,7 @@ class Answer(ABC):
             await self._more(0)
 
     async def chunk(self) -> bytes:
-        """The next piece of the body as it arrived, without framing; b"" at the end, and after it.
+        """Return the next piece of the body as it arrived, without framing; b"" at the end, and after it.
 
         Does not suspend when something is there; what arrived in several pieces meanwhile comes as one.
         Waits for the head first if need be. Raises `WorkerCutShort` if the connection ends before the body
@@ -99,7 +99,8 @@ class Answer(ABC):
         return self._take()
 
     async def read(self, limit: int) -> bytes:
-        """The whole rest of the body. Raises as `chunk()` does, and `WorkerGarbage` past `limit` bytes.
+        """Return the whole rest of the body. Raises as `chunk()` does, and `WorkerGarbage` past `limit`
+        bytes.
 
         Nothing is lost when it is cancelled or raises: what had arrived stays unread.
         """
@@ -110,7 +111,7 @@ class Answer(ABC):
         return self._take()
 
     def body_nowait(self) -> bytes | None:
-        """All that is unread, if the body is complete; else None, and nothing is taken."""
+        """Return all that is unread, if the body is complete; else None, and nothing is taken."""
         return self._take() if self.is_complete else None
 
     async def pump(self, sink: Sink) -> None:
@@ -132,7 +133,7 @@ class Answer(ABC):
             self._sink = None
 
     def resume(self) -> None:
-        """`sink` can take more. It may be called from inside this call. No effect unless paused."""
+        """Go on: `sink` can take more. It may be called from inside this call. No effect unless paused."""
         if self._is_held and self._sink is not None:
             self._is_held = False
             self._offer_unread(self._sink)
@@ -150,7 +151,7 @@ class Answer(ABC):
             self._close_sending()
 
     def abort(self) -> None:
-        """Give the answer up: closes the connection unless the answer is complete. Repeatable.
+        """Give the answer up: closes the connection unless the answer is complete. It may be called again.
 
         A reader that waits, or comes later, gets `WorkerCutShort`.
         """
@@ -164,12 +165,14 @@ class Answer(ABC):
     # --- for the connection ---------------------------------------------------------------------
 
     def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
-        """The head has arrived. `receive()` must follow, if only with b"": it wakes the reader."""
+        """Note that the head has arrived. `receive()` must follow, if only with b"": it wakes the reader."""
         self.status = status
         self.headers = headers
 
     def receive(self, data: bytes, is_complete: bool) -> None:
-        """The body part of one read, without framing, may be empty; `is_complete`: nothing follows."""
+        """Take the body part of one read, without framing, which may be empty; `is_complete` if nothing
+        follows.
+        """
         self.is_complete = is_complete
         if data:
             sink = self._sink
@@ -183,7 +186,7 @@ class Answer(ABC):
                 waiter.set_result(None)
 
     def fail(self, error: WorkerError) -> None:
-        """The answer ends here, incomplete. Later failures change nothing."""
+        """End the answer here, incomplete. Later failures change nothing."""
         if self._error is None and not self.is_complete:
             self._error = error
         self._wake()
@@ -207,7 +210,9 @@ class Answer(ABC):
         raise NotImplementedError
 
     def _news(self, wake_at: int) -> asyncio.Future[None]:
-        """Done when `wake_at` bytes are unread, or something else worth a look has happened."""
+        """Return a future that is done when `wake_at` bytes are unread, or something else worth a look has
+        happened.
+        """
         if self._waiter is not None and not self._waiter.done():
             raise RuntimeError("an answer has one reader at a time")
         self._waiter = self._loop.create_future()
@@ -223,7 +228,9 @@ class Answer(ABC):
     # --- inside ---------------------------------------------------------------------------------
 
     def _more(self, wake_at: int) -> Awaitable[None]:
-        """To be awaited for what `_news` tells, or for a stale request to be sent again. Raises the error."""
+        """Return what to await for `_news`, or for a stale request to be sent again. Raises the answer's
+        error.
+        """
         if self._error is not None:
             raise self._error
         return self._ask_again() if self._is_stale else self._news(wake_at)

@@ -1,4 +1,4 @@
-"""The real transport: a pool of HTTP/1.1 connections on httptools and the event loop's transports.
+"""The real transport is a pool of HTTP/1.1 connections on httptools and the event loop's transports.
 
 A leg takes an idle connection or opens one, writes the request in one go, and is then driven by the
 connection's read callback alone. A finished answer puts its connection back before the reader sees the end.
@@ -17,7 +17,7 @@ from httptools import HttpParserError, HttpResponseParser
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
 
-# Bytes in a row without any of a body in them: a head, informational heads, trailers, chunk extensions.
+# So many bytes in a row may be no body: a head, informational heads, trailers, chunk extensions.
 MAX_OVERHEAD: Final = 64 * 1024
 
 # Measured on uvloop: joining and writing once costs less than a vectored write up to 32 KiB (10 us and 12 us
@@ -36,7 +36,7 @@ Connect = Callable[..., Coroutine[Any, Any, tuple[asyncio.BaseTransport, Any]]]
 
 
 class PooledUpstream(Upstream):
-    """`base.Upstream` on sockets.
+    """It is `base.Upstream` on sockets.
 
     Connections are kept alive between legs, without a limit to their number, the last used first.
 
@@ -102,7 +102,7 @@ class PooledUpstream(Upstream):
     # --- for connections and answers ------------------------------------------------------------
 
     async def connect(self, pool: _OriginPool) -> _Connection:
-        """A fresh connection. Raises `WorkerUnreachable`; its cause says where to and why."""
+        """Open a fresh connection. Raises `WorkerUnreachable`; its cause says where to and why."""
         if self._is_closed:
             raise WorkerUnreachable("the orchestrator is stopping")
         try:
@@ -138,7 +138,7 @@ class PooledUpstream(Upstream):
         return self._pools.setdefault(origin, _OriginPool(origin))
 
     def _take_idle(self, pool: _OriginPool) -> _Connection | None:
-        """The connection that became idle last, unless even that one is too old or closed."""
+        """Take the connection that became idle last, unless even that one is too old or closed."""
         if not pool.idle:
             return None
         oldest = pool.loop.time() - self._idle_limit_s
@@ -182,7 +182,7 @@ class PooledUpstream(Upstream):
 
 
 class _OriginPool:
-    """One origin: its idle connections, oldest first, and how requests to it begin."""
+    """One origin has its idle connections here, oldest first, and how requests to it begin."""
 
     __slots__ = ("_host", "_request_lines", "idle", "loop", "origin")
 
@@ -203,7 +203,7 @@ class _OriginPool:
                 connection.close()
 
     def message(self, method: str, target: str, headers: bytes, body: Sequence[Part]) -> list[Part]:
-        """The request in parts, one if it is small."""
+        """Return the request in parts, one if it is small."""
         line = self._request_lines.get((method, target)) or self._add_request_line(method, target)
         size = 0
         for part in body:
@@ -214,7 +214,7 @@ class _OriginPool:
         return [b"".join((line, headers, length)), *body]
 
     def _add_request_line(self, method: str, target: str) -> bytes:
-        """ValueError: a line break in it."""
+        """Make and keep a request line. Raises `ValueError` if there is a line break in it."""
         if len(self._request_lines) >= _MAX_REQUEST_LINES:
             self._request_lines.clear()
         line = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n".encode("ascii")
@@ -225,7 +225,7 @@ class _OriginPool:
 
 
 class _PooledAnswer(Answer):
-    """An answer and the connection that it comes on, until it is complete.
+    """It is an answer and the connection that it comes on, until it is complete.
 
     It keeps the request until the first byte of the answer, for the one retry that a reused connection may
     need.
@@ -244,7 +244,7 @@ class _PooledAnswer(Answer):
         self._message = message
 
     async def wait_written(self) -> None:
-        """Until the request is written, or something else happened that `head()` will tell."""
+        """Wait until the request is written, or something else happened that `head()` will tell."""
         while self.connection is not None and self.connection.is_write_held and not self.status:
             await self._news(0)
 
@@ -301,7 +301,7 @@ class _PooledAnswer(Answer):
 
 
 class _Connection:
-    """One socket, an `asyncio.Protocol`: idle, or busy with one answer."""
+    """A connection is one socket, an `asyncio.Protocol`: idle, or busy with one answer."""
 
     __slots__ = (
         "_answer",
@@ -361,7 +361,7 @@ class _Connection:
         return self._answer is None and self.is_reusable and self._legs > 0
 
     def is_fresh(self, idle_limit_s: float) -> bool:
-        """An idle connection may be used: the worker has not closed it and is not about to."""
+        """Tell whether an idle connection may be used: the worker has not closed it and is not about to."""
         return self.is_reusable and self._loop.time() - self.idle_since < idle_limit_s
 
     def carry(self, answer: _PooledAnswer, message: list[Part]) -> None:
@@ -387,7 +387,9 @@ class _Connection:
             self._transport.resume_reading()
 
     def close_sending(self) -> None:
-        """The last answer may still come; what is unsent of the request is sent first."""
+        """Close the sending half: the last answer may still come; what is unsent of the request is sent
+        first.
+        """
         self.is_reusable = False
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -401,7 +403,7 @@ class _Connection:
         self.close()
 
     def close(self) -> None:
-        """Close at once, telling nobody; what counts as written still goes out. Repeatable."""
+        """Close at once, telling nobody; what counts as written still goes out. It may be called again."""
         self._answer = None
         self.is_reusable = False
         if self.pool.origin.tls is None or self.is_write_held:
@@ -497,7 +499,7 @@ class _Connection:
     # --- inside ---------------------------------------------------------------------------------
 
     def _finish(self, answer: _PooledAnswer) -> None:
-        """The answer is complete: the connection goes back before its reader can ask for another."""
+        """Complete the answer: the connection goes back before its reader can ask for another."""
         data = b"" if answer.is_head else self._take_pieces()
         answer.connection = None
         self._answer = None
@@ -510,7 +512,7 @@ class _Connection:
         answer.receive(data, True)
 
     def _take_pieces(self) -> bytes:
-        """The body part of one read, as one: a join costs less than handing on piece by piece."""
+        """Return the body part of one read, as one: a join costs less than handing on piece by piece."""
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -534,7 +536,7 @@ class _ExtraBytes(Exception):
 
 
 def _ends_with_connection(fields: dict[bytes, bytes]) -> bool:
-    """Whether only the end of the connection tells the end of the body (if the status allows one)."""
+    """Tell whether only the end of the connection tells the end of the body (if the status allows one)."""
     coding = fields.get(b"transfer-encoding")
     if coding is None:
         return b"content-length" not in fields
@@ -552,7 +554,7 @@ def _check_version(parser: HttpResponseParser, status: int) -> None:
 
 
 def _is_told(transport: asyncio.Transport) -> bool:
-    """Whether an end of the stream came from the worker: TLS's goodbye, where there is TLS.
+    """Tell whether an end of the stream came from the worker: TLS's goodbye, where there is TLS.
 
     The event loops report a TCP end beneath TLS in the same way, and anybody on the way can send that.
     """
