@@ -1,4 +1,4 @@
-"""Builds the orchestrator from its config, outside in and once."""
+"""The orchestrator is built from its config, outside in and once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from orchestrator.workers.worker import SharedLoad
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessContext:
-    """What a process that serves has of its own, and what it shares with others that serve beside it."""
+    """A process that serves has this: of its own, or shared with others that serve beside it."""
 
     index: int
     started: float  # `time.time()`, of the orchestrator as a whole
@@ -54,12 +54,12 @@ class ProcessContext:
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
-        """Raises `StartError`."""
+        """Make that of the only process. Raises `StartError`."""
         return cls(index=0, started=time.time(), keys=load_keys(options), row=None, loads=None)
 
 
 class Core:
-    """What serves requests, from the data plane down to the seam to workers; it listens nowhere.
+    """The core serves requests, from the data plane down to the seam to workers; it listens nowhere.
 
     Made inside a running event loop; works between `start` and `aclose`. It does not probe workers: whoever
     made it keeps its `registry` up to date.
@@ -76,7 +76,7 @@ class Core:
         clock: Callable[[], float] = time.monotonic,  # the loop's own, but uvloop rounds that to milliseconds
         rng: random.Random | None = None,
     ) -> None:
-        """`transport` is json, orjson or msgpack; `credential` what workers want as bearer token.
+        """`transport` is json, orjson or msgpack; `credential` is what workers want as bearer token.
 
         `clock` and `rng` (ids, jitter: no secrets) are given where time is simulated.
         """
@@ -154,7 +154,8 @@ class Core:
 
 
 class Orchestrator:
-    """A process that serves requests: its `core`, the pages for clients, and what pages may see of it.
+    """An orchestrator is a process that serves requests: its `core`, the pages for clients, and what pages
+    may see of it.
 
     Made inside a running event loop; works between `start` and `aclose`. It does not probe workers: whoever
     made it keeps its `registry` up to date.
@@ -191,7 +192,7 @@ class Orchestrator:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """The ASGI application of the public listener."""
+        """Serve as the ASGI application of the public listener."""
         if scope["path"] in ENDPOINTS:
             await self._data_plane(scope, receive, send)
         else:
@@ -232,7 +233,7 @@ class Orchestrator:
     # --- the public listener ----------------------------------------------------------------------
 
     def server_config(self) -> uvicorn.Config:
-        """How uvicorn serves the public listener."""
+        """Return how uvicorn serves the public listener."""
         self._served_by = uvicorn_config(
             self,
             self.config.orchestrator,
@@ -279,7 +280,7 @@ def _routes(
     random: random.Random,
     time: Callable[[], float],
 ) -> dict[str, Route]:
-    """By model."""
+    """Make the routes, by model."""
     return {
         model.name: Route(
             index,

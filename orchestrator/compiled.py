@@ -1,4 +1,4 @@
-"""The compiled form (docs/performance.md): which modules have one, and whether it is what runs."""
+"""Some modules have a compiled form (docs/performance.md): this says which, and whether it is what runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MODULES = (
     "orchestrator.legs.releases",
     "orchestrator.relay.admission",
     "orchestrator.relay.flow",
-    "orchestrator.relay.job",
+    "orchestrator.relay.admitted",
     "orchestrator.relay.outcomes",
     "orchestrator.relay.respond",
     "orchestrator.relay.route",
@@ -78,17 +78,17 @@ SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below
 
 
 def library() -> str:
-    """Name of the library that a build of the present sources makes: it has their hash in it."""
+    """Return the name of the library that a build of the present sources makes: it has their hash in it."""
     digest = hashlib.sha256(b"".join((ROOT / source).read_bytes() for source in SOURCES))
     return f"baton_{digest.hexdigest()[:16]}"
 
 
 def is_compiled() -> bool:
-    """Whether Python takes the compiled form of the modules."""
+    """Tell whether Python takes the compiled form of the modules."""
     found = find_spec(MODULES[0])
     return found is not None and str(found.origin).endswith(tuple(EXTENSION_SUFFIXES))
 
 
 def is_stale() -> bool:
-    """Whether the compiled modules, once imported, are of other sources than those beside them."""
+    """Tell whether the compiled modules, once imported, are of other sources than those beside them."""
     return is_compiled() and f"{library()}__mypyc" not in sys.modules

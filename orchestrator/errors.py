@@ -1,4 +1,4 @@
-"""The error tree, by whose fault it was.
+"""Errors form a tree, by whose fault it was.
 
 Each error knows its HTTP status, the OpenAI `type` and `code` that clients map to their exception
 classes, and whether trying elsewhere may help. Errors become answers in one place, `relay/scope.py`;
@@ -21,7 +21,7 @@ class StartError(Exception):
 
 
 class BatonError(Exception):
-    """Base of everything that ends a request early. `message` is safe to show to a client."""
+    """All that ends a request early extends this. `message` is safe to show to a client."""
 
     status: int = 500
     type: ClassVar[str] = "server_error"
@@ -35,7 +35,7 @@ class BatonError(Exception):
         self.param = param
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The head of an answer that tells of this error."""
+        """Return the head of an answer that tells of this error."""
         headers = [(b"content-type", b"application/json")]
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % self.retry_after_s))
@@ -44,7 +44,7 @@ class BatonError(Exception):
         return headers
 
     def body(self) -> bytes:
-        """The OpenAI error object, as JSON."""
+        """Return the OpenAI error object, as JSON."""
         return msgspec.json.encode(
             {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
         )
@@ -183,7 +183,7 @@ class WorkerError(BatonError):
 
 
 class WorkerUnreachable(WorkerError):
-    """No connection: not one byte of the leg was written, so the worker never saw it."""
+    """No connection was made: not one byte of the leg was written, so the worker never saw it."""
 
     code = "worker_unreachable"
 
@@ -222,7 +222,7 @@ class Poison(BatonError):
 
 
 BUSY = frozenset({429, 503})  # statuses of a worker that has too much to do
-BUSY_S = 1  # for so long, if it does not say. It answers faster than others: the least loaded would be chosen
+BUSY_S = 1  # it is avoided for so long, if it does not say: it answers fast, so it would be the least loaded
 
 
 class WorkerAnswered(BatonError):

@@ -1,4 +1,4 @@
-"""Runs the orchestrator in the foreground: one process that serves, or several below a supervisor."""
+"""The orchestrator runs in the foreground: as one process that serves, or several below a supervisor."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def _serve(
 async def _serve_until_signalled(
     orchestrator: Orchestrator, listener: socket.socket, reloader: Reloader
 ) -> None:
-    """The first signal drains, the second cuts."""
+    """Serve until a signal: the first one drains, the second cuts."""
     server = PublicServer(orchestrator.server_config(), orchestrator, orchestrator.config.orchestrator)
     with on_signals(server.stop_or_cut), on_hangup(reloader.reload_soon, server.stop_or_cut):
         await server.serve(sockets=[listener])

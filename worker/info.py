@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar, get_args
 
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, Encoding, Role, TokenIds
+from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, Encoding, Role, TokenIdsForm
 
 ROLE_ENV = "BATON_ROLE"
 
@@ -17,7 +17,7 @@ _DECODES: dict[Encoding, list[Encoding]] = {
     "orjson": ["json", "orjson"],
     "msgpack": ["json", "msgpack"],  # without the flag the standard library parses, as in a stock worker
 }
-_TOKEN_IDS: dict[Encoding, list[TokenIds]] = {
+_TOKEN_IDS: dict[Encoding, list[TokenIdsForm]] = {
     "json": ["list"],
     "orjson": ["list", "base64"],
     "msgpack": ["list", "base64", "bin"],
@@ -39,7 +39,7 @@ def decodes(transport: Encoding) -> list[Encoding]:
     return list(_DECODES[transport])
 
 
-def token_ids(transport: Encoding) -> list[TokenIds]:
+def token_ids(transport: Encoding) -> list[TokenIdsForm]:
     """The forms of a prompt's token ids that a worker with this transport gives and takes."""
     return list(_TOKEN_IDS[transport])
 

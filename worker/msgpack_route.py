@@ -19,9 +19,9 @@ from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from orchestrator.wire.info import MSGPACK_HEADER, TOKEN_IDS_HEADER, TokenIds
+from orchestrator.wire.info import MSGPACK_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
 from worker import msgpack_body, token_ids
-from worker.token_ids import BadTokenIds, Limits, Wanted
+from worker.token_ids import BadTokenIds, Limits, RequestedIds
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -38,7 +38,7 @@ class _IdsRefused(HTTPException):
 class _Request(Request):
     """`json()` finds lists where the body has packed token ids."""
 
-    gives: ClassVar[tuple[TokenIds, ...]] = ()  # the packed forms that the answer may have
+    gives: ClassVar[tuple[TokenIdsForm, ...]] = ()  # the packed forms that the answer may have
 
     @property
     def limits(self) -> Limits | None:
@@ -150,18 +150,18 @@ def _handing(kind: type[_Request], handler: _Handler) -> _Handler:
     return handle
 
 
-def _wanted(request: _Request) -> Wanted | None:
+def _wanted(request: _Request) -> RequestedIds | None:
     """What the request asks for, left in its state for whoever makes the answer."""
     asked = request.headers.get(TOKEN_IDS_HEADER)
     form = next((form for form in request.gives if form == asked), None)
     if form is None or request.limits is None:
         return None
-    wanted = Wanted(form)
+    wanted = RequestedIds(form)
     setattr(request.state, token_ids.WANTED_KEY, wanted)
     return wanted
 
 
-def _write_ids(response: Response, form: TokenIds, packed: bytes) -> None:
+def _write_ids(response: Response, form: TokenIdsForm, packed: bytes) -> None:
     """In place: the status, the other headers and the background work are the endpoint's."""
     document = orjson.loads(response.body)
     response.body, content_type = token_ids.encode_answer(document, form, packed)

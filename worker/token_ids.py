@@ -15,17 +15,17 @@ from typing import Any
 import msgspec
 import numpy
 
-from orchestrator.wire.info import TokenIds
+from orchestrator.wire.info import TokenIdsForm
 
 PARAMS_KEY = "kv_transfer_params"
 IDS_KEY = "prompt_token_ids"
 PLACE = f"{PARAMS_KEY}.{IDS_KEY}"
 
 LIMITS_KEY = "baton_token_limits"  # in an application's state: its `Limits`, if it takes packed ids
-WANTED_KEY = "baton_token_ids"  # in a request's state: its `Wanted`, if it asked for packed ids
+WANTED_KEY = "baton_token_ids"  # in a request's state: its `RequestedIds`, if it asked for packed ids
 
 _DTYPE = numpy.dtype("<i4")
-_ENCODINGS: Mapping[TokenIds, tuple[Callable[[Any], bytes], str]] = {
+_ENCODINGS: Mapping[TokenIdsForm, tuple[Callable[[Any], bytes], str]] = {
     "base64": (msgspec.json.encode, "application/json"),  # which writes bytes as base64
     "bin": (msgspec.msgpack.encode, "application/msgpack"),
 }
@@ -44,10 +44,10 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Wanted:
+class RequestedIds:
     """The packed form that a request asked for, and the ids once its answer is there."""
 
-    form: TokenIds
+    form: TokenIdsForm
     packed: bytes | None = None
 
 
@@ -100,7 +100,7 @@ def unpack_in(document: Any, limits: Limits, *, is_completion: bool) -> None:
 # --- answers --------------------------------------------------------------------------------------------
 
 
-def encode_answer(document: dict[str, Any], form: TokenIds, packed: bytes) -> tuple[bytes, str]:
+def encode_answer(document: dict[str, Any], form: TokenIdsForm, packed: bytes) -> tuple[bytes, str]:
     """The body and the content type of an answer with these ids."""
     encode, content_type = _ENCODINGS[form]
     return encode(document | {IDS_KEY: packed}), content_type
@@ -113,7 +113,7 @@ def packing(create: _Create) -> _Create:
     @functools.wraps(create)
     async def create_and_pack(request: Any, raw_request: Any = None) -> Any:
         answer = await create(request, raw_request)
-        wanted = None if raw_request is None else wanted_by(raw_request.state)
+        wanted = None if raw_request is None else requested_by(raw_request.state)
         if wanted is not None and hasattr(answer, "choices"):  # no stream, no error
             wanted.packed = _take_ids(answer)
         return answer
@@ -121,7 +121,7 @@ def packing(create: _Create) -> _Create:
     return create_and_pack
 
 
-def wanted_by(state: object) -> Wanted | None:
+def requested_by(state: object) -> RequestedIds | None:
     """`state` is a request's."""
     return getattr(state, WANTED_KEY, None)
 

@@ -18,10 +18,9 @@ from bench.shared.load import post
 from bench.transport.model import VOCABULARY
 from orchestrator.api.view import view_request
 from orchestrator.legs.bodies import LegBodies
-from orchestrator.legs.connectors.base import Handoff
-from orchestrator.legs.connectors.base import TokenIds as GivenIds
+from orchestrator.legs.connectors.base import Handoff, TokenIds
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, Parts, transcoded
-from orchestrator.wire.info import Encoding, TokenIds
+from orchestrator.wire.info import Encoding, TokenIdsForm
 from worker import token_ids
 
 MODEL = "study"
@@ -40,7 +39,7 @@ class Arm:
 
     name: str
     transport: Encoding
-    ids: TokenIds | None = None
+    ids: TokenIdsForm | None = None
 
     @property
     def server(self) -> str:
@@ -125,15 +124,15 @@ class Prompt:
         blocks = list(range(1, self.tokens // _TOKENS_PER_BLOCK + 2))
         return encoded({**_PARAMS, "remote_num_tokens": self.tokens, "remote_block_ids": [blocks]})
 
-    def given_ids(self, form: TokenIds | None) -> GivenIds | None:
+    def given_ids(self, form: TokenIdsForm | None) -> TokenIds | None:
         """Return them as they are found in the prefill worker's answer."""
         match form:
             case "list":
-                return GivenIds(json=encoded(self.ids))
+                return TokenIds(json=encoded(self.ids))
             case "base64":
-                return GivenIds(json=msgspec.json.encode(token_ids.pack(self.ids)))
+                return TokenIds(json=msgspec.json.encode(token_ids.pack(self.ids)))
             case "bin":
-                return GivenIds(packed=token_ids.pack(self.ids))
+                return TokenIds(packed=token_ids.pack(self.ids))
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""What an endpoint is: how one path of the data plane is served.
+"""An endpoint says how one path of the data plane is served.
 
 A new endpoint is one file beside this one and one entry in `ENDPOINTS`. An endpoint is made once per
 process and keeps nothing of a request.
@@ -19,41 +19,45 @@ Content = tuple[bytes, bytes]  # a header block, with the content type in it, an
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Conversion(ABC):
-    """What is made of a worker's whole answer to one request, where the client wants another form of it."""
+    """A conversion makes another form of a worker's whole answer to one request, if the client wants one."""
 
     @abstractmethod
     async def convert(self, content: bytes) -> Content:
-        """What the client gets for the body of a 200. Raises `WorkerGarbage` if it is not as asked for."""
+        """Return what the client gets for the body of a 200. Raises `WorkerGarbage` if it is not as asked
+        for.
+        """
         ...
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Endpoint:
-    """One path, with the forms of OpenAI; a subclass changes what differs."""
+    """An endpoint is one path, with the forms of OpenAI; a subclass changes what differs."""
 
     def __init__(
         self, *, needs_one_worker: bool = False, streams: bool = True, can_continue: bool = True
     ) -> None:
-        """`needs_one_worker`: nothing is handed over, one leg does everything. `streams`: answers can be
-        streams of events. `can_continue`: those are OpenAI's chats or completions, so that another worker can
-        go on with one whose worker was lost.
+        """With `needs_one_worker` nothing is handed over, one leg does everything; with `streams` answers can
+        be streams of events. With `can_continue` those are OpenAI's chats or completions, so that another
+        worker can go on with one whose worker was lost.
         """
         self.needs_one_worker = needs_one_worker
         self.streams = streams
         self.can_continue = can_continue
 
     def adapt(self, view: RequestView, exchange: Exchange) -> tuple[RequestView, Conversion | None]:
-        """The request as its workers get it, and what is made of their answer; None: it is the client's."""
+        """Return the request as its workers get it, and what is made of their answer; None if the client gets
+        that.
+        """
         return view, None
 
     def events(self, *, hides_usage: bool, cached_tokens: int | None) -> Events:
-        """The reader of one worker's stream; see `EventStream`."""
+        """Return the reader of one worker's stream; see `EventStream`."""
         return EventStream(hides_usage=hides_usage, cached_tokens=cached_tokens)
 
     def error(self, error: BatonError) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """Headers and body of an answer that tells of `error`, whose status is the error's own."""
+        """Return headers and body of an answer that tells of `error`, whose status is the error's own."""
         return error.headers(), error.body()
 
     def error_event(self, error: BatonError) -> bytes:
-        """The last events of a stream that fails after its first byte."""
+        """Return the last events of a stream that fails after its first byte."""
         return error_event(error.body())

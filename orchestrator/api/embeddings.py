@@ -1,4 +1,5 @@
-"""Embeddings: which form of answer a client wants, and how it is made of what the worker sends.
+"""Embeddings have several forms: this finds out which one a client wants, and makes it of what the worker
+sends.
 
 Between worker and orchestrator vectors travel as base64, which every OpenAI server has: half the bytes of
 JSON floats, and for vLLM half the work, or a twentieth where it has no orjson. Raw bytes would be fewer, but
@@ -57,7 +58,7 @@ class InvalidEmbeddings(ValueError):
 # --- what the client wants ----------------------------------------------------------------------
 
 
-class Form(Enum):
+class Layout(Enum):
     FLOATS = "a JSON document with numbers in it"
     RAW = "the numbers' bytes, vector after vector"
     RAW_WITH_METADATA = "the same, and vLLM's header"
@@ -66,17 +67,19 @@ class Form(Enum):
 # What is converted within 200 us, in bytes of the worker's answer. 256 vectors of 1024 have 1.4 MB, and take
 # 7 ms to become numbers, 2 ms to become bytes.
 MAX_INLINE_BYTES = {
-    Form.FLOATS: 40 * 1024,
-    Form.RAW: 128 * 1024,
-    Form.RAW_WITH_METADATA: 128 * 1024,
+    Layout.FLOATS: 40 * 1024,
+    Layout.RAW: 128 * 1024,
+    Layout.RAW_WITH_METADATA: 128 * 1024,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An answer that is made here, of base64. `dtype` and `endianness` are those of the numbers in it."""
+class EmbeddingForm:
+    """The client wants this form of answer, made here of base64: `dtype` and `endianness` are those of the
+    numbers in it.
+    """
 
-    form: Form
+    layout: Layout
     dtype: str = "float32"
     endianness: str = "little"
 
@@ -85,43 +88,43 @@ class Wanted:
         return _NUMBER_BYTES[self.dtype]
 
 
-def wanted_of(view: RequestView, accept: bytes | None) -> Wanted | None:
-    """What the request and its `Accept` header ask for.
+def form_of(view: RequestView, accept: bytes | None) -> EmbeddingForm | None:
+    """Return the form that the request and its `Accept` header ask for.
 
     None: the client gets the worker's own answer. So it is also with whatever is unknown here, or wrong: the
     worker may know it, and says what it refuses.
     """
     encoding = _text(view.own, "encoding_format", "float")
     if encoding == "bytes":
-        return _wanted_raw(Form.RAW_WITH_METADATA, view.own)
+        return _raw_form(Layout.RAW_WITH_METADATA, view.own)
     if encoding == "bytes_only" or (encoding in ("float", "base64") and _prefers_bytes(accept)):
-        return _wanted_raw(Form.RAW, view.own)
+        return _raw_form(Layout.RAW, view.own)
     if encoding == "float" and not view.own.keys() & {"embed_dtype", "endianness"}:
-        return Wanted(Form.FLOATS)
+        return EmbeddingForm(Layout.FLOATS)
     return None
 
 
 def ask_base64(view: RequestView) -> RequestView:
-    """The request as the worker gets it when the client wants another form."""
+    """Return the request as the worker gets it when the client wants another form."""
     return view.with_own({**view.own, "encoding_format": _BASE64})
 
 
-def _wanted_raw(form: Form, fields: Mapping[str, Raw]) -> Wanted | None:
+def _raw_form(layout: Layout, fields: Mapping[str, Raw]) -> EmbeddingForm | None:
     dtype = _text(fields, "embed_dtype", "float32")
     endianness = _text(fields, "endianness", "native")
     if dtype not in _NUMBER_BYTES or endianness not in ("native", "little", "big"):
         return None
-    return Wanted(form, dtype, "big" if endianness == "big" else "little")
+    return EmbeddingForm(layout, dtype, "big" if endianness == "big" else "little")
 
 
 def _prefers_bytes(accept: bytes | None) -> bool:
-    """They are the first in the list of what the client takes."""
+    """Tell whether bytes are the first in the list of what the client takes."""
     first = (accept or b"").partition(b",")[0].partition(b";")[0]
     return first.strip().lower() == b"application/octet-stream"
 
 
 def _text(fields: Mapping[str, Raw], name: str, default: str) -> str | None:
-    """A field's value; None if it is no string."""
+    """Return a field's value; None if it is no string."""
     try:
         return _STRING.decode(fields[name]) if name in fields else default
     except msgspec.DecodeError:
@@ -132,36 +135,38 @@ def _text(fields: Mapping[str, Raw], name: str, default: str) -> str | None:
 
 
 class Embeddings:
-    """Makes answers of what workers send, large ones in another process."""
+    """It makes answers of what workers send, large ones in another process."""
 
     def __init__(self, offload: Offload) -> None:
         """`offload` stays the caller's."""
         self._offload = offload
         self._has_numpy = False
 
-    async def answer(self, wanted: Wanted, content: bytes) -> Content:
-        """What the client gets, of the base64 document that the worker sent. Raises `WorkerGarbage`."""
+    async def answer(self, form: EmbeddingForm, content: bytes) -> Content:
+        """Make what the client gets of the base64 document that the worker sent. Raises `WorkerGarbage`."""
         try:
-            return await self._convert(wanted, content)
+            return await self._convert(form, content)
         except InvalidEmbeddings as error:
             raise WorkerGarbage(f"the worker's answer holds no embeddings: {error}") from error
 
-    async def _convert(self, wanted: Wanted, content: bytes) -> Content:
-        if len(content) > MAX_INLINE_BYTES[wanted.form]:
-            return await self._offload.run(convert, content, wanted)
-        if wanted.form is Form.FLOATS:
+    async def _convert(self, form: EmbeddingForm, content: bytes) -> Content:
+        if len(content) > MAX_INLINE_BYTES[form.layout]:
+            return await self._offload.run(convert, content, form)
+        if form.layout is Layout.FLOATS:
             await self._import_numpy()
-        return convert(content, wanted)
+        return convert(content, form)
 
     async def _import_numpy(self) -> None:
-        """It takes 0.1 s and 14 MB, which only those shall pay who serve embeddings."""
+        """Import it with the first embedding: it takes 0.1 s and 14 MB, which only those shall pay who serve
+        embeddings.
+        """
         if not self._has_numpy:
             await asyncio.to_thread(import_module, "numpy")
             self._has_numpy = True
 
 
 class EmbeddingsEndpoint(Endpoint):
-    """One leg, whose answer is base64 unless the client wants exactly what the worker has."""
+    """It needs one leg, whose answer is base64 unless the client wants exactly what the worker has."""
 
     def __init__(self, offload: Offload) -> None:
         """`offload` stays the caller's."""
@@ -169,30 +174,30 @@ class EmbeddingsEndpoint(Endpoint):
         self._embeddings = Embeddings(offload)
 
     def adapt(self, view: RequestView, exchange: Exchange) -> tuple[RequestView, Conversion | None]:
-        wanted = wanted_of(view, exchange.header(b"accept"))
-        if wanted is None:
+        form = form_of(view, exchange.header(b"accept"))
+        if form is None:
             return view, None
-        return ask_base64(view), _Conversion(self._embeddings, wanted)
+        return ask_base64(view), _Conversion(self._embeddings, form)
 
 
 class _Conversion(Conversion):
-    def __init__(self, embeddings: Embeddings, wanted: Wanted) -> None:
+    def __init__(self, embeddings: Embeddings, form: EmbeddingForm) -> None:
         self._embeddings = embeddings
-        self._wanted = wanted
+        self._form = form
 
     async def convert(self, content: bytes) -> Content:
-        return await self._embeddings.answer(self._wanted, content)
+        return await self._embeddings.answer(self._form, content)
 
 
-def convert(content: bytes, wanted: Wanted) -> Content:
-    """What `Embeddings.answer` returns. Raises `InvalidEmbeddings`."""
+def convert(content: bytes, form: EmbeddingForm) -> Content:
+    """Make what `Embeddings.answer` returns. Raises `InvalidEmbeddings`."""
     try:
         document = _DOCUMENT.decode(content)
         items = _ITEMS.decode(document.get("data", b"null"))
-        if wanted.form is Form.FLOATS:
+        if form.layout is Layout.FLOATS:
             return _JSON_HEADER, _with_floats(document, items)
-        vectors = [_vector(item, wanted.number_bytes) for item in items]
-        return header_block(_raw_headers(wanted, document, vectors)), b"".join(vectors)
+        vectors = [_vector(item, form.number_bytes) for item in items]
+        return header_block(_raw_headers(form, document, vectors)), b"".join(vectors)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEmbeddings(str(error)) from error
 
@@ -208,7 +213,7 @@ def _vector(item: Mapping[str, Raw], number_bytes: int) -> bytes:
 
 
 def _with_floats(document: Mapping[str, Raw], items: Sequence[dict[str, Raw]]) -> bytes:
-    """The document with numbers for base64, each the shortest that is the same float32.
+    """Return the document with numbers for base64, each the shortest that is the same float32.
 
     All else keeps its bytes; so does a vector that is a list already, of a worker that has no base64.
     """
@@ -236,15 +241,15 @@ def _fragment(value: object) -> orjson.Fragment:
 
 
 def _raw_headers(
-    wanted: Wanted, document: Mapping[str, Raw], vectors: Sequence[bytes]
+    form: EmbeddingForm, document: Mapping[str, Raw], vectors: Sequence[bytes]
 ) -> list[tuple[bytes, bytes]]:
     about = _about(document)
-    numbers = {"embed_dtype": wanted.dtype, "endianness": wanted.endianness}
+    numbers = {"embed_dtype": form.dtype, "endianness": form.endianness}
     width = _width(vectors)
-    dimensions = width // wanted.number_bytes
+    dimensions = width // form.number_bytes
     summary = {**about, **numbers, "shape": [len(vectors), dimensions]}
     headers = [(b"content-type", b"application/octet-stream"), (SUMMARY_HEADER, _ascii(summary))]
-    if wanted.form is Form.RAW_WITH_METADATA:
+    if form.layout is Layout.RAW_WITH_METADATA:
         entries = [
             {"index": index, **numbers, "start": start, "end": start + width, "shape": [dimensions]}
             for index, start in enumerate(range(0, len(vectors) * width, width))
@@ -254,7 +259,7 @@ def _raw_headers(
 
 
 def _about(document: Mapping[str, Raw]) -> dict[str, Any]:
-    """What the answer says beside its vectors; of the usage as much as vLLM's header has."""
+    """Return what the answer says beside its vectors; of the usage as much as vLLM's header has."""
     about = {name: msgspec.json.decode(document[name]) for name in _ABOUT_ALL if name in document}
     usage = about.get("usage")
     if isinstance(usage, dict):
@@ -263,7 +268,7 @@ def _about(document: Mapping[str, Raw]) -> dict[str, Any]:
 
 
 def _width(vectors: Sequence[bytes]) -> int:
-    """Bytes of each vector."""
+    """Return how many bytes each vector has."""
     widths = set(map(len, vectors))
     if len(widths) != 1:
         raise InvalidEmbeddings(f"vectors of {len(widths)} different lengths")
@@ -271,5 +276,5 @@ def _width(vectors: Sequence[bytes]) -> int:
 
 
 def _ascii(value: object) -> bytes:
-    """As JSON that may stand in a header."""
+    """Return it as JSON that may stand in a header."""
     return json.dumps(value, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""The data plane's paths. What is not in this table is the control plane's, or 404."""
+"""The data plane has these paths. What is not in this table is the control plane's, or 404."""
 
 from __future__ import annotations
 

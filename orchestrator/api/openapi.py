@@ -1,4 +1,4 @@
-"""What `/openapi.json` says about the data plane, which FastAPI does not serve and so cannot describe."""
+"""`/openapi.json` says this about the data plane, which FastAPI does not serve and so cannot describe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the orchestrator decodes of a request: the fields that it routes on. Everything else stays bytes.
+"""The orchestrator decodes of a request only the fields that it routes on. Everything else stays bytes.
 
 One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view of the client's own bytes.
 """
@@ -37,7 +37,9 @@ class InvalidRequest(ValueError):
 
 
 class RequestView(Request):
-    """A request as the orchestrator sees it; the values are the client's own bytes. Not changed once made."""
+    """A view is a request as the orchestrator sees it; the values are the client's own bytes. It is not
+    changed once made.
+    """
 
     __slots__ = (
         "_exchange",
@@ -63,10 +65,10 @@ class RequestView(Request):
         whole_reason: str | None,
         exchange: Exchange | None = None,
     ) -> None:
-        """`shared`: the fields that all legs share, `common`: the same as one JSON object; `own`: the others
-        (`OWN`), `own_json` as well. `wants_usage`: the client asked for the usage event of a stream.
-        `whole_reason`: why no hand-off is possible; None if the request can go in two legs. `exchange`: has
-        the client's headers.
+        """`shared` are the fields that all legs share, `common` the same as one JSON object; `own` are the
+        others (`OWN`), in `own_json` as well. `wants_usage` if the client asked for the usage event of a
+        stream. `whole_reason` is why no hand-off is possible; None if the request can go in two legs.
+        `exchange` has the client's headers.
         """
         self._exchange = exchange
         self.shared = shared
@@ -79,7 +81,7 @@ class RequestView(Request):
         self.whole_reason = whole_reason
 
     def with_own(self, own: dict[str, Raw]) -> RequestView:
-        """The same request with other fields of its own; none of those that the view itself tells."""
+        """Return the same request with other fields of its own; none of those that the view itself tells."""
         return RequestView(
             self.shared,
             self.common,
@@ -98,7 +100,7 @@ class RequestView(Request):
         return sum(map(len, self.common)) + len(self.own_json)
 
     def prompt_tokens(self) -> int:
-        """About how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
+        """Estimate how many tokens the prompt has: ids are counted, of text there is one per four bytes."""
         prompt = self.shared.get("prompt")
         if prompt is not None:
             listed = bytes(prompt)
@@ -238,7 +240,7 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
 
 
 def _decode_top_level(body: bytes, *, is_small: bool) -> dict[str, Raw]:
-    """Key by key unless the body is small."""
+    """Decode the top level, key by key unless the body is small."""
     if not body:
         raise InvalidRequest("the request body is empty")
     try:
@@ -258,7 +260,7 @@ def _decode_top_level(body: bytes, *, is_small: bool) -> dict[str, Raw]:
 
 
 def _decode_routed(own_json: bytes, own: Mapping[str, Raw]) -> Any:
-    """The routed fields among `OWN` as attributes, None for those that are not there."""
+    """Return the routed fields among `OWN` as attributes, None for those that are not there."""
     try:
         routed: Any = _ROUTED_OWN.decode(own_json)
     except msgspec.ValidationError:
@@ -281,7 +283,8 @@ def _decode_field(name: str, raw: Raw) -> Any:
 
 
 def _compact_length(common: int, own: int) -> int:
-    """Length of the document if it is written without white space, needless escapes and duplicates.
+    """Return the length of the document if it is written without white space, needless escapes and
+    duplicates.
 
     Each of these can only make the real document longer, so one of this length has none of them. `common`
     and `own` are the lengths of its two halves as objects.
@@ -297,7 +300,7 @@ def _refuse_duplicates(body: bytes) -> None:
 
 
 class _Key:
-    """A key that the decoder shows us once per occurrence."""
+    """The decoder shows us a key once per occurrence."""
 
     __slots__ = ("name",)
 
@@ -306,10 +309,10 @@ class _Key:
 
 
 class _KeyReader:
-    """Sees every key as the decoder comes to it; raises `InvalidRequest`. Of other fields the last wins."""
+    """It sees every key as the decoder comes to it; raises `InvalidRequest`. Of others the last wins."""
 
     def __init__(self, once: frozenset[str]) -> None:
-        """`once`: names that must not occur twice."""
+        """`once` has the names that must not occur twice."""
         self._once = once
         self._count = 0
         self._seen: set[str] = set()
@@ -326,7 +329,7 @@ class _KeyReader:
 
 
 def _decode_key_by_key(body: bytes, once: frozenset[str] = _ALL_ROUTED) -> dict[str, Raw]:
-    """One level, given up at the first mistake: a large body can have a million fields.
+    """Decode one level, and give up at the first mistake: a large body can have a million fields.
 
     `ValidationError` if it is no object, and with an `InvalidRequest` as its cause.
     """
@@ -338,8 +341,8 @@ def _decode_key_by_key(body: bytes, once: frozenset[str] = _ALL_ROUTED) -> dict[
 
 
 def _look_closer(common: Parts, shared: dict[str, Raw]) -> tuple[Parts, str | None]:
-    """The common part with a prompt that is a list of one unwrapped, and without transfer fields; why no
-    hand-off is possible, if so.
+    """Return the common part with a prompt that is a list of one unwrapped, and without transfer fields; and
+    why no hand-off is possible, if so.
     """
     mended = {
         name: _without_transfer(name, shared[name], _ARGUMENTS) for name in _CARRIERS.intersection(shared)
@@ -353,7 +356,7 @@ def _look_closer(common: Parts, shared: dict[str, Raw]) -> tuple[Parts, str | No
 
 
 def _whole_reason(shared: Mapping[str, Raw]) -> str | None:
-    """Why this request must be served by one worker; with a hand-off it would be answered wrongly."""
+    """Return why this request must be served by one worker; with a hand-off it would be answered wrongly."""
     routed = {name: _decode_field(name, shared[name]) for name in ROUTED.keys() & shared.keys()}
     if routed.get("use_beam_search"):
         return "beam search"
@@ -373,7 +376,7 @@ def _is_null(raw: Raw) -> bool:
 
 
 def _second_level_start(raw: Raw) -> bytes:
-    """The first byte inside an array that is not white space; b"" if the value is no array."""
+    """Return the first byte inside an array that is not white space; b"" if the value is no array."""
     view = memoryview(raw)
     if view[0] != 0x5B:
         return b""
@@ -381,7 +384,9 @@ def _second_level_start(raw: Raw) -> bytes:
 
 
 def _holds_several_prompts(prompt: Raw) -> bool:
-    """Several strings or several lists of ids. A list of numbers is one prompt of token ids."""
+    """Tell whether these are several strings or several lists of ids. A list of numbers is one prompt of
+    token ids.
+    """
     return _second_level_start(prompt) in (b'"', b"[", b"]")
 
 
@@ -396,8 +401,8 @@ def _unwrap_single(prompt: Raw) -> Raw:
 
 
 def _without_transfer(name: str, raw: Raw, inner: frozenset[str]) -> Raw:
-    """The value of a field without the transfer fields, which may be in entries named `inner` as well; itself
-    if it has none. What is no object is not the worker's arguments, but a text that holds one may be.
+    """Return the value of a field without the transfer fields, which may be in entries named `inner` as well;
+    itself if it has none. What is no object is not the worker's arguments, but a text that holds one may be.
 
     Raises `InvalidRequest` if the object cannot be read.
     """
@@ -423,7 +428,7 @@ def _object_without_transfer(raw: Raw, inner: frozenset[str]) -> Raw:
 
 
 def _text_without_transfer(raw: Raw, inner: frozenset[str]) -> Raw:
-    """Of a string that is itself JSON, as forms have it."""
+    """Mend a string that is itself JSON, as forms have it."""
     text = _STRING.decode(raw)
     if not text.lstrip().startswith("{"):
         return raw

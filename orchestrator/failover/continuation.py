@@ -1,9 +1,10 @@
-"""A stream whose decode leg was lost goes on: which ones can, and what a new pair of workers is asked.
+"""This decides which streams can go on when their decode leg was lost, and what a new pair of workers is
+asked.
 
 The new legs are completions with token ids as their prompt: those of the prompt and those of what the client
 has been sent. That is the same for chats and completions, and needs nothing but plain vLLM.
 
-How the rest of such a stream differs from that of one that was not cut:
+The rest of such a stream differs from that of one that was not cut:
 - Sent text is tokenised again, unless the client asked for its token ids. `completion_tokens` and the limits
   then count these tokens. Where they are others than the model had chosen (text that begins with a space
   under SentencePiece, special tokens that text leaves out, bytes that are no UTF-8), it may choose other
@@ -11,7 +12,7 @@ How the rest of such a stream differs from that of one that was not cut:
 - A seed begins anew; presence and frequency penalties and bad words do not know what was sent before the cut.
 - Stop strings are found as ever: what may be the beginning of one has not been sent. But the text in front of
   it can end within a token, and no model has learned to go on there. A greedy one begins with the last word
-  again, which is left out of the stream; if it says another one, the stream cannot be gone on with.
+  again, which is left out of the stream; if it says another one, the stream cannot be resumed.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ _json = msgspec.json.Encoder()
 
 
 def replaceable(view: RequestView) -> str | None:
-    """Why a request's stream can never be gone on with by another worker; None if it can.
+    """Return why no other worker could ever go on with the stream of this request; None if one can.
 
     It looks at the messages, so it is made for the moment of a loss, not for every request.
     """
@@ -156,7 +157,7 @@ def _is_text(content: Raw) -> bool:
 
 
 def text_to_go_on_from(view: RequestView, sent: Sent) -> str:
-    """What of the sent text the new workers are given: all of it, unless it can end within a token.
+    """Return what of the sent text the new workers are given: all of it, unless it can end within a token.
 
     Raises `CannotContinue`.
     """
@@ -172,14 +173,16 @@ def _is_greedy(view: RequestView) -> bool:
 
 
 def _holds_text_back(view: RequestView) -> bool:
-    """A worker does so with what may be the beginning of a stop string, unless that is part of the answer."""
+    """Tell whether workers hold back text that may begin a stop string; not if that is part of the answer."""
     keeps_stop = decode_field(_BOOL, view.shared, "include_stop_str_in_output")
     return not keeps_stop and any(len(stop) > 1 for stop in _stops(view))
 
 
 class Continuation(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream that was cut, and all that is needed to go on with it. The original view and hand-off count
-    also for a stream that is cut again: what was sent then is of several workers."""
+    """A stream that was cut is described by this, with all that another worker needs to go on with it. The
+    original view and hand-off count also for a stream that is cut again: what was sent then is of several
+    workers.
+    """
 
     view: RequestView  # the client's
     sent: Sent
@@ -189,7 +192,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None  # what the first hand-off says that the client is to be told
 
     def rest(self) -> RequestView | None:
-        """The request whose answer is the rest; None if nothing is left but the ending.
+        """Return the request whose answer is the rest; None if nothing is left but the ending.
 
         Raises `CannotContinue` if a stop string could be missed or text lost.
         """
@@ -214,7 +217,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def stream(self) -> ContinuedStream:
-        """What makes the client's events of the answer to `rest`."""
+        """Return what makes the client's events of the answer to `rest`."""
         return ContinuedStream(
             self._envelope,
             self._usage,
@@ -224,13 +227,13 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def ending(self) -> bytes:
-        """What the client still gets if there is no rest."""
+        """Return what the client still gets if there is no rest."""
         usage = self._usage if self.view.wants_usage else None
         return ending(self._envelope, usage, cached_tokens=self.cached_tokens)
 
     @property
     def _again(self) -> str:
-        """What the client has already and the new worker will say again."""
+        """This is what the client has already and the new worker will say again."""
         if self.sent.ids is not None:
             return ""
         return self.sent.text[len(text_to_go_on_from(self.view, self.sent)) :]
@@ -262,7 +265,9 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.model_len is None else self.model_len - self.prompt.count - self.said.count
 
     def _carried(self, fields: Mapping[str, Raw]) -> dict[str, Raw]:
-        """A completion's own fields are those of the endpoint, whatever they are."""
+        """Return the fields that the new legs keep; those of a completion are the endpoint's own, whatever
+        they are.
+        """
         names = CARRIED & fields.keys() if self.sent.is_chat else fields.keys()
         return {name: fields[name] for name in names}
 
@@ -275,7 +280,9 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ending_without_count(view: RequestView, sent: Sent, cached_tokens: int | None) -> bytes | None:
-    """What a client still gets of a stream whose choice has ended; None if tokens are to be counted first."""
+    """Return what a client still gets of a stream whose choice has ended; None if tokens are to be counted
+    first.
+    """
     if sent.finish_reason is None:
         return None
     needs_usage = view.wants_usage and not sent.has_final_usage
@@ -290,7 +297,7 @@ def _stops(view: RequestView) -> list[str]:
 
 
 def _begins(stop: str, text: str) -> bool:
-    """Whether the text ends in the beginning of the stop string."""
+    """Tell whether the text ends in the beginning of the stop string."""
     return any(text.endswith(stop[:length]) for length in range(1, len(stop)))
 
 

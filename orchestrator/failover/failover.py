@@ -25,22 +25,22 @@ from orchestrator.failover.tokenize import (
     tokenize_text,
     tokenized,
 )
-from orchestrator.failover.transcript import CannotContinue, Memory, Sent, Transcript
+from orchestrator.failover.transcript import CannotContinue, Sent, Transcript, TranscriptMemory
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, TokenIds
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.leg import Leg, Legs, Question
 from orchestrator.workers.worker import Worker
 
-# A worker's answer to `/tokenize`: a million ids with six digits each, and their commas.
+# A worker's answer to `/tokenize` holds a million ids with six digits each, and their commas.
 _MAX_TOKENS_BYTES = 16 * 1024 * 1024
 
-# Workers asked for token ids before the stream is given up.
+# So many workers are asked for token ids before the stream is given up.
 _MOST_ASKED = 3
 
 
-class Cut:
-    """A stream that was cut: what the client asked for, and what it has had."""
+class CutStream:
+    """A stream was cut: this is what the client asked for, and what it has had."""
 
     __slots__ = ("first", "last", "legs", "transcript", "view", "watch")
 
@@ -53,7 +53,8 @@ class Cut:
         last: Worker,
         watch: Callable[[Leg], None],
     ) -> None:
-        """`first`: the first prefill's hand-off; None if there was none. `last`: whose leg was lost.
+        """`first` is the first prefill's hand-off, None if there was none; `last` is the worker whose leg was
+        lost.
 
         `watch` is told of legs that are about to be sent, so that they do not last for ever.
         """
@@ -66,7 +67,7 @@ class Cut:
 
     @property
     def cached_tokens(self) -> int | None:
-        """What the client's usage must say of them."""
+        """The client's usage must tell this count of cached tokens; None if it is not known."""
         return None if self.first is None else self.first.prefill_cached_tokens
 
     @property
@@ -75,13 +76,13 @@ class Cut:
 
 
 class Rest:
-    """What is left to do for a stream that was cut: more legs, or only its last events."""
+    """This is what is left to do for a stream that was cut: more legs, or only its last events."""
 
     __slots__ = ("bodies", "continuation", "end")
 
     def __init__(self, end: bytes, continuation: Continuation | None, bodies: LegBodies | None) -> None:
-        """`end`: events that the client has not had, and nothing else is missing; b"" if legs are to follow:
-        those of `bodies`, whose events go through `continuation`.
+        """`end` has the events that the client has not had, if nothing else is missing; it is b"" if legs are
+        to follow: those of `bodies`, whose events go through `continuation`.
         """
         self.end = end
         self.continuation = continuation
@@ -89,21 +90,23 @@ class Rest:
 
 
 class Failover:
-    """Keeps what streams have sent, and finds out how to go on with them. One per process."""
+    """It keeps what streams have sent, and finds out how to go on with them. There is one per process."""
 
     def __init__(self, dispatcher: Dispatcher, *, max_bytes: int) -> None:
         """`max_bytes` bounds what all open streams keep; streams beyond it are not replaceable."""
         self._registry = dispatcher.registry
-        self._memory = Memory(max_bytes)
+        self._memory = TranscriptMemory(max_bytes)
 
     def transcript(self, view: RequestView) -> Transcript | None:
-        """For a stream that begins; None if no other worker could ever go on with it. To be closed."""
+        """Return the transcript for a stream that begins, to be closed; None if no other worker could ever go
+        on with it.
+        """
         if view.whole_reason is not None or self._memory.used >= self._memory.limit:
             return None
         return Transcript(self._memory)
 
-    async def rest_of(self, stream: Cut, cause: WorkerError | WorkerAnswered) -> Rest:
-        """How the stream goes on that `cause` has cut; workers are asked for token ids if need be.
+    async def rest_of(self, stream: CutStream, cause: WorkerError | WorkerAnswered) -> Rest:
+        """Return how the stream goes on that `cause` has cut; workers are asked for token ids if need be.
 
         Raises `cause`, or an error that says why nobody can go on with it.
         """
@@ -115,7 +118,7 @@ class Failover:
             error = WorkerCutShort(f"{cause.message}; no other worker can go on: {reason}")
             raise error from cause
 
-    async def _rest_of(self, stream: Cut) -> Rest:
+    async def _rest_of(self, stream: CutStream) -> Rest:
         reason = replaceable(stream.view)
         if stream.transcript is None or reason is not None:
             raise CannotContinue(reason or "nothing was kept of it")
@@ -129,7 +132,7 @@ class Failover:
             return Rest(continuation.ending(), None, None)
         return Rest(b"", continuation, LegBodies(rest, PATH, stream.legs.bodies.connector))
 
-    async def _continuation(self, stream: Cut, sent: Sent) -> Continuation:
+    async def _continuation(self, stream: CutStream, sent: Sent) -> Continuation:
         view, last = stream.view, stream.last
         model_len = last.max_model_len
         prompt, said = known_prompt_ids(view, sent, stream.prompt_ids), known_sent_ids(sent)
@@ -148,7 +151,7 @@ class Failover:
             cached_tokens=stream.cached_tokens,
         )
 
-    async def _tokenize(self, stream: Cut, body: bytes) -> tuple[Ids, int | None]:
+    async def _tokenize(self, stream: CutStream, body: bytes) -> tuple[Ids, int | None]:
         """Ask one worker after the other for token ids, and the length of its context."""
         for worker in self._askable(stream):
             question = Question(stream.legs, worker, TOKENIZE, body)
@@ -161,7 +164,7 @@ class Failover:
                 question.abort()
         raise CannotContinue("no worker tells the token ids of what was sent")
 
-    def _askable(self, stream: Cut) -> Iterator[Worker]:
+    def _askable(self, stream: CutStream) -> Iterator[Worker]:
         pools = self._registry.pools[stream.view.model]
         model = stream.last.address.served_model
         ready = [*pools.both, *pools.decode, *pools.prefill]

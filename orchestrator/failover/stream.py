@@ -1,4 +1,4 @@
-"""A stream that another worker goes on with, in the events of the one that began it."""
+"""Another worker goes on with a stream: its events are rewritten into those of the worker that began it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _json = msgspec.json.Encoder()
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """What all events of a stream have in common, whoever makes them."""
+    """All events of a stream have this in common, whoever makes them."""
 
     sent: Sent
 
@@ -28,7 +28,7 @@ class Envelope(msgspec.Struct, frozen=True):
         return {"id": self.sent.id, "object": kind, "created": self.sent.created, "model": self.sent.model}
 
     def choice(self, completion: _Document) -> _Document:
-        """The choice of a completion's event as one of this stream."""
+        """Make the choice of a completion's event one of this stream."""
         if not self.sent.is_chat:
             # The client has the ids of its prompt. These are another one's.
             return completion | {"prompt_token_ids": None} if "prompt_token_ids" in completion else completion
@@ -40,13 +40,13 @@ class Envelope(msgspec.Struct, frozen=True):
         return chat | kept
 
     def role(self) -> bytes:
-        """The event that a chat begins with."""
+        """Return the event that a chat begins with."""
         delta = {"role": "assistant", "content": ""}
         return self.event([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
 
 
 class ContinuedStream(Events):
-    """One stream from a new worker to a client that has the beginning from another.
+    """It makes one stream from a new worker for a client that has the beginning from another.
 
     The worker was asked for a completion of prompt and beginning. Every event is made anew: the name of the
     stream, chat instead of completion, usage as if nothing had happened.
@@ -63,7 +63,7 @@ class ContinuedStream(Events):
         cached_tokens: int | None,
         again: str = "",
     ) -> None:
-        """`so_far`: the prompt's tokens, and those of the text that was sent.
+        """`so_far` counts the prompt's tokens, and those of the text that was sent.
 
         `cached_tokens`: what the client is told; if it is not known, the worker's own count.
         `again`: text that the client has and the worker begins with; not part of `so_far`.
@@ -78,7 +78,7 @@ class ContinuedStream(Events):
 
     @property
     def kv(self) -> Kv:
-        """Of the hand-off to the new worker."""
+        """This is what became of the hand-off to the new worker."""
         return self._events.kv
 
     @property
@@ -114,7 +114,7 @@ class ContinuedStream(Events):
         return self._envelope.choice(completion)
 
     def _new(self, text: str) -> str:
-        """What of the text the client does not have."""
+        """Return what of the text the client does not have."""
         again, self._again = self._again[: len(text)], self._again[len(text) :]
         if not text.startswith(again):
             raise InvalidStream("the worker says something else than the client has")
@@ -135,7 +135,7 @@ class ContinuedStream(Events):
 
 
 def ending(envelope: Envelope, usage: Usage | None, *, cached_tokens: int | None) -> bytes:
-    """The events that a stream still needs when no token is to come any more.
+    """Return the events that a stream still needs when no token is to come any more.
 
     `usage`: what is to be told of it, None if nothing is.
     """

@@ -1,4 +1,4 @@
-"""Token ids for a stream that goes on: from who has told them already, else from a worker's `/tokenize`."""
+"""A stream that goes on needs token ids: from who has told them already, else from a worker's `/tokenize`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _json = msgspec.json.Encoder()
 
 
 class Ids(msgspec.Struct, frozen=True):
-    """Token ids as they are written, for nobody here looks into them."""
+    """Token ids are kept as they are written, for nobody here looks into them."""
 
     json: bytes  # a list
     count: int
@@ -59,7 +59,7 @@ def ids_of(numbers: Sequence[int]) -> Ids:
 
 
 def known_prompt_ids(view: RequestView, sent: Sent, from_prefill: TokenIds | None) -> Ids | None:
-    """The prompt's ids, if somebody has told them already. `from_prefill`: those of the hand-off."""
+    """Return the prompt's ids, if somebody has told them; `from_prefill` are those of the hand-off."""
     if sent.prompt_ids is not None:
         return _ids_in(sent.prompt_ids)
     if not sent.is_chat and memoryview(view.shared["prompt"])[0] == ord("["):
@@ -68,12 +68,12 @@ def known_prompt_ids(view: RequestView, sent: Sent, from_prefill: TokenIds | Non
 
 
 def known_sent_ids(sent: Sent) -> Ids | None:
-    """The ids of what was sent, if the client asked for them."""
+    """Return the ids of what was sent, if the client asked for them."""
     return None if sent.ids is None else ids_of(sent.ids)
 
 
 def tokenize_prompt(view: RequestView, sent: Sent, model: str) -> bytes:
-    """The body with which a worker, whose name for the model this is, tells the prompt's ids."""
+    """Return the body with which a worker, whose name for the model this is, tells the prompt's ids."""
     if sent.is_chat:
         return _json.encode(_chat_to_tokenize(view.shared) | {"model": model})
     fields = {name: view.shared[name] for name in ("prompt", "add_special_tokens") if name in view.shared}
@@ -81,12 +81,12 @@ def tokenize_prompt(view: RequestView, sent: Sent, model: str) -> bytes:
 
 
 def tokenize_text(text: str, model: str) -> bytes:
-    """The body with which a worker tells the ids of what was sent."""
+    """Return the body with which a worker tells the ids of what was sent."""
     return _json.encode({"model": model, "prompt": text, "add_special_tokens": False})
 
 
 def tokenized(answer: bytes) -> tuple[Ids, int | None]:
-    """A worker's answer to one of these: the ids and its context length. Raises `CannotContinue`."""
+    """Read a worker's answer to one of these: the ids and its context length. Raises `CannotContinue`."""
     try:
         document = _TOKENS.decode(answer)
         return _ids_in(bytes(document.tokens)), document.max_model_len
@@ -95,7 +95,9 @@ def tokenized(answer: bytes) -> tuple[Ids, int | None]:
 
 
 def _chat_to_tokenize(shared: Mapping[str, Raw]) -> dict[str, Any]:
-    """vLLM's chats put two more fields into their template's arguments, which `/tokenize` does not know."""
+    """Return a chat's fields for `/tokenize`, which does not know two that vLLM's chats put into their
+    template's arguments.
+    """
     fields: dict[str, Any] = {name: shared[name] for name in _OF_TEMPLATE & shared.keys()}
     moved = {name: shared[name] for name in ("documents", "reasoning_effort") if _is_given(name, shared)}
     if moved:
@@ -111,7 +113,7 @@ def _is_given(name: str, fields: Mapping[str, Raw]) -> bool:
 
 
 def _ids_in(json: bytes) -> Ids:
-    """Of a JSON list. Raises `CannotContinue` if it is none."""
+    """Read the ids of a JSON list. Raises `CannotContinue` if it is none."""
     inside = json.strip()
     if not inside.startswith(b"["):
         raise CannotContinue("the token ids are no list")
@@ -129,7 +131,7 @@ def _ids_from(ids: TokenIds) -> Ids:
 
 
 def decode_field(decoder: msgspec.json.Decoder[_T], fields: Mapping[str, Raw], name: str) -> _T:
-    """A field, which may be null or missing. Raises `CannotContinue` if it has another type."""
+    """Decode a field, which may be null or missing. Raises `CannotContinue` if it has another type."""
     try:
         return decoder.decode(fields.get(name, _NULL))
     except msgspec.DecodeError as error:

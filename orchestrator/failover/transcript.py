@@ -1,7 +1,7 @@
-"""What the client of a stream has been sent, so that another worker can go on with it.
+"""A transcript holds what the client of a stream has been sent, so that another worker can go on with it.
 
 On the hot path this is an append. Every `REDUCE_BYTES` the events are reduced to what counts in them.
-Whatever is found there that is not plain text makes the stream one that cannot be gone on with.
+A stream with anything in it that is not plain text cannot be resumed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from msgspec import Raw
 
 from orchestrator.wire.sse import DONE, payload_of, split_events
 
-# Of events that are kept as they are; their text is a fortieth of that.
+# So many bytes of events are kept as they are; their text is a fortieth of that.
 REDUCE_BYTES = 64 * 1024
 
-# Of one stream's text and token ids. No model answers at such length.
+# One stream's text and token ids have at most so many bytes. No model answers at such length.
 MAX_KEPT_BYTES = 4 * 1024 * 1024
 
 _NULL = Raw(b"null")
@@ -28,7 +28,7 @@ _BETWEEN = _END + _DATA
 
 
 class CannotContinue(ValueError):
-    """A stream that has begun cannot be gone on with. The text says why."""
+    """A stream that has begun cannot be resumed. The text says why."""
 
 
 class Usage(msgspec.Struct, gc=False):
@@ -37,7 +37,7 @@ class Usage(msgspec.Struct, gc=False):
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
-    """What the client has of a stream."""
+    """This is what the client has of a stream."""
 
     id: str
     created: int
@@ -53,8 +53,8 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     is_done: bool  # `[DONE]`
 
 
-class Memory:
-    """What all transcripts of a process hold together, in bytes."""
+class TranscriptMemory:
+    """This counts what all transcripts of a process hold together, in bytes."""
 
     __slots__ = ("limit", "used")
 
@@ -63,7 +63,7 @@ class Memory:
         self.used = 0
 
     def take(self, size: int) -> bool:
-        """False, with nothing taken, if there is not so much left."""
+        """Take so many bytes; return False, with nothing taken, if there is not so much left."""
         if self.used + size > self.limit:
             return False
         self.used += size
@@ -74,7 +74,7 @@ class Memory:
 
 
 # --- events as vLLM writes them -----------------------------------------------------------------
-# A choice's field that is not listed here, or has to be null, is one that nobody knows how to go on with.
+# A stream cannot be resumed if a choice has a field that is not listed here, or a value where there is None.
 
 
 class _Delta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -103,7 +103,7 @@ class _Choice(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
     @property
     def is_plain(self) -> bool:
-        """Nothing but text."""
+        """The choice has nothing but text."""
         has_role = self.delta is not None and self.delta.role is not None
         return self.finish_reason is None and self.token_ids is None and not has_role
 
@@ -132,7 +132,9 @@ _TEXT = re.compile(rb'"(?:content|text)":"((?:[^"\\]|\\.)*)"')
 
 
 class Transcript:
-    """Of one stream. To be closed when the stream has ended, which gives its memory back."""
+    """It records what was sent of one stream. It is to be closed when the stream has ended, which gives its
+    memory back.
+    """
 
     __slots__ = (
         "_charged",
@@ -154,7 +156,7 @@ class Transcript:
         "reason",
     )
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: TranscriptMemory) -> None:
         self._memory = memory
         self._charged = 0
         self._due = REDUCE_BYTES
@@ -171,11 +173,13 @@ class Transcript:
         self._has_final_usage = False
         self._is_done = False
         self.finish_reason: str | None = None  # as far as is known
-        self.reason: str | None = None  # why this stream cannot be gone on with, as far as is known
+        self.reason: str | None = None  # why this stream cannot be resumed, as far as is known
         self._charge(REDUCE_BYTES)
 
     def reduce_if_due(self, sent_bytes: int) -> None:
-        """To be called several times a second. `sent_bytes`: of all chunks that were ever appended."""
+        """Reduce the chunks if there is enough of them. It is to be called several times a second;
+        `sent_bytes` counts all chunks that were ever appended.
+        """
         if sent_bytes - self._reduced_bytes >= self._due:
             self._reduced_bytes = sent_bytes
             self.reduce()
@@ -191,7 +195,7 @@ class Transcript:
                 self._give_up("something other than text was sent")
 
     def sent(self) -> Sent:
-        """Everything that was kept. Raises `CannotContinue`."""
+        """Return everything that was kept. Raises `CannotContinue`."""
         self.reduce()
         if self.reason is not None:
             raise CannotContinue(self.reason)
@@ -213,7 +217,7 @@ class Transcript:
         )
 
     def close(self) -> None:
-        """Repeatable."""
+        """Give the memory back; nothing is kept from now on. It may be called again."""
         self._give_up("it has ended")
 
     # --- reading --------------------------------------------------------------------------------
@@ -303,7 +307,7 @@ class Transcript:
 
 
 def _plain_text(data: bytes) -> str | None:
-    """The text of events that differ in nothing else; None if they do, or may.
+    """Return the text of events that differ in nothing else; None if they do, or may.
 
     A third of what a decoder costs: if what is between two texts is between all events, the texts are where
     they must be. There are line breaks in it, which no JSON value has, so it is found nowhere else.
@@ -331,5 +335,5 @@ def _is_plain(payload: bytes) -> bool:
 
 
 def _payloads(data: bytes) -> list[bytes]:
-    """The data of each event."""
+    """Return the data of each event."""
     return [payload for event in split_events(data) if (payload := payload_of(event))]

@@ -1,11 +1,11 @@
-"""The bodies of a request's legs; what they say of the KV cache is the connector's (`legs/connectors/`).
+"""The legs of a request have these bodies; what they say of the KV cache is the connector's
+(`legs/connectors/`).
 
 prefill: fills the KV cache and keeps it for the decode leg. One token, not streamed, and no field that could
     stop it early or forbid a single token.
 decode: takes the KV cache over and answers. The client's document with the hand-off added; usage is asked
-for,
-    because it is the evidence of transfer. If the prefill worker gave the prompt's token ids, they go along,
-    so that nobody tokenises twice, and the text of the prompt stays behind where nothing else needs it.
+    for, because it is the evidence of transfer. If the prefill worker gave the prompt's token ids, they go
+    along, so that nobody tokenises twice, and the text of the prompt stays behind where nothing needs it.
 release: pulls the KV cache so that the prefill worker can free it; its answer is dropped. The prefill leg's
     document with the hand-off, so it has no field that the prefill worker has not accepted; and a cache salt
     of its own. For some requests that it refuses vLLM (0.32) frees the blocks by itself: what is pulled
@@ -29,7 +29,7 @@ from orchestrator.wire.shapes import Message, MessagePart
 
 _SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is the same for both
 
-# What stands for messages whose tokens go along: vLLM wants at least one.
+# This stands for messages whose tokens go along: vLLM wants at least one.
 _CUT_MESSAGES: Final = Raw(b'[{"role":"user","content":"-"}]')
 _QUOTE: Final = ord('"')
 _NULL: Final = Raw(b"null")
@@ -47,7 +47,7 @@ _json: Final = msgspec.json.Encoder()
 
 
 class LegBodies:
-    """All bodies of one request. The common part is encoded once per encoding, on first use."""
+    """It makes all bodies of one request. The common part is encoded once per encoding, on first use."""
 
     __slots__ = ("_codec", "_common", "_view", "asks_hidden_usage", "connector", "path")
 
@@ -71,7 +71,7 @@ class LegBodies:
         return prompt is None or memoryview(prompt)[0] == _QUOTE
 
     def to_transcode(self, codec: Codec) -> bytes | None:
-        """The common part, if this encoding of it is not to be made in place; see `adopt()`."""
+        """Return the common part, if this encoding of it is not to be made in place; see `adopt()`."""
         if codec is JSON or codec is self._codec or sum(map(len, self._view.common)) <= MAX_INLINE_BYTES:
             return None
         return b"".join(self._view.common)
@@ -81,7 +81,8 @@ class LegBodies:
         self._codec, self._common = codec, (common,)
 
     def prefill(self, codec: Codec, model: str, transfer: str = "", *, asks_ids: bool = False) -> Parts:
-        """Raises `NotEncodable`, as the others do. `model` is the worker's own name of the model.
+        """Make the body of a prefill leg; `model` is the worker's own name of the model. Raises
+        `NotEncodable`, as the others do.
 
         `transfer` names the leg among all prefill legs.
         """
@@ -146,7 +147,7 @@ class LegBodies:
         return codec.leg(self._common, overlay)
 
 
-# One for each of the few models and both kinds of limit; more where the connector's part is never the same.
+# There is one for each of the few models and both kinds of limit; more where the connector's part changes.
 @functools.lru_cache(maxsize=256)
 def _prefill_overlay(model: str, has_completion_limit: bool, asks_ids: bool, params: bytes) -> bytes:
     overlay = _one_token(model, has_completion_limit) | {"kv_transfer_params": Raw(params)}
@@ -161,12 +162,12 @@ def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:
 
 
 def _with_json_ids(params: bytes, ids: bytes) -> bytes:
-    """Parameters of a hand-off, never empty, with the token ids among them."""
+    """Put the token ids among the parameters of a hand-off, which are never empty."""
     return b'%b,"%b":%b}' % (params[:-1], TOKEN_IDS_KEY.encode(), ids)
 
 
 def _can_be_cut(shared: dict[str, Raw]) -> bool:
-    """Whether the token ids say all that a worker wants to know of the messages.
+    """Tell whether the token ids say all that a worker wants to know of the messages.
 
     They do not where there are images, audio and the like; where vLLM counts the tool calls of the past to
     name the next one; and where it takes the answer's role from the last message.

@@ -1,4 +1,4 @@
-"""Sends what legs are made of, and asks workers what is to be asked beside the legs."""
+"""The dispatcher sends what legs are made of, and asks workers what is to be asked beside the legs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log: Final = logging.getLogger("baton.dispatch")
 
 
 class Dispatcher:
-    """What all legs of a process are sent with."""
+    """All legs of a process are sent with this."""
 
     def __init__(
         self,
@@ -77,7 +77,9 @@ class Dispatcher:
             raise worker_answered(answer, content)
 
     async def transcode(self, document: bytes) -> bytes | None:
-        """A large document as msgpack, made in another process; None if msgpack cannot carry it, counted."""
+        """Make msgpack of a large document, in another process; return None if msgpack cannot carry it, which
+        is counted.
+        """
         is_encodable, common = await self._offload.run(transcoded, document)
         if is_encodable:
             return common
@@ -92,7 +94,7 @@ class Dispatcher:
         )
 
     def note_refused_form(self, worker: Worker) -> None:
-        """A worker took as plain JSON what it had refused in a form that it announced."""
+        """Note that a worker took as plain JSON what it had refused in a form that it announced."""
         self._telemetry.transport_fallback(FallbackReason.REFUSED)
         self.registry.distrust(worker)
         _log.warning("%s refused what it announced: it gets plain JSON from now on", worker.name)
@@ -107,7 +109,7 @@ class Dispatcher:
 
 
 def worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:
-    """A worker's own error, to be raised."""
+    """Return a worker's own error, to be raised."""
     return WorkerAnswered(
         answer.status,
         content,

@@ -1,4 +1,4 @@
-"""The lease ledger: who owes which prefill worker its KV blocks, until they are free again.
+"""The lease ledger knows who owes which prefill worker its KV blocks, until they are free again.
 
 A prefill worker that has answered pins the prompt's blocks until somebody pulls them, or until the lease that
 it gave ends. Every finished prefill is one `KvLease` here:
@@ -26,7 +26,7 @@ from orchestrator.telemetry.counters import LeaseState, Telemetry
 from orchestrator.workers.registry import Worker
 
 # A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began
-# before its answer reached us. This part of the lease, 2 s of vLLM's 30.
+# before its answer reached us. It is this part of the lease, 2 s of vLLM's 30.
 MARGIN: Final = 1 / 15
 
 SWEEP_S: Final = 0.25  # how old the numbers of open leases may be
@@ -40,12 +40,14 @@ _EXPIRED: Final = LeaseState.EXPIRED
 
 
 class KvLease:
-    """One finished prefill: its hand-off, and what has become of it."""
+    """A lease is one finished prefill: its hand-off, and what has become of it."""
 
     __slots__ = ("epoch", "expires", "handoff", "is_handed_back", "ledger", "state", "worker")
 
     def __init__(self, ledger: LeaseLedger, worker: Worker, handoff: Handoff, expires: float) -> None:
-        """`worker` pins the blocks. `expires` on our clock, counted from the arrival of the answer."""
+        """`worker` pins the blocks. `expires` is a moment of our clock, counted from the arrival of the
+        answer.
+        """
         self.ledger = ledger
         self.worker = worker
         self.epoch = worker.epoch  # after a restart the blocks are gone
@@ -55,35 +57,39 @@ class KvLease:
         self.is_handed_back = False  # a release leg looks after it, or it was too late for one
 
     def is_good(self, now: float) -> bool:
-        """The hand-off may be sent: never used, not near its end, and its worker is still the same one."""
+        """Tell whether the hand-off may be sent: it was never used, is not near its end, and its worker is
+        the same one.
+        """
         is_late = now >= self.expires - self.ledger.margin_s
         return self.state is _HELD and not is_late and self.epoch == self.worker.epoch
 
     def use(self) -> None:
-        """A decode leg with the hand-off was written."""
+        """Note that a decode leg with the hand-off was written."""
         self.state = _USED
 
     def unuse(self) -> None:
-        """The decode worker never looked at the hand-off: the blocks are owed again."""
+        """Note that the decode worker never looked at the hand-off: the blocks are owed again."""
         if self.state is _USED:
             self.state = _HELD
 
     def consume(self) -> None:
-        """The decode worker answers, so it has the blocks. Repeatable."""
+        """Note that the decode worker answers, so that it has the blocks. It may be called again."""
         if self.state is _USED:
             self.ledger.end(self, _CONSUMED)
 
     def release(self) -> None:
-        """A release leg was answered."""
+        """Note that a release leg was answered."""
         if self.state is _HELD:
             self.ledger.end(self, _RELEASED)
 
 
 class LeaseLedger:
-    """All leases of a process. Ends are counted in its telemetry row, those open at every sweep."""
+    """The ledger has all leases of a process. Ends are counted in its telemetry row, those open at every
+    sweep.
+    """
 
     def __init__(self, telemetry: Telemetry, time: Callable[[], float], lease_s: float = LEASE_S) -> None:
-        """`lease_s`: how long prefill workers pin blocks that nobody pulls."""
+        """`lease_s` is how long prefill workers pin blocks that nobody pulls."""
         self._row = telemetry.row
         self._cell = telemetry.layout.leases
         self._leaked = telemetry.layout.leases_leaked
@@ -93,13 +99,13 @@ class LeaseLedger:
         self.open: set[KvLease] = set()  # HELD or USED
 
     def lease(self, worker: Worker, handoff: Handoff) -> KvLease:
-        """A prefill has just been answered."""
+        """Open a lease for a prefill that has just been answered."""
         lease = KvLease(self, worker, handoff, self._time() + self._lease_s)
         self.open.add(lease)
         return lease
 
     def is_good(self, lease: KvLease) -> bool:
-        """The hand-off may still be sent."""
+        """Tell whether the hand-off may still be sent."""
         return lease.is_good(self._time())
 
     def end(self, lease: KvLease, state: LeaseState) -> None:

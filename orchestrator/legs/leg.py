@@ -1,4 +1,4 @@
-"""One leg: a request to one worker, from the seat that it takes there to its end.
+"""A leg is a request to one worker, from the place that it takes there to its end.
 
     leg = PrefillLeg(legs, worker)
     with leg:                              # the seat
@@ -32,7 +32,7 @@ from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIds
+from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
 from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.workers.worker import Worker
@@ -49,7 +49,7 @@ _NOT_SENT: Final = -1
 _READY: Final = WorkerState.READY
 _USED: Final = LeaseState.USED
 
-_ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
+_ID_HEADERS: Final[dict[TokenIdsForm | None, bytes]] = {
     None: b"",
     "list": b"",
     "base64": header_block([(TOKEN_IDS_HEADER.lower().encode(), b"base64")]),
@@ -58,7 +58,7 @@ _ID_HEADERS: Final[dict[TokenIds | None, bytes]] = {
 
 
 class Legs:
-    """What the legs of one request have in common, and which workers they have met."""
+    """The legs of one request have this in common; it knows which workers they have met."""
 
     # Class attributes are the defaults of what is set later, or never.
     count = 0  # legs that were sent
@@ -78,12 +78,12 @@ class Legs:
         self.id = dispatcher.ids.fresh()  # ours, for the workers
 
     def has_failed(self, worker: Worker) -> bool:
-        """Whether it has just failed this request, or did so before."""
+        """Tell whether the worker has just failed this request, or did so before."""
         return worker is self.last or worker in (self.failed or ())
 
 
 class Leg(ABC):
-    """Owns its place on a worker, the answer, and how long that has been silent."""
+    """A leg owns its place on a worker, the answer, and how long that has been silent."""
 
     # Class attributes are the defaults of what is set later, or never.
     epoch = _NOT_SENT  # of the worker, when the leg was sent
@@ -121,16 +121,16 @@ class Leg(ABC):
 
     @property
     def is_in_service(self) -> bool:
-        """Whether its worker still is where legs run."""
+        """Its worker still is where legs run."""
         return self.worker.state in IN_SERVICE
 
     def note_heard(self, now: float) -> None:
-        """More of its answer has come."""
+        """Note that more of its answer has come."""
         self.heard = now
         self.worker.note_heard(now)
 
     def check_in_service(self) -> None:
-        """To be called when others were waited for. Raises `WorkerOut` if its worker has been lost since."""
+        """Raise `WorkerOut` if its worker has been lost while others were waited for."""
         state = self.worker.state
         if state is not _READY and state not in IN_SERVICE:
             self.legs.last = self.worker
@@ -138,20 +138,20 @@ class Leg(ABC):
 
     @property
     def written(self) -> Answer:
-        """The answer of a leg that was written."""
+        """This is the answer of a leg that was written."""
         if self.answer is None:
             raise RuntimeError(f"{self!r} was not sent")
         return self.answer
 
     def abort(self) -> None:
-        """Give its answer up, if it is not whole. Repeatable."""
+        """Give its answer up, if it is not whole. It may be called again."""
         if self.answer is not None:
             self.answer.abort()
 
     # --- sending and reading --------------------------------------------------------------------
 
     async def read(self, limit: int, *, only_head: bool = False) -> bytes:
-        """Send the leg; the whole answer, of at most `limit` bytes, of a worker that has served it.
+        """Send the leg; return the whole answer, of at most `limit` bytes, of a worker that has served it.
 
         `only_head`: the body of the answer is left to be read, and b"" returned; `limit` bounds errors then.
 
@@ -208,24 +208,24 @@ class Leg(ABC):
 
     @abstractmethod
     def parts(self, codec: Codec) -> Parts:
-        """The body in this encoding. Raises `NotEncodable`."""
+        """Make the body in this encoding. Raises `NotEncodable`."""
         ...
 
     # --- a form that is refused -----------------------------------------------------------------
 
     def _may_be_refusal(self, status: int) -> bool:
-        """Whether an error may be due to a form that the worker announced and has not yet taken."""
+        """Tell whether an error may be due to a form that the worker announced and has not yet taken."""
         worker = self.worker
         is_plain = self.is_plain or (worker.codec is JSON and not worker.token_ids)
         return status in _MAY_BE_REFUSALS and not is_plain and worker.proven_epoch != worker.epoch
 
     def _note_refusal(self) -> None:  # noqa: B027
-        """The worker may have refused the form: the leg is sent again, as plain JSON."""
+        """Prepare for the leg to be sent again as plain JSON: the worker may have refused its form."""
 
     # --- what is said of the worker -------------------------------------------------------------
 
     def succeed(self) -> None:
-        """The worker has taken the leg, and the hand-off that it builds on.
+        """Note that the worker has taken the leg, and the hand-off that it builds on.
 
         If that had to be plain JSON, the worker had refused what it announced.
         """
@@ -263,12 +263,13 @@ class Leg(ABC):
 
 
 class PrefillLeg(Leg):
-    """Fills the KV cache of the prompt, and leaves a hand-off behind."""
+    """A prefill leg fills the KV cache of the prompt, and leaves a hand-off behind."""
 
     def __init__(
-        self, legs: Legs, worker: Worker, decode: Worker, ids_form: TokenIds | None, transfer: str = ""
+        self, legs: Legs, worker: Worker, decode: Worker, ids_form: TokenIdsForm | None, transfer: str = ""
     ) -> None:
-        """`decode` is to take the KV cache over. `ids_form`: how the prompt's token ids are asked for.
+        """`decode` is to take the KV cache over. `ids_form` is the form in which the prompt's token ids are
+        asked for.
 
         `transfer` names it among all prefill legs, where the connector needs that.
         """
@@ -289,8 +290,8 @@ class PrefillLeg(Leg):
         self.form_headers = b""
 
     def handoff(self, content: bytes) -> Handoff:
-        """What its answer tells the decode leg. Raises `WorkerCutShort` if the worker has ended the request
-        by itself, else `WorkerGarbage`.
+        """Return what its answer tells the decode leg. Raises `WorkerCutShort` if the worker has ended the
+        request by itself, else `WorkerGarbage`.
         """
         answer = self.answer
         is_packed = answer is not None and answer.headers.get(b"content-type") == b"application/msgpack"
@@ -303,7 +304,7 @@ class PrefillLeg(Leg):
 
 
 class AnswerLeg(Leg):
-    """The leg whose answer the client gets: decode with a hand-off, or everything on one worker."""
+    """The client gets the answer of this leg: decode with a hand-off, or everything on one worker."""
 
     handoff: Handoff | None = None  # None: it prefills as well
 
@@ -324,7 +325,8 @@ class AnswerLeg(Leg):
             self.handoff.token_ids = None
 
     def settle_handoff(self) -> KvLease | None:
-        """Note what the answer's status says of the hand-off; its lease if nobody knows what became of it.
+        """Note what the answer's status says of the hand-off; return its lease if nobody knows what became of
+        it.
 
         A worker that refused the leg unread leaves the blocks owed again.
         """
@@ -338,7 +340,7 @@ class AnswerLeg(Leg):
 
 
 class ReleaseLeg(Leg):
-    """Has the blocks of a hand-off pulled so that they are free; nobody wants its answer."""
+    """A release leg has the blocks of a hand-off pulled so that they are free; nobody wants its answer."""
 
     def __init__(self, legs: Legs, worker: Worker, bodies: LegBodies, handoff: Handoff) -> None:
         """`bodies` are those of the prefill leg."""
@@ -351,13 +353,15 @@ class ReleaseLeg(Leg):
         return self.bodies.release(codec, self.worker.address.served_model, self._handoff, salt)
 
     def _tell(self, error: BaseException) -> None:
-        """Only that nobody listens there is certain; what else becomes of it is no client's loss."""
+        """Tell only that nobody listens there, which is certain; what else becomes of the leg is no client's
+        loss.
+        """
         if isinstance(error, WorkerUnreachable):
             super()._tell(error)
 
 
 class Question(Leg):
-    """Something that a worker is asked beside the legs, in JSON; it says nothing of the worker's health."""
+    """A worker is asked something beside the legs, in JSON; it says nothing of the worker's health."""
 
     def __init__(self, legs: Legs, worker: Worker, path: str, body: bytes) -> None:
         super().__init__(legs, worker)

@@ -1,4 +1,4 @@
-"""A prefill leg that runs beside its decode leg, for connectors that send both at once."""
+"""A prefill leg runs beside its decode leg, for connectors that send both at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from orchestrator.legs.releases import Releases
 
 
 class ParallelPrefill:
-    """Reads the prefill leg in a task of its own. If that leg fails, the decode leg waits for nothing any
-    more.
+    """It reads the prefill leg in a task of its own. If that leg fails, the decode leg is given up.
 
         async with ParallelPrefill(leg, decode, releases, on_answered) as prefill:
             ...  # the decode leg

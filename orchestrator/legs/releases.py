@@ -1,5 +1,5 @@
-"""Gives KV blocks back to prefill workers when no decode leg will pull them, and ends legs that nobody wants
-any more so that it is known what becomes of their blocks: it pays what the ledger owes.
+"""Releases give KV blocks back to prefill workers when no decode leg will pull them, and end legs that nobody
+wants any more so that it is known what becomes of their blocks: they pay what the ledger owes.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.workers.worker import Worker
 
-# How long a release leg may take to be answered. The lease it saves lasts 30 s.
+# A release leg may take so long to be answered. The lease it saves lasts 30 s.
 RELEASE_TIMEOUT_S: Final = 10.0
 
-# How long a prefill may go on when its request has ended: to finish costs less than the blocks that stay
+# A prefill may go on for so long when its request has ended: to finish costs less than the blocks that stay
 # pinned for 30 s if its connection is closed in the moment in which it answers.
 GRACE_S = 0.05
 
-# How long a worker may take to say that it ends a request.
+# A worker may take so long to say that it ends a request.
 END_LEG_S: Final = 0.25
 
-# How long an answer is waited for each time that the worker has been asked to end it: when it was asked
+# An answer is waited for so long each time that the worker has been asked to end it: when it was asked
 # first, its engine may not have had the request yet. In all, as long as blocks stay pinned.
 LAST_WORDS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
-# The same for a worker that is told by half of its connection being closed.
+# A worker that is told by half of its connection being closed has so long to answer.
 LEAVE_S: Final = 1.0
 
 _log: Final = logging.getLogger("baton.releases")
 
 
 class Releases:
-    """Release legs under way; one per process. `aclose` waits for them."""
+    """It sends release legs, and ends legs that nobody wants; one per process. `aclose` waits for them."""
 
     def __init__(self, dispatcher: Dispatcher, ledger: LeaseLedger) -> None:
         self._dispatcher = dispatcher
@@ -50,19 +50,19 @@ class Releases:
     # --- hand-offs that nobody will use ---------------------------------------------------------
 
     def settle(self, prefill: PrefillLeg) -> None:
-        """Nobody goes on with its hand-off: what its worker holds for it goes back."""
+        """Give back what its worker holds for its hand-off, which nobody goes on with."""
         if prefill.lease is not None and prefill.lease.state is LeaseState.HELD:
             self.release(prefill, prefill.lease)
 
     def release(self, prefill: PrefillLeg, lease: KvLease) -> None:
-        """Have the blocks pulled and freed, in the background: nobody waits for it, `aclose` does."""
+        """Have the blocks pulled and freed, in the background: nobody waits for it but `aclose`."""
         lease.is_handed_back = True
         if self._ledger.is_good(lease):
             leg = ReleaseLeg(prefill.legs, self._releaser(prefill), prefill.bodies, lease.handoff)
             self._start(self._send(leg, lease))
 
     def _releaser(self, prefill: PrefillLeg) -> Worker:
-        """A decode worker, if possible one that has not just failed this request.
+        """Choose a decode worker, if possible one that has not just failed this request.
 
         There is one: it was planned when the prefill was sent. Who does both in its place would answer a
         release leg, but know nothing of hand-offs, and pull nothing.
@@ -115,7 +115,8 @@ class Releases:
             self.release(leg, self._ledger.lease(leg.worker, leg.handoff(content)))
 
     async def _last_words(self, leg: Leg, answer: Answer) -> bytes | None:
-        """The answer of a prefill that nobody wants any more; None if it does not come. Raises `WorkerError`.
+        """Return the answer of a prefill that nobody wants any more; None if it does not come. Raises
+        `WorkerError`.
 
         Closing the connection drops an answer that the engine has made and the server has not written yet,
         and with it all knowledge of the blocks that it pins.
@@ -156,7 +157,7 @@ class Releases:
             lease.consume()
 
     async def _end(self, leg: Leg, answer: Answer) -> bytes | None:
-        """Ask a worker to end a leg: its answer, None if there is none. Raises `WorkerError`."""
+        """Ask a worker to end a leg; return its answer, None if there is none. Raises `WorkerError`."""
         for seconds in LAST_WORDS_S:
             if answer.is_complete or not await self._end_leg(leg):
                 break
@@ -189,7 +190,7 @@ class Releases:
 
 
 async def _read(answer: Answer, seconds: float) -> bytes | None:
-    """An answer, if it comes within this time. Raises `WorkerError`."""
+    """Read an answer, if it comes within this time; else return None. Raises `WorkerError`."""
     try:
         return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), seconds)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""What follows the failure of a leg: one table from the class of the failure to the next step, and a budget.
+"""A leg that has failed is followed by what this table says for the class of its failure, within a budget.
 
 | failure | what happened | another worker? |
 |---|---|---|
@@ -10,7 +10,7 @@
 
 A request that has lost two workers is not sent to a third, for it may be what ends them: its error is
 `Poison`. Only LOST counts, and only of a worker that was in service: what is not reached has not seen the
-request, and who is known to be out is ended by something else.
+request, and a worker that is known to be out is ended by something else.
 
 The first replacement of a lost leg costs no budget: a worker that loses legs is soon ejected, which bounds
 them. All others are bounded by the budget, so that an outage is not answered by a flood of retries.
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from orchestrator.errors import BUSY, BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
 
-# Workers that one request may lose.
+# One request may lose so many workers.
 MOST_LOST = 2
 
 # Replacements under way at once, as a share of the requests that are open, and the least that is allowed.
@@ -61,7 +61,7 @@ _ENGINE_ENDED = b"EngineCore encountered an issue"
 
 
 def failure_of(error: BatonError) -> Failure:
-    """The class of what a leg raised."""
+    """Return the class of what a leg raised."""
     if isinstance(error, WorkerUnreachable):
         return Failure.UNREACHABLE
     if isinstance(error, WorkerCutShort):
@@ -80,19 +80,21 @@ def _failure_answered(error: WorkerAnswered) -> Failure:
 
 
 def is_unread(status: int) -> bool:
-    """Whether a worker that answers so has not looked at the hand-off: it judged the request, or its load."""
+    """Tell whether a worker that answers so has not looked at the hand-off: it judged the request, or its
+    load.
+    """
     return 400 <= status < 500 or status == 503
 
 
 class RetryBudget:
-    """Bounds how many replacements are under way at once, over all requests of a process."""
+    """The budget bounds how many replacements are under way at once, over all requests of a process."""
 
     def __init__(self, open_requests: Callable[[], int]) -> None:
         self._open_requests = open_requests
         self.in_use = 0
 
     def take(self) -> bool:
-        """Whether one more may start; it is owed back when its request ends."""
+        """Tell whether one more may start; it is owed back when its request ends."""
         if self.in_use >= max(BUDGET_LEAST, BUDGET_SHARE * self._open_requests()):
             return False
         self.in_use += 1
@@ -103,7 +105,9 @@ class RetryBudget:
 
 
 class Retries:
-    """What one request has had replaced. Made at its first failure; `close()` when the request ends."""
+    """It counts what one request has had replaced. It is made at the first failure; `close()` it when the
+    request ends.
+    """
 
     def __init__(self, budget: RetryBudget) -> None:
         self._budget = budget
@@ -112,7 +116,7 @@ class Retries:
         self.lost: list[str] = []  # names of the workers that were lost with it
 
     def allows(self, failure: Failure) -> bool:
-        """Whether a leg that failed so is to be replaced; counted if it is."""
+        """Tell whether a leg that failed so is to be replaced; it is counted if it is."""
         rule = RULES[failure]
         if self._failures.count(failure) >= rule.most:
             return False
@@ -124,7 +128,7 @@ class Retries:
         return True
 
     def is_poison(self, failure: Failure, worker: str, *, was_in_service: bool) -> bool:
-        """Whether the request has now lost as many workers as it may. The same one again is one."""
+        """Tell whether the request has now lost as many workers as it may. The same one again is one."""
         if failure is not Failure.LOST or not was_in_service or worker in self.lost:
             return False
         self.lost.append(worker)

@@ -1,22 +1,23 @@
-"""Who may begin: a request takes a seat on a decode worker before anything of it is sent, or waits for one.
+"""Admission decides who may begin: a request takes a seat on a decode worker before anything of it is sent,
+or waits for one.
 
 A seat is counted over all decode workers of a model (and those of role `both`), not on one of them: which
 worker serves the request is the planner's choice, right after. So no prefill ends, and pins KV blocks,
 while there is nobody to decode. The permit lasts from the plan to the end of the answer, whatever legs are
 replaced in between.
 
-| who | gets |
+| a request that | gets |
 |---|---|
-| finds a free seat | a permit at once: nobody waits then |
-| finds none | a place in the queue, first in, first out |
-| finds the queue full, or would wait for too long to be answered in time | 429 |
+| comes while a seat is free | a permit at once: nobody waits then |
+| comes while none is free | a place in the queue, first in, first out |
+| comes while the queue is full, or would wait for too long to be answered in time | 429 |
 | is first in the queue with too little time left for an answer | 429; the seat goes to the next one |
 | has waited for `timeout_s` | 503 |
-| finds a model without any worker | a permit: the planner says what is missing |
+| asks for a model without any worker | a permit: the planner says what is missing |
 
-So under overload seats go to those who can still be answered before their deadline, and the others know at
-once. With several processes each has its share of the seats, and a queue of its own: nobody has to be woken
-across processes, at the price that one may queue while another has a seat free.
+So under overload seats go to requests that can still be answered before their deadline, and the other
+clients know at once. With several processes each has its share of the seats, and a queue of its own: nobody
+has to be woken across processes, at the price that one may queue while another has a seat free.
 """
 
 from __future__ import annotations
@@ -41,20 +42,21 @@ SEATED: Final[tuple[Role, Role]] = ("decode", "both")
 
 SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
 
-# Who is let in could bear to wait half again as long as is expected: then nearly all who wait are served, and
-# the others know at once. Without it one in ten of those sent away heard of it only when its turn had come.
+# A request is let in if it could wait half again as long as is expected: then nearly all that wait are
+# served, and the others know at once. Without it one in ten of those sent away heard of it only when its
+# turn came.
 _CAUTION: Final = 1.5
 
 _LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more
 
 
 class Demand:
-    """What a request that has to wait asks for."""
+    """A request that has to wait asks for this."""
 
     __slots__ = ("deadline", "is_stream", "size", "tokens")
 
     def __init__(self, tokens: int, size: int, deadline: float, is_stream: bool) -> None:
-        """`size` in bytes."""
+        """`size` is in bytes, `deadline` a moment of the event loop's clock."""
         self.tokens = tokens
         self.size = size
         self.deadline = deadline
@@ -62,9 +64,9 @@ class Demand:
 
 
 class Estimate:
-    """Mean and mean deviation of what was seen lately, as TCP has them of round trips (RFC 6298).
+    """It estimates mean and mean deviation of what was seen lately, as TCP does of round trips (RFC 6298).
 
-    With half of its gains: answers differ from one another more than round trips do.
+    Its gains are half of TCP's: answers differ from one another more than round trips do.
     """
 
     __slots__ = ("deviation", "mean")
@@ -83,12 +85,12 @@ class Estimate:
 
     @property
     def likely(self) -> float:
-        """Most are below this."""
+        """Most values are below this."""
         return self.mean + self.deviation
 
     @property
     def most(self) -> float:
-        """Few are above this."""
+        """Few values are above this."""
         return self.mean + 4 * self.deviation
 
 
@@ -103,7 +105,7 @@ class _Waiter:
 
 
 class Gate:
-    """The seats of one model, and who waits for one. Changed on the event loop only.
+    """A gate has the seats of one model, and the queue for them. It is changed on the event loop only.
 
     While `free` is above 0 nobody waits, so `gate.free -= 1` is a permit then; else `wait` gives one. Each
     is owed one `give_back`. `free` is negative when there are fewer seats left than requests hold.
@@ -138,7 +140,7 @@ class Gate:
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()  # a queue that can be left from its middle
         self._tokens = 0
         self._bytes = 0
-        # Of requests that ended while no seat was free, since others wait for such as these.
+        # Only requests that ended while no seat was free count: others wait for such as these.
         self._held_s = Estimate()
         self._first_byte_s = (Estimate(), Estimate())  # since the permit; whole answers, streams
 
@@ -150,7 +152,7 @@ class Gate:
         return len(self._waiters)
 
     async def wait(self, demand: Demand) -> None:
-        """Returns with a permit. Raises `TooBusy` or `Overloaded`; then, or if cancelled, nothing is held."""
+        """Wait for a permit. Raises `TooBusy` or `Overloaded`; then, or if cancelled, nothing is held."""
         if not self.seats:
             self.free -= 1
             return
@@ -164,7 +166,7 @@ class Gate:
             raise refusal
 
     def give_back(self, record: RequestRecord) -> None:
-        """A request with a permit has ended."""
+        """Give back the permit of a request that has ended."""
         free = self.free
         self.free = free + 1
         if free <= 0 and self.seats:
@@ -172,11 +174,13 @@ class Gate:
             self._dispatch()
 
     def reconfigure(self, limits: QueueConfig) -> None:
-        """Requests that wait already stay in the queue, but not for longer than the new limits let them."""
+        """Bound the queue by these limits; requests that wait already stay, but not for longer than the new
+        limits let them.
+        """
         self._limits = limits
 
     def resize(self, seats: int) -> None:
-        """There are so many seats from now on."""
+        """Let there be so many seats from now on."""
         self.free += seats - self.seats
         self.seats = seats
         self._dispatch()
@@ -192,7 +196,7 @@ class Gate:
     # --- the queue ------------------------------------------------------------------------------
 
     def _enqueue(self, demand: Demand) -> _Waiter:
-        """Raises `TooBusy`."""
+        """Put a request at the end of the queue. Raises `TooBusy`."""
         now = self._time()
         if not self._has_room(demand):
             raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
@@ -204,7 +208,7 @@ class Gate:
         return waiter
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Its request was stopped: before its turn, or with the permit on its way."""
+        """Forget a request that was stopped: before its turn, or with the permit on its way."""
         if waiter in self._waiters:
             self._remove(waiter)
         elif not waiter.turn.cancelled() and waiter.turn.result() is None:
@@ -222,7 +226,7 @@ class Gate:
                 self._end(first, None)
 
     def _first(self) -> _Waiter | None:
-        """Who is next. Those whose request was stopped a moment ago are none."""
+        """Return who is next. A request that was stopped a moment ago is not."""
         while self._waiters:
             waiter = next(iter(self._waiters))
             if not waiter.turn.done():
@@ -231,7 +235,7 @@ class Gate:
         return None
 
     def _end(self, waiter: _Waiter, error: BatonError | None) -> None:
-        """Its wait is over: with a permit, or with this error."""
+        """End a wait: with a permit, or with this error."""
         self._remove(waiter)
         waiter.turn.set_result(error)
 
@@ -256,7 +260,9 @@ class Gate:
     # --- what is to be expected -----------------------------------------------------------------
 
     def _learn(self, record: RequestRecord) -> None:
-        """One without an answer tells at least that it takes longer than it had."""
+        """Learn from a request that has ended; one without an answer tells at least that it takes longer than
+        it had.
+        """
         now = self._time()
         self._held_s.note(now - record.admitted)
         estimate = self._first_byte_s[record.is_stream]
@@ -265,17 +271,17 @@ class Gate:
             estimate.note(took_s)
 
     def _wait_s(self) -> float:
-        """How long the next one that comes would wait: seats get free at the rate at which they did."""
+        """Estimate how long the next one would wait: seats get free at the rate at which they did."""
         return (len(self._waiters) + 1) * self._held_s.mean / self.seats if self.seats else 0.0
 
     def _may_wait(self, demand: Demand, now: float) -> bool:
-        """Whether it would have its turn soon enough, and be answered in time then."""
+        """Tell whether it would have its turn soon enough, and be answered in time then."""
         wait_s = self._wait_s() * _CAUTION
         needed_s = self._first_byte_s[demand.is_stream].most
         return wait_s <= self._limits.timeout_s and now + wait_s + needed_s <= demand.deadline
 
     def _may_begin(self, demand: Demand, now: float) -> bool:
-        """Whether it will rather be answered in time than not, now that it is its turn."""
+        """Tell whether it will rather be answered in time than not, now that it is its turn."""
         return now + self._first_byte_s[demand.is_stream].likely <= demand.deadline
 
     # --- refusals -------------------------------------------------------------------------------
@@ -294,12 +300,12 @@ class Gate:
         return error
 
     def _retry_after_s(self) -> int:
-        """When those who wait now will have been served."""
+        """Return after how many seconds those who wait now will have been served."""
         return max(1, min(math.ceil(self._wait_s()), _LONGEST_RETRY_AFTER_S))
 
 
 class Admission:
-    """The gates of a process, by model; their seats follow the workers."""
+    """It has the gates of a process, by model; their seats follow the workers."""
 
     def __init__(
         self,
@@ -311,7 +317,7 @@ class Admission:
         telemetry: Telemetry,
         time: Callable[[], float],
     ) -> None:
-        """`seats` of each worker, by model and role. `processes` serve beside one another."""
+        """`seats` are those of each worker, by model and role. `processes` serve beside one another."""
         self._processes = processes
         self._pools = pools
         self._seats = seats
@@ -327,7 +333,7 @@ class Admission:
 
     @property
     def admitted(self) -> int:
-        """Requests that hold a permit."""
+        """So many requests hold a permit."""
         return sum(gate.seats - gate.free for gate in self.gates.values())
 
     async def sweep_forever(self) -> None:
@@ -347,7 +353,7 @@ class Admission:
 
 
 def seats_of(pools: Pools, seats: Mapping[Role, int]) -> int:
-    """How many requests may hold one of these workers; 0 if no worker takes any.
+    """Count how many requests may hold one of these workers; 0 if no worker takes any.
 
     A worker on trial takes one, one in slow start a part that grows. Legs that run on workers out of use hold
     no seat of the others, so they come on top; as they end, this is too high until it is worked out again.

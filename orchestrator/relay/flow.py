@@ -1,4 +1,5 @@
-"""The story of a request: permit, plan, prefill, hand-off, decode; and again, elsewhere, when a leg is lost.
+"""A request runs through permit, plan, prefill, hand-off and decode; and again, elsewhere, when a leg is
+lost.
 
 What is owed at each point, and who pays it, when the client leaves or something fails:
 
@@ -26,7 +27,7 @@ from typing import Final
 from orchestrator.api.view import InvalidRequest, RequestView, view_request
 from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import ClientError, Poison, Unavailable, UnknownModel, WorkerAnswered, WorkerError
-from orchestrator.failover.failover import Cut, Failover
+from orchestrator.failover.failover import CutStream, Failover
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher
@@ -36,7 +37,7 @@ from orchestrator.legs.parallel import ParallelPrefill
 from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.relay.admission import Admission, Demand
-from orchestrator.relay.job import Job
+from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
 from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
@@ -44,7 +45,7 @@ from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path
-from orchestrator.wire.info import TokenIds
+from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.worker import Worker
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -55,7 +56,7 @@ _log: Final = logging.getLogger("baton.flow")
 
 
 class Flow:
-    """Serves requests; one per process. `aclose` waits for releases under way."""
+    """It serves requests; one per process. `aclose` waits for releases under way."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Flow:
         routing: RoutingConfig,
         limits: LimitsConfig,
     ) -> None:
-        """`routes` by model."""
+        """`routes` are by model."""
         self._routes = routes
         self._dispatcher = dispatcher
         self._telemetry = telemetry
@@ -95,30 +96,32 @@ class Flow:
         else:
             await gate.wait(_demand(scope, view))
         try:
-            job = self._begin(scope, view, route)
+            request = self._begin(scope, view, route)
         except BaseException:
             gate.give_back(scope.record)
             raise
         try:
             while True:
-                leg = AnswerLeg(job.legs, job.plan.decode)
+                leg = AnswerLeg(request.legs, request.plan.decode)
                 try:
                     with leg:  # its seat is taken before prefill: one that has ended never waits for it
-                        prefill = job.plan.prefill
+                        prefill = request.plan.prefill
                         if prefill is None:
-                            return await self._responder.answer(job, leg)
+                            return await self._responder.answer(request, leg)
                         if route.connector.sends_both_at_once:
-                            return await self._serve_at_once(job, prefill, leg)
-                        leg.take(self._unused_lease(job) or await self._prefill(job, prefill, leg.worker))
+                            return await self._serve_at_once(request, prefill, leg)
+                        leg.take(
+                            self._unused_lease(request) or await self._prefill(request, prefill, leg.worker)
+                        )
                         leg.check_in_service()
-                        return await self._responder.answer(job, leg)
+                        return await self._responder.answer(request, leg)
                 except (WorkerError, WorkerAnswered) as error:
-                    self._allow_another(job, error, body)
-                    if scope.exchange.is_started and not await self._go_on(job, error):
+                    self._allow_another(request, error, body)
+                    if scope.exchange.is_started and not await self._go_on(request, error):
                         return None
-                    self._plan_again(job)
+                    self._plan_again(request)
         finally:
-            self._settle(job)
+            self._settle(request)
 
     async def aclose(self) -> None:
         await self._releases.aclose()
@@ -126,7 +129,7 @@ class Flow:
     # --- plan -----------------------------------------------------------------------------------
 
     def _accept(self, scope: RequestScope, body: bytes) -> RequestView:
-        """What the client asks for, and whom."""
+        """Read what the client asks for, and of which model."""
         try:
             view = view_request(body, scope.exchange)
         except InvalidRequest as error:
@@ -140,48 +143,48 @@ class Flow:
         self._telemetry.begin(record)
         return view
 
-    def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> Job:
+    def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
         scope.record.admitted = scope.now()
         plan = _plan(scope, view, route, ())
         adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, scope.record.endpoint, route.connector)
         legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
-        return Job(scope, view, route, legs, plan, conversion)
+        return AdmittedRequest(scope, view, route, legs, plan, conversion)
 
-    def _plan_again(self, job: Job) -> None:
+    def _plan_again(self, request: AdmittedRequest) -> None:
         """Choose other workers. Nothing may come between this and their seats."""
-        legs = job.legs
+        legs = request.legs
         if legs.last is not None:
             legs.failed = (*(legs.failed or ()), legs.last)
-        job.plan = _plan(job.scope, job.view, job.route, legs.failed or ())
-        if job.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
-            self._forget_prefill(job)
+        request.plan = _plan(request.scope, request.view, request.route, legs.failed or ())
+        if request.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
+            self._forget_prefill(request)
 
     # --- attempts -------------------------------------------------------------------------------
 
-    async def _serve_at_once(self, job: Job, worker: Worker, leg: AnswerLeg) -> None:
-        """Both legs at the same time; prefill answers when its KV cache has gone over."""
+    async def _serve_at_once(self, request: AdmittedRequest, worker: Worker, leg: AnswerLeg) -> None:
+        """Send both legs at the same time; prefill answers when its KV cache has gone over."""
         transfer = self._dispatcher.ids.fresh()
-        leg.handoff = _pair(job.route.connector, transfer, worker)
-        prefill = PrefillLeg(job.legs, worker, leg.worker, None, transfer)
-        async with ParallelPrefill(prefill, leg, self._releases, job.note_prefilled):
-            await self._responder.answer(job, leg)
+        leg.handoff = _pair(request.route.connector, transfer, worker)
+        prefill = PrefillLeg(request.legs, worker, leg.worker, None, transfer)
+        async with ParallelPrefill(prefill, leg, self._releases, request.note_prefilled):
+            await self._responder.answer(request, leg)
 
-    def _unused_lease(self, job: Job) -> KvLease | None:
-        """That of an earlier attempt, if its hand-off may still be sent."""
-        if job.prefill is None:
+    def _unused_lease(self, request: AdmittedRequest) -> KvLease | None:
+        """Return the lease of an earlier attempt, if its hand-off may still be sent."""
+        if request.prefill is None:
             return None
-        lease = job.prefill.lease
+        lease = request.prefill.lease
         return lease if lease is not None and self.ledger.is_good(lease) else None
 
-    async def _prefill(self, job: Job, worker: Worker, decode: Worker) -> KvLease:
+    async def _prefill(self, request: AdmittedRequest, worker: Worker, decode: Worker) -> KvLease:
         """Have the prompt's KV cache made for `decode`. Raises as `Leg.read` does."""
-        scope, ids_form = job.scope, self._ids_form(job, worker, decode) if worker.token_ids else None
-        leg = PrefillLeg(job.legs, worker, decode, ids_form)
+        scope, ids_form = request.scope, self._ids_form(request, worker, decode) if worker.token_ids else None
+        leg = PrefillLeg(request.legs, worker, decode, ids_form)
         with leg:
             scope.watch(leg)
-            job.legs.last = worker
+            request.legs.last = worker
             try:
                 content = await leg.read(MAX_PREFILL_ANSWER_BYTES)
             except BaseException:
@@ -189,100 +192,104 @@ class Flow:
                 raise
             leg.succeed()
             leg.lease = lease = self.ledger.lease(worker, leg.handoff(content))
-            if job.plan.wants_ends:
-                tell_prefilled(job, lease.handoff)
-        job.prefill = leg
-        if job.first_handoff is None:
-            job.first_handoff = lease.handoff
-        job.note_prefilled()
+            if request.plan.wants_ends:
+                tell_prefilled(request, lease.handoff)
+        request.prefill = leg
+        if request.first_handoff is None:
+            request.first_handoff = lease.handoff
+        request.note_prefilled()
         return lease
 
-    def _ids_form(self, job: Job, prefill: Worker, decode: Worker) -> TokenIds | None:
-        """How the prompt's token ids go from worker to worker; None if they do not."""
-        if not (self._routing.tokenize_once and job.legs.bodies.takes_ids):
+    def _ids_form(self, request: AdmittedRequest, prefill: Worker, decode: Worker) -> TokenIdsForm | None:
+        """Return how the prompt's token ids go from worker to worker; None if they do not."""
+        if not (self._routing.tokenize_once and request.legs.bodies.takes_ids):
             return None
         return next((form for form in prefill.token_ids if form in decode.token_ids), None)
 
     # --- when a leg has failed ------------------------------------------------------------------
 
-    def _allow_another(self, job: Job, error: WorkerError | WorkerAnswered, body: bytes) -> None:
+    def _allow_another(
+        self, request: AdmittedRequest, error: WorkerError | WorkerAnswered, body: bytes
+    ) -> None:
         """Raise `error` for good if what has failed is not to be tried again, or `Poison`."""
         failure = failure_of(error)
-        if job.plan.wants_ends:
-            tell_failed(job, failure)
-        if not self._may_help(job, failure):
+        if request.plan.wants_ends:
+            tell_failed(request, failure)
+        if not self._may_help(request, failure):
             raise error
-        if job.retries is None:
-            job.retries = Retries(self._retry_budget)
-        if self._is_poison(job, job.retries, failure):
-            raise self._poison(job, job.retries.lost, body) from error
-        if not job.retries.allows(failure):
+        if request.retries is None:
+            request.retries = Retries(self._retry_budget)
+        if self._is_poison(request, request.retries, failure):
+            raise self._poison(request, request.retries.lost, body) from error
+        if not request.retries.allows(failure):
             error.should_retry = False
             raise error
-        if failure is not Failure.UNREACHABLE:  # of which nothing was written: the hand-off is unused
-            self._forget_prefill(job)
-        self._telemetry.retry(_retry_reason(job))
+        if failure is not Failure.UNREACHABLE:  # nothing was written: the hand-off is unused
+            self._forget_prefill(request)
+        self._telemetry.retry(_retry_reason(request))
 
-    def _is_poison(self, job: Job, retries: Retries, failure: Failure) -> bool:
-        last = job.legs.last
+    def _is_poison(self, request: AdmittedRequest, retries: Retries, failure: Failure) -> bool:
+        last = request.legs.last
         return last is not None and retries.is_poison(
-            failure, last.name, was_in_service=job.legs.was_in_service
+            failure, last.name, was_in_service=request.legs.was_in_service
         )
 
-    def _poison(self, job: Job, lost: list[str], body: bytes) -> Poison:
-        """Whoever looks for the request finds it by its digest; its text is nobody's but the client's."""
+    def _poison(self, request: AdmittedRequest, lost: list[str], body: bytes) -> Poison:
+        """Log the request by its digest, by which it can be found; its text is nobody's but the client's."""
         self._telemetry.poison()
         _log.warning(
             "request %s is not sent on: %s were lost with it; SHA-256 of its body: %s...",
-            job.scope.record.request_id,
+            request.scope.record.request_id,
             " and ".join(lost),
             hashlib.sha256(body).hexdigest()[:_DIGEST_CHARS],
         )
         return Poison(f"{len(lost)} workers were lost with this request: it is not sent to another one")
 
-    def _may_help(self, job: Job, failure: Failure) -> bool:
-        """Whether another attempt is a chance: a worker that has answered is not asked the same again."""
+    def _may_help(self, request: AdmittedRequest, failure: Failure) -> bool:
+        """Tell whether another attempt may help: a worker that has answered is not asked the same again."""
         if failure in (Failure.UNREACHABLE, Failure.LOST):
             return True
         if failure is Failure.REFUSED:
             return False
-        if failure is Failure.FAILED and job.prefill is not None:
+        if failure is Failure.FAILED and request.prefill is not None:
             return True  # prefill runs again, and it may have been the hand-off
-        legs = job.legs
+        legs = request.legs
         role = legs.last.address.role if legs.last is not None else "decode"
-        return any(not legs.has_failed(worker) for worker in getattr(job.route.pools, role))
+        return any(not legs.has_failed(worker) for worker in getattr(request.route.pools, role))
 
-    async def _go_on(self, job: Job, cause: WorkerError | WorkerAnswered) -> bool:
-        """Turn the job into one for the rest of its stream; False if only its end was missing: it is sent.
+    async def _go_on(self, request: AdmittedRequest, cause: WorkerError | WorkerAnswered) -> bool:
+        """Have the legs to come make the rest of the stream; False if only its end was missing: it is sent.
 
         Raises `cause`, or why nobody can go on with the stream.
         """
-        scope, last = job.scope, job.legs.last
+        scope, last = request.scope, request.legs.last
         if last is None:
             raise cause
-        cut = Cut(job.view, scope.transcript, job.first_handoff, job.legs, last, scope.watch)
+        cut = CutStream(
+            request.view, scope.transcript, request.first_handoff, request.legs, last, scope.watch
+        )
         rest = await self._failover.rest_of(cut, cause)
         if rest.bodies is None:
             scope.end_stream(rest.end)
             return False
-        job.legs.bodies, job.continuation = rest.bodies, rest.continuation
+        request.legs.bodies, request.continuation = rest.bodies, rest.continuation
         return True
 
-    def _forget_prefill(self, job: Job) -> None:
-        """The job goes on without its hand-off, or has ended: what is held of it goes back."""
-        prefill, job.prefill = job.prefill, None
+    def _forget_prefill(self, request: AdmittedRequest) -> None:
+        """Go on without the hand-off, or end: what is held of it goes back."""
+        prefill, request.prefill = request.prefill, None
         if prefill is not None:
             self._releases.settle(prefill)
 
-    def _settle(self, job: Job) -> None:
-        """The request has ended: what it holds goes back."""
-        if job.plan.wants_ends:
-            tell_ended(job)
-        job.route.gate.give_back(job.scope.record)
-        if job.prefill is not None:
-            self._releases.settle(job.prefill)
-        if job.retries is not None:
-            job.retries.close()
+    def _settle(self, request: AdmittedRequest) -> None:
+        """Give back what the request holds, for it has ended."""
+        if request.plan.wants_ends:
+            tell_ended(request)
+        request.route.gate.give_back(request.scope.record)
+        if request.prefill is not None:
+            self._releases.settle(request.prefill)
+        if request.retries is not None:
+            request.retries.close()
 
 
 def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:
@@ -303,7 +310,7 @@ def _demand(scope: RequestScope, view: RequestView) -> Demand:
 
 
 def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
-    """Who serves the request, noted in its record."""
+    """Choose who serves the request, and note it in its record."""
     whole_reason = view.whole_reason
     if scope.endpoint.needs_one_worker:
         whole_reason = "this endpoint needs one worker"
@@ -320,9 +327,9 @@ def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Wor
     return plan
 
 
-def _retry_reason(job: Job) -> RetryReason:
-    if job.scope.exchange.is_started:
+def _retry_reason(request: AdmittedRequest) -> RetryReason:
+    if request.scope.exchange.is_started:
         return RetryReason.STREAM
-    if job.plan.prefill is None:
+    if request.plan.prefill is None:
         return RetryReason.WHOLE
-    return RetryReason.PREFILL if job.legs.last is job.plan.prefill else RetryReason.DECODE
+    return RetryReason.PREFILL if request.legs.last is request.plan.prefill else RetryReason.DECODE

@@ -1,4 +1,4 @@
-"""How routing policies that want to hear of it are told what became of legs."""
+"""Routing policies that want to hear of it are told here what became of legs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.legs.connectors.base import Handoff
 from orchestrator.legs.retry import Failure
-from orchestrator.relay.job import Job
+from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.routing.policies.base import End, Outcome
 
 _ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
@@ -22,7 +22,7 @@ _BASE64: Final = msgspec.json.Decoder(bytes)
 
 
 class Prefilled(Outcome):
-    """The end of a prefill leg that has answered."""
+    """A prefill leg has ended with an answer."""
 
     __slots__ = ("_handoff",)
 
@@ -39,29 +39,29 @@ class Prefilled(Outcome):
         return array("i", ids.packed or _BASE64.decode(ids.json))
 
 
-def tell_prefilled(job: Job, handoff: Handoff) -> None:
-    """The prefill leg has answered."""
-    choice = job.plan.prefill_choice
+def tell_prefilled(request: AdmittedRequest, handoff: Handoff) -> None:
+    """Tell that the prefill leg has answered."""
+    choice = request.plan.prefill_choice
     if choice is not None:
-        choice.ended(Prefilled(job.scope.now(), handoff))
+        choice.ended(Prefilled(request.scope.now(), handoff))
 
 
-def tell_failed(job: Job, failure: Failure) -> None:
-    """The last leg has failed, so that nothing more comes of the plan."""
-    now = job.scope.now()
+def tell_failed(request: AdmittedRequest, failure: Failure) -> None:
+    """Tell that the last leg has failed, so that nothing more comes of the plan."""
+    now = request.scope.now()
     end = _REFUSED if failure in (Failure.REFUSED, Failure.BUSY) else _FAILED
-    if job.legs.last is not None:
-        job.plan.choice_of(job.legs.last).ended(Outcome(end, now))
-    job.plan.close(now)
+    if request.legs.last is not None:
+        request.plan.choice_of(request.legs.last).ended(Outcome(end, now))
+    request.plan.close(now)
 
 
-def tell_ended(job: Job) -> None:
-    """The request has ended, whether or not it was answered."""
-    job.plan.close(job.scope.now(), _end_of(job))
+def tell_ended(request: AdmittedRequest) -> None:
+    """Tell that the request has ended, whether or not it was answered."""
+    request.plan.close(request.scope.now(), _end_of(request))
 
 
-def _end_of(job: Job) -> End:
-    """That of the leg which is to answer the client."""
-    if job.scope.is_stopped:
+def _end_of(request: AdmittedRequest) -> End:
+    """Return how the leg ended that is to answer the client."""
+    if request.scope.is_stopped:
         return _CANCELLED
-    return _ANSWERED if job.scope.exchange.is_complete else _FAILED
+    return _ANSWERED if request.scope.exchange.is_complete else _FAILED

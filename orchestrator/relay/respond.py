@@ -1,4 +1,4 @@
-"""Answers the client with what a decode worker sends: whole, or as a stream of events."""
+"""The client is answered with what a decode worker sends: whole, or as a stream of events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.errors import KvMissing, WorkerAnswered, WorkerCutShort, Worke
 from orchestrator.failover.failover import Failover
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
-from orchestrator.relay.job import Job
+from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
@@ -33,7 +33,7 @@ _STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-acc
 
 
 class Responder:
-    """Sends the leg that answers, and relays what comes; one per process."""
+    """It sends the leg that answers, and relays what comes; one per process."""
 
     def __init__(self, releases: Releases, failover: Failover) -> None:
         self._releases = releases
@@ -44,35 +44,35 @@ class Responder:
         self._kv_missing = routing.kv_missing
         self._max_answer_bytes = limits.max_answer_bytes
 
-    async def answer(self, job: Job, leg: AnswerLeg) -> None:
+    async def answer(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         """Send the leg that answers the client, and relay what comes. Raises as `Leg.read` does."""
-        job.scope.watch(leg)
-        job.legs.last = leg.worker
+        request.scope.watch(leg)
+        request.legs.last = leg.worker
         try:
-            if job.scope.record.is_stream:
+            if request.scope.record.is_stream:
                 await leg.read(self._max_answer_bytes, only_head=True)
-                await self._relay_stream(job, leg)
+                await self._relay_stream(request, leg)
             else:
                 content = await leg.read(self._max_answer_bytes)
                 leg.succeed()
-                if job.conversion is None:
-                    self._respond(job, leg, content)
+                if request.conversion is None:
+                    self._respond(request, leg, content)
                 else:
-                    head, body = await job.conversion.convert(content)
-                    _send(job.scope, Kv.LOCAL, head, body)
+                    head, body = await request.conversion.convert(content)
+                    _send(request.scope, Kv.LOCAL, head, body)
         finally:
-            self._end(job, leg)
+            self._end(request, leg)
 
-    def _end(self, job: Job, leg: AnswerLeg) -> None:
-        """The leg is over for its request, be it answered, failed, or not wanted any more."""
-        lease, prefill = leg.settle_handoff(), job.prefill
-        if lease is not None and prefill is not None and job.scope.is_stopped:
-            job.prefill = None
+    def _end(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
+        """End the leg for its request, be it answered, failed, or not wanted any more."""
+        lease, prefill = leg.settle_handoff(), request.prefill
+        if lease is not None and prefill is not None and request.scope.is_stopped:
+            request.prefill = None
             self._releases.abandon_decode(leg, prefill, lease)
         elif leg.answer is not None:
             leg.answer.abort()
 
-    def _respond(self, job: Job, leg: AnswerLeg, content: bytes) -> None:
+    def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's count of cached tokens in it."""
         kv = Kv.LOCAL
         if content.rfind(ABORTED) >= 0:
@@ -82,17 +82,17 @@ class Responder:
         else:
             kv, content = _mended(content, leg.handoff.prefill_cached_tokens)
             if kv is Kv.RECOMPUTED:
-                self._note_recompute(job, fails=self._kv_missing == "fail")
-        _send(job.scope, kv, _content_type(leg.answer), content)
+                self._note_recompute(request, fails=self._kv_missing == "fail")
+        _send(request.scope, kv, _content_type(leg.answer), content)
 
-    async def _relay_stream(self, job: Job, leg: AnswerLeg) -> None:
-        scope, answer, events = job.scope, leg.written, _events(job, leg)
+    async def _relay_stream(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
+        scope, answer, events = request.scope, leg.written, _events(request, leg)
         try:
             opening = await _opening(answer, events)
             leg.succeed()
             if not scope.exchange.is_started:
                 if scope.endpoint.can_continue:
-                    scope.transcript = self._failover.transcript(job.view)
+                    scope.transcript = self._failover.transcript(request.view)
                 scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
@@ -102,7 +102,7 @@ class Responder:
         finally:
             scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
         if events.kv is Kv.RECOMPUTED:
-            self._note_recompute(job, fails=False)
+            self._note_recompute(request, fails=False)
         scope.exchange.finish()
 
     async def _forward(self, scope: RequestScope, answer: Answer, opening: bytes, events: Events) -> None:
@@ -113,11 +113,13 @@ class Responder:
             if not events.is_done:  # what happens to the worker behind its last word is no matter
                 raise
 
-    def _note_recompute(self, job: Job, *, fails: bool) -> None:
-        """The KV cache was made twice: the answer is right, but what prefill workers are for was lost."""
+    def _note_recompute(self, request: AdmittedRequest, *, fails: bool) -> None:
+        """Note that the KV cache was made twice: the answer is right, but what prefill workers are for was
+        lost.
+        """
         if self._kv_missing == "allow":
             return
-        record = job.scope.record
+        record = request.scope.record
         _log.warning(
             "request %s: %s recomputed the KV cache of %s",
             record.request_id,
@@ -129,13 +131,13 @@ class Responder:
 
 
 def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:
-    """`head` is a header block with the content type."""
+    """Send a whole answer; `head` is a header block with the content type."""
     scope.record.kv = kv
     scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
 
 
 def _content_type(answer: Answer | None) -> bytes:
-    """The worker's, as a header block: no line break gets through the parser."""
+    """Return the worker's content type as a header block: no line break gets through the parser."""
     given = None if answer is None else answer.headers.get(b"content-type")
     return b"content-type: %b\r\n" % (given or b"application/json")
 
@@ -147,18 +149,18 @@ def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
         raise WorkerGarbage(str(error)) from error
 
 
-def _events(job: Job, leg: AnswerLeg) -> Events:
-    if job.continuation is not None:
-        return job.continuation.stream()
+def _events(request: AdmittedRequest, leg: AnswerLeg) -> Events:
+    if request.continuation is not None:
+        return request.continuation.stream()
     if leg.handoff is None:
-        return job.scope.endpoint.events(hides_usage=False, cached_tokens=None)
-    return job.scope.endpoint.events(
+        return request.scope.endpoint.events(hides_usage=False, cached_tokens=None)
+    return request.scope.endpoint.events(
         hides_usage=leg.bodies.asks_hidden_usage, cached_tokens=leg.handoff.prefill_cached_tokens
     )
 
 
 async def _opening(answer: Answer, events: Events) -> bytes:
-    """The stream until it says something: until then it may turn out to be an error, with a status."""
+    """Read the stream until it says something: until then it may turn out to be an error, with a status."""
     opening = b""
     while not has_begun(opening):
         chunk = await answer.chunk()

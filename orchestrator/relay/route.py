@@ -1,4 +1,4 @@
-"""Where the requests for one model go."""
+"""A route says where the requests for one model go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.workers.pools import Pools
 
 
 class Route:
-    """All that is chosen by the model of a request. One per model and process."""
+    """The model of a request chooses all this. There is one per model and process."""
 
     __slots__ = ("connector", "gate", "index", "planner", "pools")
 

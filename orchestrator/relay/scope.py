@@ -1,5 +1,5 @@
-"""One request from arrival to last byte: its deadline, the watch for a client that leaves, the forwarding,
-and the one place where errors become answers.
+"""A scope holds one request from arrival to last byte: its deadline, the watch for a client that leaves, the
+forwarding, and the one place where errors become answers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _log: Final = logging.getLogger("baton.relay")
 
 
 class RequestScope:
-    """One request. Made by the data plane, driven by `run`, over when that returns."""
+    """A scope is one request. It is made by the data plane, driven by `run`, and over when that returns."""
 
     __slots__ = (
         "_events",
@@ -138,7 +138,7 @@ class RequestScope:
         self.stop(ClientGone("the client closed its connection"))
 
     def _take_stop(self) -> BatonError:
-        """Why this task was cancelled; if it was not by `stop`, the process is ending."""
+        """Return why this task was cancelled; if it was not by `stop`, the process is ending."""
         if self._stop is None:
             raise asyncio.CancelledError
         if self._task is not None:
@@ -157,7 +157,7 @@ class RequestScope:
             self._sweep_leg(leg, leg.answer, now - leg.heard)
 
     def _note_progress(self, leg: Leg | None, now: float) -> None:
-        """More of a stream has gone out since the last sweep."""
+        """Note that more of a stream has gone out since the last sweep."""
         self._seen_bytes = self.record.bytes_out
         if leg is not None:
             leg.note_heard(now)
@@ -175,11 +175,11 @@ class RequestScope:
             self.stop(DeadlineExceeded(f"no answer from a worker for {limits.first_byte_timeout_s:g} s"))
 
     def _answers_piecemeal(self, leg: Leg) -> bool:
-        """Whether the first byte comes before the work is done; or the work is a prefill, and not long."""
+        """Tell whether the first byte comes before the work is done, or the work is a prefill, and short."""
         return self.record.is_stream or leg.worker.address.role == "prefill"
 
     def bytes_under_way(self) -> int:
-        """Of its body while that comes in, and of a worker's answer that nobody has read yet."""
+        """Count its body while that comes in, and what nobody has read yet of a worker's answer."""
         incoming = 0 if self.record.bytes_in else self.exchange.body_size
         answer = self._leg.answer if self._leg is not None else None
         return incoming + (answer.unread if answer is not None else 0)
@@ -190,16 +190,16 @@ class RequestScope:
         return self._plane.time()
 
     def watch(self, leg: Leg) -> None:
-        """A leg is about to be sent: once it is, its silence is measured."""
+        """Measure the silence of a leg, once it is sent."""
         self._leg = leg
 
     def relayed_headers(self) -> bytes:
-        """Those of the client's headers that go to workers."""
+        """Return those of the client's headers that go to workers."""
         relayed = [field for field in self.exchange.headers if field[0] in _RELAYED]
         return header_block(relayed) if relayed else b""
 
     def response_headers(self) -> bytes:
-        """What we say of a worker's answer, as a header block. Times are in milliseconds."""
+        """Return what we say of a worker's answer, as a header block. Times are in milliseconds."""
         record = self.record
         record.first_byte = self._plane.time()
         took = milliseconds(record.first_byte - record.received)
@@ -264,7 +264,7 @@ class RequestScope:
             self._tell(error)
 
     def _has_all(self) -> bool:
-        """Nothing is missing of a stream but its end."""
+        """Tell whether nothing is missing of a stream but its end."""
         return self._events is not None and self._events.is_done
 
     def _tell(self, error: BatonError) -> None:
@@ -280,11 +280,11 @@ class RequestScope:
 
 
 def _keep_nothing(data: bytes) -> None:
-    """For a stream that no other worker could go on with."""
+    """Keep nothing of a stream that no other worker could go on with."""
 
 
 def _timeout(wanted: bytes, most: float) -> float:
-    """Seconds, of a client's header. Raises `ClientError`."""
+    """Read the seconds of a client's header. Raises `ClientError`."""
     try:
         seconds = float(wanted)
     except ValueError:
@@ -295,7 +295,7 @@ def _timeout(wanted: bytes, most: float) -> float:
 
 
 def _server_timing(record: RequestRecord) -> str:
-    """queue, prefill and decode to first byte; a prefill that did not end is left out."""
+    """Return the times of queue, prefill and decode to first byte; a prefill that did not end is left out."""
     admitted, prefill_done = record.admitted, record.prefill_done
     queue = milliseconds(admitted - record.received)
     if not prefill_done:
@@ -305,7 +305,7 @@ def _server_timing(record: RequestRecord) -> str:
 
 
 class MemoryBound:
-    """Bytes that the requests of a process hold, against the most that they may.
+    """It counts the bytes that the requests of a process hold, against the most that they may.
 
     `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
     not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
@@ -320,7 +320,7 @@ class MemoryBound:
         self._telemetry = telemetry
 
     def check(self) -> None:
-        """Raises `Overloaded` if there is too much already."""
+        """Raise `Overloaded` if there is too much already."""
         if self.bodies + self.under_way > self.most:
             self._telemetry.rejected(RejectReason.MEMORY)
             raise Overloaded("this server holds as many bytes of requests as it may")
@@ -334,7 +334,7 @@ Serve = Callable[[RequestScope, bytes], Awaitable[None]]
 
 
 class DataPlane:
-    """Answers the data plane's requests, and knows which are open."""
+    """The data plane answers its requests, and knows which are open."""
 
     def __init__(
         self,
@@ -346,7 +346,7 @@ class DataPlane:
         keys: KeyRing | None,
         time: Callable[[], float],
     ) -> None:
-        """To be made inside the running event loop, whose clock `time` is.
+        """It is to be made inside the running event loop, whose clock `time` is.
 
         `endpoints` are all paths that requests come to. `serve` answers a request through its scope, or
         raises a `BatonError`.
@@ -372,7 +372,7 @@ class DataPlane:
         return RequestScope(self, exchange).run()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """The same as an ASGI application, for servers that are not ours."""
+        """Serve as an ASGI application, for servers that are not ours."""
         async with AsgiExchange(scope, receive, send) as exchange:
             await self.handle(exchange)
 

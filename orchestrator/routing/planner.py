@@ -1,4 +1,4 @@
-"""Picks who serves a request: a prefill and a decode worker, or one worker for all of it."""
+"""The planner picks who serves a request: a prefill and a decode worker, or one worker for all of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.workers.worker import Worker
 TURNED_OFF: Final = "disaggregation is off"
 NO_POOLS: Final = "no separate pools are ready"
 NO_PREFILL: Final = "no prefill worker is ready: the decode worker prefills"
-PAIR_FAILED: Final = "who would prefill or decode has just failed"
+PAIR_FAILED: Final = "the worker that would prefill or decode has just failed"
 
 _CANCELLED: Final = End.CANCELLED  # a look-up by member is a call in Python
 
@@ -27,7 +27,7 @@ Ready = Sequence[Worker]
 
 
 class Plan:
-    """Who does what, and why. `prefill` is None if `decode` does everything.
+    """A plan says who does what, and why. `prefill` is None if `decode` does everything.
 
     Each choice is owed one `ended`, as soon as its leg has ended; `close` pays for all that were not.
     """
@@ -40,7 +40,7 @@ class Plan:
         decode_choice: Choice[Worker],
         whole_reason: str | None = None,
     ) -> None:
-        """`whole_reason`: why one worker does everything; None if there are two. The choices tell why it is
+        """`whole_reason` is why one worker does everything; None if there are two. The choices tell why it is
         these workers.
         """
         self.prefill_choice = prefill_choice
@@ -54,20 +54,24 @@ class Plan:
         )
 
     def choice_of(self, worker: Worker) -> Choice[Worker]:
-        """The choice that this worker of the plan comes from."""
+        """Return the choice that this worker of the plan comes from."""
         if worker is self.prefill and self.prefill_choice is not None:
             return self.prefill_choice
         return self.decode_choice
 
     def close(self, now: float, end: End = _CANCELLED) -> None:
-        """Nothing more comes of the plan: `end` is that of the decode leg, a prefill leg was not sent."""
+        """Tell the policies that nothing more comes of the plan: `end` is that of the decode leg, a prefill
+        leg was not sent.
+        """
         if self.prefill_choice is not None:
             self.prefill_choice.ended(Outcome(_CANCELLED, now))
         self.decode_choice.ended(Outcome(end, now))
 
 
 class Planner:
-    """Plans for one model. Synchronous: nothing may happen between its look at the workers and the leases."""
+    """It plans for one model. It is synchronous: nothing may happen between its look at the workers and the
+    legs' places.
+    """
 
     def __init__(
         self, model: str, routing: RoutingConfig, *, random: Random, time: Callable[[], float]
@@ -97,8 +101,8 @@ class Planner:
     def plan(
         self, request: Request, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()
     ) -> Plan:
-        """`whole_reason` says why the request cannot go in two legs. Workers in `avoid` are chosen only if
-        there is no other. Raises `Unavailable`.
+        """Choose the workers; `whole_reason` says why the request cannot go in two legs. Workers in `avoid`
+        are chosen only if there is no other. Raises `Unavailable`.
         """
         if whole_reason is None and not self._disaggregates:
             whole_reason = TURNED_OFF
@@ -120,7 +124,7 @@ class Planner:
         raise Unavailable(f"{missing} for the model '{pools.model}'")
 
     def _is_better_whole(self, prefill: Ready, decode: Ready, both: Ready, avoid: Collection[Worker]) -> bool:
-        """Whether one worker that has not failed the request can serve it, but no two such can.
+        """Tell whether one worker that has not failed the request can serve it, but no two such can.
 
         Of a role's candidates all have failed it, or none.
         """

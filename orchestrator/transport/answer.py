@@ -1,4 +1,4 @@
-"""A worker's answer as its reader has it, whatever brings it.
+"""A reader has a worker's answer in this, whatever brings it.
 
 A connection pushes (`begin`, `receive`, `fail`), a reader pulls (`head`, `chunk`, `read`) or lets itself be
 pushed (`pump`). In between there is one list of unread pieces and one future: no task, queue or timer.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
@@ -17,15 +17,15 @@ from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
 # Takes one piece of a body; False asks for a pause until `Answer.resume()`.
 Sink = Callable[[bytes], bool]
 
-# Unread bytes past which a connection is not read on. One read brings up to 256 KiB, so this is the order of
-# what a slow reader can hold up per leg.
+# A connection is read no further past so many unread bytes. One read brings up to 256 KiB, so this is the
+# order of what a slow reader can hold up per leg.
 HIGH_WATER: Final = 64 * 1024
 
 _NEVER: Final = sys.maxsize  # as "wake me at": only at the end
 
 
 class Answer(ABC):
-    """A worker's response to one leg, from the moment the leg is sent.
+    """An answer is a worker's response to one leg, from the moment the leg is sent.
 
     Whoever holds it must read it to the end or `abort()` it; a cancelled `head()`, `chunk()` or `read()` does
     not abort, so that the holder can still see what has arrived. One reader at a time.
@@ -39,7 +39,6 @@ class Answer(ABC):
 
     __slots__ = (
         "_error",
-        "_is_complete",
         "_is_held",
         "_is_stale",
         "_loop",
@@ -49,16 +48,17 @@ class Answer(ABC):
         "_waiter",
         "_wake_at",
         "headers",
+        "is_complete",
         "status",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
+        self.is_complete = False  # the whole body has arrived; it may still be unread
         self._loop = loop
         self._pieces: list[bytes] = []  # arrived and unread, _size bytes in all
         self._size = 0
-        self._is_complete = False
         self._error: BaseException | None = None  # a WorkerError, or what a sink raised
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 0  # wake the reader at this many unread bytes
@@ -67,66 +67,52 @@ class Answer(ABC):
         self._is_stale = False  # nothing will come unless `_ask_again()` is awaited
 
     def __repr__(self) -> str:
-        state = "complete" if self._is_complete else "failed" if self._error else "open"
+        state = "complete" if self.is_complete else "failed" if self._error else "open"
         return f"<{type(self).__name__} {self.status} {state}, {self._size} bytes unread>"
 
     # --- for the reader -------------------------------------------------------------------------
 
     @property
-    def is_complete(self) -> bool:
-        """The whole body has arrived (it may still be unread)."""
-        return self._is_complete
-
-    @property
     def unread(self) -> int:
-        """Bytes of the body that have arrived and that nobody has taken."""
+        """So many bytes of the body have arrived, and nobody has taken them."""
         return self._size
 
     async def head(self) -> None:
-        """Wait for `status` and `headers`. Repeatable, also after it was cancelled.
+        """Wait for `status` and `headers`. It may be called again, also after it was cancelled.
 
         Informational (1xx) heads are skipped. Raises `WorkerCutShort` if the connection ends first,
         `WorkerGarbage` if what came is not HTTP/1. A reused connection found closed before any response byte
         is replaced here, once, by a fresh one to the same origin.
         """
         while not self.status:
-            if self._error is not None:
-                raise self._error
-            if self._is_stale:
-                await self._ask_again()
-            else:
-                await self._news(0)
+            await self._more(0)
 
     async def chunk(self) -> bytes:
-        """The next piece of the body as it arrived, without framing; b"" at the end, and after it.
+        """Return the next piece of the body as it arrived, without framing; b"" at the end, and after it.
 
         Does not suspend when something is there; what arrived in several pieces meanwhile comes as one.
         Waits for the head first if need be. Raises `WorkerCutShort` if the connection ends before the body
         does, `WorkerGarbage` if the framing is broken. What arrived before the failure is delivered first.
         """
-        if not self._pieces and not self._is_complete:
-            await self._arrival(1)
+        while not self._size and not self.is_complete:
+            await self._more(1)
         return self._take()
 
     async def read(self, limit: int) -> bytes:
-        """The whole rest of the body. Raises as `chunk()` does, and `WorkerGarbage` past `limit` bytes.
+        """Return the whole rest of the body. Raises as `chunk()` does, and `WorkerGarbage` past `limit`
+        bytes.
 
         Nothing is lost when it is cancelled or raises: what had arrived stays unread.
         """
-        while self._size <= limit and not self._is_complete:
-            if self._error is not None:
-                raise self._error
-            if self._is_stale:
-                await self._ask_again()
-            else:
-                await self._news(limit + 1)
+        while self._size <= limit and not self.is_complete:
+            await self._more(limit + 1)
         if self._size > limit:
             raise WorkerGarbage("the worker's answer is too large")
         return self._take()
 
     def body_nowait(self) -> bytes | None:
-        """All that is unread, if the body is complete; else None, and nothing is taken."""
-        return self._take() if self._is_complete else None
+        """Return all that is unread, if the body is complete; else None, and nothing is taken."""
+        return self._take() if self.is_complete else None
 
     async def pump(self, sink: Sink) -> None:
         """Hand every further piece to `sink` the moment it arrives; returns at the end of the body.
@@ -147,7 +133,7 @@ class Answer(ABC):
             self._sink = None
 
     def resume(self) -> None:
-        """`sink` can take more. It may be called from inside this call. No effect unless paused."""
+        """Go on: `sink` can take more. It may be called from inside this call. No effect unless paused."""
         if self._is_held and self._sink is not None:
             self._is_held = False
             self._offer_unread(self._sink)
@@ -161,16 +147,16 @@ class Answer(ABC):
         Closes the sending half of the connection, which a server takes for the client's leaving. Read on, or
         `abort()`, as before. TLS has no such half: there it does nothing.
         """
-        if not self._is_complete and self._error is None:
+        if not self.is_complete and self._error is None:
             self._close_sending()
 
     def abort(self) -> None:
-        """Give the answer up: closes the connection unless the answer is complete. Repeatable.
+        """Give the answer up: closes the connection unless the answer is complete. It may be called again.
 
         A reader that waits, or comes later, gets `WorkerCutShort`.
         """
         is_pumping = self._sink is not None and bool(self._pieces)
-        if not self._is_complete or is_pumping:
+        if not self.is_complete or is_pumping:
             self._error = self._error or WorkerCutShort("the leg was given up")
             self._clear()
             self._drop()
@@ -179,13 +165,15 @@ class Answer(ABC):
     # --- for the connection ---------------------------------------------------------------------
 
     def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
-        """The head has arrived. `receive()` must follow, if only with b"": it wakes the reader."""
+        """Note that the head has arrived. `receive()` must follow, if only with b"": it wakes the reader."""
         self.status = status
         self.headers = headers
 
     def receive(self, data: bytes, is_complete: bool) -> None:
-        """The body part of one read, without framing, may be empty; `is_complete`: nothing follows."""
-        self._is_complete = is_complete
+        """Take the body part of one read, without framing, which may be empty; `is_complete` if nothing
+        follows.
+        """
+        self.is_complete = is_complete
         if data:
             sink = self._sink
             if sink is None or self._is_held:
@@ -198,8 +186,8 @@ class Answer(ABC):
                 waiter.set_result(None)
 
     def fail(self, error: WorkerError) -> None:
-        """The answer ends here, incomplete. Later failures change nothing."""
-        if self._error is None and not self._is_complete:
+        """End the answer here, incomplete. Later failures change nothing."""
+        if self._error is None and not self.is_complete:
             self._error = error
         self._wake()
 
@@ -222,7 +210,9 @@ class Answer(ABC):
         raise NotImplementedError
 
     def _news(self, wake_at: int) -> asyncio.Future[None]:
-        """Done when `wake_at` bytes are unread, or something else worth a look has happened."""
+        """Return a future that is done when `wake_at` bytes are unread, or something else worth a look has
+        happened.
+        """
         if self._waiter is not None and not self._waiter.done():
             raise RuntimeError("an answer has one reader at a time")
         self._waiter = self._loop.create_future()
@@ -237,15 +227,13 @@ class Answer(ABC):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    async def _arrival(self, size: int) -> None:
-        """Until `size` bytes are unread or the body is complete."""
-        while self._size < size and not self._is_complete:
-            if self._error is not None:
-                raise self._error
-            if self._is_stale:
-                await self._ask_again()
-            else:
-                await self._news(size)
+    def _more(self, wake_at: int) -> Awaitable[None]:
+        """Return what to await for `_news`, or for a stale request to be sent again. Raises the answer's
+        error.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._ask_again() if self._is_stale else self._news(wake_at)
 
     async def _pump(self, sink: Sink) -> None:
         self._sink = sink
@@ -253,7 +241,7 @@ class Answer(ABC):
         self._offer_unread(sink)
         if was_held and not self._is_held:
             self._resume_reading()
-        while self._pieces or not (self._is_complete or self._error):
+        while self._pieces or not (self.is_complete or self._error):
             await self._news(_NEVER)
         if self._error is not None:
             raise self._error
@@ -295,7 +283,7 @@ class Answer(ABC):
         self._size = 0
 
     def _hold(self) -> None:
-        if not (self._is_held or self._is_complete):
+        if not (self._is_held or self.is_complete):
             self._is_held = True
             self._pause_reading()
 

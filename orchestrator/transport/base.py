@@ -1,4 +1,4 @@
-"""The seam between the orchestrator and its workers: how one leg is sent and its answer read.
+"""This is the seam between the orchestrator and its workers: how one leg is sent and its answer read.
 
 `pool.py` is the real one (sockets, httptools); `memory.py` its in-memory twin for tests. Everything
 above this file is the same on both.
@@ -22,7 +22,7 @@ Part = bytes | bytearray | memoryview
 
 
 class Origin(NamedTuple):
-    """Where a worker listens. Hashed once per leg: a tuple does that without Python code."""
+    """A worker listens at its origin. It is hashed once per leg: a tuple does that without Python code."""
 
     host: str  # name or address; an IPv6 address without brackets
     port: int
@@ -30,7 +30,7 @@ class Origin(NamedTuple):
 
 
 class UpstreamStats(NamedTuple):
-    """The connections at one moment, and totals since the start."""
+    """These are the connections at one moment, and totals since the start."""
 
     idle: int  # connections that wait in the pool
     busy: int  # connections that carry a leg
@@ -41,7 +41,7 @@ class UpstreamStats(NamedTuple):
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Upstream(ABC):
-    """Sends legs. One per process and event loop; `aclose()` when the process ends."""
+    """An upstream sends legs. There is one per process and event loop, closed when the process ends."""
 
     @abstractmethod
     async def send(
@@ -63,19 +63,21 @@ class Upstream(ABC):
 
     @abstractmethod
     def stats(self) -> UpstreamStats:
-        """Counts of connections, for tests and the admin API."""
+        """Return counts of connections, for tests and the admin API."""
         ...
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close all connections, idle and busy; legs under way end with `WorkerCutShort`. Repeatable."""
+        """Close all connections, idle and busy; legs under way end with `WorkerCutShort`. It may be called
+        again.
+        """
         ...
 
 
 async def request(
     upstream: Upstream, origin: Origin, method: str, target: str, headers: bytes, body: Sequence[Part]
 ) -> Answer:
-    """`send()` and the answer's `head()`. Raises as both do; cancelling closes the connection."""
+    """Await `send()` and the answer's `head()`. Raises as both do; cancelling closes the connection."""
     answer = await upstream.send(origin, method, target, headers, body)
     try:
         await answer.head()

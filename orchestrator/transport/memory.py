@@ -1,4 +1,4 @@
-"""The in-memory twin of the pool, for tests: workers are coroutines.
+"""This is the in-memory twin of the pool, for tests: workers are coroutines.
 
 Nothing but the event loop's queue and clock decides what happens when: a virtual-time loop makes it
 deterministic.
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
-from orchestrator.transport.memory_answer import MemoryAnswer
+from orchestrator.transport.memory_answer import MemoryAnswer, Writer
 from orchestrator.wire.headers import fields_of
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """A leg as the worker got it, all of it."""
+    """A worker gets a leg as this, all of it."""
 
     origin: Origin
     method: str
@@ -36,17 +36,17 @@ class MemoryRequest:
 
 # Answers one leg. Returning ends the body; returning before the head, or raising, cuts the answer short. It
 # is cancelled one turn of the loop after the leg was dropped, never before it started.
-Handler = Callable[[MemoryRequest, "MemoryReply"], Awaitable[None]]
+LegHandler = Callable[[MemoryRequest, "MemoryReply"], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
-    handler: Handler
+    handler: LegHandler
     connect_s: float
 
 
 class MemoryUpstream(Upstream):
-    """`base.Upstream` without sockets. An origin that nobody serves refuses connections.
+    """It is `base.Upstream` without sockets. An origin that nobody serves refuses connections.
 
     `requests` has every leg that a worker got, in order. `aclose()` raises an ExceptionGroup of what handlers
     raised.
@@ -62,12 +62,12 @@ class MemoryUpstream(Upstream):
         self._is_closed = False
         self._connects = 0
 
-    def serve(self, origin: Origin, handler: Handler, *, connect_s: float = 0.0) -> None:
-        """From now on legs to `origin` go to `handler`, after `connect_s` seconds of connecting."""
+    def serve(self, origin: Origin, handler: LegHandler, *, connect_s: float = 0.0) -> None:
+        """Have `handler` get the legs to `origin` from now on, after `connect_s` seconds of connecting."""
         self._workers[origin] = _Worker(handler, connect_s)
 
     def refuse(self, origin: Origin) -> None:
-        """From now on `origin` refuses connections. Legs under way go on."""
+        """Have `origin` refuse connections from now on. Legs under way go on."""
         self._workers.pop(origin, None)
 
     async def send(
@@ -114,7 +114,7 @@ class MemoryUpstream(Upstream):
         self._connects += 1
         return worker
 
-    async def _serve(self, handler: Handler, request: MemoryRequest, reply: MemoryReply) -> None:
+    async def _serve(self, handler: LegHandler, request: MemoryRequest, reply: MemoryReply) -> None:
         try:
             await handler(request, reply)
         except Exception as error:  # a worker's mistake must not pass for an answer: aclose() raises it
@@ -127,8 +127,8 @@ class MemoryUpstream(Upstream):
             reply.end()
 
 
-class MemoryReply:
-    """The worker's end of one leg. Once the leg is over, or dropped, its methods do nothing."""
+class MemoryReply(Writer):
+    """A reply is the worker's end of one leg. Once the leg is over, or dropped, its methods do nothing."""
 
     def __init__(self, open_replies: set[MemoryReply], *, is_head: bool) -> None:
         self._open_replies = open_replies
@@ -143,33 +143,33 @@ class MemoryReply:
         return self not in self._open_replies
 
     def head(self, status: int, headers: Mapping[bytes, bytes] | None = None) -> None:
-        """`headers` with lower-case names."""
+        """Send the head; `headers` have lower-case names."""
         if not self.is_over:
             self._answer.begin(status, dict(headers or {}))
             self._receive(b"", self._is_head)
 
     async def chunk(self, data: bytes) -> None:
-        """One piece of the body, as one read; then waits until the reader takes more."""
+        """Send one piece of the body, as one read; then wait until the reader takes more."""
         self.chunk_nowait(data)
         await asyncio.sleep(0)  # the next piece comes in another turn, as from a socket
         while self._reader_takes is not None:
             await asyncio.shield(self._reader_takes)
 
     def chunk_nowait(self, data: bytes) -> None:
-        """One piece of the body without regard to the reader."""
+        """Send one piece of the body without regard to the reader."""
         if not self.is_over:
             self._require_head()
             self._receive(data, False)
 
     def end(self) -> None:
-        """The body is complete; without a head, the connection closes instead."""
+        """End the body, which is complete; without a head, the connection closes instead."""
         if not self._answer.status:
             self.cut_short()
         elif not self.is_over:
             self._receive(b"", True)
 
     def answer(self, status: int, body: bytes, headers: Mapping[bytes, bytes] | None = None) -> None:
-        """Head and whole body in one read."""
+        """Send head and whole body in one read."""
         if not self.is_over:
             self._answer.begin(status, dict(headers or {}))
             self._receive(b"" if self._is_head else body, True)
@@ -204,7 +204,6 @@ class MemoryReply:
             asyncio.get_running_loop().call_soon(self._task.cancel)  # after its first step, if that is due
 
     def leave(self) -> None:
-        """The worker is told; what it has said by then still arrives."""
         if not self.is_over and self._task is not None:
             asyncio.get_running_loop().call_soon(self._task.cancel)
 

@@ -1,22 +1,48 @@
-"""The reading half of a leg in memory; apart from the rest, for it extends what can be compiled."""
+"""This is the reading half of a leg in memory, in a module of its own: it extends what is compiled."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
 
+from orchestrator.compiled import mypyc_attr
 from orchestrator.transport.answer import Answer
 
-if TYPE_CHECKING:
-    from orchestrator.transport.memory import MemoryReply
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Writer(ABC):
+    """This is a worker's end of a leg, which is told what the reader does.
+
+    Its methods do nothing once the leg is over.
+    """
+
+    @abstractmethod
+    def hold(self) -> None:
+        """The reader takes no more for now."""
+        ...
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """The reader takes more again."""
+        ...
+
+    @abstractmethod
+    def leave(self) -> None:
+        """The reader does not want the answer any more; what the worker has said by then still arrives."""
+        ...
+
+    @abstractmethod
+    def drop(self) -> None:
+        """The reader has given the leg up."""
+        ...
 
 
 class MemoryAnswer(Answer):
-    """What a `MemoryReply` says, as its reader has it."""
+    """A reader has in this what the worker's end of a leg, its `Writer`, says."""
 
     __slots__ = ("_reply",)
 
-    def __init__(self, reply: MemoryReply) -> None:
+    def __init__(self, reply: Writer) -> None:
         super().__init__(asyncio.get_running_loop())
         self._reply = reply
 

@@ -1,4 +1,4 @@
-"""The real transport: a pool of HTTP/1.1 connections on httptools and the event loop's transports.
+"""The real transport is a pool of HTTP/1.1 connections on httptools and the event loop's transports.
 
 A leg takes an idle connection or opens one, writes the request in one go, and is then driven by the
 connection's read callback alone. A finished answer puts its connection back before the reader sees the end.
@@ -17,7 +17,7 @@ from httptools import HttpParserError, HttpResponseParser
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
 
-# Bytes in a row without any of a body in them: a head, informational heads, trailers, chunk extensions.
+# So many bytes in a row may be no body: a head, informational heads, trailers, chunk extensions.
 MAX_OVERHEAD: Final = 64 * 1024
 
 # Measured on uvloop: joining and writing once costs less than a vectored write up to 32 KiB (10 us and 12 us
@@ -36,7 +36,7 @@ Connect = Callable[..., Coroutine[Any, Any, tuple[asyncio.BaseTransport, Any]]]
 
 
 class PooledUpstream(Upstream):
-    """`base.Upstream` on sockets.
+    """It is `base.Upstream` on sockets.
 
     Connections are kept alive between legs, without a limit to their number, the last used first.
 
@@ -51,7 +51,7 @@ class PooledUpstream(Upstream):
         self._connect = connect
         self._connect_timeout_s = connect_timeout_s
         self._idle_limit_s = idle_limit_s
-        self._sites: dict[Origin, _Site] = {}  # one per worker ever seen
+        self._pools: dict[Origin, _OriginPool] = {}  # one per worker ever seen
         self._connections: set[_Connection] = set()  # every open one
         self._sweeper: asyncio.TimerHandle | None = None  # runs while anything is idle
         self._is_closed = False
@@ -73,10 +73,10 @@ class PooledUpstream(Upstream):
         headers: bytes,
         body: Sequence[Part],
     ) -> Answer:
-        site = self._sites.get(origin) or self._add_site(origin)
-        message = site.message(method, target, headers, body)
-        answer = _PooledAnswer(self, site, message, method == "HEAD")
-        connection = self._take_idle(site) or await self.connect(site)
+        pool = self._pools.get(origin) or self._add_pool(origin)
+        message = pool.message(method, target, headers, body)
+        answer = _PooledAnswer(self, pool, message, method == "HEAD")
+        connection = self._take_idle(pool) or await self.connect(pool)
         connection.carry(answer, message)
         if connection.is_write_held:
             await self._drain(answer)
@@ -101,14 +101,14 @@ class PooledUpstream(Upstream):
 
     # --- for connections and answers ------------------------------------------------------------
 
-    async def connect(self, site: _Site) -> _Connection:
-        """A fresh connection. Raises `WorkerUnreachable`; its cause says where to and why."""
+    async def connect(self, pool: _OriginPool) -> _Connection:
+        """Open a fresh connection. Raises `WorkerUnreachable`; its cause says where to and why."""
         if self._is_closed:
             raise WorkerUnreachable("the orchestrator is stopping")
         try:
-            connection = await self._open(site)
+            connection = await self._open(pool)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host name
-            raise _unreachable(site.origin, error) from error
+            raise _unreachable(pool.origin, error) from error
         if self._is_closed:
             connection.close()
         if not connection.is_reusable:
@@ -125,7 +125,7 @@ class PooledUpstream(Upstream):
 
     def put_back(self, connection: _Connection, loop: asyncio.AbstractEventLoop) -> None:
         connection.idle_since = loop.time()
-        connection.site.idle.append(connection)
+        connection.pool.idle.append(connection)
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._idle_limit_s / 2, self._sweep, loop)
 
@@ -134,16 +134,16 @@ class PooledUpstream(Upstream):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _add_site(self, origin: Origin) -> _Site:
-        return self._sites.setdefault(origin, _Site(origin))
+    def _add_pool(self, origin: Origin) -> _OriginPool:
+        return self._pools.setdefault(origin, _OriginPool(origin))
 
-    def _take_idle(self, site: _Site) -> _Connection | None:
-        """The connection that became idle last, unless even that one is too old or closed."""
-        if not site.idle:
+    def _take_idle(self, pool: _OriginPool) -> _Connection | None:
+        """Take the connection that became idle last, unless even that one is too old or closed."""
+        if not pool.idle:
             return None
-        oldest = site.loop.time() - self._idle_limit_s
-        while site.idle:
-            connection = site.idle.pop()
+        oldest = pool.loop.time() - self._idle_limit_s
+        while pool.idle:
+            connection = pool.idle.pop()
             if connection.is_reusable and connection.idle_since > oldest:
                 self._reuses += 1
                 return connection
@@ -157,14 +157,14 @@ class PooledUpstream(Upstream):
             answer.abort()
             raise
 
-    async def _open(self, site: _Site) -> _Connection:
+    async def _open(self, pool: _OriginPool) -> _Connection:
         loop = asyncio.get_running_loop()
-        origin = site.origin
+        origin = pool.origin
         tls = origin.tls
         async with asyncio.timeout(self._connect_timeout_s):
             create_connection: Connect = self._connect or loop.create_connection
             _, connection = await create_connection(
-                functools.partial(_Connection, self, site, loop),
+                functools.partial(_Connection, self, pool, loop),
                 origin.host,
                 origin.port,
                 ssl=tls,
@@ -175,14 +175,14 @@ class PooledUpstream(Upstream):
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what has been idle for too long; once for all connections."""
-        for site in self._sites.values():
-            site.sweep(self._idle_limit_s)
-        is_any_idle = any(site.idle for site in self._sites.values())
+        for pool in self._pools.values():
+            pool.sweep(self._idle_limit_s)
+        is_any_idle = any(pool.idle for pool in self._pools.values())
         self._sweeper = loop.call_later(self._idle_limit_s / 2, self._sweep, loop) if is_any_idle else None
 
 
-class _Site:
-    """One origin: its idle connections, oldest first, and how requests to it begin."""
+class _OriginPool:
+    """One origin has its idle connections here, oldest first, and how requests to it begin."""
 
     __slots__ = ("_host", "_request_lines", "idle", "loop", "origin")
 
@@ -203,7 +203,7 @@ class _Site:
                 connection.close()
 
     def message(self, method: str, target: str, headers: bytes, body: Sequence[Part]) -> list[Part]:
-        """The request in parts, one if it is small."""
+        """Return the request in parts, one if it is small."""
         line = self._request_lines.get((method, target)) or self._add_request_line(method, target)
         size = 0
         for part in body:
@@ -214,7 +214,7 @@ class _Site:
         return [b"".join((line, headers, length)), *body]
 
     def _add_request_line(self, method: str, target: str) -> bytes:
-        """ValueError: a line break in it."""
+        """Make and keep a request line. Raises `ValueError` if there is a line break in it."""
         if len(self._request_lines) >= _MAX_REQUEST_LINES:
             self._request_lines.clear()
         line = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n".encode("ascii")
@@ -225,24 +225,26 @@ class _Site:
 
 
 class _PooledAnswer(Answer):
-    """An answer and the connection that it comes on, until it is complete.
+    """It is an answer and the connection that it comes on, until it is complete.
 
     It keeps the request until the first byte of the answer, for the one retry that a reused connection may
     need.
     """
 
-    __slots__ = ("_message", "_site", "_upstream", "connection", "is_head")
+    __slots__ = ("_message", "_pool", "_upstream", "connection", "is_head")
 
-    def __init__(self, upstream: PooledUpstream, site: _Site, message: list[Part], is_head: bool) -> None:
-        super().__init__(site.loop)
+    def __init__(
+        self, upstream: PooledUpstream, pool: _OriginPool, message: list[Part], is_head: bool
+    ) -> None:
+        super().__init__(pool.loop)
         self.is_head = is_head  # an answer to HEAD: no body, whatever its headers say
         self.connection: _Connection | None = None  # set and cleared by the connection
         self._upstream = upstream
-        self._site = site
+        self._pool = pool
         self._message = message
 
     async def wait_written(self) -> None:
-        """Until the request is written, or something else happened that `head()` will tell."""
+        """Wait until the request is written, or something else happened that `head()` will tell."""
         while self.connection is not None and self.connection.is_write_held and not self.status:
             await self._news(0)
 
@@ -268,7 +270,7 @@ class _PooledAnswer(Answer):
 
     async def _ask_again(self) -> None:
         try:
-            connection = await self._upstream.connect(self._site)
+            connection = await self._upstream.connect(self._pool)
         except WorkerUnreachable as error:
             # The first connection has carried the request: the worker may have seen it.
             self.fail(_cut_short(error, has_head=False))
@@ -299,7 +301,7 @@ class _PooledAnswer(Answer):
 
 
 class _Connection:
-    """One socket, an `asyncio.Protocol`: idle, or busy with one answer."""
+    """A connection is one socket, an `asyncio.Protocol`: idle, or busy with one answer."""
 
     __slots__ = (
         "_answer",
@@ -320,13 +322,13 @@ class _Connection:
         "is_write_held",
         "on_body",
         "on_header",
-        "site",
+        "pool",
     )
 
     _transport: asyncio.Transport
 
-    def __init__(self, upstream: PooledUpstream, site: _Site, loop: asyncio.AbstractEventLoop) -> None:
-        self.site = site
+    def __init__(self, upstream: PooledUpstream, pool: _OriginPool, loop: asyncio.AbstractEventLoop) -> None:
+        self.pool = pool
         self.idle_since = 0.0
         self.is_reusable = False
         self.is_write_held = False  # bytes of the request still wait for the socket
@@ -348,7 +350,7 @@ class _Connection:
 
     def __repr__(self) -> str:
         state = "busy" if self.is_busy else "idle" if self.is_idle else "closed"
-        return f"<_Connection {self.site.origin.host}:{self.site.origin.port} {state}, {self._legs} legs>"
+        return f"<_Connection {self.pool.origin.host}:{self.pool.origin.port} {state}, {self._legs} legs>"
 
     @property
     def is_busy(self) -> bool:
@@ -359,7 +361,7 @@ class _Connection:
         return self._answer is None and self.is_reusable and self._legs > 0
 
     def is_fresh(self, idle_limit_s: float) -> bool:
-        """An idle connection may be used: the worker has not closed it and is not about to."""
+        """Tell whether an idle connection may be used: the worker has not closed it and is not about to."""
         return self.is_reusable and self._loop.time() - self.idle_since < idle_limit_s
 
     def carry(self, answer: _PooledAnswer, message: list[Part]) -> None:
@@ -385,7 +387,9 @@ class _Connection:
             self._transport.resume_reading()
 
     def close_sending(self) -> None:
-        """The last answer may still come; what is unsent of the request is sent first."""
+        """Close the sending half: the last answer may still come; what is unsent of the request is sent
+        first.
+        """
         self.is_reusable = False
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -399,10 +403,10 @@ class _Connection:
         self.close()
 
     def close(self) -> None:
-        """Close at once, telling nobody; what counts as written still goes out. Repeatable."""
+        """Close at once, telling nobody; what counts as written still goes out. It may be called again."""
         self._answer = None
         self.is_reusable = False
-        if self.site.origin.tls is None or self.is_write_held:
+        if self.pool.origin.tls is None or self.is_write_held:
             self._transport.abort()
         else:
             self._transport.close()  # TLS keeps a buffer that it does not show
@@ -414,7 +418,7 @@ class _Connection:
         self.is_reusable = True
         # Any byte that the socket does not take at once counts, so that "written" is exact. (TLS transports
         # would take 0 for "always full".)
-        self._transport.set_write_buffer_limits(high=0 if self.site.origin.tls is None else 1)
+        self._transport.set_write_buffer_limits(high=0 if self.pool.origin.tls is None else 1)
 
     def data_received(self, data: bytes) -> None:
         answer = self._answer
@@ -495,7 +499,7 @@ class _Connection:
     # --- inside ---------------------------------------------------------------------------------
 
     def _finish(self, answer: _PooledAnswer) -> None:
-        """The answer is complete: the connection goes back before its reader can ask for another."""
+        """Complete the answer: the connection goes back before its reader can ask for another."""
         data = b"" if answer.is_head else self._take_pieces()
         answer.connection = None
         self._answer = None
@@ -508,7 +512,7 @@ class _Connection:
         answer.receive(data, True)
 
     def _take_pieces(self) -> bytes:
-        """The body part of one read, as one: a join costs less than handing on piece by piece."""
+        """Return the body part of one read, as one: a join costs less than handing on piece by piece."""
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -532,7 +536,7 @@ class _ExtraBytes(Exception):
 
 
 def _ends_with_connection(fields: dict[bytes, bytes]) -> bool:
-    """Whether only the end of the connection tells the end of the body (if the status allows one)."""
+    """Tell whether only the end of the connection tells the end of the body (if the status allows one)."""
     coding = fields.get(b"transfer-encoding")
     if coding is None:
         return b"content-length" not in fields
@@ -550,7 +554,7 @@ def _check_version(parser: HttpResponseParser, status: int) -> None:
 
 
 def _is_told(transport: asyncio.Transport) -> bool:
-    """Whether an end of the stream came from the worker: TLS's goodbye, where there is TLS.
+    """Tell whether an end of the stream came from the worker: TLS's goodbye, where there is TLS.
 
     The event loops report a TCP end beneath TLS in the same way, and anybody on the way can send that.
     """

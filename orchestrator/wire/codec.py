@@ -1,4 +1,4 @@
-"""How a leg's body is written: as JSON, or as msgpack for workers that announce it.
+"""A leg's body is written as JSON, or as msgpack for workers that announce it.
 
 A leg is the common part of a request, the same for every leg, and a small overlay of its own. The common
 part is encoded once and shared; legs are sent as several parts, so it is never copied either. In JSON not
@@ -21,15 +21,15 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 _msgpack: Final = msgspec.msgpack.Encoder()
 _json: Final = msgspec.json.Encoder()
-# A transcode decodes every value: 0.7 ms per MiB of text, 5 ms per MiB of token ids. What is larger than this
-# could take over 200 us and is not done in place.
+# A transcode decodes every value: 0.7 ms per MiB of text, 5 ms per MiB of token ids. A larger document could
+# take over 200 us and is not transcoded in place.
 MAX_INLINE_BYTES: Final = 64 * 1024
 
 TOKEN_IDS_KEY: Final = "prompt_token_ids"  # noqa: S105  # no secret; in kv_transfer_params, as vLLM reads it
 
 _CONTENT_TYPE = (b"content-type", b"application/json")
 
-# What is longer is not copied: a part of its own costs about as much as a copy of this.
+# A longer value is not copied: a part of its own costs about as much as a copy of this.
 _LARGE: Final = 16 * 1024
 
 
@@ -42,7 +42,7 @@ class TooLarge(NotEncodable):
 
 
 def json_object(fields: Mapping[str, Raw]) -> Parts:
-    """The fields as one JSON object, without white space between them; large values are not copied.
+    """Return the fields as one JSON object, without white space between them; large values are not copied.
 
     The last part ends the object.
     """
@@ -57,14 +57,14 @@ def json_object(fields: Mapping[str, Raw]) -> Parts:
 
 
 class Codec(ABC):
-    """One encoding. Stateless; `common()` results belong to the codec that made them."""
+    """A codec is one encoding. It has no state; `common()` results belong to the codec that made them."""
 
     name: Encoding
     headers: Headers  # what a leg with this body says of it
 
     @abstractmethod
     def common(self, document: Parts) -> Parts:
-        """The part that all legs share, a JSON object, in this encoding.
+        """Return the part that all legs share, a JSON object, in this encoding.
 
         Raises `NotEncodable`, and `TooLarge` for what has to be done by `transcoded()`.
         """
@@ -72,7 +72,7 @@ class Codec(ABC):
 
     @abstractmethod
     def leg(self, common: Parts, overlay: bytes) -> Parts:
-        """The whole document as parts to be written one after the other.
+        """Return the whole document as parts to be written one after the other.
 
         `overlay` is a JSON object; no key may be in both. Raises `NotEncodable`.
         """
@@ -80,12 +80,12 @@ class Codec(ABC):
 
     @abstractmethod
     def leg_with_ids(self, common: Parts, overlay: bytes, packed: bytes) -> Parts:
-        """The same with packed token ids among the overlay's `kv_transfer_params`, which must be there."""
+        """Do the same with packed token ids among the overlay's `kv_transfer_params`, which must be there."""
         ...
 
 
 class JsonCodec(Codec):
-    """The client's own bytes for every value, with the overlay's fields behind them."""
+    """It writes the client's own bytes for every value, with the overlay's fields behind them."""
 
     def __init__(self) -> None:
         self.name = "json"
@@ -109,7 +109,7 @@ class JsonCodec(Codec):
 
 
 class MsgpackCodec(Codec):
-    """The same document as msgpack. The content type stays JSON: see `wire.info.MSGPACK_HEADER`."""
+    """It writes the same document as msgpack. The content type stays JSON: see `wire.info.MSGPACK_HEADER`."""
 
     def __init__(self) -> None:
         self.name = "msgpack"
@@ -145,7 +145,7 @@ def _packed(document: bytes) -> bytes:
 
 
 def transcoded(document: bytes) -> tuple[bool, bytes]:
-    """`MsgpackCodec.common()` of any size, for another process; False and no bytes if it is not encodable."""
+    """Do `MsgpackCodec.common()` for any size, elsewhere; False and no bytes if it is not encodable."""
     try:
         return True, _to_msgpack(document)
     except NotEncodable:
@@ -160,7 +160,9 @@ def _to_msgpack(document: bytes) -> bytes:
 
 
 def _map_header(packed: bytes | memoryview) -> tuple[int, int]:
-    """(number of pairs, bytes of the header) of a msgpack map: fixmap or map 16, for `view.MAX_FIELDS`."""
+    """Return (number of pairs, bytes of the header) of a msgpack map: fixmap or map 16, for
+    `view.MAX_FIELDS`.
+    """
     if packed[0] & 0xF0 == 0x80:
         return packed[0] & 0x0F, 1
     return int.from_bytes(packed[1:3], "big"), 3

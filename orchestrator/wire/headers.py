@@ -1,4 +1,4 @@
-"""Header fields as bytes on the wire: what both HTTP sides are given, so that hot heads are made once."""
+"""Header fields are bytes as on the wire: both HTTP sides are given them so, and hot heads are made once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ Fields = Iterable[tuple[bytes, bytes]]
 
 
 def header_block(fields: Fields) -> bytes:
-    """`name: value` lines, each with its line end. ValueError: a line break or NUL in a name or value."""
+    """Write `name: value` lines, each with its line end. Raises `ValueError` for a line break or NUL in a
+    name or value.
+    """
     lines = [b"%b: %b\r\n" % field for field in fields]
     block = b"".join(lines)
     if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
@@ -17,6 +19,6 @@ def header_block(fields: Fields) -> bytes:
 
 
 def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
-    """What a `header_block()` was made of."""
+    """Return what a `header_block()` was made of."""
     parted = (line.partition(b": ") for line in block.split(b"\r\n")[:-1])
     return [(name, value) for name, _, value in parted]

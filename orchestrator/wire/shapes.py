@@ -1,7 +1,7 @@
-"""What msgspec makes of documents: requests, streams, answers.
+"""msgspec makes these of documents: requests, streams, answers.
 
-Not beside the code that reads them: that can be compiled, and mypyc would lose the keywords and annotations
-that msgspec goes by.
+They are not beside the code that reads them: that can be compiled, and mypyc would lose the keywords and
+annotations that msgspec goes by.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AnswerWithUsage(msgspec.Struct):
     usage: AnswerUsage | None = None
 
 
-# --- what a prefill worker answers (`handoff.py`) -----------------------------------------------
+# --- what a prefill worker answers (`nixl.py`) --------------------------------------------------
 
 
 class PrefillAnswer(msgspec.Struct):
@@ -79,7 +79,7 @@ class PackedAnswer(msgspec.Struct):
     prompt_token_ids: bytes | None = None
 
 
-# --- messages of a chat (`legs.py`) -------------------------------------------------------------
+# --- messages of a chat (`bodies.py`) -----------------------------------------------------------
 
 
 class Message(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Server-sent events as vLLM writes them, relayed as whole events without being decoded."""
+"""Server-sent events are relayed as vLLM writes them: whole, without being decoded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENDED_BY_WORKER: Final = "the worker ended the request by itself"
 _END: Final = b"\n\n"
 _CRLF_END: Final = b"\r\n\r\n"
 
-# No engine writes an event of this size; without a bound, one that never ends would fill the memory.
+# No engine writes an event of this size; without a limit, one that never ends would fill the memory.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
@@ -44,7 +44,7 @@ class WorkerFailed(InvalidStream):
 
     @property
     def status(self) -> int:
-        """The HTTP status that the error would have had before the head; 500 if it has none."""
+        """It is the HTTP status that the error would have had before the head; 500 if it has none."""
         error = decode_document(bytes(self.document["error"])) or {}
         code = bytes(error.get("code", b""))
         return int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
@@ -55,14 +55,14 @@ _CHUNK: Final = msgspec.json.Decoder(DeltaChunk)
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Events(ABC):
-    """One stream from worker to client: takes chunks as they arrive and returns what may be sent on."""
+    """It is one stream from worker to client: chunks come in as they arrive, and events may be sent on."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def kv(self) -> Kv:
-        """What became of the hand-off; told by the usage event."""
+        """It is what became of the hand-off, as the usage event tells."""
 
     @property
     @abstractmethod
@@ -71,18 +71,20 @@ class Events(ABC):
 
     @abstractmethod
     def feed(self, chunk: bytes) -> bytes:
-        """Whole events that can be sent now; b"" if there are none.
+        """Return the whole events that can be sent now; b"" if there are none.
 
         Raises `InvalidStream`, and `WorkerFailed` for an error among them: the others are dropped with it.
         """
 
     @abstractmethod
     def finish(self) -> None:
-        """The worker's body has ended. Raises `InvalidStream` unless it ended as a complete stream does."""
+        """Note that the worker's body has ended. Raises `InvalidStream` unless it ended as a complete stream
+        does.
+        """
 
 
 class EventStream(Events):
-    """The worker's own events, in its own bytes.
+    """It sends the worker's own events, in its own bytes.
 
     Two exceptions: the usage event's cached tokens become the prefill worker's, and a usage event that the
     client did not ask for is withheld.
@@ -157,7 +159,7 @@ def _refuse_error(events: bytes) -> None:
 
 
 def has_begun(events: bytes) -> bool:
-    """Whether one of these events says something.
+    """Tell whether one of these events says something.
 
     Comments do not, and neither do the role deltas that vLLM sends first, together with the first token: it
     sends them before an error too. Nor does an end: a request aborted before its first token has no more.
@@ -179,7 +181,9 @@ def _is_role_delta(event: bytes) -> bool:
 
 
 def error_event(body: bytes) -> bytes:
-    """What a stream ends with when it fails after its first byte: SDKs raise on this and on nothing else."""
+    """Return what a stream ends with when it fails after its first byte: SDKs raise on this and on nothing
+    else.
+    """
     return b"data: " + body + _END + DONE
 
 
@@ -189,13 +193,13 @@ def _end_of_last(chunk: bytes, separator: bytes) -> int:
 
 
 def split_events(events: bytes) -> list[bytes]:
-    """Whole events one by one, each with its end."""
+    """Split whole events, each with its end."""
     end = _CRLF_END if _CRLF_END in events else _END
     return [event + end for event in events.split(end) if event]
 
 
 def payload_of(event: bytes) -> bytes:
-    """The data of one event; b"" if it has none, as a comment."""
+    """Return the data of one event; b"" if it has none, as a comment."""
     lines = (line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
     return b"\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The usage object of an answer: evidence that KV was transferred, and the one number in it that we mend."""
+"""The usage object of an answer is evidence that KV was transferred; we mend one number in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _json: Final = msgspec.json.Encoder()
 
 
 class Kv(IntEnum):
-    """What became of the prompt's KV cache, as the decode worker's count of cached tokens shows."""
+    """This became of the prompt's KV cache, as the decode worker's count of cached tokens shows."""
 
     NONE = 0  # the request ended before anybody could tell
     TRANSFERRED = 1  # all of the prompt came from the hand-off
@@ -51,7 +51,7 @@ def mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
 
 
 def _typed_usage(content: bytes) -> AnswerUsage | None:
-    """None if there is none, or one of another shape than OpenAI's."""
+    """Return the usage; None if there is none, or one of another shape than OpenAI's."""
     try:
         return _ANSWER.decode(content).usage
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -61,7 +61,7 @@ def _typed_usage(content: bytes) -> AnswerUsage | None:
 
 
 def _with_count(content: bytes, reported: int, cached_tokens: int) -> bytes:
-    """The answer with another count, by its place if that is beyond doubt, else by its structure.
+    """Return the answer with another count, by its place if that is beyond doubt, else by its structure.
 
     A quote within a JSON string is escaped, so `_CACHED` is found as a key or not at all.
     """
@@ -76,7 +76,7 @@ def _with_count(content: bytes, reported: int, cached_tokens: int) -> bytes:
 
 
 def decode_document(content: bytes) -> Document | None:
-    """The top level of a JSON object; None if it is not one."""
+    """Return the top level of a JSON object; None if it is not one."""
     try:
         return _OBJECT.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -88,7 +88,7 @@ def encode_document(document: Document) -> bytes:
 
 
 def usage_of(document: Document) -> Document | None:
-    """The document's usage object, or None if it has none (or a null)."""
+    """Return the document's usage object, or None if it has none (or a null)."""
     usage = document.get("usage")
     return None if usage is None else decode_document(bytes(usage))
 
@@ -103,7 +103,8 @@ def kv_outcome(usage: Document) -> Kv:
 
 
 def with_cached_tokens(document: Document, usage: Document, cached_tokens: int | None) -> bytes:
-    """The document with the prefill worker's count of cached tokens; every other value keeps its bytes.
+    """Return the document with the prefill worker's count of cached tokens; every other value keeps its
+    bytes.
 
     Unchanged if the count is unknown or the usage has no such field.
     """

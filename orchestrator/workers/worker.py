@@ -15,12 +15,12 @@ from typing import Final
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import CODECS, JSON, Codec
-from orchestrator.wire.info import TokenIds, WorkerInfo
+from orchestrator.wire.info import TokenIdsForm, WorkerInfo
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
 # Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
-_ID_FORMS: Final[Mapping[str, tuple[TokenIds, ...]]] = {
+_ID_FORMS: Final[Mapping[str, tuple[TokenIdsForm, ...]]] = {
     "json": ("list",),
     "orjson": ("base64", "list"),
     "msgpack": ("bin", "base64", "list"),
@@ -69,7 +69,7 @@ class Worker(ABC):
         self.epoch = 0
         self.info: WorkerInfo | None = None
         self.codec: Codec = JSON
-        self.token_ids: tuple[TokenIds, ...] = ()  # forms that it gives and takes, the best first
+        self.token_ids: tuple[TokenIdsForm, ...] = ()  # forms that it gives and takes, the best first
         self.unendable_epoch = -1  # in which it did not know how to end a request
         self.proven_epoch = -1  # in which it took a leg in the form that it announced
         self.distrusted_epoch = -1  # in which it refused one

@@ -11,7 +11,7 @@ from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig
 from orchestrator.processes.rows import Rows
 from orchestrator.telemetry.counters import Layout
-from orchestrator.wire.info import Encoding, Role, TokenIds, WorkerInfo
+from orchestrator.wire.info import Encoding, Role, TokenIdsForm, WorkerInfo
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
 
@@ -72,7 +72,7 @@ def processes_of(count: int) -> list[Registry]:
     return made
 
 
-def announcement(*decodes: Encoding, token_ids: Sequence[TokenIds] = ()) -> WorkerInfo:
+def announcement(*decodes: Encoding, token_ids: Sequence[TokenIdsForm] = ()) -> WorkerInfo:
     return WorkerInfo(
         role="decode",
         model="m",

@@ -29,7 +29,7 @@ from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource, request_id_from
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Origin
-from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest, MemoryUpstream
+from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest, MemoryUpstream
 from orchestrator.wire.headers import fields_of
 from orchestrator.wire.info import END_PATH, Role
 from orchestrator.workers.worker import Worker
@@ -229,7 +229,7 @@ class FakeUpstream(MemoryUpstream):
     """Workers that cannot be asked to end a leg, but for those that are said to."""
 
     def serve(
-        self, origin: Origin, handler: Handler, *, connect_s: float = 0.0, ends_legs: bool = False
+        self, origin: Origin, handler: LegHandler, *, connect_s: float = 0.0, ends_legs: bool = False
     ) -> None:
         async def without(request: MemoryRequest, reply: MemoryReply) -> None:
             if request.target == END_PATH:

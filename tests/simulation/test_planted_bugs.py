@@ -171,7 +171,7 @@ def gone_workers_get_requests(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_lost_leg_is_not_replaced(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Flow, "_may_help", lambda flow, job, failure: False)
+    patch.setattr(Flow, "_may_help", lambda flow, request, failure: False)
 
 
 def whoever_loses_workers_is_sent_on(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from worker.token_ids import (
     WANTED_KEY,
     BadTokenIds,
     Limits,
-    Wanted,
+    RequestedIds,
     encode_answer,
     pack,
     packing,
@@ -145,14 +145,14 @@ def chat_answer(ids: list[int] | None) -> Any:
 
 
 def test_the_ids_are_taken_out_of_a_chat() -> None:
-    wanted = Wanted("bin")
+    wanted = RequestedIds("bin")
     answer = ask(chat_answer([1, 2]), SimpleNamespace(**{WANTED_KEY: wanted}))
     assert wanted.packed == pack([1, 2])
     assert (answer.prompt_token_ids, answer.choices[0].token_ids) == (None, None)
 
 
 def test_the_ids_are_taken_out_of_a_completion() -> None:
-    wanted = Wanted("base64")
+    wanted = RequestedIds("base64")
     choice = SimpleNamespace(index=0, token_ids=[7], prompt_token_ids=[1, 2])
     ask(SimpleNamespace(choices=[choice]), SimpleNamespace(**{WANTED_KEY: wanted}))
     assert wanted.packed == pack([1, 2])
@@ -161,7 +161,7 @@ def test_the_ids_are_taken_out_of_a_completion() -> None:
 
 @pytest.mark.parametrize("answer", ["a stream", SimpleNamespace(error="bad"), chat_answer(None)])
 def test_other_answers_have_none(answer: Any) -> None:
-    wanted = Wanted("bin")
+    wanted = RequestedIds("bin")
     assert ask(answer, SimpleNamespace(**{WANTED_KEY: wanted})) is answer
     assert wanted.packed is None
 

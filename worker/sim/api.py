@@ -34,7 +34,7 @@ from worker.sim.journal import Entry, Journal
 from worker.sim.metrics import Metrics
 from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
 from worker.sim.settings import Settings
-from worker.token_ids import LIMITS_KEY, Limits, wanted_by
+from worker.token_ids import LIMITS_KEY, Limits, requested_by
 
 REFUSE_KEY = "refuse"  # in `app.state`, set by `SimServer`: its `refuse`
 
@@ -151,12 +151,12 @@ def _json_routes(sim: Sim) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def create_chat_completion(request: Request, body: _Body) -> Response:
-        respond = partial(GenerationResponse, wanted=wanted_by(request.state))
+        respond = partial(GenerationResponse, wanted=requested_by(request.state))
         return await sim.accept(request, body, ChatRequest, protocol.chat_job, respond)
 
     @router.post("/v1/completions")
     async def create_completion(request: Request, body: _Body) -> Response:
-        respond = partial(GenerationResponse, wanted=wanted_by(request.state))
+        respond = partial(GenerationResponse, wanted=requested_by(request.state))
         return await sim.accept(request, body, CompletionRequest, protocol.completion_job, respond)
 
     @router.post("/v1/embeddings")

@@ -26,7 +26,7 @@ from worker.sim.handoffs.base import KvLost
 from worker.sim.journal import Entry
 from worker.sim.protocol import Job
 from worker.sim.runs import Run
-from worker.token_ids import Wanted, encode_answer, pack
+from worker.token_ids import RequestedIds, encode_answer, pack
 
 TRANSPORT_KEY = "baton.transport"  # the connection's transport, which `server.py` puts into the scope's state
 
@@ -121,7 +121,7 @@ class GenerationResponse(EngineResponse):
     """`wanted` says in which form an answer gives the prompt's ids, if it gives them and is no stream."""
 
     def __init__(
-        self, engine: Engine, job: Job, plan: Plan, entry: Entry, wanted: Wanted | None = None
+        self, engine: Engine, job: Job, plan: Plan, entry: Entry, wanted: RequestedIds | None = None
     ) -> None:
         super().__init__(engine, plan, entry)
         packs = wanted is not None and job.return_token_ids and not job.is_stream

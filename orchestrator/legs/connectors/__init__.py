@@ -1,4 +1,4 @@
-"""KV connectors, by the name that the config gives them."""
+"""This is the table of KV connectors, by the name that the config gives them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a KV connector is: how the KV cache of a prompt gets from its prefill worker to its decode worker.
+"""A KV connector says how the KV cache of a prompt gets from its prefill worker to its decode worker.
 
 A new connector is one file beside this one and one entry in `CONNECTORS`. The bytes of the cache go from
 engine to engine; what a connector says here is what the legs tell the engines of it. All of it is pure: a
@@ -17,13 +17,13 @@ class InvalidHandoff(ValueError):
 
 
 class TokenIds:
-    """The prompt's token ids as the prefill worker gave them; nobody here looks into them."""
+    """These are the prompt's token ids as the prefill worker gave them; nobody here looks into them."""
 
     __slots__ = ("json", "packed")
 
     def __init__(self, json: bytes = b"", packed: bytes = b"") -> None:
-        """`json`: a list, or a base64 string of little-endian int32; b"" if they are `packed`: the same int32
-        as they are.
+        """`json` is a list, or a base64 string of little-endian int32; it is b"" if the ids are `packed`: the
+        same int32 as they are.
         """
         self.json = json
         self.packed = packed
@@ -34,14 +34,16 @@ class TokenIds:
 
 
 class Handoff:
-    """Names the KV blocks that a prefill worker keeps, or will make, for a decode leg: good for one use."""
+    """A hand-off names the KV blocks that a prefill worker keeps, or will make, for a decode leg: good for
+    one use.
+    """
 
     __slots__ = ("params", "prefill_cached_tokens", "token_ids")
 
     def __init__(
         self, params: bytes, prefill_cached_tokens: int | None = None, token_ids: TokenIds | None = None
     ) -> None:
-        """`params`: the decode leg's `kv_transfer_params`, a JSON object that is not empty.
+        """`params` are the decode leg's `kv_transfer_params`, a JSON object that is not empty.
 
         `prefill_cached_tokens`: what the client's usage must say; None if nobody knows.
         """
@@ -52,7 +54,9 @@ class Handoff:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Connector(ABC):
-    """One way of handing a KV cache over. Both legs carry `kv_transfer_params`, where engines look for it."""
+    """A connector is one way of handing a KV cache over. Both legs carry `kv_transfer_params`, where engines
+    look for it.
+    """
 
     def __init__(self, name: str, *, sends_both_at_once: bool) -> None:
         """`name` is what the config calls it.
@@ -69,7 +73,7 @@ class Connector(ABC):
 
     @abstractmethod
     def prefill_params(self, transfer: str) -> bytes:
-        """The prefill leg's `kv_transfer_params`, a JSON object.
+        """Return the prefill leg's `kv_transfer_params`, a JSON object.
 
         `transfer` is a name that no other prefill leg of this orchestrator has.
         """
@@ -77,7 +81,7 @@ class Connector(ABC):
 
     @abstractmethod
     def read(self, answer: bytes, *, is_packed: bool, has_ids: bool) -> Handoff:
-        """What a prefill worker's answer tells the decode leg. Not called if `sends_both_at_once`.
+        """Read what a prefill worker's answer tells the decode leg. It is not called if `sends_both_at_once`.
 
         `is_packed`: the answer is msgpack, not JSON. `has_ids`: it was asked for the prompt's token ids.
         Raises `InvalidHandoff`.
@@ -86,7 +90,8 @@ class Connector(ABC):
 
     @abstractmethod
     def pair(self, transfer: str, host: str, port: int | None) -> Handoff:
-        """What the decode leg is told before prefill has begun. Only called if `sends_both_at_once`.
+        """Return what the decode leg is told before prefill has begun. It is only called if
+        `sends_both_at_once`.
 
         `transfer` is what the prefill leg was told; `host` and `port` are the prefill worker's, where its
         engine listens for other engines. Raises `InvalidHandoff` if that is not known and would have to be.

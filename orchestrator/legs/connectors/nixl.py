@@ -1,4 +1,4 @@
-"""vLLM's NIXL connector in pull mode: prefill answers with the addresses of its blocks, decode reads them.
+"""vLLM's NIXL connector pulls: prefill answers with the addresses of its blocks, decode reads them.
 
 The prefill worker pins the blocks until the decode worker has read them, or until its lease ends (30 s).
 """
@@ -54,7 +54,7 @@ _KEEP_KV: Final = _json.encode(
 
 
 class Nixl(Connector):
-    """Prefill first, then decode with what prefill has answered."""
+    """Prefill goes first, then decode with what prefill has answered."""
 
     def __init__(self) -> None:
         super().__init__("nixl", sends_both_at_once=False)
@@ -84,7 +84,7 @@ def handoff_from(answer: bytes, *, has_ids: bool = False) -> Handoff:
 
 
 def handoff_from_msgpack(answer: bytes) -> Handoff:
-    """The same for an answer in msgpack, whose ids are packed. Raises `InvalidHandoff`."""
+    """Read an answer in msgpack, whose ids are packed. Raises `InvalidHandoff`."""
     try:
         document = _PACKED_ANSWER.decode(answer)
         params = document.kv_transfer_params or {}

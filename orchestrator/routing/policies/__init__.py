@@ -1,4 +1,4 @@
-"""The table of routing policies, by the name that the config gives them.
+"""This is the table of routing policies, by the name that the config gives them.
 
 The config's allowed names and arguments, its JSON Schema and the table in `docs/structure.md` follow from it.
 """

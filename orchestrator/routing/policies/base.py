@@ -1,4 +1,4 @@
-"""What a routing policy is: it chooses the worker of one leg, and hears how that leg ended.
+"""A routing policy chooses the worker of one leg, and hears how that leg ended.
 
 A policy is one file beside this one and one entry in the table (`policies/__init__.py`). The file ends with
 its `PolicySpec`: the name that the config gives it, its arguments, and a sentence for the docs. Which names
@@ -22,21 +22,21 @@ from orchestrator.compiled import mypyc_attr
 
 
 class Candidate(Protocol):
-    """A worker as a policy sees it. Policies read, they change nothing."""
+    """A candidate is a worker as a policy sees it. Policies read, they change nothing."""
 
     @property
     def name(self) -> str:
-        """It stays the same for as long as the worker is known."""
+        """The name stays the same for as long as the worker is known."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """Legs that the worker serves now, those of other processes included."""
+        """The worker serves so many legs now, those of other processes included."""
         ...
 
     @property
     def epoch(self) -> int:
-        """It grows each time the worker comes back into service: its caches may be empty then."""
+        """The epoch grows each time the worker comes back into service: its caches may be empty then."""
         ...
 
 
@@ -45,7 +45,7 @@ C = TypeVar("C", bound=Candidate)
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Request(ABC):
-    """What a policy may ask of a request. Nothing is read, copied or decoded before it is asked for, and
+    """A policy may ask this of a request. Nothing is read, copied or decoded before it is asked for, and
     nothing is kept: a policy that needs an answer twice keeps it. Values are the client's own bytes.
     """
 
@@ -53,17 +53,18 @@ class Request(ABC):
 
     @abstractmethod
     def body_bytes(self) -> int:
-        """The size of the client's document, without white space between its fields."""
+        """Return the size of the client's document, without white space between its fields."""
         ...
 
     @abstractmethod
     def prompt_tokens(self) -> int:
-        """About how many tokens the prompt has; nobody has tokenised it yet."""
+        """Estimate how many tokens the prompt has; nobody has tokenised it yet."""
         ...
 
     @abstractmethod
     def prompt(self, most: int) -> bytes:
-        """The first `most` bytes of what the model reads, in a fixed order whatever the client's order was.
+        """Return the first `most` bytes of what the model reads, in a fixed order whatever the client's order
+        was.
 
         It is JSON as the client wrote it: requests with equal beginnings have equal prompts up to there.
         """
@@ -71,22 +72,22 @@ class Request(ABC):
 
     @abstractmethod
     def prompt_ids(self) -> Sequence[int] | None:
-        """The prompt's token ids if the client sent ids; None if it sent text."""
+        """Return the prompt's token ids if the client sent ids; None if it sent text."""
         ...
 
     @abstractmethod
     def field(self, name: str) -> memoryview | None:
-        """The JSON value of a field of the client's document, not copied; None if it is not there."""
+        """Return the JSON value of a field of the client's document, not copied; None if it is not there."""
         ...
 
     @abstractmethod
     def header(self, name: bytes) -> bytes | None:
-        """The value of a header of the client; `name` is in lower case. None if it is not there."""
+        """Return the value of a header of the client; `name` is in lower case. None if it is not there."""
         ...
 
 
 class Context:
-    """What a policy is made with, beside its arguments."""
+    """A policy is made with this, beside its arguments."""
 
     __slots__ = ("model", "random", "role", "time")
 
@@ -104,7 +105,7 @@ class Context:
 
 
 class End(IntEnum):
-    """How a leg ended that a policy has chosen the worker of."""
+    """A leg that a policy has chosen the worker of ended in one of these ways."""
 
     ANSWERED = 0  # the worker did what it was asked for
     REFUSED = 1  # the worker answered that it would not do it: it was too busy, or the client was mistaken
@@ -113,26 +114,29 @@ class End(IntEnum):
 
 
 class Outcome:
-    """The end of a leg, and what it has taught. A number that nobody knows is None."""
+    """An outcome is the end of a leg, and what it has taught. A number that nobody knows is None."""
 
     __slots__ = ("cached_tokens", "end", "moment")
 
     def __init__(self, end: End, moment: float, cached_tokens: int | None = None) -> None:
-        """`moment` is of `Context.time`. `cached_tokens`: those of the prompt that a prefill worker found in
-        its cache.
+        """`moment` is of `Context.time`. `cached_tokens` are those of the prompt that a prefill worker found
+        in its cache.
         """
         self.end = end
         self.moment = moment
         self.cached_tokens = cached_tokens
 
     def prompt_ids(self) -> Sequence[int] | None:
-        """The prompt's token ids as a prefill worker made them, if it told; decoded anew by each call."""
+        """Return the prompt's token ids as a prefill worker made them, if it told; they are decoded anew by
+        each call.
+        """
         return None
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Choice(Generic[C]):
-    """The worker of one leg. `str` of it is the reason, a sentence for logs without text of the prompt.
+    """A choice is the worker of one leg. `str` of it is the reason, a sentence for logs without text of the
+    prompt.
 
     A policy whose reasons have numbers in them extends it, keeps the numbers, and words them in `__str__`:
     most reasons are never read. It may keep there, too, what it wants to know again when the leg has ended.
@@ -158,28 +162,32 @@ class Choice(Generic[C]):
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Policy(ABC):
-    """Chooses one of the workers of a role that may take a request. One instance per model and role.
+    """A policy chooses one of the workers of a role that may take a request. There is one instance per model
+    and role.
 
     It is made anew only when its own options change, so what it has learned stays.
     """
 
     @abstractmethod
     def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
-        """`candidates` is not empty, and is in the order of the config. Synchronous; never fails.
+        """Choose one of `candidates`, which is not empty and in the order of the config. It is synchronous
+        and never fails.
 
         Takes a few hundred microseconds at most, also of a large prompt: the event loop waits for it.
         """
         ...
 
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:  # noqa: B027  # most need not know
-        """A leg has ended. Called once for each `Choice` that was made with `policy`. Never fails."""
+        """Hear that a leg has ended. It is called once for each `Choice` that was made with `policy`, and
+        never fails.
+        """
 
 
 # --- what the config and the docs need to know --------------------------------------------------
 
 
 class Argument:
-    """An argument of a policy. Each has a default, so that a policy's name alone is enough."""
+    """A policy has arguments. Each has a default, so that a policy's name alone is enough."""
 
     __slots__ = ("choices", "default", "description", "least", "most", "name")
 
@@ -205,7 +213,7 @@ class Argument:
 
 
 class PolicySpec:
-    """A policy as the config knows it."""
+    """This is a policy as the config knows it."""
 
     __slots__ = ("arguments", "description", "make", "name")
 

@@ -1,4 +1,4 @@
-"""The worker with the fewest legs under way."""
+"""This policy chooses the worker with the fewest legs under way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class LeastLoaded(Policy):
         self._turn = -1
 
     def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
-        """Equals take turns; else a quiet site's traffic would all go to the first worker."""
+        """Choose the least loaded; equals take turns, else a quiet site's traffic would all go to the first
+        worker.
+        """
         self._turn += 1
         count = len(candidates)
         first = self._turn % count

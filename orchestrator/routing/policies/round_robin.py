@@ -1,4 +1,4 @@
-"""Workers in turn."""
+"""With this policy workers take turns."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ from orchestrator.api.embeddings import (
     MAX_INLINE_BYTES,
     METADATA_HEADER,
     SUMMARY_HEADER,
+    EmbeddingForm,
     Embeddings,
-    Form,
     InvalidEmbeddings,
-    Wanted,
+    Layout,
     ask_base64,
     convert,
-    wanted_of,
+    form_of,
 )
 from orchestrator.api.view import RequestView, view_request
 from orchestrator.errors import WorkerGarbage
@@ -36,7 +36,7 @@ from orchestrator.wire.codec import CODECS, Codec
 from orchestrator.wire.headers import fields_of
 
 OCTETS = b"application/octet-stream"
-FLOATS, RAW, BYTES = (Wanted(form) for form in Form)
+FLOATS, RAW, BYTES = (EmbeddingForm(layout) for layout in Layout)
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 VECTORS = [[0.5, -0.25, 1e-5], [0.1, 0.2, 0.3]]
 
@@ -65,16 +65,16 @@ def document(embeddings: Sequence[Any], **more: Any) -> bytes:
     ).encode()
 
 
-def made(wanted: Wanted, content: bytes) -> tuple[bytes, bytes]:
-    return convert(content, wanted)
+def made(form: EmbeddingForm, content: bytes) -> tuple[bytes, bytes]:
+    return convert(content, form)
 
 
 def same_float32(found: Sequence[float], expected: Sequence[float]) -> bool:
     return numpy.array(found, "f4").tobytes() == packed(expected)
 
 
-def headers_of(wanted: Wanted, content: bytes) -> dict[bytes, bytes]:
-    return dict(fields_of(made(wanted, content)[0]))
+def headers_of(form: EmbeddingForm, content: bytes) -> dict[bytes, bytes]:
+    return dict(fields_of(made(form, content)[0]))
 
 
 # --- what the client wants ----------------------------------------------------------------------
@@ -89,13 +89,13 @@ def headers_of(wanted: Wanted, content: bytes) -> dict[bytes, bytes]:
         ({"encoding_format": "base64"}, None),
         ({"encoding_format": "bytes_only"}, RAW),
         ({"encoding_format": "bytes"}, BYTES),
-        ({"encoding_format": "bytes", "embed_dtype": "float16"}, Wanted(BYTES.form, "float16")),
+        ({"encoding_format": "bytes", "embed_dtype": "float16"}, EmbeddingForm(BYTES.layout, "float16")),
         ({"encoding_format": "bytes", "endianness": "native"}, BYTES),
-        ({"encoding_format": "bytes", "endianness": "big"}, Wanted(BYTES.form, endianness="big")),
+        ({"encoding_format": "bytes", "endianness": "big"}, EmbeddingForm(BYTES.layout, endianness="big")),
     ],
 )
-def test_the_form_is_read_from_the_request(given: dict[str, Any], expected: Wanted | None) -> None:
-    assert wanted_of(view(**given), None) == expected
+def test_the_form_is_read_from_the_request(given: dict[str, Any], expected: EmbeddingForm | None) -> None:
+    assert form_of(view(**given), None) == expected
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_form_is_read_from_the_request(given: dict[str, Any], expected: Want
     ],
 )
 def test_what_is_wrong_is_left_to_the_worker(given: dict[str, Any]) -> None:
-    assert wanted_of(view(**given), None) is None
+    assert form_of(view(**given), None) is None
 
 
 @pytest.mark.parametrize(
@@ -124,16 +124,16 @@ def test_what_is_wrong_is_left_to_the_worker(given: dict[str, Any]) -> None:
         (b"application/json, application/octet-stream", FLOATS),
     ],
 )
-def test_the_accept_header_asks_for_bytes(accept: bytes | None, expected: Wanted) -> None:
-    assert wanted_of(view(), accept) == expected
+def test_the_accept_header_asks_for_bytes(accept: bytes | None, expected: EmbeddingForm) -> None:
+    assert form_of(view(), accept) == expected
 
 
 def test_the_accept_header_wins_over_what_an_sdk_adds() -> None:
-    assert wanted_of(view(encoding_format="base64"), OCTETS) == RAW
+    assert form_of(view(encoding_format="base64"), OCTETS) == RAW
 
 
 def test_the_accept_header_does_not_take_the_metadata_away() -> None:
-    assert wanted_of(view(encoding_format="bytes"), OCTETS) == BYTES
+    assert form_of(view(encoding_format="bytes"), OCTETS) == BYTES
 
 
 @pytest.mark.parametrize("codec", [CODECS["json"], CODECS["msgpack"]], ids=lambda codec: codec.name)
@@ -225,7 +225,7 @@ def test_bytes_are_described_as_vllm_does() -> None:
 
 def test_bytes_of_another_type_are_counted_in_its_numbers() -> None:
     content = document([base64.b64encode(bytes(12)).decode()])
-    summary = json.loads(headers_of(Wanted(Form.RAW, "float16", "big"), content)[SUMMARY_HEADER])
+    summary = json.loads(headers_of(EmbeddingForm(Layout.RAW, "float16", "big"), content)[SUMMARY_HEADER])
     assert (summary["shape"], summary["embed_dtype"], summary["endianness"]) == ([1, 6], "float16", "big")
 
 
@@ -240,7 +240,7 @@ def test_a_summary_is_ascii_and_has_no_line_break() -> None:
 # --- broken answers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wanted", [FLOATS, RAW, BYTES], ids=lambda wanted: wanted.form.name)
+@pytest.mark.parametrize("form", [FLOATS, RAW, BYTES], ids=lambda form: form.layout.name)
 @pytest.mark.parametrize(
     "content",
     [
@@ -261,16 +261,16 @@ def test_a_summary_is_ascii_and_has_no_line_break() -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_holds_no_vectors_is_refused(wanted: Wanted, content: bytes) -> None:
+def test_what_holds_no_vectors_is_refused(form: EmbeddingForm, content: bytes) -> None:
     with pytest.raises(InvalidEmbeddings):
-        made(wanted, content)
+        made(form, content)
 
 
-@pytest.mark.parametrize("wanted", [RAW, BYTES], ids=lambda wanted: wanted.form.name)
+@pytest.mark.parametrize("form", [RAW, BYTES], ids=lambda form: form.layout.name)
 @pytest.mark.parametrize("embeddings", [[encoded([1.0]), encoded([1.0, 2.0])], [], [[1.0, 2.0]]])
-def test_bytes_need_vectors_of_one_length(wanted: Wanted, embeddings: list[Any]) -> None:
+def test_bytes_need_vectors_of_one_length(form: EmbeddingForm, embeddings: list[Any]) -> None:
     with pytest.raises(InvalidEmbeddings):
-        made(wanted, document(embeddings))
+        made(form, document(embeddings))
 
 
 # --- where it is done ---------------------------------------------------------------------------
@@ -296,21 +296,21 @@ def run(test: Callable[[Embeddings, WatchedOffload], Awaitable[None]]) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("wanted", [FLOATS, RAW, BYTES], ids=lambda wanted: wanted.form.name)
-def test_small_answers_are_made_here_and_large_ones_elsewhere(wanted: Wanted) -> None:
+@pytest.mark.parametrize("form", [FLOATS, RAW, BYTES], ids=lambda form: form.layout.name)
+def test_small_answers_are_made_here_and_large_ones_elsewhere(form: EmbeddingForm) -> None:
     async def test(embeddings: Embeddings, offload: WatchedOffload) -> None:
         small = document([encoded([0.1] * 100)])
-        large = document([encoded([0.1] * MAX_INLINE_BYTES[wanted.form])])
-        assert await embeddings.answer(wanted, small) == made(wanted, small)
+        large = document([encoded([0.1] * MAX_INLINE_BYTES[form.layout])])
+        assert await embeddings.answer(form, small) == made(form, small)
         assert offload.calls == 0
-        assert await embeddings.answer(wanted, large) == made(wanted, large)
+        assert await embeddings.answer(form, large) == made(form, large)
         assert offload.calls == 1
 
     run(test)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("size", [1, MAX_INLINE_BYTES[Form.FLOATS]])
+@pytest.mark.parametrize("size", [1, MAX_INLINE_BYTES[Layout.FLOATS]])
 def test_a_broken_answer_is_the_workers_fault(size: int) -> None:
     async def test(embeddings: Embeddings, offload: WatchedOffload) -> None:
         with pytest.raises(WorkerGarbage, match="holds no embeddings"):

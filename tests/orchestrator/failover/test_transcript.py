@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.failover import transcript
-from orchestrator.failover.transcript import REDUCE_BYTES, CannotContinue, Memory, Sent, Usage
+from orchestrator.failover.transcript import REDUCE_BYTES, CannotContinue, Sent, TranscriptMemory, Usage
 from orchestrator.wire.sse import DONE
 from tests.orchestrator.wire.cut_streams import Forwarded
 
@@ -35,8 +35,8 @@ def completion(said: str, **more: Any) -> bytes:
 ROLE = event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
 
-def sent_after(*chunks: bytes, memory: Memory | None = None) -> Sent:
-    kept = Forwarded(memory or Memory(PLENTY))
+def sent_after(*chunks: bytes, memory: TranscriptMemory | None = None) -> Sent:
+    kept = Forwarded(memory or TranscriptMemory(PLENTY))
     for chunk in chunks:
         kept.keep(chunk)
     return kept.sent()
@@ -53,7 +53,7 @@ texts = st.lists(
 def test_the_text_is_what_was_said_however_often_it_is_reduced(
     said: list[str], make: Any, every: int
 ) -> None:
-    kept = Forwarded(Memory(PLENTY))
+    kept = Forwarded(TranscriptMemory(PLENTY))
     kept.keep(ROLE if make is chat else completion(""))
     for number, part in enumerate(said):
         kept.keep(make(part))
@@ -150,7 +150,7 @@ def test_a_stream_without_a_name_cannot_be_gone_on_with() -> None:
 
 
 def test_a_long_stream_is_kept_as_its_text() -> None:
-    kept, event = Forwarded(memory := Memory(PLENTY)), chat("word")
+    kept, event = Forwarded(memory := TranscriptMemory(PLENTY)), chat("word")
     kept.keep(ROLE)
     for _ in range(10 * REDUCE_BYTES // len(event)):
         kept.keep(event)
@@ -161,7 +161,7 @@ def test_a_long_stream_is_kept_as_its_text() -> None:
 
 def test_a_stream_that_is_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transcript, "MAX_KEPT_BYTES", REDUCE_BYTES + 1000)
-    kept = Forwarded(memory := Memory(PLENTY))
+    kept = Forwarded(memory := TranscriptMemory(PLENTY))
     kept.keep(ROLE)
     kept.keep(chat("x" * 2000))
     with pytest.raises(CannotContinue, match="too long"):
@@ -171,7 +171,7 @@ def test_a_stream_that_is_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_all_streams_together_have_a_bound() -> None:
-    memory = Memory(REDUCE_BYTES + 100)
+    memory = TranscriptMemory(REDUCE_BYTES + 100)
     first, second = Forwarded(memory), Forwarded(memory)
     second.keep(ROLE)
     with pytest.raises(CannotContinue, match="of other streams"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pytest
 
-from orchestrator.api.embeddings import MAX_INLINE_BYTES, Form
+from orchestrator.api.embeddings import MAX_INLINE_BYTES, Layout
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange, read
 
@@ -19,7 +19,7 @@ PATH = "/v1/embeddings"
 ASK: dict[str, Any] = {"model": "m", "input": ["a", "b"], "dimensions": 3, "unknown": {"x": 1}}
 OCTETS = [(b"accept", b"application/octet-stream")]
 SMALL = numpy.array([[0.1, 0.2, 0.3], [-1.5, 0.0, 1e-7]], "<f4")
-LARGE = numpy.linspace(-1, 1, 2 * MAX_INLINE_BYTES[Form.FLOATS], dtype="<f4").reshape(2, -1)
+LARGE = numpy.linspace(-1, 1, 2 * MAX_INLINE_BYTES[Layout.FLOATS], dtype="<f4").reshape(2, -1)
 
 Test = Callable[[FakeCluster], Awaitable[None]]
 

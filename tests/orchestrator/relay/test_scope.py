@@ -12,7 +12,7 @@ import pytest
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import LimitsConfig
 from orchestrator.relay.scope import RequestScope
-from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest
+from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest
 from tests.orchestrator.fakes import DONE, SSE, FakeCluster, FakeExchange, token
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
@@ -23,7 +23,7 @@ async def hang(request: MemoryRequest, reply: MemoryReply) -> None:
     await reply.hang()
 
 
-def hang_after(asked: asyncio.Event) -> Handler:
+def hang_after(asked: asyncio.Event) -> LegHandler:
     async def worker(request: MemoryRequest, reply: MemoryReply) -> None:
         asked.set()
         await reply.hang()

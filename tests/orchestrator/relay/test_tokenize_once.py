@@ -14,14 +14,14 @@ import pytest
 
 from orchestrator.telemetry.counters import FallbackReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
-from orchestrator.wire.info import TokenIds, WorkerInfo
+from orchestrator.wire.info import TokenIdsForm, WorkerInfo
 from tests.orchestrator.fakes import JSON, FakeCluster, params_of, read
 
 IDS = [5, 70_000, 2**31 - 1]
 PACKED = array.array("i", IDS).tobytes()
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "What is prefill?"}], "temperature": 0}
 COMPLETION = {"model": "m", "prompt": "What is prefill?", "temperature": 0}
-FORMS: dict[str, list[TokenIds]] = {
+FORMS: dict[str, list[TokenIdsForm]] = {
     "json": ["list"],
     "orjson": ["list", "base64"],
     "msgpack": ["list", "base64", "bin"],
@@ -43,7 +43,7 @@ def run(test: Test, transport: str = "json", **options: Any) -> FakeCluster:
     return asyncio.run(main())
 
 
-def announced(transport: str, forms: list[TokenIds] | None = None) -> WorkerInfo:
+def announced(transport: str, forms: list[TokenIdsForm] | None = None) -> WorkerInfo:
     return WorkerInfo(
         role="both",
         model="m",
@@ -150,7 +150,7 @@ def test_messages_with_more_than_text_are_kept(content: Any, is_cut: bool) -> No
     ],
 )
 def test_the_best_form_that_both_workers_announce_is_used(
-    prefill_forms: list[TokenIds], decode_forms: list[TokenIds], sent: str | None
+    prefill_forms: list[TokenIdsForm], decode_forms: list[TokenIdsForm], sent: str | None
 ) -> None:
     async def test(cluster: FakeCluster) -> None:
         for name, forms in (("prefill/0", prefill_forms), ("decode/0", decode_forms)):

@@ -432,8 +432,8 @@ async def test_many_targets_do_not_fill_memory() -> None:
         for number in range(200):
             answer = await request(upstream, worker.origin, "GET", f"/{number}", b"", [])
             assert await answer.read(2) == b"ok"
-        [site] = upstream._sites.values()
-        assert len(site._request_lines) <= 64
+        [of_origin] = upstream._pools.values()
+        assert len(of_origin._request_lines) <= 64
 
 
 @scenario

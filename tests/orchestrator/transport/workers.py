@@ -1,4 +1,4 @@
-"""One kind of worker for the contract suite, served by both transports: a `memory.Handler`."""
+"""One kind of worker for the contract suite, served by both transports: a `memory.LegHandler`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.transport.base import Origin, Upstream
-from orchestrator.transport.memory import Handler, MemoryReply, MemoryRequest, MemoryUpstream
+from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest, MemoryUpstream
 from tests.orchestrator.transport.harness import PeerConnection, peer, pool
 
 
@@ -21,11 +21,11 @@ class Setting:
     requests: list[MemoryRequest]
 
 
-Serve = Callable[[Handler], contextlib.AbstractAsyncContextManager[Setting]]
+Serve = Callable[[LegHandler], contextlib.AbstractAsyncContextManager[Setting]]
 
 
 @contextlib.asynccontextmanager
-async def in_memory(handler: Handler) -> AsyncIterator[Setting]:
+async def in_memory(handler: LegHandler) -> AsyncIterator[Setting]:
     upstream = MemoryUpstream()
     origin = Origin("worker", 1)
     upstream.serve(origin, handler)
@@ -36,7 +36,7 @@ async def in_memory(handler: Handler) -> AsyncIterator[Setting]:
 
 
 @contextlib.asynccontextmanager
-async def on_sockets(handler: Handler) -> AsyncIterator[Setting]:
+async def on_sockets(handler: LegHandler) -> AsyncIterator[Setting]:
     requests: list[MemoryRequest] = []
 
     async def script(connection: PeerConnection) -> None:
@@ -62,7 +62,7 @@ async def read_request(connection: PeerConnection) -> MemoryRequest | None:
     return MemoryRequest(Origin("", 0), method, target, headers, body)
 
 
-async def serve(handler: Handler, request: MemoryRequest, reply: SocketReply) -> None:
+async def serve(handler: LegHandler, request: MemoryRequest, reply: SocketReply) -> None:
     await handler(request, reply)
     reply.end()
 

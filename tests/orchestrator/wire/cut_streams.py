@@ -17,7 +17,7 @@ from orchestrator.failover.tokenize import (
     tokenize_text,
     tokenized,
 )
-from orchestrator.failover.transcript import Memory, Sent, Transcript
+from orchestrator.failover.transcript import Sent, Transcript, TranscriptMemory
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff
 from orchestrator.wire.codec import JSON
@@ -74,7 +74,7 @@ class Client:
     places: Sequence[int] = ()  # where chunks end
     worker: Worker = field(default_factory=SimWorker)
     got: list[bytes] = field(default_factory=list)
-    transcript: Forwarded = field(default_factory=lambda: Forwarded(Memory(1 << 20)))
+    transcript: Forwarded = field(default_factory=lambda: Forwarded(TranscriptMemory(1 << 20)))
 
     def read(self, cuts: Sequence[int] = ()) -> bytes:
         """Everything, with a loss at each of these bytes of a worker's stream, modulo its length."""
@@ -89,7 +89,7 @@ class Client:
         self._feed(stream, data[: cuts[0] % len(data)])
         if not has_begun(b"".join(self.got)):  # that is no case for a continuation
             self.got.clear()
-            self.transcript = Forwarded(Memory(1 << 20))
+            self.transcript = Forwarded(TranscriptMemory(1 << 20))
             return self._start(cuts[1:])
         return self._go_on(cuts[1:])
 
@@ -124,7 +124,7 @@ class Client:
 class Forwarded(Transcript):
     """A transcript, and what the relay does with it."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: TranscriptMemory) -> None:
         super().__init__(memory)
         self._sent_bytes = 0
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.wire.codec import CODECS, JSON
-from orchestrator.wire.info import TokenIds, WorkerInfo
+from orchestrator.wire.info import TokenIdsForm, WorkerInfo
 from orchestrator.workers.states import Suspicion, WorkerState
 from orchestrator.workers.worker import OwnWorker, Worker
 from tests.orchestrator.cluster import address, announcement, processes_of, registry_of, seat
@@ -88,7 +88,7 @@ def test_json_until_announced() -> None:
     ],
 )
 def test_token_ids_go_in_the_best_form_that_both_sides_know(
-    transport: str, announced: list[TokenIds], used: tuple[str, ...]
+    transport: str, announced: list[TokenIdsForm], used: tuple[str, ...]
 ) -> None:
     worker = worker_for(transport)
     worker.announce(announcement("json", token_ids=announced), None)

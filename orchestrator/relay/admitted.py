@@ -1,4 +1,4 @@
-"""What the attempts of one request share."""
+"""An admitted request holds what its attempts share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan
 
 
-class Job:
-    """One request on its way through the workers."""
+class AdmittedRequest:
+    """A request that was given a permit is on its way through the workers."""
 
     prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on
     retries: Retries | None = None  # once a leg has failed
@@ -39,6 +39,6 @@ class Job:
         self.conversion = conversion
 
     def note_prefilled(self) -> None:
-        """The KV cache of the prompt is there, or has gone over."""
+        """Note that the KV cache of the prompt is there, or has gone over."""
         if not self.scope.exchange.is_started:
             self.scope.record.prefill_done = self.scope.now()
