@@ -12,8 +12,6 @@ from typing import Protocol
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace
 from orchestrator.config.options import PoolConfig
 
-WORKER_KEY_ENV = "BATON_WORKER_API_KEY"  # what the orchestrator sends to its workers as bearer token
-
 
 class PlanError(Exception):
     """The config is right, but it cannot be carried out here. The message is for the user."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from launch.engines.base import WORKER_KEY_ENV, Command, PlanError, Worker
+from launch.engines.base import Command, PlanError, Worker
 from orchestrator.config.options import PoolConfig
-from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV, Role
+from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV, WORKER_KEY_ENV, Role
 
 OUR_PLUGIN = "baton"
 

@@ -31,19 +31,18 @@ _log = logging.getLogger("baton.serving")
 def uvicorn_config(
     app: Any,
     config: OrchestratorConfig,
+    protocols: Protocols | None = None,
     *,
     random: Random,
     listen: str | None = None,
     lifespan: Literal["on", "off", "auto"] = "off",
-    handlers: Mapping[str, Handler] = NO_HANDLERS,
-    on_refused: Callable[[BatonError], None] | None = None,
 ) -> uvicorn.Config:
     """How uvicorn serves the ASGI 3 application `app` on `listen` (the data plane's address if not given).
 
-    Requests for the paths in `handlers` go there instead of to `app`. `random` makes request ids and the
-    jitter of `limit_max_requests`. `on_refused` is told of every error that the server itself answers;
-    neither a handler nor the application ever sees those requests.
+    `protocols` makes the connections; if not given, they have the limits of `config` and hand every request
+    to `app`. `random` makes request ids and the jitter of `limit_max_requests`.
     """
+    protocols = protocols or Protocols(ServerLimits.of(config), IdSource(random))
     host, port = split_address(listen or config.listen)
     tls = config.tls
     return uvicorn.Config(
@@ -53,7 +52,7 @@ def uvicorn_config(
         interface="asgi3",
         loop="uvloop",
         # uvicorn's type wants a class; it calls what it is given, as `Protocols.__call__` has it.
-        http=cast("Any", Protocols(ServerLimits.of(config), IdSource(random), on_refused, handlers)),
+        http=cast("Any", protocols),
         ws="none",
         lifespan=lifespan,
         log_config=None,
@@ -86,6 +85,11 @@ class Protocols:
         on_refused: Callable[[BatonError], None] | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
     ) -> None:
+        """Requests for the paths in `handlers` go there instead of to the application.
+
+        `on_refused` is told of every error that the server itself answers; neither a handler nor the
+        application ever sees those requests.
+        """
         self.shared = Shared(limits, ids, on_refused, handlers)
 
     def __call__(

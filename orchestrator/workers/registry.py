@@ -25,8 +25,6 @@ from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import Event, WorkerState
 from orchestrator.workers.worker import SharedLoad, Worker
 
-__all__ = ["Registry", "Worker"]
-
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
 
 
@@ -85,10 +83,6 @@ class Registry:
         """Note what a worker says of itself, and tell of it; see `Worker.announce`."""
         worker.announce(info, max_model_len)
         self.news.changed.tell()
-
-    def distrust(self, worker: Worker) -> None:
-        """A worker has refused what it announced; see `Worker.distrust`."""
-        worker.distrust()
 
     # --- what probes see ------------------------------------------------------------------------
 
