@@ -264,7 +264,7 @@ class Orchestrator:
     def processes(self) -> Sequence[ProcessStatus]:
         return (ProcessStatus(self.index, os.getpid(), ProcessState.SERVING, self.telemetry.in_flight),)
 
-    def ends(self) -> Mapping[ProcessEnd, int]:
+    def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {}
 
 

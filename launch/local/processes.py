@@ -54,7 +54,7 @@ class Guard:
             os.write(self._writing, b"-%d\n" % group)
 
 
-class Child:
+class ProcessGroup:
     """One started process, leader of its own session and group. Whoever starts it must `end()` it."""
 
     def __init__(self, spec: ProcessSpec, log: Path, guard: Guard) -> None:

@@ -14,7 +14,7 @@ import httpx
 
 from launch.exits import Exit
 from launch.local.logs import likely_cause, tail
-from launch.local.processes import Child, Guard, describe_exit
+from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.local.progress import Progress
 from launch.plan import Plan, ProcessSpec
 from orchestrator.loop.signals import on_hangup
@@ -218,19 +218,19 @@ class _Member:
         self._limits = limits
         self._progress = progress
         self._guard = guard
-        self._child: Child | None = None
+        self._group: ProcessGroup | None = None
         self._started_at = 0.0  # loop time
         self._restart_at: float | None = None  # loop time; None unless it died
         self._delay_s = 0.0
 
     @property
     def is_running(self) -> bool:
-        return self._child is not None and self._restart_at is None
+        return self._group is not None and self._restart_at is None
 
     def start(self) -> None:
         """Raises `StartFailed` if the operating system refuses."""
         try:
-            self._child = Child(self.spec, self._log, self._guard)
+            self._group = ProcessGroup(self.spec, self._log, self._guard)
         except OSError as error:
             raise StartFailed(f"{self.spec.name} cannot be started: {error}") from error
         self._started_at = asyncio.get_running_loop().time()
@@ -243,32 +243,32 @@ class _Member:
 
     def reload(self) -> None:
         """One that is not ready reads the config anyway, or dies of a signal that it cannot take yet."""
-        if self._child is not None and self.is_ready:
-            self._child.hang_up()
+        if self._group is not None and self.is_ready:
+            self._group.hang_up()
             self._progress.say(f"{self.spec.name}: reloads the config; its log tells what came of it")
 
     def check_started(self) -> None:
         """Raises `StartFailed` if it has ended."""
-        code = self._child.exit_code() if self._child is not None else None
+        code = self._group.exit_code() if self._group is not None else None
         if code is not None:
             self._progress.set(self.spec.name, "failed")
             raise StartFailed(_report(self.spec.name, code, self._log))
 
     def tend(self, now: float) -> None:
         """Notice its end; start it again when its time has come. `now` is loop time."""
-        if self._child is None:
+        if self._group is None:
             return
         if self._restart_at is None:
-            code = self._child.exit_code()
+            code = self._group.exit_code()
             if code is not None:
                 self._note_death(code, now)
-        elif now >= self._restart_at and self._child.is_gone():  # its ports are free again
-            self._child.forget()
+        elif now >= self._restart_at and self._group.is_gone():  # its ports are free again
+            self._group.forget()
             self._start_again(now)
 
     def _note_death(self, code: int, now: float) -> None:
-        assert self._child is not None  # noqa: S101  # for the type checker
-        self._child.signal(signal.SIGKILL)  # what is left of its group is of no use
+        assert self._group is not None  # noqa: S101  # for the type checker
+        self._group.signal(signal.SIGKILL)  # what is left of its group is of no use
         self.is_ready = False
         self._delay_s = self._next_delay(now - self._started_at)
         self._restart_at = now + self._delay_s
@@ -293,12 +293,12 @@ class _Member:
 
     async def stop(self, limit_s: float, hurry: asyncio.Event) -> None:
         """Repeatable; nothing happens if it was never started."""
-        if self._child is None:
+        if self._group is None:
             return
         self._progress.set(self.spec.name, "stopping")
-        has_obeyed = await self._child.end(limit_s, hurry)
+        has_obeyed = await self._group.end(limit_s, hurry)
         self._progress.set(self.spec.name, "stopped" if has_obeyed else "killed")
-        self._child = None
+        self._group = None
 
 
 def _report(name: str, code: int, log: Path) -> str:

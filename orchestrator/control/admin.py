@@ -73,7 +73,7 @@ class _AdminPages:
             workers=state.workers,
             upstream=state.upstream,
             processes=state.processes,
-            ends=state.ends,
+            process_ends=state.process_ends,
             info=lambda: build_info(state.transport),
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())

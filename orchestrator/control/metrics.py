@@ -51,7 +51,7 @@ class Sources:
     workers: Callable[[], Sequence[WorkerStatus]]
     upstream: Callable[[], UpstreamStats]
     processes: Callable[[], Sequence[ProcessStatus]]
-    ends: Callable[[], Mapping[ProcessEnd, int]]
+    process_ends: Callable[[], Mapping[ProcessEnd, int]]
     info: Callable[[], Mapping[str, str]]
 
 
@@ -89,7 +89,7 @@ class BatonCollector(Collector):
         yield self._worker_in_flight(statuses)
         yield from self._upstream(self._sources.upstream())
         yield self._process_in_flight(self._sources.processes())
-        yield self._process_ends(self._sources.ends())
+        yield self._process_ends(self._sources.process_ends())
 
     def _info(self) -> Metric:
         return InfoMetricFamily("baton", "What runs here.", value=dict(self._sources.info()))

@@ -39,7 +39,7 @@ class ConfigRefused(Conflict):
     code = "config_refused"
 
 
-class Target(Protocol):
+class Reconfigurable(Protocol):
     """What runs by a config: `app.Orchestrator`, or `supervisor.Supervisor` for several processes."""
 
     @property
@@ -68,7 +68,7 @@ class ConfigSource:
 class Reloader:
     """Belongs to the event loop of its target."""
 
-    def __init__(self, source: ConfigSource, target: Target) -> None:
+    def __init__(self, source: ConfigSource, target: Reconfigurable) -> None:
         self._source = source
         self._target = target
         self._is_reloading = asyncio.Lock()
@@ -107,7 +107,7 @@ class Reloader:
         target = self._target
         changes = tuple(_differences(target.config.model_dump(), config.model_dump()))
         self._check(changes)
-        moves = Moves.between(target.config, config, target.registry)
+        moves = WorkerChanges.between(target.config, config, target.registry)
         # From here on nothing fails, and nobody else gets a turn.
         changed = [change.key for change in changes]
         if keys is not None and target.keys is not None and set(keys) != set(target.keys):
@@ -173,21 +173,21 @@ def _parts(old: Any, new: Any, key: str) -> list[tuple[object, Any, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Moves:
+class WorkerChanges:
     """What a config changes about workers, beside what is there already."""
 
     leaving: tuple[Worker, ...]
     joining: tuple[WorkerAddress, ...]
 
     @classmethod
-    def between(cls, old: Config, new: Config, registry: Registry) -> Moves:
+    def between(cls, old: Config, new: Config, registry: Registry) -> WorkerChanges:
         """Raises `Conflict` if they cannot all be made."""
-        before, after = _places(old), _places(new)
-        leaving = [registry.at(*place) for place in before if place not in after]
+        before, after = _locations(old), _locations(new)
+        leaving = [registry.at(*location) for location in before if location not in after]
         joining: list[WorkerAddress] = []
-        for place in after:
-            if place not in before and not _is_there(place, registry):
-                joining.append(_address(place, after[place], registry, joining))
+        for location in after:
+            if location not in before and not _is_there(location, registry):
+                joining.append(_address(location, after[location], registry, joining))
         if not registry.has_room(len(joining)):
             raise ConfigRefused(f"there is no room for {len(joining)} workers more: restart")
         return cls(tuple(worker for worker in leaving if worker is not None), tuple(joining))
@@ -199,10 +199,10 @@ class Moves:
             registry.add(address)
 
 
-Place = tuple[str, Role, str]  # model, role, URL
+Location = tuple[str, Role, str]  # model, role, URL
 
 
-def _places(config: Config) -> dict[Place, PoolConfig]:
+def _locations(config: Config) -> dict[Location, PoolConfig]:
     return {
         (model.name, role, url): pool
         for model in config.models
@@ -211,18 +211,18 @@ def _places(config: Config) -> dict[Place, PoolConfig]:
     }
 
 
-def _is_there(place: Place, registry: Registry) -> bool:
+def _is_there(location: Location, registry: Registry) -> bool:
     """Whether the operator has added it already. Raises `Conflict` if it is there, but about to leave."""
-    worker = registry.at(*place)
+    worker = registry.at(*location)
     if worker is not None and worker.is_leaving:
         raise ConfigRefused(f"{worker.name} at {worker.address.url} is still being removed: reload again")
     return worker is not None
 
 
 def _address(
-    place: Place, pool: PoolConfig, registry: Registry, others: Sequence[WorkerAddress]
+    location: Location, pool: PoolConfig, registry: Registry, others: Sequence[WorkerAddress]
 ) -> WorkerAddress:
     """`others` join as well."""
-    model, role, url = place
+    model, role, url = location
     before = sum((other.model, other.role) == (model, role) for other in others)
     return unmanaged(model, role, registry.next_index(model, role) + before, url, pool.served_model)

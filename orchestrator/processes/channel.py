@@ -62,15 +62,15 @@ ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut
 # --- to the supervisor --------------------------------------------------------------------------
 
 
-class Serving(msgspec.Struct, tag=True):
+class ServingBegun(msgspec.Struct, tag=True):
     """It accepts connections."""
 
 
-class Due(msgspec.Struct, tag=True):
+class ReplacementDue(msgspec.Struct, tag=True):
     """It has served as many requests as it should and wants to be replaced; it serves on until then."""
 
 
-ToSupervisor = Serving | Due | Report
+ToSupervisor = ServingBegun | ReplacementDue | Report
 
 # --- the channel --------------------------------------------------------------------------------
 

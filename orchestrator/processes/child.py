@@ -14,10 +14,10 @@ from orchestrator.control.state import ProcessState
 from orchestrator.processes.channel import (
     Channel,
     Cut,
-    Due,
     Reconfigured,
     Replaced,
-    Serving,
+    ReplacementDue,
+    ServingBegun,
     Start,
     Stop,
     ToSupervisor,
@@ -31,7 +31,7 @@ COMMAND = (sys.executable, "-m", "orchestrator.processes.process")
 _decoder = msgspec.msgpack.Decoder(ToSupervisor)
 
 
-class Child:
+class ProcessHandle:
     """One process, from its start to its end. `run` must be awaited to its end by whoever starts it."""
 
     def __init__(self, start: Start, listener: socket.socket, rows_fd: int, publisher: Publisher) -> None:
@@ -152,9 +152,9 @@ class Child:
     async def _listen(self, channel: Channel[ToSupervisor]) -> None:
         while (message := await channel.receive()) is not None:
             match message:
-                case Serving():
+                case ServingBegun():
                     self._move(ProcessState.STARTING, ProcessState.SERVING, self._is_serving)
-                case Due():
+                case ReplacementDue():
                     self._move(ProcessState.SERVING, ProcessState.RETIRING, self._is_due)
                 case Report():
                     self._publisher.note(message)

@@ -26,10 +26,10 @@ from orchestrator.loop.signals import on_signals
 from orchestrator.processes.channel import (
     Channel,
     Cut,
-    Due,
     Reconfigured,
     Replaced,
-    Serving,
+    ReplacementDue,
+    ServingBegun,
     Start,
     Stop,
     ToProcess,
@@ -119,8 +119,8 @@ class DataProcess:
             self._orchestrator.server_config(),
             self._orchestrator,
             config.orchestrator,
-            on_serving=lambda: channel.send(Serving()),
-            on_due=lambda: channel.send(Due()),
+            on_serving=lambda: channel.send(ServingBegun()),
+            on_due=lambda: channel.send(ReplacementDue()),
         )
 
     async def run(self, listener: socket.socket, write: Write) -> None:
