@@ -29,7 +29,7 @@ from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
 from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.channel import Reconfigured, Start
-from orchestrator.processes.child import ProcessHandle, describe_exit
+from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.telemetry.counters import Layout

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from orchestrator.control.state import ProcessState
-from orchestrator.processes import child
+from orchestrator.processes import handle
 from orchestrator.processes.channel import Start
-from orchestrator.processes.child import ProcessHandle, describe_exit
+from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
@@ -85,7 +85,7 @@ async def running(
     program: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[ProcessHandle, asyncio.Task[int], Registry]]:
     """A child that runs this, with the task that awaits its end."""
-    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr(handle, "COMMAND", (sys.executable, "-c", program))
     registry = registry_of({"decode": 2})
     publisher = Publisher(registry)
     rows = os.memfd_create("rows")
