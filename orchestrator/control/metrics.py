@@ -1,4 +1,4 @@
-"""Names and labels for the numbers: what `/metrics` shows, rendered with prometheus-client from flat rows.
+"""`/metrics` gives names and labels to the numbers of flat rows, rendered with prometheus-client.
 
 All series exist before the first request, and every label comes from the config or from a fixed list.
 """
@@ -44,7 +44,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the collector looks, at the time of each rendering. `counts` gives one row or a sum of rows."""
+    """The collector looks here at the time of each rendering. `counts` gives one row or a sum of rows."""
 
     layout: Layout
     counts: Callable[[], Sequence[int]]
@@ -56,7 +56,7 @@ class Sources:
 
 
 class BatonCollector(Collector):
-    """Turns the sources into metric families."""
+    """The collector turns the sources into metric families."""
 
     def __init__(self, config: Config, sources: Sources) -> None:
         self._sources = sources
@@ -278,7 +278,7 @@ def _add_histogram(
 
 
 async def render(collectors: Iterable[Collector]) -> bytes:
-    """The text format, a family per turn of the event loop: all at once would stall open requests."""
+    """Return the text format, made a family per turn of the event loop: all at once would stall requests."""
     parts: list[bytes] = []
     for collector in collectors:
         for family in collector.collect():
@@ -296,5 +296,8 @@ class _OneFamily(Collector):
 
 
 def process_collector() -> Collector:
-    """Memory, CPU seconds, file descriptors and start time of this process; nothing outside Linux."""
+    """Return what collects memory, CPU seconds, file descriptors and start time of this process.
+
+    It collects nothing outside Linux.
+    """
     return ProcessCollector(registry=None)
