@@ -1,4 +1,4 @@
-"""Signals, as the running event loop hears them.
+"""The running event loop hears signals here.
 
 SIGHUP means one of two things: somebody wants the config to be read again, or the terminal is gone.
 """
@@ -40,7 +40,7 @@ def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> Iterator[
 
 
 class Terminal:
-    """To be made before SIGHUP is handled: who was started with nohup outlives its terminal."""
+    """A terminal may go away. Make this before SIGHUP is handled: who was started with nohup outlives it."""
 
     def __init__(self) -> None:
         is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -1,9 +1,9 @@
-"""Several processes serve one listening socket; this one keeps them running, and does what is done once.
+"""The supervisor keeps several processes running that serve one socket, and does what is done once.
 
 It owns the admin listener, the probes, the membership and the sums of all numbers, and serves no request
-itself. Each place among the data-plane processes is kept filled: one that dies is followed by another, one
-that is due for recycling serves on until the next one does, one whose event loop stands still is killed. None
-outlives the supervisor: they end when their channel closes.
+itself. Each data-plane process has an index, and always a successor: one that dies is followed by another,
+one that is due for recycling serves on until the next one does, one whose event loop stands still is killed.
+None outlives the supervisor: they end when their channel closes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def supervise(config: Config, source: ConfigSource, *, transport: str, cre
 
 
 class Stopping:
-    """What signals ask for: the first to drain, the second to cut."""
+    """Signals ask for this: the first to drain, the second to cut."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -79,15 +79,15 @@ class Stopping:
 
 
 class Supervisor:
-    """All data-plane processes, and what the admin pages may see of them (`control.state.AdminState`).
+    """A supervisor keeps all data-plane processes; the admin pages see it as `control.state.AdminState`.
 
-    Made inside a running event loop; everything happens in `run`.
+    It is made inside a running event loop; everything happens in `run`.
     """
 
     def __init__(
         self, config: Config, listener: socket.socket, *, transport: str, credential: str | None
     ) -> None:
-        """Closes `listener` when it stops. Raises `StartError`."""
+        """The supervisor closes `listener` when it stops. Raises `StartError`."""
         models = [model.name for model in config.models]
         addresses = worker_addresses(config)
         self._indexes = range(config.orchestrator.processes)
@@ -97,7 +97,7 @@ class Supervisor:
         self.ids = IdSource(self.random)
         self.keys = load_keys(config.orchestrator)
         self.layout = Layout(models, ENDPOINTS)
-        # The base, and for each place one that serves and one that retires.
+        # The base, and for each index one that serves and one that retires.
         self._slots = len(addresses) + SPARE_WORKERS
         self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._indexes))
         self._free_rows: asyncio.Queue[int] = asyncio.Queue()
@@ -123,7 +123,7 @@ class Supervisor:
         self._is_stopping = False
 
     async def run(self, stop: Stopping) -> None:
-        """Keep all places filled until `stop`. Raises `StartError` if no process can be made to serve."""
+        """Keep all processes serving until `stop`. Raises `StartError` if none can be made to serve."""
         self._prober.start()
         try:
             kept = (self._keep(index) for index in self._indexes)
@@ -164,7 +164,7 @@ class Supervisor:
     def process_ends(self) -> Mapping[ProcessEnd, int]:
         return self._ends
 
-    # --- one place ------------------------------------------------------------------------------
+    # --- one process after the other ------------------------------------------------------------
 
     async def _keep(self, index: int) -> None:
         """Keep a process serving under `index` until cancelled. Raises `StartError`."""
@@ -184,7 +184,10 @@ class Supervisor:
                 await asyncio.sleep(delay.next_s())
 
     async def _start_serving(self, index: int) -> ProcessHandle | None:
-        """Start a process; None if it ends before it serves. Raises `StartError` if there were too many."""
+        """Return a new process that serves; None if it ends before.
+
+        Raises `StartError` after too many of those.
+        """
         process = self._start(index, await self._free_rows.get())
         if process is None or not await process.wait_serving():
             self._note_failed_start()
@@ -232,7 +235,7 @@ class Supervisor:
             )
 
     async def _watch(self, process: ProcessHandle) -> None:
-        """Until the process has ended; what it counted is kept."""
+        """Watch a process until it has ended; what it counted is kept."""
         try:
             code = await process.run()
             if not self._is_stopping:
@@ -253,7 +256,7 @@ class Supervisor:
             _log.info("%r has ended", process)
 
     async def _kill_hung(self) -> None:
-        """Kill processes whose event loops stand still, until cancelled; others take their places.
+        """Kill processes whose event loops stand still, until cancelled; others follow them.
 
         The limit is counted in looks, so that a pause of this process is not taken for theirs.
         """
@@ -281,20 +284,20 @@ class Supervisor:
         await self._wait_ended()
 
     async def _wait_ended(self) -> None:
-        """Until no process is left."""
+        """Wait until no process is left."""
         if self._processes:
             await asyncio.wait(self._processes.values())
 
 
 class _Delay:
-    """Between the starts of two processes at one place: the longer, the sooner they ended."""
+    """A delay lies between the starts of two processes of one index: the longer, the sooner they ended."""
 
     def __init__(self) -> None:
         self._last_s = 0.0
         self._asked = asyncio.get_running_loop().time()
 
     def next_s(self) -> float:
-        """To be asked at the end of a process, once."""
+        """Return the delay after the end of a process; call this once for each."""
         now = asyncio.get_running_loop().time()
         ran_s = now - self._asked - self._last_s
         self._asked = now
@@ -304,7 +307,7 @@ class _Delay:
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object], limit_s: float | None = None) -> None:
-    """Until one of them has ended, for `limit_s` at most; the others are cancelled. Raises what it raises."""
+    """Wait until one has ended, for `limit_s` at most; the others are cancelled. Raises what it raises."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
