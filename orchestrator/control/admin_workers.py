@@ -26,7 +26,7 @@ MAX_NAME = 200  # characters of what a client sent, in an error
 
 
 class NewWorker(Model):
-    """A client of the admin API describes a worker to be added so; Baton does not start it."""
+    """This describes a worker that is to be added; Baton does not start it."""
 
     model: str
     role: Role

@@ -40,7 +40,7 @@ class ConfigRefused(Conflict):
 
 
 class Reconfigurable(Protocol):
-    """This runs by a config: `app.Orchestrator`, or `supervisor.Supervisor` for several processes."""
+    """A reload changes this: `app.Orchestrator`, or `supervisor.Supervisor` for several processes."""
 
     @property
     def config(self) -> Config: ...
@@ -50,7 +50,7 @@ class Reconfigurable(Protocol):
 
     @property
     def registry(self) -> Registry:
-        """The registry that decides which workers are there."""
+        """Return the registry that decides which workers are there."""
         ...
 
     def reconfigure(self, config: Config) -> None:
@@ -136,7 +136,7 @@ class Change:
 
     @property
     def is_possible(self) -> bool:
-        """Whether the change needs no restart.
+        """Say whether the change needs no restart.
 
         An option that was given cannot be left out, or the other way round: that is another kind of thing.
         """

@@ -54,7 +54,7 @@ class Guarding(Protocol):
 
     @property
     def keys(self) -> KeyRing | None:
-        """The API keys; None if everybody may ask."""
+        """Return the API keys; None if everybody may ask."""
         ...
 
 
@@ -66,7 +66,7 @@ class State(Guarding, Protocol):
 
     @property
     def index(self) -> int:
-        """The index of this process among those that serve; 0 if it is the only one."""
+        """Return the index of this process among those that serve; 0 if it is the only one."""
         ...
 
     @property
@@ -77,17 +77,17 @@ class State(Guarding, Protocol):
 
     @property
     def transport(self) -> str:
-        """The transport: json, orjson or msgpack."""
+        """Return the transport: json, orjson or msgpack."""
         ...
 
     @property
     def started(self) -> float:
-        """The moment at which the orchestrator started, by `time.time()`."""
+        """Return the moment at which the orchestrator started, by `time.time()`."""
         ...
 
     @property
     def is_draining(self) -> bool:
-        """Whether the process is about to end."""
+        """Say whether the process is about to end."""
         ...
 
     def workers(self) -> Sequence[WorkerStatus]: ...
@@ -111,7 +111,7 @@ class AdminState(Guarding, Protocol):
 
     @property
     def registry(self) -> Registry:
-        """The registry that decides who serves."""
+        """Return the registry that decides who serves."""
         ...
 
     def counts(self) -> Sequence[int]:

@@ -12,7 +12,7 @@ MANY_HELD: Final = 64  # reads, before they are joined
 
 
 class Backlog:
-    """A backlog holds bytes in order of arrival; they are taken in pieces that the event loop has time for."""
+    """A backlog gives bytes in order of arrival, in pieces that the event loop has time for."""
 
     size = 0  # bytes
     is_body_unwanted = False  # for the time being: the application has enough of it

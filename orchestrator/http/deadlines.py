@@ -122,7 +122,8 @@ class Deadlines:
         self.at = self.loop.time() + LINGER_S
 
     def lag(self, now: float) -> tuple[int, int] | None:
-        """If a client took too few bytes since the last look, return how many it took and how many are pending.
+        """Return how many bytes a client took since the last look and how many are pending, if it took too
+        few.
 
         Else return None: it is to take more from now on. Nothing is written meanwhile.
         """

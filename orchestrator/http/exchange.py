@@ -64,7 +64,7 @@ class Exchange(ABC):
     @property
     @abstractmethod
     def request_id(self) -> str:
-        """Return the client's `x-request-id` if it is one that may be repeated, else ours; always the same."""
+        """Return the client's `x-request-id` if that may be repeated, else ours; always the same."""
         ...
 
     @abstractmethod

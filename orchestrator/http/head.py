@@ -31,7 +31,7 @@ HEAD_DRAIN: Final = 4
 
 
 class Target(NamedTuple):
-    """A request target is taken apart into these."""
+    """A request target has these parts."""
 
     url: bytes
     raw_path: bytes

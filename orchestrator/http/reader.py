@@ -28,7 +28,7 @@ logger: Final = logging.getLogger("baton.server")
 
 
 class Receiver(Carrier):
-    """A reader sees its connection as a receiver, which takes the requests and answers one after the other."""
+    """A reader sees its connection as a receiver, which answers one request after the other."""
 
     active: HttpExchange | None  # the one in progress
     max_requests: int | None  # the server ends after so many

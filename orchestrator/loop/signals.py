@@ -47,7 +47,7 @@ class Terminal:
         self._had_one = not is_detached and _has_terminal()
 
     def is_gone(self) -> bool:
-        """Whether there was a terminal and it is not there any more: nobody can press Ctrl-C now."""
+        """Say whether there was a terminal and it is not there any more: nobody can press Ctrl-C now."""
         return self._had_one and not _has_terminal()
 
 

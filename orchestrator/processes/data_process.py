@@ -256,7 +256,7 @@ class DataServer(PublicServer):
 
 
 def in_pieces(write: Write, fd: int = 2) -> Write:
-    """Return a `write` for one of several writers to a pipe or socket, where only short pieces arrive whole."""
+    """Return a `write` for one of several writers to a pipe, where only short pieces arrive whole."""
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return write
 

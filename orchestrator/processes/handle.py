@@ -143,7 +143,7 @@ class ProcessHandle:
             self._channel.send(message)
 
     async def _publish(self, channel: Channel[ToSupervisor]) -> None:
-        """Send each new snapshot; of those that come while the process does not read only the newest is sent."""
+        """Send each new snapshot, but only the newest of those that come while the process does not read."""
         while True:
             snapshot = await self._publisher.wait_newer(self._version)
             self._version = snapshot.version

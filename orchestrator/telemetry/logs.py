@@ -106,7 +106,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """This formatter makes a line of each record; a traceback follows, indented, so that it looks like none."""
+    """This formatter makes a line of each record; a traceback is indented, so that it looks like none."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = (

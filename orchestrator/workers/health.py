@@ -100,7 +100,7 @@ class Prober:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _watch_anew(self, worker: Worker) -> None:
-        """Probe a worker anew of which something was heard: a probe that is under way was sent before that."""
+        """Probe a worker anew of which something was heard: a probe under way was sent before that."""
         task = self._tasks.get(worker)
         if self._is_closed or task is asyncio.current_task():
             return  # in the second case its own probe saw it
@@ -137,9 +137,7 @@ class Prober:
         return interval_s
 
     def _limit_s(self, worker: Worker) -> float:
-        """Return the timeout of one probe: a suspect's last one ends when its time to give a sign of life
-        ends.
-        """
+        """Return the timeout of one probe: a suspect's last one ends with its time to give a sign of life."""
         timeout_s = self._registry.health.timeout_s
         if worker.state not in FULL_SERVICE:
             return max(GREETING_S, timeout_s)
@@ -210,9 +208,7 @@ class HttpProbe:
             raise (ProbeRefused if _is_refusal(error) else ProbeFailed)(why) from error
 
     async def _introduction(self, worker: Worker) -> Introduction:
-        """Ask a worker what it is, each time that it comes back: it may be another version with other
-        abilities.
-        """
+        """Ask a worker what it can do, each time that it comes back: it may be another version."""
         info = await self._info(worker)
         answer = await self._get(worker, "/v1/models")
         answer.raise_for_status()

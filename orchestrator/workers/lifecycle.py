@@ -53,17 +53,17 @@ class Move:
 
     @property
     def is_change(self) -> bool:
-        """Whether the worker comes to another state; if not, some moments may have changed all the same."""
+        """Say whether the worker comes to another state; moments may have changed even if it does not."""
         return self.life.state is not self.before
 
     @property
     def ends_service(self) -> bool:
-        """Whether the legs on the worker are lost."""
+        """Say whether the legs on the worker are lost."""
         return is_out(self.before, self.life.state)
 
     @property
     def wants_probe(self) -> bool:
-        """Whether the worker is suspected by something other than a probe, so that one is due at once."""
+        """Say whether the worker is suspected by something other than a probe, so that one is due at once."""
         return self.life.state is WorkerState.SUSPECT and self.event not in _PROBED_ILL
 
 
@@ -109,9 +109,9 @@ def is_out(before: WorkerState, after: WorkerState) -> bool:
 
 
 def missed(worker: Worker, asked: float, health: HealthConfig, now: float) -> Event | None:
-    """Return the event that a probe is which was begun at `asked` and got no answer in its time.
+    """Return what a probe means that was begun at `asked` and got no answer in its time.
 
-    It is none (None) while a leg brings bytes: an API server can be too busy for probes.
+    It means nothing (None) while a leg brings bytes: an API server can be too busy for probes.
     """
     if worker.heard > asked and worker.state in IN_SERVICE:
         return None
@@ -208,7 +208,7 @@ def _doubt(life: Life, verdict_at: float, now: float) -> Life:
 
 
 def _has_elder(worker: Worker, situation: Situation) -> bool:
-    """Return whether another worker of the pool has served for so long that a new one would be far emptier."""
+    """Return whether another one of the pool has served for so long that a new one would be far emptier."""
     now, slow_start_s = situation.now, situation.health.slow_start_s
     return any(
         other.state in FULL_SERVICE and now - other.suspicion.serves_since >= slow_start_s
@@ -226,5 +226,5 @@ def _first_verdict(worker: Worker, event: Event, situation: Situation) -> float:
 
 
 def _first_failures(state: WorkerState) -> int:
-    """Return how many failures a worker has as it comes to `state`: on trial, only a success sets them to 0."""
+    """Return a worker's failures as it comes to `state`: on trial, only a success sets them to 0."""
     return int(state is WorkerState.PROBING)

@@ -27,7 +27,7 @@ class Listeners(Generic[_Told]):
 
 
 class News:
-    """A registry tells this of its workers, once it is so."""
+    """A registry tells this of its workers, as soon as it has happened."""
 
     def __init__(self) -> None:
         self.added: Listeners[[Worker]] = Listeners()  # it came in after the start

@@ -58,7 +58,7 @@ class Registry:
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """All workers; the tuple is replaced when one comes or goes, never changed."""
+        """Return all workers; the tuple is replaced when one comes or goes, never changed."""
         return self._roster.workers
 
     def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:

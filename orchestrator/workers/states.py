@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class WorkerState(StrEnum):
-    """READY workers take requests, SUSPECT ones only if their pool has no other, PROBING ones one at a time."""
+    """READY takes requests, SUSPECT takes them only if its pool has no other, PROBING takes one at a time."""
 
     STARTING = "starting"  # never answered a probe yet
     READY = "ready"

@@ -1,4 +1,4 @@
-"""A worker has an identity, a state and a load.
+"""A worker has a name and an address, a state, and a load.
 
 Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) where
 nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
@@ -91,12 +91,12 @@ class Worker(ABC):
     @property
     @abstractmethod
     def in_flight(self) -> int:
-        """How many legs are under way on this worker."""
+        """Return how many legs are under way on this worker."""
 
     @property
     @abstractmethod
     def heard(self) -> float:
-        """The moment at which anything last came on any leg."""
+        """Return when anything last came on any leg."""
 
     @abstractmethod
     def note_heard(self, moment: float) -> None:
