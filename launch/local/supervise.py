@@ -245,7 +245,7 @@ class _Member:
         self._progress.set(self.spec.name, "ready")
 
     def reload(self) -> None:
-        """Have the process reload if it is ready; else it reads the config anyway, or SIGHUP would kill it."""
+        """Have the process reload if it is ready; else it reads the config anyway, or SIGHUP may kill it."""
         if self._group is not None and self.is_ready:
             self._group.hang_up()
             self._progress.say(f"{self.spec.name}: reloads the config; its log tells what came of it")

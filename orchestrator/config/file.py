@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args, get_origin
 
@@ -70,20 +70,25 @@ def _content(path: str) -> bytes:
 def _overridden(root: Node, overrides: Sequence[str]) -> Node:
     problems: list[Problem] = []
     for override in overrides:
-        key, equals, value = override.partition("=")
-        mark = Mark(f"--set {key}")
-        if not equals or not all(key.split(".")):
-            problems.append(Problem(mark, "expected KEY.PATH=VALUE"))
-            continue
         try:
-            root = root.replaced(_path(key), parse(value, mark.source, is_located=False))
+            root = _with_override(root, override)
         except YamlError as error:
             problems += error.problems
-        except LookupError as error:
-            problems.append(Problem(mark, error.args[0]))
     if problems:
         raise ConfigErrors(problems)
     return root
+
+
+def _with_override(root: Node, override: str) -> Node:
+    """Return `root` with one `key.path=value` put over it. Raises `YamlError`."""
+    key, equals, value = override.partition("=")
+    mark = Mark(f"--set {key}")
+    if not equals or not all(key.split(".")):
+        raise YamlError([Problem(mark, "expected KEY.PATH=VALUE")])
+    try:
+        return root.replaced(_path(key), parse(value, mark.source, is_located=False))
+    except LookupError as error:
+        raise YamlError([Problem(mark, error.args[0])]) from error
 
 
 def _path(key: str) -> Path:
@@ -104,7 +109,7 @@ def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
         return Config.model_validate(data), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-    refused = [(path, message) for detail in details for path, message in _refusals(detail, data)]
+    refused = [(detail["loc"], _refusal(detail, data)) for detail in details]
     for detail in details:
         _leave_out(data, detail)
     try:
@@ -167,32 +172,32 @@ _BOUNDS = {
 }
 
 
-def _refusals(detail: ErrorDetails, data: Any) -> Iterator[_Refusal]:
+def _refusal(detail: ErrorDetails, data: Any) -> str:
     """Return one error of pydantic in our words; `data` is the whole file."""
     path: Path = detail["loc"]
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _instead(str(path[-1]), _known_keys(path[:-1], data), "known keys")
+            return f"unknown key {path[-1]!r}{known}"
+        case "missing":
+            return f"{path[-1]!r} is missing"
+    return f"{_name(path)}: {_value_refusal(detail, data)}"
+
+
+def _value_refusal(detail: ErrorDetails, data: Any) -> str:
+    """Return why the value is refused that an error of pydantic is about."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    name = _name(path)
-    if kind == "extra_forbidden":
-        yield (
-            path,
-            f"unknown key {path[-1]!r}{_instead(str(path[-1]), _known_keys(path[:-1], data), 'known keys')}",
-        )
-    elif kind == "missing":
-        yield path, f"{path[-1]!r} is missing"
-    elif kind == "literal_error" or kind in _TABLES:
-        allowed = [*_TABLES[kind]] if kind in _TABLES else _allowed(path, data)
-        yield path, f"{name}: {_shown(value)} is not possible{_instead(str(value), allowed, 'allowed')}"
-    elif kind in _EXPECTED:
-        yield path, f"{name}: expected {_EXPECTED[kind]}, got {_shown(value)}"
-    elif kind in _BOUNDS:
+    if kind == "literal_error" or kind in _TABLES:
+        allowed = [*_TABLES[kind]] if kind in _TABLES else _allowed(detail["loc"], data)
+        return f"{_shown(value)} is not possible{_instead(str(value), allowed, 'allowed')}"
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, got {_shown(value)}"
+    if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        yield path, f"{name}: must be {words} {context[key]:g}, got {_shown(value)}"
-    elif kind in ("too_short", "string_too_short"):
-        yield path, f"{name}: must not be empty"
-    elif kind == "value_error":
-        yield path, f"{name}: {context['error']}"
-    else:
-        yield path, f"{name}: {detail['msg']}"
+        return f"must be {words} {context[key]:g}, got {_shown(value)}"
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty"
+    return f"{context['error']}" if kind == "value_error" else detail["msg"]
 
 
 def _name(path: Path) -> str:

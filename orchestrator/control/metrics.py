@@ -83,6 +83,7 @@ class BatonCollector(Collector):
         yield self._rejections(row)
         yield self._poison(row)
         yield from self._leases(row)
+        yield self._leaked_leases(row)
         yield self._loop_lag(row)
         statuses = self._sources.workers()
         yield self._workers(statuses)
@@ -194,12 +195,13 @@ class BatonCollector(Collector):
         for state in LeaseState:
             family = open_leases if state < LeaseState.CONSUMED else ended
             family.add_metric((state.name.lower(),), row[layout.leases + state])
-        yield open_leases
-        yield ended
-        yield CounterMetricFamily(
+        yield from (open_leases, ended)
+
+    def _leaked_leases(self, row: list[int]) -> Metric:
+        return CounterMetricFamily(
             "baton_kv_leases_leaked",
             "Finished prefills that nobody looked after any more. Stays 0.",
-            value=row[layout.leases_leaked],
+            value=row[self._layout.leases_leaked],
         )
 
     def _loop_lag(self, row: list[int]) -> Metric:

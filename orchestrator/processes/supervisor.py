@@ -14,7 +14,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.endpoints import ENDPOINTS
@@ -100,9 +100,7 @@ class Supervisor:
         # The base, and for each index one that serves and one that retires.
         self._slots = len(addresses) + SPARE_WORKERS
         self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._indexes))
-        self._free_rows: asyncio.Queue[int] = asyncio.Queue()
-        for row in range(BASE + 1, self._rows.count):
-            self._free_rows.put_nowait(row)
+        self._free_rows = _queue_of(range(BASE + 1, self._rows.count))
         self.registry = Registry(
             addresses,
             models,
@@ -287,6 +285,13 @@ class Supervisor:
         """Wait until no process is left."""
         if self._processes:
             await asyncio.wait(self._processes.values())
+
+
+def _queue_of(rows: Iterable[int]) -> asyncio.Queue[int]:
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    for row in rows:
+        queue.put_nowait(row)
+    return queue
 
 
 class _Delay:
