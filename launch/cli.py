@@ -1,4 +1,7 @@
-"""The command `baton`. Each command imports what it needs, so that `baton --help` is there at once."""
+"""This is the command `baton`.
+
+Each subcommand imports what it needs, so that `baton --help` comes at once.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Usage(Exception):
-    """What the user must change; the message may have several lines."""
+    """The user must change what the message says; it may have several lines."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,11 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print what would be started, as `baton plan` does"
     )
     _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
-    _add(commands, "check", _check, "validate CONFIG; all mistakes at once as FILE:LINE:COL: message")
-    _add(commands, "orchestrator", _orchestrator, "the orchestrator alone, in the foreground")
-    worker = _add(commands, "worker", _worker, "one worker alone, in the foreground")
+    _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
+    _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
+    worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
-    schema = commands.add_parser("schema", help="JSON Schema of CONFIG", allow_abbrev=False)
+    schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
     options.add_options(bench)
@@ -135,7 +138,7 @@ def _orchestrator(arguments: argparse.Namespace) -> int:
 
 
 def _worker(arguments: argparse.Namespace) -> int:
-    """Becomes the worker; does not return if that is possible."""
+    """Become the worker; this does not return if that is possible."""
     from launch.engines.base import PlanError
     from launch.plan import worker_specs
     from launch.surroundings import look_around

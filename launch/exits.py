@@ -1,4 +1,4 @@
-"""Exit codes of `baton`. `baton --help` prints this table."""
+"""`baton` ends with these exit codes; `baton --help` prints this table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What the shell learns; the value's text is for the help."""
+    """The shell learns the code; its text is for the help."""
 
     OK = 0
     FAILED = 1

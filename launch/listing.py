@@ -1,4 +1,4 @@
-"""A plan as text: commands that can be copied to a shell, without their secrets."""
+"""A plan is shown as text: commands that can be copied to a shell, without their secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MASK = "***"
 
 
 def plan_text(plan: Plan) -> str:
-    """What `up` would start, in the order in which it starts."""
+    """Return what `up` would start, in the order in which it starts."""
     blocks = [_block(spec) for spec in plan.processes]
     if plan.elsewhere:
         names = "\n".join(f"#   baton worker CONFIG {name}" for name in plan.elsewhere)
@@ -39,7 +39,7 @@ def _words(spec: ProcessSpec) -> Iterator[str]:
 
 
 def _lines_of(argv: Sequence[str]) -> Iterator[str]:
-    """An option and its value share a line."""
+    """Return the lines of a command; an option and its value share a line."""
     line: list[str] = []
     for word in argv:
         if word.startswith("--") and line:
@@ -50,7 +50,7 @@ def _lines_of(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _masked(argv: Sequence[str]) -> Iterator[str]:
-    """An override may set a secret in a worker's environment."""
+    """Return the text of an override without its secret: it may set one in a worker's environment."""
     for word in argv:
         key, equals, _ = word.partition("=")
         is_env = ".env." in key or key.endswith(".env")

@@ -135,7 +135,7 @@ def _worker(
 
 
 def _log_name(address: WorkerAddress) -> str:
-    """It differs from worker to worker: the only plus signs are the model's slashes."""
+    """Return a name that differs from worker to worker: its only plus signs are the model's slashes."""
     model, role, index = address.name.rsplit("/", 2)
     return f"{quote(model, safe='/').replace('/', '+')}-{role}-{index}.log"
 

@@ -1,4 +1,4 @@
-"""What a plan needs to know of this machine: looked up once, at the edge."""
+"""A plan needs to know this of its machine; it is looked up once, at the edge."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def _vllm_plugins() -> Iterator[str]:
 
 
 def _is_loaded_unnamed(entry: EntryPoint) -> bool:
-    """Ours does nothing there: it wants to be named, and the plan does so."""
+    """Return whether vLLM loads a plugin that VLLM_PLUGINS does not name. Ours wants to be named."""
     return entry.group.startswith("vllm.") and entry.group != _UNNAMED_GROUP and entry.name != OUR_PLUGIN
 
 
 def is_here(host: str) -> bool:
-    """Whether one can listen at `host` on this machine. A name that nobody knows is elsewhere."""
+    """Return whether one can listen at `host` on this machine. A name that nobody knows is elsewhere."""
     if is_loopback(host):
         return True
     try:
@@ -53,7 +53,7 @@ def is_here(host: str) -> bool:
 
 
 def taken_ports(specs: Iterable[ProcessSpec]) -> Iterator[str]:
-    """For each address that a process of the plan would listen at and another holds already: a sentence."""
+    """Return a sentence for each address that a process of the plan would listen at and another one holds."""
     for spec in specs:
         for host, port in spec.listens:
             try:

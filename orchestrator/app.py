@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 
@@ -186,7 +186,12 @@ class Orchestrator:
         self.lag = LoopLagMonitor(self.telemetry)
         self.is_draining = False
         self._data_plane = self.core.data_plane
-        self._served_by: uvicorn.Config | None = None
+        self._protocols = Protocols(
+            ServerLimits.of(config.orchestrator),
+            self.ids,
+            self.note_refused,
+            dict.fromkeys(ENDPOINTS, self._data_plane.handle),
+        )
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []
@@ -216,8 +221,7 @@ class Orchestrator:
         """Serve by another config from now on; see `Core.reconfigure`."""
         self.config = config
         self.core.reconfigure(config)
-        if self._served_by is not None:
-            cast("Protocols", self._served_by.http).limit(ServerLimits.of(config.orchestrator))
+        self._protocols.limit(ServerLimits.of(config.orchestrator))
 
     # --- the end (`listeners.Draining`) -------------------------------------------------------------
 
@@ -234,14 +238,7 @@ class Orchestrator:
 
     def server_config(self) -> uvicorn.Config:
         """Return how uvicorn serves the public listener."""
-        self._served_by = uvicorn_config(
-            self,
-            self.config.orchestrator,
-            random=self.random,
-            handlers=dict.fromkeys(ENDPOINTS, self._data_plane.handle),
-            on_refused=self.note_refused,
-        )
-        return self._served_by
+        return uvicorn_config(self, self.config.orchestrator, self._protocols, random=self.random)
 
     def note_refused(self, error: BatonError) -> None:
         """Count and log a request that the server refused before it got here."""
@@ -268,7 +265,7 @@ class Orchestrator:
     def processes(self) -> Sequence[ProcessStatus]:
         return (ProcessStatus(self.index, os.getpid(), ProcessState.SERVING, self.telemetry.in_flight),)
 
-    def ends(self) -> Mapping[ProcessEnd, int]:
+    def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {}
 
 

@@ -29,7 +29,9 @@ from bench.shared.load import post
 from bench.shared.processes import threads_seconds
 from orchestrator.config.options import LimitsConfig, OrchestratorConfig
 from orchestrator.http.exchange import Exchange
-from orchestrator.http.listeners import uvicorn_config
+from orchestrator.http.ids import IdSource
+from orchestrator.http.limits import ServerLimits
+from orchestrator.http.listeners import Protocols, uvicorn_config
 
 HEADERS = [(b"content-type", b"application/json"), (b"x-process-time", b"1.25")]
 SSE_HEADERS = [(b"content-type", b"text/event-stream"), (b"x-process-time", b"1.25")]
@@ -105,8 +107,10 @@ def ours(app: Any) -> uvicorn.Config:
 
 
 def ours_direct(handler: Any) -> uvicorn.Config:
+    options, random = OrchestratorConfig(limits=LIMITS), Random(1)
     handlers = {"/v1/chat/completions": handler}
-    return uvicorn_config(None, OrchestratorConfig(limits=LIMITS), random=Random(1), handlers=handlers)
+    protocols = Protocols(ServerLimits.of(options), IdSource(random), handlers=handlers)
+    return uvicorn_config(None, options, protocols, random=random)
 
 
 Case = tuple[Callable[[Any], uvicorn.Config], Callable[..., Awaitable[None]]]

@@ -12,8 +12,6 @@ from typing import Protocol
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace
 from orchestrator.config.options import PoolConfig
 
-WORKER_KEY_ENV = "BATON_WORKER_API_KEY"  # what the orchestrator sends to its workers as bearer token
-
 
 class PlanError(Exception):
     """The config is right, but it cannot be carried out here. The message is for the user."""
@@ -41,12 +39,12 @@ class Worker:
 
     @property
     def user_args(self) -> list[str]:
-        """The arguments that the config gives: the pool's, then the worker's own."""
+        """Return the arguments that the config gives: the pool's, then the worker's own."""
         return [*self.place.pool.args, *self.place.worker.args]
 
     @property
     def user_env(self) -> dict[str, str]:
-        """The environment that the config gives: the worker's own wins over the pool's."""
+        """Return the environment that the config gives: the worker's own wins over the pool's."""
         return self.place.pool.env | self.place.worker.env
 
 

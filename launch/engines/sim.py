@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launch.engines.base import WORKER_KEY_ENV, Command, Worker
+from launch.engines.base import Command, Worker
 from orchestrator.config.options import PoolConfig, SimConfig
+from orchestrator.wire.info import WORKER_KEY_ENV
 
 
 class Sim:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from launch.engines.base import WORKER_KEY_ENV, Command, PlanError, Worker
+from launch.engines.base import Command, PlanError, Worker
 from orchestrator.config.options import PoolConfig
-from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV, Role
+from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV, WORKER_KEY_ENV, Role
 
 OUR_PLUGIN = "baton"
 
@@ -65,7 +65,7 @@ def _connector(role: Role, device: str) -> str:
 
 
 def _vllm_env(worker: Worker) -> dict[str, str]:
-    """Our settings, then the user's, which win; except that our plugin stays in the list."""
+    """Return our settings, and the user's, which win; except that our plugin stays in the list."""
     env = {"BATON_ROLE": worker.address.role, "BATON_MODEL": worker.address.model}
     if worker.address.role != "both":
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = worker.address.host
@@ -82,7 +82,7 @@ def _vllm_env(worker: Worker) -> dict[str, str]:
 
 
 def _cpu_env(worker: Worker) -> dict[str, str]:
-    """Defaults only: what the user's shell sets stays."""
+    """Return defaults for the CPU: what the user's shell sets stays."""
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "OMP_NUM_THREADS": "1",
@@ -98,7 +98,7 @@ def _cuda_env(worker: Worker) -> dict[str, str]:
 
 
 def _visible(gpu: int, worker: Worker) -> str:
-    """The config counts among the GPUs that the inherited environment shows, as CUDA itself does."""
+    """Return the GPUs' own names: the config counts among those that the inherited environment shows."""
     shown = worker.around.environ.get("CUDA_VISIBLE_DEVICES", "")
     if not shown:
         return str(gpu)
@@ -110,7 +110,7 @@ def _visible(gpu: int, worker: Worker) -> str:
 
 
 def _plugins(worker: Worker) -> str:
-    """One name alone would turn every other plugin off, the platform's too."""
+    """Return all plugins' names: one name alone would turn every other plugin off, the platform's too."""
     given = worker.user_env.get("VLLM_PLUGINS", worker.around.environ.get("VLLM_PLUGINS"))
     names = given.split(",") if given is not None else list(worker.around.vllm_plugins)
     return ",".join(dict.fromkeys([*filter(None, names), OUR_PLUGIN]))

@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def watch(lines: Iterable[bytes]) -> set[int]:
-    """The groups that are left when the pipe closes."""
+    """Return the groups that are left when the pipe closes."""
     groups: set[int] = set()
     for line in lines:
         group = int(line[1:])

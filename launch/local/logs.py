@@ -1,4 +1,4 @@
-"""Where the children's output goes, and what its end says about a failure."""
+"""The output of started processes goes to logs, whose ends often tell why one has failed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def make_run_directory(environ: Mapping[str, str], cwd: Path) -> Path:
-    """A new directory `.baton/run-TIME-PID` in `cwd`, or below the user's state directory if that cannot be
-    written. Relative to `cwd` where it can be, as it is printed. OSError if neither can be made."""
+    """Make a new directory `.baton/run-TIME-PID` in `cwd`, or below the user's state directory if that cannot
+    be written. The result is relative to `cwd` where it can be, as it is printed. Raises `OSError` if neither
+    can be made.
+    """
     name = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     try:
@@ -30,7 +32,7 @@ def _made(path: Path) -> Path:
 
 
 def tail(log: Path, lines: int) -> list[str]:
-    """The last lines without colours; nothing if the file cannot be read."""
+    """Return the last lines without colours; nothing if the file cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -40,7 +42,7 @@ def tail(log: Path, lines: int) -> list[str]:
     return _ANSI.sub("", text).splitlines()[-lines:]
 
 
-# What a log says, and what it means; the most telling first, as an engine's last line is seldom the reason.
+# A log says this and means that; the most telling come first: an engine's last line is seldom the reason.
 _CAUSES: Sequence[tuple[str, str]] = (
     (
         r"No module named '?vllm",
@@ -88,7 +90,7 @@ _CAUSES: Sequence[tuple[str, str]] = (
 
 
 def likely_cause(lines: Sequence[str], exit_code: int | None) -> str | None:
-    """From the end of a log; None if nothing in it is known."""
+    """Return the likely cause of a failure from the end of a log; None if nothing in it is known."""
     text = "\n".join(lines)
     for pattern, cause in _CAUSES:
         if re.search(pattern, text, re.IGNORECASE):

@@ -1,4 +1,4 @@
-"""Child processes as groups: started, known to the guard, ended to the last grandchild."""
+"""Processes are started as groups that the guard knows, and ended to the last grandchild."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KILL_WAIT_S = 5.0  # the kernel's time to carry out SIGKILL
 
 
 class Guard:
-    """Our end of `guard.py`'s pipe. Leaving the context closes it: the guard kills what is left, and ends."""
+    """A guard has our end of `guard.py`'s pipe; closed at the end, that kills what is left."""
 
     def __enter__(self) -> Self:
         reading, self._writing = os.pipe()  # neither end is inherited across an exec
@@ -46,7 +46,7 @@ class Guard:
         return self._process.poll() is None
 
     def add_self(self) -> None:
-        """Called in a forked child, before it becomes another program: its group is known from then on."""
+        """Add the calling process's group: a forked child calls this before it becomes another program."""
         os.write(self._writing, b"+%d\n" % os.getpid())
 
     def forget(self, group: int) -> None:
@@ -54,11 +54,17 @@ class Guard:
             os.write(self._writing, b"-%d\n" % group)
 
 
-class Child:
-    """One started process, leader of its own session and group. Whoever starts it must `end()` it."""
+class ProcessGroup:
+    """A group has a started process as its leader, in a session of its own.
+
+    Whoever starts it must `end()` it.
+    """
 
     def __init__(self, spec: ProcessSpec, log: Path, guard: Guard) -> None:
-        """Starts it. OSError if that is not possible. Output is appended to the file `log`."""
+        """Start the leader.
+
+        Raises `OSError` if that is not possible. Output is appended to the file `log`.
+        """
         self._guard = guard
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  # argv comes from the plan, no shell
@@ -76,27 +82,27 @@ class Child:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """Of the leader, negative for a signal; None while it runs. Others of the group may outlive it."""
+        """Return the leader's exit code, negative for a signal; None while it runs. Others may outlive it."""
         return self._process.poll()
 
     def is_gone(self) -> bool:
-        """Whether no process of the group is left. Its number is free for others from then on."""
+        """Return whether no process of the group is left. Its number is free for others from then on."""
         return self._process.poll() is not None and not group_is_alive(self.group)
 
     def hang_up(self) -> None:
-        """SIGHUP to the leader alone; nothing happens if it has ended."""
+        """Send SIGHUP to the leader alone; nothing happens if it has ended."""
         self._process.send_signal(signal.SIGHUP)
 
     def signal(self, number: signal.Signals) -> None:
-        """To all of the group; nothing happens if there is none."""
+        """Send a signal to all of the group; nothing happens if there is none."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.group, number)
 
     async def end(self, limit_s: float, hurry: asyncio.Event) -> bool:
-        """SIGTERM, and SIGKILL after `limit_s` or as soon as `hurry` is set. Repeatable.
+        """Send SIGTERM, and SIGKILL after `limit_s` or as soon as `hurry` is set; this can be repeated.
 
-        What a leader that ended by itself has left behind gets no time. Returns whether it went without
-        SIGKILL.
+        What a leader that ended by itself has left behind gets no time. Returns whether the group went
+        without SIGKILL.
         """
         if self.exit_code() is None:
             self.signal(signal.SIGTERM)
@@ -110,7 +116,7 @@ class Child:
         return is_gone
 
     def forget(self) -> None:
-        """The group is gone: the guard must not kill whoever gets its number next."""
+        """Have the guard forget the group, which is gone: it must not kill whoever gets its number next."""
         if self.is_gone():
             self._guard.forget(self.group)
 
@@ -124,8 +130,10 @@ class Child:
 
 
 def group_is_alive(group: int) -> bool:
-    """Whether any process of the group runs. Zombies do not count: where nobody reaps orphans, as in many
-    containers, they stay for ever."""
+    """Return whether any process of the group runs.
+
+    Zombies do not count: where nobody reaps orphans, as in many containers, they stay for ever.
+    """
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

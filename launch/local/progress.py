@@ -1,4 +1,4 @@
-"""What `up` shows on stderr: a line per process that changes in place, or plain lines without a terminal."""
+"""`up` shows on stderr a line per process that changes in place, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Protocol, TextIO
 
 class Progress(Protocol):
     def set(self, name: str, state: str) -> None:
-        """A process has another state."""
+        """Show that a process has another state."""
         ...
 
     def say(self, text: str) -> None:
-        """Something that stays to be read; may have several lines."""
+        """Show something that stays to be read; it may have several lines."""
         ...
 
     def tick(self) -> None:
-        """Time has passed. Called a few times a second."""
+        """Show that time has passed. Call this a few times a second."""
         ...
 
     def settle(self) -> None:
-        """From now on there are plain lines only."""
+        """Show plain lines only from now on."""
         ...
 
 
 def make_progress(stream: TextIO, logs: Mapping[str, str]) -> Progress:
-    """`logs`: the log file of each process by name, in the order of display."""
+    """Return what fits stderr. `logs` has the log file of each process by name, in the order of display."""
     if not stream.isatty():
         return Lines(stream, logs)
     table = Table(stream, logs)
@@ -39,7 +39,7 @@ def make_progress(stream: TextIO, logs: Mapping[str, str]) -> Progress:
 
 @dataclass
 class Lines:
-    """A line per change; the log's name is in the first one of each process."""
+    """This shows a line per change; the log's name is in the first one of each process."""
 
     stream: TextIO
     logs: Mapping[str, str]
@@ -56,17 +56,17 @@ class Lines:
         print(text, file=self.stream, flush=True)
 
     def tick(self) -> None:
-        """Plain lines show no time."""
+        """Do nothing: plain lines show no time."""
 
     def settle(self) -> None:
-        """They are plain already."""
+        """Do nothing: the lines are plain already."""
 
 
 @dataclass
 class Table:
-    """A block of lines at the end of the screen, drawn again at every change.
+    """A table is a block of lines at the end of the screen, drawn again at every change.
 
-    Shows how long each start took, and its log without the directory, which is named above.
+    It shows how long each start took, and its log without the directory, which is named above.
     """
 
     stream: TextIO

@@ -1,4 +1,4 @@
-"""`up`: start everything, wait until it is ready, keep it running, stop it in reverse."""
+"""`up` starts everything, waits until it is ready, keeps it running, and stops it in reverse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx
 
 from launch.exits import Exit
 from launch.local.logs import likely_cause, tail
-from launch.local.processes import Child, Guard, describe_exit
+from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.local.progress import Progress
 from launch.plan import Plan, ProcessSpec
 from orchestrator.loop.signals import on_hangup
@@ -28,7 +28,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds."""
+    """Starts and stops have these limits, in seconds."""
 
     start_s: float = 1800.0  # until everything must be ready
     stop_worker_s: float = 15.0  # from SIGTERM to SIGKILL
@@ -39,15 +39,15 @@ class Limits:
 
 
 class StartFailed(Exception):
-    """The message is for the user: who, why, and the last lines."""
+    """A process could not be started: the message says for the user which, why, and its last lines."""
 
 
 class GuardGone(Exception):
-    """Without the guard nothing would stop the processes if `up` were killed."""
+    """The guard has ended: without it nothing would stop the processes if `up` were killed."""
 
 
 class Stop:
-    """What the user asked for by signals: the first stops in order, the second at once."""
+    """The user asks for this by signals: the first stops in order, the second at once."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -107,7 +107,7 @@ async def _until_stopped(cluster: _Cluster, stop: Stop, announce: Callable[[], N
 
 
 class _Cluster:
-    """All processes of the plan. Only `run` and, after it has ended, `stop` touch them."""
+    """A cluster has all processes of the plan. Only `run` and, after it has ended, `stop` touch them."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class _Cluster:
         self._explain_at: float | None = None  # loop time; set once every process is up
 
     async def run(self, announce: Callable[[], None]) -> None:
-        """Start all and keep all. Raises `StartFailed`, `GuardGone`; else it runs until it is cancelled."""
+        """Start all and keep all running until cancelled. Raises `StartFailed`, `GuardGone`."""
         for member in self._members:
             member.start()
         await self._wait_ready()
@@ -156,7 +156,10 @@ class _Cluster:
         return all(member.is_ready for member in self._members) and await self._is_whole()
 
     async def _is_whole(self) -> bool:
-        """Whether every model can be served. Workers of other machines may be missing: that is said once."""
+        """Return whether every model can be served.
+
+        Workers of other machines may be missing: that is said once.
+        """
         now = asyncio.get_running_loop().time()
         if self._explain_at is None:
             self._explain_at = now + EXPLAIN_AFTER_S
@@ -198,7 +201,7 @@ class _Cluster:
                 member.reload()
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """The orchestrator first, so that it drains while its workers run; then the workers together."""
+        """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
         limits = self._limits
         first = [member for member in self._members if member.spec.role == "orchestrator"]
         then = [member for member in self._members if member.spec.role != "orchestrator"]
@@ -207,7 +210,7 @@ class _Cluster:
 
 
 class _Member:
-    """One process of the plan through all its starts: starting, ready, waiting to be started again."""
+    """A member is one process of the plan through all its starts: starting, ready, waiting for the next."""
 
     def __init__(
         self, spec: ProcessSpec, log: Path, limits: Limits, progress: Progress, guard: Guard
@@ -218,19 +221,19 @@ class _Member:
         self._limits = limits
         self._progress = progress
         self._guard = guard
-        self._child: Child | None = None
+        self._group: ProcessGroup | None = None
         self._started_at = 0.0  # loop time
         self._restart_at: float | None = None  # loop time; None unless it died
         self._delay_s = 0.0
 
     @property
     def is_running(self) -> bool:
-        return self._child is not None and self._restart_at is None
+        return self._group is not None and self._restart_at is None
 
     def start(self) -> None:
-        """Raises `StartFailed` if the operating system refuses."""
+        """Start the process. Raises `StartFailed` if the operating system refuses."""
         try:
-            self._child = Child(self.spec, self._log, self._guard)
+            self._group = ProcessGroup(self.spec, self._log, self._guard)
         except OSError as error:
             raise StartFailed(f"{self.spec.name} cannot be started: {error}") from error
         self._started_at = asyncio.get_running_loop().time()
@@ -242,33 +245,33 @@ class _Member:
         self._progress.set(self.spec.name, "ready")
 
     def reload(self) -> None:
-        """One that is not ready reads the config anyway, or dies of a signal that it cannot take yet."""
-        if self._child is not None and self.is_ready:
-            self._child.hang_up()
+        """Have the process reload if it is ready; else it reads the config anyway, or SIGHUP may kill it."""
+        if self._group is not None and self.is_ready:
+            self._group.hang_up()
             self._progress.say(f"{self.spec.name}: reloads the config; its log tells what came of it")
 
     def check_started(self) -> None:
-        """Raises `StartFailed` if it has ended."""
-        code = self._child.exit_code() if self._child is not None else None
+        """Raise `StartFailed` if the process has ended."""
+        code = self._group.exit_code() if self._group is not None else None
         if code is not None:
             self._progress.set(self.spec.name, "failed")
             raise StartFailed(_report(self.spec.name, code, self._log))
 
     def tend(self, now: float) -> None:
-        """Notice its end; start it again when its time has come. `now` is loop time."""
-        if self._child is None:
+        """Notice the end of the process; start it again when its time has come. `now` is loop time."""
+        if self._group is None:
             return
         if self._restart_at is None:
-            code = self._child.exit_code()
+            code = self._group.exit_code()
             if code is not None:
                 self._note_death(code, now)
-        elif now >= self._restart_at and self._child.is_gone():  # its ports are free again
-            self._child.forget()
+        elif now >= self._restart_at and self._group.is_gone():  # its ports are free again
+            self._group.forget()
             self._start_again(now)
 
     def _note_death(self, code: int, now: float) -> None:
-        assert self._child is not None  # noqa: S101  # for the type checker
-        self._child.signal(signal.SIGKILL)  # what is left of its group is of no use
+        assert self._group is not None  # noqa: S101  # for the type checker
+        self._group.signal(signal.SIGKILL)  # what is left of its group is of no use
         self.is_ready = False
         self._delay_s = self._next_delay(now - self._started_at)
         self._restart_at = now + self._delay_s
@@ -292,13 +295,13 @@ class _Member:
             self._progress.say(f"{error}; tried again in {self._delay_s:g} s")
 
     async def stop(self, limit_s: float, hurry: asyncio.Event) -> None:
-        """Repeatable; nothing happens if it was never started."""
-        if self._child is None:
+        """Stop the process, if it was started. This can be repeated."""
+        if self._group is None:
             return
         self._progress.set(self.spec.name, "stopping")
-        has_obeyed = await self._child.end(limit_s, hurry)
+        has_obeyed = await self._group.end(limit_s, hurry)
         self._progress.set(self.spec.name, "stopped" if has_obeyed else "killed")
-        self._child = None
+        self._group = None
 
 
 def _report(name: str, code: int, log: Path) -> str:

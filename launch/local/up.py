@@ -1,4 +1,4 @@
-"""The command `baton up`: from a plan to a running cluster, and what the user sees of it."""
+"""`baton up` makes a running cluster of a plan, and shows the user how that goes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
 
 
 def up(config: Config, plan: Plan) -> int:
-    """Blocks until a signal. Progress goes to stderr; stdout gets one line, once all is ready."""
+    """Run the plan until a signal. Progress goes to stderr; stdout gets one line, once all is ready."""
     taken = list(taken_ports(plan.processes))
     if taken:
         print("\n".join(taken), file=sys.stderr)
@@ -47,7 +47,7 @@ def _limits(config: Config) -> Limits:
 
 
 def _announce(config: Config, plan: Plan) -> None:
-    """The ready line is alone on stdout, for scripts; the example is for people."""
+    """Print the ready line, which is alone on stdout for scripts, and an example for people."""
     print(f"ready: {plan.url}", flush=True)
     print(f"try:\n  {curl_example(config, plan.url)}", file=sys.stderr, flush=True)
 

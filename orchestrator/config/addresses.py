@@ -1,4 +1,4 @@
-"""From the config to the workers' addresses: pure, the same in every process that reads the file."""
+"""The workers' addresses follow from the config alone: the same in every process that reads the file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class WorkerAddress:
-    """One worker, where it listens and what it is for."""
+    """An address says of one worker where it listens and what it is for."""
 
     name: str  # MODEL/ROLE/INDEX, unique
     model: str  # what clients call it
@@ -38,7 +38,7 @@ class WorkerAddress:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlace:
-    """One worker as the file has it: what `WorkerAddress` leaves out, for those who start it."""
+    """A place has what `WorkerAddress` leaves out of a worker in the file, for those who start it."""
 
     model: ModelConfig
     role: Role
@@ -53,16 +53,16 @@ class WorkerPlace:
 
 
 def worker_addresses(config: Config) -> tuple[WorkerAddress, ...]:
-    """All workers, in the order of the file; models first, then prefill, decode, both.
+    """Return all workers in the order of the file: by model, then prefill, decode, both.
 
-    ValueError if there are too few ports above `base_port`.
+    Raises `ValueError` if there are too few ports above `base_port`.
     """
     ports = _Ports(config)
     return tuple(_address(place, ports) for place in worker_places(config))
 
 
 def worker_places(config: Config) -> tuple[WorkerPlace, ...]:
-    """The same workers in the same order as `worker_addresses`."""
+    """Return the same workers in the same order as `worker_addresses`."""
     return tuple(
         place
         for model in config.models
@@ -72,7 +72,7 @@ def worker_places(config: Config) -> tuple[WorkerPlace, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it. Names other than localhost count as reachable."""
+    """Return whether only this machine can reach `host`. Names other than localhost count as reachable."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -80,7 +80,7 @@ def is_loopback(host: str) -> bool:
 
 
 def machine(host: str) -> str:
-    """A key for ports that exclude each other: all loopback hosts are one."""
+    """Return a key for ports that exclude each other: all loopback hosts are one."""
     return "loopback" if is_loopback(host) else host.lower()
 
 
@@ -112,7 +112,7 @@ def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
 
 
 def unmanaged(model: str, role: Role, index: int, url: str, served_model: str | None) -> WorkerAddress:
-    """A worker that Baton never starts. `url` is as the config's type has it."""
+    """Return the address of a worker that Baton never starts. `url` is as the config's type has it."""
     host, port = split_address(urlsplit(url).netloc)
     return WorkerAddress(
         name=f"{model}/{role}/{index}",
@@ -129,7 +129,7 @@ def unmanaged(model: str, role: Role, index: int, url: str, served_model: str | 
 
 @dataclass
 class _Ports:
-    """Hands out ports, each machine's upwards from the base, around those that the file gives."""
+    """This allots ports, each machine's upwards from the base, around those that the file gives."""
 
     config: Config
     _taken: set[tuple[str, int]] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""What the config's sections are made of: their base, the mark `Reloadable`, the walk over all options."""
+"""The config's sections share these: their base, the mark `Reloadable`, the walk over all options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Model(BaseModel):
 
 
 class _ReloadableMark:
-    """What `Reloadable` puts on an option; the JSON Schema shows it as `"x-reloadable": true`."""
+    """`Reloadable` puts this on an option; the JSON Schema shows it as `"x-reloadable": true`."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {**handler(core), "x-reloadable": True}
@@ -37,8 +37,9 @@ def is_reloadable(option: FieldInfo) -> bool:
 
 
 def options_of(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """All options and sections below `model`, each section before what is in it; not what is in options
-    that are `Reloadable`, as that is changed with them.
+    """Yield all options and sections below `model`, each section before what is in it.
+
+    What is in options that are `Reloadable` is left out, as it is changed with them.
 
     An option's name is as `--set` takes it, with a * for the index of an item: `models.*.prefill.urls`.
     """
@@ -51,7 +52,7 @@ def options_of(model: type[BaseModel], section: str = "") -> Iterator[tuple[str,
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model of an option's type: of `PoolConfig | None` or `list[ModelConfig]`."""
+    """Return the model of an option's type, for instance of `PoolConfig | None` or `list[ModelConfig]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for arg in get_args(annotation) if (model := model_in(arg))), None)

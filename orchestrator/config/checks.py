@@ -1,4 +1,4 @@
-"""What no single value of the config can tell: how values fit each other, and whether files are there."""
+"""These checks see what no value tells by itself: how values fit each other, and whether files are there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.config.options import (
 from orchestrator.config.yaml12 import Path
 from orchestrator.wire.info import Role
 
-# What the plan sets for each worker; a second value would contradict the first without a word.
+# The plan sets these for each worker; a second value would contradict the first without a word.
 RESERVED_ARGS = {
     "--host": "set workers: [{host: ...}]",
     "--port": "set workers: [{port: ...}]",
@@ -46,9 +46,9 @@ RESERVED_ENV = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One mistake. `path` is where to look, or what is absent there.
+    """A finding is one mistake. `path` is where to look, or what is absent there.
 
-    It means nothing if a value beside `path`, or beside one of `also`, is already refused.
+    A finding means nothing if a value beside `path`, or beside one of `also`, is already refused.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Finding:
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """All mistakes, in no order. Looks at the file system, at nothing else outside the config."""
+    """Return all mistakes in no order. This looks at the file system, at nothing else outside the config."""
     yield from _open_to_strangers(config)
     yield from _drain(config.orchestrator)
     yield from _files(config)
@@ -188,7 +188,7 @@ def _is_needed_here(pools: Iterable[PoolConfig]) -> bool:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether a path that is not there may be meant as ORG/NAME."""
+    """Return whether a path that is not there may be meant as ORG/NAME."""
     return path.count("/") == 1 and path[0].isalnum() and not path.endswith("/")
 
 
@@ -279,5 +279,5 @@ def _given(config: Config) -> Iterator[_Listener]:
 
 
 def dotted(path: Path) -> str:
-    """As `--set` takes it: `models.0.prefill`."""
+    """Return a path as `--set` takes it, for instance `models.0.prefill`."""
     return ".".join(str(key) for key in path)

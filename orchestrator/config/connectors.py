@@ -1,4 +1,4 @@
-"""How a connector stands in the config: as its name in the table of `legs/connectors/`."""
+"""A connector stands in the config as its name in the table of `legs/connectors/`."""
 
 from __future__ import annotations
 

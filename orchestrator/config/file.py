@@ -1,9 +1,9 @@
-"""From a file and `--set` overrides to a `Config`, or to all mistakes at once, each with its place."""
+"""A file and `--set` overrides become a `Config`, or all mistakes at once, each with its place."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,7 +22,7 @@ PARENTS_SEARCHED = 2  # above the config file's directory: configs/x.yaml and th
 
 
 class ConfigErrors(Exception):
-    """`problems` holds all mistakes in the order of the file, at least one; each is one line as text."""
+    """The config has mistakes: `problems` holds all in the order of the file, each of them a line as text."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(dict.fromkeys(sorted(problems)))
@@ -30,7 +30,7 @@ class ConfigErrors(Exception):
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """The config in the file at `path` with each `key.path=value` of `overrides` put over it.
+    """Return the config in the file at `path` with each `key.path=value` of `overrides` put over it.
 
     Relative file names in it are resolved (see `_found`). Raises `ConfigErrors`.
     """
@@ -51,7 +51,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file, for `baton schema` and for editors."""
+    """Return the JSON Schema of the file, for `baton schema` and for editors."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return dialect | Config.model_json_schema() | {"title": "Baton configuration"}
 
@@ -70,20 +70,25 @@ def _content(path: str) -> bytes:
 def _overridden(root: Node, overrides: Sequence[str]) -> Node:
     problems: list[Problem] = []
     for override in overrides:
-        key, equals, value = override.partition("=")
-        mark = Mark(f"--set {key}")
-        if not equals or not all(key.split(".")):
-            problems.append(Problem(mark, "expected KEY.PATH=VALUE"))
-            continue
         try:
-            root = root.replaced(_path(key), parse(value, mark.source, is_located=False))
+            root = _with_override(root, override)
         except YamlError as error:
             problems += error.problems
-        except LookupError as error:
-            problems.append(Problem(mark, error.args[0]))
     if problems:
         raise ConfigErrors(problems)
     return root
+
+
+def _with_override(root: Node, override: str) -> Node:
+    """Return `root` with one `key.path=value` put over it. Raises `YamlError`."""
+    key, equals, value = override.partition("=")
+    mark = Mark(f"--set {key}")
+    if not equals or not all(key.split(".")):
+        raise YamlError([Problem(mark, "expected KEY.PATH=VALUE")])
+    try:
+        return root.replaced(_path(key), parse(value, mark.source, is_located=False))
+    except LookupError as error:
+        raise YamlError([Problem(mark, error.args[0])]) from error
 
 
 def _path(key: str) -> Path:
@@ -96,14 +101,15 @@ _Refusal = tuple[Path, str]
 
 
 def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
-    """The config, and what was refused. What is refused is left out, so that the rest can be checked too;
-    None if nothing sensible remains."""
+    """Return the config, None if nothing sensible remains of it, and what was refused.
+
+    What is refused is left out, so that the rest can be checked too."""
     data = root.data()
     try:
         return Config.model_validate(data), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-    refused = [(path, message) for detail in details for path, message in _refusals(detail, data)]
+    refused = [(detail["loc"], _refusal(detail, data)) for detail in details]
     for detail in details:
         _leave_out(data, detail)
     try:
@@ -124,14 +130,14 @@ def _leave_out(data: Any, detail: ErrorDetails) -> None:
 
 
 def _key_path(path: Path) -> Path:
-    """`path` without indexes at its end."""
+    """Return `path` without indexes at its end."""
     while path and isinstance(path[-1], int):
         path = path[:-1]
     return path
 
 
 def _is_void(finding: Finding, refused: Sequence[_Refusal]) -> bool:
-    """Whether a mistake may only follow from another one: from a refused value beside it or above it."""
+    """Return whether a mistake may only follow from another one: from a refused value beside or above it."""
     places = [_key_path(path)[:-1] for path, _ in refused]
     return any(_is_inside(path, place) for path in (finding.path, *finding.also) for place in places if place)
 
@@ -156,7 +162,7 @@ _EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
-# What a name can stand for is in a table of its own, where a file can add to it.
+# What a name can stand for is in a table of its own, to which a file can add.
 _TABLES: dict[str, Mapping[str, object]] = {"unknown_policy": POLICIES, "unknown_connector": CONNECTORS}
 _BOUNDS = {
     "greater_than": ("gt", "more than"),
@@ -166,36 +172,36 @@ _BOUNDS = {
 }
 
 
-def _refusals(detail: ErrorDetails, data: Any) -> Iterator[_Refusal]:
-    """One error of pydantic in our words; `data` is the whole file."""
+def _refusal(detail: ErrorDetails, data: Any) -> str:
+    """Return one error of pydantic in our words; `data` is the whole file."""
     path: Path = detail["loc"]
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _instead(str(path[-1]), _known_keys(path[:-1], data), "known keys")
+            return f"unknown key {path[-1]!r}{known}"
+        case "missing":
+            return f"{path[-1]!r} is missing"
+    return f"{_name(path)}: {_value_refusal(detail, data)}"
+
+
+def _value_refusal(detail: ErrorDetails, data: Any) -> str:
+    """Return why the value is refused that an error of pydantic is about."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    name = _name(path)
-    if kind == "extra_forbidden":
-        yield (
-            path,
-            f"unknown key {path[-1]!r}{_instead(str(path[-1]), _known_keys(path[:-1], data), 'known keys')}",
-        )
-    elif kind == "missing":
-        yield path, f"{path[-1]!r} is missing"
-    elif kind == "literal_error" or kind in _TABLES:
-        allowed = [*_TABLES[kind]] if kind in _TABLES else _allowed(path, data)
-        yield path, f"{name}: {_shown(value)} is not possible{_instead(str(value), allowed, 'allowed')}"
-    elif kind in _EXPECTED:
-        yield path, f"{name}: expected {_EXPECTED[kind]}, got {_shown(value)}"
-    elif kind in _BOUNDS:
+    if kind == "literal_error" or kind in _TABLES:
+        allowed = [*_TABLES[kind]] if kind in _TABLES else _allowed(detail["loc"], data)
+        return f"{_shown(value)} is not possible{_instead(str(value), allowed, 'allowed')}"
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, got {_shown(value)}"
+    if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        yield path, f"{name}: must be {words} {context[key]:g}, got {_shown(value)}"
-    elif kind in ("too_short", "string_too_short"):
-        yield path, f"{name}: must not be empty"
-    elif kind == "value_error":
-        yield path, f"{name}: {context['error']}"
-    else:
-        yield path, f"{name}: {detail['msg']}"
+        return f"must be {words} {context[key]:g}, got {_shown(value)}"
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty"
+    return f"{context['error']}" if kind == "value_error" else detail["msg"]
 
 
 def _name(path: Path) -> str:
-    """The last key, with the index of an item: `args[1]`."""
+    """Return the last key, with the index of an item: `args[1]`."""
     if not path:
         return "the file"
     if isinstance(path[-1], int) and len(path) > 1:
@@ -236,7 +242,7 @@ def _allowed(path: Path, data: Any) -> Sequence[str]:
 
 
 def _model_at(path: Path, data: Any) -> type[BaseModel] | None:
-    """What the value at `path` is, or the items of the list there; a policy's is told by its name there."""
+    """Return the model of the value at `path`, or of the list's items; a policy's name tells its model."""
     model: type[BaseModel] | None = Config
     for key in path:
         data = data[key]
@@ -278,8 +284,10 @@ def _with_found_secrets(orchestrator: OrchestratorConfig, folder: FilePath) -> O
 
 
 def _found(name: str, folder: FilePath) -> str:
-    """A relative name as seen from the current directory, else from the config file's directory or the two
-    above it, whichever has it first; as it was if none has it (a hub name, or a mistake)."""
+    """Return a relative name as seen from the first directory that has it.
+
+    These are the current directory, the config file's, and the two above that. The name stays as it was if
+    none has it (a hub name, or a mistake)."""
     path = FilePath(name).expanduser()
     if path.exists() or path.is_absolute():
         return str(path)

@@ -1,4 +1,4 @@
-"""API keys: who may ask. Only digests of keys are known here, and a comparison tells nothing by its time."""
+"""API keys say who may ask. Only their digests are known, and a comparison tells nothing by its time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Key:
 
 
 class KeyRing:
-    """All keys that are valid; whoever holds the ring sees new ones as soon as they are exchanged."""
+    """A ring holds all valid keys; whoever holds the ring sees new ones as soon as they are exchanged."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
@@ -44,7 +44,7 @@ class KeyRing:
     def load(cls, path: str | Path) -> Self:
         """Read lines `NAME SHA256HEX`; empty lines and lines that start with # do not count.
 
-        Raises KeyFileError with all problems at once, OSError if the file cannot be read.
+        Raises `KeyFileError` with all problems at once, `OSError` if the file cannot be read.
         """
         try:
             text = Path(path).read_text("utf-8")
@@ -58,11 +58,11 @@ class KeyRing:
         return cls(keys)
 
     def exchange(self, keys: Iterable[Key]) -> None:
-        """From now on these are valid, and no others."""
+        """Let these keys be valid from now on, and no others."""
         self._keys = tuple(keys)
 
     def check(self, authorization: bytes | None) -> str:
-        """The name of the key that an `Authorization` value carries; raises Unauthorized.
+        """Return the name of the key that an `Authorization` value carries; raises `Unauthorized`.
 
         The presented token is hashed, and its digest is compared with every key's, whether or not one fits.
         """
@@ -86,7 +86,7 @@ class KeyRing:
 
 
 def load_keys(options: OrchestratorConfig) -> KeyRing | None:
-    """None if everybody may ask. Raises `StartError`."""
+    """Return the keys of the config's file, None if everybody may ask. Raises `StartError`."""
     if options.api_keys_file is None:
         return None
     try:
@@ -122,7 +122,7 @@ def _parse(text: str) -> tuple[list[Key], list[str]]:
 
 
 def _problem(words: list[str], keys: list[Key]) -> str | None:
-    """What is wrong with a line, without its words: somebody may have put a key there instead of its hash."""
+    """Return what is wrong with a line, without its words: it may hold a key instead of the key's hash."""
     if len(words) != 2:
         return f"expected NAME SHA256HEX, got {len(words)} word{'s' if len(words) > 1 else ''}"
     if not _name(words[0]):

@@ -1,4 +1,4 @@
-"""Every option, declared once: the CLI, `baton schema` and the docs derive from these models.
+"""Every option is declared once: the CLI, `baton schema` and the docs derive from these models.
 
 Models are frozen, reject unknown keys, and take a value only as the type that it is (`"8000"` is no
 number). They hold values only: a file becomes a `Config` in `config/file.py`, what no single value can
@@ -27,7 +27,7 @@ WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port` to (host without brackets, port). ValueError says what is wrong."""
+    """Return (host without brackets, port) of `host:port` or `[v6]:port`. `ValueError` says what is wrong."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
         raise ValueError(f"expected HOST:PORT, got {address!r}")
@@ -54,7 +54,7 @@ def _worker_host(value: str) -> str:
 
 
 def _worker_url(value: str) -> str:
-    """`http(s)://HOST[:PORT]` with the port written out."""
+    """Return `http(s)://HOST[:PORT]` with the port written out."""
     parts = urlsplit(value)
     try:
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -67,12 +67,12 @@ def _worker_url(value: str) -> str:
 
 
 def join_address(host: str, port: int) -> str:
-    """The opposite of `split_address`."""
+    """Return `host:port`: the opposite of `split_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _text(value: Any) -> Any:
-    """Numbers are welcome where only text is possible: `args: [--max-model-len, 4096]`."""
+    """Return numbers as text where only text is possible: `args: [--max-model-len, 4096]`."""
     if isinstance(value, bool) or value is None:
         raise ValueError("write the value in quotes")
     return str(value) if isinstance(value, int | float) else value
@@ -118,7 +118,7 @@ class LogConfig(Model):
 
 
 class LimitsConfig(Model):
-    """Deadlines and bounds of the client side (408, 413, 414, 431) and of a request as a whole (504)."""
+    """Limits bound what clients send (408, 413, 414, 431) and how long a request takes (504)."""
 
     max_body_bytes: Reloadable[int] = Field(
         16 * 1024 * 1024,
@@ -190,7 +190,7 @@ class LimitsConfig(Model):
 
 
 class QueueConfig(Model):
-    """Requests that wait for a seat on a decode worker, for each model. More are answered 429 at once."""
+    """Each model has a queue of requests that wait for a seat on a decode worker. More are answered 429."""
 
     requests: Reloadable[int] = Field(
         1024,
@@ -288,7 +288,7 @@ class OrchestratorConfig(Model):
 
 
 class SimConfig(Model):
-    """Latency model of the simulated engine. All zero: answers at once."""
+    """The simulated engine has this latency model; if all is zero, it answers at once."""
 
     prefill_us_per_token: float = Field(
         0.0, ge=0, description="The prefill takes this many microseconds per prompt token that is not cached."
@@ -312,7 +312,7 @@ class SimConfig(Model):
 
 
 class WorkerConfig(Model):
-    """One worker at a place of its own (several machines, or a card shared by hand)."""
+    """This describes one worker that has a host of its own, or a card shared by hand."""
 
     host: Host = Field(
         "127.0.0.1", description="The worker runs on this machine and is reached by this name."
@@ -341,7 +341,7 @@ DEFAULT_SEATS = 1024  # vLLM's on its large cards
 
 
 class PoolConfig(Model):
-    """Workers of one role: `replicas` here, or `workers` by host, or `urls` that Baton never starts."""
+    """A pool has the workers of a role: `replicas` here, `workers` by host, `urls` not started by Baton."""
 
     engine: Literal["vllm", "sim"] = Field(
         "vllm", description="The workers run this engine: vLLM, or the simulated one (sim)."
@@ -389,7 +389,7 @@ class PoolConfig(Model):
 
     @property
     def is_managed(self) -> bool:
-        """Whether Baton starts the workers."""
+        """Say whether Baton starts the workers."""
         return self.urls is None
 
 
@@ -416,7 +416,7 @@ class ModelConfig(Model):
     )
 
     def pools(self) -> Iterator[tuple[Role, PoolConfig]]:
-        """The pools that the model has: prefill, decode, both."""
+        """Return the pools that the model has, of prefill, decode and both."""
         if self.prefill is not None:
             yield "prefill", self.prefill
         if self.decode is not None:
@@ -461,7 +461,7 @@ class RoutingConfig(Model):
 
 
 class HealthConfig(Model):
-    """When a worker is taken out of service, and how it comes back. A refused connection counts at once."""
+    """Health says when a worker is taken out of service, and how it comes back."""
 
     interval_s: Reloadable[Seconds] = Field(
         0.75, description="Two probes of a worker are this many seconds apart, give or take a fifth."
@@ -502,7 +502,7 @@ class HealthConfig(Model):
 
 
 class LaunchConfig(Model):
-    """How `baton up` waits for the processes that it starts and stops."""
+    """`baton up` waits so long for the processes that it starts and stops."""
 
     start_timeout_s: Seconds = Field(
         1800.0, description="A process that is not ready this many seconds after its start has failed."

@@ -1,9 +1,9 @@
-"""How a routing policy stands in the config: as its name, or as a mapping with its arguments.
+"""A routing policy stands in the config as its name, or as a mapping with its arguments.
 
     prefill: round_robin
     prefill: {policy: NAME, ARGUMENT: value}
 
-Which policies there are, and with which arguments, is said by the table of `routing/policies/`.
+The table of `routing/policies/` says which policies there are, and with which arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMED: Final = "The keys beside this one are arguments of the policy with this n
 
 
 class PolicyConfig(Model):
-    """A policy and its arguments: the fields of a subclass for each policy, made from its `PolicySpec`."""
+    """A policy's arguments are the fields of a subclass for each policy, made from its `PolicySpec`."""
 
     policy: str = Field(description=NAMED)
 
@@ -33,13 +33,13 @@ class PolicyConfig(Model):
         return {name: value for name, value in self if name != NAME}
 
     def shortest(self) -> str | dict[str, Any]:
-        """As one would write it: only the name if all arguments are as by default."""
+        """Return the policy as one would write it: only the name if all arguments are as by default."""
         given = {name: value for name, value in self if value != type(self).model_fields[name].get_default()}
         return given if given.keys() - {NAME} else self.policy
 
 
 def policy_named(name: str) -> PolicyConfig:
-    """The policy with the arguments that it has by default."""
+    """Return the policy with the arguments that it has by default."""
     return model_of(POLICIES[name]).model_validate({NAME: name})
 
 
@@ -62,13 +62,13 @@ def _field_of(argument: Argument) -> tuple[Any, Any]:
 
 
 def model_for(given: Any) -> type[PolicyConfig]:
-    """The model of the policy that a mapping of the file names; the common one if it names none."""
+    """Return the model of the policy that a mapping of the file names; the common one if it names none."""
     spec = POLICIES.get(str(given.get(NAME))) if isinstance(given, Mapping) else None
     return PolicyConfig if spec is None else model_of(spec)
 
 
 class _ByName:
-    """Makes pydantic take a policy in both forms, and look into the table at the time of each validation."""
+    """This makes pydantic take a policy in both forms, and look into the table at each validation."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(

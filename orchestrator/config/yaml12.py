@@ -1,4 +1,4 @@
-"""YAML 1.2 (core schema) with the place of every value, on PyYAML's event stream.
+"""This reads YAML 1.2 (core schema) with the place of every value, on PyYAML's event stream.
 
 PyYAML resolves by YAML 1.1: `12:30` becomes 750, `no` False, `010` 8, and of two equal keys the last
 silently wins. Here plain scalars follow the YAML 1.2 core schema, equal keys are errors, and a document
@@ -30,7 +30,7 @@ Path = tuple[str | int, ...]  # keys and list indexes from the root
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
-    """A place in a source: a file's name with line and column from 1, or a name alone (line 0)."""
+    """A mark is a place in a source: a file's name with line and column from 1, or a name alone (line 0)."""
 
     source: str
     line: int = 0
@@ -42,7 +42,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One mistake and where it is."""
+    """A problem is one mistake and where it is."""
 
     mark: Mark
     message: str
@@ -61,14 +61,14 @@ class YamlError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value and where it is. `mark` is that of its key, or of the item itself in a list."""
+    """A node is a value and where it is. `mark` is that of its key, or of the item itself in a list."""
 
     mark: Mark
     value: Scalar | dict[str, Node] | list[Node]
     size: int = 1  # values inside, itself included, aliases expanded
 
     def data(self) -> Any:
-        """The plain value: dict, list, str, int, float, bool or None. Always fresh."""
+        """Return the plain value: dict, list, str, int, float, bool or None, made anew each time."""
         if isinstance(self.value, dict):
             return {key: child.data() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -76,7 +76,7 @@ class Node:
         return self.value
 
     def find(self, path: Path) -> Node:
-        """The node at `path`, or the last one on the way there that exists."""
+        """Return the node at `path`, or the last one on the way there that exists."""
         node = self
         for key in path:
             child = node.child(key)
@@ -93,9 +93,9 @@ class Node:
         return None
 
     def replaced(self, path: Path, new: Node) -> Node:
-        """A copy with `new` at `path`. Missing mappings on the way are made.
+        """Return a copy with `new` at `path`. Missing mappings on the way are made.
 
-        LookupError says why there can be no such place.
+        `LookupError` says why there can be no such place.
         """
         if not path:
             return new
@@ -119,7 +119,7 @@ def _with_item(items: list[Node], path: Path, new: Node) -> list[Node]:
 
 
 def parse(content: bytes | str, source: str, *, is_located: bool = True) -> Node:
-    """The one document in `content`; an empty one is a node that holds None.
+    """Return the one document in `content`; an empty one is a node that holds None.
 
     `source` goes into the marks; with `is_located=False` they are `source` alone (for a value that comes
     from a command line). Raises `YamlError`.
@@ -144,7 +144,10 @@ def _mark_after(before: str, source: str) -> Mark:
 
 
 class _Composer:
-    """Builds nodes from events. Mistakes that leave the rest readable are collected, others end it."""
+    """A composer builds nodes from events.
+
+    Mistakes that leave the rest readable are collected, others end it.
+    """
 
     def __init__(self, text: str, source: str, is_located: bool) -> None:
         self._text = text
@@ -323,7 +326,7 @@ _WORDS: Mapping[str, Scalar] = {
 
 
 def resolve(text: str) -> Scalar:
-    """What a plain (unquoted, untagged) scalar means. At most `MAX_NUMBER` characters of a number."""
+    """Return what a plain (unquoted, untagged) scalar means. Numbers have at most `MAX_NUMBER` characters."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):

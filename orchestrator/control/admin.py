@@ -1,4 +1,4 @@
-"""The admin listener's pages: metrics, processes, workers, reload. Clients do not reach it."""
+"""The admin listener serves pages for operators: metrics, processes, workers, reload."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Reload = Callable[[], Awaitable[Sequence[str]]]
 
 
 def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
-    """Metrics and the admin API, for a listener that clients do not reach.
+    """Return the app of metrics and the admin API, for a listener that clients do not reach.
 
     `reload` reads the config again; it returns what has changed, or raises a `BatonError`.
     """
@@ -73,7 +73,7 @@ class _AdminPages:
             workers=state.workers,
             upstream=state.upstream,
             processes=state.processes,
-            ends=state.ends,
+            process_ends=state.process_ends,
             info=lambda: build_info(state.transport),
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())

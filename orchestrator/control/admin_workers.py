@@ -1,6 +1,6 @@
-"""/admin/workers: who serves, and what the operator changes about it while requests go on.
+"""/admin/workers shows who serves, and lets the operator change that while requests go on.
 
-Changes hold until the orchestrator ends; what is to outlast that belongs into the config
+Changes hold until the orchestrator ends; those that are to outlast it belong into the config
 (`control/reload.py`).
 """
 
@@ -26,7 +26,7 @@ MAX_NAME = 200  # characters of what a client sent, in an error
 
 
 class NewWorker(Model):
-    """A worker to be taken in. It runs already, or will: Baton does not start it."""
+    """This describes a worker that is to be added; Baton does not start it."""
 
     model: str
     role: Role
@@ -35,7 +35,7 @@ class NewWorker(Model):
 
 
 class WorkerPages:
-    """Endpoints over the registry that decides: the only process's, or the supervisor's."""
+    """These endpoints change the registry that decides: the only process's, or the supervisor's."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -44,7 +44,7 @@ class WorkerPages:
         return _answer(self._registry.statuses())
 
     async def add(self, request: Request) -> Response:
-        """201; it serves once a probe has found it well."""
+        """Add a worker and answer 201; it serves once a probe has found it well."""
         refuse_other_sites(request.headers)
         new = _new_worker(await request.body())
         if new.model not in self._registry.pools:
@@ -55,7 +55,7 @@ class WorkerPages:
         return _answer(self._registry.add(address).status(), 201)
 
     async def drain(self, request: Request, name: str) -> Response:
-        """Legs under way go on, none begins; `in_flight` says when the worker is free."""
+        """Drain a worker: legs under way go on, none begins; `in_flight` says when the worker is free."""
         refuse_other_sites(request.headers)
         worker = self._find(name)
         self._registry.drain(worker)
@@ -68,7 +68,7 @@ class WorkerPages:
         return _answer(worker.status())
 
     async def remove(self, request: Request, name: str) -> Response:
-        """202: it drains, and is in the list until its last leg has ended."""
+        """Remove a worker and answer 202: it drains, and stays in the list until its last leg has ended."""
         refuse_other_sites(request.headers)
         worker = self._find(name)
         self._registry.remove(worker)
@@ -101,7 +101,7 @@ def _mistakes(error: ValidationError) -> list[str]:
 
 
 def refuse_other_sites(headers: Mapping[str, str]) -> None:
-    """A page of another site, open in the operator's browser, must not change anything here."""
+    """Raise `Forbidden` if a page of another site, open in the operator's browser, sent the request."""
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host"):
         raise Forbidden("pages of other sites may not change anything")

@@ -1,4 +1,4 @@
-"""Names and labels for the numbers: what `/metrics` shows, rendered with prometheus-client from flat rows.
+"""`/metrics` gives names and labels to the numbers of flat rows, rendered with prometheus-client.
 
 All series exist before the first request, and every label comes from the config or from a fixed list.
 """
@@ -44,19 +44,19 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the collector looks, at the time of each rendering. `counts` gives one row or a sum of rows."""
+    """The collector looks here at the time of each rendering. `counts` gives one row or a sum of rows."""
 
     layout: Layout
     counts: Callable[[], Sequence[int]]
     workers: Callable[[], Sequence[WorkerStatus]]
     upstream: Callable[[], UpstreamStats]
     processes: Callable[[], Sequence[ProcessStatus]]
-    ends: Callable[[], Mapping[ProcessEnd, int]]
+    process_ends: Callable[[], Mapping[ProcessEnd, int]]
     info: Callable[[], Mapping[str, str]]
 
 
 class BatonCollector(Collector):
-    """Turns the sources into metric families."""
+    """The collector turns the sources into metric families."""
 
     def __init__(self, config: Config, sources: Sources) -> None:
         self._sources = sources
@@ -83,13 +83,14 @@ class BatonCollector(Collector):
         yield self._rejections(row)
         yield self._poison(row)
         yield from self._leases(row)
+        yield self._leaked_leases(row)
         yield self._loop_lag(row)
         statuses = self._sources.workers()
         yield self._workers(statuses)
         yield self._worker_in_flight(statuses)
         yield from self._upstream(self._sources.upstream())
         yield self._process_in_flight(self._sources.processes())
-        yield self._process_ends(self._sources.ends())
+        yield self._process_ends(self._sources.process_ends())
 
     def _info(self) -> Metric:
         return InfoMetricFamily("baton", "What runs here.", value=dict(self._sources.info()))
@@ -194,12 +195,13 @@ class BatonCollector(Collector):
         for state in LeaseState:
             family = open_leases if state < LeaseState.CONSUMED else ended
             family.add_metric((state.name.lower(),), row[layout.leases + state])
-        yield open_leases
-        yield ended
-        yield CounterMetricFamily(
+        yield from (open_leases, ended)
+
+    def _leaked_leases(self, row: list[int]) -> Metric:
+        return CounterMetricFamily(
             "baton_kv_leases_leaked",
             "Finished prefills that nobody looked after any more. Stays 0.",
-            value=row[layout.leases_leaked],
+            value=row[self._layout.leases_leaked],
         )
 
     def _loop_lag(self, row: list[int]) -> Metric:
@@ -278,7 +280,7 @@ def _add_histogram(
 
 
 async def render(collectors: Iterable[Collector]) -> bytes:
-    """The text format, a family per turn of the event loop: all at once would stall open requests."""
+    """Return the text format, made a family per turn of the event loop: all at once would stall requests."""
     parts: list[bytes] = []
     for collector in collectors:
         for family in collector.collect():
@@ -296,5 +298,8 @@ class _OneFamily(Collector):
 
 
 def process_collector() -> Collector:
-    """Memory, CPU seconds, file descriptors and start time of this process; nothing outside Linux."""
+    """Return what collects memory, CPU seconds, file descriptors and start time of this process.
+
+    It collects nothing outside Linux.
+    """
     return ProcessCollector(registry=None)

@@ -1,4 +1,4 @@
-"""What is around every page: keys, request ids, the place where errors become answers, and common answers."""
+"""All pages share this: keys, request ids, the place where errors become answers, and common answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str]) -> FastAP
 
 
 class _Guard:
-    """ASGI middleware: request ids, API keys, and the place where errors become answers."""
+    """This ASGI middleware gives request ids, checks API keys, and turns errors into answers."""
 
     def __init__(self, app: ASGIApp, state: Guarding, open_paths: frozenset[str]) -> None:
         self._app = app
@@ -89,7 +89,7 @@ def _error_response(error: BatonError) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the router raises: 404 and 405."""
+    """Turn what the router raises, 404 and 405, into an error of ours."""
     if not isinstance(error, HTTPException):  # it is registered for nothing else
         raise error
     response = _error_response(_translated(error, request))
@@ -111,7 +111,7 @@ def as_json(value: object, status: int = 200) -> Response:
 
 
 def build_info(transport: str) -> dict[str, str]:
-    """What was chosen for this process; called on its event loop."""
+    """Return what was chosen for this process. Call this on its event loop."""
     return {
         "version": __version__,
         "form": "compiled" if is_compiled() else "pure",

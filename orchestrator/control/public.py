@@ -1,4 +1,4 @@
-"""The public pages: health, readiness, version, models and docs.
+"""The public pages are health, readiness, version, models and docs.
 
 FastAPI serves every path that the data plane does not. Endpoints return `Response` objects directly; errors
 look like OpenAI's here too.
@@ -32,7 +32,7 @@ READY_RETRY_AFTER_S = 2
 
 
 def control_app(state: State) -> FastAPI:
-    """Health, readiness, version, models and docs.
+    """Return the app of health, readiness, version, models and docs.
 
     `/docs` loads its page from FastAPI's default CDN; without internet use `/openapi.json`.
     """
@@ -103,7 +103,7 @@ class _Pages:
 
 
 def _max_model_len(workers: Iterable[WorkerStatus], model: str) -> int | None:
-    """What every worker of the model can take, as far as they told."""
+    """Return how many tokens every worker of the model can take, as far as they told."""
     lengths = [w.max_model_len for w in workers if w.address.model == model and w.max_model_len is not None]
     return min(lengths, default=None)
 
@@ -125,7 +125,7 @@ def _figures(state: State) -> dict[str, object]:
 
 
 def _rss_bytes() -> int:
-    """Resident memory now; where /proc is missing, its highest value so far."""
+    """Return the resident memory now; where /proc is missing, its highest value so far."""
     try:
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

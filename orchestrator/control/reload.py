@@ -1,4 +1,4 @@
-"""A changed config file, applied to what runs: all of its changes, or none.
+"""A reload applies a changed config file to what runs: all of its changes, or none.
 
 An option that is not marked `Reloadable` (`config/options.py`) needs a restart: a file that changes one is
 refused as a whole. Requests under way keep their deadlines; connections of clients keep the limits that they
@@ -34,13 +34,13 @@ _log = logging.getLogger("baton.reload")
 
 
 class ConfigRefused(Conflict):
-    """Nothing was changed. The message has a line per mistake."""
+    """The config was refused and nothing was changed; the message has a line per mistake."""
 
     code = "config_refused"
 
 
-class Target(Protocol):
-    """What runs by a config: `app.Orchestrator`, or `supervisor.Supervisor` for several processes."""
+class Reconfigurable(Protocol):
+    """A reload changes this: `app.Orchestrator`, or `supervisor.Supervisor` for several processes."""
 
     @property
     def config(self) -> Config: ...
@@ -50,32 +50,32 @@ class Target(Protocol):
 
     @property
     def registry(self) -> Registry:
-        """The one that decides who is there."""
+        """Return the registry that decides which workers are there."""
         ...
 
     def reconfigure(self, config: Config) -> None:
-        """Go by `config` from now on, but for its workers. Cannot fail."""
+        """Go by `config` from now on, but for its workers. This cannot fail."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigSource:
-    """Where the config came from."""
+    """The config came from this file and these overrides."""
 
     path: str
     overrides: Sequence[str] = ()
 
 
 class Reloader:
-    """Belongs to the event loop of its target."""
+    """A reloader reads the config again and applies it, on the event loop of its target."""
 
-    def __init__(self, source: ConfigSource, target: Target) -> None:
+    def __init__(self, source: ConfigSource, target: Reconfigurable) -> None:
         self._source = source
         self._target = target
         self._is_reloading = asyncio.Lock()
         self._asked: set[asyncio.Task[None]] = set()
 
     def reload_soon(self) -> None:
-        """What a signal asks for; the log tells what came of it."""
+        """Reload as a signal asks for it; the log tells what came of it."""
         task = asyncio.create_task(self._reload_and_log())
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
@@ -107,14 +107,14 @@ class Reloader:
         target = self._target
         changes = tuple(_differences(target.config.model_dump(), config.model_dump()))
         self._check(changes)
-        moves = Moves.between(target.config, config, target.registry)
+        workers = WorkerChanges.between(target.config, config, target.registry)
         # From here on nothing fails, and nobody else gets a turn.
         changed = [change.key for change in changes]
         if keys is not None and target.keys is not None and set(keys) != set(target.keys):
             target.keys.exchange(keys)
             changed.append(KEYS_FILE)
         target.reconfigure(config)
-        moves.make(target.registry)
+        workers.apply(target.registry)
         return tuple(dict.fromkeys(changed))
 
     def _check(self, changes: Sequence[Change]) -> None:
@@ -128,7 +128,7 @@ class Reloader:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One key with another value."""
+    """A change gives one key another value."""
 
     key: str  # as `--set` takes it
     old: Any
@@ -136,13 +136,19 @@ class Change:
 
     @property
     def is_possible(self) -> bool:
-        """Nothing that was given can be left out, or the other way round: that is another kind of thing."""
+        """Say whether the change needs no restart.
+
+        An option that was given cannot be left out, or the other way round: that is another kind of thing.
+        """
         is_other_kind = (self.old is None) != (self.new is None)
         return not is_other_kind and not _RELOADABLE.isdisjoint(_sections_of(self.key))
 
 
 def _sections_of(key: str) -> Iterator[str]:
-    """The option and all that it is in, as `options_of` names them: arguments of a policy are no options."""
+    """Yield the names of the option and of all that it is in, as `options_of` has them.
+
+    Arguments of a policy are no options.
+    """
     name = ""
     for part in key.split("."):
         name += f".{'*' if part.isdigit() else part}" if name else part
@@ -161,7 +167,7 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:
 
 
 def _parts(old: Any, new: Any, key: str) -> list[tuple[object, Any, Any]] | None:
-    """What the two are made of; None if they cannot be compared piece by piece."""
+    """Return the parts of both values by name; None if they cannot be compared part by part."""
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         return [(name, value, new[name]) for name, value in old.items()]
     if key == "models" and len(old) == len(new):
@@ -173,36 +179,36 @@ def _parts(old: Any, new: Any, key: str) -> list[tuple[object, Any, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Moves:
-    """What a config changes about workers, beside what is there already."""
+class WorkerChanges:
+    """A new config changes this about workers, beside what is there already."""
 
     leaving: tuple[Worker, ...]
     joining: tuple[WorkerAddress, ...]
 
     @classmethod
-    def between(cls, old: Config, new: Config, registry: Registry) -> Moves:
-        """Raises `Conflict` if they cannot all be made."""
-        before, after = _places(old), _places(new)
-        leaving = [registry.at(*place) for place in before if place not in after]
+    def between(cls, old: Config, new: Config, registry: Registry) -> WorkerChanges:
+        """Return the changes from `old` to `new`. Raises `Conflict` if they cannot all be made."""
+        before, after = _locations(old), _locations(new)
+        leaving = [registry.at(*location) for location in before if location not in after]
         joining: list[WorkerAddress] = []
-        for place in after:
-            if place not in before and not _is_there(place, registry):
-                joining.append(_address(place, after[place], registry, joining))
+        for location in after:
+            if location not in before and not _is_there(location, registry):
+                joining.append(_address(location, after[location], registry, joining))
         if not registry.has_room(len(joining)):
             raise ConfigRefused(f"there is no room for {len(joining)} workers more: restart")
         return cls(tuple(worker for worker in leaving if worker is not None), tuple(joining))
 
-    def make(self, registry: Registry) -> None:
+    def apply(self, registry: Registry) -> None:
         for worker in self.leaving:
             registry.remove(worker)
         for address in self.joining:
             registry.add(address)
 
 
-Place = tuple[str, Role, str]  # model, role, URL
+Location = tuple[str, Role, str]  # model, role, URL
 
 
-def _places(config: Config) -> dict[Place, PoolConfig]:
+def _locations(config: Config) -> dict[Location, PoolConfig]:
     return {
         (model.name, role, url): pool
         for model in config.models
@@ -211,18 +217,18 @@ def _places(config: Config) -> dict[Place, PoolConfig]:
     }
 
 
-def _is_there(place: Place, registry: Registry) -> bool:
-    """Whether the operator has added it already. Raises `Conflict` if it is there, but about to leave."""
-    worker = registry.at(*place)
+def _is_there(location: Location, registry: Registry) -> bool:
+    """Return whether the operator has added it already. Raises `Conflict` if it is there, but leaving."""
+    worker = registry.at(*location)
     if worker is not None and worker.is_leaving:
         raise ConfigRefused(f"{worker.name} at {worker.address.url} is still being removed: reload again")
     return worker is not None
 
 
 def _address(
-    place: Place, pool: PoolConfig, registry: Registry, others: Sequence[WorkerAddress]
+    location: Location, pool: PoolConfig, registry: Registry, others: Sequence[WorkerAddress]
 ) -> WorkerAddress:
-    """`others` join as well."""
-    model, role, url = place
+    """Return the address of a worker that joins; `others` join as well."""
+    model, role, url = location
     before = sum((other.model, other.role) == (model, role) for other in others)
     return unmanaged(model, role, registry.next_index(model, role) + before, url, pool.served_model)

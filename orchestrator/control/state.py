@@ -1,4 +1,4 @@
-"""What the pages of the control plane may see of what runs, and what they show of processes."""
+"""The pages of the control plane may see this of what runs, and show this of processes."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class ProcessState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """One data-plane process at one moment."""
+    """A status shows one data-plane process at one moment."""
 
-    index: int  # its place; one that retires and the one that follows it share it
+    index: int  # one that retires and the one that follows it share it
     pid: int
     state: ProcessState
     in_flight: int  # requests
 
 
 class ProcessEnd(StrEnum):
-    """Why a process that had served ended, as long as nobody stopped the orchestrator."""
+    """This is why a process that had served ended while nobody stopped the orchestrator."""
 
     RECYCLED = "recycled"
     DIED = "died"
@@ -47,26 +47,26 @@ class ProcessEnd(StrEnum):
 
 
 class Guarding(Protocol):
-    """What every listener needs to answer at all."""
+    """Every listener needs this to answer at all."""
 
     @property
     def ids(self) -> IdSource: ...
 
     @property
     def keys(self) -> KeyRing | None:
-        """None: everybody may ask."""
+        """Return the API keys; None if everybody may ask."""
         ...
 
 
 class State(Guarding, Protocol):
-    """What the public pages may see of the process that answers. `app.py` provides it."""
+    """The public pages may see this of the process that answers; `app.py` provides it."""
 
     @property
     def config(self) -> Config: ...
 
     @property
     def index(self) -> int:
-        """Of this process among those that serve; 0 if it is the only one."""
+        """Return the index of this process among those that serve; 0 if it is the only one."""
         ...
 
     @property
@@ -77,28 +77,28 @@ class State(Guarding, Protocol):
 
     @property
     def transport(self) -> str:
-        """json, orjson or msgpack."""
+        """Return the transport: json, orjson or msgpack."""
         ...
 
     @property
     def started(self) -> float:
-        """`time.time()` when the orchestrator started."""
+        """Return the moment at which the orchestrator started, by `time.time()`."""
         ...
 
     @property
     def is_draining(self) -> bool:
-        """The process is about to end."""
+        """Say whether the process is about to end."""
         ...
 
     def workers(self) -> Sequence[WorkerStatus]: ...
 
     def model_problems(self) -> Mapping[str, str | None]:
-        """For every model: None if a whole path exists, else why not."""
+        """Return for every model None if a whole path exists, else why not."""
         ...
 
 
 class AdminState(Guarding, Protocol):
-    """What the admin pages may see: of all processes together. `app.py` or the supervisor provides it."""
+    """The admin pages may see this of all processes together; `app.py` or the supervisor provides it."""
 
     @property
     def config(self) -> Config: ...
@@ -111,11 +111,11 @@ class AdminState(Guarding, Protocol):
 
     @property
     def registry(self) -> Registry:
-        """The one that decides who serves."""
+        """Return the registry that decides who serves."""
         ...
 
     def counts(self) -> Sequence[int]:
-        """One row."""
+        """Return one row of `Telemetry`, or the sum of several."""
         ...
 
     def workers(self) -> Sequence[WorkerStatus]: ...
@@ -124,4 +124,4 @@ class AdminState(Guarding, Protocol):
 
     def processes(self) -> Sequence[ProcessStatus]: ...
 
-    def ends(self) -> Mapping[ProcessEnd, int]: ...
+    def process_ends(self) -> Mapping[ProcessEnd, int]: ...

@@ -1,4 +1,4 @@
-"""One request and its answer over plain ASGI: for other servers, and for tests in one process.
+"""Here a request is served over plain ASGI: for other servers, and for tests in one process.
 
 async with AsgiExchange(scope, receive, send) as exchange:
     await relay(exchange)    # a Handler
@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class AsgiExchange(Exchange):
-    """`Exchange` over plain ASGI, as a context manager: leaving it sends what is still to be sent.
+    """This is an `Exchange` over plain ASGI, as a context manager: leaving it sends what is pending.
 
     Slower than the server's own: two tasks per request, and what is fed always waits for one of them, so
     `feed()` always returns False. `abort()` makes the context manager raise, which cuts the connection.

@@ -1,4 +1,4 @@
-"""Plain ASGI applications on our own server, which serves exchanges: the control plane is one."""
+"""Our own server, which serves exchanges, can serve plain ASGI applications: the control plane is one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
 class AsgiApp:
-    """An ASGI 3 application as the `Handler` of requests of our own server."""
+    """This makes an ASGI 3 application a `Handler` of our own server."""
 
     def __init__(self, app: Any, state: dict[str, Any]) -> None:
-        """`state` is the lifespan's, copied into each scope."""
+        """The lifespan's `state` is copied into each scope."""
         self._app = app
         self._state = state
 
     async def serve(self, exchange: Exchange) -> None:
-        """Answer a request that nobody else reads or answers."""
+        """Have the application answer a request that nobody else reads or answers."""
         call = AsgiCall(cast("HttpExchange", exchange))
         await self._app(call.scope(self._state.copy()), call.receive, call.send)
 
 
 class AsgiCall:
-    """One request as an ASGI application sees it.
+    """An ASGI application sees one request as this.
 
     If the body fails (too slow, too large, malformed), `receive()` answers that and reports a disconnect.
     """
@@ -100,7 +100,7 @@ class AsgiCall:
             raise RuntimeError(f"unexpected ASGI message {kind!r}")
 
     def _adopt(self, headers: Iterable[Sequence[bytes]]) -> Headers:
-        """An application's headers without those that are the server's."""
+        """Return an application's headers without those that are the server's."""
         exchange = self._exchange
         adopted: list[tuple[bytes, bytes]] = []
         for name, value in headers:

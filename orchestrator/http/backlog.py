@@ -1,4 +1,4 @@
-"""What a connection has received and not parsed yet."""
+"""A backlog holds what a connection has received and not parsed yet."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import deque
 from typing import Final
 
 MAX_STEP = 32 * 1024  # bytes parsed in one turn: at worst (6 bytes per chunk) some 5 ms
-# Unparsed bytes; above, reading stops, and with it the notice of a client that leaves.
+# With more unparsed bytes reading stops, and it is no longer noticed when a client leaves.
 MAX_HELD: Final = 64 * 1024
 MANY_HELD: Final = 64  # reads, before they are joined
 
 
 class Backlog:
-    """Bytes in the order of their arrival, taken in pieces that the event loop has time for."""
+    """A backlog gives bytes in order of arrival, in pieces that the event loop has time for."""
 
     size = 0  # bytes
     is_body_unwanted = False  # for the time being: the application has enough of it
@@ -23,7 +23,7 @@ class Backlog:
 
     @property
     def is_to_pause(self) -> bool:
-        """Whether no more is to be read, as the application and what is held say."""
+        """Return whether no more is to be read, as the application and what is held say."""
         return self.is_body_unwanted or self.size > MAX_HELD
 
     def hold(self, data: bytes) -> None:
@@ -37,7 +37,7 @@ class Backlog:
             self._pieces = deque([b"".join(self._pieces)])
 
     def take(self, size: int) -> bytes | memoryview:
-        """The next bytes, at most `size` and at most those of one read. There must be some."""
+        """Return the next bytes, at most `size` and at most those of one read. There must be some."""
         data = self._pieces.popleft()
         if len(data) > size:
             self._pieces.appendleft(memoryview(data)[size:])
@@ -46,9 +46,9 @@ class Backlog:
         return data
 
     def step(self, is_head_next: bool) -> int:
-        """How many bytes to parse in one turn. `is_head_next`: a request begins with the next one.
+        """Return how many bytes to parse in one turn. `is_head_next`: a request begins with the next one.
 
-        Then it is up to the end of its head, so that a body behind it can be parsed as what it is.
+        Then they go up to the end of its head, so that a body behind it can be parsed as what it is.
         """
         if not is_head_next:
             return self.max_step
@@ -56,6 +56,6 @@ class Backlog:
         return end + 4 if end >= 0 else self.max_step
 
     def clear(self) -> None:
-        """What is held will not be served."""
+        """Drop what is held, as it will not be served."""
         self._pieces.clear()
         self.size = 0

@@ -1,4 +1,4 @@
-"""The body of a request on a connection of our own server, as it comes in."""
+"""A body holds what comes in of a request's body on a connection of our own server."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from orchestrator.http.carrier import Carrier
 from orchestrator.http.waiters import Waiters
 
 HIGH_WATER: Final = 256 * 1024  # unread bytes after which who reads piece by piece stops the reading
-# Of a body, before they are joined: an object for every few bytes costs many times more.
+# So many pieces are joined: an object for every few bytes costs many times more.
 MAX_PIECES: Final = 4096
 
 
 class Body:
-    """Pieces of a body, until they are read: at once, or one by one, but not both.
+    """A body holds pieces until they are read: at once, or one by one, but not both.
 
-    The connection says what comes, by `take()`, `end()`, `fail()` and `leave()`.
+    The connection says what comes by `take()`, `end()`, `fail()` and `leave()`.
     """
 
     __slots__ = (
@@ -49,7 +49,7 @@ class Body:
     # --- what is read
 
     async def read(self, is_answered: bool) -> bytes:
-        """The whole body: `Exchange.read_body()`. `is_answered`: the answer has begun."""
+        """Return the whole body; see `Exchange.read_body()`. `is_answered`: the answer has begun."""
         if self._is_read_whole:
             raise RuntimeError("the body was read before")
         self._is_read_whole = True
@@ -72,13 +72,13 @@ class Body:
         return self.is_received or self.is_cut or self.failure is not None
 
     def read_piece(self) -> bytes:
-        """What has come since the last piece was read."""
+        """Return what has come since the last piece was read."""
         pieces, self.pieces = self.pieces, []
         self._unread = 0
         return b"".join(pieces)
 
     def want(self, is_answered: bool) -> None:
-        """Have the client send it, and the connection read it. To be called while more is to come."""
+        """Have the client send the body, and the connection read it. Call this while more is to come."""
         connection = self._connection
         if self.awaits_continue and not is_answered:
             self.awaits_continue = False
@@ -87,7 +87,7 @@ class Body:
         connection.resume_reading()
 
     async def wait(self) -> None:
-        """Until something happens to the body, or to its request."""
+        """Wait until something happens to the body, or to its request."""
         if self.waiters is None:
             self.waiters = Waiters()
         await self.waiters.wait()
@@ -111,26 +111,26 @@ class Body:
                 self.waiters.wake()
 
     def end(self) -> None:
-        """It is whole."""
+        """Note that the body is whole."""
         self.is_received = True
         self.awaits_continue = False
         if self.waiters is not None:  # not by a call: this is every request's
             self.waiters.wake()
 
     def fail(self, error: BatonError) -> None:
-        """The rest will not be had."""
+        """Note that `error` keeps the rest of the body from coming."""
         self.discard()
         if self.failure is None:
             self.failure = error
         self._wake()
 
     def leave(self) -> None:
-        """The client is gone. A body that is whole can still be read."""
+        """Note that the client is gone. A body that is whole can still be read."""
         self.is_cut = not self.is_received
         self._wake()
 
     def discard(self) -> None:
-        """Nobody will read it."""
+        """Drop the body, as nobody will read it."""
         self.is_discarding = True
         self.pieces.clear()
         self._runs = ()

@@ -1,4 +1,4 @@
-"""What an exchange asks of the connection that it came on."""
+"""An exchange asks this of the connection that it came on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.http.ids import IdSource
 
 
 class Addresses(NamedTuple):
-    """Host and port of both ends; None for Unix sockets."""
+    """Both ends of a connection have a host and a port; those of Unix sockets are None."""
 
     client: tuple[str, int] | None
     server: tuple[str, int] | None
@@ -20,7 +20,7 @@ class Addresses(NamedTuple):
 
 
 class Carrier(ABC):
-    """A connection, as the exchanges on it see it.
+    """Exchanges see their connection as this.
 
     It is a class and no `typing.Protocol`, whose compiled form would look up each name for each chunk.
     """
@@ -36,22 +36,22 @@ class Carrier(ABC):
 
     @abstractmethod
     def pause_reading(self) -> None:
-        """The reader of a body has enough for now."""
+        """Pause reading: the reader of a body has enough for now."""
         ...
 
     @abstractmethod
     def resume_reading(self) -> None:
-        """The body is wanted, or what comes instead of it."""
+        """Resume reading: the body is wanted, or what comes instead of it."""
         ...
 
     @abstractmethod
     def await_whole_body(self) -> None:
-        """Only now does the client know that it may send the body."""
+        """Start the deadline of the body: only now does the client know that it may send it."""
         ...
 
     @abstractmethod
     def answered(self) -> None:
-        """The exchange in progress has its whole answer."""
+        """Note that the exchange in progress has its whole answer."""
         ...
 
     @abstractmethod

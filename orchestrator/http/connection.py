@@ -1,4 +1,4 @@
-"""The HTTP/1.1 server side: a protocol class for uvicorn with the deadlines and limits that uvicorn lacks.
+"""The HTTP/1.1 server is a protocol class for uvicorn with the deadlines and limits that uvicorn lacks.
 
 uvicorn keeps what it does well: sockets, TLS, signals, lifespan, graceful shutdown. The protocol is our own
 rather than a subclass of uvicorn's, because nearly every method would differ and none of uvicorn's plain-text
@@ -6,7 +6,7 @@ answers may be left reachable; it relies only on what `uvicorn.Server` does with
 
 A connection has a reader, which makes requests of what comes (`reader.py`; `head.py` judges them,
 `backlog.py` holds what has to wait), an exchange for each request (`http_exchange.py`), and deadlines
-(`deadlines.py`). Here is what is left: in which order requests are answered, and how a connection ends.
+(`deadlines.py`). The rest is here: in which order requests are answered, and how a connection ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER
 
 
 class Shared:
-    """What the connections of one server have in common."""
+    """The connections of one server share this."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Shared:
 
 
 class HttpProtocol(Receiver):
-    """One client connection, an `asyncio.Protocol`. `uvicorn.Server` shuts it down.
+    """A client connection is an `asyncio.Protocol`, which `uvicorn.Server` shuts down.
 
     A client that closes only its sending half counts as gone: HTTP clients do not do that, and a closed
     connection looks the same.
@@ -164,7 +164,7 @@ class HttpProtocol(Receiver):
 
     @property
     def is_busy(self) -> bool:
-        """A request is in progress, or a part of its answer is still to be sent."""
+        """Return whether a request is in progress, or a part of its answer is pending."""
         return self.active is not None or self._transport.get_write_buffer_size() > 0
 
     def shutdown(self) -> None:
@@ -203,9 +203,10 @@ class HttpProtocol(Receiver):
     # --- one after the other
 
     def is_last(self) -> bool:
-        """uvicorn is about to stop at `max_requests`.
+        """Return whether uvicorn is about to stop at `max_requests`.
 
-        Early enough for every open connection to be told so with an answer before uvicorn closes them.
+        This is early enough for every open connection to be told so with an answer before uvicorn closes
+        them.
         """
         return self._state.total_requests + len(self._state.connections) >= cast("int", self.max_requests)
 
@@ -264,7 +265,7 @@ class HttpProtocol(Receiver):
             self._reader.await_body()
 
     def _rest(self) -> None:
-        """No request is in progress."""
+        """Wait for the next request: none is in progress."""
         self.active = None
         if self.is_write_paused:
             self._deadlines.await_writes()
@@ -311,7 +312,7 @@ class HttpProtocol(Receiver):
     # --- the sweep's side
 
     def expire(self, now: float) -> None:
-        """The deadline has passed. It may be left over from an earlier phase."""
+        """Act on a deadline that has passed. It may be left over from an earlier phase."""
         active, reader = self.active, self._reader
         if self._is_closing or (self.is_write_paused and (active is None or active is not reader.incoming)):
             self._check_progress(now)
@@ -346,5 +347,5 @@ def _addresses(transport: asyncio.BaseTransport) -> Addresses:
 
 
 def _address(name: object) -> tuple[str, int] | None:
-    """Host and port of a socket's name; None for Unix sockets."""
+    """Return host and port of a socket's name; None for Unix sockets."""
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

@@ -1,4 +1,4 @@
-"""Until when a client may leave a connection as it is.
+"""A deadline says until when a client may leave a connection as it is.
 
 Every connection carries one moment, and one timer per server looks at all of them every
 `ServerLimits.sweep_s`. No request and no chunk arms a timer, so deadlines are met with that resolution.
@@ -18,12 +18,12 @@ from orchestrator.http.limits import ServerLimits
 NEVER: Final = float("inf")
 ANY_SIZE: Final = sys.maxsize
 LINGER_S = 5.0  # how long to read on after the last answer, so that a reset does not overtake it
-# Bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs.
+# In bytes: over a minute that is a tenth of what a stream of 20 tokens a second needs.
 MIN_TAKEN: Final = 16 * 1024
 
 
 class Sweep:
-    """The one timer of a server. It runs while connections are open."""
+    """A server has this one timer, which runs while connections are open."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -37,7 +37,7 @@ class Sweep:
             self._arm(deadlines.loop)
 
     def discard(self, deadlines: Deadlines) -> None:
-        """Do not look at them any more. Repeatable."""
+        """Do not look at these deadlines any more. This can be repeated."""
         self.open.pop(deadlines, None)
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -54,7 +54,7 @@ class Sweep:
 
 
 class Deadlines:
-    """The deadline of one connection: each method sets it for what is waited for from now on.
+    """A connection has one deadline: each method sets it for what is waited for from now on.
 
     It may be left over from an earlier phase: what it was for, whoever is told of its end finds out.
     """
@@ -70,12 +70,12 @@ class Deadlines:
         self.at = NEVER  # by the loop's clock
 
     def connected(self, transport: asyncio.Transport) -> None:
-        """A client has connected, and is to send a head."""
+        """Wait for a head from a client that has connected."""
         self._transport = transport
         self.at = self.loop.time() + self._limits.header_timeout_s
 
     def rest(self, in_head: bool) -> None:
-        """No request is in progress. `in_head`: the next one has begun to come in."""
+        """Wait for the next request, as none is in progress. `in_head`: it has begun to come in."""
         now = self.loop.time()
         if in_head:
             self.began = now
@@ -84,47 +84,48 @@ class Deadlines:
             self.at = now + self._keep_alive_s
 
     def await_head(self) -> None:
-        """The rest of a head is to come, whatever else has come of it meanwhile."""
+        """Wait for the rest of a head, whatever else has come of it meanwhile."""
         if not self.began:
             self.began = self.loop.time()
             self.at = self.began + self._limits.header_timeout_s
 
     def await_body(self) -> None:
-        """More of a body is to come."""
+        """Wait for more of a body."""
         now = self.loop.time()
         self.began = self.began or now
         self.at = min(now + self._limits.body_idle_timeout_s, self.began + self._limits.body_timeout_s)
 
     def await_whole_body(self) -> None:
-        """A body is to come of which the client has not known so far that it may send it."""
+        """Wait for a body of which the client has not known so far that it may send it."""
         self.began = 0.0
         self.await_body()
 
     def pause(self) -> None:
-        """Nothing is read from now on."""
+        """Stop the clock: nothing is read from now on."""
         self._paused_at = self.loop.time()
 
     def forgive_pause(self) -> None:
-        """More of a body is to come; the time for which it was not read was not the client's."""
+        """Wait for more of a body; the time for which it was not read was not the client's."""
         self.began += self.loop.time() - self._paused_at
         self.await_body()
 
     # --- what the client takes
 
     def await_writes(self) -> None:
-        """The client is to take what was written to it."""
+        """Wait for the client to take what was written to it."""
         self._unsent_before = self._unsent()
         self.at = self.loop.time() + self._limits.write_timeout_s
 
     def linger(self) -> None:
-        """The client is to close the connection."""
+        """Wait for the client to close the connection."""
         self._unsent_before = ANY_SIZE
         self.at = self.loop.time() + LINGER_S
 
     def lag(self, now: float) -> tuple[int, int] | None:
-        """How many bytes the client has taken since the last look, and how many wait, if it took too few.
+        """Return how many bytes a client took since the last look and how many are pending, if it took too
+        few.
 
-        Else it is to take more from now on. Nothing is written meanwhile.
+        Else return None: it is to take more from now on. Nothing is written meanwhile.
         """
         unsent = self._unsent()
         taken = self._unsent_before - unsent
@@ -135,13 +136,14 @@ class Deadlines:
         return None
 
     def _unsent(self) -> int:
-        """Bytes that the client has not taken: here and in the kernel, which takes them from here in large
-        steps, however evenly they leave."""
+        """Return the bytes that the client has not taken: here and in the kernel, which takes them from here
+        in large steps, however evenly they leave.
+        """
         return self._transport.get_write_buffer_size() + _unacknowledged(self._transport)
 
 
 def _unacknowledged(transport: asyncio.BaseTransport) -> int:
-    """Bytes in the kernel's send buffer; 0 where it does not tell."""
+    """Return the bytes in the kernel's send buffer; 0 where it does not tell."""
     try:
         answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
     except OSError:

@@ -1,5 +1,6 @@
-"""One request and its answer, as the data plane sees them: the seam between HTTP servers and
-`relay/scope.py`.
+"""An exchange is one request and its answer, as the data plane sees them.
+
+It is the seam between HTTP servers and `relay/scope.py`.
 
 `http/http_exchange.py` implements `Exchange` on the connections of our own server, without ASGI's messages in
 between. `http/asgi.py` does the same over plain ASGI, for other servers and for tests in one process.
@@ -18,7 +19,7 @@ Headers = Sequence[tuple[bytes, bytes]] | bytes
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Exchange(ABC):
-    """One HTTP request and the answer to it. Everything happens on the event loop's thread.
+    """An exchange is one HTTP request and the answer to it. All of it happens on the event loop's thread.
 
     The answer is either one `respond()`, or `start()`, any number of `feed()` and one `finish()`; calling out
     of that order raises RuntimeError. The synchronous methods never wait and never raise because the client
@@ -45,44 +46,47 @@ class Exchange(ABC):
     @property
     @abstractmethod
     def path(self) -> str:
-        """Percent-decoded, without the query."""
+        """Return the path, percent-decoded and without the query."""
         ...
 
     @property
     @abstractmethod
     def query(self) -> bytes:
-        """What follows the "?"."""
+        """Return what follows the "?"."""
         ...
 
     @property
     @abstractmethod
     def client(self) -> tuple[str, int] | None:
-        """Address and port of the other side; None on Unix sockets."""
+        """Return address and port of the client; None on Unix sockets."""
         ...
 
     @property
     @abstractmethod
     def request_id(self) -> str:
-        """The client's own `x-request-id` if it is one that may be repeated, else ours; always the same."""
+        """Return the client's `x-request-id` if that may be repeated, else ours; always the same."""
         ...
 
     @abstractmethod
     def header(self, name: bytes) -> bytes | None:
-        """The value of a request header (name in lower case); of several with that name, the last."""
+        """Return the value of a request header (name in lower case); of several with that name, the last."""
         ...
 
     @abstractmethod
     def on_leave(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` once, synchronously, when the client leaves before the answer is complete.
 
-        At once if it has left already. One callback at a time: a new one replaces the old, None removes it.
-        A client that closes only its sending half counts as gone. Not called for `abort()`.
+        It is called at once if the client has left already. There is one callback at a time: a new one
+        replaces the old, None removes it. A client that closes only its sending half counts as gone. It is
+        not called for `abort()`.
         """
         ...
 
     @abstractmethod
     async def read_body(self) -> bytes:
-        """The whole body; to be called at most once (RuntimeError). Does not suspend if the body is there.
+        """Return the whole body, at most once (else RuntimeError).
+
+        This does not suspend if the body is there.
 
         Raises `ClientGone`, `RequestTimeout` (too slow), `BodyTooLarge` (a chunked body over the limit) or
         `ClientError` (broken framing). The caller answers the last three like any other error; the server
@@ -92,7 +96,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        """The whole answer in one write. `content-length` is added; HEAD gets no body."""
+        """Write the whole answer at once. `content-length` is added; HEAD gets no body."""
         ...
 
     @abstractmethod
@@ -117,24 +121,27 @@ class Exchange(ABC):
     def on_writable(self, callback: Callable[[], None] | None) -> None:
         """Call `callback`, synchronously, whenever `feed()` may go on after it returned False.
 
-        The same as `drain()` for a push of chunks (`transport.base.Answer.pump`). Not called once the client
-        has left. One callback at a time; None removes it.
+        This is `drain()` for a push of chunks (`transport.base.Answer.pump`). It is not called once the
+        client has left. There is one callback at a time; None removes it.
         """
         ...
 
     @abstractmethod
     def finish(self, chunk: bytes = b"") -> None:
-        """The last piece and the clean end of the answer, in one write."""
+        """Write the last piece and the clean end of the answer at once."""
         ...
 
     @abstractmethod
     def abort(self) -> None:
-        """Cut the connection: the client sees that the answer is not whole. No effect once complete."""
+        """Cut the connection, so that the client sees that the answer is not whole.
+
+        No effect once complete.
+        """
         ...
 
 
 def error_answer(error: BatonError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body that tell a client of `error`."""
+    """Return status, headers and body that tell a client of `error`."""
     return error.status, error.headers(), error.body()
 
 

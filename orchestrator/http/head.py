@@ -1,4 +1,4 @@
-"""Heads of requests: what each says, and whether its request is refused by that alone.
+"""A request's head says what the request is, and may be reason enough to refuse it.
 
 Nothing here knows of connections: a head goes in, a refusal or none comes out, and what else the head says is
 written into it.
@@ -26,12 +26,12 @@ from orchestrator.http.limits import ServerLimits
 from orchestrator.wire.headers import Fields
 
 HTTP_VERSIONS: Final[tuple[str, ...]] = ("1.1", "1.0")
-# Times max_header_bytes: larger heads are not read to their end, so 414 and 431 close then.
+# Times max_header_bytes: a larger head is not read to its end, so 414 and 431 close the connection.
 HEAD_DRAIN: Final = 4
 
 
 class Target(NamedTuple):
-    """A request target, taken apart."""
+    """A request target has these parts."""
 
     url: bytes
     raw_path: bytes
@@ -48,7 +48,7 @@ NO_TARGET: Final = Target(b"", b"/", "/", b"")
 
 
 class Head:
-    """One head as the parser gives it; `Judge.refusal()` adds what it says."""
+    """A head is what the parser gives; `Judge.refusal()` adds what it says."""
 
     __slots__ = (
         "awaits_continue",
@@ -91,7 +91,7 @@ class Head:
 
 
 class Judge:
-    """Judges the heads of one connection, and remembers of each what the next is likely to repeat."""
+    """A judge judges the heads of one connection, and remembers what the next is likely to repeat."""
 
     def __init__(self, limits: ServerLimits) -> None:
         self.small = min(limits.max_request_line, limits.max_header_bytes)  # bytes that need no counting
@@ -100,9 +100,9 @@ class Judge:
         self._host: bytes | None = None  # the last one found to be valid
 
     def refusal(self, head: Head, is_small: bool) -> BatonError | None:
-        """Why a request is refused by its head alone. `is_small`: the head has `small` bytes at most.
+        """Return why a request is refused by its head alone. `is_small`: the head has `small` bytes at most.
 
-        Sets what else the head says, as far as it was looked at.
+        This sets what else the head says, as far as it was looked at.
         """
         error: BatonError | None = None
         if not is_small or len(head.headers) > self._limits.max_headers:
@@ -123,7 +123,7 @@ class Judge:
         return _body_error(head, self._limits) if head.has_body else None
 
     def _parse_target(self, head: Head) -> bool:
-        """Whether there is a path to be had from the URL."""
+        """Return whether there is a path to be had from the URL."""
         target = _target_of(head.method, head.url)
         if target is None:
             return False
@@ -160,12 +160,12 @@ def _size_error(head: Head, limits: ServerLimits) -> BatonError | None:
 
 
 def max_head_bytes(limits: ServerLimits) -> int:
-    """How much of a head is read to find its end."""
+    """Return how many bytes of a head are read to find its end."""
     return HEAD_DRAIN * limits.max_header_bytes
 
 
 def unfinished_error(url: bytes, head_bytes: int, limits: ServerLimits) -> BatonError:
-    """Why a head is refused whose end is not among its first `head_bytes`, and is not waited for any more."""
+    """Return why a head is refused whose end is not among its first `head_bytes`."""
     if len(url) > limits.max_request_line:
         return _uri_too_long(limits)
     if head_bytes > limits.max_header_bytes:
@@ -184,7 +184,7 @@ def _headers_too_large(limits: ServerLimits) -> BatonError:
 
 
 def _size_of(headers: Fields) -> int:
-    """As sent, with one space behind the colon."""
+    """Return the size of the fields as sent, with one space behind each colon."""
     return sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
 
 
@@ -192,7 +192,7 @@ def _size_of(headers: Fields) -> int:
 
 
 def _framing_error(head: Head) -> BatonError | None:
-    """What leaves in doubt where the request ends: nothing behind it can be understood."""
+    """Return what leaves in doubt where the request ends, so that nothing behind it can be understood."""
     fields = head.fields
     if head.http_version not in HTTP_VERSIONS:
         return _end_with(head, ClientError("only HTTP/1.1 and HTTP/1.0 are served"))
@@ -213,7 +213,7 @@ def _framing_error(head: Head) -> BatonError | None:
 
 
 def _end_with(head: Head, error: BatonError) -> BatonError:
-    """Nothing behind this request is read."""
+    """Return `error`, and let nothing behind this request be read."""
     head.keep_alive = False
     head.ends_reading = True
     return error
@@ -247,7 +247,7 @@ def _is_valid_host(host: bytes) -> bool:
 
 
 def _target_of(method: str, url: bytes) -> Target | None:
-    """None if there is no path to be had from `url`."""
+    """Return the target; None if there is no path to be had from `url`."""
     if url.startswith(b"/"):
         path, _, query = url.partition(b"#")[0].partition(b"?")
         return Target.of(url, path, query)

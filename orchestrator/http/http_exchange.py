@@ -1,4 +1,4 @@
-"""One request on a connection of our own server: the hot implementation of `exchange.Exchange`."""
+"""Requests on connections of our own server have this hot implementation of `exchange.Exchange`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STATUS_LINES: Final = {status.value: _status_line(status) for status in HTTPStat
 
 
 class HttpExchange(Exchange):
-    """`orchestrator.http.exchange.Exchange` on a connection of this server.
+    """This is an `orchestrator.http.exchange.Exchange` on a connection of our own server.
 
     `connection` is told when the answer is whole; `head`, with the reason for which the server refuses the
     request by it, if there is one, is the reader's, and `body` is filled by it.
@@ -94,7 +94,7 @@ class HttpExchange(Exchange):
         return self._request_id
 
     def rename(self, request_id: str) -> None:
-        """Who answers has an id of its own for the request."""
+        """Take the id that the handler has for the request."""
         self._request_id = request_id
 
     def header(self, name: bytes) -> bytes | None:
@@ -112,7 +112,7 @@ class HttpExchange(Exchange):
     # --- what the connection reports
 
     def leave(self) -> None:
-        """The client is gone."""
+        """Note that the client is gone."""
         if not self.is_complete:
             self._set_gone()
         callback, self._on_leave = self._on_leave, None
@@ -126,7 +126,7 @@ class HttpExchange(Exchange):
         self.body.leave()
 
     def writable(self) -> None:
-        """The client has taken enough of the answer."""
+        """Note that the client has taken enough of the answer."""
         self._wake_drains()
         if self._on_writable is not None and not self.is_complete:
             self._on_writable()
@@ -169,7 +169,7 @@ class HttpExchange(Exchange):
         return b"transfer-encoding: chunked\r\n"
 
     def _compose(self, status: int, headers: Headers, framing: bytes) -> bytes:
-        """The head of the answer. ValueError if a name or value would break it."""
+        """Return the head of the answer. Raises `ValueError` if a name or value would break it."""
         # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
         if self.body.awaits_continue or self.connection.is_ending:
             self.keep_alive = False
@@ -190,7 +190,7 @@ class HttpExchange(Exchange):
         return not (connection.is_write_paused or self.is_gone)
 
     def _feed_otherwise(self, chunk: bytes) -> None:
-        """Not a further piece of a chunked answer."""
+        """Write what is not a further piece of a chunked answer."""
         self._check_open()
         if chunk and not self.is_gone:
             data = self._framed(chunk)
@@ -199,7 +199,7 @@ class HttpExchange(Exchange):
                 self.connection.write(data)
 
     def _framed(self, chunk: bytes) -> bytes:
-        """The piece as it goes on the wire, behind the head if that is still to be sent."""
+        """Return the piece as it goes on the wire, behind the head if that is pending."""
         head, self._head = self._head, b""
         if self._is_chunked:
             return b"%b%x\r\n%b\r\n" % (head, len(chunk), chunk)
@@ -269,7 +269,7 @@ class HttpExchange(Exchange):
 
 
 def _content_length(headers: Headers) -> int | None:
-    """What the headers of an answer promise."""
+    """Return the content length that the headers of an answer promise."""
     if isinstance(headers, bytes) and b"content-length: " not in headers:
         return None
     fields = fields_of(headers) if isinstance(headers, bytes) else headers
@@ -280,7 +280,7 @@ def _content_length(headers: Headers) -> int | None:
 
 
 async def run(exchange: HttpExchange, handler: Handler) -> None:
-    """Let `handler` answer; see that there is an answer whatever it does."""
+    """Let `handler` answer, and see that there is an answer whatever it does."""
     try:
         await handler(exchange)
     except BatonError as error:
@@ -309,7 +309,7 @@ def refuse(exchange: HttpExchange, error: BatonError) -> None:
 
 
 def _settle(exchange: HttpExchange, error: BatonError) -> None:
-    """The handler has given up with `error`."""
+    """Answer in place of a handler that has given up with `error`."""
     if exchange.is_complete or exchange.is_gone:
         return
     if exchange.is_started:

@@ -1,4 +1,4 @@
-"""Request ids: the client's own if it is one that we may repeat, else a fresh one."""
+"""A request's id is the client's own if it is one that we may repeat, else a fresh one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _HEX: Final = tuple(f"{low:02x}" for low in range(256))
 
 
 class IdSource:
-    """Ids that are unique within a process, and across processes but for a 1 in 4 billion chance per pair.
+    """An id source makes ids that are unique within a process.
+
+    Two processes have the same ones with a chance of 1 in 4 billion.
 
     They are labels, not secrets: a counter behind a random prefix, since a random number per request would
     cost more and promise less.
@@ -26,7 +28,7 @@ class IdSource:
         self._stem = ""
 
     def fresh(self) -> str:
-        """`req-` and 16 hexadecimal digits."""
+        """Return `req-` and 16 hexadecimal digits."""
         self._count = count = self._count + 1
         low = count % 256
         if not low:  # compiled, formatting all digits of each takes 0.15 us, this 0.04
@@ -35,12 +37,15 @@ class IdSource:
 
 
 def valid_request_id(value: bytes) -> str | None:
-    """A client's id that is safe to repeat in headers and logs, or None."""
+    """Return a client's id if it is safe to repeat in headers and logs, else None."""
     return value.decode("ascii") if _valid(value) else None
 
 
 def request_id_from(headers: Iterable[tuple[bytes, bytes]], ids: IdSource) -> str:
-    """The id for a request with these headers (lower-case names). The first field of that name decides."""
+    """Return the id for a request with these headers (lower-case names).
+
+    The first field of that name counts.
+    """
     for name, value in headers:
         if name == REQUEST_ID_HEADER:
             return valid_request_id(value) or ids.fresh()

@@ -1,4 +1,4 @@
-"""The bounds of an HTTP server."""
+"""An HTTP server has these limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.config.options import OrchestratorConfig
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """Bounds of one server. Seconds are met with a resolution of `sweep_s`."""
+    """A server has these limits. Seconds are met with a resolution of `sweep_s`."""
 
     header_timeout_s: float = 10.0  # from the first byte to the end of the head; also for a silent new client
     body_idle_timeout_s: float = 10.0  # between two pieces of a body

@@ -1,4 +1,4 @@
-"""Listeners and servers: what every process of the orchestrator runs on."""
+"""Every process of the orchestrator runs on these listeners and servers."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ _log = logging.getLogger("baton.serving")
 def uvicorn_config(
     app: Any,
     config: OrchestratorConfig,
+    protocols: Protocols | None = None,
     *,
     random: Random,
     listen: str | None = None,
     lifespan: Literal["on", "off", "auto"] = "off",
-    handlers: Mapping[str, Handler] = NO_HANDLERS,
-    on_refused: Callable[[BatonError], None] | None = None,
 ) -> uvicorn.Config:
-    """How uvicorn serves the ASGI 3 application `app` on `listen` (the data plane's address if not given).
+    """Return how uvicorn serves the ASGI 3 application `app` on `listen`, else on the data plane's address.
 
-    Requests for the paths in `handlers` go there instead of to `app`. `random` makes request ids and the
-    jitter of `limit_max_requests`. `on_refused` is told of every error that the server itself answers;
-    neither a handler nor the application ever sees those requests.
+    `protocols` makes the connections; if not given, they have the limits of `config` and hand every request
+    to `app`. `random` makes request ids and the jitter of `limit_max_requests`.
     """
+    protocols = protocols or Protocols(ServerLimits.of(config), IdSource(random))
     host, port = split_address(listen or config.listen)
     tls = config.tls
     return uvicorn.Config(
@@ -53,7 +52,7 @@ def uvicorn_config(
         interface="asgi3",
         loop="uvloop",
         # uvicorn's type wants a class; it calls what it is given, as `Protocols.__call__` has it.
-        http=cast("Any", Protocols(ServerLimits.of(config), IdSource(random), on_refused, handlers)),
+        http=cast("Any", protocols),
         ws="none",
         lifespan=lifespan,
         log_config=None,
@@ -77,7 +76,7 @@ def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
 
 
 class Protocols:
-    """Makes the connections of one server (`uvicorn.Config.http`)."""
+    """This makes the connections of one server (`uvicorn.Config.http`)."""
 
     def __init__(
         self,
@@ -86,6 +85,11 @@ class Protocols:
         on_refused: Callable[[BatonError], None] | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
     ) -> None:
+        """Requests for the paths in `handlers` go there instead of to the application.
+
+        `on_refused` is told of every error that the server itself answers; neither a handler nor the
+        application ever sees those requests.
+        """
         self.shared = Shared(limits, ids, on_refused, handlers)
 
     def __call__(
@@ -116,14 +120,14 @@ class Protocols:
 
 
 class Server(uvicorn.Server):
-    """Leaves signals alone: several servers run in a process, and one signal is for all of them."""
+    """This server leaves signals alone: several run in a process, and one signal is for all of them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     def stop(self) -> None:
-        """End in good order. Repeatable."""
+        """End in good order. This can be repeated."""
         self.should_exit = True
 
     def cut(self) -> None:
@@ -132,7 +136,7 @@ class Server(uvicorn.Server):
         self.stop()
 
     def stop_or_cut(self) -> None:
-        """What a signal asks for: the first to stop, the second to cut."""
+        """Do what a signal asks for: the first to stop, the second to cut."""
         if self.should_exit:
             self.cut()
         else:
@@ -140,20 +144,20 @@ class Server(uvicorn.Server):
 
 
 class Draining(Protocol):
-    """What serves requests behind a `PublicServer`, and is told of its end step by step."""
+    """This serves requests behind a `PublicServer`, and is told of its end step by step."""
 
     def announce_drain(self) -> None:
-        """`/ready` is 503 from now on; requests are still taken."""
+        """Answer `/ready` with 503 from now on; requests are still taken."""
 
     def refuse_requests(self) -> None:
-        """New ones are 503 from now on."""
+        """Answer new requests with 503 from now on."""
 
     def end_requests(self) -> None:
-        """Those that are open end with an error."""
+        """End the open requests with an error."""
 
 
 class PublicServer(Server):
-    """Before it closes anything it drains: open requests go on, while new connections get answers still.
+    """The public server drains before it closes: open requests go on, and new connections still get answers.
 
     A listener closed at once would leave load balancers to find out by refused connections, and
     clients without the `retry-after` that tells them what to do.
@@ -171,7 +175,7 @@ class PublicServer(Server):
         await super().shutdown(sockets)
 
     async def _drain(self) -> None:
-        """Until nothing is owed to any client, but not longer than the grace time."""
+        """Wait until nothing is owed to any client, but not longer than the grace time."""
         began = asyncio.get_running_loop().time()
         _log.info("draining: open requests have %g s", self._grace_s)
         self._requests.announce_drain()
@@ -189,7 +193,7 @@ class PublicServer(Server):
         return any(cast("HttpProtocol", connection).is_busy for connection in self.server_state.connections)
 
     async def _wait(self, is_to_wait: Callable[[], bool], until: float) -> None:
-        """While the condition holds, and nobody is in a hurry; uvicorn tells of neither."""
+        """Wait while the condition holds and nobody is in a hurry; uvicorn tells of neither."""
         loop = asyncio.get_running_loop()
         while is_to_wait() and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(TICK_S)
@@ -197,7 +201,7 @@ class PublicServer(Server):
 
 @contextlib.asynccontextmanager
 async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random) -> AsyncIterator[None]:
-    """The admin listener, if there is to be one, for as long as it is entered; also while requests drain.
+    """Serve the admin listener, if there is to be one, while this is entered; also while requests drain.
 
     What limits clients does not limit whoever looks after them. Raises `StartError`.
     """
@@ -217,7 +221,7 @@ async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random
 
 @contextlib.contextmanager
 def bound(address: str, backlog: int) -> Iterator[socket.socket]:
-    """A socket that listens on `HOST:PORT`, closed at the end. Raises `StartError`."""
+    """Open a socket that listens on `HOST:PORT`, and close it at the end. Raises `StartError`."""
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

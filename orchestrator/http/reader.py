@@ -1,4 +1,4 @@
-"""What a client sends: bytes become requests, within the limits of the server.
+"""The reader makes requests of the bytes that a client sends, within the limits of the server.
 
 Order: one request of a connection is answered at a time. What a client sends behind a complete request waits,
 unparsed, until that one is answered; only what came in the same small read is parsed ahead.
@@ -28,24 +28,24 @@ logger: Final = logging.getLogger("baton.server")
 
 
 class Receiver(Carrier):
-    """A connection, as its reader sees it: it takes the requests, and answers one after the other."""
+    """A reader sees its connection as a receiver, which answers one request after the other."""
 
     active: HttpExchange | None  # the one in progress
     max_requests: int | None  # the server ends after so many
 
     @abstractmethod
     def is_last(self) -> bool:
-        """Whether `max_requests` are about to be served, if they are limited."""
+        """Return whether `max_requests` are about to be served, if they are limited."""
         ...
 
     @abstractmethod
     def accept(self, exchange: HttpExchange) -> None:
-        """A head is complete, or nothing more will be: answer in its turn."""
+        """Answer a request in its turn: its head is complete, or nothing more of it will be."""
         ...
 
     @abstractmethod
     def advance(self) -> None:
-        """The exchange in progress is over on both sides."""
+        """Go on behind the exchange in progress, which is over on both sides."""
         ...
 
     @abstractmethod
@@ -55,14 +55,14 @@ class Receiver(Carrier):
 
     @abstractmethod
     def linger(self) -> None:
-        """The answer is written, and the rest of what comes cannot be read: close behind it."""
+        """Close behind the answer, as the rest of what comes cannot be read."""
         ...
 
 
 class Reader:
-    """Reads the requests of one connection.
+    """A reader reads the requests of one connection.
 
-    It reads them with llhttp in its strict mode, which itself refuses bare LF, obs-fold, NUL, both
+    It does so with llhttp in its strict mode, which itself refuses bare LF, obs-fold, NUL, both
     `content-length` and `transfer-encoding`, and malformed lengths and chunks.
     """
 
@@ -81,7 +81,7 @@ class Reader:
     _is_resuming = False  # the parser is being shown a head that we have had
 
     def __init__(self, connection: Receiver, limits: ServerLimits, deadlines: Deadlines) -> None:
-        """`close()` must follow, or both are left to the garbage collector."""
+        """`close()` must follow, else reader and connection are left to the garbage collector."""
         self.backlog = Backlog()
         self._connection = connection
         self._limits = limits
@@ -91,11 +91,11 @@ class Reader:
         self._parser = _parser_for(self)
 
     def connected(self, transport: asyncio.Transport) -> None:
-        """What is read comes by `transport`."""
+        """Read from `transport`."""
         self._transport = transport
 
     def close(self) -> None:
-        """Nothing is read any more."""
+        """Read nothing any more."""
         self._parser = None
         del self._connection
 
@@ -144,7 +144,7 @@ class Reader:
             self._connection.schedule()
 
     def _is_answering(self) -> bool:
-        """Nothing more is read before the active request is answered."""
+        """Return whether nothing more is read before the active request is answered."""
         active = self._connection.active
         return active is not None and active.body.is_received
 
@@ -223,7 +223,7 @@ class Reader:
     # --- what cannot be read
 
     def _decline_upgrade(self, rest: bytes | memoryview) -> None:
-        """The parser stopped behind a head that offers another protocol; go on with HTTP/1.1.
+        """Go on with HTTP/1.1 behind a head that offers another protocol, at which the parser stopped.
 
         Java's client offers h2c with every first request. llhttp takes such a request to have no body, so
         one that has gets a new parser, which is shown only how the body is framed.
@@ -249,7 +249,7 @@ class Reader:
             self.break_off(ClientError(f"malformed HTTP request: {error}"))
 
     def break_off(self, error: BatonError) -> None:
-        """Nothing more of what comes can be read: answer with `error` in its turn, and close."""
+        """Answer with `error` in its turn and close, as nothing more of what comes can be read."""
         incoming, headers = self.incoming, self._headers if self.in_head else []
         self.is_deaf = True
         self.in_head = False
@@ -263,7 +263,7 @@ class Reader:
             self._connection.linger()
 
     def break_off_head(self) -> None:
-        """The rest of a head is not waited for any more."""
+        """Break off a head whose rest is not waited for any more."""
         self.break_off(unfinished_error(self._url, self._head_bytes, self._limits))
 
     def _unread_exchange(self, error: BatonError, headers: list[tuple[bytes, bytes]]) -> HttpExchange:
@@ -272,7 +272,7 @@ class Reader:
         return HttpExchange(self._connection, head, error)
 
     def _on_large_body(self, exchange: HttpExchange) -> None:
-        """A chunked body is over the limit: refuse it, and read it to its end if that is near."""
+        """Refuse a chunked body that is over the limit, and read it to its end if that is near."""
         limits = self._limits
         if not (exchange.is_complete or exchange.body.is_discarding):
             exchange.body.fail(BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes"))
@@ -282,7 +282,7 @@ class Reader:
     # --- time
 
     def _await_more(self) -> None:
-        """A read ended within a request: see to its deadline and to what is not counted elsewhere."""
+        """See to the deadline of a request that a read ended in, and to what is not counted elsewhere."""
         active = self._connection.active
         if not self.in_head:
             if self.incoming is active:
@@ -293,19 +293,19 @@ class Reader:
             self._deadlines.await_head()
 
     def await_body(self) -> None:
-        """The body of the active exchange is to go on."""
+        """Wait for more of the active exchange's body."""
         if self._quiet_bytes > self._limits.max_header_bytes:
             self.break_off(ClientError("chunk extensions or trailers are too long"))
         else:
             self._deadlines.await_body()
 
     def pause(self) -> None:
-        """The application has enough of the body for now."""
+        """Pause reading: the application has enough of the body for now."""
         self.backlog.is_body_unwanted = True
         self._set_reading()
 
     def resume(self) -> None:
-        """Undo `pause()`. Repeatable."""
+        """Resume reading. This can be repeated."""
         self.backlog.is_body_unwanted = False
         self._set_reading()
 
@@ -331,7 +331,7 @@ def _parser_for(reader: Reader) -> Any:
 
 
 def _missing_of(exchange: HttpExchange | None) -> int | None:
-    """How much is missing of a body whose length is known."""
+    """Return how many bytes are missing of a body whose length is known."""
     if exchange is None or exchange.content_length is None:
         return None
     return exchange.content_length - exchange.body_size

@@ -1,4 +1,4 @@
-"""Waiting for something to happen to a request."""
+"""Waiters wait for something to happen to a request."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 
 
 class Waiters:
-    """Several may wait; each looks for itself what has happened. Made only when somebody has to wait."""
+    """Several may wait; each looks for itself what has happened.
+
+    This is made only when somebody has to wait.
+    """
 
     _futures: tuple[asyncio.Future[None], ...] = ()
 
     async def wait(self) -> None:
-        """Until the next `wake()`."""
+        """Wait until the next `wake()`."""
         waiter = asyncio.get_running_loop().create_future()
         self._futures += (waiter,)
         await waiter

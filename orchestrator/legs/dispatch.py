@@ -96,7 +96,7 @@ class Dispatcher:
     def note_refused_form(self, worker: Worker) -> None:
         """Note that a worker took as plain JSON what it had refused in a form that it announced."""
         self._telemetry.transport_fallback(FallbackReason.REFUSED)
-        self.registry.distrust(worker)
+        worker.distrust()
         _log.warning("%s refused what it announced: it gets plain JSON from now on", worker.name)
 
     def note_unreachable(self, worker: Worker, error: WorkerUnreachable) -> None:

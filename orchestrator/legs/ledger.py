@@ -23,7 +23,7 @@ from typing import Final
 from orchestrator.config.options import LEASE_S
 from orchestrator.legs.connectors.base import Handoff
 from orchestrator.telemetry.counters import LeaseState, Telemetry
-from orchestrator.workers.registry import Worker
+from orchestrator.workers.worker import Worker
 
 # A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began
 # before its answer reached us. It is this part of the lease, 2 s of vLLM's 30.

@@ -1,4 +1,4 @@
-"""The garbage collector's policy in a process that serves.
+"""A process that serves has a policy of its own for the garbage collector.
 
 Requests free themselves: reference counts return all that one has made when it ends, so the collector is
 there for the few cycles that errors and closed connections leave. What it costs by default is not in
@@ -21,7 +21,7 @@ THRESHOLDS = (10_000, 20, 50)
 
 
 def tune() -> None:
-    """To be called once, when everything is imported and made and no request is open."""
+    """Set the policy. Call this once, when everything is imported and made and no request is open."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

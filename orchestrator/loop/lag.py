@@ -1,4 +1,4 @@
-"""How late the event loop is, measured several times a second."""
+"""A monitor measures several times a second how late the event loop is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orchestrator.telemetry.counters import Telemetry
 
 
 class LoopLagMonitor:
-    """How late the event loop calls what is due: what every request waits on top of its own work."""
+    """A monitor measures how late the event loop calls what is due: every request waits for that long too."""
 
     def __init__(self, telemetry: Telemetry, period_s: float = 0.1) -> None:
         self._telemetry = telemetry

@@ -1,4 +1,4 @@
-"""Work on large bodies, which would hold the event loop up, done in a process of its own.
+"""Work on large bodies, which would hold the event loop up, is done in a process of its own.
 
 msgspec and orjson keep the interpreter's lock while they work: a thread would hold the loop up all the same.
 """
@@ -29,7 +29,7 @@ _log = logging.getLogger("baton.offload")
 
 
 class Offload:
-    """A process beside an event loop. It starts with the first call and ends with `aclose`.
+    """An offload is a process beside an event loop: it starts with the first call and ends with `aclose`.
 
     A call costs 0.3 ms, and 0.2 ms more for each MiB in or out. So what takes less than 200 us is done in
     place: callers know how many bytes of theirs that is.
@@ -47,7 +47,7 @@ class Offload:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> tuple[_T, bytes]:
-        """`function(data, *args)`, elsewhere; it returns something small and something large.
+        """Return what `function(data, *args)` returns elsewhere: something small and something large.
 
         It must be a module's function without side effects; what it raises is raised here. If the process is
         killed, all calls under way are made once more, in a fresh one; `BatonError` if that one does not live
@@ -65,7 +65,10 @@ class Offload:
             raise BatonError("the process for large bodies was killed twice") from error
 
     async def aclose(self) -> None:
-        """End the process; the call that it works on is finished, others are cancelled. Repeatable."""
+        """End the process; the call that it works on is finished, others are cancelled.
+
+        This can be repeated.
+        """
         executor, self._executor = self._executor, None
         if executor is not None:
             await asyncio.to_thread(executor.shutdown, cancel_futures=True)
@@ -101,7 +104,9 @@ class Offload:
             return self._executor
 
     def _put_back(self, mailbox: _Mailbox, call: Future[Any] | None) -> None:
-        """A call that was cancelled may still be at work on its mailbox: nobody else may get that path."""
+        """Keep or close a mailbox: a cancelled call may still be at work on it, so nobody else may get its
+        path.
+        """
         if call is not None and not call.done():
             call.add_done_callback(lambda _: mailbox.close())
         elif len(self._mailboxes) < _MAX_KEPT and mailbox.size <= _MAX_KEPT_BYTES:
@@ -111,7 +116,7 @@ class Offload:
 
 
 class _Mailbox:
-    """A file in memory, by which a body gets to the process and back.
+    """A mailbox is a file in memory, by which a body gets to the process and back.
 
     Through the executor's pipes, 64 KiB at a time, 1.4 MB in and 2.8 MB out take seven times as long.
     """
@@ -139,7 +144,10 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _start() -> ProcessPoolExecutor:
-    """Takes some 10 ms. Spawned: a fork would copy the event loop and every connection."""
+    """Start the process in some 10 ms.
+
+    It is spawned: a fork would copy the event loop and every connection.
+    """
     executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
     executor.submit(os.getpid)  # the process is not started before the first call
     return executor
@@ -149,7 +157,7 @@ def _start() -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """Ctrl-C is for the parent, which ends this process; but its sudden death is for both."""
+    """Leave Ctrl-C to the parent, which ends this process, and end when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -164,7 +172,7 @@ def _end_with_parent() -> None:
 def _work(
     path: str, size: int, function: Callable[..., tuple[_T, bytes]], args: Any, kwargs: Any
 ) -> tuple[_T, int]:
-    """Returns the function's small result, and how many bytes of the large one are in the mailbox."""
+    """Return the function's small result, and how many bytes of the large one are in the mailbox."""
     fd = os.open(path, os.O_RDWR)
     try:
         small, large = function(os.pread(fd, size, 0), *args, **kwargs)

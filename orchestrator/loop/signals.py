@@ -1,4 +1,4 @@
-"""Signals, as the running event loop hears them.
+"""The running event loop hears signals here.
 
 SIGHUP means one of two things: somebody wants the config to be read again, or the terminal is gone.
 """
@@ -40,14 +40,14 @@ def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> Iterator[
 
 
 class Terminal:
-    """To be made before SIGHUP is handled: who was started with nohup outlives its terminal."""
+    """A terminal may go away. Make this before SIGHUP is handled: who was started with nohup outlives it."""
 
     def __init__(self) -> None:
         is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self._had_one = not is_detached and _has_terminal()
 
     def is_gone(self) -> bool:
-        """Whether there was a terminal and it is not there any more: nobody can press Ctrl-C now."""
+        """Say whether there was a terminal and it is not there any more: nobody can press Ctrl-C now."""
         return self._had_one and not _has_terminal()
 
 

@@ -1,4 +1,4 @@
-"""Says what held up the event loop: the alarm for callbacks that take too long.
+"""The stall alarm says which callback held the event loop up for too long.
 
 The loop cannot tell by itself while it is held up, so a thread watches a heartbeat. It wakes a few times a
 second and looks at two numbers; only during a stall does it look at the loop's stack.
@@ -20,9 +20,9 @@ _log = logging.getLogger("baton.loop")
 
 
 class StallAlarm:
-    """Warns once for every stall longer than `limit_s`, with the stack as it was then.
+    """The alarm warns once for every stall longer than `limit_s`, with the stack as it was then.
 
-    To be started in the thread of a running event loop; `stop` ends the thread.
+    Start it in the thread of a running event loop; `stop` ends the thread.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -38,7 +38,7 @@ class StallAlarm:
         self._thread.start()
 
     def stop(self) -> None:
-        """Repeatable."""
+        """Stop the alarm. This can be repeated."""
         self._is_stopped.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -57,7 +57,7 @@ class StallAlarm:
                 _log.warning("the event loop is held up, for %.3f s so far, in: %s", silent_s, self._where())
 
     def _where(self) -> str:
-        """The loop's stack, innermost call first, in one line."""
+        """Return the loop's stack, innermost call first, in one line."""
         frame = sys._current_frames().get(self._loop_thread)
         calls = traceback.extract_stack(frame)[-_FRAMES:] if frame is not None else []
         return " < ".join(f"{call.filename}:{call.lineno} {call.name}" for call in reversed(calls))

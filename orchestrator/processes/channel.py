@@ -1,4 +1,4 @@
-"""What the supervisor and a data-plane process tell each other, over one socketpair.
+"""The supervisor and a data-plane process talk over one socketpair.
 
 A message is a msgpack document behind its length. When the other side is gone, `receive` says so: that is
 how a data-plane process learns that its supervisor has died, whatever became of it.
@@ -23,10 +23,10 @@ LENGTH_BYTES = 4
 
 
 class Start(msgspec.Struct, tag=True, kw_only=True):
-    """Always the first: all that the process has to know. It reads no file but the certificates."""
+    """The first message tells a process all that it has to know; it reads no file but the certificates."""
 
-    index: int  # its place among the processes
-    row: int  # what it may write to
+    index: int  # as the admin pages show it; the successor of a process has the same
+    row: int  # the one that it may write to
     rows: int  # how many there are
     row_size: int  # cells; differs if the supervisor runs another version of the code
     slots: int  # for workers, in each row
@@ -38,22 +38,22 @@ class Start(msgspec.Struct, tag=True, kw_only=True):
 
 
 class Reconfigured(msgspec.Struct, tag=True):
-    """Serve by another config, and other keys, in what can be changed; of workers the snapshots tell."""
+    """The process is to serve by another config, and other keys; snapshots tell of workers."""
 
     config: bytes  # JSON
     keys: list[Key] | None
 
 
 class Replaced(msgspec.Struct, tag=True):
-    """Another process serves in its place: no new connections; it ends when the last one is closed."""
+    """Another process serves instead: this one takes no connections and ends when its last one is closed."""
 
 
 class Stop(msgspec.Struct, tag=True):
-    """Drain and end, within `timeout_graceful_shutdown`."""
+    """The process is to drain and end, within `timeout_graceful_shutdown`."""
 
 
 class Cut(msgspec.Struct, tag=True):
-    """End now; open requests are cut."""
+    """The process is to end now; open requests are cut."""
 
 
 ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut
@@ -62,15 +62,17 @@ ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut
 # --- to the supervisor --------------------------------------------------------------------------
 
 
-class Serving(msgspec.Struct, tag=True):
-    """It accepts connections."""
+class ServingBegun(msgspec.Struct, tag=True):
+    """The process accepts connections."""
 
 
-class Due(msgspec.Struct, tag=True):
-    """It has served as many requests as it should and wants to be replaced; it serves on until then."""
+class ReplacementDue(msgspec.Struct, tag=True):
+    """The process has served as many requests as it should: it wants to be replaced, and serves on until
+    then.
+    """
 
 
-ToSupervisor = Serving | Due | Report
+ToSupervisor = ServingBegun | ReplacementDue | Report
 
 # --- the channel --------------------------------------------------------------------------------
 
@@ -78,7 +80,7 @@ Incoming = TypeVar("Incoming")
 
 
 class Channel(Generic[Incoming]):
-    """One end. Messages are sent without waiting, and read by one task."""
+    """A channel is one end of the socketpair; messages are sent without waiting, and read by one task."""
 
     def __init__(
         self,
@@ -93,12 +95,12 @@ class Channel(Generic[Incoming]):
 
     @classmethod
     async def open(cls, end: socket.socket, decoder: msgspec.msgpack.Decoder[Incoming]) -> Self:
-        """Takes `end` over: `close` closes it."""
+        """Return a channel that takes `end` over: `close` closes it."""
         reader, writer = await asyncio.open_unix_connection(sock=end)
         return cls(reader, writer, decoder)
 
     def send(self, message: msgspec.Struct) -> None:
-        """Nothing happens if the other side is gone."""
+        """Send a message; nothing happens if the other side is gone."""
         if not self._writer.is_closing():
             document = self._encoder.encode(message)
             self._writer.write(len(document).to_bytes(LENGTH_BYTES, "big") + document)
@@ -109,7 +111,7 @@ class Channel(Generic[Incoming]):
             await self._writer.drain()
 
     async def receive(self) -> Incoming | None:
-        """The next message; None when the other side is gone."""
+        """Return the next message; None when the other side is gone."""
         try:
             length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
             return self._decoder.decode(await self._reader.readexactly(length))

@@ -1,4 +1,4 @@
-"""The inside of one data-plane process of several: serves what the inherited socket brings, and obeys."""
+"""One data-plane process of several serves what the inherited socket brings, and obeys the supervisor."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from orchestrator.loop.signals import on_signals
 from orchestrator.processes.channel import (
     Channel,
     Cut,
-    Due,
     Reconfigured,
     Replaced,
-    Serving,
+    ReplacementDue,
+    ServingBegun,
     Start,
     Stop,
     ToProcess,
@@ -83,7 +83,10 @@ async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writ
 
 
 def rows_of(fd: int, config: Config, start: Start) -> Rows:
-    """The supervisor's rows; closes `fd`. Raises `StartError` if they are not as this code has them."""
+    """Return the supervisor's rows; closes `fd`.
+
+    Raises `StartError` if they are not as this code has them.
+    """
     layout = Layout([model.name for model in config.models], ENDPOINTS)
     if row_size(layout, start.slots) != start.row_size:
         raise StartError("another version is installed than the one that runs: restart the orchestrator")
@@ -93,7 +96,7 @@ def rows_of(fd: int, config: Config, start: Start) -> Rows:
 
 
 class DataProcess:
-    """What is here beside the `Orchestrator`: the channel, and the end of the process."""
+    """A data-plane process has an `Orchestrator`, a channel to the supervisor, and an end."""
 
     def __init__(self, config: Config, start: Start, rows: Rows, channel: Channel[ToProcess]) -> None:
         self._channel = channel
@@ -119,19 +122,19 @@ class DataProcess:
             self._orchestrator.server_config(),
             self._orchestrator,
             config.orchestrator,
-            on_serving=lambda: channel.send(Serving()),
-            on_due=lambda: channel.send(Due()),
+            on_serving=lambda: channel.send(ServingBegun()),
+            on_due=lambda: channel.send(ReplacementDue()),
         )
 
     async def run(self, listener: socket.socket, write: Write) -> None:
-        """Serve, to the end of the process."""
+        """Serve until the process is to end."""
         settle = self._orchestrator.registry.settle_forever()
         loops = (self._obey(), self._share_upstream(), self._beat(), settle)
         tasks = [asyncio.create_task(loop) for loop in loops]
         self._orchestrator.start(write)
         garbage.tune()
         try:
-            # Whoever wants to end this process alone gets another one in its place.
+            # Whoever wants to end this process alone gets another one instead.
             with on_signals(self._server.retire, [signal.SIGTERM]):
                 await self._server.serve(sockets=[listener])
         finally:
@@ -182,9 +185,9 @@ class DataProcess:
 
 
 class DataServer(PublicServer):
-    """One of several on the same socket: when it alone is to end, it leaves without losing a request.
+    """Several such servers share a socket: one that is to end alone leaves without losing a request.
 
-    Another one serves in its place before it stops accepting connections. From the moment at which it is
+    Another one serves instead before it stops accepting connections. From the moment at which it is
     due, by `limit_max_requests` or by `retire`, every answer closes its connection (`http/connection.py`).
     """
 
@@ -210,7 +213,7 @@ class DataServer(PublicServer):
         self._is_retiring = True
 
     def leave(self) -> None:
-        """Another process serves."""
+        """Leave, as another process serves."""
         self._may_leave.set()
 
     def stop(self) -> None:
@@ -235,7 +238,7 @@ class DataServer(PublicServer):
             await self._wait_deserted()
 
     async def _wait_deserted(self) -> None:
-        """Until the last connection is closed, unless told to stop.
+        """Wait until the last connection is closed, unless told to stop.
 
         Idle ones are closed after `timeout_keep_alive` at the latest, and soon if this process was told to
         retire; a stream may go on for as long as it likes, but not beyond the grace time in that case.
@@ -253,7 +256,7 @@ class DataServer(PublicServer):
 
 
 def in_pieces(write: Write, fd: int = 2) -> Write:
-    """`write`, for one of several writers to a pipe or socket, where only short pieces arrive whole."""
+    """Return a `write` for one of several writers to a pipe, where only short pieces arrive whole."""
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return write
 
@@ -265,7 +268,7 @@ def in_pieces(write: Write, fd: int = 2) -> Write:
 
 
 def pieces(lines: bytes, limit: int = select.PIPE_BUF) -> Iterator[bytes]:
-    """As many whole lines as fit into `limit` bytes each; a longer line is a piece of its own."""
+    """Yield pieces of as many whole lines as fit into `limit` bytes; a longer line is a piece of its own."""
     start = 0
     while len(lines) - start > limit:
         end = lines.rfind(b"\n", start, start + limit) + 1 or lines.find(b"\n", start) + 1 or len(lines)

@@ -1,4 +1,4 @@
-"""Who is there, the same in every process: the supervisor publishes snapshots, data-plane processes follow.
+"""All processes know the same workers: the supervisor publishes snapshots, data-plane processes follow.
 
 A snapshot is the whole truth at one moment, so that one that is missed does no harm. In the other direction
 a process reports at once what its legs have seen of a worker: the supervisor then decides for everybody.
@@ -21,14 +21,14 @@ REPORTED = frozenset({Event.REFUSED, Event.LOST, Event.ERRED, Event.PROVEN})
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):
-    """All workers: those of the config in its order, then those that were added."""
+    """A snapshot holds all workers: those of the config in its order, then those that were added."""
 
     version: int  # a higher one is newer
     workers: tuple[WorkerSnapshot, ...]
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """What a process has seen of a worker."""
+    """A report says what a process has seen of a worker."""
 
     worker: str
     epoch: int  # of the worker, as the process knew it
@@ -37,7 +37,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 
 
 class Publisher:
-    """The supervisor's side. Made inside the event loop that changes the registry."""
+    """The supervisor's publisher makes snapshots, inside the event loop that changes the registry."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -47,19 +47,19 @@ class Publisher:
         registry.news.changed.add(self._note_change)
 
     async def wait_newer(self, version: int) -> Snapshot:
-        """The newest snapshot, once it is newer than `version`."""
+        """Return the newest snapshot, once it is newer than `version`."""
         while self.snapshot.version <= version:
             await self._published.wait()
         return self.snapshot
 
     def note(self, report: Report) -> None:
-        """Act on what a process has seen; not if the worker has come back since, or is not there any more."""
+        """Act on what a process has seen, unless the worker has come back since or is not there any more."""
         worker = self._registry.find(report.worker)
         if worker is not None:
             self._registry.note_seen(worker, report.epoch, report.event, report.why)
 
     def _note_change(self) -> None:
-        """One snapshot for all that changes in a turn of the event loop."""
+        """Make one snapshot of all that changes in a turn of the event loop."""
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._publish)
@@ -75,17 +75,17 @@ class Publisher:
 
 
 class Follower:
-    """A data-plane process's side."""
+    """A data-plane process's follower applies snapshots, and reports what legs see."""
 
     def __init__(self, registry: Registry, report: Callable[[Report], None]) -> None:
-        """`report` is called from the event loop with what legs see of workers."""
+        """Have `report` called from the event loop with what legs see of workers."""
         self._registry = registry
         self._report = report
         self._version = 0
         registry.news.moved.add(self._note_move)
 
     def apply(self, snapshot: Snapshot) -> None:
-        """Take it over, if it is newer than what was applied before."""
+        """Take a snapshot over if it is newer than what was applied before."""
         if snapshot.version > self._version:
             self._version = snapshot.version
             self._registry.follow(snapshot.workers)

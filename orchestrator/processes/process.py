@@ -1,6 +1,6 @@
-"""`python -m orchestrator.processes.process CHANNEL LISTENER ROWS`: one of several data-plane processes.
+"""`python -m orchestrator.processes.process CHANNEL LISTENER ROWS` is one of several data-plane processes.
 
-Started by `processes/child.py` only; the arguments are inherited file descriptors. What it imports at once
+Only `processes/handle.py` starts it; the arguments are inherited file descriptors. What it imports at once
 is small: a process pool that it starts imports this module too, and until the first line of `main` Ctrl-C,
 which reaches everybody in the terminal's group, would end it with a traceback.
 """

@@ -1,4 +1,4 @@
-"""The numbers of several processes in one piece of memory: a row of int64 per writer.
+"""The numbers of several processes are in one piece of memory: a row of int64 per writer.
 
 The supervisor makes it, data-plane processes inherit its file descriptor, and it is gone with the last of
 them. There is no lock: a cell has one writer, and is eight aligned bytes, which are read and written whole.
@@ -31,12 +31,12 @@ _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
 
 
 class Rows:
-    """All rows. Whoever writes to one knows its index from the supervisor; only the supervisor folds."""
+    """All rows are here. Whoever writes to one knows its index from the supervisor; only that one folds."""
 
     def __init__(self, fd: int, layout: Layout, workers: int, count: int) -> None:
-        """Maps the memory behind `fd`, which `create` made for the same arguments.
+        """Map the memory behind `fd`, which `create` made for the same arguments.
 
-        `workers` is how many slots there are for them.
+        `workers` is how many slots there are for workers.
         """
         self.fd = fd
         self.count = count
@@ -55,19 +55,19 @@ class Rows:
 
     @classmethod
     def create(cls, layout: Layout, workers: int, count: int) -> Rows:
-        """`count` rows of zeros, the base among them."""
+        """Return `count` rows of zeros, the base among them."""
         fd = _anonymous_file()
         os.ftruncate(fd, count * row_size(layout, workers) * CELL_BYTES)
         return cls(fd, layout, workers, count)
 
     def close(self) -> None:
-        """Let go of the descriptor: nobody inherits it any more. The rows stay."""
+        """Close the descriptor, so that nobody inherits it any more; the rows stay."""
         os.close(self.fd)
 
     # --- one row --------------------------------------------------------------------------------
 
     def telemetry(self, row: int) -> memoryview:
-        """For `Telemetry` to count into."""
+        """Return the cells of `row` that `Telemetry` counts into."""
         return self._row(row)[: self._upstream]
 
     def note_upstream(self, row: int, stats: UpstreamStats) -> None:
@@ -75,15 +75,15 @@ class Rows:
             self._cells[cell] = value
 
     def beat(self, row: int) -> None:
-        """The writer's event loop moves."""
+        """Note that the event loop of the writer of `row` moves."""
         self._cells[row * self.row_size + self._beats] += 1
 
     def beats(self, row: int) -> int:
-        """How often it has; differs from an earlier value if it has moved since."""
+        """Return how often it has moved; this differs from an earlier value if it has moved since."""
         return self._cells[row * self.row_size + self._beats]
 
     def loads(self, row: int) -> list[SharedLoad]:
-        """For each worker's slot what the writer of `row` needs."""
+        """Return the load of each worker's slot, as the writer of `row` needs it."""
         return [
             SharedLoad(*self._cell(row, legs), *self._cell(row, heard))
             for legs, heard in zip(
@@ -92,21 +92,21 @@ class Rows:
         ]
 
     def in_flight(self, row: int) -> int:
-        """Requests that the writer of `row` is serving."""
+        """Return how many requests the writer of `row` is serving."""
         return sum(self._row(row)[: self._layout.queues])
 
     def _row(self, row: int) -> memoryview:
         return self._cells[row * self.row_size : (row + 1) * self.row_size]
 
     def _cell(self, row: int, cell: int) -> tuple[memoryview, memoryview]:
-        """In all rows, and in one."""
+        """Return a cell in all rows, and in one."""
         own = row * self.row_size + cell
         return self._cells[cell :: self.row_size], self._cells[own : own + 1]
 
     # --- all rows -------------------------------------------------------------------------------
 
     def counts(self) -> Sequence[int]:
-        """What all processes have counted, as one row of `Telemetry`."""
+        """Return what all processes have counted, as one row of `Telemetry`."""
         return sum_rows(self.telemetry(row) for row in range(self.count))
 
     def upstream(self) -> UpstreamStats:
@@ -116,7 +116,7 @@ class Rows:
     def fold(self, row: int) -> None:
         """Add what an ended process has counted to the base, and clear its row for the next one.
 
-        What it had in flight is over. To be called once nobody writes to the row any more; readers of the
+        What it had in flight is over. Call this once nobody writes to the row any more; readers of the
         same event loop see the sums as before or as after.
         """
         base, ended = self._row(BASE), self._row(row)
@@ -126,7 +126,7 @@ class Rows:
 
 
 def row_size(layout: Layout, workers: int) -> int:
-    """In cells."""
+    """Return the size of a row in cells."""
     cells = layout.size + len(_UPSTREAM) + 1 + 2 * workers
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line

@@ -1,9 +1,9 @@
-"""Several processes serve one listening socket; this one keeps them running, and does what is done once.
+"""The supervisor keeps several processes running that serve one socket, and does what is done once.
 
 It owns the admin listener, the probes, the membership and the sums of all numbers, and serves no request
-itself. Each place among the data-plane processes is kept filled: one that dies is followed by another, one
-that is due for recycling serves on until the next one does, one whose event loop stands still is killed. None
-outlives the supervisor: they end when their channel closes.
+itself. Each data-plane process has an index, and always a successor: one that dies is followed by another,
+one that is due for recycling serves on until the next one does, one whose event loop stands still is killed.
+None outlives the supervisor: they end when their channel closes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.endpoints import ENDPOINTS
@@ -29,7 +29,7 @@ from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
 from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.channel import Reconfigured, Start
-from orchestrator.processes.child import Child, describe_exit
+from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.telemetry.counters import Layout
@@ -68,7 +68,7 @@ async def supervise(config: Config, source: ConfigSource, *, transport: str, cre
 
 
 class Stopping:
-    """What signals ask for: the first to drain, the second to cut."""
+    """Signals ask for this: the first to drain, the second to cut."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -79,30 +79,28 @@ class Stopping:
 
 
 class Supervisor:
-    """All data-plane processes, and what the admin pages may see of them (`control.state.AdminState`).
+    """A supervisor keeps all data-plane processes; the admin pages see it as `control.state.AdminState`.
 
-    Made inside a running event loop; everything happens in `run`.
+    It is made inside a running event loop; everything happens in `run`.
     """
 
     def __init__(
         self, config: Config, listener: socket.socket, *, transport: str, credential: str | None
     ) -> None:
-        """Closes `listener` when it stops. Raises `StartError`."""
+        """The supervisor closes `listener` when it stops. Raises `StartError`."""
         models = [model.name for model in config.models]
         addresses = worker_addresses(config)
-        self._places = range(config.orchestrator.processes)
+        self._indexes = range(config.orchestrator.processes)
         self.config = config
         self.transport = transport
         self.random = random.Random()  # noqa: S311  # ids, no secrets
         self.ids = IdSource(self.random)
         self.keys = load_keys(config.orchestrator)
         self.layout = Layout(models, ENDPOINTS)
-        # The base, and for each place one that serves and one that retires.
+        # The base, and for each index one that serves and one that retires.
         self._slots = len(addresses) + SPARE_WORKERS
-        self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._places))
-        self._free_rows: asyncio.Queue[int] = asyncio.Queue()
-        for row in range(BASE + 1, self._rows.count):
-            self._free_rows.put_nowait(row)
+        self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._indexes))
+        self._free_rows = _queue_of(range(BASE + 1, self._rows.count))
         self.registry = Registry(
             addresses,
             models,
@@ -117,17 +115,17 @@ class Supervisor:
         self._prober = Prober(self.registry, self._probe, random=self.random)
         self._listener = listener
         self._started = time.time()
-        self._children: dict[Child, asyncio.Task[None]] = {}  # with the task that watches each
+        self._processes: dict[ProcessHandle, asyncio.Task[None]] = {}  # with the task that watches each
         self._ends: Counter[ProcessEnd] = Counter()
         self._failed_starts = 0  # in a row
         self._is_stopping = False
 
     async def run(self, stop: Stopping) -> None:
-        """Keep all places filled until `stop`. Raises `StartError` if no process can be made to serve."""
+        """Keep all processes serving until `stop`. Raises `StartError` if none can be made to serve."""
         self._prober.start()
         try:
-            places = (self._keep(place) for place in self._places)
-            await _first_of(stop.requested.wait(), self._kill_hung(), *places)
+            kept = (self._keep(index) for index in self._indexes)
+            await _first_of(stop.requested.wait(), self._kill_hung(), *kept)
         finally:
             self._is_stopping = True
             self._listener.close()  # who connects now is refused, as soon as all processes have closed it too
@@ -141,8 +139,8 @@ class Supervisor:
         self.config = config
         self.registry.reconfigure(config.health, config.routing)
         message = Reconfigured(config=self._config_json(), keys=self._key_list())
-        for child in self._children:
-            child.reconfigure(message)
+        for process in self._processes:
+            process.reconfigure(message)
 
     # --- for the admin pages --------------------------------------------------------------------
 
@@ -157,55 +155,58 @@ class Supervisor:
 
     def processes(self) -> Sequence[ProcessStatus]:
         return [
-            ProcessStatus(child.index, child.pid, child.state, self._rows.in_flight(child.row))
-            for child in self._children
+            ProcessStatus(process.index, process.pid, process.state, self._rows.in_flight(process.row))
+            for process in self._processes
         ]
 
-    def ends(self) -> Mapping[ProcessEnd, int]:
+    def process_ends(self) -> Mapping[ProcessEnd, int]:
         return self._ends
 
-    # --- one place ------------------------------------------------------------------------------
+    # --- one process after the other ------------------------------------------------------------
 
-    async def _keep(self, place: int) -> None:
-        """Keep a process serving at `place` until cancelled. Raises `StartError`."""
-        retiring: Child | None = None  # serves until the next one does
+    async def _keep(self, index: int) -> None:
+        """Keep a process serving under `index` until cancelled. Raises `StartError`."""
+        retiring: ProcessHandle | None = None  # serves until the next one does
         delay = _Delay()
         while True:
-            child = await self._serving(place)
-            if child is None:
+            process = await self._start_serving(index)
+            if process is None:
                 await asyncio.sleep(delay.next_s())
                 continue
             if retiring is not None:
                 retiring.replace()
                 retiring = None
-            if await child.wait_due():
-                retiring = child
+            if await process.wait_due():
+                retiring = process
             else:
                 await asyncio.sleep(delay.next_s())
 
-    async def _serving(self, place: int) -> Child | None:
-        """Start a process; None if it ends before it serves. Raises `StartError` if there were too many."""
-        child = self._start(place, await self._free_rows.get())
-        if child is None or not await child.wait_serving():
+    async def _start_serving(self, index: int) -> ProcessHandle | None:
+        """Return a new process that serves; None if it ends before.
+
+        Raises `StartError` after too many of those.
+        """
+        process = self._start(index, await self._free_rows.get())
+        if process is None or not await process.wait_serving():
             self._note_failed_start()
             return None
         self._failed_starts = 0
-        _log.info("%r serves", child)
-        return child
+        _log.info("%r serves", process)
+        return process
 
-    def _start(self, place: int, row: int) -> Child | None:
+    def _start(self, index: int, row: int) -> ProcessHandle | None:
         try:
-            child = Child(self._orders(place, row), self._listener, self._rows.fd, self._publisher)
+            process = ProcessHandle(self._orders(index, row), self._listener, self._rows.fd, self._publisher)
         except OSError as error:
-            _log.error("process %d cannot be started: %s", place, error)
+            _log.error("process %d cannot be started: %s", index, error)
             self._free_rows.put_nowait(row)
             return None
-        self._children[child] = asyncio.create_task(self._watch(child))
-        return child
+        self._processes[process] = asyncio.create_task(self._watch(process))
+        return process
 
-    def _orders(self, place: int, row: int) -> Start:
+    def _orders(self, index: int, row: int) -> Start:
         return Start(
-            index=place,
+            index=index,
             row=row,
             rows=self._rows.count,
             row_size=self._rows.row_size,
@@ -225,76 +226,83 @@ class Supervisor:
 
     def _note_failed_start(self) -> None:
         self._failed_starts += 1
-        is_serving = any(child.state is not ProcessState.STARTING for child in self._children)
+        is_serving = any(process.state is not ProcessState.STARTING for process in self._processes)
         if self._failed_starts >= MAX_FAILED_STARTS and not is_serving:
             raise StartError(
                 f"{MAX_FAILED_STARTS} processes in a row ended before they could serve; their lines say why"
             )
 
-    async def _watch(self, child: Child) -> None:
-        """Until the process has ended; what it counted is kept."""
+    async def _watch(self, process: ProcessHandle) -> None:
+        """Watch a process until it has ended; what it counted is kept."""
         try:
-            code = await child.run()
+            code = await process.run()
             if not self._is_stopping:
-                self._note_end(child, code)
+                self._note_end(process, code)
         finally:
-            del self._children[child]
-            self._rows.fold(child.row)
-            self._free_rows.put_nowait(child.row)
+            del self._processes[process]
+            self._rows.fold(process.row)
+            self._free_rows.put_nowait(process.row)
 
-    def _note_end(self, child: Child, code: int) -> None:
-        if child.state is ProcessState.STARTING:
-            _log.error("%r ended with %s before it could serve", child, describe_exit(code))
+    def _note_end(self, process: ProcessHandle, code: int) -> None:
+        if process.state is ProcessState.STARTING:
+            _log.error("%r ended with %s before it could serve", process, describe_exit(code))
         elif code:
             self._ends[ProcessEnd.DIED] += 1
-            _log.error("%r ended with %s: what it was serving is lost", child, describe_exit(code))
+            _log.error("%r ended with %s: what it was serving is lost", process, describe_exit(code))
         else:
             self._ends[ProcessEnd.RECYCLED] += 1
-            _log.info("%r has ended", child)
+            _log.info("%r has ended", process)
 
     async def _kill_hung(self) -> None:
-        """Kill processes whose event loops stand still, until cancelled; others take their places.
+        """Kill processes whose event loops stand still, until cancelled; others follow them.
 
         The limit is counted in looks, so that a pause of this process is not taken for theirs.
         """
         limit_s = self.config.orchestrator.hang_timeout_s
         while True:
             await asyncio.sleep(limit_s / LOOKS)
-            for child in self._children:
-                if child.silent_looks(self._rows.beats(child.row)) >= LOOKS:
-                    _log.error("%r has stood still for %g s: killed", child, limit_s)
-                    child.kill()
+            for process in self._processes:
+                if process.silent_looks(self._rows.beats(process.row)) >= LOOKS:
+                    _log.error("%r has stood still for %g s: killed", process, limit_s)
+                    process.kill()
 
     # --- the end --------------------------------------------------------------------------------
 
     async def _end_all(self, hurry: asyncio.Event) -> None:
-        for child in self._children:
-            child.stop()
+        for process in self._processes:
+            process.stop()
         limit_s = self.config.orchestrator.timeout_graceful_shutdown + STOP_MARGIN_S
         await _first_of(self._wait_ended(), hurry.wait(), self._kill_hung(), limit_s=limit_s)
-        for child in self._children:
-            child.cut()
+        for process in self._processes:
+            process.cut()
         await _first_of(self._wait_ended(), limit_s=CUT_S)
-        for child in self._children:
-            _log.error("%r does not end: killed", child)
-            child.kill()
+        for process in self._processes:
+            _log.error("%r does not end: killed", process)
+            process.kill()
         await self._wait_ended()
 
     async def _wait_ended(self) -> None:
-        """Until no process is left."""
-        if self._children:
-            await asyncio.wait(self._children.values())
+        """Wait until no process is left."""
+        if self._processes:
+            await asyncio.wait(self._processes.values())
+
+
+def _queue_of(rows: Iterable[int]) -> asyncio.Queue[int]:
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    for row in rows:
+        queue.put_nowait(row)
+    return queue
 
 
 class _Delay:
-    """Between the starts of two processes at one place: the longer, the sooner they ended."""
+    """A delay lies between the starts of two processes of one index: the longer, the sooner they ended."""
 
     def __init__(self) -> None:
         self._last_s = 0.0
         self._asked = asyncio.get_running_loop().time()
 
     def next_s(self) -> float:
-        """To be asked at the end of a process, once."""
+        """Return the delay after the end of a process; call this once for each."""
         now = asyncio.get_running_loop().time()
         ran_s = now - self._asked - self._last_s
         self._asked = now
@@ -304,7 +312,7 @@ class _Delay:
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object], limit_s: float | None = None) -> None:
-    """Until one of them has ended, for `limit_s` at most; the others are cancelled. Raises what it raises."""
+    """Wait until one has ended, for `limit_s` at most; the others are cancelled. Raises what it raises."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)

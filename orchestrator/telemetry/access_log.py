@@ -1,4 +1,4 @@
-"""One line per request, and one more per slow request, made in batches from finished records."""
+"""The access log has a line per request, and one more per slow request, made in batches from records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _log: Final = logging.getLogger("baton.requests")
 
 
 class AccessLog:
-    """Takes the finished records of a `Telemetry` several times a second and makes lines of them."""
+    """The access log takes the finished records of a `Telemetry` several times a second and makes lines of
+    them.
+    """
 
     PERIOD_S: Final = 0.1
     # Records per turn of the event loop: about 2 ms of work.
@@ -72,7 +74,7 @@ class AccessLog:
                 self._warn(record)
 
     def _console_line(self, record: RequestRecord, offset: float) -> bytes:
-        """A line for people: what every request has, then NAME=VALUE for what this one has too."""
+        """Return a line for people: what every request has, then NAME=VALUE for what this one has too."""
         error = f" error={record.error_code}" if record.error_code else ""
         client = f" client={one_line(record.client)}" if record.client else ""
         reasons = _reason_words(record) if self._tells_reasons else ""
@@ -153,7 +155,7 @@ def _reason(choice: object | None) -> str | None:
 
 
 def _reason_words(record: RequestRecord) -> str:
-    """In quotes, as they are sentences."""
+    """Return the reasons of a record in quotes, as they are sentences."""
     reasons = {
         "whole_reason": record.whole_reason,
         "prefill_reason": _reason(record.prefill_choice),

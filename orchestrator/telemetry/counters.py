@@ -1,4 +1,4 @@
-"""What happened, as numbers: one record per request, counters in a flat row of int64.
+"""What happens is kept as numbers: one record per request, and counters in a flat row of int64.
 
 The hot path makes two calls per request, `Telemetry.begin` and `Telemetry.finish`; both only add to
 integers. A row holds sums alone, so the rows of several processes, side by side in shared memory, add up
@@ -25,7 +25,7 @@ Row: TypeAlias = "array[int] | memoryview"  # of int64, format "q"
 
 
 class FallbackReason(IntEnum):
-    """Why a body went to a worker as JSON although msgpack was asked for."""
+    """This is why a body went to a worker as JSON although msgpack was asked for."""
 
     NOT_ENCODABLE = 0  # msgpack cannot carry it, e.g. an integer over 64 bits
     TOO_LARGE = 1  # what is left of it between the legs is too large to transcode in place
@@ -33,7 +33,7 @@ class FallbackReason(IntEnum):
 
 
 class RetryReason(IntEnum):
-    """Which leg failed, so that (a part of) a request was sent again."""
+    """This leg failed, so that (a part of) a request was sent again."""
 
     PREFILL = 0  # the prefill leg
     DECODE = 1  # the decode leg, before anything of it had reached the client
@@ -42,7 +42,7 @@ class RetryReason(IntEnum):
 
 
 class RejectReason(IntEnum):
-    """Why a request was sent away before anything was done for it."""
+    """This is why a request was refused before anything was done for it."""
 
     QUEUE_FULL = 0
     TOO_LATE = 1  # it would not have been answered before its deadline, or would have waited for too long
@@ -51,7 +51,7 @@ class RejectReason(IntEnum):
 
 
 class LeaseState(IntEnum):
-    """Of the KV blocks that a finished prefill keeps (`legs/ledger.py`). The first two are open: gauges."""
+    """A finished prefill's KV blocks are in one of these states (`legs/ledger.py`). Two are open: gauges."""
 
     HELD = 0  # the prefill worker pins the blocks for us
     USED = 1  # bytes of a decode leg with this hand-off were written
@@ -60,7 +60,7 @@ class LeaseState(IntEnum):
     EXPIRED = 4
 
 
-# In which a queue is measured (`relay/admission.py`).
+# A queue is measured in these (`relay/admission.py`).
 QUEUE_UNITS: Final[tuple[str, ...]] = ("requests", "tokens", "bytes")
 OTHER: Final = "other"  # the label for what is in no fixed list
 NO_MODEL: Final = ""  # no configured name can be empty
@@ -73,7 +73,7 @@ ERROR_CODES: Final = tuple(
         if isinstance(kind, type) and issubclass(kind, errors.BatonError)
     )
 )
-# Seconds, inclusive upper bounds; one more bucket takes what is above the last.
+# Inclusive upper bounds in seconds; one more bucket takes what is above the last.
 STAGE_BOUNDS: Final[tuple[float, ...]] = (
     0.001,
     0.0025,
@@ -96,12 +96,12 @@ LAG_BOUNDS: Final[tuple[float, ...]] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0
 
 
 def histogram_cells(bounds: Sequence[float]) -> int:
-    """A histogram is one count per bucket, the one above the last bound, and the sum in microseconds."""
+    """Return how many cells a histogram has: a count per bucket, one above the last bound, the sum in us."""
     return len(bounds) + 2
 
 
 class Layout:
-    """Which cell of a row counts what: worked out from names alone, so every process has the same.
+    """A layout says which cell of a row counts what; it follows from names alone, the same in every process.
 
     Cells before `lease_ends` are gauges (they fall again), all others only grow.
     """
@@ -130,29 +130,29 @@ class Layout:
 
     @property
     def counters(self) -> range:
-        """The cells that only grow."""
+        """Return the cells that only grow."""
         return range(self.lease_ends, self.size)
 
     def queue_cell(self, model: int) -> int:
-        """The cell of the first unit; the others follow."""
+        """Return the cell of the first unit of a queue; the others follow."""
         return self.queues + model * len(QUEUE_UNITS)
 
     def request_cell(self, model: int, endpoint: int) -> int:
-        """The cell of the first status; the others follow in the order of `statuses`."""
+        """Return the cell of the first status; the others follow in the order of `statuses`."""
         return self.requests + (model * len(self.endpoints) + endpoint) * len(self.statuses)
 
     def stage_cell(self, model: int, stage: int) -> int:
-        """The first cell of the histogram."""
+        """Return the first cell of a stage's histogram."""
         return self.stages + (model * len(STAGES) + stage) * histogram_cells(STAGE_BOUNDS)
 
 
 def sum_rows(rows: Iterable[Row]) -> list[int]:
-    """What all processes counted together."""
+    """Return the sum of rows: what all processes counted together."""
     return [sum(cells) for cells in zip(*rows, strict=True)]
 
 
 class Telemetry:
-    """Counts into one row; the only writer of that row. Finished records wait in `records` for the log.
+    """A telemetry is the only writer of its row. Finished records wait in `records` for the log.
 
     `row` may be given: format "q", `layout.size` cells, for instance over shared memory.
     """
@@ -178,7 +178,7 @@ class Telemetry:
         self._errors = {code: layout.errors + index for index, code in enumerate(layout.error_codes)}
 
     def begin(self, record: RequestRecord) -> None:
-        """Count the request as in flight, for the model known by now. Owed: one `finish`."""
+        """Count a request as in flight, for the model known by now. One `finish` must follow."""
         record.in_flight_cell = cell = self._in_flight[record.model_index]
         self.row[cell] += 1
 
@@ -227,7 +227,7 @@ class Telemetry:
 
     @property
     def in_flight(self) -> int:
-        """Requests between `begin` and `finish` in this process."""
+        """Return how many requests are between `begin` and `finish` in this process."""
         return sum(self.row[self.layout.in_flight : self.layout.queues])
 
 

@@ -1,4 +1,4 @@
-"""Text that is safe in a line: nothing that came from outside can start a new one, or steer a terminal."""
+"""Text is made safe for a line: nothing that came from outside can start a new one, or steer a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _unsafe: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def one_line(text: str) -> str:
-    """The text with everything escaped that ends a line or steers a terminal."""
+    """Return the text with everything escaped that ends a line or steers a terminal."""
     return text if text.isprintable() else _unsafe.sub(_escape, text)
 
 
@@ -24,7 +24,10 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def json_line(fields: Mapping[str, Any]) -> bytes:
-    """The fields as one JSON object and a line end. Values that JSON does not know become their `str`."""
+    """Return the fields as a JSON object and a line end.
+
+    Values that JSON does not know become their `str`.
+    """
     try:
         line = orjson.dumps(fields, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:  # a lone surrogate, an integer over 64 bits: rare, and must not be lost
@@ -49,7 +52,10 @@ def timestamp(epoch_s: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """With three decimals; `seconds` is not negative. `f"{1e3 * seconds:.3f}"` takes twice as long."""
+    """Return milliseconds with three decimals; `seconds` is not negative.
+
+    `f"{1e3 * seconds:.3f}"` takes twice as long.
+    """
     us = int(seconds * 1e6 + 0.5)
     return f"{us // 1000}{_THOUSANDTHS[us % 1000]}"
 

@@ -1,4 +1,4 @@
-"""Lines: how they are made and written. Those of requests are made in `telemetry/access_log.py`.
+"""Log lines are made and written here; `telemetry/access_log.py` makes those of requests.
 
 Nothing here holds up the event loop: one daemon thread does the writing, so that a reader of our stderr that
 stalls does not stall requests. Nothing that came from outside can start a new line or send a control sequence
@@ -23,7 +23,7 @@ Write = Callable[[bytes], None]
 
 
 class LineWriter:
-    """Writes to a file descriptor in a thread of its own: `write` never blocks; any thread may call it.
+    """A line writer has a thread of its own: `write` never blocks, and any thread may call it.
 
     Before `start` and after `close` it writes at once. If the reader stalls, at most `MAX_WAITING_BYTES` are
     kept and later writes are dropped; the first one that fits again is preceded by their number.
@@ -46,14 +46,14 @@ class LineWriter:
         self._thread.start()
 
     def write(self, data: bytes) -> None:
-        """Whole lines only."""
+        """Write whole lines, or drop them if too much is pending."""
         if self._thread is not None:
             self._put(data)
         elif not self._is_stuck:
             self._write_now(data)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Write what waits, for `timeout_s` at most. Repeatable; does not close the descriptor."""
+        """Write what is pending, for `timeout_s` at most. The descriptor stays open. This can be repeated."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._waiting.put(None)
@@ -90,7 +90,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record, with what was given as `extra`."""
+    """This formatter makes a JSON object of each record, with what was given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -106,7 +106,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """A line per record; a traceback follows, indented, so that its text cannot pass for a record."""
+    """This formatter makes a line of each record; a traceback is indented, so that it looks like none."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = (
@@ -119,7 +119,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 class WriterHandler(logging.Handler):
-    """Hands formatted records to a LineWriter."""
+    """This handler hands formatted records to a `LineWriter`."""
 
     def __init__(self, write: Write) -> None:
         super().__init__()
@@ -132,14 +132,15 @@ class WriterHandler(logging.Handler):
             self.handleError(record)
 
 
-# Ours and uvicorn's log at the configured level, other libraries only what is wrong.
+# Ours and uvicorn's loggers have the configured level; other libraries log only what is wrong.
 _AT_LEVEL = ("baton", "uvicorn")
 
 
 def configure_logging(config: LogConfig, write: Write) -> None:
     """Send all logging of this process through `write`, uvicorn's too (give uvicorn `log_config=None`).
 
-    uvicorn's access log is turned off: ours knows more. Called once per process, before the first log line.
+    uvicorn's access log is turned off: ours knows more. Call this once per process, before the first log
+    line.
     """
     handler = WriterHandler(write)
     handler.setFormatter(JsonFormatter() if config.format == "json" else ConsoleFormatter())

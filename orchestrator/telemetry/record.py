@@ -1,4 +1,4 @@
-"""One request, as numbers: what `telemetry/counters.py` counts and `telemetry/access_log.py` writes down."""
+"""A record holds one request as numbers: `telemetry/counters.py` counts it, the access log writes it down."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from orchestrator.wire.usage import Kv
 
 
 class Path(IntEnum):
-    """How a request was served; NONE until that is decided."""
+    """A request was served on this path; it is NONE until that is decided."""
 
     NONE = 0
     DISAGGREGATED = 1
     AGGREGATED = 2
 
 
-# Looking a member up in its enumeration costs as much as a call.
+# Looking up a member of an enumeration costs as much as a call.
 _NO_PATH: Final = Path.NONE
 _NO_KV: Final = Kv.NONE
 
 
 class RequestRecord:
-    """One request, filled in by `relay/scope.py` as it goes. Moments are `loop.time()`, 0.0 for never.
+    """A record is filled in by `relay/scope.py` as its request goes.
 
-    Holds no text of a prompt or an answer, and nothing that a client chose except a valid request id.
+    Moments are `loop.time()`, 0.0 for never.
+
+    It holds no text of a prompt or an answer, and nothing that a client chose except a valid request id.
     """
 
     request_id: str
@@ -42,7 +44,7 @@ class RequestRecord:
     error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
     prefill_worker: str | None = None
     decode_worker: str | None = None
-    # Why it was served so: of the last plan. `str` of the choices is a sentence, to be made when it is read.
+    # The last plan's reasons. `str` of a choice is a sentence, which is made when it is read.
     whole_reason: str | None = None  # why one worker served all of it
     prefill_choice: object | None = None
     decode_choice: object | None = None
@@ -59,7 +61,7 @@ class RequestRecord:
         self.kv = _NO_KV
 
     def stages(self) -> tuple[float, float, float, float]:
-        """Seconds per stage in the order of STAGES; -1.0 for a stage that was not completed.
+        """Return the seconds of each stage in the order of STAGES; -1.0 for a stage that was not completed.
 
         `decode_first_byte` starts where the leg that answers could start; an error is not such an answer.
         """

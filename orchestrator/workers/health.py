@@ -1,4 +1,4 @@
-"""Active probes: who is there, what they can decode, how long a prompt may be.
+"""Active probes find out which workers are there, what they can decode, and how long a prompt may be.
 
 A probe only says what it saw; what follows from that is in `workers/states.py` and `workers/registry.py`.
 """
@@ -30,15 +30,15 @@ _log = logging.getLogger("baton.health")
 
 
 class ProbeRefused(Exception):
-    """Nobody listens there."""
+    """The probe's connection was refused: nobody listens there."""
 
 
 class ProbeFailed(Exception):
-    """The worker is ill, is not the one that the config means, or cut the probe off. Says why."""
+    """The worker is ill, is not the one that the config means, or cut the probe off; the message says why."""
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    """What a worker that comes (back) says of itself."""
+    """A worker that comes into service, or back into it, says this of itself."""
 
     info: WorkerInfo | None  # None without our plugin
     max_model_len: int | None
@@ -48,15 +48,18 @@ class Probe(Protocol):
     """Asks a worker how it is."""
 
     async def __call__(self, worker: Worker) -> Introduction | None:
-        """Returns if it is well; with an introduction if it was not in service, None changes nothing.
+        """Return if the worker is well: its introduction if it was not in service, else None.
 
-        Raises `ProbeRefused` or `ProbeFailed`; cancelled if it takes too long.
+        Raises `ProbeRefused` or `ProbeFailed`. The caller cancels a probe that takes too long.
         """
         ...
 
 
 class Prober:
-    """Probes every worker of a registry, also those that are added, until closed. A task per worker."""
+    """A prober probes every worker of a registry, also those that are added, until it is closed.
+
+    Each worker has a task of its own.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Prober:
         random: Random,
         time: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`time` is the registry's clock. `random` is for jitter."""
+        """`time` is the registry's clock; `random` makes the jitter of pauses."""
         self._registry = registry
         self._ask = probe
         self._random = random
@@ -76,7 +79,7 @@ class Prober:
         self._is_closed = False
 
     def start(self) -> None:
-        """Begin; inside the event loop that changes the registry."""
+        """Begin to probe. Call this inside the event loop that changes the registry."""
         registry = self._registry
         registry.news.added.add(self._watch_anew)
         registry.news.doubted.add(self._watch_anew)
@@ -97,7 +100,7 @@ class Prober:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _watch_anew(self, worker: Worker) -> None:
-        """Begin again with a worker of which something was heard: a probe under way is from before that."""
+        """Probe a worker anew of which something was heard: a probe under way was sent before that."""
         task = self._tasks.get(worker)
         if self._is_closed or task is asyncio.current_task():
             return  # in the second case its own probe saw it
@@ -134,7 +137,7 @@ class Prober:
         return interval_s
 
     def _limit_s(self, worker: Worker) -> float:
-        """For one probe: a suspect's last one ends with the time that it has to give a sign."""
+        """Return the timeout of one probe: a suspect's last one ends with its time to give a sign of life."""
         timeout_s = self._registry.health.timeout_s
         if worker.state not in FULL_SERVICE:
             return max(GREETING_S, timeout_s)
@@ -180,10 +183,10 @@ class _ModelList(msgspec.Struct):
 
 
 class HttpProbe:
-    """`Probe` for vLLM's server and for ours. To be closed by whoever made it."""
+    """This is the `Probe` for vLLM's server and for ours. Whoever made it closes it."""
 
     def __init__(self, credential: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`credential` is what workers want as bearer token. `transport` stands in for the network."""
+        """Workers get `credential` as bearer token. A test's `transport` stands in for the network."""
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {credential}"} if credential else {},
             timeout=None,  # noqa: S113  # whoever asks has limits of its own
@@ -205,7 +208,7 @@ class HttpProbe:
             raise (ProbeRefused if _is_refusal(error) else ProbeFailed)(why) from error
 
     async def _introduction(self, worker: Worker) -> Introduction:
-        """A worker that comes (back) may be another version with other abilities: ask each time."""
+        """Ask a worker what it can do, each time that it comes back: it may be another version."""
         info = await self._info(worker)
         answer = await self._get(worker, "/v1/models")
         answer.raise_for_status()
@@ -227,7 +230,7 @@ class HttpProbe:
 
 
 def _is_refusal(error: BaseException | None) -> bool:
-    """Whether the peer's machine answered that nobody listens; httpx keeps that some causes deep."""
+    """Return whether the peer's machine answered that nobody listens; httpx keeps that some causes deep."""
     while error is not None:
         if isinstance(error, ConnectionRefusedError):
             return True

@@ -1,4 +1,4 @@
-"""What an event does to a worker is decided here, from plain data; the registry applies it and tells it.
+"""This module decides from plain data what an event does to a worker; the registry applies and tells it.
 
 The table of states (`workers/states.py`) says where an event leads. Three things go beyond it: at most half
 of a pool is out on suspicion, an ejected worker is asked again later each time, and a suspect has until its
@@ -29,13 +29,13 @@ from orchestrator.workers.worker import Worker
 CLOCK_ERROR_S = 0.01  # timeouts of the event loop may come early by as much as its clock's grain
 MAX_DOUBLINGS = 30  # far beyond any useful pause; keeps the number small
 
-# Probes that show an ejected worker to be ill still; what late legs tell of it is no news.
+# With these a probe shows that an ejected worker is still ill; what late legs tell of it is no news.
 _PROBED_ILL = frozenset({Event.FAILED, Event.MISSED, Event.SILENT})
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a worker's fate depends on beside the worker itself."""
+    """What becomes of a worker depends on these, beside the worker itself."""
 
     pool: Sequence[Worker]  # all of its model and role, the worker among them
     health: HealthConfig
@@ -45,7 +45,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What an event does to a worker."""
+    """A move says what an event does to a worker."""
 
     event: Event
     before: WorkerState
@@ -53,22 +53,22 @@ class Move:
 
     @property
     def is_change(self) -> bool:
-        """The worker comes to another state. If not, some moments may have changed all the same."""
+        """Say whether the worker comes to another state; moments may have changed even if it does not."""
         return self.life.state is not self.before
 
     @property
     def ends_service(self) -> bool:
-        """The legs on the worker are lost."""
+        """Say whether the legs on the worker are lost."""
         return is_out(self.before, self.life.state)
 
     @property
     def wants_probe(self) -> bool:
-        """The worker is suspected by something other than a probe: one is due at once."""
+        """Say whether the worker is suspected by something other than a probe, so that one is due at once."""
         return self.life.state is WorkerState.SUSPECT and self.event not in _PROBED_ILL
 
 
 def decide(worker: Worker, event: Event, situation: Situation) -> Move:
-    """What `event` does to `worker`. Changes nothing but the state of `situation.random`."""
+    """Return what `event` does to `worker`. This changes nothing but the state of `situation.random`."""
     before = worker.life()
     state = next_state(before.state, event)
     if state is WorkerState.EJECTED and not may_be_out(worker, situation.pool):
@@ -82,9 +82,10 @@ def decide(worker: Worker, event: Event, situation: Situation) -> Move:
 
 
 def followed(worker: Worker, snapshot: WorkerSnapshot) -> Life | None:
-    """The life of a worker as the process that probes has it; states that lay in between are not seen.
+    """Return the life of a worker as the process that probes has it; states that lay in between are not seen.
 
-    None if it is older than what is known here: a worker that refused us stays gone until it comes back.
+    It is None if the snapshot is older than what is known here: a worker that refused us stays gone until it
+    comes back.
     """
     is_outdated = worker.state is WorkerState.GONE and snapshot.epoch <= worker.epoch
     if is_outdated and snapshot.state in IN_SERVICE:
@@ -100,7 +101,7 @@ def followed(worker: Worker, snapshot: WorkerSnapshot) -> Life | None:
 
 
 def is_out(before: WorkerState, after: WorkerState) -> bool:
-    """Whether a worker falls out of service between the two."""
+    """Return whether a worker that goes from one state to the other falls out of service."""
     return before in IN_SERVICE and after not in IN_SERVICE
 
 
@@ -108,9 +109,9 @@ def is_out(before: WorkerState, after: WorkerState) -> bool:
 
 
 def missed(worker: Worker, asked: float, health: HealthConfig, now: float) -> Event | None:
-    """What it is that a probe begun at `asked` got no answer in its time.
+    """Return what a probe means that was begun at `asked` and got no answer in its time.
 
-    Nothing (None) while a leg brings bytes: an API server can be too busy for probes.
+    It means nothing (None) while a leg brings bytes: an API server can be too busy for probes.
     """
     if worker.heard > asked and worker.state in IN_SERVICE:
         return None
@@ -118,17 +119,17 @@ def missed(worker: Worker, asked: float, health: HealthConfig, now: float) -> Ev
 
 
 def is_erring(worker: Worker, health: HealthConfig) -> bool:
-    """Whether the legs that it answered with a 5xx are too many in a row; on trial one is."""
+    """Return whether a worker answered too many legs in a row with a 5xx; on trial one is too many."""
     return worker.failures >= health.consecutive_errors or worker.state is WorkerState.PROBING
 
 
 def is_proven(worker: Worker) -> bool:
-    """Whether a leg has succeeded on trial."""
+    """Return whether a leg has succeeded on a worker that is on trial."""
     return worker.state is WorkerState.PROBING and not worker.failures
 
 
 def verdict_at(worker: Worker, health: HealthConfig) -> float:
-    """When a worker that gives no sign of life from now on is ejected for its silence."""
+    """Return when a worker that gives no sign of life from now on is ejected for its silence."""
     if worker.state is not WorkerState.SUSPECT:
         return max(worker.answered, worker.heard) + health.silence_s
     suspicion = worker.suspicion
@@ -141,7 +142,7 @@ def verdict_at(worker: Worker, health: HealthConfig) -> float:
 
 
 def may_be_out(worker: Worker, pool: Sequence[Worker]) -> bool:
-    """Whether at most half of what is left of the pool is out, with this worker among it.
+    """Return whether at most half of what is left of the pool is out, with this worker among it.
 
     When most workers look ill, it is more likely that the one who looks is.
     """
@@ -150,7 +151,10 @@ def may_be_out(worker: Worker, pool: Sequence[Worker]) -> bool:
 
 
 def called_back(pool: Sequence[Worker]) -> Worker | None:
-    """Who has to serve again, as too few others are left: the one that has failed least. Else None."""
+    """Return the worker that has to serve again, as too few others are left: the one that has failed least.
+
+    It is None if enough are left.
+    """
     out = [worker for worker in pool if worker.state in ON_SUSPICION]
     if len(out) <= _reachable(pool) // 2:
         return None
@@ -165,13 +169,13 @@ def _reachable(pool: Sequence[Worker]) -> int:
 
 
 def pause_s(ejections: int, health: HealthConfig, random: Random) -> float:
-    """How long a worker that was ejected so many times in a row before is left alone."""
+    """Return for how many seconds a worker is left alone that was ejected so many times in a row before."""
     longest_s = min(health.eject_s * 2.0 ** min(ejections, MAX_DOUBLINGS), health.eject_max_s)
     return longest_s * random.uniform(0.5, 1.0)
 
 
 def _put_off(life: Life, before: WorkerState, situation: Situation) -> Life:
-    """Ask an ejected worker again: the later, the more often it has failed in a row."""
+    """Put the next probe of an ejected worker off: the longer, the more often it has failed in a row."""
     health, now, suspicion = situation.health, situation.now, life.suspicion
     is_forgiven = before in FULL_SERVICE and now - suspicion.serves_since > health.eject_max_s
     ejections = 0 if is_forgiven else suspicion.ejections
@@ -204,7 +208,7 @@ def _doubt(life: Life, verdict_at: float, now: float) -> Life:
 
 
 def _has_elder(worker: Worker, situation: Situation) -> bool:
-    """Whether another one of its pool has served for so long that a new one would be far emptier."""
+    """Return whether another one of the pool has served for so long that a new one would be far emptier."""
     now, slow_start_s = situation.now, situation.health.slow_start_s
     return any(
         other.state in FULL_SERVICE and now - other.suspicion.serves_since >= slow_start_s
@@ -222,5 +226,5 @@ def _first_verdict(worker: Worker, event: Event, situation: Situation) -> float:
 
 
 def _first_failures(state: WorkerState) -> int:
-    """On trial, only a leg that succeeds sets this to 0."""
+    """Return a worker's failures as it comes to `state`: on trial, only a success sets them to 0."""
     return int(state is WorkerState.PROBING)

@@ -1,4 +1,4 @@
-"""Who is told what of workers."""
+"""A registry tells its listeners what happens to workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Told = ParamSpec("_Told")
 
 
 class Listeners(Generic[_Told]):
-    """Callbacks for one kind of news, called in the order in which they came."""
+    """These callbacks wait for one kind of news; they are called in the order in which they were added."""
 
     def __init__(self) -> None:
         self._callbacks: list[Callable[_Told, None]] = []
@@ -27,7 +27,7 @@ class Listeners(Generic[_Told]):
 
 
 class News:
-    """What a registry tells of its workers, once it is so."""
+    """A registry tells this of its workers, as soon as it has happened."""
 
     def __init__(self) -> None:
         self.added: Listeners[[Worker]] = Listeners()  # it came in after the start

@@ -1,4 +1,4 @@
-"""The workers of one model that requests can be sent to now, by role."""
+"""A model's pools hold, by role, the workers that requests can be sent to now."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_SHARE: Final = 0.125  # of a worker that has just come back: one turn in eig
 
 
 class Pools:
-    """Made anew by the registry whenever a state changes: tuples are replaced, never changed.
+    """The registry updates the pools of a model whenever a state changes: tuples are replaced, never changed.
 
     While `is_steady`, every worker in the tuples takes its full share, and there is no other. Otherwise
     `candidates` says who may take the next request.
@@ -58,17 +58,17 @@ class Pools:
         self.reconfigure(health, routing)
 
     def on_update(self, callback: Callable[[], None]) -> None:
-        """`callback` is called whenever other workers may be in use."""
+        """Have `callback` called whenever other workers may be in use."""
         self._on_update.append(callback)
 
     def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
-        """Holds from the next `update` on."""
+        """Go by these sections from the next `update` on."""
         self._slow_start_s = health.slow_start_s
         # Whether decode workers prefill while no prefill worker is left.
         self._prefills_locally = routing.disaggregate != "strict"
 
     def update(self, members: Iterable[Worker]) -> None:
-        """Take in all workers of the model; for the registry."""
+        """Sort all workers of the model into the pools. Only the registry calls this."""
         by_role: dict[Role, list[Worker]] = {role: [] for role in ROLES}
         for worker in members:
             by_role[worker.address.role].append(worker)
@@ -84,7 +84,7 @@ class Pools:
             callback()
 
     def rest(self, worker: Worker, seconds: float) -> None:
-        """A worker was too busy, and said for how long: until then it is not chosen if there is any other."""
+        """Let a worker rest that said for how long it is too busy: it is not chosen if there is any other."""
         self._resting[worker] = self._time() + min(seconds, MAX_REST_S)
         self.is_steady = False
 
@@ -94,7 +94,7 @@ class Pools:
         self.is_steady = not self._trials and not self._resting and now >= self._warm_at
 
     def problem(self) -> str | None:
-        """Why no request for this model can be served as it should be; None if there is a whole path.
+        """Return why no request for this model can be served as it should be; None if there is a whole path.
 
         Decode workers alone are one only if there have been prefill workers: a start waits for these.
         """
@@ -105,12 +105,13 @@ class Pools:
         return self.missing()
 
     def missing(self) -> str:
-        """Which of the two legs nobody serves, in words."""
+        """Return in words which of the two legs nobody serves."""
         missing = [role for role in ("prefill", "decode") if not getattr(self, role)]
         return f"no {' and no '.join(missing)} worker is ready"
 
     def candidates(self, role: Role, avoid: Collection[Worker] = ()) -> tuple[Worker, ...]:
-        """Who may take the next request: not those in `avoid`, nor those at rest, if there is any other.
+        """Return who may take the next request: not those in `avoid`, nor those at rest, if there is any
+        other.
 
         A worker in slow start is among them as often as its share says, one on trial while it has no leg.
         """
@@ -124,7 +125,7 @@ class Pools:
         return tuple(found or others) or workers
 
     def share(self, worker: Worker) -> float:
-        """How much of its usual part a worker takes now, from `MIN_SHARE` to 1."""
+        """Return how much of its usual part a worker takes now, from `MIN_SHARE` to 1."""
         return self._share(worker, self._time())
 
     def _share(self, worker: Worker, now: float) -> float:
@@ -149,7 +150,7 @@ class Pools:
 
 
 def _in_use(members: list[Worker]) -> tuple[Worker, ...]:
-    """Those that are ready; if there is none, those that are only suspected."""
+    """Return those that are ready; if there is none, those that are only suspected."""
     for state in (WorkerState.READY, WorkerState.SUSPECT):
         if found := tuple(worker for worker in members if worker.state is state):
             return found

@@ -1,4 +1,4 @@
-"""The registry: all workers, what happens to them, and for each model those that take requests.
+"""The registry knows all workers, what happens to them, and for each model those that take requests.
 
 States change here only, as `workers/states.py` has them: by what probes say (`workers/health.py`), by what
 legs see, and by the operator. Where several processes serve, the supervisor's registry decides, and those
@@ -25,13 +25,11 @@ from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import Event, WorkerState
 from orchestrator.workers.worker import SharedLoad, Worker
 
-__all__ = ["Registry", "Worker"]
-
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
 
 
 class Registry:
-    """All workers, and for each model those that take requests."""
+    """A registry holds all workers, and for each model those that take requests."""
 
     def __init__(
         self,
@@ -47,8 +45,8 @@ class Registry:
     ) -> None:
         """`transport` is what the orchestrator may send: json, orjson or msgpack.
 
-        `loads` are given where other processes send to the same workers: one per address, and as many more
-        as workers can be added. `health` and `routing` are the config's sections. `random` is for jitter.
+        `loads` is given where other processes send to the same workers: one load per address, and as many
+        more as workers can be added. `health` and `routing` are the config's sections. `random` makes jitter.
         """
         self._roster = Roster(addresses, transport, loads)
         self._time = time
@@ -60,11 +58,11 @@ class Registry:
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """Replaced when one comes or goes, never changed."""
+        """Return all workers; the tuple is replaced when one comes or goes, never changed."""
         return self._roster.workers
 
     def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
-        """Judge by these sections from now on; what was decided stays."""
+        """Judge workers by these sections from now on; what was decided stays."""
         self.health = health
         for model, pools in self.pools.items():
             pools.reconfigure(health, routing)
@@ -86,25 +84,21 @@ class Registry:
         worker.announce(info, max_model_len)
         self.news.changed.tell()
 
-    def distrust(self, worker: Worker) -> None:
-        """A worker has refused what it announced; see `Worker.distrust`."""
-        worker.distrust()
-
     # --- what probes see ------------------------------------------------------------------------
 
     def mark_ready(self, worker: Worker) -> None:
-        """A probe found it well: ready, or on trial if it was ejected."""
+        """Note that a probe found a worker well: it is ready, or on trial if it was ejected."""
         worker.answered = self._time()
         worker.last_error = None
         self._note(worker, Event.ANSWERED)
 
     def note_failed(self, worker: Worker, why: str) -> None:
-        """A probe found it ill, or was cut off."""
+        """Note that a probe found a worker ill, or was cut off."""
         worker.last_error = why
         self._note(worker, Event.FAILED)
 
     def note_missed(self, worker: Worker, asked: float) -> None:
-        """A probe begun at `asked` got no answer in its time. That may mean nothing."""
+        """Note that a probe begun at `asked` got no answer in its time. That may mean nothing."""
         event = lifecycle.missed(worker, asked, self.health, self._time())
         if event is not None:
             worker.last_error = "no answer to a probe"
@@ -113,25 +107,28 @@ class Registry:
     # --- what legs see --------------------------------------------------------------------------
 
     def mark_gone(self, worker: Worker, why: str) -> None:
-        """A connection was refused, or the process has ended: no suspicion. A probe brings it back."""
+        """Note that a connection was refused, or that the process has ended.
+
+        A probe brings the worker back.
+        """
         worker.last_error = why
         self._note(worker, Event.REFUSED)
 
     def note_lost(self, worker: Worker, epoch: int, why: str) -> None:
-        """A leg that began in `epoch` was reset or cut short; what was before its return is no news."""
+        """Note that a leg begun in `epoch` was reset or cut short; no news if the worker came back since."""
         if epoch == worker.epoch:
             worker.last_error = why
             self._note(worker, Event.LOST)
 
     def note_error(self, worker: Worker) -> None:
-        """A leg was answered with a 5xx. Whoever sees one succeed sets `failures` to 0."""
+        """Note that a leg was answered with a 5xx. Whoever sees a leg succeed sets `failures` to 0."""
         worker.failures += 1
         if lifecycle.is_erring(worker, self.health):
             worker.last_error = f"answered {worker.failures} legs in a row with a 5xx"
             self._note(worker, Event.ERRED)
 
     def note_seen(self, worker: Worker, epoch: int, event: Event, why: str | None) -> None:
-        """What another process has seen of a worker in `epoch`."""
+        """Note what another process has seen of a worker in `epoch`."""
         if epoch == worker.epoch:
             worker.last_error = why
             self._note(worker, event)
@@ -153,14 +150,14 @@ class Registry:
     # --- what the operator wants ----------------------------------------------------------------
 
     def drain(self, worker: Worker) -> None:
-        """No new legs for it; those under way go on. Holds until `undrain`, also if it is restarted."""
+        """Send a worker no new legs until `undrain`, also if it is restarted; legs under way go on."""
         worker.is_drained = True
         self._note(worker, Event.DRAIN)
 
     def undrain(self, worker: Worker) -> None:
-        """Let it serve again: at once as the last of its pool, else when a probe has found it well.
+        """Let a worker serve again: at once as the last of its pool, else when a probe has found it well.
 
-        Raises `Conflict` if it is to be removed.
+        Raises `Conflict` if it is being removed.
         """
         if worker.is_leaving:
             raise Conflict(f"{worker.name} is being removed")
@@ -168,19 +165,19 @@ class Registry:
         self._note(worker, Event.UNDRAIN)
 
     def at(self, model: str, role: Role, url: str) -> Worker | None:
-        """Who serves `model` in this role there, or is to be removed still."""
+        """Return the worker that serves `model` in this role at `url`, also one that is being removed."""
         return self._roster.at(model, role, url)
 
     def next_index(self, model: str, role: Role) -> int:
-        """For the name of a worker that is to be added."""
+        """Return the index that goes into the name of the next worker to be added."""
         return self._roster.next_index(model, role)
 
     def has_room(self, count: int) -> bool:
-        """Whether so many workers can be added; only shared memory has bounds."""
+        """Return whether so many workers can be added; only shared memory has bounds."""
         return self._roster.has_room(count)
 
     def add(self, address: WorkerAddress) -> Worker:
-        """Take in another worker; it serves once a probe has found it well.
+        """Add a worker; it serves once a probe has found it well.
 
         Raises `Conflict` if it is there already, or if shared memory has no room for it.
         """
@@ -190,7 +187,7 @@ class Registry:
         return worker
 
     def remove(self, worker: Worker) -> None:
-        """Drain it, and forget it once its legs have ended; `settle` sees to that."""
+        """Drain a worker, and forget it once its legs have ended; `settle` sees to that."""
         worker.is_leaving = True
         self.drain(worker)
 
@@ -236,7 +233,7 @@ class Registry:
         self.news.changed.tell()
 
     def _keep_half(self, worker: Worker) -> None:
-        """Call workers of its pool back if too many are ejected, now that it is what it is."""
+        """Call a worker of the same pool back if too many are ejected now."""
         needed = lifecycle.called_back(self._roster.pool_of(worker))
         if needed is not None:
             self._note(needed, Event.NEEDED)

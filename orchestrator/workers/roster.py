@@ -1,4 +1,4 @@
-"""Who is there: the workers, their names and their slots in shared memory. Changed by the registry only."""
+"""The roster holds the workers that are there, their names and their slots in shared memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from orchestrator.workers.worker import OwnWorker, SharedLoad, SharedWorker, Wor
 
 
 class Roster:
-    """The workers of all models."""
+    """A roster holds the workers of all models. Only the registry changes it."""
 
     def __init__(
         self, addresses: Sequence[WorkerAddress], transport: str, loads: Sequence[SharedLoad] | None
     ) -> None:
-        """`transport` is what they may be sent: json, orjson or msgpack.
+        """`transport` is what workers may be sent: json, orjson or msgpack.
 
-        `loads` are given where other processes send to the same workers: one for each slot.
+        `loads` is given where other processes send to the same workers: one load for each slot.
         """
         self._transport = transport
         self._loads = loads
@@ -34,7 +34,7 @@ class Roster:
         return next((worker for worker in self.workers if worker.name == name), None)
 
     def at(self, model: str, role: Role, url: str) -> Worker | None:
-        """Who serves `model` in this role there, or is to be removed still."""
+        """Return the worker that serves `model` in this role at `url`, also one that is being removed."""
         there = (model, role, url)
         return next((worker for worker in self.workers if _served_at(worker.address) == there), None)
 
@@ -42,24 +42,24 @@ class Roster:
         return (worker for worker in self.workers if worker.address.model == model)
 
     def pool_of(self, worker: Worker) -> list[Worker]:
-        """All workers of its model and role."""
+        """Return all workers of the same model and role, `worker` among them."""
         model, role = worker.address.model, worker.address.role
         return [w for w in self.workers if (w.address.model, w.address.role) == (model, role)]
 
     def next_index(self, model: str, role: Role) -> int:
-        """For the name of a worker that is to be added."""
+        """Return the index that goes into the name of the next worker to be added."""
         prefix = f"{model}/{role}/"
         names = (worker.name for worker in self.workers if worker.name.startswith(prefix))
         return max((int(name.removeprefix(prefix)) for name in names), default=-1) + 1
 
     def has_room(self, count: int) -> bool:
-        """Whether so many workers can be added; only shared memory has bounds."""
+        """Return whether so many workers can be added; only shared memory has bounds."""
         return self._loads is None or sum(1 for _ in self._free_slots(self._loads)) >= count
 
     # --- who comes and goes ---------------------------------------------------------------------
 
     def add(self, address: WorkerAddress) -> Worker:
-        """Take in another worker.
+        """Add a worker.
 
         Raises `Conflict` if it is there already, or if shared memory has no room for it.
         """
@@ -69,7 +69,7 @@ class Roster:
         return self.enter(address, self._free_slot())
 
     def enter(self, address: WorkerAddress, slot: int) -> Worker:
-        """Take in a worker whose slot is known."""
+        """Add a worker whose slot is known."""
         worker = self._made(address, slot)
         self.workers = (*self.workers, worker)
         return worker
@@ -84,13 +84,13 @@ class Roster:
         return SharedWorker(address, self._transport, tls, slot, self._loads[slot])
 
     def _tls_context(self) -> ssl.SSLContext:
-        """One for all workers: making it reads all trusted certificates."""
+        """Return one context for all workers: making it reads all trusted certificates."""
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls
 
     def _free_slot(self) -> int:
-        """One that nobody counts in, not even a process that has not heard of a removal yet."""
+        """Return a slot that nobody counts in, not even a process that has not heard of a removal yet."""
         if self._loads is None:
             return max((worker.slot for worker in self.workers), default=-1) + 1
         slot = next(self._free_slots(self._loads), None)

@@ -1,4 +1,4 @@
-"""What is known of a worker at one moment: for other processes, and for people."""
+"""Snapshots say what is known of a worker at one moment, for other processes and for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.workers.states import WorkerState
 
 
 class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a worker, apart from its load: the same in all processes, but for moments."""
+    """A snapshot holds what is known of a worker, apart from its load: the same in all processes."""
 
     address: WorkerAddress
     slot: int  # its cell in shared memory
@@ -27,7 +27,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker at one moment, for the admin API and the metrics."""
+    """A status shows one worker at one moment, in the admin API and the metrics."""
 
     address: WorkerAddress
     state: WorkerState

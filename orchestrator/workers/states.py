@@ -1,4 +1,4 @@
-"""The life of a worker as a table: what it is, what can happen to it, what it is then.
+"""A table has the life of a worker: the states it can be in, what can happen to it, and the state after that.
 
 Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED and SILENT (`workers/health.py`), legs see
 REFUSED, LOST, ERRED and PROVEN (the flow), the operator drains, NEEDED follows from what happens to others
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class WorkerState(StrEnum):
-    """READY takes requests, SUSPECT only if its pool has no other, PROBING one at a time."""
+    """READY takes requests, SUSPECT takes them only if its pool has no other, PROBING takes one at a time."""
 
     STARTING = "starting"  # never answered a probe yet
     READY = "ready"
@@ -24,7 +24,7 @@ class WorkerState(StrEnum):
 
 
 class Event(StrEnum):
-    """What can happen to a worker."""
+    """These events can happen to a worker."""
 
     ANSWERED = "answered"  # a probe found it well
     REFUSED = "refused"  # a connection was refused: its process is not there
@@ -44,7 +44,7 @@ NEVER = float("-inf")  # a moment before all others
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspicion:
-    """Why a worker is kept from its share, and until when: known only to the process that probes."""
+    """A suspicion says until when a worker is kept from its share; only the process that probes knows it."""
 
     ejections: int = 0  # in a row
     retry_at: float = NEVER  # ejected: when it is probed again
@@ -55,7 +55,7 @@ class Suspicion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
-    """What an event can change of a worker (`workers/lifecycle.py`). The registry's clock has its moments."""
+    """An event can change this of a worker (`workers/lifecycle.py`). Moments are by the registry's clock."""
 
     state: WorkerState
     epoch: int  # how often it has come into service
@@ -69,7 +69,7 @@ _STARTING, _READY, _SUSPECT = WorkerState.STARTING, WorkerState.READY, WorkerSta
 _EJECTED, _PROBING = WorkerState.EJECTED, WorkerState.PROBING
 _DRAINING, _GONE = WorkerState.DRAINING, WorkerState.GONE
 
-# What is not listed changes nothing. If half of its pool is out already, a worker is SUSPECT, not EJECTED.
+# An event that is not listed changes nothing. If half of its pool is out, a worker is SUSPECT, not EJECTED.
 _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
     _STARTING: {Event.ANSWERED: _READY},
     _READY: {
@@ -122,5 +122,5 @@ REACHABLE = FULL_SERVICE | ON_SUSPICION  # what that half is counted from
 
 
 def next_state(state: WorkerState, event: Event) -> WorkerState:
-    """The state after `event`; the same one where it changes nothing."""
+    """Return the state after `event`: the same one where it changes nothing."""
     return _TABLE[state].get(event, state)

@@ -1,4 +1,4 @@
-"""A worker: who it is, what state it is in, how busy it is.
+"""A worker has a name and an address, a state, and a load.
 
 Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) where
 nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
@@ -28,7 +28,7 @@ _ID_FORMS: Final[Mapping[str, tuple[TokenIdsForm, ...]]] = {
 
 
 class Worker(ABC):
-    """One worker. Its legs are counted by seats only; the flow changes `failures` too."""
+    """A worker's legs are counted by its seats alone; the flow changes `failures` too."""
 
     __slots__ = (
         "_transport",
@@ -56,7 +56,7 @@ class Worker(ABC):
     )
 
     def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
-        """`transport` is what it may be sent: json, orjson or msgpack.
+        """`transport` is what the worker may be sent: json, orjson or msgpack.
 
         `slot` numbers it among those that share memory. Moments are `time.monotonic()`.
         """
@@ -91,25 +91,25 @@ class Worker(ABC):
     @property
     @abstractmethod
     def in_flight(self) -> int:
-        """Legs under way on this worker."""
+        """Return how many legs are under way on this worker."""
 
     @property
     @abstractmethod
     def heard(self) -> float:
-        """When anything last came on any leg."""
+        """Return when anything last came on any leg."""
 
     @abstractmethod
     def note_heard(self, moment: float) -> None:
-        """For whoever looks at open legs."""
+        """Note that something came on a leg at `moment`; whoever looks at open legs calls this."""
 
     @abstractmethod
     def count_leg(self, change: int) -> None:
-        """One more, or one less. For who owns the leg: it has its place here until it counts itself out."""
+        """Count one leg more, or one less; the leg's owner calls this, once for each."""
 
     # --- what it announces ----------------------------------------------------------------------
 
     def announce(self, info: WorkerInfo | None, max_model_len: int | None) -> None:
-        """Note what it says of itself; None for one without our plugin, which gets plain JSON."""
+        """Note what the worker says of itself; one without our plugin says None and gets plain JSON."""
         self.info = info
         self.max_model_len = max_model_len
         if self.distrusted_epoch == self.epoch:
@@ -120,7 +120,7 @@ class Worker(ABC):
         self.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
 
     def distrust(self) -> None:
-        """It has refused what it announced: it gets plain JSON from now on, until it is restarted."""
+        """Send plain JSON from now on until the worker is restarted, as it has refused what it announced."""
         self.distrusted_epoch = self.epoch
         self.announce(self.info, self.max_model_len)
 
@@ -137,7 +137,7 @@ class Worker(ABC):
         )
 
     def become(self, life: Life) -> None:
-        """For the registry."""
+        """Take on what an event has changed. Only the registry calls this."""
         self.state = life.state
         self.epoch = life.epoch
         self.failures = life.failures
@@ -173,7 +173,7 @@ class Worker(ABC):
 
 
 class OwnWorker(Worker):
-    """A worker that only this process sends to."""
+    """Only this process sends to such a worker."""
 
     __slots__ = ("_heard", "_legs")
 
@@ -198,7 +198,10 @@ class OwnWorker(Worker):
 
 
 class SharedLoad:
-    """The legs under way on one worker, and when something last came on one. Memory: a cell per row."""
+    """The legs under way on one worker are counted here, and when something last came on one.
+
+    The memory has a cell per row.
+    """
 
     __slots__ = ("heard_us", "legs", "own_heard_us", "own_legs")
 
@@ -216,7 +219,7 @@ class SharedLoad:
 
 
 class SharedWorker(Worker):
-    """A worker that several processes send to: `in_flight` and `heard` are those of all."""
+    """Several processes send to such a worker: `in_flight` and `heard` are those of all."""
 
     __slots__ = ("_load", "_own_legs")
 

@@ -14,7 +14,8 @@ import pytest
 from bench.shared.processes import free_port
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
-from orchestrator.run import StartError, run
+from orchestrator.errors import StartError
+from orchestrator.run import run
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.processes

@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from tests.contract.engines import events
 from tests.real.ask import (
     ANSWERS,
     LIMIT,
@@ -20,7 +21,6 @@ from tests.real.ask import (
     chat,
     comparable,
     completion,
-    events,
     post,
     text_of,
 )

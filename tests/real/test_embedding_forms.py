@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.real.conftest import ROOT
+from tests.baton import ROOT
 
 TINY = {"rounds": 2, "vectors": 3, "dimensions": 8}
 

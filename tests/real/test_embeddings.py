@@ -13,9 +13,10 @@ import httpx
 import numpy
 import pytest
 
+from tests.baton import ROOT, baton
 from tests.contract.embedding_cases import *  # noqa: F403  # the cases are tests
 from tests.contract.embedding_cases import Embedder, of_base64
-from tests.real.conftest import ROOT, Cluster, Stage, baton, free_base
+from tests.real.conftest import Cluster, Stage, free_base
 
 CONFIG = ROOT / "configs/embeddings.yaml"
 MODEL = "tiny-embed"

@@ -20,16 +20,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.baton import SETTLE_S
 from tests.real.ask import ANSWERS, LIMIT, PREFILL, about_passage, chat, post, text_of
-from tests.real.conftest import (
-    DATA,
-    SETTLE_S,
-    Cluster,
-    is_ready,
-    metric,
-    samples,
-    wait_until_whole,
-)
+from tests.real.conftest import DATA, Cluster, is_ready, metric, samples, wait_until_whole
 from tests.waiting import wait_for
 
 STORM = int(os.environ.get("BATON_STORM", "200"))  # clients

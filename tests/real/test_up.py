@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.shared.processes import tree
-from tests.real.conftest import START_S, Stage, config_text, free_base
+from tests.baton import START_S
+from tests.real.conftest import Stage, config_text, free_base
 from tests.waiting import wait_for, wait_until_gone
 
 

@@ -86,7 +86,7 @@ class FakeState:
     def processes(self) -> list[ProcessStatus]:
         return [ProcessStatus(0, 71, ProcessState.SERVING, 5)]
 
-    def ends(self) -> Mapping[ProcessEnd, int]:
+    def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {ProcessEnd.DIED: 2}
 
 

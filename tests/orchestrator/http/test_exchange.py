@@ -12,16 +12,8 @@ import pytest
 import uvicorn
 
 from orchestrator.errors import ClientGone, NotFound, WorkerAnswered
-from orchestrator.http.exchange import Exchange
-from tests.orchestrator.raw_http import (
-    Handler,
-    app_of,
-    logs_errors,
-    no_errors_logged,
-    run,
-    serving,
-    until,
-)
+from orchestrator.http.exchange import Exchange, Handler
+from tests.orchestrator.raw_http import app_of, logs_errors, no_errors_logged, run, serving, until
 
 __all__ = ["logs_errors", "no_errors_logged", "run"]  # fixtures
 

@@ -11,7 +11,7 @@ from orchestrator.processes.channel import (
     Channel,
     Cut,
     Replaced,
-    Serving,
+    ServingBegun,
     Start,
     Stop,
     ToProcess,
@@ -66,7 +66,7 @@ def over_a_socketpair(scenario: Ends) -> None:
 
 def test_messages_arrive_whole_and_in_order() -> None:
     down = [START, Snapshot(2, (WORKER,) * 5000), Replaced(), Stop(), Cut()]
-    up = [Serving(), Report("m/decode/0", 3, Event.REFUSED, "refused")]
+    up = [ServingBegun(), Report("m/decode/0", 3, Event.REFUSED, "refused")]
 
     async def scenario(supervisor: Channel[ToSupervisor], process: Channel[ToProcess]) -> None:
         for message in down:

@@ -22,7 +22,7 @@ from bench.shared.processes import free_port
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
 from orchestrator.errors import StartError
-from orchestrator.processes import child
+from orchestrator.processes import handle
 from orchestrator.processes.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT
 from tests.orchestrator.certificate import CERT, KEY
@@ -320,14 +320,14 @@ def one_of(**options: Any) -> Config:
 
 
 def test_processes_that_never_serve_end_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(handle, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     config = one_of(listen=f"127.0.0.1:{free_port()}", admin=f"127.0.0.1:{free_port()}")
     with pytest.raises(StartError, match="5 processes in a row ended before they could serve"):
         asyncio.run(supervise(config, SOURCE, transport="json", credential=None))
 
 
 def test_when_the_system_refuses_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "COMMAND", ("/no/such/program",))
+    monkeypatch.setattr(handle, "COMMAND", ("/no/such/program",))
     config = one_of(listen=f"127.0.0.1:{free_port()}")
     with pytest.raises(StartError, match="5 processes in a row"):
         asyncio.run(supervise(config, SOURCE, transport="json", credential=None))

@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from orchestrator.legs.connectors.nixl import Handoff, TokenIds
+from orchestrator.legs.connectors.base import Handoff, TokenIds
 from orchestrator.relay.outcomes import Prefilled
 from orchestrator.routing.policies.base import End
 

@@ -290,7 +290,7 @@ def test_it_gets_plain_json_from_then_on(transport: str, role: str, is_stream: b
 def test_a_restarted_worker_is_believed_again() -> None:
     async def test(cluster: FakeCluster) -> None:
         worker = cluster.worker("decode/0")
-        cluster.registry.distrust(worker)
+        worker.distrust()
         assert worker.token_ids == ()
         cluster.registry.mark_gone(worker, "test")
         cluster.registry.mark_ready(worker)

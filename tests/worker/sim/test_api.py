@@ -11,8 +11,9 @@ import httpx
 import msgspec
 import pytest
 
+from tests.contract.engines import CHAT, events
 from tests.waiting import wait_for
-from tests.worker.sim.asking import CHAT, ask, cached_tokens, chat, completion, events, text_of
+from tests.worker.sim.asking import ask, cached_tokens, chat, completion, text_of
 from tests.worker.sim.workers import MODEL, Worker, running
 from worker.sim.settings import Latency
 

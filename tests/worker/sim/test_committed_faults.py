@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.contract.engines import events
 from tests.waiting import LIMIT_S, wait_for
-from tests.worker.sim.asking import ask, chat, completion, decode, events, prefill, text_of
-from tests.worker.sim.test_handoff import send
+from tests.worker.sim.asking import ask, chat, completion, decode, prefill, send, text_of
 from tests.worker.sim.workers import Worker, running
 from worker.sim import faults
 from worker.sim.settings import Latency

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from orchestrator.wire.info import END_PATH
+from tests.contract.engines import ASK_PINNED, events
 from tests.waiting import wait_for
-from tests.worker.sim.asking import ASK_PINNED, ask, chat, completion, events
+from tests.worker.sim.asking import ask, chat, completion
 from tests.worker.sim.workers import Worker, running
 from worker.sim.settings import Latency
 

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
+from tests.contract.engines import ASK_PINNED, events
 from tests.waiting import wait_for
 from tests.worker.sim.asking import (
-    ASK_PINNED,
     KV_ERROR,
     ask,
     cached_tokens,
     chat,
     completion,
     decode,
-    events,
     prefill,
     send,
     text_of,

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from tests.contract.engines import CHAT
 from tests.waiting import LIMIT_S
-from tests.worker.sim.asking import CHAT, chat
+from tests.worker.sim.asking import chat
 from tests.worker.sim.workers import MODEL
 from worker.sim.__main__ import main
 

@@ -18,18 +18,9 @@ import pytest
 
 from bench.shared.processes import free_port
 from orchestrator.wire.info import END_PATH
+from tests.contract.engines import events
 from tests.waiting import wait_for
-from tests.worker.sim.asking import (
-    KV_ERROR,
-    ask,
-    cached_tokens,
-    chat,
-    completion,
-    events,
-    path_of,
-    send,
-    text_of,
-)
+from tests.worker.sim.asking import KV_ERROR, ask, cached_tokens, chat, completion, path_of, send, text_of
 from tests.worker.sim.workers import Worker, running
 from worker.sim.settings import Latency
 

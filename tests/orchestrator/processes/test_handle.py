@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from orchestrator.control.state import ProcessState
-from orchestrator.processes import child
+from orchestrator.processes import handle
 from orchestrator.processes.channel import Start
-from orchestrator.processes.child import Child, describe_exit
+from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
@@ -27,7 +27,9 @@ pytestmark = pytest.mark.processes
 # Does with its channel what it is told: serves, is due once it is replaced, ends with as many as it was sent.
 OBEDIENT = """
 import socket, sys, msgspec
-from orchestrator.processes.channel import Cut, Due, Replaced, Serving, Snapshot, Start, Stop, ToProcess
+from orchestrator.processes.channel import (
+    Cut, Replaced, ReplacementDue, ServingBegun, Snapshot, Start, Stop, ToProcess
+)
 from orchestrator.processes.membership import Report
 from orchestrator.workers.states import Event
 
@@ -49,12 +51,12 @@ def tell(message):
 while True:
     match decoder.decode(exactly(int.from_bytes(exactly(4), "big"))):
         case Start():
-            tell(Serving())
+            tell(ServingBegun())
         case Snapshot(workers=workers):
             seen = len(workers)
             tell(Report(workers[0].address.name, workers[0].epoch, Event.LOST, "reset"))
         case Replaced():
-            tell(Due())
+            tell(ReplacementDue())
         case Stop():
             sys.exit(seen)
         case Cut():
@@ -81,14 +83,14 @@ def start_of(publisher: Publisher) -> Start:
 @asynccontextmanager
 async def running(
     program: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[Child, asyncio.Task[int], Registry]]:
+) -> AsyncIterator[tuple[ProcessHandle, asyncio.Task[int], Registry]]:
     """A child that runs this, with the task that awaits its end."""
-    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr(handle, "COMMAND", (sys.executable, "-c", program))
     registry = registry_of({"decode": 2})
     publisher = Publisher(registry)
     rows = os.memfd_create("rows")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = Child(start_of(publisher), listener, rows, publisher)
+        made = ProcessHandle(start_of(publisher), listener, rows, publisher)
         os.close(rows)
         task = asyncio.create_task(made.run())
         try:

@@ -1,4 +1,4 @@
-"""A data-plane process as the supervisor sees it: started, talked to, reaped."""
+"""The supervisor starts a data-plane process, talks to it and reaps it by a handle."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from orchestrator.control.state import ProcessState
 from orchestrator.processes.channel import (
     Channel,
     Cut,
-    Due,
     Reconfigured,
     Replaced,
-    Serving,
+    ReplacementDue,
+    ServingBegun,
     Start,
     Stop,
     ToSupervisor,
@@ -31,11 +31,11 @@ COMMAND = (sys.executable, "-m", "orchestrator.processes.process")
 _decoder = msgspec.msgpack.Decoder(ToSupervisor)
 
 
-class Child:
-    """One process, from its start to its end. `run` must be awaited to its end by whoever starts it."""
+class ProcessHandle:
+    """A handle accompanies one process from its start to its end; whoever makes it awaits `run`."""
 
     def __init__(self, start: Start, listener: socket.socket, rows_fd: int, publisher: Publisher) -> None:
-        """Starts it. OSError if that is not possible."""
+        """Start the process. Raises `OSError` if that is not possible."""
         self.index = start.index
         self.row = start.row
         self.state = ProcessState.STARTING
@@ -57,39 +57,40 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    # --- for the keeper of its place ------------------------------------------------------------
+    # --- for whoever keeps a process serving ----------------------------------------------------
 
     async def wait_serving(self) -> bool:
-        """True once it accepts connections, False if it ends first."""
+        """Return True once the process accepts connections, False if it ends first."""
         return await self._is_serving
 
     async def wait_due(self) -> bool:
-        """True once it wants to be replaced, False if it ends first."""
+        """Return True once the process wants to be replaced, False if it ends first."""
         return await self._is_due
 
     def reconfigure(self, message: Reconfigured) -> None:
         self._tell(message)
 
     def replace(self) -> None:
-        """Another one serves in its place: it may end as soon as its connections have."""
+        """Tell the process that another one serves instead: it may end as soon as its connections have."""
         self._tell(Replaced())
 
     def stop(self) -> None:
-        """Have it drain and end."""
+        """Have the process drain and end."""
         self.state = ProcessState.STOPPING
         self._tell(Stop())
 
     def cut(self) -> None:
-        """Have it end at once."""
+        """Have the process end at once."""
         self._tell(Cut())
 
     def kill(self) -> None:
         self._process.kill()
 
     def silent_looks(self, beats: int) -> int:
-        """At how many looks in a row, this one included, its event loop had not moved; `beats` is its count.
+        """Return at how many looks in a row, with this one, its event loop had not moved; `beats` is its
+        count.
 
-        One that starts has no event loop yet.
+        A process that starts has no event loop yet.
         """
         has_moved = beats != self._beats or self.state is ProcessState.STARTING
         self._silent_looks = 0 if has_moved else self._silent_looks + 1
@@ -99,7 +100,7 @@ class Child:
     # --- its life -------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Talk to it until it has ended; returns its exit code, negative for a signal.
+        """Talk to the process until it has ended; returns its exit code, negative for a signal.
 
         Cancelled, it kills the process first.
         """
@@ -142,7 +143,7 @@ class Child:
             self._channel.send(message)
 
     async def _publish(self, channel: Channel[ToSupervisor]) -> None:
-        """Send each new snapshot; those that come while it does not read are skipped but for the newest."""
+        """Send each new snapshot, but only the newest of those that come while the process does not read."""
         while True:
             snapshot = await self._publisher.wait_newer(self._version)
             self._version = snapshot.version
@@ -152,9 +153,9 @@ class Child:
     async def _listen(self, channel: Channel[ToSupervisor]) -> None:
         while (message := await channel.receive()) is not None:
             match message:
-                case Serving():
+                case ServingBegun():
                     self._move(ProcessState.STARTING, ProcessState.SERVING, self._is_serving)
-                case Due():
+                case ReplacementDue():
                     self._move(ProcessState.SERVING, ProcessState.RETIRING, self._is_due)
                 case Report():
                     self._publisher.note(message)
@@ -166,7 +167,7 @@ class Child:
 
 
 def _started(listener: int, rows: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """Our end of the channel, and the process that inherits the other end."""
+    """Return our end of the channel, and the process that inherits the other end."""
     ours, theirs = socket.socketpair()
     inherited = (theirs.fileno(), listener, rows)
     try:
