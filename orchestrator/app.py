@@ -19,6 +19,7 @@ from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.errors import BatonError
+from orchestrator.http.connection import Shared
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
 from orchestrator.http.listeners import Protocols, uvicorn_config
@@ -186,12 +187,9 @@ class Orchestrator:
         self.lag = LoopLagMonitor(self.telemetry)
         self.is_draining = False
         self._data_plane = self.core.data_plane
-        self._protocols = Protocols(
-            ServerLimits.of(config.orchestrator),
-            self.ids,
-            self.note_refused,
-            dict.fromkeys(ENDPOINTS, self._data_plane.handle),
-        )
+        handlers = dict.fromkeys(ENDPOINTS, self._data_plane.handle)
+        server_limits = ServerLimits.of(config.orchestrator)
+        self._protocols = Protocols(Shared(server_limits, self.ids, self.note_refused, handlers))
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []

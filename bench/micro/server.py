@@ -28,6 +28,7 @@ from bench.shared.figures import in_rounds
 from bench.shared.load import post
 from bench.shared.processes import threads_seconds
 from orchestrator.config.options import LimitsConfig, OrchestratorConfig
+from orchestrator.http.connection import Shared
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
@@ -109,7 +110,7 @@ def ours(app: Any) -> uvicorn.Config:
 def ours_direct(handler: Any) -> uvicorn.Config:
     options, random = OrchestratorConfig(limits=LIMITS), Random(1)
     handlers = {"/v1/chat/completions": handler}
-    protocols = Protocols(ServerLimits.of(options), IdSource(random), handlers=handlers)
+    protocols = Protocols(Shared(ServerLimits.of(options), IdSource(random), handlers=handlers))
     return uvicorn_config(None, options, protocols, random=random)
 
 

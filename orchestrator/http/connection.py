@@ -47,6 +47,11 @@ class Shared:
         on_refused: Callable[[BatonError], None] | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
     ) -> None:
+        """Requests for the paths in `handlers` go there instead of to the application.
+
+        `on_refused` is told of every error that the server itself answers; neither a handler nor the
+        application ever sees those requests.
+        """
         self.limits = limits  # of the connections that are made from now on
         self.ids = ids
         self.on_refused = on_refused

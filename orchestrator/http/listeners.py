@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from random import Random
 from typing import Any, Literal, Protocol, cast
 
@@ -15,10 +15,9 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from orchestrator.config.options import OrchestratorConfig, split_address
-from orchestrator.errors import BatonError, StartError
+from orchestrator.errors import StartError
 from orchestrator.http.asgi_app import AsgiApp
-from orchestrator.http.connection import NO_HANDLERS, HttpProtocol, Shared
-from orchestrator.http.exchange import Handler
+from orchestrator.http.connection import HttpProtocol, Shared
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
 
@@ -42,7 +41,7 @@ def uvicorn_config(
     `protocols` makes the connections; if not given, they have the limits of `config` and hand every request
     to `app`. `random` makes request ids and the jitter of `limit_max_requests`.
     """
-    protocols = protocols or Protocols(ServerLimits.of(config), IdSource(random))
+    protocols = protocols or Protocols(Shared(ServerLimits.of(config), IdSource(random)))
     host, port = split_address(listen or config.listen)
     tls = config.tls
     return uvicorn.Config(
@@ -78,19 +77,8 @@ def _with_jitter(config: OrchestratorConfig, random: Random) -> int | None:
 class Protocols:
     """This makes the connections of one server (`uvicorn.Config.http`)."""
 
-    def __init__(
-        self,
-        limits: ServerLimits,
-        ids: IdSource,
-        on_refused: Callable[[BatonError], None] | None = None,
-        handlers: Mapping[str, Handler] = NO_HANDLERS,
-    ) -> None:
-        """Requests for the paths in `handlers` go there instead of to the application.
-
-        `on_refused` is told of every error that the server itself answers; neither a handler nor the
-        application ever sees those requests.
-        """
-        self.shared = Shared(limits, ids, on_refused, handlers)
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
 
     def __call__(
         self,

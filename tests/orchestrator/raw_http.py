@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from orchestrator.errors import BatonError
 from orchestrator.http.asgi import AsgiExchange
+from orchestrator.http.connection import Shared
 from orchestrator.http.exchange import Exchange, Handler
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
@@ -236,7 +237,7 @@ async def serving(app: App | Everywhere, limits: ServerLimits = LAX, **options: 
     loop = asyncio.get_running_loop()
     refused: list[BatonError] = []
     handlers = app if isinstance(app, Everywhere) else {}
-    protocol = Protocols(limits, IdSource(Random(1)), refused.append, handlers)
+    protocol = Protocols(Shared(limits, IdSource(Random(1)), refused.append, handlers))
     options = {"timeout_keep_alive": 3600, **options}
     config = uvicorn.Config(
         app, http=protocol, ws="none", lifespan="off", log_config=None, interface="asgi3", **options

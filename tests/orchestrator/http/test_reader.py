@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from orchestrator.http import backlog, connection
+from orchestrator.http.connection import Shared
 from orchestrator.http.exchange import Exchange
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
@@ -432,7 +433,7 @@ class Wire(asyncio.Transport):
 
 async def converse(pieces: list[bytes], limits: ServerLimits = LAX) -> tuple[bytes, bool]:
     """What the server writes when the pieces arrive one by one, and whether it closed."""
-    protocol_class = Protocols(limits, IdSource(Random(1)), handlers=app_of(echo))
+    protocol_class = Protocols(Shared(limits, IdSource(Random(1)), handlers=app_of(echo)))
     config = uvicorn.Config(
         app_of(echo),
         http=protocol_class,
