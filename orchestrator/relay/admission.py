@@ -43,7 +43,8 @@ SEATED: Final[tuple[Role, Role]] = ("decode", "both")
 SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
 
 # A request is let in if it could wait half again as long as is expected: then nearly all that wait are
-# served, and the others know at once. Without it one in ten of those sent away heard of it only when its turn came.
+# served, and the others know at once. Without it one in ten of those sent away heard of it only when its
+# turn had come.
 _CAUTION: Final = 1.5
 
 _LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more
