@@ -1,4 +1,4 @@
-"""What `POST /v1/baton/end` asks for, on vLLM: requests end, and nothing that was made is lost."""
+"""`POST /v1/baton/end` asks for this, on vLLM: requests end, and nothing that was made is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_route(app: FastAPI) -> None:
 
 
 def can_end(engine: Any) -> bool:
-    """Whether it is built as `end` takes it to be: vLLM's V1 engine behind an API server is."""
+    """Tell whether the engine is built as `end` takes it to be: vLLM's V1 engine behind an API server is."""
     return hasattr(getattr(engine, "output_processor", None), "external_req_ids") and hasattr(
         getattr(engine, "engine_core", None), "abort_requests_async"
     )

@@ -1,4 +1,4 @@
-"""What a worker's environment tells it, and what follows from that for its announcement."""
+"""A worker's environment tells it how it is served; this says what follows for its announcement."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _TOKEN_IDS: dict[Encoding, list[TokenIdsForm]] = {
 
 
 def transport_from_env(environ: Mapping[str, str] = os.environ) -> Encoding:
-    """The value of `BATON_TRANSPORT`, by default `DEFAULT_TRANSPORT`. Raises `ValueError` if unknown."""
+    """Return `BATON_TRANSPORT`, by default `DEFAULT_TRANSPORT`. Raises `ValueError` if it is unknown."""
     return _choice(environ, TRANSPORT_ENV, get_args(Encoding), default=DEFAULT_TRANSPORT)
 
 
 def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:
-    """The value of `BATON_ROLE`; unset or empty means `both`. Raises `ValueError` for an unknown one."""
+    """Return `BATON_ROLE`; unset or empty means `both`. Raises `ValueError` if it is unknown."""
     return _choice(environ, ROLE_ENV, get_args(Role), default="both")
 
 
 def decodes(transport: Encoding) -> list[Encoding]:
-    """The request encodings that a worker with this transport takes."""
+    """Return the request encodings that a worker with this transport takes."""
     return list(_DECODES[transport])
 
 
 def token_ids(transport: Encoding) -> list[TokenIdsForm]:
-    """The forms of a prompt's token ids that a worker with this transport gives and takes."""
+    """Return the forms of a prompt's token ids that a worker with this transport gives and takes."""
     return list(_TOKEN_IDS[transport])
 
 

@@ -1,4 +1,4 @@
-"""A request body in msgpack, decoded to what `json.loads` would have given for the same document.
+"""A request body in msgpack is decoded to what `json.loads` would have given for the same document.
 
 msgpack says in one byte what takes JSON three: an empty map is one byte on the wire and 72 in memory, so a
 body of 16 MiB could take over a gigabyte, and seconds of the event loop. These bounds hold, and a document
@@ -35,7 +35,7 @@ class BadMsgpack(ValueError):
 
 
 def decode(body: bytes, *, takes_ids: bool = False) -> dict[str, Any]:
-    """The document in `body`. Raises `BadMsgpack` and nothing else.
+    """Decode the document in `body`. Raises `BadMsgpack` and nothing else.
 
     `takes_ids`: `kv_transfer_params.prompt_token_ids` may be bytes, which stay bytes.
     """
@@ -57,7 +57,7 @@ def _decode_small(body: bytes, takes_ids: bool) -> dict[str, Any]:
 
 
 def _decode_split(body: bytes, takes_ids: bool) -> dict[str, Any]:
-    """Field by field. The split reads all framing and builds nothing, so no walk can run off the end."""
+    """Decode field by field. The split reads all framing and builds nothing: no walk can run off the end."""
     document: dict[str, Any] = {}
     left = MAX_ENTRIES
     for key, raw in _SPLIT.decode(body).items():
@@ -69,7 +69,7 @@ def _decode_split(body: bytes, takes_ids: bool) -> dict[str, Any]:
 
 
 def _without_ids(raw: msgspec.Raw) -> tuple[bytes | None, msgspec.Raw]:
-    """Token ids that are bytes, and the hand-off with none in their place."""
+    """Take out token ids that are bytes; return them, and the hand-off with none in their place."""
     try:
         params = _SPLIT.decode(raw)
         ids = _BYTES.decode(params[IDS_KEY])
@@ -79,7 +79,7 @@ def _without_ids(raw: msgspec.Raw) -> tuple[bytes | None, msgspec.Raw]:
 
 
 def _decode_field(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
-    """One field's value, and how many entries the fields after it may have."""
+    """Decode one field; return its value, and how many entries the fields after it may have."""
     try:
         return _FLAT.decode(raw), left
     except msgspec.ValidationError:
@@ -87,7 +87,9 @@ def _decode_field(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
 
 
 def _decode_rows(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
-    """Messages of plain text, several prompts of token ids: known by type, so only the rows are counted."""
+    """Decode messages of plain text, or several prompts of token ids: known by type, so only the rows are
+    counted.
+    """
     try:
         rows = _ROWS.decode(raw)
     except msgspec.ValidationError:
@@ -96,7 +98,9 @@ def _decode_rows(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
 
 
 def _decode_narrow(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
-    """A hand-off: few fields, and its block ids in a list per KV group, as many as a long prompt has."""
+    """Decode a hand-off: it has few fields, and its block ids in a list per KV group, as many as a long
+    prompt has.
+    """
     try:
         fields = _NARROW.decode(raw)
     except msgspec.ValidationError:
@@ -120,7 +124,7 @@ _Scalar = None | bool | int | _Finite | str
 
 
 def _value(levels: int) -> Any:
-    """The type of a JSON value that nests at most so many containers."""
+    """Return the type of a JSON value that nests at most so many containers."""
     if levels == 0:
         return _Scalar
     inner = _value(levels - 1)
@@ -154,7 +158,7 @@ _COUNT_BYTES = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 
 
 def _sizes() -> bytes:
-    """For each first byte the whole size of a value that has no length of its own; 0 for all others."""
+    """Return for each first byte the size of a value that has no length of its own; 0 for all others."""
     sizes = bytearray(256)
     for first in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
         sizes[first] = 1
@@ -202,7 +206,7 @@ def _walk(view: memoryview, left: int) -> int:
 
 
 def _enter(view: memoryview, position: int) -> tuple[int, int]:
-    """Where a container's first entry begins, and how many there are: negative for a map."""
+    """Return where a container's first entry begins, and how many there are: negative for a map."""
     first = view[position]
     start = position + 1
     if first < 0xA0:
@@ -219,7 +223,7 @@ def _after_long_key(view: memoryview, position: int) -> int:
 
 
 def _after_long_scalar(view: memoryview, position: int) -> int:
-    """The end of a float, or of a string with its length in front. Raises for all that is not JSON."""
+    """Return the end of a float, or of a string with its length in front. Raises for all that is not JSON."""
     first = view[position]
     start = position + 1
     if first in _STR_LENGTH_BYTES:

@@ -1,4 +1,4 @@
-"""The route classes behind `BATON_TRANSPORT`: how a FastAPI endpoint's JSON body is parsed.
+"""The route classes behind `BATON_TRANSPORT` say how a FastAPI endpoint's JSON body is parsed.
 
 Use one on any router, as in `APIRouter(route_class=MsgpackRoute)`; endpoints, models and dependencies stay as
 they are. A msgpack body is flagged `X-Msgpack: 1` and keeps `Content-Type: application/json`: FastAPI asks
@@ -27,12 +27,14 @@ _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def route_class(transport: str) -> type[APIRoute]:
-    """The route class for a value of `BATON_TRANSPORT`; for `json` it is FastAPI's own. Else `KeyError`."""
+    """Return the route class for a value of `BATON_TRANSPORT`; for `json` it is FastAPI's own. Raises
+    `KeyError`.
+    """
     return {"json": APIRoute, "orjson": OrjsonRoute, "msgpack": MsgpackRoute}[transport]
 
 
 class _IdsRefused(HTTPException):
-    """FastAPI lets no other error through that happens while a body is read."""
+    """Token ids were refused: FastAPI lets no other error through that happens while a body is read."""
 
 
 class _Request(Request):
@@ -122,14 +124,14 @@ class OrjsonRequest(_Request):
 
 
 class MsgpackRoute(APIRoute):
-    """Hands its endpoint a `MsgpackRequest`."""
+    """It hands its endpoint a `MsgpackRequest`."""
 
     def get_route_handler(self) -> _Handler:
         return _handing(MsgpackRequest, super().get_route_handler())
 
 
 class OrjsonRoute(APIRoute):
-    """Hands its endpoint an `OrjsonRequest`."""
+    """It hands its endpoint an `OrjsonRequest`."""
 
     def get_route_handler(self) -> _Handler:
         return _handing(OrjsonRequest, super().get_route_handler())
@@ -151,7 +153,7 @@ def _handing(kind: type[_Request], handler: _Handler) -> _Handler:
 
 
 def _wanted(request: _Request) -> RequestedIds | None:
-    """What the request asks for, left in its state for whoever makes the answer."""
+    """Leave what the request asks for in its state, for whoever makes the answer."""
     asked = request.headers.get(TOKEN_IDS_HEADER)
     form = next((form for form in request.gives if form == asked), None)
     if form is None or request.limits is None:
@@ -162,7 +164,7 @@ def _wanted(request: _Request) -> RequestedIds | None:
 
 
 def _write_ids(response: Response, form: TokenIdsForm, packed: bytes) -> None:
-    """In place: the status, the other headers and the background work are the endpoint's."""
+    """Write the ids in place: the status, the other headers and the background work are the endpoint's."""
     document = orjson.loads(response.body)
     response.body, content_type = token_ids.encode_answer(document, form, packed)
     response.headers["content-type"] = content_type
@@ -175,7 +177,7 @@ def _refusal(refused: _IdsRefused) -> Response:
 
 
 def _seen_as(kind: type[_Request], request: Request) -> _Request:
-    """The same request in another class, with one state for both.
+    """Return the same request in another class, with one state for both.
 
     Exception handlers are given the first object. With a state of its own it would wait for a body that the
     second has already consumed, until the client leaves.

@@ -1,4 +1,5 @@
-"""NIXL's progress thread sleeps between two looks: a general plugin of vLLM's, loaded in every process of it.
+"""NIXL's progress thread sleeps between two looks: this is a general plugin of vLLM, loaded in all its
+processes.
 
 NIXL's Python wrapper (1.5.1) has no option for it and sets `pthrDelay` to 0, with which the UCX progress
 thread's `poll()` returns at once, for ever: an idle worker burns a core and starves its own engine. The delay
@@ -36,7 +37,7 @@ _log = logging.getLogger("vllm.baton")  # below vLLM's own, whose handler writes
 
 
 def set_progress_delay() -> None:
-    """Have NIXL agents of this process made with the delay. May be called again; it never raises.
+    """Have NIXL agents of this process made with the delay. It may be called again, and never raises.
 
     It does nothing where Baton's plugin is not asked for by name: in a server that is not ours.
     """
@@ -52,7 +53,9 @@ def set_progress_delay() -> None:
 
 
 def delay_from_env(environ: Mapping[str, str]) -> int:
-    """In microseconds; 0 leaves NIXL as it comes. A value that is none is told in the log, and not taken."""
+    """Read the delay in microseconds; 0 leaves NIXL as it comes. A value that is none is told in the log, and
+    not taken.
+    """
     given = environ.get(NIXL_DELAY_ENV, "").strip()
     if not given:
         return DEFAULT_NIXL_DELAY_US if _PLUGIN in environ.get(_PLUGINS_ENV, "").split(",") else 0
@@ -89,7 +92,9 @@ def _slow(agent: Any, delay_us: int) -> Any:
 
 
 def _set_delay(arguments: Sequence[Any], delay_us: int) -> None:
-    """In the configuration that is among an agent's arguments. A delay that NIXL has chosen itself stays."""
+    """Set the delay in the configuration that is among an agent's arguments. A delay that NIXL has chosen
+    itself stays.
+    """
     try:
         config = next(argument for argument in arguments if hasattr(argument, "pthrDelay"))
         if config.pthrDelay == 0:
@@ -111,7 +116,7 @@ def _leave_alone(error: Exception) -> None:
 
 
 class _WrapperFinder(MetaPathFinder):
-    """Finds NIXL's wrapper where Python does, and sees to it that it is changed once it is loaded."""
+    """It finds NIXL's wrapper where Python does, and sees to it that it is changed once it is loaded."""
 
     def __init__(self, delay_us: int) -> None:
         self._delay_us = delay_us

@@ -1,4 +1,4 @@
-"""Baton's part of a vLLM worker: an endpoint plugin, loaded when `VLLM_PLUGINS` names `baton`.
+"""Baton's part of a vLLM worker is an endpoint plugin, loaded when `VLLM_PLUGINS` names `baton`.
 
 It adds `GET /baton/info` and `POST /v1/baton/end`, and gives vLLM's own JSON endpoints the route class for
 `BATON_TRANSPORT` and, with it, packed token ids. With `json` vLLM's routes stay vLLM's, and the route classes
@@ -31,7 +31,9 @@ class BatonPlugin:
     required_tasks: tuple[str, ...] | None = None  # every kind of server, embeddings too
 
     def attach_router(self, app: FastAPI) -> None:
-        """Raises `ValueError`, which ends the server, for a wrong `BATON_TRANSPORT` or `BATON_ROLE`."""
+        """Add the routes. Raises `ValueError`, which ends the server, for a wrong `BATON_TRANSPORT` or
+        `BATON_ROLE`.
+        """
         self._role = role_from_env()
         self._transport = transport_from_env()
         if self._transport != "json":
@@ -42,7 +44,9 @@ class BatonPlugin:
         ending.add_route(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """`engine_client` is None on vLLM's render server, which is no worker and announces nothing."""
+        """Announce the engine; `engine_client` is None on vLLM's render server, which is no worker and
+        announces nothing.
+        """
         if engine_client is None:
             return
         config = engine_client.vllm_config
@@ -61,7 +65,7 @@ async def _info(request: Request) -> Response:
 
 
 def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding) -> WorkerInfo:
-    """`config` is a `VllmConfig`. The model is the (first) name that requests give it."""
+    """Make the announcement of a `VllmConfig`. The model is the (first) name that requests give it."""
     return WorkerInfo(
         role=role,
         model=args.served_model_name[0] if args.served_model_name else args.model,
@@ -105,7 +109,8 @@ def reroute(app: FastAPI, route_class: type[APIRoute]) -> None:
 
 
 def _rerouted(old: BaseRoute, route_class: type[APIRoute]) -> list[BaseRoute]:
-    """What takes the place of one entry, which is a route or, since FastAPI 0.137, may be a whole router.
+    """Return what takes the place of one entry, which is a route or, since FastAPI 0.137, may be a whole
+    router.
 
     A router stays, behind the routes that now answer first, and goes on documenting them.
     """
@@ -116,7 +121,7 @@ def _rerouted(old: BaseRoute, route_class: type[APIRoute]) -> list[BaseRoute]:
 
 
 def _contexts(entry: BaseRoute) -> Iterable[Any]:
-    """The endpoints in a router, as FastAPI's views of them, with the attributes of an `APIRoute`."""
+    """Return the endpoints in a router, as FastAPI's views of them, with the attributes of an `APIRoute`."""
     iter_route_contexts = getattr(routing, "iter_route_contexts", None)
     return [] if iter_route_contexts is None else iter_route_contexts([entry])
 
@@ -129,6 +134,6 @@ def _takes_json(route: Any) -> bool:
 
 
 def _in_class(route_class: type[APIRoute], route: Any, **changes: Any) -> APIRoute:
-    """A new route, made from what the constructor of the old one was given: its attributes by those names."""
+    """Make a new route from what the constructor of the old one was given: its attributes by those names."""
     names = list(inspect.signature(APIRoute.__init__).parameters)[1:]
     return route_class(**{name: getattr(route, name) for name in names if hasattr(route, name)} | changes)

@@ -1,4 +1,4 @@
-"""A prompt's token ids on their way from the prefill to the decode worker, so that it is tokenised once.
+"""A prompt's token ids go from the prefill to the decode worker, so that it is tokenised once.
 
 Packed ids are little-endian int32: bytes in msgpack, base64 in JSON. Lists are vLLM's own and not touched.
 """
@@ -34,7 +34,7 @@ _Create = Callable[..., Awaitable[Any]]
 
 
 class BadTokenIds(ValueError):
-    """Packed ids that cannot be a prompt. The text says why."""
+    """Packed ids cannot be a prompt. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(slots=True)
 class RequestedIds:
-    """The packed form that a request asked for, and the ids once its answer is there."""
+    """A request asked for this packed form; the ids are here once its answer is there."""
 
     form: TokenIdsForm
     packed: bytes | None = None
@@ -56,7 +56,7 @@ def pack(ids: Sequence[int]) -> bytes:
 
 
 def unpack(packed: str | bytes, limits: Limits) -> list[int]:
-    """The ids in `packed`, a string being base64. Raises `BadTokenIds`."""
+    """Return the ids in `packed`, a string being base64. Raises `BadTokenIds`."""
     data = _from_base64(packed, limits) if isinstance(packed, str) else packed
     if not data or len(data) % _DTYPE.itemsize:
         raise BadTokenIds(f"{PLACE} has {len(data)} bytes, which is no positive multiple of 4")
@@ -101,14 +101,15 @@ def unpack_in(document: Any, limits: Limits, *, is_completion: bool) -> None:
 
 
 def encode_answer(document: dict[str, Any], form: TokenIdsForm, packed: bytes) -> tuple[bytes, str]:
-    """The body and the content type of an answer with these ids."""
+    """Return the body and the content type of an answer with these ids."""
     encode, content_type = _ENCODINGS[form]
     return encode(document | {IDS_KEY: packed}), content_type
 
 
 def packing(create: _Create) -> _Create:
-    """For vLLM's `create_chat_completion` and `create_completion`: takes the ids out of the answer, which is
-    not JSON yet, and leaves them packed in the state of a request that wants them so."""
+    """Wrap vLLM's `create_chat_completion` or `create_completion`: it takes the ids out of the answer, which
+    is not JSON yet, and leaves them packed in the state of a request that wants them so.
+    """
 
     @functools.wraps(create)
     async def create_and_pack(request: Any, raw_request: Any = None) -> Any:
@@ -122,12 +123,12 @@ def packing(create: _Create) -> _Create:
 
 
 def requested_by(state: object) -> RequestedIds | None:
-    """`state` is a request's."""
+    """Return what a request asked for; `state` is the request's."""
     return getattr(state, WANTED_KEY, None)
 
 
 def _take_ids(answer: Any) -> bytes | None:
-    """A chat's ids are at the top level, a completion's in its choices."""
+    """Take the ids out of an answer: a chat's are at the top level, a completion's in its choices."""
     holders = [answer, *answer.choices]
     found = [ids for holder in holders if (ids := getattr(holder, IDS_KEY, None))]
     if not found:

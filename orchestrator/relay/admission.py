@@ -44,7 +44,7 @@ SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats 
 
 # A request is let in if it could wait half again as long as is expected: then nearly all that wait are
 # served, and the others know at once. Without it one in ten of those sent away heard of it only when its
-# turn came.
+# turn had come.
 _CAUTION: Final = 1.5
 
 _LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more

@@ -1,4 +1,4 @@
-"""`python -m worker.sim`: one simulated worker in the foreground."""
+"""`python -m worker.sim` runs one simulated worker in the foreground."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def _announce(url: str) -> None:
 
 
 def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
-    """Raises `ValueError` for what the parser cannot see, `msgspec.MsgspecError` for faults that are none."""
+    """Read the settings. Raises `ValueError` for what the parser cannot see, `msgspec.MsgspecError` for
+    faults that are none.
+    """
     return Settings(
         model_name=args.model_name,
         role=args.role,

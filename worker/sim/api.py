@@ -1,4 +1,4 @@
-"""The simulated worker as a FastAPI application: vLLM's endpoints, and `/sim/...` for tests."""
+"""The simulated worker is a FastAPI application: it has vLLM's endpoints, and `/sim/...` for tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _Respond = Callable[[Engine, Any, Plan, Entry], Response]
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application. Its lifespan opens the side channel, so a hand-off needs one that runs."""
+    """Make the application. Its lifespan opens the side channel, so a hand-off needs one that runs."""
     sim = Sim(settings)
     app = FastAPI(title="Baton simulated worker", lifespan=sim.lifespan, exception_handlers=_HANDLERS)
     app.state.sim = sim
@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class Sim:
-    """Everything that one worker holds."""
+    """One worker holds all this."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -77,7 +77,7 @@ class Sim:
     async def accept(
         self, request: Request, body: dict[str, Any], kind: type[Any], make: _JobMaker, respond: _Respond
     ) -> Response:
-        """A request for the engine, which gets to work when the response is sent."""
+        """Take a request for the engine, which gets to work when the response is sent."""
         entry = await self.journal.add(request, body)
         entry.leg = leg_of(body)
         plan = self.faults.draw(entry.leg)
@@ -92,7 +92,9 @@ class Sim:
     def _job(
         self, body: dict[str, Any], kind: type[Any], make: _JobMaker, header_id: str | None
     ) -> Job | EmbeddingJob:
-        """Raises `Refused`. Except for a body of the wrong type, a hand-off is given up then, as in vLLM."""
+        """Make the job of a request. Raises `Refused`; a hand-off is given up then, as in vLLM, except for a
+        body of the wrong type.
+        """
         request = protocol.parse(body, kind)
         try:
             return make(request, self.settings, header_id)
@@ -139,7 +141,7 @@ def leg_of(body: dict[str, Any]) -> Leg:
 
 
 async def require_json(request: Request) -> None:
-    """vLLM takes nothing else. Async, for FastAPI calls other dependencies in a thread."""
+    """Refuse all but JSON, as vLLM does. It is async, for FastAPI calls other dependencies in a thread."""
     kind = request.headers.get("content-type", "").lower().partition(";")[0]
     if kind != "application/json":
         raise Malformed("Unsupported Media Type: Only 'application/json' is allowed")
@@ -226,7 +228,7 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
 
 def _nothing() -> None:
-    """What the end of an unknown request takes."""
+    """Do nothing at the end of an unknown request."""
 
 
 def _control_routes(sim: Sim) -> APIRouter:
@@ -317,7 +319,7 @@ async def _answer_refused(request: Request, error: Refused) -> Response:
 
 
 async def _answer_invalid(request: Request, error: RequestValidationError) -> Response:
-    """FastAPI could not make a document of the body; the words are vLLM's."""
+    """Answer that FastAPI could not make a document of the body; the words are vLLM's."""
     first = dict(error.errors()[0])
     place = ".".join(map(str, first.get("loc", ())))
     shown = {"type": first["type"], "loc": place, "msg": first["msg"]}
@@ -331,7 +333,7 @@ _HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, A
 
 
 class RequireKey:
-    """As vLLM's `--api-key`: everything under `/v1` needs one of the keys as a bearer token."""
+    """It is vLLM's `--api-key`: everything under `/v1` needs one of the keys as a bearer token."""
 
     def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""KV blocks and the prefix cache: which blocks a prompt gets, and how many hold its beginning."""
+"""The prefix cache has KV blocks: this says which ones a prompt gets, and how many hold its beginning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 def hash_blocks(tokens: Sequence[int], block_size: int, salt: str = "") -> list[bytes]:
-    """A hash per full block, each over all tokens up to the block's end."""
+    """Return a hash per full block, each over all tokens up to the block's end."""
     packed = memoryview(struct.pack(f"<{len(tokens)}I", *tokens))
     width = 4 * block_size
     hashes: list[bytes] = []
@@ -28,7 +28,8 @@ class Allocation:
 
 
 class BlockPool:
-    """Blocks 1 to `num_blocks`. A block is owned (by one or more requests), idle, or was never used.
+    """The pool has blocks 1 to `num_blocks`. A block is owned (by one or more requests), idle, or was never
+    used.
 
     Idle blocks keep their content until they are needed for something else, the longest idle first.
     """
@@ -48,14 +49,14 @@ class BlockPool:
 
     @property
     def usage(self) -> float:
-        """The share of blocks that are owned, 0 to 1."""
+        """This share of the blocks is owned, 0 to 1."""
         return len(self._owners) / self.num_blocks
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
     def allocate(self, tokens: int, hashes: Sequence[bytes]) -> Allocation | None:
-        """Blocks for a prompt with these block hashes; None if there are not enough now.
+        """Return blocks for a prompt with these block hashes; None if there are not enough now.
 
         The last token is never taken from the cache: its output is what the answer begins with.
         """
@@ -68,7 +69,7 @@ class BlockPool:
         return Allocation(block_ids, len(hits))
 
     def commit(self, allocation: Allocation, hashes: Sequence[bytes]) -> None:
-        """The blocks now hold what the hashes say: later prompts may use them."""
+        """Note that the blocks now hold what the hashes say: later prompts may use them."""
         for block, block_hash in zip(allocation.block_ids, hashes, strict=False):
             if block_hash not in self._by_hash:
                 self._by_hash[block_hash] = block

@@ -1,4 +1,4 @@
-"""Simulated time: one decode step at a time for all running requests, one prompt at a time."""
+"""Simulated time goes by one decode step at a time for all running requests, and one prompt at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ _STEPS_PER_TURN = 32  # without latency, so many tokens before other requests ge
 
 
 class StepClock:
-    """Decode steps. Everybody who waits when one ends gets a token; it is as long as the batch is large."""
+    """It makes decode steps. Everybody who waits when one ends gets a token; it is as long as the batch is
+    large.
+    """
 
     def __init__(self, latency: Latency) -> None:
         self._latency = latency
@@ -18,7 +20,7 @@ class StepClock:
         self._free_steps = 0
 
     async def wait_step(self, running: int, slow_factor: float = 1.0) -> None:
-        """`running` is the size of the batch. A slow request misses steps of its own."""
+        """Wait for a step; `running` is the size of the batch. A slow request misses steps of its own."""
         length = self._latency.step_s(running)
         if length == 0.0:
             await self._take_free_step()

@@ -1,4 +1,4 @@
-"""The way of an answer to the client, faults included: ASGI responses that work while they are sent.
+"""An answer goes this way to the client, faults included: ASGI responses work while they are sent.
 
 A client that leaves ends the generation, in every phase; so does
 `POST /v1/baton/end`, and then it is answered.
@@ -37,7 +37,7 @@ _KV_ERROR = frames.error_body("Internal server error", "InternalServerError", 50
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The body of a whole answer, and what its head says of it."""
+    """This is the body of a whole answer, and what its head says of it."""
 
     body: bytes
     type: bytes = b"application/json"
@@ -49,7 +49,7 @@ class _Ended(Exception):
 
 
 class EngineResponse(Response):
-    """An answer that is made when it is sent, and the faults that strike it."""
+    """An answer is made when it is sent, and struck by faults."""
 
     def __init__(self, engine: Engine, plan: Plan, entry: Entry) -> None:
         self._engine = engine
@@ -91,7 +91,7 @@ class EngineResponse(Response):
             await wire.send_whole(200, content)
 
     async def _strike_whole(self, content: Content, wire: Wire) -> None:
-        """The fault that strikes in the middle of the body."""
+        """Commit the fault that strikes in the middle of the body."""
         body = content.body
         half = body[: len(body) // 2]
         match self._plan.in_body()[0]:
@@ -108,7 +108,7 @@ class EngineResponse(Response):
                 await wire.send_body(body[len(half) :], is_last=True)
 
     async def _strike(self, struck: list[faults.Placed], wire: Wire) -> None:
-        """Raises `_Ended` unless the answer goes on."""
+        """Commit a fault. Raises `_Ended` unless the answer goes on."""
         for fault in struck:
             self._note(fault)
             await wire.strike(fault)
@@ -154,7 +154,7 @@ class GenerationResponse(EngineResponse):
             work.cancel()
 
     async def _send_ended(self, wire: Wire) -> None:
-        """What vLLM says of a request that was ended: less than nothing was made of it."""
+        """Send what vLLM says of a request that was ended: less than nothing was made of it."""
         asyncio.current_task().uncancel()  # type: ignore[union-attr]
         self._entry.outcome = "ended"
         self._engine.metrics.finished["abort"].inc()
@@ -221,7 +221,7 @@ class GenerationResponse(EngineResponse):
                 await self._strike(self._plan.after_tokens(sent), wire)
 
     async def _send_kv_error(self, error: KvLost, wire: Wire) -> None:
-        """As vLLM: a chat stream begins with its role chunks even then."""
+        """Send the error as vLLM does: a chat stream begins with its role chunks even then."""
         self._entry.outcome = f"kv lost: {error}"
         self._engine.metrics.finished["error"].inc()
         if isinstance(self._answer, frames.ChatAnswer):
@@ -248,7 +248,7 @@ class GenerationResponse(EngineResponse):
 
 
 class ProbeResponse(Response):
-    """200 without a body, or what a fault makes of it."""
+    """It is 200 without a body, or what a fault makes of it."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class ProbeResponse(Response):
 
 
 class Wire:
-    """One request's way back, down to the connection."""
+    """It is one request's way back, down to the connection."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._transport: asyncio.Transport | None = scope.get("state", {}).get(TRANSPORT_KEY)
@@ -332,7 +332,7 @@ class Wire:
             await self._close()
 
     async def _close(self) -> None:
-        """FIN after what was written. The server is told by the disconnect that there is no more."""
+        """Send FIN after what was written. The server is told by the disconnect that there is no more."""
         self._connection().close()
         await _wait_gone(self._receive)
 
@@ -343,14 +343,16 @@ class Wire:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close with RST."""
+    """Close the connection with RST."""
     if (sock := transport.get_extra_info("socket")) is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 async def run_until_gone(work: Coroutine[Any, Any, None], receive: Receive) -> bool:
-    """Run `work`, cancelled when the client leaves. True if it came to its end; its exceptions are raised."""
+    """Run `work`, cancelled when the client leaves. Return whether it came to its end; its exceptions are
+    raised.
+    """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_wait_gone(receive))
     try:

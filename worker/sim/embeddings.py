@@ -1,4 +1,4 @@
-"""`/v1/embeddings` as vLLM serves it. What a vector is depends on nothing but the prompt."""
+"""`/v1/embeddings` is served as vLLM serves it. What a vector is depends on nothing but the prompt."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingJob:
-    """A request that can be served."""
+    """This is a request that can be served."""
 
     request_id: str  # as in the answer
     model: str
@@ -69,7 +69,7 @@ class EmbeddingJob:
 
 
 def embedding_job(request: EmbeddingRequest, settings: Settings, header_id: str | None) -> EmbeddingJob:
-    """Raises `Refused`, and `Malformed` for an input of mixed types."""
+    """Make the job of a request. Raises `Refused`, and `Malformed` for an input of mixed types."""
     inputs = prompts_of(request.input, "input")
     check_model(request.model, settings)
     if not inputs:
@@ -98,7 +98,7 @@ def _prompt(request_id: str, given: str | list[int], request: EmbeddingRequest, 
 
 
 def vectors_of(digests: Sequence[bytes], dimensions: int) -> Vectors:
-    """Of length 1 each. Fewer dimensions are the first of all, brought to that length again."""
+    """Return vectors of length 1. Fewer dimensions are the first of all, brought to that length again."""
     noise = b"".join(shake_128(digest).digest(4 * DIMENSIONS) for digest in digests)
     rows = numpy.frombuffer(noise, "<i4").reshape(-1, DIMENSIONS)[:, :dimensions].astype(numpy.float32)
     unit: Vectors = rows / numpy.linalg.norm(rows, axis=1, keepdims=True)
@@ -150,7 +150,7 @@ def _document(job: EmbeddingJob, embeddings: Vectors | list[str]) -> Content:
 
 
 def _entries(job: EmbeddingJob) -> list[dict[str, Any]]:
-    """Where each vector is in the body."""
+    """Return where each vector is in the body."""
     width = job.dimensions * numpy.dtype(_DTYPES[job.dtype]).itemsize
     numbers = {"embed_dtype": job.dtype, "endianness": job.endianness, "shape": [job.dimensions]}
     return [

@@ -1,4 +1,4 @@
-"""The simulated engine: prompts get blocks, are computed or received, decode step by step, and are let go.
+"""In the simulated engine prompts get blocks, are computed or received, decode step by step, and are let go.
 
 All state is touched from the event loop's thread only.
 """
@@ -62,7 +62,7 @@ class Engine:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Others can have KV caches from this engine while the block runs."""
+        """Let others have KV caches from this engine while the block runs."""
         settings, handoffs = self.settings, self._handoffs
         async with side_channel.serve(settings.host, settings.side_channel_port, handoffs.answer) as port:
             handoffs.listens_on(port)
@@ -72,7 +72,7 @@ class Engine:
 
     @asynccontextmanager
     async def run(self, prompt: Prompt, plan: Plan) -> AsyncIterator[Run]:
-        """A prompt's life from the queue to its end. Raises `KvLost` if its hand-off fails.
+        """Run a prompt from the queue to its end. Raises `KvLost` if its hand-off fails.
 
         Leaving early gives everything back, a hand-off that was not received included.
         """
@@ -89,17 +89,19 @@ class Engine:
                 self._leave(run)
 
     async def wait_token(self, run: Run, plan: Plan, *, is_first: bool) -> None:
-        """The next step of a run. A prompt that was computed here brings its first token."""
+        """Wait for the next step of a run. A prompt that was computed here brings its first token."""
         if not is_first or run.was_received:
             await self._steps.wait_step(self.running, plan.slow_factor)
 
     def finish(self, run: Run, plan: Plan) -> None:
-        """All of the run's answers are complete. If a decode worker is to pull, `run.kv` says from where."""
+        """Note that all of the run's answers are complete. If a decode worker is to pull, `run.kv` says from
+        where.
+        """
         if run.prompt.is_for_decode:
             run.kv = self._handoffs.of(run.prompt.kv).finish(run, plan)
 
     def give_up(self, kv: dict[str, Any] | None) -> None:
-        """A request that is refused gives up its hand-off."""
+        """Give up the hand-off of a request that is refused."""
         if kv and kv.get("do_remote_prefill"):
             self._handoffs.of(kv).refuse(kv)
 
@@ -107,7 +109,9 @@ class Engine:
 
     @contextmanager
     def _handing_over(self, prompt: Prompt) -> Iterator[Source | None]:
-        """The prompt's hand-offs, from its arrival to its end. The value is where its KV cache comes from."""
+        """Hold the prompt's hand-offs, from its arrival to its end. The value is where its KV cache comes
+        from.
+        """
         kind = self._handoffs.of(prompt.kv)
         with kind.expecting(prompt) if prompt.is_for_decode else nullcontext():
             source = kind.source(prompt) if prompt.is_remote else None
@@ -147,7 +151,9 @@ class Engine:
         return self.running == 0 or self.running + prompt.sequences <= self.settings.max_num_seqs
 
     def _dismiss(self, ticket: _Ticket, error: KvLost) -> None:
-        """Its KV cache is lost: there is no more to wait for, unless it is to be computed here."""
+        """Dismiss a prompt whose KV cache is lost: there is no more to wait for, unless it is to be computed
+        here.
+        """
         if ticket in self._queue and self.settings.load_failure_policy == "fail":
             self.metrics.failed_transfers.inc()
             ticket.admitted.set_exception(error)
@@ -172,7 +178,9 @@ class Engine:
         self.metrics.prompt_tokens.inc(len(prompt.tokens))
 
     async def _receive(self, run: Run, source: Source, plan: Plan) -> bool:
-        """False if the hand-off failed and the prompt is to be computed here. Raises `KvLost`."""
+        """Receive the KV cache; return False if that failed and the prompt is to be computed here. Raises
+        `KvLost`.
+        """
         started = asyncio.get_running_loop().time()
         tokens = len(run.prompt.tokens)
         self.metrics.external_queries.inc(tokens)
@@ -235,7 +243,7 @@ class Engine:
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """A place in the queue."""
+    """A request has this place in the queue."""
 
     prompt: Prompt
     hashes: list[bytes]

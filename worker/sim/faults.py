@@ -1,4 +1,4 @@
-"""Faults that a simulated worker commits on request, at start or while it runs.
+"""A simulated worker commits faults on request, at start or while it runs.
 
 Where a fault strikes is `at_token`: null, the default, is before the answer's head; k is after k tokens of a
 stream, in the middle of the body of any other answer; -1 is after the last token, before the usage event and
@@ -30,13 +30,13 @@ class _Placed(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Refuse(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="refuse"):
-    """Strikes at once: for `seconds` nobody listens on the port, and all other connections are reset."""
+    """It strikes at once: for `seconds` nobody listens on the port, and all other connections are reset."""
 
     seconds: float = 1.0
 
 
 class Error(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="error"):
-    """An HTTP status; in a stream that has begun, an error event and `[DONE]`."""
+    """The answer is an HTTP status; in a stream that has begun, an error event and `[DONE]`."""
 
     status: int = 500
     message: str = "injected fault"
@@ -44,7 +44,7 @@ class Error(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Stall(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="stall"):
-    """Silence for `seconds`, null for ever; then it goes on."""
+    """The answer is silent for `seconds`, null for ever; then it goes on."""
 
     seconds: float | None = None
 
@@ -54,13 +54,13 @@ class Reset(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Truncate(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="truncate"):
-    """The answer ends early. `clean`: in whole HTTP framing; otherwise that is cut too."""
+    """The answer ends early. With `clean` it ends in whole HTTP framing; otherwise that is cut too."""
 
     clean: bool = True
 
 
 class Garbage(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="garbage"):
-    """Bytes that are not HTTP instead of a head, or not JSON in a body; then the connection ends."""
+    """Bytes come that are not HTTP instead of a head, or not JSON in a body; then the connection ends."""
 
 
 class KvLost(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="kv_lost"):
@@ -68,7 +68,9 @@ class KvLost(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Slow(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="slow"):
-    """Takes `factor` times what the latency model says, and `seconds` more before the first token."""
+    """The request takes `factor` times what the latency model says, and `seconds` more before the first
+    token.
+    """
 
     factor: float = 1.0
     seconds: float = 0.0
@@ -79,7 +81,7 @@ Placed = Error | Stall | Reset | Truncate | Garbage
 
 
 class Armed:
-    """A fault that waits for requests to strike."""
+    """A fault waits for requests to strike."""
 
     __slots__ = ("fault", "left", "struck")
 
@@ -89,7 +91,7 @@ class Armed:
         self.struck = 0
 
     def strikes(self, leg: Leg, random: Random) -> bool:
-        """Whether it strikes a request that comes now; if so, that is counted."""
+        """Tell whether it strikes a request that comes now; if so, that is counted."""
         if self.left == 0 or not self.fault.matches(leg):
             return False
         if self.fault.probability < 1.0 and random.random() >= self.fault.probability:
@@ -101,7 +103,7 @@ class Armed:
 
 
 class Plan:
-    """The faults that strike one request."""
+    """These faults strike one request."""
 
     def __init__(self, faults: Sequence[Fault] = ()) -> None:
         self._placed = [fault for fault in faults if isinstance(fault, Placed)]
@@ -117,12 +119,12 @@ class Plan:
         return [fault for fault in self._placed if fault.at_token is not None]
 
     def after_tokens(self, tokens: int) -> list[Placed]:
-        """What strikes a stream when this many tokens have been sent; -1: all."""
+        """Return what strikes a stream when this many tokens have been sent; -1 stands for all."""
         return [fault for fault in self._placed if fault.at_token == tokens]
 
 
 class FaultBox:
-    """All faults of a worker. `random` decides on those with a probability."""
+    """It has all faults of a worker. `random` decides on those with a probability."""
 
     def __init__(self, faults: Sequence[Fault], random: Random) -> None:
         self._armed = [Armed(fault) for fault in faults]
@@ -145,6 +147,6 @@ class FaultBox:
 
 
 def parse(content: bytes | str) -> list[Fault]:
-    """One fault or a list, as JSON: `{"kind": "stall", "at_token": 3}`. Raises `msgspec.MsgspecError`."""
+    """Read one fault or a list, as JSON: `{"kind": "stall", "at_token": 3}`. Raises `MsgspecError`."""
     found: Fault | list[Fault] = msgspec.json.decode(content, type=Fault | list[Fault])
     return found if isinstance(found, list) else [found]

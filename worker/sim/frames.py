@@ -1,4 +1,4 @@
-"""Answers in the shapes of vLLM's OpenAI endpoints: whole bodies, and the events of streams."""
+"""Answers have the shapes of vLLM's OpenAI endpoints: whole bodies, and the events of streams."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def event(document: Json) -> bytes:
 
 
 class Answer:
-    """One request's answer; `chat` and `completion` differ in most of it."""
+    """This is one request's answer; `chat` and `completion` differ in most of it."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -42,14 +42,14 @@ class Answer:
         raise NotImplementedError
 
     def opened(self, opened: Opened) -> list[Json]:
-        """Events before a prompt's first token."""
+        """Return the events before a prompt's first token."""
         raise NotImplementedError
 
     def piece(self, piece: Piece) -> Json:
         raise NotImplementedError
 
     def usage_event(self) -> Json:
-        """What a stream ends with if it was asked for usage."""
+        """Return what a stream ends with if it was asked for usage."""
         usage = self._plain_usage(self._completion_tokens)
         usage["prompt_tokens_details"] = self._stream_details()
         return {**self._head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
@@ -68,7 +68,7 @@ class Answer:
         self._prompt_tokens += len(run.prompt.tokens)
 
     def _chunk(self, choice: Json, piece: Piece | None = None) -> Json:
-        """An event. The last of a choice carries the fingerprint, unless the usage event will."""
+        """Make an event. The last of a choice carries the fingerprint, unless the usage event will."""
         chunk = {**self._head(), "choices": [choice]}
         if piece is not None and piece.finish and not self.job.include_usage:
             chunk["system_fingerprint"] = FINGERPRINT
@@ -208,7 +208,7 @@ class CompletionAnswer(Answer):
         return []
 
     def piece(self, piece: Piece) -> Json:
-        """The first event of a choice also carries what is echoed."""
+        """Make the event of a piece; the first of a choice also carries what is echoed."""
         self._completion_tokens += 1
         run = self._runs[-1]
         is_first = piece.index not in self._begun
@@ -285,7 +285,7 @@ class CompletionAnswer(Answer):
 
 
 def prompt_logprobs(job: Job, run: Run) -> list[Json | None] | None:
-    """Per prompt token; the first has none."""
+    """Return the log probabilities per prompt token; the first has none."""
     wanted = job.prompt_logprobs
     if wanted is None and job.echo:
         wanted = job.logprobs
@@ -316,7 +316,7 @@ def _logprob(token: int) -> float:
 
 
 def _top(token: int, wanted: int) -> list[tuple[int, float]]:
-    """The token itself and then the words that follow it in the vocabulary."""
+    """Return the token itself and then the words that follow it in the vocabulary."""
     return [(token + step, _logprob(token) - step) for step in range(wanted)]
 
 

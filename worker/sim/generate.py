@@ -1,4 +1,6 @@
-"""An answer, token by token: the pure part (`Choice`) and the part that waits for the engine (`generate`)."""
+"""An answer is made token by token: by a pure part (`Choice`), and one that waits for the engine
+(`generate`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from worker.sim.runs import Run
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One token of one answer. `text` may be empty: held back, or not part of the answer."""
+    """This is one token of one answer. `text` may be empty: held back, or not part of the answer."""
 
     index: int  # of the choice
     token: int
@@ -33,15 +35,16 @@ class Opened:
 
 @dataclass(slots=True)
 class Outcome:
-    """A whole answer."""
+    """This is a whole answer."""
 
     runs: list[Run] = field(default_factory=list)
     pieces: dict[int, list[Piece]] = field(default_factory=dict)
 
 
 class Choice:
-    """The tokens of one answer, a pure function of digest and sampling. Text that may turn out to be the
-    beginning of a stop string is held back until it is not."""
+    """The tokens of one answer are a pure function of digest and sampling. Text that may turn out to be the
+    beginning of a stop string is held back until it is not.
+    """
 
     def __init__(self, index: int, digest: bytes, sampling: Sampling, sample: int) -> None:
         self.index = index
@@ -54,7 +57,7 @@ class Choice:
         self._hold = max(map(len, sampling.stops), default=1) - 1
 
     def next_piece(self) -> Piece:
-        """Not to be called when `is_done`."""
+        """Return the next token; not to be called when `is_done`."""
         self._made += 1
         if self._made > self._end and not self._sampling.ignore_eos:
             return self._finish(text.EOS, self._held, "stop")
@@ -90,7 +93,7 @@ class Choice:
 
 
 async def generate(engine: Engine, job: Job, plan: Plan) -> AsyncGenerator[Opened | Piece]:
-    """For each prompt an `Opened` and then its tokens, choices side by side. Raises `KvLost`.
+    """Yield for each prompt an `Opened` and then its tokens, choices side by side. Raises `KvLost`.
 
     Close it (`aclosing`), also when it was not read to its end: that gives back what the request holds.
     """

@@ -1,4 +1,4 @@
-"""What a worker has seen: one entry per request, for tests of whoever sent it."""
+"""The journal has what a worker has seen: one entry per request, for tests of whoever sent it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Entry:
     raw: bytes | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Without bodies and secrets: of other headers only the names."""
+        """Return the entry without bodies and secrets: of other headers only the names."""
         return {
             "path": self.path,
             "leg": self.leg,
@@ -52,7 +52,7 @@ class Entry:
 
 
 class Journal:
-    """The last 1000 requests; the bodies of the last `record` ones."""
+    """It has the last 1000 requests; the bodies of the last `record` ones."""
 
     def __init__(self, record: int = 0) -> None:
         self._record = record

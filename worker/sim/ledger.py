@@ -1,4 +1,4 @@
-"""The prefill side's ledger: KV blocks that are pinned for a decode worker, each under a lease."""
+"""The prefill side's ledger has KV blocks that are pinned for a decode worker, each under a lease."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def _nothing() -> None:
-    """Nobody waits for the end of a lease."""
+    """Do nothing: nobody waits for the end of a lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """KV blocks of a computed prompt. `deadline` is in the event loop's time."""
+    """These are KV blocks of a computed prompt. `deadline` is in the event loop's time."""
 
     request_id: str
     block_ids: list[int]
@@ -43,7 +43,7 @@ class Ledger:
             self._lost.add(pin.request_id)
 
     def pull(self, request_id: str, block_ids: list[int]) -> Pin | None:
-        """The pin, whose blocks the caller frees; None if these blocks cannot be pulled (again)."""
+        """Return the pin, whose blocks the caller frees; None if these blocks cannot be pulled (again)."""
         pin = self._pins.get(request_id)
         if pin is None or pin.block_ids != block_ids or request_id in self._lost:
             self.unknown += 1
@@ -52,12 +52,12 @@ class Ledger:
         return self._pins.pop(request_id)
 
     def extend(self, request_id: str, deadline: float) -> None:
-        """The decode worker still wants it."""
+        """Renew the lease: the decode worker still wants it."""
         if request_id in self._pins:
             self._pins[request_id] = replace(self._pins[request_id], deadline=deadline)
 
     def push(self, request_id: str) -> Pin | None:
-        """The pin, whose blocks the caller frees: its KV cache is with a decode worker."""
+        """Return the pin, whose blocks the caller frees: its KV cache is with a decode worker."""
         pin = self._remove(request_id)
         self.pushed += pin is not None
         return pin
@@ -68,7 +68,7 @@ class Ledger:
         return pin
 
     def expire(self, now: float) -> list[Pin]:
-        """Pins whose lease is over; the caller frees their blocks."""
+        """Return the pins whose lease is over; the caller frees their blocks."""
         over = [pin for pin in self._pins.values() if pin.deadline <= now]
         for pin in over:
             self._remove(pin.request_id)

@@ -1,4 +1,4 @@
-"""vLLM's metrics, under vLLM's names, as far as the simulation has something to count; `sim:` are its own."""
+"""Metrics have vLLM's names, as far as the simulation has something to count; `sim:` are its own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Metrics:
         kv_usage: Callable[[], float],
         fetches: Mapping[str, Callable[[], float]],
     ) -> None:
-        """What the gauges read, each time they are asked. `fetches` by stage."""
+        """Say what the gauges read, each time they are asked; `fetches` are by stage."""
         self._gauge("num_requests_running", "Requests running.").set_function(running)
         self._gauge("num_requests_waiting", "Requests waiting.").set_function(waiting)
         self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.").set_function(kv_usage)

@@ -1,4 +1,4 @@
-"""Requests as vLLM's OpenAI endpoints take them: checked, tokenized and turned into a `Job`."""
+"""Requests come as vLLM's OpenAI endpoints take them; they are checked, tokenized and turned into a `Job`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class _Request(msgspec.Struct, kw_only=True):
-    """What chat and completions share. Unknown fields are ignored."""
+    """Chat and completions share this. Unknown fields are ignored."""
 
     model: str | None = None
     stream: bool | None = False
@@ -103,7 +103,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Decides, together with the digest, every token of an answer."""
+    """It decides, together with the digest, every token of an answer."""
 
     max_tokens: int
     min_tokens: int = 0
@@ -115,7 +115,7 @@ class Sampling:
     is_beam: bool = False
 
     def variant(self, index: int) -> bytes:
-        """Names the sample. Greedy answers are all the same one."""
+        """It names the sample. Greedy answers are all the same one."""
         if self.is_beam:
             return f"beam {index}".encode() if index else b""
         return b"" if self.seed is None else f"{self.seed} {index}".encode()
@@ -123,7 +123,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request that can be served."""
+    """This is a request that can be served."""
 
     request_id: str  # as in the answer
     model: str
@@ -147,7 +147,7 @@ _Any = TypeVar("_Any", bound=msgspec.Struct)
 
 
 def parse(body: object, kind: type[_Any]) -> _Any:
-    """Raises `Malformed`."""
+    """Read a request. Raises `Malformed`."""
     try:
         return msgspec.convert(body, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -158,7 +158,7 @@ def parse(body: object, kind: type[_Any]) -> _Any:
 
 
 def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) -> Job:
-    """Raises `Refused`, and `Malformed` for messages that are not messages."""
+    """Make the job of a chat. Raises `Refused`, and `Malformed` for messages that are not messages."""
     check_model(request.model, settings)
     messages = [_rendered(index, message) for index, message in enumerate(request.messages)]
     given = _given_ids(request, settings)
@@ -175,7 +175,7 @@ def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) ->
 
 
 def completion_job(request: CompletionRequest, settings: Settings, header_id: str | None) -> Job:
-    """Raises `Refused`, and `Malformed` for a prompt of mixed types."""
+    """Make the job of a completion. Raises `Refused`, and `Malformed` for a prompt of mixed types."""
     if not request.prompt and request.prompt != []:
         raise _wrong("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     prompts = prompts_of(request.prompt, "prompt")
@@ -330,7 +330,7 @@ def _check_logprobs(asked: int | None, parameter: str) -> None:
 
 
 def _check_handoff(kv: dict[str, Any] | None, prompts: int) -> None:
-    """Of a push only. (vLLM does not look at those of a pull before it pulls.)"""
+    """Check the hand-off of a push only. (vLLM does not look at those of a pull before it pulls.)"""
     try:
         if kv is not None and push.is_push(kv):
             push.check(kv, prompts)
@@ -354,7 +354,9 @@ def check_prompt(tokens: Sequence[int], settings: Settings) -> None:
 
 
 def prompts_of(given: str | list[str | int | list[int]], field: str) -> list[str | list[int]]:
-    """A prompt in any of the forms: text, token ids, a list of either. Raises `Malformed` for mixed ones."""
+    """Read a prompt in any of the forms: text, token ids, a list of either. Raises `Malformed` for mixed
+    ones.
+    """
     if isinstance(given, str):
         return [given]
     kinds = {type(part) for part in given}
@@ -370,7 +372,7 @@ def _prompt_text(prompt: str | list[int]) -> str:
 
 
 def _rendered(index: int, message: dict[str, Any]) -> tuple[str, str]:
-    """A message as (role, content): text as it is, everything else as JSON, so that the digest covers it."""
+    """Return a message as (role, content): text as it is, all else as JSON, so that the digest covers it."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise Malformed("Field required", param=f"body.messages.{index}.role")
@@ -390,8 +392,9 @@ def _tokenized_chat(request: ChatRequest, messages: list[tuple[str, str]]) -> li
 
 
 def _given_ids(request: ChatRequest, settings: Settings) -> list[int] | None:
-    """The prompt as the prefill worker tokenized it. As in vLLM, the messages count if they have more in them
-    than text, and if they are echoed."""
+    """Return the prompt as the prefill worker tokenized it. As in vLLM, the messages count if they have more
+    in them than text, and if they are echoed.
+    """
     ids = (request.kv_transfer_params or {}).pop(IDS_KEY, None)
     if ids is None or request.echo or any(map(_has_media, request.messages)):
         return None

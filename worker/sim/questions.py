@@ -1,4 +1,4 @@
-"""Questions to the simulated model whose answers are known, and a judge of answers to them."""
+"""The simulated model is asked questions whose answers are known, and a judge hears the answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ERROR_FIELDS = {"message", "type", "code"}
 
 
 class WrongAnswer(Exception):
-    """It is not what the model says to the question, or it ends as if it were whole and is not."""
+    """The answer is not what the model says to the question, or it ends as if it were whole and is not."""
 
 
 class Outcome(enum.Enum):
@@ -39,7 +39,7 @@ class Question:
 
     @property
     def answer(self) -> str:
-        """What a simulated worker that holds this prompt's KV cache says."""
+        """Return what a simulated worker that holds this prompt's KV cache says."""
         digest = text.digest_of(text.encode(self.prompt))
         return text.decode(list(islice(text.speak(digest), self.tokens)))
 
@@ -61,7 +61,7 @@ def _question(path: str, prompt: str, fields: dict[str, Any], tokens: int, is_st
 
 
 def judge(question: Question, status: int, content: str) -> Outcome:
-    """Of an answer that is complete by HTTP: RIGHT or ERROR. Raises `WrongAnswer`."""
+    """Judge an answer that is complete by HTTP: RIGHT or ERROR. Raises `WrongAnswer`."""
     try:
         if status != 200:
             return _error(json.loads(content))
@@ -71,14 +71,14 @@ def judge(question: Question, status: int, content: str) -> Outcome:
 
 
 def judge_part(question: Question, content: str) -> None:
-    """Of an answer whose end did not come: raises `WrongAnswer` if it does not begin like something right."""
+    """Judge an answer whose end did not come. Raises `WrongAnswer` if its beginning is not right."""
     if question.is_stream and content.startswith("data: "):
         whole = content[: content.rfind("\n\n") + 2]
         _check_beginning(question, events_of(whole.removesuffix(_DONE)))
 
 
 def events_of(stream: str) -> list[dict[str, Any]]:
-    """Its events as documents, without what is not complete. `[DONE]` must not be in it."""
+    """Return its events as documents, without what is not complete. `[DONE]` must not be in it."""
     frames = stream.split("\n\n")[:-1]
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 

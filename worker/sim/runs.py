@@ -1,4 +1,4 @@
-"""What the engine works on: a prompt, and the run that computes it or gets its KV cache from elsewhere."""
+"""The engine works on prompts, and on runs that compute one or get its KV cache from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a request. `kv` is the request's `kv_transfer_params`."""
+    """This is one prompt of a request. `kv` is the request's `kv_transfer_params`."""
 
     request_id: str  # the engine's own, never used twice
     tokens: Sequence[int]
@@ -31,7 +31,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Run:
-    """A prompt whose KV cache is there. `digest` says what will be answered."""
+    """The KV cache of a prompt is there. `digest` says what will be answered."""
 
     prompt: Prompt
     digest: bytes

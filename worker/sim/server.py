@@ -1,4 +1,4 @@
-"""uvicorn with two things that faults need: the connection within reach, and a listener that can go away."""
+"""Faults need two things of uvicorn: the connection within reach, and a listener that can go away."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SimProtocol(HttpToolsProtocol):
 
 
 class SimServer(uvicorn.Server):
-    """Serves `app` on `listener`, which it closes when it stops.
+    """It serves `app` on `listener`, which it closes when it stops.
 
     `on_ready` gets its URL when it takes requests.
     """
@@ -62,13 +62,13 @@ class SimServer(uvicorn.Server):
             self.refuse(refusal.seconds)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """What is under way ends with `abort`, as that of a vLLM that is stopped does."""
+        """End what is under way with `abort`, as that of a vLLM that is stopped does."""
         for end in list(self._engine.under_way.values()):
             end()
         await super().shutdown(sockets)
 
     def refuse(self, seconds: float, spared: asyncio.BaseTransport | None = None) -> None:
-        """Nobody listens for so long, and all connections but the spared one are reset."""
+        """Let nobody listen for so long, and reset all connections but the spared one."""
         for server in self.servers:
             server.close()
         self.servers = []
@@ -90,7 +90,7 @@ class SimServer(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises `OSError`."""
+    """Open a listening socket; port 0 takes a free one. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -1,4 +1,4 @@
-"""What a simulated worker is started with."""
+"""A simulated worker is started with these settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ LoadFailurePolicy = Literal["fail", "recompute"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """The stated model. Prompts are computed one after the other; a decode step serves all that are running.
+    """This is the stated model. Prompts are computed one after the other; a decode step serves all that are
+    running.
 
     prefill: `prefill_us_per_token` for each prompt token that no cache holds
     transfer: `transfer_us_per_token` for each prompt token of a hand-off, hand-offs side by side
@@ -60,7 +61,7 @@ class Settings:
 
     @property
     def heartbeat_s(self) -> float:
-        """How often a decode worker says that it still waits for a KV cache."""
+        """A decode worker says so often that it still waits for a KV cache."""
         return self.lease_s / _HEARTBEATS_PER_LEASE
 
     @property

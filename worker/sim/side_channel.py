@@ -1,4 +1,4 @@
-"""The way of the KV cache from prefill to decode: a TCP port of the prefill worker.
+"""The KV cache goes from prefill to decode this way: over a TCP port of the prefill worker.
 
 Messages are JSON lines. A decode worker connects and asks; the kind of hand-off decides what it is answered.
 """
@@ -64,14 +64,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Line:
-    """A connection. Reading raises one of `BROKEN` if the peer is lost or talks nonsense."""
+    """A line is a connection. Reading raises one of `BROKEN` if the peer is lost or talks nonsense."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     def tell(self, message: Ask | Reply) -> None:
-        """Nothing happens if the line is closed."""
+        """Send it. Nothing happens if the line is closed."""
         if not self._writer.is_closing():
             self._writer.write(_encode(message) + b"\n")
 
@@ -91,7 +91,7 @@ class Line:
 
 @asynccontextmanager
 async def connect(host: str, port: int) -> AsyncIterator[Line]:
-    """A line to a prefill worker, closed when the block ends. Raises one of `BROKEN`."""
+    """Open a line to a prefill worker, closed when the block ends. Raises one of `BROKEN`."""
     async with asyncio.timeout(CONNECT_S):
         line = Line(*await asyncio.open_connection(host, port, limit=_MAX_LINE))
     try:

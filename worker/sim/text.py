@@ -1,8 +1,8 @@
-"""The simulated model: a tokenizer, the digest that stands for a KV cache, and what it says.
+"""The simulated model has a tokenizer, the digest that stands for a KV cache, and something to say.
 
 What is said is a pure function of a digest and the sampling parameters. Whoever holds the wrong digest says
 the wrong words, as an engine does that reads somebody else's KV cache. A prompt that ends in a part of its
-own answer is gone on with, as by any model.
+own answer is continued, as by any model.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _COUNT_BYTES = 4
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text; `decode` gives it back. The names of special tokens become those tokens, and a
-    text that is nothing but words of an answer becomes the tokens that the answer had."""
+    """Return the token ids of a text; `decode` gives it back. The names of special tokens become those
+    tokens, and a text that is nothing but words of an answer becomes the tokens that the answer had.
+    """
     return _encode_words(text) or _encode_text(text)
 
 
 def _encode_words(text: str) -> list[int]:
-    """Empty if there is anything else in the text."""
+    """Return the ids of words; none if there is anything else in the text."""
     before, *words = text.split(" ") if text.startswith(" ") else (text,)
     is_answer = not before and all(word in _WORD_TOKENS for word in words)
     return [_WORD_TOKENS[word] for word in words] if is_answer else []
@@ -59,18 +60,18 @@ def _encode_text(text: str) -> list[int]:
 
 
 def decode(tokens: Sequence[int]) -> str:
-    """The text of token ids; bytes that are not UTF-8 become U+FFFD, ids without a meaning nothing."""
+    """Return the text of token ids; bytes that are not UTF-8 become U+FFFD, ids without a meaning nothing."""
     return b"".join(map(_token_bytes, tokens)).decode("utf-8", "replace")
 
 
 def render_chat(messages: Sequence[tuple[str, str]], *, add_generation_prompt: bool = True) -> str:
-    """The chat template: `messages` are (role, content)."""
+    """Apply the chat template: `messages` are (role, content)."""
     text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
     return text + "<|im_start|>assistant\n" if add_generation_prompt else text
 
 
 def digest_of(tokens: Sequence[int]) -> bytes:
-    """Bytes that stand for the KV cache of a prompt. The first one says how long the answer is."""
+    """Return bytes that stand for the KV cache of a prompt. The first one says how long the answer is."""
     said = _words_said(tokens)
     prompt = tokens[: len(tokens) - said]
     digest = hashlib.sha256(struct.pack(f"<{len(prompt)}I", *prompt)).digest()
@@ -79,7 +80,7 @@ def digest_of(tokens: Sequence[int]) -> bytes:
 
 
 def _words_said(tokens: Sequence[int]) -> int:
-    """How many words of an answer these tokens end in: those after the prompt's text."""
+    """Count the words of an answer that these tokens end in: those after the prompt's text."""
     start = len(tokens)
     while start and _FIRST_WORD <= tokens[start - 1] < _FIRST_WORD + len(WORDS):
         start -= 1
@@ -92,12 +93,12 @@ def _position(digest: bytes) -> int:
 
 
 def answer_length(digest: bytes) -> int:
-    """Tokens before the answer ends by itself, without those that are there already."""
+    """Count the tokens before the answer ends by itself, without those that are there already."""
     return 0 if digest[0] == 0 else max(0, _SHORTEST + digest[0] % _SPREAD - _position(digest))
 
 
 def speak(digest: bytes, variant: bytes = b"") -> Iterator[int]:
-    """Word tokens without end. `variant` tells apart samples of one prompt; greedy is the empty one."""
+    """Yield word tokens without end. `variant` tells apart samples of one prompt; greedy is the empty one."""
     return islice(_words(digest[:_DIGEST_BYTES], variant), _position(digest), None)
 
 
@@ -109,7 +110,7 @@ def _words(digest: bytes, variant: bytes) -> Iterator[int]:
 
 
 def _encode_bytes(data: bytes) -> Sequence[int]:
-    """Four strided copies, as a prompt may be megabytes."""
+    """Encode by four strided copies, as a prompt may be megabytes."""
     whole, rest = divmod(len(data), 3)
     packed = bytearray(4 * whole)
     for place in range(3):

@@ -1,4 +1,4 @@
-"""The words that the simulated model answers with: one token each, with a space before it.
+"""The simulated model answers with these words: one token each, with a space before it.
 
 There are 256, so that a byte picks one. The last sixteen are not ASCII: a relay that cuts a stream between
 two bytes of a character must still deliver it.

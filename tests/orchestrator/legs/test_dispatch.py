@@ -15,7 +15,7 @@ from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.loop.offload import Offload
 from orchestrator.telemetry.counters import FallbackReason
-from orchestrator.transport.memory import LegHandler
+from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest
 from orchestrator.wire.codec import MAX_INLINE_BYTES, NotEncodable, TooLarge
 from orchestrator.wire.headers import fields_of
 from orchestrator.wire.info import END_PATH
@@ -132,7 +132,13 @@ def test_a_worker_that_cannot_end_legs_is_asked_once_until_it_comes_back(status:
     run(test)
 
 
-@pytest.mark.parametrize("handler", [cuts_short, says_garbage, answers(202, b"x" * 100_000)])
+async def says_too_much(request: MemoryRequest, reply: MemoryReply) -> None:
+    reply.head(202)
+    reply.chunk_nowait(b"x" * 100_000)
+    await reply.hang()
+
+
+@pytest.mark.parametrize("handler", [cuts_short, says_garbage, says_too_much])
 def test_a_worker_that_fails_to_end_a_leg_is_asked_for_the_next_one(handler: LegHandler) -> None:
     async def test(one: OneRequest) -> None:
         serve_ends(one, handler)

@@ -1,4 +1,6 @@
-"""The seam between the engine and the kinds of hand-off: how a KV cache gets from one engine to another."""
+"""This is the seam between the engine and the kinds of hand-off: how a KV cache gets from one engine to
+another.
+"""
 
 from __future__ import annotations
 
@@ -19,54 +21,56 @@ class KvLost(Exception):
 
 
 class Source(ABC):
-    """Where the KV cache of a decode leg comes from, from the leg's arrival to its end."""
+    """The KV cache of a decode leg comes from here, from the leg's arrival to its end."""
 
     # Set by the engine while the leg waits in its queue: to be called once, if there is nothing to wait for.
     on_lost: Callable[[KvLost], None] | None = None
 
     @abstractmethod
     async def receive(self, tokens: int, plan: Plan) -> bytes:
-        """The leg has blocks: the digest, after the time that a transfer of so many tokens takes.
+        """Return the digest, after the time that a transfer of so many tokens takes: the leg has blocks.
 
         Raises `KvLost`.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """The leg has ended. What it has not received is given up. Can be repeated."""
+        """End the leg: what it has not received is given up. It may be called again."""
 
     def keep_alive(self) -> None:  # noqa: B027  # not every kind has something to do
-        """The leg still waits in the queue; the engine calls this several times per lease."""
+        """Keep the hand-off, for the leg still waits in the queue; the engine calls this several times per
+        lease.
+        """
 
 
 class Kind(ABC):
-    """One kind of hand-off, and what an engine does for it in a prefill leg and in a decode leg."""
+    """An engine does this for one kind of hand-off, in a prefill leg and in a decode leg."""
 
     sends = False  # whether `send` is to be called: nothing is answered before it has returned
 
     # --- a prefill leg, in this order
 
     def expecting(self, prompt: Prompt) -> AbstractContextManager[None]:
-        """Holds from the leg's arrival to its end. Raises `KvLost` if the leg cannot begin."""
+        """Hold it from the leg's arrival to its end. Raises `KvLost` if the leg cannot begin."""
         return nullcontext()
 
     async def send(self, run: Run, plan: Plan) -> None:  # noqa: B027
-        """The prompt is computed, and somebody else has the run's seat. Raises `KvLost`."""
+        """Send a prompt that is computed; somebody else has the run's seat. Raises `KvLost`."""
 
     def finish(self, run: Run, plan: Plan) -> dict[str, Any] | None:
-        """All answers are complete. The value is the answer's `kv_transfer_params`."""
+        """Note that all answers are complete. The value is the answer's `kv_transfer_params`."""
         return None
 
     # --- a decode leg
 
     @abstractmethod
     def source(self, prompt: Prompt) -> Source | None:
-        """None if the leg has no use for the KV cache. The caller closes it."""
+        """Return the source, which the caller closes; None if the leg has no use for the KV cache."""
 
     def refuse(self, params: dict[str, Any]) -> None:  # noqa: B027
-        """A decode leg with these `kv_transfer_params` was refused."""
+        """Note that a decode leg with these `kv_transfer_params` was refused."""
 
     # ---
 
     async def stop(self) -> None:  # noqa: B027
-        """The engine stops; its requests have ended."""
+        """Stop with the engine, whose requests have ended."""

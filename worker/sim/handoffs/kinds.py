@@ -1,4 +1,4 @@
-"""The kinds of hand-off that an engine knows."""
+"""An engine knows these kinds of hand-off."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from worker.sim.side_channel import Ask, Line, PushAsk
 
 
 class Handoffs:
-    """All hand-offs of one engine."""
+    """It has all hand-offs of one engine."""
 
     def __init__(self, engine_id: str, settings: Settings, metrics: Metrics, leases: Leases) -> None:
         self._pull = Pull(engine_id, settings, metrics, leases)
         self._push = Push(settings, leases)
 
     def of(self, params: dict[str, Any] | None) -> Kind:
-        """The kind that a leg's `kv_transfer_params` ask for."""
+        """Return the kind that a leg's `kv_transfer_params` ask for."""
         return self._push if is_push(params) else self._pull
 
     async def answer(self, ask: Ask, line: Line) -> None:
-        """A decode worker asks over the side channel. The caller closes the line."""
+        """Answer a decode worker that asks over the side channel. The caller closes the line."""
         if isinstance(ask, PushAsk):
             await self._push.answer(ask, line)
         else:
             await self._pull.answer(ask, line)
 
     def listens_on(self, port: int) -> None:
-        """The side channel has this port."""
+        """Note that the side channel has this port."""
         self._pull.port = port
 
     async def stop(self) -> None:
-        """The engine stops; its requests have ended."""
+        """Stop with the engine, whose requests have ended."""
         for kind in (self._pull, self._push):
             await kind.stop()

@@ -1,4 +1,4 @@
-"""The blocks that a prefill worker keeps for decode workers, each under a lease, and their end."""
+"""A prefill worker keeps blocks for decode workers, each under a lease, which has its end here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.sim.metrics import Metrics
 
 
 class Leases:
-    """Pins blocks, and frees them when they were taken or given up, or when their lease is over."""
+    """It pins blocks, and frees them when they were taken or given up, or when their lease is over."""
 
     def __init__(
         self, ledger: Ledger, metrics: Metrics, lease_s: float, free: Callable[[list[int]], None]
@@ -22,27 +22,27 @@ class Leases:
         self._expiry: asyncio.TimerHandle | None = None
 
     def next_end(self) -> float:
-        """When a lease that begins now is over, in the event loop's time."""
+        """Return when a lease that begins now is over, in the event loop's time."""
         return asyncio.get_running_loop().time() + self._lease_s
 
     def pin(self, pin: Pin, *, is_lost: bool = False) -> None:
-        """A lost pin can be given up, but not pulled."""
+        """Pin blocks; a lost pin can be given up, but not pulled."""
         self._ledger.pin(pin, is_lost=is_lost)
         self._watch()
 
     def pull(self, request_id: str, block_ids: list[int]) -> Pin | None:
-        """The pin, whose blocks are free then; None if these blocks cannot be pulled (again)."""
+        """Return the pin, whose blocks are free then; None if these blocks cannot be pulled (again)."""
         pin = self._ledger.pull(request_id, block_ids)
         if pin is None:
             self._metrics.late_notifications.inc()
         return self._freed(pin)
 
     def push(self, request_id: str) -> None:
-        """A decode worker has the KV cache: the blocks are free."""
+        """Free the blocks: a decode worker has the KV cache."""
         self._freed(self._ledger.push(request_id))
 
     def refuse(self) -> None:
-        """A decode worker asks for what is not there any more."""
+        """Refuse a decode worker that asks for what is not there any more."""
         self._ledger.unknown += 1
         self._metrics.late_notifications.inc()
 
@@ -54,7 +54,7 @@ class Leases:
         self._freed(self._ledger.release(request_id))
 
     def stop(self) -> None:
-        """No lease ends any more."""
+        """Stop: no lease ends any more."""
         if self._expiry is not None:
             self._expiry.cancel()
 

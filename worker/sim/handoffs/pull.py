@@ -1,4 +1,4 @@
-"""The pull of NIXL: one leg is sent after the other.
+"""NIXL pulls: one leg is sent after the other.
 
 The prefill leg pins its blocks, and its answer says where they are. The decode leg brings that along, and its
 worker fetches the KV cache or gives it up.
@@ -25,7 +25,7 @@ _LAST_ERRANDS_S = 1.0  # when the worker stops
 
 
 class Remote(msgspec.Struct, frozen=True, rename=lambda name: f"remote_{name}"):
-    """Where the KV cache of a prompt lies, as a hand-off's `kv_transfer_params` say."""
+    """The KV cache of a prompt lies here, as a hand-off's `kv_transfer_params` say."""
 
     host: str
     port: int
@@ -35,14 +35,14 @@ class Remote(msgspec.Struct, frozen=True, rename=lambda name: f"remote_{name}"):
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> Remote:
-        """Raises `KvLost` if something is missing or wrong. (vLLM's engine dies of some of that.)"""
+        """Read it. Raises `KvLost` if something is missing or wrong. (vLLM's engine dies of some of that.)"""
         try:
             return msgspec.convert(params, cls, strict=False)
         except msgspec.ValidationError as error:
             raise KvLost("the hand-off is incomplete") from error
 
     async def pull(self) -> bytes:
-        """The digest; the prefill worker has let go of it then. Raises `KvLost`."""
+        """Return the digest; the prefill worker has let go of it then. Raises `KvLost`."""
         blocks = [block for group in self.block_ids for block in group]
         digest = (await self._ask(PullAsk(self.engine_id, self.request_id, blocks))).digest
         if digest is None:
@@ -104,7 +104,7 @@ class Pull(Kind):
         }
 
     async def answer(self, ask: PullAsks, line: Line) -> None:
-        """A decode worker asks or notifies. The caller closes the line."""
+        """Answer a decode worker that asks or notifies. The caller closes the line."""
         line.tell(Reply(self._digest_for(ask)))
 
     def _digest_for(self, ask: PullAsks) -> bytes | None:
@@ -129,7 +129,7 @@ class Pull(Kind):
         self.notify_soon(params, Release)
 
     def notify_soon(self, params: dict[str, Any], notice: type[Extend | Release]) -> None:
-        """Runs on when the request is gone."""
+        """Notify in a task that runs on when the request is gone."""
         task = asyncio.get_running_loop().create_task(self._notify(params, notice))
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
@@ -149,7 +149,7 @@ class Pull(Kind):
 
 
 class _Claim(Source):
-    """A decode leg's hand-off until it is pulled. An open one is released when it is closed."""
+    """It is a decode leg's hand-off until it is pulled. An open one is released when it is closed."""
 
     def __init__(self, kind: Pull, params: dict[str, Any]) -> None:
         self._kind = kind
@@ -166,7 +166,7 @@ class _Claim(Source):
         return digest
 
     def keep_alive(self) -> None:
-        """A hand-off that waits in the queue is still wanted."""
+        """Say that a hand-off that waits in the queue is still wanted."""
         self._kind.notify_soon(self._params, Extend)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The push: both legs are sent at once, and name the transfer by an id that their sender made.
+"""In a push both legs are sent at once, and name the transfer by an id that their sender made.
 
 The decode worker connects to the prefill worker as soon as its leg arrives. The KV cache goes over when the
 prompt is computed and the decode leg has blocks. The prefill leg is answered after that, and owes nothing.
@@ -30,7 +30,7 @@ class BadPush(ValueError):
 
 
 class _Leg(msgspec.Struct, kw_only=True):
-    """The `kv_transfer_params` of either leg."""
+    """These are the `kv_transfer_params` of either leg."""
 
     transfer_id: Annotated[str, Meta(pattern=r"^[!-~]{1,256}\Z")]  # visible ASCII
     do_remote_decode: bool = False
@@ -47,7 +47,7 @@ def is_push(params: dict[str, Any] | None) -> bool:
 
 
 def check(params: dict[str, Any], prompts: int) -> None:
-    """Raises `BadPush` if a leg with these `kv_transfer_params` and so many prompts cannot take part."""
+    """Raise `BadPush` if a leg with these `kv_transfer_params` and so many prompts cannot take part."""
     try:
         leg = msgspec.convert(params, _DecodeLeg if params.get("do_remote_prefill") else _Leg)
     except msgspec.ValidationError as error:
@@ -100,7 +100,7 @@ class Push(Kind):
         return not transfer.is_expired and self._transfers.deliver(transfer, side, run.digest)
 
     async def answer(self, ask: PushAsk, line: Line) -> None:
-        """A decode side is there until its line breaks. The caller closes the line."""
+        """Serve a decode side, which is there until its line breaks. The caller closes the line."""
         side = Side(line)
         try:
             transfer = self._transfers.join(ask.transfer_id, side)
@@ -113,7 +113,9 @@ class Push(Kind):
             self._transfers.leave(transfer, side)
 
     async def _listen(self, ask: Ask, line: Line, transfer: Transfer, side: Side) -> None:
-        """A side without blocks does not keep the lease: who has them may wait for those of the lease."""
+        """Listen to a side; one without blocks does not keep the lease: who has them may wait for those of
+        the lease.
+        """
         while isinstance(ask, PushAsk):
             transfer.hear(side, is_ready=ask.is_ready)
             if ask.is_ready and transfer.request_id is not None:

@@ -1,4 +1,4 @@
-"""The decode worker's side of a push: a line to the prefill worker from the leg's arrival on."""
+"""The decode worker's side of a push is a line to the prefill worker from the leg's arrival on."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PushSource(Source):
             self._line.tell(PushAsk(self._transfer_id, self._is_ready))
 
     async def _listen(self, line: Line) -> bytes:
-        """Raises `KvLost`, or one of `BROKEN`."""
+        """Listen to the prefill worker. Raises `KvLost`, or one of `BROKEN`."""
         is_pending = True
         while is_pending:
             async with asyncio.timeout(self._settings.lease_s):

@@ -1,4 +1,4 @@
-"""Where the two sides of a push meet on the prefill worker: its own leg, and the line of a decode worker.
+"""The two sides of a push meet on the prefill worker: its own leg, and the line of a decode worker.
 
 Either may come first. A transfer's id is good for one use.
 """
@@ -18,7 +18,7 @@ _LOST = Reply()
 
 
 class Side:
-    """A decode worker that asks for a transfer."""
+    """A decode worker asks for a transfer."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -31,7 +31,7 @@ class Side:
 
 
 class Transfer:
-    """One transfer, until it has succeeded or failed, or nobody is there."""
+    """A transfer lasts until it has succeeded or failed, or nobody is there."""
 
     def __init__(self, transfer_id: str) -> None:
         self.id = transfer_id
@@ -41,7 +41,7 @@ class Transfer:
         self._changed = asyncio.Event()
 
     async def wait_side(self) -> Side:
-        """The decode side, once it is ready. Raises `KvLost` when the lease is over."""
+        """Return the decode side, once it is ready. Raises `KvLost` when the lease is over."""
         while not self.is_expired:
             if self.side is not None and self.side.is_ready:
                 return self.side
@@ -50,7 +50,7 @@ class Transfer:
         raise KvLost(f"nobody took {self.id} before its lease was over")
 
     def hear(self, side: Side, *, is_ready: bool) -> None:
-        """The decode side is alive; it is told whether there is something to wait for."""
+        """Note that the decode side is alive; it is told whether there is something to wait for."""
         side.is_ready = is_ready
         self._changed.set()
         if self.request_id is not None:
@@ -62,14 +62,14 @@ class Transfer:
 
 
 class Transfers:
-    """All transfers of one prefill worker."""
+    """It has all transfers of one prefill worker."""
 
     def __init__(self) -> None:
         self._open: dict[str, Transfer] = {}
         self._over: OrderedDict[str, None] = OrderedDict()  # the oldest first
 
     def begin(self, transfer_id: str, request_id: str) -> Transfer:
-        """The prefill leg is there. Raises `KvLost` if the id was used before."""
+        """Begin with the prefill leg, which is there. Raises `KvLost` if the id was used before."""
         transfer = self._at(transfer_id)
         if transfer.request_id is not None:
             raise KvLost(f"{transfer_id} has a prefill leg")
@@ -79,7 +79,7 @@ class Transfers:
         return transfer
 
     def join(self, transfer_id: str, side: Side) -> Transfer:
-        """A decode side is there. Raises `KvLost` if there is one, or if the transfer has ended."""
+        """Let a decode side join. Raises `KvLost` if there is one, or if the transfer has ended."""
         transfer = self._at(transfer_id)
         if transfer.side is not None:
             raise KvLost(f"{transfer_id} has a decode side")
@@ -87,7 +87,7 @@ class Transfers:
         return transfer
 
     def leave(self, transfer: Transfer, side: Side) -> None:
-        """The decode side has gone; another one may come while the transfer has not ended."""
+        """Note that the decode side has gone; another one may come while the transfer has not ended."""
         side.is_gone = True
         if transfer.side is side:
             transfer.side = None
@@ -98,7 +98,7 @@ class Transfers:
         return self._open[transfer_id]
 
     def deliver(self, transfer: Transfer, side: Side, digest: bytes) -> bool:
-        """The KV cache arrives, and the transfer has ended. False if the decode side has gone before."""
+        """Deliver the KV cache, which ends the transfer; return False if the decode side has gone before."""
         if side.is_gone:
             return False
         side.tell(Reply(digest))
@@ -107,7 +107,7 @@ class Transfers:
         return True
 
     def end(self, transfer: Transfer) -> None:
-        """Whoever waits for it, or comes later, is told that it is lost. Can be repeated."""
+        """End it: whoever waits for it, or comes later, is told that it is lost. It may be called again."""
         if self._forget(transfer):
             self._over[transfer.id] = None
             if len(self._over) > _REMEMBERED:
