@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.api.view import view_request
+from orchestrator.api.view import EMBEDDING_FORM, view_request
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.nixl import handoff_from
 from orchestrator.wire.codec import CODECS, JSON, Codec, NotEncodable, TooLarge, transcoded
@@ -25,7 +25,14 @@ KV: dict[str, Any] = {
     "something_new": {"kept": [True]},
 }
 HANDOFF = handoff_from(json.dumps({"kv_transfer_params": KV | {"remote_prefill_cached_tokens": 16}}).encode())
-REMOVED_BY_PREFILL = {"stream_options", "min_tokens", "n", "best_of", "stop", "stop_token_ids"}
+REMOVED_BY_PREFILL = EMBEDDING_FORM | {
+    "stream_options",
+    "min_tokens",
+    "n",
+    "best_of",
+    "stop",
+    "stop_token_ids",
+}
 KEEP_KV = {
     "do_remote_decode": True,
     "do_remote_prefill": False,

@@ -155,9 +155,8 @@ def test_a_prefill_that_fails_ends_the_decode_leg_which_is_not_blamed(
     async def test(one: OneRequest, pair: Pair) -> None:
         one.serve(one.prefill, handler)
         one.serve(one.decode, hangs)
-        with pytest.raises(error) as raised:
+        with pytest.raises(error):
             await pair.serve()
-        assert isinstance(raised.value.__cause__, WorkerCutShort)  # what the decode leg saw of it
         assert (one.prefill.state, one.prefill.failures) == (state, failures)
         assert (one.decode.state, one.decode.failures) == (WorkerState.READY, 0)
         assert one.legs.last is one.prefill
