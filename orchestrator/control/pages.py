@@ -19,7 +19,7 @@ from orchestrator.control.state import Guarding
 from orchestrator.errors import BatonError, ClientError, MethodNotAllowed, NotFound
 from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
 
-HTTP_PARSER = "httptools"  # what `http/connection.py` is built on
+HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
 
 _log = logging.getLogger("baton.control")
 

@@ -101,11 +101,17 @@ class Dispatcher:
 
     def note_unreachable(self, worker: Worker, error: WorkerUnreachable) -> None:
         """Tell the registry that a connection could not be made: refused is certain, too slow a suspicion."""
-        why = repr(error.__cause__ or error)
-        if isinstance(error.__cause__, TimeoutError):
+        cause = cause_of(error)
+        why = repr(cause)
+        if isinstance(cause, TimeoutError):
             self.registry.note_lost(worker, worker.epoch, why)
         else:
             self.registry.mark_gone(worker, why)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what an error was raised from, or itself. Of compiled code only the context tells that."""
+    return error.__cause__ or error.__context__ or error
 
 
 def worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:

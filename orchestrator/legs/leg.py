@@ -25,7 +25,7 @@ from orchestrator.errors import (
 )
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
-from orchestrator.legs.dispatch import Dispatcher, worker_answered
+from orchestrator.legs.dispatch import Dispatcher, cause_of, worker_answered
 from orchestrator.legs.ledger import KvLease
 from orchestrator.legs.retry import Failure, failure_of, is_unread
 from orchestrator.telemetry.counters import LeaseState
@@ -255,7 +255,7 @@ class Leg(ABC):
         if isinstance(error, WorkerUnreachable):
             self.legs.dispatcher.note_unreachable(worker, error)
         elif failure is Failure.LOST:
-            registry.note_lost(worker, self.epoch, repr(error.__cause__ or error))
+            registry.note_lost(worker, self.epoch, repr(cause_of(error)))
         elif failure is Failure.FAILED:
             registry.note_error(worker)
         elif failure is Failure.BUSY and error.retry_after_s:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
+from types import TracebackType
 
 from orchestrator.errors import WorkerAnswered, WorkerError
 from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, PrefillLeg
@@ -14,11 +13,12 @@ from orchestrator.legs.releases import Releases
 class ParallelPrefill:
     """It reads the prefill leg in a task of its own. If that leg fails, the decode leg is given up.
 
-        async with ParallelPrefill(leg, decode, releases, on_answered) as prefill:
+        with ParallelPrefill(leg, decode, releases, on_answered):
             ...  # the decode leg
 
-    At the end of the block a prefill that has not answered is ended: that frees its blocks. A decode leg that
-    was given up because of the prefill is not blamed for it, and the block raises what the prefill raised.
+    At the end of the block a prefill that has not answered is ended, in the background: that frees its
+    blocks. A decode leg that was given up because of the prefill is not blamed for it, and the block
+    raises what the prefill raised.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class ParallelPrefill:
         self._on_answered = on_answered
         self._error: WorkerError | WorkerAnswered | None = None
 
-    async def __aenter__(self) -> ParallelPrefill:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+    def __enter__(self) -> ParallelPrefill:
+        self._task = self._releases.start(self._run())
         return self
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
         if not isinstance(error, WorkerError | WorkerAnswered):
             return
         if self._error is not None:

@@ -59,7 +59,7 @@ class Releases:
         lease.is_handed_back = True
         if self._ledger.is_good(lease):
             leg = ReleaseLeg(prefill.legs, self._releaser(prefill), prefill.bodies, lease.handoff)
-            self._start(self._send(leg, lease))
+            self.start(self._send(leg, lease))
 
     def _releaser(self, prefill: PrefillLeg) -> Worker:
         """Choose a decode worker, if possible one that has not just failed this request.
@@ -100,7 +100,7 @@ class Releases:
         if answer.status and answer.status != 200:
             answer.abort()
         else:
-            self._start(self._see_off(leg, answer))
+            self.start(self._see_off(leg, answer))
 
     async def _see_off(self, leg: PrefillLeg, answer: Answer) -> None:
         try:
@@ -136,7 +136,7 @@ class Releases:
         A worker that has not given the leg to its engine yet forgets it when its connection is closed, and
         nobody pulls the blocks. So the worker is asked to end it; that it has been says where they are.
         """
-        self._start(self._see_decode_off(leg, leg.written, prefill, lease))
+        self.start(self._see_decode_off(leg, leg.written, prefill, lease))
 
     async def _see_decode_off(
         self, leg: AnswerLeg, answer: Answer, prefill: PrefillLeg, lease: KvLease
@@ -183,10 +183,12 @@ class Releases:
                 task.cancel()
             await asyncio.wait(self._tasks)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run work that may outlast its request; `aclose` waits for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def _read(answer: Answer, seconds: float) -> bytes | None:

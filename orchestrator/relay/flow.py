@@ -168,7 +168,7 @@ class Flow:
         transfer = self._dispatcher.ids.fresh()
         leg.handoff = _pair(request.route.connector, transfer, worker)
         prefill = PrefillLeg(request.legs, worker, leg.worker, None, transfer)
-        async with ParallelPrefill(prefill, leg, self._releases, request.note_prefilled):
+        with ParallelPrefill(prefill, leg, self._releases, request.note_prefilled):
             await self._responder.answer(request, leg)
 
     def _unused_lease(self, request: AdmittedRequest) -> KvLease | None:

@@ -569,11 +569,14 @@ def _is_told(transport: asyncio.Transport) -> bool:
 
 def _unreachable(origin: Origin, error: OSError | UnicodeError) -> WorkerUnreachable:
     error.add_note(f"connecting to {origin.host}:{origin.port}")
+    message = "no connection to the worker"
     if isinstance(error, TimeoutError):
-        return WorkerUnreachable("the worker did not accept a connection in time")
-    if isinstance(error, ssl.SSLError):
-        return WorkerUnreachable("no TLS connection to the worker")
-    return WorkerUnreachable("no connection to the worker")
+        message = "the worker did not accept a connection in time"
+    elif isinstance(error, ssl.SSLError):
+        message = "no TLS connection to the worker"
+    unreachable = WorkerUnreachable(message)
+    unreachable.__cause__ = error  # by hand: the compiled form forgets it
+    return unreachable
 
 
 def _cut_short(cause: Exception | None, *, has_head: bool) -> WorkerCutShort:
