@@ -24,6 +24,7 @@ def test_peers_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPat
         assert named(name).lacks() == f"{name} is not in peers (make bench installs it)"
 
 
+@pytest.mark.processes  # nginx and wrk are asked for theirs, where they are installed
 def test_peer_is_there_with_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "lib/python3.11/site-packages/vllm_router-0.1.17.dist-info"
     folder.mkdir(parents=True)
