@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from launch.bench.sample import Sample, Usage
-from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed
+from orchestrator.wire.judge import InvalidStream, WorkerFailed
+from orchestrator.wire.sse import EventStream
 
 
 class _Call(msgspec.Struct):
@@ -61,7 +62,7 @@ class TokenClock:
             events = self._stream.feed(chunk)
         except WorkerFailed as failure:
             self._has_failed = True
-            self._sample.fail("error in stream", error_text(bytes(failure.document["error"])))
+            self._sample.fail("error in stream", error_text(failure.content))
             return True
         for payload in _payloads(events):
             if payload != b"[DONE]":

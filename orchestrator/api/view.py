@@ -94,6 +94,12 @@ class RequestView(Request):
             self._exchange,
         )
 
+    def choices(self) -> int:
+        """Return how many choices the answer has; 0 if that is not clear."""
+        if self.whole_reason is None and "n" not in self.own:
+            return 1
+        return _count_of(self.own.get("n")) * _prompts_in(self.shared)
+
     # --- what routing policies may ask ----------------------------------------------------------
 
     def body_bytes(self) -> int:
@@ -237,6 +243,26 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
         whole_reason,
         exchange,
     )
+
+
+def _count_of(value: Raw | None) -> int:
+    """Return the number that a field has, in whichever of the ways that vLLM takes; 0 if it has none."""
+    text = b"1" if value is None else bytes(value).strip(b'"')
+    try:
+        return 1 if text == b"null" else max(0, int(float(text)))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _prompts_in(shared: Mapping[str, Raw]) -> int:
+    """Return how many prompts a completion has; a chat is one. 0 if that is not clear."""
+    prompt = shared.get("prompt")
+    if "prompt_embeds" in shared:
+        return 0
+    if prompt is None or memoryview(prompt)[0] != _BRACKET:
+        return 1
+    listed = _LIST.decode(prompt)
+    return len(listed) if listed and memoryview(listed[0])[0] in b'"[' else 1
 
 
 def _decode_top_level(body: bytes, *, is_small: bool) -> dict[str, Raw]:

@@ -33,7 +33,7 @@ from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIdsForm
-from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
+from orchestrator.wire.judge import ABORTED, ENDED_BY_WORKER
 from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.workers.worker import Worker
 

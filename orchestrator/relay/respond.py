@@ -14,22 +14,14 @@ from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.sse import (
-    ABORTED,
-    ENDED_BY_WORKER,
-    Events,
-    InvalidStream,
-    WorkerFailed,
-    has_begun,
-)
-from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
+from orchestrator.wire.judge import InvalidStream, WorkerFailed
+from orchestrator.wire.sse import Events
+from orchestrator.wire.usage import InvalidAnswer, Kv
 
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
+_LOCAL: Final = Kv.LOCAL
 _log: Final = logging.getLogger("baton.flow")
-
-# Proxies in between must neither store a stream nor collect it before passing it on.
-_STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 
 
 class Responder:
@@ -73,30 +65,24 @@ class Responder:
             leg.answer.abort()
 
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
-        """Send the worker's own answer, with the prefill worker's count of cached tokens in it."""
-        kv = Kv.LOCAL
-        if content.rfind(ABORTED) >= 0:
-            raise WorkerCutShort(ENDED_BY_WORKER)
-        if leg.handoff is None:
-            _mended(content, None)  # a look only: what is no JSON is no answer
-        else:
-            kv, content = _mended(content, leg.handoff.prefill_cached_tokens)
-            if kv is Kv.RECOMPUTED:
-                self._note_recompute(request, fails=self._kv_missing == "fail")
+        """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
+        kv, content = _judged(request, leg, content)
+        if kv is Kv.RECOMPUTED:
+            self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _content_type(leg.answer), content)
 
     async def _relay_stream(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         scope, answer, events = request.scope, leg.written, _events(request, leg)
         try:
-            opening = await _opening(answer, events)
+            opening = await _opening(scope, answer, events)
             leg.succeed()
-            if not scope.exchange.is_started:
+            if not scope.has_begun:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(request.view)
-                scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
+                scope.begin_stream(_content_type(answer))
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
-            raise WorkerAnswered(failed.status, encode_document(failed.document)) from failed
+            raise WorkerAnswered(failed.status, failed.content) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
@@ -142,9 +128,23 @@ def _content_type(answer: Answer | None) -> bytes:
     return b"content-type: %b\r\n" % (given or b"application/json")
 
 
-def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
+def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[Kv, bytes]:
+    """Ask the endpoint about a whole answer. Without a hand-off nothing can have become of one."""
+    endpoint, view, handoff = request.scope.endpoint, request.view, leg.handoff
     try:
-        return mended(content, cached_tokens)
+        if handoff is None:
+            _, content = endpoint.whole(view, content, cached_tokens=None, created_tokens=None)
+            return _LOCAL, content
+        return endpoint.whole(
+            view,
+            content,
+            cached_tokens=handoff.prefill_cached_tokens,
+            created_tokens=handoff.prefill_created_tokens,
+        )
+    except WorkerFailed as failed:
+        raise WorkerAnswered(failed.status, failed.content) from failed
+    except InvalidStream as error:
+        raise WorkerCutShort(str(error)) from error
     except InvalidAnswer as error:
         raise WorkerGarbage(str(error)) from error
 
@@ -152,19 +152,27 @@ def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
 def _events(request: AdmittedRequest, leg: AnswerLeg) -> Events:
     if request.continuation is not None:
         return request.continuation.stream()
-    if leg.handoff is None:
-        return request.scope.endpoint.events(hides_usage=False, cached_tokens=None)
-    return request.scope.endpoint.events(
-        hides_usage=leg.bodies.asks_hidden_usage, cached_tokens=leg.handoff.prefill_cached_tokens
+    endpoint, view, handoff = request.scope.endpoint, request.view, leg.handoff
+    if handoff is None:
+        return endpoint.events(view, hides_usage=False, cached_tokens=None, created_tokens=None)
+    return endpoint.events(
+        view,
+        hides_usage=leg.bodies.asks_hidden_usage,
+        cached_tokens=handoff.prefill_cached_tokens,
+        created_tokens=handoff.prefill_created_tokens,
     )
 
 
-async def _opening(answer: Answer, events: Events) -> bytes:
-    """Read the stream until it says something: until then it may turn out to be an error, with a status."""
-    opening = b""
-    while not has_begun(opening):
+async def _opening(scope: RequestScope, answer: Answer, events: Events) -> bytes:
+    """Read the stream until it has begun: until then it may turn out to be an error, with a status, and what
+    can be sent of it are comments. They reach the client at once.
+    """
+    while True:
         chunk = await answer.chunk()
         if not chunk:
             raise InvalidStream("the worker's stream ended before its first event")
-        opening += events.feed(chunk)
-    return opening
+        opening = events.feed(chunk)
+        if events.has_begun:
+            return opening
+        if opening:
+            scope.comment(_content_type(answer), opening)

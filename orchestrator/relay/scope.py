@@ -39,6 +39,8 @@ SWEEP_S: Final = 0.25
 
 # The client's headers that workers get too; nothing else of a client's head reaches them.
 _RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
+# Proxies in between must neither store a stream nor collect it before passing it on.
+_STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 _PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
 _log: Final = logging.getLogger("baton.relay")
 
@@ -56,6 +58,8 @@ class RequestScope:
         "deadline",
         "endpoint",
         "exchange",
+        "has_begun",
+        "is_full",
         "record",
         "transcript",
     )
@@ -69,6 +73,8 @@ class RequestScope:
         self._leg: Leg | None = None  # that is waited for
         self._events: Events | None = None  # of a stream that is forwarded
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
+        self.has_begun = False  # of a stream: more than comments has been sent, or is about to be
+        self.is_full = False  # the client takes no comment now
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
         self.endpoint = plane.endpoints[path]
@@ -150,7 +156,7 @@ class RequestScope:
         leg = self._leg
         if self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
             self._note_progress(leg, now)
-        if not self.exchange.is_started and now > self.deadline:
+        if not self.has_begun and now > self.deadline:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
         elif leg is not None and leg.answer is not None:
@@ -168,7 +174,7 @@ class RequestScope:
         limits = self._plane.limits
         if silence_s > limits.leg_silence_s and not leg.is_in_service:
             answer.abort()  # lost: whoever reads it finds another worker
-        elif self.exchange.is_started:
+        elif self.has_begun:
             if silence_s > limits.stream_idle_timeout_s:
                 self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
         elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(leg):
@@ -212,12 +218,36 @@ class RequestScope:
         self.record.bytes_out = len(body)
         self.exchange.respond(status, headers, body)
 
-    def start_stream(self, headers: bytes) -> None:
-        """Send the head of a stream, with the first events that follow."""
-        self.record.status = 200
+    def begin_stream(self, content_type: bytes) -> None:
+        """Note that the answer begins, and send its head unless comments have gone out.
+
+        `content_type` is a header block.
+        """
+        self.has_begun = True
         if self._leg is not None:
             self._leg.heard = self._plane.time()
-        self.exchange.start(200, headers)
+        if self.exchange.is_started:
+            self.record.first_byte = self._plane.time()
+        else:
+            self._start_stream(content_type)
+
+    def _start_stream(self, content_type: bytes) -> None:
+        self.record.status = 200
+        self.exchange.start(200, content_type + self.response_headers() + _STREAM_HEADERS)
+
+    def comment(self, content_type: bytes, comments: bytes) -> None:
+        """Send comments of a stream that has not begun, so that nobody takes it for dead. They are dropped
+        while the client takes nothing.
+        """
+        exchange = self.exchange
+        if not exchange.is_started:
+            self._start_stream(content_type)
+            exchange.on_writable(self._note_writable)
+        if not self.is_full:
+            self.is_full = not exchange.feed(comments)
+
+    def _note_writable(self) -> None:
+        self.is_full = False
 
     async def forward(self, answer: Answer, opening: bytes, events: Events) -> None:
         """Send the first events, then the rest of a worker's stream as it comes, through `events`.

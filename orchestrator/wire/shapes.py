@@ -40,11 +40,42 @@ class DeltaChunk(msgspec.Struct):
     choices: list[DeltaChoice]
 
 
+# --- what answers are judged by (`judge.py`) ----------------------------------------------------
+
+
+class EndedChoice(msgspec.Struct, gc=False):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class Judged(msgspec.Struct):
+    """Whatever the answer is, these fields mean the same."""
+
+    object: str | None = None
+    error: Raw = NULL
+    kv_transfer_params: Raw = NULL
+    ec_transfer_params: Raw = NULL
+
+    def tells_error(self) -> bool:
+        return self.object == "error" or bytes(self.error) != b"null"
+
+    def is_for_engines(self) -> bool:
+        """It has something that concerns engines alone: hosts, ports, block ids."""
+        return bytes(self.kv_transfer_params) != b"null" or bytes(self.ec_transfer_params) != b"null"
+
+
+class JudgedCompletion(Judged):
+    """A whole chat or completion, or an event of one."""
+
+    choices: list[EndedChoice] | None = None
+
+
 # --- the usage of an answer (`usage.py`) --------------------------------------------------------
 
 
 class UsageDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    created_cache_tokens: int | None = None
 
 
 class AnswerUsage(msgspec.Struct):
@@ -56,11 +87,16 @@ class AnswerWithUsage(msgspec.Struct):
     usage: AnswerUsage | None = None
 
 
+class CompletionWithUsage(JudgedCompletion):
+    usage: AnswerUsage | None = None
+
+
 # --- what a prefill worker answers (`nixl.py`) --------------------------------------------------
 
 
 class PrefillAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Raw] | None = None
+    usage: Raw = NULL
 
 
 class PrefillChoice(msgspec.Struct):
@@ -77,6 +113,7 @@ class PrefillAnswerWithIds(PrefillAnswer):
 class PackedAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Any] | None = None
     prompt_token_ids: bytes | None = None
+    usage: Any = None
 
 
 # --- messages of a chat (`bodies.py`) -----------------------------------------------------------
