@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from orchestrator.api.endpoints import ENDPOINTS
+from orchestrator.api.endpoints import ENDPOINTS, entry_of
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
@@ -124,6 +124,7 @@ class Core:
             telemetry=self.telemetry,
             keys=context.keys,
             time=clock,
+            entry_of=entry_of,
         )
         self._sweeps: list[asyncio.Task[None]] = []
 
@@ -196,7 +197,7 @@ class Orchestrator:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as the ASGI application of the public listener."""
-        if scope["path"] in ENDPOINTS:
+        if entry_of(scope["path"]) is not None:
             await self._data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)

@@ -24,7 +24,15 @@ BYTES_PER_TOKEN: Final = 4
 
 # What the model reads. A chat template puts tools in front of the messages: what begins alike for the model
 # begins alike in this order.
-PROMPT_FIELDS: Final = ("tools", "chat_template", "messages", "prompt", "input")
+PROMPT_FIELDS: Final = (
+    "tools",
+    "chat_template",
+    "instructions",
+    "system",
+    "messages",
+    "prompt",
+    "input",
+)
 
 
 class InvalidRequest(ValueError):
@@ -176,11 +184,16 @@ OWN: Final = EMBEDDING_FORM | frozenset(
         "stream_options",
         "max_tokens",
         "max_completion_tokens",
+        "max_output_tokens",
         "min_tokens",
         "n",
         "best_of",
         "stop",
         "stop_token_ids",
+        "stop_sequences",
+        "store",
+        "background",
+        "request_id",
         "ignore_eos",
         "return_token_ids",
         "kv_transfer_params",

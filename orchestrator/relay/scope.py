@@ -77,7 +77,11 @@ class RequestScope:
         self.is_full = False  # the client takes no comment now
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
-        self.endpoint = plane.endpoints[path]
+        endpoint = plane.endpoints.get(path)
+        if endpoint is None:  # it has an id in it
+            path = plane.entry_of(path) or path
+            endpoint = plane.endpoints[path]
+        self.endpoint = endpoint
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, path, received)
 
@@ -114,9 +118,10 @@ class RequestScope:
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
         if plane.keys is not None:
-            self.record.client = plane.keys.check(exchange.header(b"authorization"))
-        if exchange.method != "POST":
-            raise MethodNotAllowed(f"use POST for {exchange.path}", allow="POST")
+            self.record.client = plane.keys.check(self.endpoint.credential(exchange))
+        method = self.endpoint.method
+        if exchange.method != method:
+            raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
 
     def _close(self) -> None:
         self._task = None
@@ -306,7 +311,8 @@ class RequestScope:
                 headers += self.response_headers()
             self.respond(error.status, headers, body)
         elif not exchange.is_complete:
-            exchange.finish(self.endpoint.error_event(error))
+            own = None if self._events is None else self._events.failure(error.message)
+            exchange.finish(self.endpoint.error_event(error) if own is None else own)
 
 
 def _keep_nothing(data: bytes) -> None:
@@ -360,6 +366,10 @@ class MemoryBound:
         self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
 
 
+def _no_entry(path: str) -> str | None:
+    return None
+
+
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
 
 
@@ -375,14 +385,17 @@ class DataPlane:
         telemetry: Telemetry,
         keys: KeyRing | None,
         time: Callable[[], float],
+        entry_of: Callable[[str], str | None] = _no_entry,
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
-        `endpoints` are all paths that requests come to. `serve` answers a request through its scope, or
+        `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
+        it. `serve` answers a request through its scope, or
         raises a `BatonError`.
         """
         self.serve = serve
         self.endpoints = endpoints
+        self.entry_of = entry_of
         self.telemetry = telemetry
         self.keys = keys
         self.time = time

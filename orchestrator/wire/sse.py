@@ -96,6 +96,12 @@ class Events(ABC):
         does.
         """
 
+    def failure(self, message: str) -> bytes | None:
+        """Return the last events for a client that has had the beginning, if they depend on that; None if
+        the endpoint's `error_event` says all.
+        """
+        return None
+
 
 class EventStream(Events):
     """It sends the worker's own events of a chat or completion, in its own bytes.

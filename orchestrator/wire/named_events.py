@@ -1,0 +1,83 @@
+"""Streams whose events have names are relayed as vLLM writes them: `event: NAME`, and a line of JSON."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Final
+
+from orchestrator.wire.judge import InvalidStream, failed
+from orchestrator.wire.sse import EventStream, payload_of
+from orchestrator.wire.usage import Document, decode_document
+
+_END: Final = b"\n\n"
+_EVENT: Final = b"event:"
+
+
+class NamedEvents(EventStream):
+    """It sends the worker's own events; a subclass knows what those are for that say more than text.
+
+    Nearly all events of a stream are of one name, pieces of text. These are passed on with one look at their
+    bytes; all others are given to `_named`, once.
+    """
+
+    __slots__ = ("_following", "_latest", "_text")
+
+    def __init__(self, text: bytes, *, cached_tokens: int | None, created_tokens: int | None) -> None:
+        """`text` is the name of the events that bring text."""
+        super().__init__(cached_tokens=cached_tokens, created_tokens=created_tokens)
+        self._text = b"event: %b\ndata: " % text
+        self._following = _END + self._text
+        self._latest = b""  # events that the client has
+
+    def feed(self, chunk: bytes) -> bytes:
+        is_text = self._has_begun and self._pending is None and chunk.startswith(self._text)
+        if is_text and chunk.endswith(_END) and chunk.count(_END) == chunk.count(self._following) + 1:
+            self._latest = chunk
+            return chunk
+        if self._pending is not None:
+            chunk = self._joined(self._pending, chunk)
+        events = self._judged(chunk)
+        if events and self._has_begun:
+            self._latest = events
+        return events
+
+    def finish(self) -> None:
+        if self._pending is not None or not self._is_done:
+            raise InvalidStream("the worker's stream ended without its last event")
+
+    def _event(self, event: bytes) -> bytes:
+        payload = payload_of(event)
+        if not payload:
+            return event
+        if self._is_done:  # nobody reads behind the end
+            return b""
+        name = name_of(event)
+        if name == b"error" or (not name and b'"error"' in payload):
+            raise failed(payload)
+        return self._named(name, event, payload)
+
+    @abstractmethod
+    def _named(self, name: bytes, event: bytes, payload: bytes) -> bytes:
+        """Return what the client gets of an event, and may not have had of those before. Raises as `feed`
+        does.
+        """
+        ...
+
+
+def name_of(event: bytes) -> bytes:
+    """Return the name of an event; b"" if it has none."""
+    lines = event.splitlines()
+    return next((line[6:].strip() for line in lines if line.startswith(_EVENT)), b"")
+
+
+def document_of(payload: bytes) -> Document:
+    """Return the fields of an event. Raises `InvalidStream` if it is no JSON object."""
+    document = decode_document(payload)
+    if document is None:
+        raise InvalidStream("the worker's stream has an event that cannot be read")
+    return document
+
+
+def written(name: bytes, payload: bytes) -> bytes:
+    """Return an event."""
+    return b"event: %b\ndata: %b\n\n" % (name, payload)
