@@ -295,9 +295,10 @@ def test_comments_pass_at_once_and_roles_wait() -> None:
 def test_an_opening_that_says_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.wire.sse.MAX_OPENING_BYTES", 1000)
     stream = EventStream()
+    for _ in range(1000 // len(ROLE)):
+        assert stream.feed(ROLE) == b""
     with pytest.raises(InvalidStream, match="says nothing"):
-        for _ in range(100):
-            assert stream.feed(ROLE) == b""
+        stream.feed(ROLE)
 
 
 # --- what concerns engines, and the last event --------------------------------------------------
@@ -344,7 +345,8 @@ def test_a_stream_of_one_token_begins_with_its_last_event() -> None:
     assert stream.feed(ROLE + event({"choices": [choice("a", "length")]})) == b""
     assert not stream.has_begun
     assert stream.feed(usage_event(3, 3) + DONE).count(b"data:") == 3
-    assert stream.has_begun and stream.is_done
+    assert stream.has_begun
+    assert stream.is_done
 
 
 def test_both_counts_of_the_prefix_cache_are_the_prefill_workers() -> None:
@@ -381,7 +383,7 @@ def test_an_opening_is_looked_at_once(piece: bytes, monkeypatch: pytest.MonkeyPa
     for _ in range(200):
         stream.feed(piece)
     assert not stream.has_begun
-    assert counter.bytes <= 3 * 200 * len(piece)
+    assert counter.bytes <= 4 * 200 * len(piece)  # each byte by each, payloads twice
 
 
 @pytest.mark.pure
