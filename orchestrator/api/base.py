@@ -121,7 +121,7 @@ class Endpoint:
         it is something else. It is not asked where `adapt` has returned a `Conversion`.
         """
         if self.streams:
-            return judged(content, view.choices(), cached_tokens, created_tokens)
+            return judged(content, cached_tokens, created_tokens)
         return _UNKNOWN, check_answer(content)
 
     def error(self, error: BatonError) -> tuple[list[tuple[bytes, bytes]], bytes]:

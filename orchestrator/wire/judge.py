@@ -61,11 +61,9 @@ def completion_of(payload: bytes) -> JudgedCompletion | None:
     return judged
 
 
-def judged(
-    content: bytes, choices: int, cached_tokens: int | None, created_tokens: int | None
-) -> tuple[Kv, bytes]:
-    """Judge a whole chat or completion of so many choices (0 if nobody knows how many). Return what became of
-    the hand-off, if there was one, and what the client gets: the numbers are those of `mended_usage`.
+def judged(content: bytes, cached_tokens: int | None, created_tokens: int | None) -> tuple[Kv, bytes]:
+    """Judge a whole chat or completion. Return what became of the hand-off, if there was one, and what the
+    client gets: the numbers are those of `mended_usage`.
 
     Raises `WorkerFailed` if it tells of an error, `InvalidStream` if the worker has ended it early,
     `InvalidAnswer` if it is something else.
@@ -82,7 +80,7 @@ def judged(
         raise InvalidAnswer("the worker's answer is no chat or completion")
     if completion.tells_error():
         raise failed(content)
-    check_ends(completion.choices, choices)
+    check_ends(completion.choices)
     if completion.is_for_engines():
         content = without_transfer(content)
     return mended_usage(content, usage, cached_tokens, created_tokens)
@@ -104,13 +102,10 @@ def check_answer(content: bytes) -> bytes:
     return without_transfer(content) if judged.is_for_engines() else content
 
 
-def check_ends(choices: list[EndedChoice] | None, expected: int) -> None:
-    """Raise `InvalidAnswer` unless there are so many choices, and all have ended; 0 if nobody knows how many.
-
-    Raises as `check_reason` does.
-    """
-    if not choices or len(choices) < expected:
-        raise InvalidAnswer("the worker's answer has not as many choices as were asked for")
+def check_ends(choices: list[EndedChoice] | None) -> None:
+    """Raise `InvalidAnswer` unless there are choices, and all have ended; else as `check_reason` does."""
+    if not choices:
+        raise InvalidAnswer("the worker's answer has no choices")
     for choice in choices:
         if not choice.finish_reason:
             raise InvalidAnswer(NOT_FINISHED)
