@@ -190,7 +190,8 @@ class Orchestrator:
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(ENDPOINTS, self._data_plane.handle)
         server_limits = ServerLimits.of(config.orchestrator)
-        self._protocols = Protocols(Shared(server_limits, self.ids, self.note_refused, handlers))
+        shared = Shared(server_limits, self.ids, self.note_refused, handlers, self._data_plane.form_error)
+        self._protocols = Protocols(shared)
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []

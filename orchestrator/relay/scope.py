@@ -24,7 +24,7 @@ from orchestrator.errors import (
 )
 from orchestrator.failover.transcript import Transcript
 from orchestrator.http.asgi import AsgiExchange
-from orchestrator.http.exchange import Exchange
+from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
 from orchestrator.legs.leg import Leg
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
@@ -414,6 +414,14 @@ class DataPlane:
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
         return RequestScope(self, exchange).run()
+
+    def form_error(self, path: str, error: BatonError) -> ErrorAnswer:
+        """Return what tells a client of an error that keeps its request from coming here."""
+        endpoint = self.endpoints.get(self.entry_of(path) or path)
+        if endpoint is None:
+            return error_answer(error)
+        headers, body = endpoint.error(error)
+        return error.status, headers, body
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application, for servers that are not ours."""
