@@ -20,23 +20,25 @@ class NamedEvents(EventStream):
     bytes; all others are given to `_named`, once.
     """
 
-    __slots__ = ("_following", "_latest", "_text")
+    __slots__ = ("_following", "_is_open", "_latest", "_text")
 
     def __init__(self, text: bytes, *, cached_tokens: int | None, created_tokens: int | None) -> None:
         """`text` is the name of the events that bring text."""
         super().__init__(cached_tokens=cached_tokens, created_tokens=created_tokens)
         self._text = b"event: %b\ndata: " % text
         self._following = _END + self._text
+        self._is_open = False  # it has begun, and goes on
         self._latest = b""  # events that the client has
 
     def feed(self, chunk: bytes) -> bytes:
-        is_text = self._has_begun and self._pending is None and chunk.startswith(self._text)
+        is_text = self._is_open and self._pending is None and chunk.startswith(self._text)
         if is_text and chunk.endswith(_END) and chunk.count(_END) == chunk.count(self._following) + 1:
             self._latest = chunk
             return chunk
         if self._pending is not None:
             chunk = self._joined(self._pending, chunk)
         events = self._judged(chunk)
+        self._is_open = self._has_begun and not self._is_done
         if events and self._has_begun:
             self._latest = events
         return events
