@@ -26,7 +26,7 @@ from orchestrator.errors import UnknownModel
 from orchestrator.workers.snapshot import WorkerStatus
 
 # Answered without a key: load balancers and supervisors have none.
-OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/version"})
 # A probe brings a worker back within seconds.
 READY_RETRY_AFTER_S = 2
 
@@ -45,6 +45,9 @@ def control_app(state: State) -> FastAPI:
     )
     pages = _Pages(state)
     add_page(app, "/health", pages.health, "The process is up; `?verbose` adds figures.", "health")
+    add_page(app, "/ping", pages.health, "The same, as SageMaker asks.", "health")
+    app.add_api_route("/ping", pages.health, methods=["POST"], include_in_schema=False)
+    add_page(app, "/load", pages.load, "How many requests are in progress in this process.", "health")
     add_page(
         app, "/ready", pages.ready, "200 if every model can be served, else 503 with the reasons.", "health"
     )
@@ -68,6 +71,9 @@ class _Pages:
     async def health(self, request: Request) -> Response:
         is_verbose = "verbose" in request.query_params
         return as_json({"status": "ok"} | (_figures(self._state) if is_verbose else {}))
+
+    async def load(self) -> Response:
+        return as_json({"server_load": self._state.telemetry.in_flight})
 
     async def ready(self) -> Response:
         problems = self._state.model_problems()
