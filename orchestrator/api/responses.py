@@ -158,6 +158,8 @@ def _whole_reason(view: RequestView) -> str | None:
         return "truncation"
     if not _calls_all_tools(view):
         return "tools that the worker calls"
+    if view.refuses("max_output_tokens"):
+        return "no token asked for"  # refused, so nothing is to be prefilled for it
     return view.whole_reason
 
 

@@ -108,6 +108,11 @@ class RequestView(Request):
             return 1
         return _count_of(self.own.get("n")) * _prompts_in(self.shared)
 
+    def refuses(self, limit: str) -> bool:
+        """Tell whether workers will refuse the request for its limit of tokens, which must be positive."""
+        value = self.own.get(limit)
+        return value is not None and bytes(value)[:1] in b"-0"
+
     # --- what routing policies may ask ----------------------------------------------------------
 
     def body_bytes(self) -> int:
