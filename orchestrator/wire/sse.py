@@ -11,17 +11,12 @@ import msgspec
 from orchestrator.compiled import mypyc_attr
 from orchestrator.wire.judge import (
     NOT_FINISHED,
+    InvalidStream,
     check_reason,
     completion_of,
     failed,
     is_whole,
     without_transfer,
-)
-from orchestrator.wire.judge import (
-    InvalidStream as InvalidStream,
-)
-from orchestrator.wire.judge import (
-    WorkerFailed as WorkerFailed,
 )
 from orchestrator.wire.shapes import DeltaChunk, EndedChoice
 from orchestrator.wire.usage import Kv, decode_document, kv_outcome, usage_of, with_counts
@@ -83,7 +78,8 @@ class Events(ABC):
         """Return the whole events that can be sent now; b"" if there are none.
 
         Before it has begun, these are comments alone: they can be sent at once, and say nothing. Events that
-        come before the first word of the answer are held back, and are returned with it.
+        come before the first word of the answer are held back, and are returned with it, or later: it may
+        have begun with nothing to be sent yet.
 
         Raises `InvalidStream`, and `WorkerFailed` for an error among them: the others are dropped with it, so
         that another worker can say them anew. A stream that looks whole and is not is refused before its
@@ -101,6 +97,49 @@ class Events(ABC):
         the endpoint's `error_event` says all.
         """
         return None
+
+
+class WholeEvents:
+    """It makes whole events of pieces, each byte of which it looks at once, however small they are."""
+
+    __slots__ = ("_pending",)
+
+    def __init__(self) -> None:
+        self._pending: bytearray | None = None  # the beginning of an event
+
+    @property
+    def has_pending(self) -> bool:
+        return self._pending is not None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return what has become whole, b"" if nothing has. Raises `InvalidStream` for an event that does not
+        end.
+        """
+        if self._pending is not None:
+            chunk = self._joined(self._pending, chunk)
+        return chunk if not chunk or chunk.endswith(_END) else self._cut(chunk)
+
+    def _joined(self, pending: bytearray, chunk: bytes) -> bytes:
+        """Return all that has come, if there is an end in it. That may lie across the seam, not before it."""
+        seam = bytes(pending[-2:]) + chunk
+        if seam.find(_END) < 0 and seam.find(_CRLF_END) < 0:
+            self._keep(pending, chunk)
+            return b""
+        pending += chunk
+        self._pending = None
+        return bytes(pending)
+
+    def _cut(self, chunk: bytes) -> bytes:
+        end = max(_end_of_last(chunk, _END), _end_of_last(chunk, _CRLF_END))
+        if end < len(chunk):
+            self._pending = bytearray()
+            self._keep(self._pending, chunk[end:])
+        return chunk[:end]
+
+    def _keep(self, pending: bytearray, data: bytes) -> None:
+        if len(pending) + len(data) > MAX_EVENT_BYTES:
+            raise InvalidStream("the worker's stream has an event that does not end")
+        pending += data
 
 
 class EventStream(Events):
@@ -131,7 +170,7 @@ class EventStream(Events):
         "_kv",
         "_last",
         "_lessons",
-        "_pending",
+        "_whole",
     )
 
     def __init__(
@@ -147,7 +186,7 @@ class EventStream(Events):
         self._cached_tokens = cached_tokens
         self._created_tokens = created_tokens
         self._choices = choices
-        self._pending: bytearray | None = None  # the beginning of an event
+        self._whole: WholeEvents | None = None  # once a chunk ends within an event
         self._before = self._after = self._between = _NO_EVENT
         self._lessons = 0
         self._held: list[bytes] | None = None  # events from before the first that says something
@@ -171,8 +210,8 @@ class EventStream(Events):
         return self._is_done
 
     def feed(self, chunk: bytes) -> bytes:
-        if self._pending is not None:
-            chunk = self._joined(self._pending, chunk)
+        if self._whole is not None:
+            chunk = self._whole.feed(chunk)
         if chunk.endswith(self._after) and chunk.startswith(self._before):
             if chunk.find(_END) == len(chunk) - 2:
                 return chunk
@@ -181,41 +220,15 @@ class EventStream(Events):
         return self._judged(chunk)
 
     def finish(self) -> None:
-        if self._pending is not None or not self._is_done:
+        if not self._is_done or (self._whole is not None and self._whole.has_pending):
             raise InvalidStream("the worker's stream ended without [DONE]")
 
-    # --- whole events ---------------------------------------------------------------------------
-
-    def _joined(self, pending: bytearray, chunk: bytes) -> bytes:
-        """Return what has come of events, if it has an end in it; b"" if it waits for more.
-
-        The end may lie across the seam, but not before it: nothing is looked at twice.
-        """
-        seam = bytes(pending[-3:]) + chunk
-        if seam.find(_END) < 0 and seam.find(_CRLF_END) < 0:
-            self._keep(pending, chunk)
-            return b""
-        pending += chunk
-        self._pending = None
-        return bytes(pending)
-
-    def _cut(self, chunk: bytes) -> bytes:
-        end = max(_end_of_last(chunk, _END), _end_of_last(chunk, _CRLF_END))
-        if end < len(chunk):
-            self._pending = bytearray()
-            self._keep(self._pending, chunk[end:])
-        return chunk[:end]
-
-    def _keep(self, pending: bytearray, data: bytes) -> None:
-        if len(pending) + len(data) > MAX_EVENT_BYTES:
-            raise InvalidStream("the worker's stream has an event that does not end")
-        pending += data
+    # --- one event after the other --------------------------------------------------------------
 
     def _judged(self, chunk: bytes) -> bytes:
-        if not chunk.endswith(_END):
-            if self._pending is not None or not chunk:
-                return b""
-            chunk = self._cut(chunk)
+        if self._whole is None and not chunk.endswith(_END):
+            self._whole = WholeEvents()
+            chunk = self._whole.feed(chunk)
         return b"".join([self._event(event) for event in split_events(chunk)])
 
     def _event(self, event: bytes) -> bytes:
@@ -271,7 +284,7 @@ class EventStream(Events):
 
     def _said(self, event: bytes) -> bytes:
         """Return an event that says something, with those that were held back until one does."""
-        if self._has_begun or not event:
+        if not event:
             return event
         self._has_begun = True
         held, self._held = self._held, None
@@ -295,6 +308,7 @@ class EventStream(Events):
         self._before = self._after = self._between = _NO_EVENT
         if not self._hides_usage:
             return self._said(event)
+        self._has_begun = True
         last, self._last = self._last, event
         return self._said(last)
 
