@@ -56,7 +56,9 @@ def completion_of(payload: bytes) -> JudgedCompletion | None:
         judged = _COMPLETION.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         judged = _without_types(payload)
-    if judged is not None and judged.tells_error():
+        if judged is None:
+            return None
+    if judged.error is not None or judged.object == "error":
         raise failed(payload)
     return judged
 
@@ -164,7 +166,11 @@ def _without_types(content: bytes) -> JudgedCompletion | None:
         return None
     return JudgedCompletion(
         object="error" if bytes(document.get("object", b"")) == b'"error"' else None,
-        error=document.get("error", _NULL),
-        kv_transfer_params=document.get("kv_transfer_params", _NULL),
-        ec_transfer_params=document.get("ec_transfer_params", _NULL),
+        error=_is_given(document.get("error")) or None,
+        kv_transfer_params=_is_given(document.get("kv_transfer_params")) or None,
+        ec_transfer_params=_is_given(document.get("ec_transfer_params")) or None,
     )
+
+
+def _is_given(value: Raw | None) -> bool:
+    return value is not None and bytes(value) != b"null"
