@@ -109,9 +109,11 @@ def check_ends(choices: list[EndedChoice] | None) -> None:
     if not choices:
         raise InvalidAnswer("the worker's answer has no choices")
     for choice in choices:
-        if not choice.finish_reason:
+        reason = choice.finish_reason
+        if not reason:
             raise InvalidAnswer(NOT_FINISHED)
-        check_reason(choice.finish_reason)
+        if reason != "stop":
+            check_reason(reason)
 
 
 def check_reason(reason: str) -> None:
