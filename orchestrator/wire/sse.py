@@ -24,6 +24,7 @@ from orchestrator.wire.usage import Kv, decode_document, kv_outcome, usage_of, w
 DONE: Final = b"data: [DONE]\n\n"
 
 _DONE: Final = b"[DONE]"
+_LINE_END: Final = b"\n"
 _END: Final = b"\n\n"
 _CRLF_END: Final = b"\n\r\n"  # its end, for the line before it may end in either
 _ANY_END: Final = re.compile(rb"\n\r?\n")
@@ -32,7 +33,8 @@ _ERROR_LINE: Final = re.compile(rb"(?:\A|\n)(?:event:[ ]?error[ \t\r]*\n|error:)
 _DATA: Final = b"data: "
 _CHOICES: Final = b'"choices":[{'
 _NOT_ENDED: Final = b'"finish_reason":null'
-_NO_EVENT: Final = b"\0"  # no event begins so
+_NUMBERS: Final = b"0123456789,"
+_UNKNOWN: Final = Kv.UNKNOWN
 # So many events are learned from: the fields behind the text come and go with the first few, if at all.
 _LESSONS: Final = 4
 
@@ -154,24 +156,18 @@ class EventStream(Events):
     bytes. All others are decoded, so it does not matter how they are spelt.
     """
 
-    __slots__ = (
-        "_after",
-        "_before",
-        "_between",
-        "_cached_tokens",
-        "_choices",
-        "_created_tokens",
-        "_ended",
-        "_has_begun",
-        "_held",
-        "_held_bytes",
-        "_hides_usage",
-        "_is_done",
-        "_kv",
-        "_last",
-        "_lessons",
-        "_whole",
-    )
+    # Class attributes are the defaults of what is set later, or never.
+    _whole: WholeEvents | None = None  # once a chunk ends within an event
+    _before = b"\0"  # what is around the text of an event that was judged; no event begins so
+    _after = b"\0"
+    _after_numbers = b"\0"  # `_after` without the numbers in it
+    _lessons = 0
+    _held: list[bytes] | None = None  # events from before the first that says something
+    _held_bytes = 0
+    _last = b""  # the event with the last end, until its usage has come
+    _ended: set[int] | None = None  # choices that have a finish_reason
+    _has_begun = False
+    _is_done = False
 
     def __init__(
         self,
@@ -186,16 +182,7 @@ class EventStream(Events):
         self._cached_tokens = cached_tokens
         self._created_tokens = created_tokens
         self._choices = choices
-        self._whole: WholeEvents | None = None  # once a chunk ends within an event
-        self._before = self._after = self._between = _NO_EVENT
-        self._lessons = 0
-        self._held: list[bytes] | None = None  # events from before the first that says something
-        self._held_bytes = 0
-        self._last = b""  # the event with the last end, until its usage has come
-        self._ended: set[int] | None = None  # choices that have a finish_reason
-        self._has_begun = False
-        self._is_done = False
-        self._kv = Kv.UNKNOWN
+        self._kv = _UNKNOWN
 
     @property
     def kv(self) -> Kv:
@@ -212,11 +199,15 @@ class EventStream(Events):
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:
             chunk = self._whole.feed(chunk)
-        if chunk.endswith(self._after) and chunk.startswith(self._before):
-            if chunk.find(_END) == len(chunk) - 2:
-                return chunk
-            if chunk.count(self._between) == chunk.count(_END) - 1:
-                return chunk
+        if (
+            chunk.endswith(self._after)
+            and chunk.startswith(self._before)
+            and (
+                chunk.find(_LINE_END) == len(chunk) - 2
+                or chunk.count(self._after) * 2 == chunk.count(_LINE_END)
+            )
+        ):
+            return chunk
         return self._judged(chunk)
 
     def finish(self) -> None:
@@ -229,20 +220,33 @@ class EventStream(Events):
         if self._whole is None and not chunk.endswith(_END):
             self._whole = WholeEvents()
             chunk = self._whole.feed(chunk)
+        if chunk.startswith(_DATA) and chunk.find(_LINE_END) == len(chunk) - 2:
+            return self._line(chunk)
         return b"".join([self._event(event) for event in split_events(chunk)])
 
     def _event(self, event: bytes) -> bytes:
         """Return what the client gets of one event, and may not have had of those before."""
-        if event.endswith(self._after) and event.startswith(self._before):
-            return event
+        if _is_one_line(event):
+            return self._line(event)
         payload = payload_of(event)
-        if not _is_one_line(event) and _ERROR_LINE.search(event) is not None:
+        if _ERROR_LINE.search(event) is not None:
             raise failed(payload or event.partition(b":")[2].strip())
-        if not payload:
-            return event
+        return self._payload(event, payload) if payload else event
+
+    def _line(self, event: bytes) -> bytes:
+        """Do the same for an event of one line. If it differs from that which was judged in its text alone,
+        and in numbers behind it (the ids of its tokens, its usage), it is passed on.
+        """
+        if event.startswith(self._before):
+            at = event.rfind(_NOT_ENDED)
+            if at >= 0 and event[at:].translate(None, _NUMBERS) == self._after_numbers:
+                return event
+        return self._payload(event, event[6:-2])
+
+    def _payload(self, event: bytes, payload: bytes) -> bytes:
         if self._is_done:  # nobody reads behind the end
             return b""
-        if payload == _DONE:
+        if payload.strip() == _DONE:
             return self._end(event)
         return self._document(event, payload)
 
@@ -256,7 +260,7 @@ class EventStream(Events):
         if not completion.choices:
             return self._without_choice(event, payload)
         self._note_ends(completion.choices)
-        if not self._has_begun and _is_role(event):
+        if not self._has_begun and _is_role(payload):
             return self._hold(event)
         if self._ended is not None:
             return self._ending(event)
@@ -275,10 +279,13 @@ class EventStream(Events):
     def _learn(self, event: bytes) -> None:
         """Take what is around the text of this event as what is around that of others."""
         begin, end = event.find(_CHOICES), event.rfind(_NOT_ENDED)
-        if 0 <= begin < end and _is_one_line(event):
+        if 0 <= begin < end and event.startswith(_DATA) and event.find(_LINE_END) == len(event) - 2:
             self._lessons += 1
             self._before, self._after = event[: begin + len(_CHOICES)], event[end:]
-            self._between = self._after + self._before
+            self._after_numbers = self._after.translate(None, _NUMBERS)
+
+    def _forget(self) -> None:
+        self._before = self._after = self._after_numbers = b"\0"
 
     # --- what is held back ----------------------------------------------------------------------
 
@@ -305,7 +312,7 @@ class EventStream(Events):
         """
         if not is_whole(self._ended, self._choices):
             return self._said(event)
-        self._before = self._after = self._between = _NO_EVENT
+        self._forget()
         if not self._hides_usage:
             return self._said(event)
         self._has_begun = True
@@ -343,8 +350,13 @@ def _is_one_line(event: bytes) -> bool:
     return event.startswith(_DATA) and event.find(b"\n") == len(event) - 2
 
 
-def _is_role(event: bytes) -> bool:
-    return b'"role"' in event and _is_role_delta(event)
+def _is_role(payload: bytes) -> bool:
+    if payload.find(b'"role"') < 0:
+        return False
+    try:
+        return all(choice.is_empty() for choice in _CHUNK.decode(payload).choices)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
 
 
 def has_begun(events: bytes) -> bool:
@@ -357,14 +369,8 @@ def has_begun(events: bytes) -> bool:
 
 
 def _says_something(event: bytes) -> bool:
-    return payload_of(event) not in (b"", _DONE) and not _is_role(event)
-
-
-def _is_role_delta(event: bytes) -> bool:
-    try:
-        return all(choice.is_empty() for choice in _CHUNK.decode(payload_of(event)).choices)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
+    payload = payload_of(event)
+    return payload not in (b"", _DONE) and not _is_role(payload)
 
 
 def error_event(body: bytes) -> bytes:

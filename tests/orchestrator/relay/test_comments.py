@@ -88,12 +88,25 @@ def test_a_workers_comment_passes_before_its_first_word() -> None:
 
 def test_comments_are_dropped_while_the_client_takes_nothing() -> None:
     async def test(cluster: FakeCluster) -> None:
-        cluster.upstream.serve(cluster.origin("decode/0"), pinging(*[PING] * 100, token("a"), LAST))
+        gate = asyncio.Event()
+
+        async def worker(request: MemoryRequest, reply: MemoryReply) -> None:
+            reply.head(200, SSE)
+            for _ in range(100):
+                await reply.chunk(PING)
+                await settle()
+            await gate.wait()
+            await reply.chunk(token("a") + LAST)
+
+        cluster.upstream.serve(cluster.origin("decode/0"), worker)
         exchange = FakeExchange(BODY)
         exchange.is_writable = False
         serving = asyncio.create_task(cluster.serve(exchange))
-        await settle()
+        for _ in range(120):
+            await settle()
+        assert exchange.sent == PING
         exchange.read_again()
+        gate.set()
         await serving
         assert exchange.sent == PING + token("a") + LAST
 
