@@ -17,8 +17,10 @@ What an answer must look like is the endpoint's alone; relay and failover ask it
 
 Whoever writes `Events` for another API also mends its usage there (`cached_tokens`, `created_tokens`), and
 leaves out what is for engines alone (`kv_transfer_params`). A stream whose client did not ask for its usage
-has it asked for by us: `hides_usage` then. An API whose streams always tell it has `adapt` return a view with
+has it asked for by us: `hides_usage` then. An API whose streams always tell it has `read` return a view with
 `wants_usage`, so that nothing is asked for and nothing withheld.
+
+How a request becomes legs, its `form` says (`api/leg_form.py`), and which worker alone can serve it, `holder`.
 """
 
 from __future__ import annotations

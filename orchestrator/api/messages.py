@@ -93,6 +93,8 @@ class MessagesEndpoint(Endpoint):
     def read(self, body: bytes, exchange: Exchange) -> RequestView:
         view = view_request(body, exchange)
         view.wants_usage = True
+        if "max_tokens" not in view.own or view.refuses("max_tokens"):
+            view.whole_reason = "no token asked for"  # refused, so nothing is to be prefilled for it
         return view
 
     def credential(self, exchange: Exchange) -> bytes | None:

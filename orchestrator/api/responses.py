@@ -91,7 +91,7 @@ class ResponsesEndpoint(Endpoint):
         self, view: RequestView, *, hides_usage: bool, cached_tokens: int | None, created_tokens: int | None
     ) -> Events:
         return ResponseEvents(
-            view.model, cached_tokens=cached_tokens, created_tokens=created_tokens, may_be_cancelled=False
+            cached_tokens=cached_tokens, created_tokens=created_tokens, may_be_cancelled=False
         )
 
     def whole(
@@ -126,7 +126,7 @@ class StoredResponses(Endpoint):
     def events(
         self, view: RequestView, *, hides_usage: bool, cached_tokens: int | None, created_tokens: int | None
     ) -> Events:
-        return ResponseEvents("", cached_tokens=None, created_tokens=None, may_be_cancelled=True)
+        return ResponseEvents(cached_tokens=None, created_tokens=None, may_be_cancelled=True)
 
     def whole(
         self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
@@ -158,6 +158,8 @@ def _whole_reason(view: RequestView) -> str | None:
         return "truncation"
     if not _calls_all_tools(view):
         return "tools that the worker calls"
+    if view.refuses("max_output_tokens"):
+        return "no token asked for"  # refused, so nothing is to be prefilled for it
     return view.whole_reason
 
 
@@ -247,23 +249,15 @@ def _with_usage(response: Document, cached_tokens: int, created_tokens: int | No
 class ResponseEvents(NamedEvents):
     """It sends the worker's events of a response, to the one that has the whole of it."""
 
-    __slots__ = ("_created", "_may_be_cancelled", "_model")
+    __slots__ = ("_created", "_may_be_cancelled")
 
     def __init__(
-        self,
-        model: str,
-        *,
-        cached_tokens: int | None,
-        created_tokens: int | None,
-        may_be_cancelled: bool,
+        self, *, cached_tokens: int | None, created_tokens: int | None, may_be_cancelled: bool
     ) -> None:
-        """`model` is the client's name of it. With `may_be_cancelled` a cancelled response is as good as any
-        other.
-        """
+        """With `may_be_cancelled` a cancelled response is as good as any other."""
         super().__init__(
             b"response.output_text.delta", cached_tokens=cached_tokens, created_tokens=created_tokens
         )
-        self._model = model
         self._may_be_cancelled = may_be_cancelled
         self._created = b""  # the event that has the response as it was when it began
 

@@ -91,6 +91,7 @@ class Leg(ABC):
     id = ""  # its own `x-request-id`, once it is sent
     answer: Answer | None = None  # once the leg was written
     heard = 0.0  # when it was written, or when more of its answer was last seen
+    seen_arrivals = 0  # of its answer, when that was last looked at
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
     is_given_up = False  # see `give_up`
     form_headers = b""  # what the head says of the form of the answer, as a header block

@@ -21,6 +21,7 @@ from orchestrator.wire.usage import InvalidAnswer, Kv
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
 _LOCAL: Final = Kv.LOCAL
+_RECOMPUTED: Final = Kv.RECOMPUTED
 _log: Final = logging.getLogger("baton.flow")
 
 
@@ -67,15 +68,14 @@ class Responder:
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
         kv, content = _judged(request, leg, content)
-        if kv is Kv.RECOMPUTED:
+        if kv is _RECOMPUTED:
             self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _content_type(leg.answer), content)
 
     async def _relay_stream(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         scope, answer, events = request.scope, leg.written, _events(request, leg)
         try:
-            opening = await _opening(scope, answer, events)
-            leg.succeed()
+            opening = await _opening(scope, leg, answer, events)
             if not scope.has_begun:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(request.view)
@@ -87,7 +87,7 @@ class Responder:
             raise WorkerCutShort(str(error)) from error
         finally:
             scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
-        if events.kv is Kv.RECOMPUTED:
+        if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()
 
@@ -163,16 +163,20 @@ def _events(request: AdmittedRequest, leg: AnswerLeg) -> Events:
     )
 
 
-async def _opening(scope: RequestScope, answer: Answer, events: Events) -> bytes:
-    """Read the stream until it has begun: until then it may turn out to be an error, with a status, and what
-    can be sent of it are comments. They reach the client at once.
+async def _opening(scope: RequestScope, leg: AnswerLeg, answer: Answer, events: Events) -> bytes:
+    """Read the stream until it has begun, and there is something to send: until then it may turn out to be an
+    error, with a status, and what can be sent of it are comments. They reach the client at once.
     """
+    has_begun = False
     while True:
         chunk = await answer.chunk()
         if not chunk:
             raise InvalidStream("the worker's stream ended before its first event")
         opening = events.feed(chunk)
-        if events.has_begun:
-            return opening
+        if not has_begun and events.has_begun:
+            has_begun = True
+            leg.succeed()
         if opening:
+            if has_begun:
+                return opening
             scope.comment(_content_type(answer), opening)

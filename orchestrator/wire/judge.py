@@ -56,7 +56,9 @@ def completion_of(payload: bytes) -> JudgedCompletion | None:
         judged = _COMPLETION.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         judged = _without_types(payload)
-    if judged is not None and judged.tells_error():
+        if judged is None:
+            return None
+    if judged.error is not None or judged.object == "error":
         raise failed(payload)
     return judged
 
@@ -107,9 +109,11 @@ def check_ends(choices: list[EndedChoice] | None) -> None:
     if not choices:
         raise InvalidAnswer("the worker's answer has no choices")
     for choice in choices:
-        if not choice.finish_reason:
+        reason = choice.finish_reason
+        if not reason:
             raise InvalidAnswer(NOT_FINISHED)
-        check_reason(choice.finish_reason)
+        if reason != "stop":
+            check_reason(reason)
 
 
 def check_reason(reason: str) -> None:
@@ -164,7 +168,11 @@ def _without_types(content: bytes) -> JudgedCompletion | None:
         return None
     return JudgedCompletion(
         object="error" if bytes(document.get("object", b"")) == b'"error"' else None,
-        error=document.get("error", _NULL),
-        kv_transfer_params=document.get("kv_transfer_params", _NULL),
-        ec_transfer_params=document.get("ec_transfer_params", _NULL),
+        error=_is_given(document.get("error")) or None,
+        kv_transfer_params=_is_given(document.get("kv_transfer_params")) or None,
+        ec_transfer_params=_is_given(document.get("ec_transfer_params")) or None,
     )
+
+
+def _is_given(value: Raw | None) -> bool:
+    return value is not None and bytes(value) != b"null"

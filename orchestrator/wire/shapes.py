@@ -13,6 +13,9 @@ from msgspec import Raw
 
 NULL = Raw(b"null")
 
+# A JSON value that is there or not, and that nobody looks into.
+Anything = bool | int | float | str | list[Raw] | dict[str, Raw]
+
 # --- requests (`view.py`) -----------------------------------------------------------------------
 
 
@@ -52,16 +55,15 @@ class Judged(msgspec.Struct):
     """Whatever the answer is, these fields mean the same."""
 
     object: str | None = None
-    error: Raw = NULL
-    kv_transfer_params: Raw = NULL
-    ec_transfer_params: Raw = NULL
+    error: Anything | None = None
+    kv_transfer_params: Anything | None = None  # they concern engines alone: hosts, ports, block ids
+    ec_transfer_params: Anything | None = None
 
     def tells_error(self) -> bool:
-        return self.object == "error" or bytes(self.error) != b"null"
+        return self.error is not None or self.object == "error"
 
     def is_for_engines(self) -> bool:
-        """It has something that concerns engines alone: hosts, ports, block ids."""
-        return bytes(self.kv_transfer_params) != b"null" or bytes(self.ec_transfer_params) != b"null"
+        return self.kv_transfer_params is not None or self.ec_transfer_params is not None
 
 
 class JudgedCompletion(Judged):

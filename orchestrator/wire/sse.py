@@ -11,17 +11,12 @@ import msgspec
 from orchestrator.compiled import mypyc_attr
 from orchestrator.wire.judge import (
     NOT_FINISHED,
+    InvalidStream,
     check_reason,
     completion_of,
     failed,
     is_whole,
     without_transfer,
-)
-from orchestrator.wire.judge import (
-    InvalidStream as InvalidStream,
-)
-from orchestrator.wire.judge import (
-    WorkerFailed as WorkerFailed,
 )
 from orchestrator.wire.shapes import DeltaChunk, EndedChoice
 from orchestrator.wire.usage import Kv, decode_document, kv_outcome, usage_of, with_counts
@@ -29,6 +24,7 @@ from orchestrator.wire.usage import Kv, decode_document, kv_outcome, usage_of, w
 DONE: Final = b"data: [DONE]\n\n"
 
 _DONE: Final = b"[DONE]"
+_LINE_END: Final = b"\n"
 _END: Final = b"\n\n"
 _CRLF_END: Final = b"\n\r\n"  # its end, for the line before it may end in either
 _ANY_END: Final = re.compile(rb"\n\r?\n")
@@ -37,7 +33,8 @@ _ERROR_LINE: Final = re.compile(rb"(?:\A|\n)(?:event:[ ]?error[ \t\r]*\n|error:)
 _DATA: Final = b"data: "
 _CHOICES: Final = b'"choices":[{'
 _NOT_ENDED: Final = b'"finish_reason":null'
-_NO_EVENT: Final = b"\0"  # no event begins so
+_NUMBERS: Final = b"0123456789,"
+_UNKNOWN: Final = Kv.UNKNOWN
 # So many events are learned from: the fields behind the text come and go with the first few, if at all.
 _LESSONS: Final = 4
 
@@ -83,7 +80,8 @@ class Events(ABC):
         """Return the whole events that can be sent now; b"" if there are none.
 
         Before it has begun, these are comments alone: they can be sent at once, and say nothing. Events that
-        come before the first word of the answer are held back, and are returned with it.
+        come before the first word of the answer are held back, and are returned with it, or later: it may
+        have begun with nothing to be sent yet.
 
         Raises `InvalidStream`, and `WorkerFailed` for an error among them: the others are dropped with it, so
         that another worker can say them anew. A stream that looks whole and is not is refused before its
@@ -103,95 +101,29 @@ class Events(ABC):
         return None
 
 
-class EventStream(Events):
-    """It sends the worker's own events of a chat or completion, in its own bytes.
+class WholeEvents:
+    """It makes whole events of pieces, each byte of which it looks at once, however small they are."""
 
-    Exceptions: the usage event has the prefill worker's counts, or is withheld if the client did not ask for
-    it (what the system's fingerprint is, then stands in the event before); and what is for engines alone is
-    left out.
+    __slots__ = ("_pending",)
 
-    Nearly all events of a stream differ in their text alone. Once one has been judged, those that begin and
-    end as it does are passed on, for in them is neither an end nor an error: that takes one look at their
-    bytes. All others are decoded, so it does not matter how they are spelt.
-    """
-
-    __slots__ = (
-        "_after",
-        "_before",
-        "_between",
-        "_cached_tokens",
-        "_choices",
-        "_created_tokens",
-        "_ended",
-        "_has_begun",
-        "_held",
-        "_held_bytes",
-        "_hides_usage",
-        "_is_done",
-        "_kv",
-        "_last",
-        "_lessons",
-        "_pending",
-    )
-
-    def __init__(
-        self,
-        *,
-        hides_usage: bool = False,
-        cached_tokens: int | None = None,
-        created_tokens: int | None = None,
-        choices: int = 1,
-    ) -> None:
-        """`choices` have to end before `[DONE]`; 0 if nobody knows how many there are."""
-        self._hides_usage = hides_usage
-        self._cached_tokens = cached_tokens
-        self._created_tokens = created_tokens
-        self._choices = choices
+    def __init__(self) -> None:
         self._pending: bytearray | None = None  # the beginning of an event
-        self._before = self._after = self._between = _NO_EVENT
-        self._lessons = 0
-        self._held: list[bytes] | None = None  # events from before the first that says something
-        self._held_bytes = 0
-        self._last = b""  # the event with the last end, until its usage has come
-        self._ended: set[int] | None = None  # choices that have a finish_reason
-        self._has_begun = False
-        self._is_done = False
-        self._kv = Kv.UNKNOWN
 
     @property
-    def kv(self) -> Kv:
-        return self._kv
-
-    @property
-    def has_begun(self) -> bool:
-        return self._has_begun
-
-    @property
-    def is_done(self) -> bool:
-        return self._is_done
+    def has_pending(self) -> bool:
+        return self._pending is not None
 
     def feed(self, chunk: bytes) -> bytes:
+        """Return what has become whole, b"" if nothing has. Raises `InvalidStream` for an event that does not
+        end.
+        """
         if self._pending is not None:
             chunk = self._joined(self._pending, chunk)
-        if chunk.endswith(self._after) and chunk.startswith(self._before):
-            if chunk.find(_END) == len(chunk) - 2:
-                return chunk
-            if chunk.count(self._between) == chunk.count(_END) - 1:
-                return chunk
-        return self._judged(chunk)
-
-    def finish(self) -> None:
-        if self._pending is not None or not self._is_done:
-            raise InvalidStream("the worker's stream ended without [DONE]")
-
-    # --- whole events ---------------------------------------------------------------------------
+        return chunk if not chunk or chunk.endswith(_END) else self._cut(chunk)
 
     def _joined(self, pending: bytearray, chunk: bytes) -> bytes:
-        """Return what has come of events, if it has an end in it; b"" if it waits for more.
-
-        The end may lie across the seam, but not before it: nothing is looked at twice.
-        """
-        seam = bytes(pending[-3:]) + chunk
+        """Return all that has come, if there is an end in it. That may lie across the seam, not before it."""
+        seam = bytes(pending[-2:]) + chunk
         if seam.find(_END) < 0 and seam.find(_CRLF_END) < 0:
             self._keep(pending, chunk)
             return b""
@@ -211,25 +143,110 @@ class EventStream(Events):
             raise InvalidStream("the worker's stream has an event that does not end")
         pending += data
 
+
+class EventStream(Events):
+    """It sends the worker's own events of a chat or completion, in its own bytes.
+
+    Exceptions: the usage event has the prefill worker's counts, or is withheld if the client did not ask for
+    it (what the system's fingerprint is, then stands in the event before); and what is for engines alone is
+    left out.
+
+    Nearly all events of a stream differ in their text alone. Once one has been judged, those that begin and
+    end as it does are passed on, for in them is neither an end nor an error: that takes one look at their
+    bytes. All others are decoded, so it does not matter how they are spelt.
+    """
+
+    # Class attributes are the defaults of what is set later, or never.
+    _whole: WholeEvents | None = None  # once a chunk ends within an event
+    _before = b"\0"  # what is around the text of an event that was judged; no event begins so
+    _after = b"\0"
+    _after_numbers = b"\0"  # `_after` without the numbers in it
+    _lessons = 0
+    _held: list[bytes] | None = None  # events from before the first that says something
+    _held_bytes = 0
+    _last = b""  # the event with the last end, until its usage has come
+    _ended: set[int] | None = None  # choices that have a finish_reason
+    _has_begun = False
+    _is_done = False
+
+    def __init__(
+        self,
+        *,
+        hides_usage: bool = False,
+        cached_tokens: int | None = None,
+        created_tokens: int | None = None,
+        choices: int = 1,
+    ) -> None:
+        """`choices` have to end before `[DONE]`; 0 if nobody knows how many there are."""
+        self._hides_usage = hides_usage
+        self._cached_tokens = cached_tokens
+        self._created_tokens = created_tokens
+        self._choices = choices
+        self._kv = _UNKNOWN
+
+    @property
+    def kv(self) -> Kv:
+        return self._kv
+
+    @property
+    def has_begun(self) -> bool:
+        return self._has_begun
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_done
+
+    def feed(self, chunk: bytes) -> bytes:
+        if self._whole is not None:
+            chunk = self._whole.feed(chunk)
+        if (
+            chunk.endswith(self._after)
+            and chunk.startswith(self._before)
+            and (
+                chunk.find(_LINE_END) == len(chunk) - 2
+                or chunk.count(self._after) * 2 == chunk.count(_LINE_END)
+            )
+        ):
+            return chunk
+        return self._judged(chunk)
+
+    def finish(self) -> None:
+        if not self._is_done or (self._whole is not None and self._whole.has_pending):
+            raise InvalidStream("the worker's stream ended without [DONE]")
+
+    # --- one event after the other --------------------------------------------------------------
+
     def _judged(self, chunk: bytes) -> bytes:
-        if not chunk.endswith(_END):
-            if self._pending is not None or not chunk:
-                return b""
-            chunk = self._cut(chunk)
+        if self._whole is None and not chunk.endswith(_END):
+            self._whole = WholeEvents()
+            chunk = self._whole.feed(chunk)
+        if chunk.startswith(_DATA) and chunk.find(_LINE_END) == len(chunk) - 2:
+            return self._line(chunk)
         return b"".join([self._event(event) for event in split_events(chunk)])
 
     def _event(self, event: bytes) -> bytes:
         """Return what the client gets of one event, and may not have had of those before."""
-        if event.endswith(self._after) and event.startswith(self._before):
-            return event
+        if _is_one_line(event):
+            return self._line(event)
         payload = payload_of(event)
-        if not _is_one_line(event) and _ERROR_LINE.search(event) is not None:
+        if _ERROR_LINE.search(event) is not None:
             raise failed(payload or event.partition(b":")[2].strip())
-        if not payload:
-            return event
+        return self._payload(event, payload) if payload else event
+
+    def _line(self, event: bytes) -> bytes:
+        """Do the same for an event of one line. If it differs from that which was judged in its text alone,
+        and in numbers behind it (the ids of its tokens, its usage), it is passed on.
+        """
+        if event.startswith(self._before):
+            at = event.rfind(_NOT_ENDED)
+            if at >= 0 and event[at:].translate(None, _NUMBERS) == self._after_numbers:
+                return event
+        return self._payload(event, event[6:-2])
+
+    def _payload(self, event: bytes, payload: bytes) -> bytes:
         if self._is_done:  # nobody reads behind the end
             return b""
-        if payload == _DONE:
+        if payload.strip() == _DONE:
             return self._end(event)
         return self._document(event, payload)
 
@@ -243,7 +260,7 @@ class EventStream(Events):
         if not completion.choices:
             return self._without_choice(event, payload)
         self._note_ends(completion.choices)
-        if not self._has_begun and _is_role(event):
+        if not self._has_begun and _is_role(payload):
             return self._hold(event)
         if self._ended is not None:
             return self._ending(event)
@@ -262,16 +279,19 @@ class EventStream(Events):
     def _learn(self, event: bytes) -> None:
         """Take what is around the text of this event as what is around that of others."""
         begin, end = event.find(_CHOICES), event.rfind(_NOT_ENDED)
-        if 0 <= begin < end and _is_one_line(event):
+        if 0 <= begin < end and event.startswith(_DATA) and event.find(_LINE_END) == len(event) - 2:
             self._lessons += 1
             self._before, self._after = event[: begin + len(_CHOICES)], event[end:]
-            self._between = self._after + self._before
+            self._after_numbers = self._after.translate(None, _NUMBERS)
+
+    def _forget(self) -> None:
+        self._before = self._after = self._after_numbers = b"\0"
 
     # --- what is held back ----------------------------------------------------------------------
 
     def _said(self, event: bytes) -> bytes:
         """Return an event that says something, with those that were held back until one does."""
-        if self._has_begun or not event:
+        if not event:
             return event
         self._has_begun = True
         held, self._held = self._held, None
@@ -292,9 +312,10 @@ class EventStream(Events):
         """
         if not is_whole(self._ended, self._choices):
             return self._said(event)
-        self._before = self._after = self._between = _NO_EVENT
+        self._forget()
         if not self._hides_usage:
             return self._said(event)
+        self._has_begun = True
         last, self._last = self._last, event
         return self._said(last)
 
@@ -329,8 +350,13 @@ def _is_one_line(event: bytes) -> bool:
     return event.startswith(_DATA) and event.find(b"\n") == len(event) - 2
 
 
-def _is_role(event: bytes) -> bool:
-    return b'"role"' in event and _is_role_delta(event)
+def _is_role(payload: bytes) -> bool:
+    if payload.find(b'"role"') < 0:
+        return False
+    try:
+        return all(choice.is_empty() for choice in _CHUNK.decode(payload).choices)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
 
 
 def has_begun(events: bytes) -> bool:
@@ -343,14 +369,8 @@ def has_begun(events: bytes) -> bool:
 
 
 def _says_something(event: bytes) -> bool:
-    return payload_of(event) not in (b"", _DONE) and not _is_role(event)
-
-
-def _is_role_delta(event: bytes) -> bool:
-    try:
-        return all(choice.is_empty() for choice in _CHUNK.decode(payload_of(event)).choices)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
+    payload = payload_of(event)
+    return payload not in (b"", _DONE) and not _is_role(payload)
 
 
 def error_event(body: bytes) -> bytes:

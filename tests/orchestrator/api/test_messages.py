@@ -243,6 +243,16 @@ def test_a_prefill_leg_wants_one_token() -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "reason"),
+    [(9, None), (0, "no token asked for"), (-1, "no token asked for"), (None, "no token asked for")],
+)
+def test_nothing_is_prefilled_for_a_message_of_no_tokens(limit: Any, reason: str | None) -> None:
+    asked = {name: value for name, value in ASK.items() if name != "max_tokens"}
+    document = asked if limit is None else asked | {"max_tokens": limit}
+    assert ENDPOINT.read(json.dumps(document).encode(), FakeExchange(b"")).whole_reason == reason
+
+
+@pytest.mark.parametrize(
     ("choice", "stops"), [("auto", None), ("any", None), ("none", None), ("tool", ["{"])]
 )
 def test_one_token_is_not_read_as_the_arguments_of_a_tool(choice: str, stops: Any) -> None:

@@ -188,6 +188,9 @@ def test_a_stored_response_may_be_cancelled() -> None:
         ({"truncation": "auto"}, "truncation"),
         ({"tools": [{"type": "function"}, {"type": "mcp"}]}, "tools that the worker calls"),
         ({"tools": [{"type": "web_search_preview"}]}, "tools that the worker calls"),
+        ({"max_output_tokens": 0}, "no token asked for"),
+        ({"max_output_tokens": -5}, "no token asked for"),
+        ({"max_output_tokens": None}, None),
     ],
 )
 def test_what_one_worker_has_to_make(fields: dict[str, Any], reason: str | None) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.failover.stream import ContinuedStream, Envelope
 from orchestrator.failover.transcript import Usage
-from orchestrator.wire.sse import DONE, InvalidStream, WorkerFailed
+from orchestrator.wire.judge import InvalidStream, WorkerFailed
+from orchestrator.wire.sse import DONE
 from orchestrator.wire.usage import Kv
 from tests.orchestrator.wire.cut_streams import events_in, sent_of
 

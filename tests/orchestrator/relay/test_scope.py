@@ -45,6 +45,7 @@ def test_a_request_that_outlives_its_deadline_is_a_504() -> None:
         scope.sweep(scope.deadline + 1)
         await serving
         assert exchange.status == 504
+        assert exchange.answer_headers[b"x-should-retry"] == b"false"
         assert json.loads(exchange.sent)["error"]["code"] == "deadline_exceeded"
         await cluster.aclose()
         cluster.assert_at_rest()

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.wire import sse
-from orchestrator.wire.sse import DONE, EventStream, InvalidStream, WorkerFailed, has_begun
+from orchestrator.wire.judge import InvalidStream, WorkerFailed
+from orchestrator.wire.sse import DONE, EventStream, WholeEvents, has_begun
 from orchestrator.wire.usage import Kv
 
 
@@ -343,7 +344,7 @@ def test_the_fingerprint_moves_into_the_last_event(together: bool) -> None:
 def test_a_stream_of_one_token_begins_with_its_last_event() -> None:
     stream = EventStream(hides_usage=True)
     assert stream.feed(ROLE + event({"choices": [choice("a", "length")]})) == b""
-    assert not stream.has_begun
+    assert stream.has_begun
     assert stream.feed(usage_event(3, 3) + DONE).count(b"data:") == 3
     assert stream.has_begun
     assert stream.is_done
@@ -390,17 +391,17 @@ def test_an_opening_is_looked_at_once(piece: bytes, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("size", [1, 100, 1024])
 def test_a_large_event_in_small_pieces_is_looked_at_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seams = 0
-    joined = EventStream._joined
+    joined = WholeEvents._joined
 
-    def counting(stream: EventStream, pending: bytearray, chunk: bytes) -> bytes:
+    def counting(events: WholeEvents, pending: bytearray, chunk: bytes) -> bytes:
         nonlocal seams
         before = len(pending)
-        whole = joined(stream, pending, chunk)
+        whole = joined(events, pending, chunk)
         assert len(pending) - before == len(chunk)  # what was there is left where it is
         seams += 1
         return whole
 
-    monkeypatch.setattr(EventStream, "_joined", counting)
+    monkeypatch.setattr(WholeEvents, "_joined", counting)
     large = said("x" * 64 * 1024)
     counter = Counter(monkeypatch, "split_events", "completion_of")
     stream = EventStream()
