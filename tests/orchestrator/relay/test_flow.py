@@ -294,7 +294,7 @@ def test_what_msgpack_cannot_carry_goes_as_json_and_is_counted(field: Any) -> No
         (b"", 400, "invalid_request"),
         (b"{", 400, "invalid_request"),
         (b'{"model":"m","model":"m"}', 400, "invalid_request"),
-        (b'{"model":"m","stream":1}', 400, "invalid_request"),
+        (b'{"model":"m","stream":[]}', 400, "invalid_request"),
         (b'{"model":"x"}', 404, "model_not_found"),
     ],
 )
