@@ -158,7 +158,7 @@ def _text(raw: Raw) -> str:
 
 
 def _stream_options(raw: Raw) -> StreamOptions:
-    fields = _TOP_LEVEL.decode(raw)
+    fields = _fields_of(raw)
     switches = {name: fields[name] for name in StreamOptions.__struct_fields__ if name in fields}
     given = {name: lax_bool(value) for name, value in switches.items() if not _is_null(value)}
     return StreamOptions(**given)
@@ -330,13 +330,31 @@ def _decode_pythons(body: bytes) -> dict[str, Raw] | None:
 
     Raises `InvalidRequest` for what would be refused in JSON, too.
     """
-    document = body.removeprefix(_BOM)
-    if (b"NaN" in document or b"Infinity" in document) and document.count(b'"') <= _MOST_QUOTES:
-        document = _CONSTANTS.sub(_mark, document)
+    document = _with_marks(body.removeprefix(_BOM))
     if len(document) == len(body):
         return None
     fields = _decode_top_level(document, is_small=False, is_strict=True)
     return {name: _unmarked(raw) for name, raw in fields.items()}
+
+
+def _fields_of(raw: Raw) -> dict[str, Raw]:
+    """Decode one level of a value, as `_decode_pythons` does. Raises `DecodeError` as msgspec does."""
+    value = bytes(raw)
+    try:
+        return _decode_key_by_key(value, _NO_NAMES)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        fields = _decode_key_by_key(_with_marks(value), _NO_NAMES)
+        return {name: _unmarked(field) for name, field in fields.items()}
+
+
+def _with_marks(document: bytes) -> bytes:
+    """Put strings in the place of constants, so that the document is JSON."""
+    has_some = b"NaN" in document or b"Infinity" in document
+    if not has_some or document.count(b'"') > _MOST_QUOTES:
+        return document
+    return _CONSTANTS.sub(_mark, document)
 
 
 def _mark(found: re.Match[bytes]) -> bytes:
@@ -496,7 +514,7 @@ def _without_transfer(name: str, raw: Raw, inner: frozenset[str]) -> Raw:
 
 
 def _object_without_transfer(raw: Raw, inner: frozenset[str]) -> Raw:
-    fields = _decode_key_by_key(bytes(raw), _NO_NAMES)
+    fields = _fields_of(raw)
     kept = {name: raw for name, raw in fields.items() if name not in TRANSFER_FIELDS}
     mended = {name: _without_transfer(name, kept[name], _NO_NAMES) for name in inner.intersection(kept)}
     if len(kept) == len(fields) and all(value is kept[name] for name, value in mended.items()):
