@@ -71,7 +71,11 @@ class RequestScope:
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
-        self.endpoint = plane.endpoints[path]
+        endpoint = plane.endpoints.get(path)
+        if endpoint is None:  # there is a slash behind it
+            path = path[:-1]
+            endpoint = plane.endpoints[path]
+        self.endpoint = endpoint
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, path, received)
 
@@ -348,8 +352,8 @@ class DataPlane:
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
-        `endpoints` are all paths that requests come to. `serve` answers a request through its scope, or
-        raises a `BatonError`.
+        `endpoints` are all paths that requests come to, but for a slash behind them. `serve` answers a
+        request through its scope, or raises a `BatonError`.
         """
         self.serve = serve
         self.endpoints = endpoints

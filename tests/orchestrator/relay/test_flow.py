@@ -308,6 +308,50 @@ def test_a_bad_request_reaches_no_worker(body: bytes, status: int, code: str) ->
     assert run(test).telemetry.records[0].error_code == code
 
 
+@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": ""}])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": []}),
+        ("/v1/chat/completions", {"messages": [], "stream": True}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": ["a", "b"]}),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [1]}),
+    ],
+)
+def test_a_request_without_a_model_gets_the_only_one(
+    path: str, fields: dict[str, Any], model: dict[str, Any]
+) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert (await cluster.ask(fields | model, path=path)).status == 200
+        assert {read(leg)["model"] for leg in cluster.upstream.requests} == {"m"}
+
+    run(test)
+
+
+def test_a_request_without_a_model_is_told_of_several() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.flow._routes = {**cluster.flow._routes, "other": cluster.flow._routes["m"]}  # type: ignore[dict-item]
+        answer = await cluster.ask({"messages": []})
+        error = json.loads(answer.sent)["error"]
+        assert (answer.status, error["param"]) == (400, "model")
+        assert error["message"] == "the field 'model' is required; there is: m, other"
+
+    run(test)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/completions/", "/tokenize/"])
+def test_a_slash_behind_the_path_changes_nothing(path: str) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert (await cluster.ask({**CHAT, "prompt": "a"}, path=path)).status == 200
+        assert {leg.target for leg in cluster.upstream.requests} == {path.rstrip("/")}
+        assert cluster.telemetry.records[0].endpoint == path.rstrip("/")
+
+    run(test)
+
+
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
     async def test(cluster: FakeCluster) -> None:
         error = json.loads((await cluster.ask({"model": "nope"})).sent)["error"]
