@@ -30,6 +30,7 @@ from orchestrator.loop.offload import Offload
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
+from orchestrator.relay.relayed import relayed_to_workers
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
@@ -124,6 +125,7 @@ class Core:
             telemetry=self.telemetry,
             keys=context.keys,
             time=clock,
+            relayed=relayed_to_workers(has_rank=config.orchestrator.relay_data_parallel_rank),
         )
         self._sweeps: list[asyncio.Task[None]] = []
 

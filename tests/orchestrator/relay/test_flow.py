@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.options import RoutingConfig
+from orchestrator.relay.relayed import TO_WORKERS, relayed_to_workers
 from orchestrator.telemetry.counters import FallbackReason
 from orchestrator.telemetry.record import Path
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
@@ -185,6 +186,40 @@ def test_workers_see_only_what_they_should() -> None:
         )
 
     run(test, credential="ours")
+
+
+_OF_CLIENTS = [(name, b"7") for name in TO_WORKERS]
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_workers_get_what_they_read_of_a_clients_head(*, is_allowed: bool) -> None:
+    sent = [*_OF_CLIENTS, (b"x-data-parallel-rank", b"1"), (b"x-session", b"8"), (b"x-request-timeout", b"9")]
+
+    async def test(cluster: FakeCluster) -> None:
+        cluster.plane.relayed = relayed_to_workers(has_rank=is_allowed)
+        await cluster.ask(CHAT, headers=sent)
+        expected = _OF_CLIENTS + [(b"x-data-parallel-rank", b"1")] * is_allowed
+        for leg in cluster.upstream.requests:
+            ours = (b"content-type", b"x-request-id")
+            assert [field for field in leg.headers if field[0] not in ours] == expected
+
+    run(test)
+
+
+def test_a_client_that_asks_for_the_load_gets_the_decode_workers() -> None:
+    load = b"TEXT named_metrics.kv_cache_utilization=0.5"
+
+    async def test(cluster: FakeCluster) -> None:
+        answer = await cluster.ask(CHAT)
+        assert b"endpoint-load-metrics" not in answer.answer_headers
+        told = JSON | {b"endpoint-load-metrics": load, b"set-cookie": b"a=1"}
+        cluster.upstream.serve(cluster.origin("decode/0"), answering(200, b'{"choices":[]}', told))
+        answer = await cluster.ask(CHAT, headers=[(b"endpoint-load-metrics-format", b"TEXT")])
+        assert answer.answer_headers[b"endpoint-load-metrics"] == load
+        assert b"set-cookie" not in answer.answer_headers
+        cluster.workers.pinned.clear()
+
+    run(test)
 
 
 # --- one leg ------------------------------------------------------------------------------------
