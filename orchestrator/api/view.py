@@ -16,7 +16,7 @@ from msgspec import Raw
 from orchestrator.http.exchange import Exchange
 from orchestrator.routing.policies.base import Request
 from orchestrator.wire.codec import Parts, json_object
-from orchestrator.wire.depth import MAX_DEPTH, SHALLOW_BYTES, is_too_deep
+from orchestrator.wire.depth import SHALLOW_BYTES, TOO_DEEP, nesting_fault
 from orchestrator.wire.lax import lax_bool, lax_int
 from orchestrator.wire.shapes import RoutedOwn, StreamOptions
 
@@ -230,23 +230,25 @@ _STRING: Final = msgspec.json.Decoder(str)
 _LITERALS: Final = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
 _SMALL: Final = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
 _WHITESPACE: Final = b" \t\n\r"
-_TOO_DEEP: Final = f"the request body is nested more than {MAX_DEPTH} levels deep"
+_IS: Final = "the request body is "
 
 
 def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
     """Read the routing fields of an OpenAI request, whose headers `exchange` has.
 
-    Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for one of more than
-    `MAX_DEPTH` levels, for a routed field of the wrong type, and for one given twice (also when its name is
-    spelt with escapes). What Python's parser takes beside JSON is taken as well: a BOM, NaN, infinities. A
-    prompt that is a list of one is unwrapped, because the KV cache of one prompt can be handed over. Transfer
-    fields are left out of arguments for vLLM's sampling.
+    Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for one that is nested too
+    deeply (`wire/depth.py`), for a routed field of the wrong type, and for one given twice (also when its
+    name is spelt with escapes). What Python's parser takes beside JSON is taken as well: a BOM, NaN,
+    infinities. A prompt that is a list of one is unwrapped, because the KV cache of one prompt can be handed
+    over. Transfer fields are left out of arguments for vLLM's sampling.
     """
     size = len(body)
     is_small = size <= _SMALL
     fields = _decode_top_level(body, is_small=is_small)
-    if size > SHALLOW_BYTES and is_too_deep(body, fields):
-        raise InvalidRequest(_TOO_DEEP)
+    if size > SHALLOW_BYTES:
+        fault = nesting_fault(body, fields)
+        if fault is not None:
+            raise InvalidRequest(_IS + fault)
     shared = dict(fields)
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
     common, own_json = json_object(shared), _json.encode(own)
@@ -283,7 +285,7 @@ def _decode_top_level(body: bytes, *, is_small: bool, is_strict: bool = False) -
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the request body is not valid UTF-8 (byte {error.start})") from error
     except RecursionError as error:
-        raise InvalidRequest(_TOO_DEEP) from error
+        raise InvalidRequest(_IS + TOO_DEEP) from error
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, InvalidRequest):
             raise error.__cause__ from None

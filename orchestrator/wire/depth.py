@@ -25,6 +25,9 @@ MAX_DEPTH: Final = 128
 # A document of so many bytes or fewer has no room for more levels.
 SHALLOW_BYTES: Final = 2 * MAX_DEPTH
 
+# Objects and lists in a document that is scanned: 10 ms. A chat of 40,000 messages in parts has 120,000.
+MAX_SCANNED: Final = 500_000
+
 _COUNTED_BYTES: Final = 8192  # up to here counting all brackets costs less than finding one after the other
 _MOST_OPENED_BYTES: Final = 1024 * 1024  # as objects, what is in them takes 25 MB at worst
 _ROWS_DEEP: Final = 2  # lists that are opened in each other: messages, and the parts of one
@@ -34,12 +37,18 @@ _ROWS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
 _values: Final = dict.values
 
 
-def is_too_deep(body: bytes, fields: Mapping[str, Raw]) -> bool:
-    """Tell whether a JSON object has more than `MAX_DEPTH` levels; `fields` are its values. It is valid JSON.
+TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
+TOO_MANY: Final = f"more than {MAX_SCANNED} objects and lists inside each other"
+
+
+def nesting_fault(body: bytes, fields: Mapping[str, Raw]) -> str | None:
+    """Return `TOO_DEEP` or `TOO_MANY` if a JSON object is that; `fields` are its values. It is valid JSON.
 
     This takes time in proportion to the size, whatever is in the document.
     """
-    return _may_nest(body, MAX_DEPTH) and _nest(fields.values(), MAX_DEPTH - 1, _ROWS_DEEP)
+    if not _may_nest(body, MAX_DEPTH):
+        return None
+    return _Look().at(fields.values(), MAX_DEPTH - 1, _ROWS_DEEP)
 
 
 def _may_nest(value: bytes, levels: int) -> bool:
@@ -60,22 +69,34 @@ def _count(value: bytes, bracket: bytes, left: int) -> int:
     return left
 
 
-def _nest(values: Iterable[Raw], levels: int, rows_deep: int) -> bool:
-    """Tell whether one of the values has more than so many levels."""
-    least = 2 * levels
-    return any([_nests(raw, levels, rows_deep) for raw in values if len(raw) > least])  # noqa: C419  # half the time
+class _Look:
+    """One document is looked at."""
 
+    def __init__(self) -> None:
+        self._left = MAX_SCANNED
 
-def _nests(raw: Raw, levels: int, rows_deep: int) -> bool:
-    value = bytes(raw)
-    if value[:1] not in (b"[", b"{"):
-        return False
-    if not _may_nest(value, levels):
-        return False
-    rows = _rows(value) if rows_deep else None
-    if rows is None:
-        return scanned_depth(value, levels) > levels
-    return _nest(chain.from_iterable(map(_values, rows)), levels - 2, rows_deep - 1)
+    def at(self, values: Iterable[Raw], levels: int, rows_deep: int) -> str | None:
+        """Return what is wrong with the first of the values that has more than so many levels, or too many
+        objects and lists.
+        """
+        least = 2 * levels
+        for raw in [raw for raw in values if len(raw) > least]:
+            fault = self._at_one(bytes(raw), levels, rows_deep)
+            if fault is not None:
+                return fault
+        return None
+
+    def _at_one(self, value: bytes, levels: int, rows_deep: int) -> str | None:
+        if value[:1] not in (b"[", b"{") or not _may_nest(value, levels):
+            return None
+        rows = _rows(value) if rows_deep else None
+        if rows is not None:
+            return self.at(chain.from_iterable(map(_values, rows)), levels - 2, rows_deep - 1)
+        depth, count = scanned(value, levels, self._left)
+        self._left -= count
+        if self._left < 0:
+            return TOO_MANY
+        return TOO_DEEP if depth > levels else None
 
 
 def _rows(value: bytes) -> list[dict[str, Raw]] | None:
@@ -96,22 +117,28 @@ _FOLD: Final = bytes.maketrans(b"[{]}", b"1100")
 _PLAIN: Final = bytes(set(range(256)) - set(b'[]{}"'))
 
 
-def scanned_depth(value: bytes, most: int) -> int:
-    """Return how many levels a valid JSON value has; any number above `most` if it has more."""
+def scanned(value: bytes, most: int, most_opened: int) -> tuple[int, int]:
+    """Return how many levels a valid JSON value has, and how many objects and lists.
+
+    The scan ends early, with what was found by then, where there are more than `most` levels, or more than
+    `most_opened` objects and lists.
+    """
     if b"\\" in value:  # what is behind a backslash ends no string
         value = value.replace(b"\\\\", b"").replace(b'\\"', b"")
-    depth = deepest = in_string = 0
+    depth = deepest = count = in_string = 0
     for start in range(0, len(value), _BLOCK):
-        pieces = value[start : start + _BLOCK].translate(_FOLD, _PLAIN).split(b'"')
+        marks = value[start : start + _BLOCK].translate(_FOLD, _PLAIN)
+        pieces = marks.replace(b'""', b"").split(b'"')  # two quotes more or less change no string's inside
         brackets = b"".join(pieces[in_string::2])
         in_string ^= (len(pieces) - 1) & 1
         opened = brackets.count(b"1")
+        count += opened
         if depth + opened > deepest:
             deepest = max(deepest, depth + _peak(brackets))
-            if deepest > most:
-                break
+        if deepest > most or count > most_opened:
+            break
         depth += 2 * opened - len(brackets)
-    return deepest
+    return deepest, count
 
 
 def _net_of(byte: int) -> int:

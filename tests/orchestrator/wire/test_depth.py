@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from orchestrator.wire import depth
-from orchestrator.wire.depth import MAX_DEPTH, is_too_deep, scanned_depth
+from orchestrator.wire.depth import MAX_DEPTH, MAX_SCANNED, TOO_DEEP, TOO_MANY, nesting_fault, scanned
 
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _TEXTS = st.text(st.sampled_from('[]{}"\\n, é'), max_size=6)
@@ -29,8 +29,14 @@ def _depth_of(value: object) -> int:
     return 1 + max(map(_depth_of, value), default=0) if isinstance(value, list) else 0
 
 
+def _count_in(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(map(_count_in, value.values()))
+    return 1 + sum(map(_count_in, value)) if isinstance(value, list) else 0
+
+
 def _judged(body: bytes) -> bool:
-    return is_too_deep(body, _FIELDS.decode(body))
+    return nesting_fault(body, _FIELDS.decode(body)) is not None
 
 
 def _nested(levels: int, *, blank: str = "", opened: str = "[", closed: str = "]", core: str = "") -> str:
@@ -41,14 +47,14 @@ def _nested(levels: int, *, blank: str = "", opened: str = "[", closed: str = "]
 @given(value=_VALUES, indent=st.none() | st.integers(0, 3))
 def test_a_scan_finds_the_depth_whatever_strings_hold(value: object, indent: int | None) -> None:
     document = json.dumps(value, indent=indent).encode()
-    assert scanned_depth(document, 10_000) == _depth_of(value)
+    assert scanned(document, 10_000, 10_000) == (_depth_of(value), _count_in(value))
 
 
 @given(value=_VALUES, block=st.integers(1, 40))
 def test_a_scan_goes_on_from_block_to_block(value: object, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depth, "_BLOCK", block)
-        assert scanned_depth(json.dumps(value).encode(), 10_000) == _depth_of(value)
+        assert scanned(json.dumps(value).encode(), 10_000, 10_000)[0] == _depth_of(value)
 
 
 @given(
@@ -82,6 +88,19 @@ def test_the_limit_is_the_same_at_every_size() -> None:
             assert _judged(body) is is_refused, (len(filling), levels)
 
 
+@pytest.mark.parametrize("fields", [1, 4])
+def test_there_may_be_so_many_objects_and_lists(fields: int) -> None:
+    for more, fault in ((0, None), (1, TOO_MANY)):
+        each = "[" + "[]," * (MAX_SCANNED // fields - 1 + more) + "1]"
+        body = ("{" + ",".join(f'"f{number}":{each}' for number in range(fields)) + "}").encode()
+        assert nesting_fault(body, _FIELDS.decode(body)) == fault
+
+
+def test_what_is_too_deep_is_not_too_many() -> None:
+    body = f'{{"a":{_nested(MAX_DEPTH)}}}'.encode()
+    assert nesting_fault(body, _FIELDS.decode(body)) == TOO_DEEP
+
+
 _MIB = 1024 * 1024
 _HOSTILE = {
     "lists": b'{"a":[' + b"[]," * _MIB + b"1]}",
@@ -98,7 +117,7 @@ def test_no_document_is_looked_at_again_and_again(name: str, monkeypatch: pytest
     """Each look takes time in proportion to the bytes; so all of them do, if no byte is looked at often."""
     body, looked_at = _HOSTILE[name], 0
     fields = _FIELDS.decode(body)
-    for look in ("_may_nest", "_rows", "scanned_depth"):
+    for look in ("_may_nest", "_rows", "scanned"):
         original = getattr(depth, look)
 
         def counting(value: bytes, *levels: int, original: Callable[..., Any] = original) -> Any:
@@ -107,5 +126,5 @@ def test_no_document_is_looked_at_again_and_again(name: str, monkeypatch: pytest
             return original(value, *levels)
 
         monkeypatch.setattr(depth, look, counting)
-    assert not is_too_deep(body, fields)
+    assert nesting_fault(body, fields) in (None, TOO_MANY)
     assert looked_at < 8 * len(body)
