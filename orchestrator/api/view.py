@@ -16,7 +16,7 @@ from msgspec import Raw
 from orchestrator.http.exchange import Exchange
 from orchestrator.routing.policies.base import Request
 from orchestrator.wire.codec import Parts, json_object
-from orchestrator.wire.depth import SHALLOW_BYTES, TOO_DEEP, nesting_fault
+from orchestrator.wire.depth import MAX_DEPTH, SHALLOW_BYTES, TOO_DEEP, nesting_fault
 from orchestrator.wire.lax import lax_bool, lax_int
 from orchestrator.wire.shapes import RoutedOwn, StreamOptions
 
@@ -245,10 +245,8 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
     size = len(body)
     is_small = size <= _SMALL
     fields = _decode_top_level(body, is_small=is_small)
-    if size > SHALLOW_BYTES:
-        fault = nesting_fault(body, fields)
-        if fault is not None:
-            raise InvalidRequest(_IS + fault)
+    if size > SHALLOW_BYTES and (not is_small or body.count(b"[") + body.count(b"{") > MAX_DEPTH):
+        _refuse_nesting(body, fields)
     shared = dict(fields)
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
     common, own_json = json_object(shared), _json.encode(own)
@@ -272,6 +270,12 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
         whole_reason,
         exchange,
     )
+
+
+def _refuse_nesting(body: bytes, fields: Mapping[str, Raw]) -> None:
+    fault = nesting_fault(body, fields)
+    if fault is not None:
+        raise InvalidRequest(_IS + fault)
 
 
 def _decode_top_level(body: bytes, *, is_small: bool, is_strict: bool = False) -> dict[str, Raw]:
