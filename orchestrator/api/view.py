@@ -249,7 +249,8 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
         _refuse_nesting(body, fields)
     shared = dict(fields)
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
-    common, own_json = json_object(shared), _json.encode(own)
+    common: Parts = (_json.encode(shared),) if is_small else json_object(shared)
+    own_json = _json.encode(own)
     routed = _decode_routed(own_json, own)
     if is_small and size != _compact_length(len(common[0]), len(own_json)):
         _refuse_duplicates(body)
