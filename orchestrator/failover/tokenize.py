@@ -90,7 +90,7 @@ def tokenized(answer: bytes) -> tuple[Ids, int | None]:
     try:
         document = _TOKENS.decode(answer)
         return _ids_in(bytes(document.tokens)), document.max_model_len
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CannotContinue("the worker's token ids cannot be read") from error
 
 

@@ -35,7 +35,16 @@ _SWITCHES: Final = dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True) | d
 
 def lax_int(raw: Raw | bytes) -> int:
     """Return the integer that a JSON value means. Raises `ValueError` if it means none, `null` included."""
-    value = _decoded(raw, "an integer")
+    return int_of(_decoded(raw, "an integer"))
+
+
+def lax_bool(raw: Raw | bytes) -> bool:
+    """Return the switch that a JSON value means. Raises `ValueError` if it means none, `null` included."""
+    return bool_of(_decoded(raw, "a boolean"))
+
+
+def int_of(value: object) -> int:
+    """Do as `lax_int`, for what was decoded already."""
     if isinstance(value, int):  # true and false, too
         return int(value)
     if isinstance(value, float) and value.is_integer() and -(2.0**63) < value < 2.0**63:
@@ -45,9 +54,8 @@ def lax_int(raw: Raw | bytes) -> int:
     raise ValueError(f"expected an integer, got {_kind(value)}")
 
 
-def lax_bool(raw: Raw | bytes) -> bool:
-    """Return the switch that a JSON value means. Raises `ValueError` if it means none, `null` included."""
-    value = _decoded(raw, "a boolean")
+def bool_of(value: object) -> bool:
+    """Do as `lax_bool`, for what was decoded already."""
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.isascii() and value.lower() in _SWITCHES:
