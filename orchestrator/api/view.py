@@ -177,6 +177,8 @@ ROUTED: Final[dict[str, Callable[[Raw], Any]]] = {
     "use_beam_search": lax_bool,
     "prompt_logprobs": lax_int,
 }
+# vLLM's completions do not know it, so it may say anything there.
+_OF_CHATS: Final = frozenset({"max_completion_tokens"})
 # Routed on by presence or shape; nobody here decodes their values.
 BY_SHAPE: Final = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
 
@@ -251,13 +253,13 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
     common: Parts = (_json.encode(shared),) if is_small else json_object(shared)
     own_json = _json.encode(own)
-    routed = _decode_routed(own_json, own)
+    routed = _decode_routed(own_json, own, shared)
     if is_small and size != _compact_length(len(common[0]), len(own_json)):
         _refuse_duplicates(body)
     whole_reason = None
     if not _LOOKED_AT.isdisjoint(shared):
         common, whole_reason = _look_closer(common, shared)
-    if routed.max_tokens == 0 or routed.max_completion_tokens == 0:
+    if routed.max_tokens == 0 or (routed.max_completion_tokens == 0 and "messages" in shared):
         whole_reason = "no token asked for"
     options = routed.stream_options
     return RequestView(
@@ -302,12 +304,13 @@ def _decode_top_level(body: bytes, *, is_small: bool, is_strict: bool = False) -
         return fields
 
 
-def _decode_routed(own_json: bytes, own: Mapping[str, Raw]) -> RoutedOwn:
+def _decode_routed(own_json: bytes, own: Mapping[str, Raw], shared: Mapping[str, Raw]) -> RoutedOwn:
     """Return the routed fields among `OWN`, None for those that are not there."""
     try:
         return _ROUTED_OWN.decode(own_json)
     except msgspec.DecodeError:  # another spelling of what is meant, or wrong; or there is a NaN in a field
-        names = [name for name in own if name in ROUTED]
+        unread = _OF_CHATS if "messages" not in shared else _NO_NAMES
+        names = [name for name in own if name in ROUTED and name not in unread]
         return RoutedOwn(**{name: _decode_field(name, own[name]) for name in names})
 
 

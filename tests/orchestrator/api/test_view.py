@@ -119,7 +119,9 @@ def test_a_value_that_imitates_the_rest_of_the_document_hides_no_duplicate() -> 
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
         ({"max_tokens": 0}, "no token asked for"),
-        ({"max_completion_tokens": 0}, "no token asked for"),
+        ({"max_completion_tokens": 0, "messages": []}, "no token asked for"),
+        ({"max_completion_tokens": 0}, None),
+        ({"max_completion_tokens": "nonsense"}, None),
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"prompt": ["a", "b"]}, "several prompts"),
         ({"prompt": [[1, 2], [3]]}, "several prompts"),
@@ -228,7 +230,7 @@ _WRITTEN_OPTIONS = _OPTIONS.map(_written)
 )
 def test_routed_fields_are_read_as_vllm_reads_them(given: dict[str, str], options: str | None) -> None:
     fields = given if options is None else {**given, "stream_options": options}
-    body = _written({"model": '"m"', **fields})
+    body = _written({"model": '"m"', "messages": "[]", **fields})
     try:
         read = _Routed.model_validate(json.loads(body))
     except pydantic.ValidationError:
