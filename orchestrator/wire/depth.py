@@ -38,7 +38,7 @@ _values: Final = dict.values
 
 
 TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
-TOO_MANY: Final = f"more than {MAX_SCANNED} objects and lists inside each other"
+TOO_MANY: Final = f"nested from more than {MAX_SCANNED} objects and lists"
 
 
 def nesting_fault(body: bytes, fields: Mapping[str, Raw]) -> str | None:
