@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
-from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
+from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats, host_header
 
 # So many bytes in a row may be no body: a head, informational heads, trailers, chunk extensions.
 MAX_OVERHEAD: Final = 64 * 1024
@@ -187,11 +187,10 @@ class _OriginPool:
     __slots__ = ("_host", "_request_lines", "idle", "loop", "origin")
 
     def __init__(self, origin: Origin) -> None:
-        host = f"[{origin.host.partition('%')[0]}]" if ":" in origin.host else origin.host
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.origin = origin
         self.idle: list[_Connection] = []
-        self._host = f"{host}:{origin.port}"
+        self._host = host_header(origin)
         self._request_lines: dict[tuple[str, str], bytes] = {}
 
     def sweep(self, idle_limit_s: float) -> None:

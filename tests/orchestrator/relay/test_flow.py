@@ -176,6 +176,7 @@ def test_workers_see_only_what_they_should() -> None:
             == [
                 {
                     b"content-type": b"application/json",
+                    b"accept-encoding": b"identity",
                     b"accept": b"*/*",
                     b"traceparent": b"00-1-2-01",
                     b"authorization": b"Bearer ours",
