@@ -144,6 +144,12 @@ def refusal(answer: Answer, content: bytes, path: str) -> WorkerAnswered | Worke
     )
 
 
+def reported(status: int, content: bytes, path: str) -> WorkerAnswered | WorkerUnfit:
+    """Return what is to be raised for an error that a stream reports, with the status that goes with it."""
+    is_about_worker = whose(status, content, path) is Whose.WORKER
+    return WorkerUnfit(status) if is_about_worker else WorkerAnswered(status, content)
+
+
 def check_identity(answer: Answer) -> None:
     """Raise `WorkerGarbage` if the body is encoded: nobody asked for that, and nobody here undoes it."""
     if is_encoded(answer.headers.get(b"content-encoding")):

@@ -27,6 +27,9 @@ _JOIN_LIMIT: Final = 32 * 1024
 # Request lines kept per origin. There are few; a caller that puts values into targets must not fill memory.
 _MAX_REQUEST_LINES: Final = 64
 
+# What RTSP and ICE begin with: the parser takes their answers for HTTP's.
+_OTHER_PROTOCOLS: Final = b"RI"
+
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
 _TLS_SHUTDOWN_S: Final = 1.0  # for a worker that does not answer TLS's goodbye
@@ -424,7 +427,11 @@ class _Connection:
         if answer is None:  # nobody asked
             self.close()
             return
-        self._has_received = True
+        if not self._has_received:
+            self._has_received = True
+            if data[0] in _OTHER_PROTOCOLS:
+                self._refuse(None)
+                return
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:

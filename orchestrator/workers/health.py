@@ -347,7 +347,8 @@ class HttpProbe:
         """Ask with the key for what the worker says of its model. Raises `ProbeUnfit` if it has another."""
         status, content = await self._ask(worker, "/v1/models")
         if status != httpx.codes.OK:
-            raise _failed("/v1/models", status, is_unfit=status < 500)
+            is_ill = 500 <= status < 600 and not is_denial(status, content)
+            raise _failed("/v1/models", status, is_unfit=not is_ill)
         cards = msgspec.json.decode(content, type=_ModelList).data
         served = worker.address.served_model
         for card in cards:
@@ -398,10 +399,12 @@ class HttpProbe:
             headers["content-type"] = "application/json"
         method, url = "GET" if document is None else "POST", worker.address.url + path
         async with self._client.stream(method, url, headers=headers, content=document) as response:
-            content = await _bounded(response.stream)
-            if content and is_encoded(response.headers.get("content-encoding", "").encode()):
+            status, content = response.status_code, await _bounded(response.stream)
+        if is_encoded(response.headers.get("content-encoding", "").encode()):
+            if status == httpx.codes.OK and content:
                 raise _BadPage(f"{path} is encoded, which it was asked not to be")
-            return response.status_code, content
+            return status, b""
+        return status, content
 
 
 class _BadPage(ProbeFailed):
