@@ -35,6 +35,7 @@ from orchestrator.workers.troubles import (
     GARBAGE,
     OTHER_MODEL,
     REFUSES,
+    SILENT,
     Trouble,
     answered,
     trouble_of,
@@ -193,8 +194,8 @@ class Prober:
         try:
             async with asyncio.timeout(self._limit_s(worker)):
                 introduction = await self._ask(worker)
-        except TimeoutError as error:
-            with self._teller.telling(worker, trouble_of(error)):
+        except TimeoutError:
+            with self._teller.telling(worker, SILENT):
                 registry.note_missed(worker, asked)
         except ProbeRefused as error:
             with self._teller.telling(worker, REFUSES):

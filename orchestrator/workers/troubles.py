@@ -72,6 +72,7 @@ _TROUBLES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Tr
     (ConnectionRefusedError, REFUSES),
     ((socket.gaierror, UnicodeEncodeError), UNKNOWN_HOST),
     (ssl.SSLCertVerificationError, UNTRUSTED),
+    (ssl.SSLWantReadError, SILENT),
     (ssl.SSLError, NO_TLS),
     ((TimeoutError, httpx.TimeoutException), SILENT),
     ((ConnectionError, httpx.ReadError), CUT),
