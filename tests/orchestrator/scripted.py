@@ -49,7 +49,8 @@ class ScriptedWorker:
 
     def __init__(self, role: str) -> None:
         self.role = role
-        self.script: dict[str, bytes] = {}  # by path; empty: it closes the connection
+        # By path: an answer, or what makes one of a body; empty: it closes the connection.
+        self.script: dict[str, bytes | Callable[[bytes], bytes]] = {}
         self.requests: list[tuple[str, bytes, bytes]] = []  # path, head and body
         self._ids = itertools.count()
         self.url = ""
@@ -102,12 +103,13 @@ class ScriptedWorker:
 
     def _answer(self, path: str, body: bytes) -> bytes:
         if path in self.script:
-            return self.script[path]
+            answer = self.script[path]
+            return answer if isinstance(answer, bytes) else answer(body)
         if path in GENERATING:
-            return refused("empty") if body == b"{}" else self._generated(path, json.loads(body))
+            return refused("empty") if body == b"{}" else self.generated(path, json.loads(body))
         return _PAGES.get(path, of_json({"detail": "Not Found"}, "404 Not Found"))
 
-    def _generated(self, path: str, document: dict[str, Any]) -> bytes:
+    def generated(self, path: str, document: dict[str, Any]) -> bytes:
         if path == "/v1/embeddings":
             item = {"index": 0, "object": "embedding", "embedding": [0.5]}
             return of_json({"object": "list", "data": [item], "usage": {"prompt_tokens": 1}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -300,6 +301,35 @@ def test_a_denied_embedding_goes_elsewhere(name: str) -> None:
             while not worker.asked("/v1/embeddings"):
                 assert (await made.ask({"input": "a"}, "/v1/embeddings")).status == 200
             await settled(made, worker, UNFIT)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", DENIALS)
+def test_a_release_that_is_denied_goes_elsewhere(name: str) -> None:
+    """Decode refuses the request, so its blocks are to be freed; the worker that is asked to denies that."""
+
+    async def scenario() -> None:
+        async with site("prefill", "decode", "decode") as (made, [_, *decode]):
+            released: list[ScriptedWorker] = []
+
+            def refuses(worker: ScriptedWorker) -> Callable[[bytes], bytes]:
+                def answer(body: bytes) -> bytes:
+                    if b"cache_salt" not in body:  # the client's, or a probe's
+                        return refused("no") if not released else DENIALS[name].answer
+                    released.append(worker)
+                    return DENIALS[name].answer if len(released) == 1 else of_json({"choices": []})
+
+                return answer
+
+            for worker in decode:
+                worker.script["/v1/chat/completions"] = refuses(worker)
+            assert (await made.ask(CHAT)).status == 400
+            await made.core.flow.aclose()
+            first, second = released
+            assert first is not second
+            assert not made.core.flow.ledger.open
+            assert made.known(first).is_denied
 
     run(scenario)
 
