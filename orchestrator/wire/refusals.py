@@ -54,10 +54,10 @@ def whose(status: int, content: bytes, path: str) -> Whose:
 
 
 def is_denial(status: int, content: bytes) -> bool:
-    """Tell whether an answer to an empty document, which a worker of ours refuses with a reason, is about the
-    worker; that it lacks the path counts, too.
+    """Tell whether an answer to an empty document, which a worker of ours refuses with a reason (or takes, if
+    it is lenient), is about the worker; that it lacks the path counts, too.
     """
-    return whose(status, content, "") is not Whose.OWN
+    return status != 200 and whose(status, content, "") is not Whose.OWN
 
 
 def is_encoded(coding: bytes | None) -> bool:
