@@ -6,8 +6,9 @@ import logging
 from typing import Final
 
 from orchestrator.config.options import LimitsConfig, RoutingConfig
-from orchestrator.errors import KvMissing, WorkerAnswered, WorkerCutShort, WorkerGarbage
+from orchestrator.errors import KvMissing, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
+from orchestrator.legs.dispatch import reported
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
 from orchestrator.relay.admitted import AdmittedRequest
@@ -97,7 +98,7 @@ class Responder:
                 scope.start_stream(_relayed_back(answer) + scope.response_headers() + _STREAM_HEADERS)
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
-            raise WorkerAnswered(failed.status, encode_document(failed.document)) from failed
+            raise reported(failed.status, encode_document(failed.document), leg.path) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
