@@ -11,11 +11,13 @@ with a worker's error has that worker judged by it, if anything was sent there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
 
 from orchestrator.errors import (
+    HandoffLate,
+    HandoffStalled,
     WorkerAnswered,
     WorkerCutShort,
     WorkerError,
@@ -48,6 +50,7 @@ _NOT_SENT: Final = -1
 # Looking a member up in its enumeration costs as much as a call.
 _READY: Final = WorkerState.READY
 _USED: Final = LeaseState.USED
+_CONSUMED: Final = LeaseState.CONSUMED
 
 _ID_HEADERS: Final[dict[TokenIdsForm | None, bytes]] = {
     None: b"",
@@ -64,6 +67,7 @@ class Legs:
     count = 0  # legs that were sent
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
+    has_stalled = False  # a hand-off, so that it was tried elsewhere
     was_in_service = False  # the worker of the leg that failed last, before that was told of it
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
@@ -92,6 +96,7 @@ class Leg(ABC):
     heard = 0.0  # when it was written, or when more of its answer was last seen
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
     is_given_up = False  # see `give_up`
+    given_up_for: WorkerError | None = None  # what its reader is told then
     form_headers = b""  # what the head says of the form of the answer, as a header block
     lease: KvLease | None = (
         None  # of a prefill: its own, once it has answered, or that which decode builds on
@@ -115,9 +120,27 @@ class Leg(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.worker.count_leg(-1)
-        if error is not None and self.epoch != _NOT_SENT and not self.is_given_up:
-            self.legs.was_in_service = self.worker.state in SERVING
-            self._tell(error)
+        if error is not None and self.epoch != _NOT_SENT:
+            self._judge(error)
+
+    def _judge(self, error: BaseException) -> None:
+        """Tell what its failure says of the worker. Raises what it was given up for, unless its request has
+        ended.
+        """
+        why = self.given_up_for
+        if why is None:
+            if not self.is_given_up:
+                self._note_failed(error)
+        elif isinstance(error, WorkerError | WorkerAnswered):
+            self._note_failed(why)
+            raise why
+
+    def _note_failed(self, error: BaseException) -> None:
+        self.legs.was_in_service = self.worker.state in SERVING
+        self._tell(error)
+
+    def sweep(self, now: float) -> None:  # noqa: B027
+        """Look whether it gets on; whoever looks at open requests calls this for a leg that is waited for."""
 
     @property
     def is_in_service(self) -> bool:
@@ -237,14 +260,25 @@ class Leg(ABC):
         if worker.failures:
             worker.failures = 0
         if self.lease is not None:
-            self.lease.consume()
+            self._begin(self.lease)
 
-    def give_up(self) -> None:
-        """End it because of something that its worker has no part in: the registry is told nothing of it.
+    def _begin(self, lease: KvLease) -> None:
+        """Note that an answer has begun that builds on a hand-off. Raises `HandoffLate` if it is too late."""
+        now = self.legs.dispatcher.time()
+        if lease.state is not _CONSUMED:
+            if now >= lease.good_until:
+                raise HandoffLate(f"{self.worker.name} began its answer when the KV lease was over")
+            lease.consume()
+        self.worker.note_begun(self.heard, now)
 
-        Who reads it, or is about to, gets `WorkerCutShort`.
+    def give_up(self, why: WorkerError | None = None) -> None:
+        """End it. Who reads it, or is about to, gets `WorkerCutShort`, and the block of the leg raises `why`.
+
+        Without `why` it is ended because of something that its worker has no part in: the registry is told
+        nothing of it.
         """
         self.is_given_up = True
+        self.given_up_for = why
         self.abort()
 
     def _tell(self, error: BaseException) -> None:
@@ -258,6 +292,8 @@ class Leg(ABC):
             registry.note_lost(worker, self.epoch, repr(cause_of(error)))
         elif failure is Failure.FAILED:
             registry.note_error(worker)
+        elif isinstance(error, HandoffLate | HandoffStalled):
+            self.legs.dispatcher.note_given_up(worker, self.epoch, error)
         elif failure is Failure.BUSY and error.retry_after_s:
             registry.pools[self.legs.model].rest(worker, error.retry_after_s)
 
@@ -307,6 +343,13 @@ class AnswerLeg(Leg):
     """The client gets the answer of this leg: decode with a hand-off, or everything on one worker."""
 
     handoff: Handoff | None = None  # None: it prefills as well
+    # Whether it was in time, nobody can say before its answer is there: await this then, if it is given.
+    settle_doubt: Callable[[], Awaitable[None]] | None = None
+
+    def sweep(self, now: float) -> None:
+        lease = self.lease
+        if lease is not None and lease.state is not _CONSUMED:
+            lease.ledger.watch.look(self, lease, now)
 
     def take(self, lease: KvLease) -> None:
         """Build on a prefill that has ended."""
@@ -335,6 +378,9 @@ class AnswerLeg(Leg):
             return None
         if is_unread(answer.status):
             lease.unuse()
+            return None
+        if self.settle_doubt is not None:
+            lease.expire()
             return None
         return lease
 

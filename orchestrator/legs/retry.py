@@ -4,6 +4,8 @@
 |---|---|---|
 | UNREACHABLE | no connection: nothing was written | yes; the first is free |
 | LOST | reset, cut short, silent while its probe fails too, or its engine ended | yes; the first is free |
+| LATE | had not begun when the lease of its hand-off ended | yes; the first is free |
+| STALLED | no first byte where there should be one (`legs/handoff_watch.py`) | once, within the budget |
 | BUSY | answered 429 or 503 | yes, within the budget |
 | FAILED | answered another 5xx (also as the first event of a stream), or garbage | once, within the budget |
 | REFUSED | answered another 4xx: any worker would | never |
@@ -13,7 +15,8 @@ A request that has lost two workers is not sent to a third, for it may be what e
 request, and a worker that is known to be out is ended by something else.
 
 The first replacement of a lost leg costs no budget: a worker that loses legs is soon ejected, which bounds
-them. All others are bounded by the budget, so that an outage is not answered by a flood of retries.
+them, and a lease takes long to end. All others are bounded by the budget, so that an outage is not answered
+by a flood of retries.
 """
 
 from __future__ import annotations
@@ -22,7 +25,15 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from orchestrator.errors import BUSY, BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
+from orchestrator.errors import (
+    BUSY,
+    BatonError,
+    HandoffLate,
+    HandoffStalled,
+    WorkerAnswered,
+    WorkerCutShort,
+    WorkerUnreachable,
+)
 
 # One request may lose so many workers.
 MOST_LOST = 2
@@ -36,6 +47,8 @@ BUDGET_LEAST = 3
 class Failure(Enum):
     UNREACHABLE = auto()
     LOST = auto()
+    LATE = auto()
+    STALLED = auto()
     BUSY = auto()
     FAILED = auto()
     REFUSED = auto()
@@ -49,6 +62,8 @@ class Rule(NamedTuple):
 RULES: dict[Failure, Rule] = {
     Failure.UNREACHABLE: Rule(most=3, first_is_free=True),
     Failure.LOST: Rule(most=3, first_is_free=True),
+    Failure.LATE: Rule(most=2, first_is_free=True),
+    Failure.STALLED: Rule(most=1, first_is_free=False),
     Failure.BUSY: Rule(most=2, first_is_free=False),
     Failure.FAILED: Rule(most=1, first_is_free=False),
     Failure.REFUSED: Rule(most=0, first_is_free=False),
@@ -66,6 +81,10 @@ def failure_of(error: BatonError) -> Failure:
         return Failure.UNREACHABLE
     if isinstance(error, WorkerCutShort):
         return Failure.LOST
+    if isinstance(error, HandoffLate):
+        return Failure.LATE
+    if isinstance(error, HandoffStalled):
+        return Failure.STALLED
     if isinstance(error, WorkerAnswered):
         return _failure_answered(error)
     return Failure.FAILED
@@ -93,9 +112,14 @@ class RetryBudget:
         self._open_requests = open_requests
         self.in_use = 0
 
+    @property
+    def room(self) -> float:
+        """So many more may start."""
+        return max(BUDGET_LEAST, BUDGET_SHARE * self._open_requests()) - self.in_use
+
     def take(self) -> bool:
         """Tell whether one more may start; it is owed back when its request ends."""
-        if self.in_use >= max(BUDGET_LEAST, BUDGET_SHARE * self._open_requests()):
+        if self.room <= 0:
             return False
         self.in_use += 1
         return True

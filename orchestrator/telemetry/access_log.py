@@ -113,6 +113,7 @@ class AccessLog:
             "whole_reason": record.whole_reason,
             "prefill_reason": _reason(record.prefill_choice),
             "decode_reason": _reason(record.decode_choice),
+            "handoff_given_up": record.handoff_given_up,
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
             "client": record.client,
@@ -167,4 +168,5 @@ def _reason_words(record: RequestRecord) -> str:
 def _worker_words(record: RequestRecord) -> str:
     prefill, decode = record.prefill_worker, record.decode_worker
     words = f" prefill_worker={one_line(prefill)}" if prefill else ""
-    return f"{words} decode_worker={one_line(decode)}" if decode else words
+    given_up = f" handoff_given_up={record.handoff_given_up}" if record.handoff_given_up else ""
+    return f"{words} decode_worker={one_line(decode)}{given_up}" if decode else words

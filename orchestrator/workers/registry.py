@@ -88,7 +88,9 @@ class Registry:
 
     def mark_ready(self, worker: Worker) -> None:
         """Note that a probe found a worker well: it is ready, or on trial if it was ejected."""
-        worker.answered = self._time()
+        worker.answered = now = self._time()
+        if lifecycle.is_standing_still(worker, now):
+            return
         worker.last_error = None
         self._note(worker, Event.ANSWERED)
 
@@ -119,6 +121,10 @@ class Registry:
         if epoch == worker.epoch:
             worker.last_error = why
             self._note(worker, Event.LOST)
+
+    def note_stalled(self, worker: Worker, epoch: int, why: str) -> None:
+        """Note that a hand-off begun in `epoch` did not get on: the engine may stand still."""
+        self.note_seen(worker, epoch, Event.STALLED, why)
 
     def note_error(self, worker: Worker) -> None:
         """Note that a leg was answered with a 5xx. Whoever sees a leg succeed sets `failures` to 0."""
@@ -221,6 +227,8 @@ class Registry:
     def _note(self, worker: Worker, event: Event) -> None:
         """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
         pool = self._roster.pool_of(worker)
+        if event is Event.STALLED:
+            worker.stalled = self._time()
         situation = Situation(pool, self.health, self._time(), self._random)
         move = lifecycle.decide(worker, event, situation)
         worker.become(move.life)

@@ -1,8 +1,8 @@
 """A table has the life of a worker: the states it can be in, what can happen to it, and the state after that.
 
 Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED and SILENT (`workers/health.py`), legs see
-REFUSED, LOST, ERRED and PROVEN (the flow), the operator drains, NEEDED follows from what happens to others
-of the pool.
+REFUSED, LOST, STALLED, ERRED and PROVEN (the flow), the operator drains, NEEDED follows from what happens
+to others of the pool.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Event(StrEnum):
     MISSED = "missed"  # a probe got no answer in its time
     SILENT = "silent"  # a probe got none, and nothing was heard on any leg for too long
     LOST = "lost"  # a leg was reset or cut short
+    STALLED = "stalled"  # a hand-off did not get on, though probes are answered
     ERRED = "erred"  # too many legs in a row were answered with a 5xx
     PROVEN = "proven"  # a leg on trial succeeded
     NEEDED = "needed"  # more than half of what is left of its pool is ejected
@@ -77,6 +78,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.FAILED: _SUSPECT,
         Event.MISSED: _SUSPECT,
         Event.LOST: _SUSPECT,
+        Event.STALLED: _SUSPECT,
         Event.SILENT: _EJECTED,
         Event.ERRED: _EJECTED,
         Event.DRAIN: _DRAINING,
