@@ -141,10 +141,12 @@ def _stage_words(record: RequestRecord) -> str:
     queue_s, prefill_s, first_byte_s, total_s = record.stages()
     words = f" total_ms={milliseconds(total_s)}"
     if first_byte_s >= 0.0:
-        words = f" decode_first_byte_ms={milliseconds(first_byte_s)}{words}"
+        words = f" decode_first_byte_ms={record.decode_ms or milliseconds(first_byte_s)}{words}"
     if prefill_s >= 0.0:
-        words = f" prefill_ms={milliseconds(prefill_s)}{words}"
-    return f" queue_ms={milliseconds(queue_s)}{words}" if queue_s >= 0.0 else words
+        words = f" prefill_ms={record.prefill_ms or milliseconds(prefill_s)}{words}"
+    if queue_s >= 0.0:
+        words = f" queue_ms={record.queue_ms or milliseconds(queue_s)}{words}"
+    return words
 
 
 def _ms(seconds: float) -> float | None:
