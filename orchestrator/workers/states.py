@@ -104,6 +104,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.MISSED: _EJECTED,
         Event.SILENT: _EJECTED,
         Event.LOST: _EJECTED,
+        Event.STALLED: _EJECTED,
         Event.ERRED: _EJECTED,
         Event.NEEDED: _SUSPECT,
         Event.DRAIN: _DRAINING,

@@ -299,17 +299,18 @@ def test_a_leg_that_is_overtaken_is_tried_elsewhere() -> None:
     async def test(cluster: FakeCluster) -> None:
         for name in ("decode/0", "decode/1"):
             await warm(cluster, name)
-        flowing, count = one_at_a_time(cluster, 30.0), iter(range(100))
+        flowing, first_came = one_at_a_time(cluster, 30.0), asyncio.Event()
 
         async def skips_the_first(request: MemoryRequest, reply: MemoryReply) -> None:
-            await (slow(400) if next(count) == 0 else flowing)(request, reply)
+            worker = flowing if first_came.is_set() else slow(400)
+            first_came.set()
+            await worker(request, reply)
 
         serve(cluster, "decode/0", skips_the_first)
         serve(cluster, "decode/1", slow(0.1, "abc"))
         began = asyncio.get_running_loop().time()
         stuck = asyncio.create_task(cluster.ask(STREAM))
-        while next(count) < 1:
-            await asyncio.sleep(0.05)
+        await first_came.wait()
         others = [asyncio.create_task(cluster.ask(STREAM)) for _ in range(4)]
         assert text_of((await stuck).sent) == "abc"
         assert asyncio.get_running_loop().time() - began < LEAST_STALL_S + 2

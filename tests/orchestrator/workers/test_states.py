@@ -8,15 +8,15 @@ from orchestrator.workers.states import IN_SERVICE, ON_SUSPICION, REACHABLE, Eve
 
 # The table once more, as one line per state: the state after each event in the order of `Event`.
 # A dot is no change; the others are the first letters of states, X is EJECTED.
-EVENTS = "answered refused failed missed silent lost erred proven needed drain undrain"
+EVENTS = "answered refused failed missed silent lost stalled erred proven needed drain undrain"
 TABLE = {
-    "starting": "R . . . . . . . . . .",
-    "ready": "   . G S S X S X . . D .",
-    "suspect": " R G X . X . X . . D .",
-    "ejected": " P G . . . . . . S D .",
-    "probing": " . G X X X X X R S D .",
-    "draining": ". G . . G . . . . . S",
-    "gone": "    R . . . . . . . . . .",
+    "starting": "R . . . . . . . . . . .",
+    "ready": "   . G S S X S S X . . D .",
+    "suspect": " R G X . X . . X . . D .",
+    "ejected": " P G . . . . . . . S D .",
+    "probing": " . G X X X X X X R S D .",
+    "draining": ". G . . G . . . . . . S",
+    "gone": "    R . . . . . . . . . . .",
 }
 LETTERS = {"R": "ready", "S": "suspect", "X": "ejected", "P": "probing", "D": "draining", "G": "gone"}
 
