@@ -247,7 +247,9 @@ def _stalls(result: Result) -> Iterator[str]:
     is_all = [trouble.trouble for trouble in result.schedule.troubles] == [Trouble.FREEZE]
     if not (is_all and others) or result.schedule.faults:
         return
+    left = {request.client.spec.number for request in result.requests if request.client.left is not None}
     legs = [leg for leg in result.legs if leg.kind == "decode" and leg.engine.name in frozen]
+    legs = [leg for leg in legs if leg.number not in left]
     for leg in legs if len(legs) <= BUDGET_LEAST else ():
         if _stayed(leg):
             yield f"{leg.name} stayed with {leg.engine.name}, whose engine stood still"
