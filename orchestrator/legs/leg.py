@@ -29,7 +29,7 @@ from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher, cause_of, worker_answered
 from orchestrator.legs.ledger import KvLease
-from orchestrator.legs.retry import Failure, failure_of, is_unread
+from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
@@ -97,6 +97,7 @@ class Leg(ABC):
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
     is_given_up = False  # see `give_up`
     given_up_for: WorkerError | None = None  # what its reader is told then
+    refusal = b""  # what its worker said when it did not serve it
     form_headers = b""  # what the head says of the form of the answer, as a header block
     lease: KvLease | None = (
         None  # of a prefill: its own, once it has answered, or that which decode builds on
@@ -196,7 +197,9 @@ class Leg(ABC):
             content = await answer.read(limit)
             if answer.status == 200:
                 return content
-            if not self._may_be_refusal(answer.status):
+            self.refusal = content
+            is_lost = self.lease is not None and self.has_freed(content)  # what it was to build on
+            if is_lost or not self._may_be_refusal(answer.status):
                 raise worker_answered(answer, content)
             self._note_refusal()
             self.is_plain = True
@@ -244,6 +247,13 @@ class Leg(ABC):
 
     def _note_refusal(self) -> None:  # noqa: B027
         """Prepare for the leg to be sent again as plain JSON: the worker may have refused its form."""
+
+    def has_freed(self, refusal: bytes) -> bool:
+        """Tell whether its worker has had the blocks freed that the leg was to pull; see `retry.has_freed`.
+
+        Of engines that do not say what they are this is not known.
+        """
+        return self.worker.info is not None and has_freed(refusal)
 
     # --- what is said of the worker -------------------------------------------------------------
 
@@ -371,13 +381,15 @@ class AnswerLeg(Leg):
         """Note what the answer's status says of the hand-off; return its lease if nobody knows what became of
         it.
 
-        A worker that refused the leg unread leaves the blocks owed again.
+        A worker that refused the leg unread leaves the blocks owed again, or has freed them.
         """
         lease, answer = self.lease, self.answer
         if lease is None or answer is None or lease.state is not _USED:
             return None
         if is_unread(answer.status):
             lease.unuse()
+            if self.has_freed(self.refusal):
+                lease.release()
             return None
         if self.settle_doubt is not None:
             lease.expire()

@@ -25,6 +25,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
+import msgspec
+
 from orchestrator.errors import (
     BUSY,
     BatonError,
@@ -34,6 +36,7 @@ from orchestrator.errors import (
     WorkerCutShort,
     WorkerUnreachable,
 )
+from orchestrator.wire.shapes import Refusal
 
 # One request may lose so many workers.
 MOST_LOST = 2
@@ -72,6 +75,7 @@ RULES: dict[Failure, Rule] = {
 
 # What vLLM (0.32) answers to all its requests at once when its engine dies or SIGTERM stops it; streams get
 # it as an event. The server ends a moment later.
+_refusal = msgspec.json.Decoder(Refusal)
 _ENGINE_ENDED = b"EngineCore encountered an issue"
 
 
@@ -103,6 +107,20 @@ def is_unread(status: int) -> bool:
     load.
     """
     return 400 <= status < 500 or status == 503
+
+
+def has_freed(content: bytes) -> bool:
+    """Tell whether the refusal of a decode leg says that its blocks are free: the engine has had them freed.
+
+    vLLM (0.32) does so for a request that its serving layer refuses, whose error is then a class of its own
+    ("BadRequestError"). What is refused before that, by the type of a field, or by something in front of it,
+    has another kind of error ("Bad Request") or another shape, and leaves the blocks as they are.
+    """
+    try:
+        kind = _refusal.decode(content).error.type
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return kind.endswith("Error")
 
 
 class RetryBudget:

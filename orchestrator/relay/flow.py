@@ -320,6 +320,10 @@ def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Wor
     whole_reason = view.whole_reason
     if scope.endpoint.needs_one_worker:
         whole_reason = "this endpoint needs one worker"
+    elif view.is_refusable:
+        whole_reason = whole_reason or "its decode worker is likely to refuse it"
+    elif view.limit > route.pools.max_model_len:
+        whole_reason = whole_reason or "more tokens asked for than the model can have"
     plan = route.planner.plan(view, route.pools, whole_reason, avoid)
     record = scope.record
     record.decode_worker = plan.decode.name
