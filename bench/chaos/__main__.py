@@ -22,6 +22,7 @@ from random import Random
 
 import uvloop
 
+from bench.chaos.hostile import freeze, poison
 from bench.chaos.kills import (
     Scale,
     launcher_stopped_and_killed,
@@ -63,6 +64,8 @@ SCENARIOS = [
     Scenario("process-stop", partial(process, number=signal.SIGSTOP), is_quick=False),
     Scenario("launcher-term", launcher_terminated),
     Scenario("launcher-stop-kill", launcher_stopped_and_killed, is_quick=False),
+    Scenario("engine-freeze", freeze),
+    Scenario("poison", poison),
     Scenario("cuts", cuts),
     Scenario("amplification", amplification, is_quick=False),
     Scenario("times", times, is_quick=False),

@@ -81,6 +81,8 @@ class AccessLog:
         reasons = _reason_words(record) if self._tells_reasons else ""
         ended = timestamp(record.finished + offset)
         workers = _worker_words(record.prefill_worker, record.decode_worker)
+        if record.handoff_given_up:
+            workers += f" handoff_given_up={record.handoff_given_up}"
         line = (
             f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
             f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
@@ -172,5 +174,4 @@ def _reason_words(record: RequestRecord) -> str:
 @functools.lru_cache(maxsize=256)  # pairs of workers come again and again
 def _worker_words(prefill: str | None, decode: str | None) -> str:
     words = f" prefill_worker={one_line(prefill)}" if prefill else ""
-    given_up = f" handoff_given_up={record.handoff_given_up}" if record.handoff_given_up else ""
-    return f"{words} decode_worker={one_line(decode)}{given_up}" if decode else words
+    return f"{words} decode_worker={one_line(decode)}" if decode else words
