@@ -47,7 +47,6 @@ MODULES = (
     "orchestrator.legs.connectors.base",
     "orchestrator.legs.connectors.nixl",
     "orchestrator.legs.dispatch",
-    "orchestrator.legs.handoff_watch",
     "orchestrator.legs.ledger",
     "orchestrator.legs.leg",
     "orchestrator.legs.parallel",

@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
+from orchestrator.compiled import mypyc_attr
 from orchestrator.config.options import LEASE_S
 from orchestrator.legs.connectors.base import Handoff
 from orchestrator.telemetry.counters import LeaseState, Telemetry
@@ -106,6 +107,7 @@ class KvLease:
             self.ledger.end(self, _RELEASED)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Watch(ABC):
     """Who looks after hand-offs that are under way (`legs/handoff_watch.py`) is called by their legs."""
 
