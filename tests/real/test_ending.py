@@ -14,7 +14,7 @@ from orchestrator.wire.info import BEGUN_PATH, END_PATH
 from tests.contract.engines import ASK_PINNED
 from tests.real.ask import LIMIT, chat
 from tests.real.conftest import Cluster, metric
-from tests.waiting import wait_for
+from tests.waiting import LIMIT_S, wait_for
 
 PREFILLS = 96
 AT_ONCE = 8
@@ -133,7 +133,7 @@ def test_a_worker_says_how_long_its_leases_are_and_whether_an_answer_has_begun(t
             asked = asyncio.create_task(
                 client.post("/v1/chat/completions", json=long, headers={"x-request-id": "begun-1"})
             )
-            async with asyncio.timeout(LIMIT):
+            async with asyncio.timeout(LIMIT_S):
                 while not await has_begun():
                     assert not asked.done()
             assert (await asked).status_code == 200
