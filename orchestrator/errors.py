@@ -229,6 +229,20 @@ class PathMissing(WorkerUnfit):
         self.message = f"the workers of this model do not serve {path}"
 
 
+class HandoffLate(WorkerError):
+    """The decode worker had not begun its answer when the lease of the KV blocks ended: what it pulls then
+    may be of another prompt.
+    """
+
+    code = "handoff_late"
+
+
+class HandoffStalled(WorkerError):
+    """The decode worker did not get on with the hand-off, and another one may."""
+
+    code = "handoff_stalled"
+
+
 class KvMissing(BatonError):
     """The KV cache did not get from the prefill to the decode worker, and `kv_missing: fail` minds."""
 

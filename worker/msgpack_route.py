@@ -172,7 +172,8 @@ def _write_ids(response: Response, form: TokenIdsForm, packed: bytes) -> None:
 
 
 def _refusal(refused: _IdsRefused) -> Response:
-    error = {"message": refused.detail, "type": "BadRequestError", "param": token_ids.PLACE, "code": 400}
+    # The type is that of what vLLM refuses before it knows of a hand-off.
+    error = {"message": refused.detail, "type": "Bad Request", "param": token_ids.PLACE, "code": 400}
     return JSONResponse({"error": error}, 400)
 
 

@@ -22,6 +22,7 @@ from random import Random
 
 import uvloop
 
+from bench.chaos.hostile import freeze, poison
 from bench.chaos.keys import rotated
 from bench.chaos.kills import (
     Scale,
@@ -65,6 +66,8 @@ SCENARIOS = [
     Scenario("launcher-term", launcher_terminated),
     Scenario("launcher-stop-kill", launcher_stopped_and_killed, is_quick=False),
     Scenario("key-rotated", rotated),
+    Scenario("engine-freeze", freeze),
+    Scenario("poison", poison),
     Scenario("cuts", cuts),
     Scenario("amplification", amplification, is_quick=False),
     Scenario("times", times, is_quick=False),

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from orchestrator.api.refusable import JUDGED, is_refusable
 from orchestrator.http.exchange import Exchange
 from orchestrator.routing.policies.base import Request
 from orchestrator.wire.codec import Parts, json_object
@@ -47,7 +48,9 @@ class RequestView(Request):
     __slots__ = (
         "_exchange",
         "common",
+        "is_refusable",
         "is_stream",
+        "limit",
         "model",
         "own",
         "own_json",
@@ -67,11 +70,15 @@ class RequestView(Request):
         wants_usage: bool,
         whole_reason: str | None,
         exchange: Exchange | None = None,
+        limit: int = 0,
+        is_refusable: bool = False,
     ) -> None:
         """`shared` are the fields that all legs share, `common` the same as one JSON object; `own` are the
         others (`OWN`), in `own_json` as well. `model` is "" if the client named none. `wants_usage` if the
         client asked for the usage event of a stream. `whole_reason` is why no hand-off is possible; None if
-        the request can go in two legs. `exchange` has the client's headers.
+        the request can go in two legs. `exchange` has the client's headers. `limit` is how many tokens the
+        answer may have; 0 if it does not say. `is_refusable` if a worker that decodes is likely to refuse it,
+        and one that prefills is not.
         """
         self._exchange = exchange
         self.shared = shared
@@ -82,6 +89,8 @@ class RequestView(Request):
         self.is_stream = is_stream
         self.wants_usage = wants_usage
         self.whole_reason = whole_reason
+        self.limit = limit
+        self.is_refusable = is_refusable
 
     def with_own(self, own: dict[str, Raw]) -> RequestView:
         """Return the same request with other fields of its own; none of those that the view itself tells."""
@@ -95,6 +104,8 @@ class RequestView(Request):
             self.wants_usage,
             self.whole_reason,
             self._exchange,
+            self.limit,
+            self.is_refusable,
         )
 
     def for_model(self, model: str) -> RequestView:
@@ -110,6 +121,8 @@ class RequestView(Request):
             self.wants_usage,
             self.whole_reason,
             self._exchange,
+            self.limit,
+            self.is_refusable,
         )
 
     # --- what routing policies may ask ----------------------------------------------------------
@@ -226,6 +239,7 @@ _TOP_LEVEL: Final = msgspec.json.Decoder(dict[str, Raw])
 _ROUTED_OWN: Final = msgspec.json.Decoder(RoutedOwn)
 _ONLY_ONE: Final = msgspec.json.Decoder(tuple[Raw])  # gives up at a second one
 _IDS: Final = msgspec.json.Decoder(list[int])
+_EMPTY: Final = Raw(b"{}")
 _BRACKET: Final = ord("[")
 _STRING: Final = msgspec.json.Decoder(str)
 _LITERALS: Final = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
@@ -260,7 +274,9 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
         common, whole_reason = _look_closer(common, shared)
     if routed.max_tokens == 0 or (routed.max_completion_tokens == 0 and "messages" in shared):
         whole_reason = "no token asked for"
-    options = routed.stream_options
+    options, limit = routed.stream_options, routed.max_completion_tokens or routed.max_tokens or 0
+    has_stray_options = options is not None and not routed.stream and own["stream_options"] != _EMPTY
+    is_judged = not JUDGED.isdisjoint(own)
     return RequestView(
         shared,
         common,
@@ -271,6 +287,8 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
         options is not None and bool(options.include_usage),
         whole_reason,
         exchange,
+        limit,
+        limit < 0 or has_stray_options or (is_judged and is_refusable(own_json, shared)),
     )
 
 

@@ -456,7 +456,13 @@ class RoutingConfig(Model):
     kv_lease_s: Seconds = Field(
         LEASE_S,
         description="Prefill workers pin KV blocks that nobody pulls for this many seconds. The engine "
-        "decides that; here the orchestrator is told.",
+        "decides that; workers with Baton's plugin announce it, for others the orchestrator is told here.",
+    )
+    handoff_stall_s: Reloadable[Seconds | None] = Field(
+        None,
+        description="A decode leg without its first byte for this many seconds is tried elsewhere, if its "
+        "worker says nothing on any leg or has begun later ones. If null, the limit is three times the "
+        "slowest recent first byte of that worker, and at least 2 s.",
     )
     kv_missing: Reloadable[Literal["warn", "fail", "allow"]] = Field(
         "warn",

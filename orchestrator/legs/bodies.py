@@ -62,6 +62,11 @@ class LegBodies:
         self.asks_hidden_usage = view.is_stream and not view.wants_usage
 
     @property
+    def is_stream(self) -> bool:
+        """The answer comes as it is made."""
+        return self._view.is_stream
+
+    @property
     def takes_ids(self) -> bool:
         """The prompt is text, which somebody has to tokenise, and nothing but its tokens is needed of it."""
         shared = self._view.shared

@@ -6,7 +6,11 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
+
 from orchestrator.errors import (
+    HandoffLate,
+    HandoffStalled,
     PathMissing,
     WorkerAnswered,
     WorkerError,
@@ -16,18 +20,22 @@ from orchestrator.errors import (
 )
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.offload import Offload
-from orchestrator.telemetry.counters import FallbackReason, Telemetry
+from orchestrator.telemetry.counters import FallbackReason, HandoffTrouble, Telemetry
 from orchestrator.transport.base import Answer, Upstream
 from orchestrator.wire.codec import CODECS, JSON, NotEncodable, TooLarge, transcoded
 from orchestrator.wire.headers import header_block
+from orchestrator.wire.info import BEGUN_PATH, Begun, end_body
 from orchestrator.wire.info import END_PATH as END
-from orchestrator.wire.info import end_body
 from orchestrator.wire.refusals import Whose, error_body, is_encoded, retry_after, whose
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.troubles import trouble_of
 from orchestrator.workers.worker import Worker
 
 _MAX_END_ANSWER_BYTES: Final = 64 * 1024  # it has none, an error page may
+_MAX_METRICS_BYTES: Final = 4 * 1024 * 1024
+_METRICS: Final = "/metrics"
+_EXPIRED: Final = b"vllm:nixl_num_kv_expired_reqs_total"  # of a prefill worker: leases that ran out
+_begun: Final = msgspec.json.Decoder(Begun)
 
 # A body is relayed as it comes, so it must come as it is.
 _IDENTITY: Final = (b"accept-encoding", b"identity")
@@ -79,6 +87,34 @@ class Dispatcher:
             return False
         return True
 
+    async def has_begun(self, worker: Worker, id: str) -> bool | None:
+        """Ask a worker whether its engine has made the first token of the leg of this `x-request-id`; return
+        None if it cannot tell.
+        """
+        try:
+            answer = await self.ask(worker, BEGUN_PATH, end_body(id))
+            content = await self._answer_of(answer, BEGUN_PATH, _MAX_END_ANSWER_BYTES)
+            return _begun.decode(content).begun
+        except (WorkerError, WorkerAnswered, msgspec.MsgspecError):
+            return None
+
+    async def expired_leases(self, worker: Worker) -> float | None:
+        """Ask a prefill worker how many of its leases have run out; return None if it does not say."""
+        try:
+            sent = self.upstream.send(worker.origin, "GET", _METRICS, self.headers[JSON.name], [])
+            return _total(await self._answer_of(await sent, _METRICS, _MAX_METRICS_BYTES))
+        except (WorkerError, WorkerAnswered):
+            return None
+
+    async def _answer_of(self, answer: Answer, path: str, limit: int) -> bytes:
+        try:
+            content = await answer.read(limit)
+        finally:
+            answer.abort()
+        if answer.status != 200:
+            raise refusal(answer, content, path)
+        return content
+
     async def _ask_to_end(self, worker: Worker, id: str) -> None:
         answer = await self.ask(worker, END, end_body(id))
         try:
@@ -111,6 +147,12 @@ class Dispatcher:
         worker.distrust()
         _log.warning("%s refused what it announced: it gets plain JSON from now on", worker.name)
 
+    def note_given_up(self, worker: Worker, epoch: int, error: HandoffLate | HandoffStalled) -> None:
+        """Count a hand-off that a worker had for too long, and tell the registry."""
+        is_late = isinstance(error, HandoffLate)
+        self._telemetry.handoff_given_up(HandoffTrouble.LATE if is_late else HandoffTrouble.STALLED)
+        self.registry.note_stalled(worker, epoch, error.message)
+
     def note_unreachable(self, worker: Worker, error: WorkerUnreachable) -> None:
         """Tell the registry that a connection could not be made: refused is certain, too slow a suspicion."""
         cause = cause_of(error)
@@ -119,6 +161,15 @@ class Dispatcher:
             self.registry.note_lost(worker, worker.epoch, why)
         else:
             self.registry.mark_gone(worker, why, trouble_of(cause).what)
+
+
+def _total(metrics: bytes) -> float | None:
+    """Return the sum over all engines of a worker, from its metrics page; None if it has none of them."""
+    found = [line.rpartition(b" ")[2] for line in metrics.split(b"\n") if line.startswith(_EXPIRED)]
+    try:
+        return sum(map(float, found)) if found else None
+    except ValueError:
+        return None
 
 
 def cause_of(error: BaseException) -> BaseException:

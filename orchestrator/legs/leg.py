@@ -11,11 +11,13 @@ with a worker's error has that worker judged by it, if anything was sent there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
 
 from orchestrator.errors import (
+    HandoffLate,
+    HandoffStalled,
     PathMissing,
     WorkerAnswered,
     WorkerCutShort,
@@ -29,7 +31,7 @@ from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher, cause_of, check_identity, refusal
 from orchestrator.legs.ledger import KvLease
-from orchestrator.legs.retry import Failure, failure_of, is_unread
+from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
@@ -51,6 +53,7 @@ _NOT_SENT: Final = -1
 # Looking a member up in its enumeration costs as much as a call.
 _READY: Final = WorkerState.READY
 _USED: Final = LeaseState.USED
+_CONSUMED: Final = LeaseState.CONSUMED
 
 _ID_HEADERS: Final[dict[TokenIdsForm | None, bytes]] = {
     None: b"",
@@ -78,6 +81,7 @@ class Legs:
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
+    has_stalled = False  # a hand-off, so that it was tried elsewhere
     was_in_service = False  # the worker of the leg that failed last, before that was told of it
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
@@ -115,6 +119,8 @@ class Leg(ABC):
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
     is_documents_fault = False  # that it does: the worker takes other documents as it announced
     is_given_up = False  # see `give_up`
+    given_up_for: WorkerError | None = None  # what its reader is told then
+    refusal = b""  # what its worker said when it did not serve it
     form_headers = b""  # what the head says of the form of the answer, as a header block
     lease: KvLease | None = (
         None  # of a prefill: its own, once it has answered, or that which decode builds on
@@ -138,9 +144,27 @@ class Leg(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.worker.count_leg(-1)
-        if error is not None and self.epoch != _NOT_SENT and not self.is_given_up:
-            self.legs.was_in_service = self.worker.state in SERVING
-            self._tell(error)
+        if error is not None and self.epoch != _NOT_SENT:
+            self._judge(error)
+
+    def _judge(self, error: BaseException) -> None:
+        """Tell what its failure says of the worker. Raises what it was given up for, unless its request has
+        ended.
+        """
+        why = self.given_up_for
+        if why is None:
+            if not self.is_given_up:
+                self._note_failed(error)
+        elif isinstance(error, WorkerError | WorkerAnswered):
+            self._note_failed(why)
+            raise why
+
+    def _note_failed(self, error: BaseException) -> None:
+        self.legs.was_in_service = self.worker.state in SERVING
+        self._tell(error)
+
+    def sweep(self, now: float) -> None:  # noqa: B027
+        """Look whether it gets on; whoever looks at open requests calls this for a leg that is waited for."""
 
     @property
     def is_in_service(self) -> bool:
@@ -204,7 +228,9 @@ class Leg(ABC):
                 if b"content-encoding" in answer.headers:
                     check_identity(answer)
                 return content
-            if not self._may_be_refusal(answer.status, content):
+            self.refusal = content
+            is_lost = self.lease is not None and self.has_freed(content)  # what it was to build on
+            if is_lost or not self._may_be_refusal(answer.status, content):
                 raise refusal(answer, content, self.path)
             self._note_refusal()
             self.is_plain = True
@@ -258,6 +284,13 @@ class Leg(ABC):
     def _note_refusal(self) -> None:  # noqa: B027
         """Prepare for the leg to be sent again as plain JSON: the worker may have refused its form."""
 
+    def has_freed(self, refusal: bytes) -> bool:
+        """Tell whether its worker has had the blocks freed that the leg was to pull; see `retry.has_freed`.
+
+        Of engines that do not say what they are this is not known.
+        """
+        return self.worker.info is not None and has_freed(refusal)
+
     # --- what is said of the worker -------------------------------------------------------------
 
     def succeed(self) -> None:
@@ -276,14 +309,25 @@ class Leg(ABC):
         if worker.failures:
             worker.failures = 0
         if self.lease is not None:
-            self.lease.consume()
+            self._begin(self.lease)
 
-    def give_up(self) -> None:
-        """End it because of something that its worker has no part in: the registry is told nothing of it.
+    def _begin(self, lease: KvLease) -> None:
+        """Note that an answer has begun that builds on a hand-off. Raises `HandoffLate` if it is too late."""
+        now = self.legs.dispatcher.time()
+        if lease.state is not _CONSUMED:
+            if now >= lease.good_until:
+                raise HandoffLate(f"{self.worker.name} began its answer when the KV lease was over")
+            lease.consume()
+        self.worker.note_begun(self.heard, now)
 
-        Who reads it, or is about to, gets `WorkerCutShort`.
+    def give_up(self, why: WorkerError | None = None) -> None:
+        """End it. Who reads it, or is about to, gets `WorkerCutShort`, and the block of the leg raises `why`.
+
+        Without `why` it is ended because of something that its worker has no part in: the registry is told
+        nothing of it.
         """
         self.is_given_up = True
+        self.given_up_for = why
         self.abort()
 
     def _tell(self, error: BaseException) -> None:
@@ -299,6 +343,8 @@ class Leg(ABC):
             self._tell_unfit(error)
         elif failure is Failure.FAILED:
             registry.note_error(worker)
+        elif isinstance(error, HandoffLate | HandoffStalled):
+            self.legs.dispatcher.note_given_up(worker, self.epoch, error)
         elif failure is Failure.BUSY and error.retry_after_s:
             registry.pools[self.legs.model].rest(worker, error.retry_after_s)
 
@@ -358,6 +404,13 @@ class AnswerLeg(Leg):
     """The client gets the answer of this leg: decode with a hand-off, or everything on one worker."""
 
     handoff: Handoff | None = None  # None: it prefills as well
+    # Whether it was in time, nobody can say before its answer is there: await this then, if it is given.
+    settle_doubt: Callable[[], Awaitable[None]] | None = None
+
+    def sweep(self, now: float) -> None:
+        lease = self.lease
+        if lease is not None and lease.state is not _CONSUMED:
+            lease.ledger.watch.look(self, lease, now)
 
     def take(self, lease: KvLease) -> None:
         """Build on a prefill that has ended."""
@@ -379,13 +432,18 @@ class AnswerLeg(Leg):
         """Note what the answer's status says of the hand-off; return its lease if nobody knows what became of
         it.
 
-        A worker that refused the leg unread leaves the blocks owed again.
+        A worker that refused the leg unread leaves the blocks owed again, or has freed them.
         """
         lease, answer = self.lease, self.answer
         if lease is None or answer is None or lease.state is not _USED:
             return None
         if is_unread(answer.status):
             lease.unuse()
+            if self.has_freed(self.refusal):
+                lease.release()
+            return None
+        if self.settle_doubt is not None:
+            lease.expire()
             return None
         return lease
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from orchestrator.errors import BatonError, WorkerError, WorkerUnfit
+from orchestrator.errors import BatonError, WorkerAnswered, WorkerError, WorkerUnfit
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, Leg, PrefillLeg, ReleaseLeg
@@ -99,6 +99,10 @@ class Releases:
         try:
             await leg.read(MAX_PREFILL_ANSWER_BYTES, only_head=True)
             lease.release()
+        except WorkerAnswered as error:
+            if not (is_unread(error.status) and leg.has_freed(error.content)):
+                raise
+            lease.release()
         finally:
             if leg.answer is not None:
                 leg.answer.abort()
@@ -163,7 +167,10 @@ class Releases:
             answer.abort()
         if is_unread(answer.status):
             lease.unuse()
-            self.release(prefill, lease)
+            if content is not None and leg.has_freed(content):
+                lease.release()
+            else:
+                self.release(prefill, lease)
         elif (content is not None and answer.status == 200) or worker.unendable_epoch == worker.epoch:
             # A leg that ends in its engine has its blocks pulled, or freed on the other side. Of a worker
             # that knows no other end than a closed connection this is taken for granted: it mostly is so.

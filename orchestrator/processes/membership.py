@@ -17,7 +17,7 @@ from orchestrator.workers.states import Event
 from orchestrator.workers.worker import Worker
 
 # What legs tell of a worker; all else the supervisor knows first.
-REPORTED = frozenset({Event.REFUSED, Event.LOST, Event.ERRED, Event.DENIED, Event.PROVEN})
+REPORTED = frozenset({Event.REFUSED, Event.LOST, Event.STALLED, Event.ERRED, Event.DENIED, Event.PROVEN})
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):

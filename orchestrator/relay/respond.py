@@ -56,6 +56,8 @@ class Responder:
                 await self._relay_stream(request, leg)
             else:
                 content = await leg.read(self._max_answer_bytes)
+                if leg.settle_doubt is not None:
+                    await leg.settle_doubt()
                 leg.succeed()
                 if request.conversion is None:
                     self._respond(request, leg, content)

@@ -156,6 +156,7 @@ class RequestScope:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
         elif leg is not None and leg.answer is not None:
+            leg.sweep(now)
             self._sweep_leg(leg, leg.answer, now - leg.heard)
 
     def _note_progress(self, leg: Leg | None, now: float) -> None:

@@ -2,8 +2,9 @@
 
     GET /baton/info  ->  200, `WorkerInfo`
     POST /v1/baton/end {"request_id": "<the x-request-id that the leg had>"}  ->  202
+    POST /v1/baton/begun {"request_id": "<the same>"}  ->  200, `Begun`
 
-A worker without our plugin answers 404 to both.
+A worker without our plugin answers 404 to all of them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_model_len: Count | None = None
     # The forms of a prompt's ids that it gives as prefill and takes as decode.
     token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []
+    kv_lease_s: float | None = None  # as prefill it pins blocks that nobody pulls for so long
 
 
 END_PATH = "/v1/baton/end"  # under /v1, where workers ask for their key
@@ -73,5 +75,18 @@ class EndRequest(msgspec.Struct):
     request_id: str
 
 
+BEGUN_PATH = "/v1/baton/begun"
+
+
+class Begun(msgspec.Struct):
+    """It says whether the engine has made the first token of a request, which a whole answer does not show.
+
+    A request of a decode leg that has begun has its KV cache: the blocks were pulled before.
+    """
+
+    begun: bool
+
+
 def end_body(request_id: str) -> bytes:
+    """Return the body of both questions."""
     return msgspec.json.encode(EndRequest(request_id))

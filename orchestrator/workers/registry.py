@@ -23,7 +23,7 @@ from orchestrator.workers.pools import Pools
 from orchestrator.workers.roster import Roster
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Event, WorkerState
-from orchestrator.workers.troubles import CUT, DENIES, REFUSES, SILENT
+from orchestrator.workers.troubles import CUT, DENIES, REFUSES, SILENT, STALLS
 from orchestrator.workers.worker import SharedLoad, Worker
 
 MAX_WHY = 300  # characters of `Worker.last_error`: a worker can have a part in it
@@ -92,7 +92,9 @@ class Registry:
 
     def mark_ready(self, worker: Worker) -> None:
         """Note that a probe found a worker well: it is ready, or on trial if it was ejected."""
-        worker.answered = self._time()
+        worker.answered = now = self._time()
+        if lifecycle.is_standing_still(worker, now):
+            return
         worker.last_error = worker.reason = None
         self._note(worker, Event.ANSWERED)
 
@@ -133,6 +135,10 @@ class Registry:
         if epoch == worker.epoch:
             _blame(worker, why, CUT.what)
             self._note(worker, Event.LOST)
+
+    def note_stalled(self, worker: Worker, epoch: int, why: str) -> None:
+        """Note that a hand-off begun in `epoch` did not get on: the engine may stand still."""
+        self.note_seen(worker, epoch, Event.STALLED, why, STALLS.what)
 
     def note_denied(self, worker: Worker, epoch: int, status: int) -> None:
         """Note that a leg begun in `epoch` was answered as no worker of ours answers: a probe looks why.
@@ -250,6 +256,8 @@ class Registry:
     def _note(self, worker: Worker, event: Event) -> None:
         """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
         pool = self._roster.pool_of(worker)
+        if event is Event.STALLED:
+            worker.stalled = self._time()
         situation = Situation(pool, self.health, self._time(), self._random)
         move = lifecycle.decide(worker, event, situation)
         worker.become(move.life)

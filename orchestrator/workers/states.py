@@ -1,8 +1,8 @@
 """A table has the life of a worker: the states it can be in, what can happen to it, and the state after that.
 
 Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED, SILENT and UNFIT (`workers/health.py`), legs see
-REFUSED, LOST, ERRED, DENIED and PROVEN (the flow), the operator drains, NEEDED follows from what happens to
-others of the pool.
+REFUSED, LOST, STALLED, ERRED, DENIED and PROVEN (the flow), the operator drains, NEEDED follows from what
+happens to others of the pool.
 
 A client could cause what a leg saw as DENIED, so it only has the worker looked at; a probe, in which no
 client has a part, says UNFIT.
@@ -36,6 +36,7 @@ class Event(StrEnum):
     MISSED = "missed"  # a probe got no answer in its time
     SILENT = "silent"  # a probe got none, and nothing was heard on any leg for too long
     LOST = "lost"  # a leg was reset or cut short
+    STALLED = "stalled"  # a hand-off did not get on, though probes are answered
     ERRED = "erred"  # too many legs in a row were answered with a 5xx
     DENIED = "denied"  # a leg was answered as no worker of ours answers
     UNFIT = "unfit"  # a probe was, or it found another model there
@@ -85,6 +86,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.LOST: _SUSPECT,
         Event.DENIED: _SUSPECT,
         Event.UNFIT: _UNFIT,
+        Event.STALLED: _SUSPECT,
         Event.SILENT: _EJECTED,
         Event.ERRED: _EJECTED,
         Event.DRAIN: _DRAINING,
@@ -112,6 +114,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.MISSED: _EJECTED,
         Event.SILENT: _EJECTED,
         Event.LOST: _EJECTED,
+        Event.STALLED: _EJECTED,
         Event.ERRED: _EJECTED,
         Event.UNFIT: _UNFIT,
         Event.NEEDED: _SUSPECT,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.wire.info import END_PATH, EndRequest, WorkerInfo
+from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, WorkerInfo
 from worker.info import decodes, token_ids
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, protocol, text
@@ -75,6 +77,8 @@ class Sim:
         for fault in found:
             if isinstance(fault, faults.Rekey):
                 self.keys.change(fault.keys)
+            elif isinstance(fault, faults.Freeze):
+                self.engine.pulse.stop(fault.seconds)
         self.faults.add([fault for fault in found if not isinstance(fault, faults.AT_ONCE)])
 
     @asynccontextmanager
@@ -89,6 +93,8 @@ class Sim:
         entry = await self.journal.add(request, body)
         entry.leg = leg_of(body)
         plan = self.faults.draw(entry.leg)
+        if plan.deadly:
+            _die_of(body, plan.deadly)
         try:
             job = self._job(body, kind, make, request.headers.get("x-request-id"))
         except Refused as refused:
@@ -123,6 +129,7 @@ class Sim:
             block_size=settings.block_size,
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
+            kv_lease_s=settings.lease_s,
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
@@ -139,6 +146,12 @@ class Sim:
             **engine.ledger.describe(now),
             "requests": self.journal.summaries(),
         }
+
+
+def _die_of(body: dict[str, Any], deadly: list[str]) -> None:
+    said = json.dumps(body, default=repr)
+    if any(text in said for text in deadly):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leg_of(body: dict[str, Any]) -> Leg:
@@ -225,14 +238,22 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
     @router.post(END_PATH)
     async def end(request: Request) -> Response:
-        try:
-            asked = msgspec.json.decode(await request.body(), type=EndRequest)
-        except msgspec.MsgspecError as error:
-            raise Refused(str(error)) from error
-        sim.engine.under_way.get(asked.request_id, _nothing)()
+        sim.engine.under_way.get(await _asked_for(request), _nothing)()
         return Response(status_code=202)
 
+    @router.post(BEGUN_PATH)
+    async def begun(request: Request) -> Response:
+        return _json({"begun": await _asked_for(request) in sim.engine.begun})
+
     return router
+
+
+async def _asked_for(request: Request) -> str:
+    """Return the id of the request that is meant. Raises `Refused`."""
+    try:
+        return msgspec.json.decode(await request.body(), type=EndRequest).request_id
+    except msgspec.MsgspecError as error:
+        raise Refused(str(error)) from error
 
 
 def _nothing() -> None:
@@ -261,6 +282,7 @@ def _control_routes(sim: Sim) -> APIRouter:
     @router.delete("/faults")
     async def clear_faults() -> Response:
         sim.faults.clear()
+        sim.engine.pulse.go_on()
         return _json([])
 
     @router.get("/ledger")

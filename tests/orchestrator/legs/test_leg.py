@@ -43,13 +43,13 @@ HANDOFF = b'{"do_remote_prefill":true}'
 MOST_FORMS: tuple[TokenIdsForm, ...] = ("bin", "base64", "list")
 
 
-def refuses(status: int, times: int) -> LegHandler:
+def refuses(status: int, times: int, content: bytes = NO_MODEL) -> LegHandler:
     """It refuses so many legs, and serves the others."""
     left = [times]
 
     async def worker(request: MemoryRequest, reply: MemoryReply) -> None:
         left[0] -= 1
-        reply.answer(status if left[0] >= 0 else 200, NO_MODEL, JSON)
+        reply.answer(status if left[0] >= 0 else 200, content, JSON)
 
     return worker
 
@@ -498,7 +498,7 @@ def test_a_hand_off_whose_leg_was_lost_stays_used(handler: LegHandler, error: ty
 def test_a_leg_that_is_sent_again_uses_the_same_hand_off_without_token_ids() -> None:
     async def test(one: OneRequest) -> None:
         one.announce(one.decode, "json", "orjson", token_ids=("base64",))
-        one.serve(one.decode, refuses(400, 1))
+        one.serve(one.decode, refuses(400, 1, b'{"error":{"message":"no ids","type":"Bad Request"}}'))
         lease = lease_of(one, TokenIds(json=b'"AQAAAA=="'))
         leg = decode_with(one, lease)
         with leg:
