@@ -215,7 +215,9 @@ def test_a_client_that_asks_for_the_load_gets_the_decode_workers() -> None:
         answer = await cluster.ask(CHAT)
         assert b"endpoint-load-metrics" not in answer.answer_headers
         told = JSON | {b"endpoint-load-metrics": load, b"set-cookie": b"a=1"}
-        cluster.upstream.serve(cluster.origin("decode/0"), answering(200, b'{"choices":[{"finish_reason":"stop"}]}', told))
+        cluster.upstream.serve(
+            cluster.origin("decode/0"), answering(200, b'{"choices":[{"finish_reason":"stop"}]}', told)
+        )
         answer = await cluster.ask(CHAT, headers=[(b"endpoint-load-metrics-format", b"TEXT")])
         assert answer.answer_headers[b"endpoint-load-metrics"] == load
         assert b"set-cookie" not in answer.answer_headers
