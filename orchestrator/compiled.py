@@ -70,6 +70,7 @@ MODULES = (
     "orchestrator.transport.pool",
     "orchestrator.wire.codec",
     "orchestrator.wire.headers",
+    "orchestrator.wire.judge",
     "orchestrator.wire.sse",
     "orchestrator.wire.usage",
     "orchestrator.workers.pools",

@@ -166,9 +166,12 @@ class TooBusy(Overloaded):
 
 
 class DeadlineExceeded(BatonError):
+    """It took too long, in the queue or at the workers. A retry would cost as much again."""
+
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+    should_retry = False
 
 
 # --- a worker's fault ---------------------------------------------------------------------------
@@ -199,9 +202,10 @@ class WorkerCutShort(WorkerError):
 
 
 class WorkerGarbage(WorkerError):
-    """The answer was not HTTP, or not what this leg must answer with."""
+    """The answer was not HTTP, or not what this leg must answer with. A retry would repeat the work."""
 
     code = "worker_garbage"
+    should_retry = False
 
 
 class WorkerUnfit(WorkerError):

@@ -160,12 +160,21 @@ class LimitsConfig(Model):
     first_byte_timeout_s: Reloadable[Seconds] = Field(
         300.0,
         description="A request is answered 504 if its prefill leg, or the leg of its stream, sends no byte "
-        "for this many seconds.",
+        "for this many seconds. A comment of the worker is a byte, too.",
     )
     stream_idle_timeout_s: Reloadable[Seconds] = Field(
-        120.0,
-        description="A stream ends with an error if nothing comes for this many seconds; its length is not "
-        "limited.",
+        600.0,
+        description="A stream that has begun ends with an error if its worker sends nothing, not even a "
+        "comment, for this many seconds; its length is not limited. A worker may be silent for minutes while "
+        "it collects the arguments of a tool call.",
+    )
+    keepalive_s: Reloadable[float] = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="The client of a stream gets a comment whenever it has had nothing for this many "
+        "seconds, so that no proxy takes the connection for dead; with 0 only those of the workers. The "
+        "first one makes the status 200: an error that follows is an event of the stream.",
     )
     max_kept_bytes: int = Field(
         512 * 1024 * 1024,

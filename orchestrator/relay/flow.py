@@ -121,7 +121,7 @@ class Flow:
                         return await self._responder.answer(request, leg)
                 except (WorkerError, WorkerAnswered) as error:
                     self._allow_another(request, error, body)
-                    if scope.exchange.is_started and not await self._go_on(request, error):
+                    if scope.has_begun and not await self._go_on(request, error):
                         return None
                     self._plan_again(request)
         finally:
@@ -350,7 +350,7 @@ def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Wor
 
 
 def _retry_reason(request: AdmittedRequest) -> RetryReason:
-    if request.scope.exchange.is_started:
+    if request.scope.has_begun:
         return RetryReason.STREAM
     if request.plan.prefill is None:
         return RetryReason.WHOLE

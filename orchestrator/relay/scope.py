@@ -37,6 +37,10 @@ from orchestrator.wire.sse import Events
 # than the rest of a small request.
 SWEEP_S: Final = 0.25
 
+# Proxies in between must neither store a stream nor collect it before passing it on.
+_STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
+_EVENT_STREAM: Final = header_block([(b"content-type", b"text/event-stream; charset=utf-8")])
+_KEEP_ALIVE: Final = b": keep-alive\n\n"  # as vLLM writes it
 _PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
 _log: Final = logging.getLogger("baton.relay")
 
@@ -46,14 +50,17 @@ class RequestScope:
 
     __slots__ = (
         "_events",
+        "_is_full",
         "_leg",
         "_plane",
         "_seen_bytes",
+        "_sent",
         "_stop",
         "_task",
         "deadline",
         "endpoint",
         "exchange",
+        "has_begun",
         "record",
         "transcript",
     )
@@ -64,9 +71,12 @@ class RequestScope:
         self._stop: BatonError | None = None
         self._seen_bytes = 0  # of the answer, at the last sweep
         received = plane.time()
+        self._sent = received  # when more of the answer was last seen to go out
         self._leg: Leg | None = None  # that is waited for
         self._events: Events | None = None  # of a stream that is forwarded
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
+        self.has_begun = False  # of a stream: more than comments has been sent, or is about to be
+        self._is_full = False  # the client takes no comment now
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
         endpoint = plane.endpoints.get(path)
@@ -151,27 +161,44 @@ class RequestScope:
         """Enforce the deadline of the request and the limits of silence."""
         leg = self._leg
         if self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
-            self._note_progress(leg, now)
-        if not self.exchange.is_started and now > self.deadline:
+            self._note_progress(now)
+        elif self._is_due(now):
+            self._keep_alive(now)
+        if not self.has_begun and not self.exchange.is_complete and now > self.deadline:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
         elif leg is not None and leg.answer is not None:
+            if leg.answer.arrivals != leg.seen_arrivals:  # of whatever: a worker that sends comments is well
+                leg.seen_arrivals = leg.answer.arrivals
+                leg.note_heard(now)
             leg.sweep(now)
             self._sweep_leg(leg, leg.answer, now - leg.heard)
 
-    def _note_progress(self, leg: Leg | None, now: float) -> None:
+    def _note_progress(self, now: float) -> None:
         """Note that more of a stream has gone out since the last sweep."""
         self._seen_bytes = self.record.bytes_out
-        if leg is not None:
-            leg.note_heard(now)
+        self._sent = now
         if self.transcript is not None:
             self.transcript.reduce_if_due(self.record.bytes_out)
+
+    def _is_due(self, now: float) -> bool:
+        """Tell whether the client of a stream has had nothing for so long that it gets a comment."""
+        every = self._plane.limits.keepalive_s
+        is_open = self.record.is_stream and not (self.is_stopped or self.exchange.is_complete)
+        return is_open and 0 < every <= now - self._sent
+
+    def _keep_alive(self, now: float) -> None:
+        """Send a comment between two events. All that was sent before are whole events."""
+        self._sent = now
+        if not self.exchange.is_started:
+            self._start_early(_EVENT_STREAM)
+        self.exchange.feed(_KEEP_ALIVE)
 
     def _sweep_leg(self, leg: Leg, answer: Answer, silence_s: float) -> None:
         limits = self._plane.limits
         if silence_s > limits.leg_silence_s and not leg.is_in_service:
             answer.abort()  # lost: whoever reads it finds another worker
-        elif self.exchange.is_started:
+        elif self.has_begun:
             if silence_s > limits.stream_idle_timeout_s:
                 self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
         elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(leg):
@@ -195,6 +222,7 @@ class RequestScope:
     def watch(self, leg: Leg) -> None:
         """Measure the silence of a leg, once it is sent."""
         self._leg = leg
+        self._is_full = False
 
     def relayed_headers(self) -> bytes:
         """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
@@ -216,12 +244,41 @@ class RequestScope:
         self.record.bytes_out = len(body)
         self.exchange.respond(status, headers, body)
 
-    def start_stream(self, headers: bytes) -> None:
-        """Send the head of a stream, with the first events that follow."""
-        self.record.status = 200
+    def begin_stream(self, content_type: bytes) -> None:
+        """Note that the answer begins, and send its head unless comments have gone out.
+
+        `content_type` is a header block.
+        """
+        self.has_begun = True
         if self._leg is not None:
             self._leg.heard = self._plane.time()
-        self.exchange.start(200, headers)
+        if self.exchange.is_started:
+            self.record.first_byte = self._plane.time()
+        else:
+            self.record.status = 200
+            self.exchange.start(200, content_type + self.response_headers() + _STREAM_HEADERS)
+
+    def _start_early(self, content_type: bytes) -> None:
+        """Send the head of a stream that has only comments yet: it may still fail, or begin elsewhere."""
+        self.record.status = 200
+        how = self.response_headers() if self.record.path else b""
+        self.record.first_byte = 0.0
+        self.exchange.start(200, content_type + how + _STREAM_HEADERS)
+
+    def comment(self, content_type: bytes, comments: bytes) -> None:
+        """Send comments of a stream that has not begun, so that nobody takes it for dead. They are dropped
+        while the client takes nothing.
+        """
+        exchange = self.exchange
+        if not exchange.is_started:
+            self._start_early(content_type)
+        if not self._is_full:
+            self._is_full = not exchange.feed(comments)
+            exchange.on_writable(self._note_writable)
+            self._sent = self._plane.time()
+
+    def _note_writable(self) -> None:
+        self._is_full = False
 
     async def forward(self, answer: Answer, opening: bytes, events: Events) -> None:
         """Send the first events, then the rest of a worker's stream as it comes, through `events`.

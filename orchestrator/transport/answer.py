@@ -47,6 +47,7 @@ class Answer(ABC):
         "_size",
         "_waiter",
         "_wake_at",
+        "arrivals",
         "headers",
         "is_complete",
         "status",
@@ -56,6 +57,7 @@ class Answer(ABC):
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.is_complete = False  # the whole body has arrived; it may still be unread
+        self.arrivals = 0  # reads that brought something of it, however much
         self._loop = loop
         self._pieces: list[bytes] = []  # arrived and unread, _size bytes in all
         self._size = 0
@@ -174,6 +176,7 @@ class Answer(ABC):
         follows.
         """
         self.is_complete = is_complete
+        self.arrivals += 1
         if data:
             sink = self._sink
             if sink is None or self._is_held:

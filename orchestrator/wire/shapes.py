@@ -13,6 +13,9 @@ from msgspec import Raw
 
 NULL = Raw(b"null")
 
+# A JSON value that is there or not, and that nobody looks into.
+Anything = bool | int | float | str | list[Raw] | dict[str, Raw]
+
 # --- requests (`view.py`) -----------------------------------------------------------------------
 
 
@@ -66,11 +69,41 @@ class DeltaChunk(msgspec.Struct):
     choices: list[DeltaChoice]
 
 
+# --- what answers are judged by (`judge.py`) ----------------------------------------------------
+
+
+class EndedChoice(msgspec.Struct, gc=False):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class Judged(msgspec.Struct):
+    """Whatever the answer is, these fields mean the same."""
+
+    object: str | None = None
+    error: Anything | None = None
+    kv_transfer_params: Anything | None = None  # they concern engines alone: hosts, ports, block ids
+    ec_transfer_params: Anything | None = None
+
+    def tells_error(self) -> bool:
+        return self.error is not None or self.object == "error"
+
+    def is_for_engines(self) -> bool:
+        return self.kv_transfer_params is not None or self.ec_transfer_params is not None
+
+
+class JudgedCompletion(Judged):
+    """A whole chat or completion, or an event of one."""
+
+    choices: list[EndedChoice] | None = None
+
+
 # --- the usage of an answer (`usage.py`) --------------------------------------------------------
 
 
 class UsageDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    created_cache_tokens: int | None = None
 
 
 class AnswerUsage(msgspec.Struct):
@@ -82,11 +115,16 @@ class AnswerWithUsage(msgspec.Struct):
     usage: AnswerUsage | None = None
 
 
+class CompletionWithUsage(JudgedCompletion):
+    usage: AnswerUsage | None = None
+
+
 # --- what a prefill worker answers (`nixl.py`) --------------------------------------------------
 
 
 class PrefillAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Raw] | None = None
+    usage: Raw = NULL
 
 
 class PrefillChoice(msgspec.Struct):
@@ -103,6 +141,7 @@ class PrefillAnswerWithIds(PrefillAnswer):
 class PackedAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Any] | None = None
     prompt_token_ids: bytes | None = None
+    usage: Any = None
 
 
 # --- a refusal (`retry.py`) ---------------------------------------------------------------------
