@@ -20,7 +20,8 @@ leaves out what is for engines alone (`kv_transfer_params`). A stream whose clie
 has it asked for by us: `hides_usage` then. An API whose streams always tell it has `read` return a view with
 `wants_usage`, so that nothing is asked for and nothing withheld.
 
-How a request becomes legs, its `form` says (`api/leg_form.py`), and which worker alone can serve it, `holder`.
+How a request becomes legs, its `form` says (`api/leg_form.py`), and `holder` which worker alone can serve
+it.
 """
 
 from __future__ import annotations
