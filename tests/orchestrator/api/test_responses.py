@@ -293,7 +293,8 @@ def served(path: str, method: str, *, state: str = "ready", body: Any = None) ->
     return asyncio.run(main())
 
 
-KNOWN = response_id("m/decode/1")
+KNOWN = f"resp_{'0' * 32}{mark_of('m/decode/1')}"
+OF_NOBODY = f"resp_{'0' * 32}{mark_of('m/decode/7')}"
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("POST", "/cancel")])
@@ -314,7 +315,7 @@ def test_what_builds_on_a_response_goes_to_its_worker() -> None:
     ("name", "state", "status"),
     [
         (KNOWN, "gone", 503),
-        (response_id("m/decode/7"), "ready", 404),
+        (OF_NOBODY, "ready", 404),
         ("resp_theirs", "ready", 404),
     ],
 )
