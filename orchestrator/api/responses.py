@@ -121,7 +121,8 @@ class StoredResponses(Endpoint):
 
     def target(self, exchange: Exchange) -> str:
         query = exchange.query.decode("ascii", "ignore")
-        return f"{exchange.path}?{query}" if query else exchange.path
+        path = exchange.path.removesuffix("/")
+        return f"{path}?{query}" if query else path
 
     def events(
         self, view: RequestView, *, hides_usage: bool, cached_tokens: int | None, created_tokens: int | None
@@ -193,7 +194,7 @@ def _mark_in(response_id: str) -> str:
 
 
 def _asked_for(path: str) -> str:
-    found = _id_in(path)
+    found = _id_in(path.removesuffix("/"))
     return "" if found is None else found[1]
 
 

@@ -37,8 +37,6 @@ from orchestrator.wire.sse import Events
 # than the rest of a small request.
 SWEEP_S: Final = 0.25
 
-# The client's headers that workers get too; nothing else of a client's head reaches them.
-_RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
 # Proxies in between must neither store a stream nor collect it before passing it on.
 _STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 _EVENT_STREAM: Final = header_block([(b"content-type", b"text/event-stream; charset=utf-8")])
@@ -82,7 +80,7 @@ class RequestScope:
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
         endpoint = plane.endpoints.get(path)
-        if endpoint is None:  # it has an id in it
+        if endpoint is None:  # it has an id in it, or a slash behind it
             path = plane.entry_of(path) or path
             endpoint = plane.endpoints[path]
         self.endpoint = endpoint
@@ -227,8 +225,9 @@ class RequestScope:
         self._is_full = False
 
     def relayed_headers(self) -> bytes:
-        """Return those of the client's headers that go to workers."""
-        relayed = [field for field in self.exchange.headers if field[0] in _RELAYED]
+        """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
+        names = self._plane.relayed
+        relayed = [field for field in self.exchange.headers if field[0] in names]
         return header_block(relayed) if relayed else b""
 
     def response_headers(self) -> bytes:
@@ -394,8 +393,8 @@ class MemoryBound:
         self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
 
 
-def _no_entry(path: str) -> str | None:
-    return None
+def _without_slash(path: str) -> str | None:
+    return path.removesuffix("/")
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
@@ -413,13 +412,14 @@ class DataPlane:
         telemetry: Telemetry,
         keys: KeyRing | None,
         time: Callable[[], float],
-        entry_of: Callable[[str], str | None] = _no_entry,
+        relayed: frozenset[bytes],
+        entry_of: Callable[[str], str | None] = _without_slash,
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
         `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
-        it. `serve` answers a request through its scope, or
-        raises a `BatonError`.
+        it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`.
+        `relayed` are names of header fields: workers get those of the client's.
         """
         self.serve = serve
         self.endpoints = endpoints
@@ -427,6 +427,7 @@ class DataPlane:
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
+        self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
         self.memory = MemoryBound(limits.max_held_bytes, telemetry)

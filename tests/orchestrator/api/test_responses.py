@@ -252,7 +252,9 @@ def test_an_id_that_is_none_of_ours(name: str) -> None:
         *((path, path) for path in ENDPOINTS if "{" not in path),
         ("/v1/responses/resp_1", RETRIEVE),
         ("/v1/responses/resp_1/cancel", CANCEL),
-        ("/v1/responses/", None),
+        ("/v1/responses/", "/v1/responses"),
+        ("/v1/responses/resp_1/", RETRIEVE),
+        ("/v1/responses//", None),
         ("/v1/responses/../x", None),
         ("/v1/responses/a b", None),
         ("/v1/responses/resp_1/input_items", None),
@@ -302,6 +304,8 @@ def test_the_worker_that_holds_a_response_is_asked_for_it(method: str, suffix: s
     path = f"{PATH}/{KNOWN}{suffix}"
     answer = served(path, method)
     assert (answer.status, json.loads(answer.sent)) == (200, made())
+    assert heard == [(method, path)]
+    assert served(f"{path}/", method).status == 200
     assert heard == [(method, path)]
 
 

@@ -12,15 +12,15 @@ from tests.orchestrator.control.fakes import FakeState, ask, error_code
 Build = Callable[["FakeState"], FastAPI]
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/health/", "/v1/models/", "/redoc", "/metrics", "/v1"])
+@pytest.mark.parametrize("path", ["/", "/nothing", "/health//", "/v1//models", "/redoc", "/metrics", "/v1"])
 def test_what_does_not_exist_is_an_openai_error(path: str) -> None:
     response = ask(control_app(FakeState()), path)
     assert response.status_code == 404
     assert error_code(response) in ("not_found", "model_not_found")
 
 
-@pytest.mark.parametrize("path", ["/v1/messages/", "/v1/messages/batches"])
-def test_below_messages_it_is_one_of_anthropics(path: str) -> None:
+def test_below_messages_it_is_one_of_anthropics() -> None:
+    path = "/v1/messages/batches"
     response = ask(control_app(FakeState()), path, "POST")
     assert response.status_code == 404
     error = response.json()
