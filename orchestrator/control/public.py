@@ -26,11 +26,14 @@ from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.state import State
 from orchestrator.errors import UnknownModel
 from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import IN_SERVICE
 
 # Answered without a key: load balancers and supervisors have none.
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 # A probe brings a worker back within seconds.
 READY_RETRY_AFTER_S = 2
+# Workers whose troubles are shown: a load balancer asks every second, and wants to know the status.
+MAX_TROUBLED = 32
 
 
 def control_app(state: State) -> FastAPI:
@@ -74,10 +77,11 @@ class _Pages:
     async def ready(self) -> Response:
         problems = self._state.model_problems()
         is_draining = self._state.is_draining
+        said = {"models": problems} | _troubled(self._state.workers())
         if not is_draining and all(problem is None for problem in problems.values()):
-            return as_json({"status": "ready", "models": problems})
+            return as_json({"status": "ready"} | said)
         status = "draining" if is_draining else "not ready"
-        answer = as_json({"status": status, "models": problems}, 503)
+        answer = as_json({"status": status} | said, 503)
         answer.headers["retry-after"] = str(READY_RETRY_AFTER_S)
         return answer
 
@@ -136,6 +140,16 @@ def _permission(model: str, created: int) -> dict[str, object]:
         "group": None,
         "is_blocking": False,
     }
+
+
+def _troubled(statuses: Iterable[WorkerStatus]) -> dict[str, object]:
+    """Return by name why workers cannot be used, in words that everybody may read; nothing if all can."""
+    found = [status for status in statuses if status.reason is not None and status.state not in IN_SERVICE]
+    if not found:
+        return {}
+    shown = {status.address.name: f"{status.state}: it {status.reason}" for status in found[:MAX_TROUBLED]}
+    more = len(found) - len(shown)
+    return {"workers": shown | ({"...": f"and {more} more"} if more else {})}
 
 
 # --- figures ------------------------------------------------------------------------------------

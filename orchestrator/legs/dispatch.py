@@ -6,7 +6,14 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from orchestrator.errors import WorkerAnswered, WorkerError, WorkerUnreachable
+from orchestrator.errors import (
+    PathMissing,
+    WorkerAnswered,
+    WorkerError,
+    WorkerGarbage,
+    WorkerUnfit,
+    WorkerUnreachable,
+)
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.offload import Offload
 from orchestrator.telemetry.counters import FallbackReason, Telemetry
@@ -15,10 +22,15 @@ from orchestrator.wire.codec import CODECS, JSON, NotEncodable, TooLarge, transc
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import END_PATH as END
 from orchestrator.wire.info import end_body
+from orchestrator.wire.refusals import Whose, error_body, is_encoded, retry_after, whose
 from orchestrator.workers.registry import Registry
+from orchestrator.workers.troubles import trouble_of
 from orchestrator.workers.worker import Worker
 
 _MAX_END_ANSWER_BYTES: Final = 64 * 1024  # it has none, an error page may
+
+# A body is relayed as it comes, so it must come as it is.
+_IDENTITY: Final = (b"accept-encoding", b"identity")
 
 _log: Final = logging.getLogger("baton.dispatch")
 
@@ -45,7 +57,7 @@ class Dispatcher:
         self._telemetry = telemetry
         authorization = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
         self.headers: Final = {  # of a leg, by the name of its codec, as header blocks
-            codec.name: header_block([*codec.headers, *authorization]) for codec in CODECS.values()
+            codec.name: header_block([*codec.headers, _IDENTITY, *authorization]) for codec in CODECS.values()
         }
 
     def ask(self, worker: Worker, path: str, body: bytes) -> Coroutine[Any, Any, Answer]:
@@ -60,7 +72,7 @@ class Dispatcher:
             return False
         try:
             await self._ask_to_end(worker, id)
-        except WorkerAnswered:  # 404: plain vLLM, or something else
+        except (WorkerAnswered, WorkerUnfit):  # 404: plain vLLM, or something else
             worker.unendable_epoch = worker.epoch
             return False
         except WorkerError:
@@ -74,7 +86,7 @@ class Dispatcher:
         finally:
             answer.abort()
         if answer.status != 202:
-            raise worker_answered(answer, content)
+            raise refusal(answer, content, END)
 
     async def transcode(self, document: bytes) -> bytes | None:
         """Make msgpack of a large document, in another process; return None if msgpack cannot carry it, which
@@ -106,7 +118,7 @@ class Dispatcher:
         if isinstance(cause, TimeoutError):
             self.registry.note_lost(worker, worker.epoch, why)
         else:
-            self.registry.mark_gone(worker, why)
+            self.registry.mark_gone(worker, why, trouble_of(cause).what)
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -114,11 +126,31 @@ def cause_of(error: BaseException) -> BaseException:
     return error.__cause__ or error.__context__ or error
 
 
-def worker_answered(answer: Answer, content: bytes) -> WorkerAnswered:
-    """Return a worker's own error, to be raised."""
+def refusal(answer: Answer, content: bytes, path: str) -> WorkerAnswered | WorkerUnfit:
+    """Return what is to be raised for a whole answer to `path` whose status is not 200."""
+    status, headers = answer.status, answer.headers
+    readable = b"" if is_encoded(headers.get(b"content-encoding")) else content
+    about = whose(status, readable, path)
+    if about is Whose.PATH:
+        return PathMissing(status, path)
+    if about is Whose.WORKER:
+        return WorkerUnfit(status)
     return WorkerAnswered(
-        answer.status,
+        status,
         content,
-        content_type=answer.headers.get(b"content-type", b"application/json"),
-        retry_after=answer.headers.get(b"retry-after"),
+        content_type=headers.get(b"content-type", b"application/json"),
+        retry_after=retry_after(headers.get(b"retry-after")),
+        shown=error_body(status, readable),
     )
+
+
+def reported(status: int, content: bytes, path: str) -> WorkerAnswered | WorkerUnfit:
+    """Return what is to be raised for an error that a stream reports, with the status that goes with it."""
+    is_about_worker = whose(status, content, path) is Whose.WORKER
+    return WorkerUnfit(status) if is_about_worker else WorkerAnswered(status, content)
+
+
+def check_identity(answer: Answer) -> None:
+    """Raise `WorkerGarbage` if the body is encoded: nobody asked for that, and nobody here undoes it."""
+    if is_encoded(answer.headers.get(b"content-encoding")):
+        raise WorkerGarbage("the worker's answer is encoded, which it was asked not to do")

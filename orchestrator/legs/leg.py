@@ -17,16 +17,18 @@ from typing import Any, Final
 
 from orchestrator.api.holders import response_id
 from orchestrator.errors import (
+    PathMissing,
     WorkerAnswered,
     WorkerCutShort,
     WorkerError,
     WorkerGarbage,
     WorkerOut,
+    WorkerUnfit,
     WorkerUnreachable,
 )
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
-from orchestrator.legs.dispatch import Dispatcher, cause_of, worker_answered
+from orchestrator.legs.dispatch import Dispatcher, cause_of, check_identity, refusal
 from orchestrator.legs.ledger import KvLease
 from orchestrator.legs.retry import Failure, failure_of, is_unread
 from orchestrator.telemetry.counters import LeaseState
@@ -59,6 +61,16 @@ _ID_HEADERS: Final[dict[TokenIdsForm | None, bytes]] = {
 }
 
 
+class Denial:
+    """A leg was answered as no worker of ours answers."""
+
+    def __init__(self, worker: Worker, epoch: int, answered: int) -> None:
+        """`epoch` is the worker's when the leg was sent, `answered` the status that came back."""
+        self.worker = worker
+        self.epoch = epoch
+        self.answered = answered
+
+
 class Legs:
     """The legs of one request have this in common; it knows which workers they have met."""
 
@@ -66,6 +78,7 @@ class Legs:
     count = 0  # legs that were sent
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
+    denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
     was_in_service = False  # the worker of the leg that failed last, before that was told of it
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
@@ -78,6 +91,14 @@ class Legs:
         self.bodies = bodies
         self.headers = headers
         self.id = dispatcher.ids.fresh()  # ours, for the workers
+
+    def count_denials(self) -> None:
+        """Count against the workers what they denied, for others have served the request: it was not the
+        client's mistake.
+        """
+        for denial in self.denied or ():
+            if denial.epoch == denial.worker.epoch:
+                self.dispatcher.registry.note_error(denial.worker, f"with {denial.answered}")
 
     def has_failed(self, worker: Worker) -> bool:
         """Tell whether the worker has just failed this request, or did so before."""
@@ -141,6 +162,10 @@ class Leg(ABC):
             raise WorkerOut(f"{self.worker.name} fell out of service before its leg was sent")
 
     @property
+    def path(self) -> str:
+        return self.bodies.path
+
+    @property
     def written(self) -> Answer:
         """This is the answer of a leg that was written."""
         if self.answer is None:
@@ -159,9 +184,9 @@ class Leg(ABC):
 
         `only_head`: the body of the answer is left to be read, and b"" returned; `limit` bounds errors then.
 
-        Raises `WorkerAnswered` if the worker has not served it, `WorkerUnreachable` if nothing could be
-        written, and what `Answer.read` raises. Sends the leg again, once, if its form may be what the
-        worker refused.
+        Raises `WorkerAnswered` or `WorkerUnfit` if the worker has not served it, `WorkerUnreachable` if
+        nothing could be written, and what `Answer.read` raises. Sends the leg again, once, if its form may be
+        what the worker refused.
         """
         while True:
             self.answer = answer = await self._send(JSON if self.is_plain else self.worker.codec)
@@ -173,12 +198,16 @@ class Leg(ABC):
             if only_head:
                 await answer.head()
                 if answer.status == 200:
+                    if b"content-encoding" in answer.headers:
+                        check_identity(answer)
                     return b""
             content = await answer.read(limit)
             if answer.status == 200:
+                if b"content-encoding" in answer.headers:
+                    check_identity(answer)
                 return content
             if not self._may_be_refusal(answer.status, content):
-                raise worker_answered(answer, content)
+                raise refusal(answer, content, self.path)
             self._note_refusal()
             self.is_plain = True
             self.check_in_service()
@@ -271,10 +300,22 @@ class Leg(ABC):
             self.legs.dispatcher.note_unreachable(worker, error)
         elif failure is Failure.LOST:
             registry.note_lost(worker, self.epoch, repr(cause_of(error)))
+        elif isinstance(error, WorkerUnfit):
+            self._tell_unfit(error)
         elif failure is Failure.FAILED:
             registry.note_error(worker)
         elif failure is Failure.BUSY and error.retry_after_s:
             registry.pools[self.legs.model].rest(worker, error.retry_after_s)
+
+    def _tell_unfit(self, error: WorkerUnfit) -> None:
+        """Have the worker looked at; whether its answer counts against it, the end of the request shows.
+
+        Of a path that it lacks nothing is told: a client may ask a model for what it is not made for.
+        """
+        legs, worker = self.legs, self.worker
+        legs.denied = (*(legs.denied or ()), Denial(worker, self.epoch, error.answered))
+        if not isinstance(error, PathMissing):
+            legs.dispatcher.registry.note_denied(worker, self.epoch, error.answered)
 
 
 class PrefillLeg(Leg):
@@ -387,21 +428,31 @@ class ReleaseLeg(Leg):
         return self.bodies.release(codec, self.worker.address.served_model, self._handoff, salt)
 
     def _tell(self, error: BaseException) -> None:
-        """Tell only that nobody listens there, which is certain; what else becomes of the leg is no client's
-        loss.
+        """Tell only that no worker of ours listens there, which is certain; what else becomes of the leg is
+        no client's loss.
         """
-        if isinstance(error, WorkerUnreachable):
+        if isinstance(error, WorkerUnreachable | WorkerUnfit):
             super()._tell(error)
 
 
 class Question(Leg):
-    """A worker is asked something beside the legs, in JSON; it says nothing of the worker's health."""
+    """A worker is asked something beside the legs, in JSON; the end of it tells nothing of the worker."""
 
     def __init__(self, legs: Legs, worker: Worker, path: str, body: bytes) -> None:
         super().__init__(legs, worker)
         self._path = path
         self._body = body
         self.is_plain = True
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def note_failed(self, error: BaseException) -> None:
+        """Have the worker looked at if it has answered as none of ours does."""
+        if isinstance(error, WorkerUnfit) and not isinstance(error, PathMissing):
+            worker = self.worker
+            self.legs.dispatcher.registry.note_denied(worker, worker.epoch, error.answered)
 
     def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         return self.legs.dispatcher.ask(self.worker, self._path, self._body)

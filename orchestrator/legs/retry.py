@@ -6,6 +6,7 @@
 | LOST | reset, cut short, silent while its probe fails too, or its engine ended | yes; the first is free |
 | BUSY | answered 429 or 503 | yes, within the budget |
 | FAILED | answered another 5xx (also as the first event of a stream), or garbage | once, within the budget |
+| UNFIT | answered as no worker of ours does: wrong key, a redirect ... | yes; the first is free |
 | REFUSED | answered another 4xx: any worker would | never |
 
 A request that has lost two workers is not sent to a third, for it may be what ends them: its error is
@@ -13,7 +14,8 @@ A request that has lost two workers is not sent to a third, for it may be what e
 request, and a worker that is known to be out is ended by something else.
 
 The first replacement of a lost leg costs no budget: a worker that loses legs is soon ejected, which bounds
-them. All others are bounded by the budget, so that an outage is not answered by a flood of retries.
+them, and one that is unfit is out of service as soon as a probe has seen it too. All others are bounded by
+the budget, so that an outage is not answered by a flood of retries.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from orchestrator.errors import BUSY, BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
+from orchestrator.errors import (
+    BUSY,
+    BatonError,
+    WorkerAnswered,
+    WorkerCutShort,
+    WorkerUnfit,
+    WorkerUnreachable,
+)
 
 # One request may lose so many workers.
 MOST_LOST = 2
@@ -38,6 +47,7 @@ class Failure(Enum):
     LOST = auto()
     BUSY = auto()
     FAILED = auto()
+    UNFIT = auto()
     REFUSED = auto()
 
 
@@ -51,6 +61,7 @@ RULES: dict[Failure, Rule] = {
     Failure.LOST: Rule(most=3, first_is_free=True),
     Failure.BUSY: Rule(most=2, first_is_free=False),
     Failure.FAILED: Rule(most=1, first_is_free=False),
+    Failure.UNFIT: Rule(most=3, first_is_free=True),
     Failure.REFUSED: Rule(most=0, first_is_free=False),
 }
 
@@ -66,6 +77,8 @@ def failure_of(error: BatonError) -> Failure:
         return Failure.UNREACHABLE
     if isinstance(error, WorkerCutShort):
         return Failure.LOST
+    if isinstance(error, WorkerUnfit):
+        return Failure.UNFIT
     if isinstance(error, WorkerAnswered):
         return _failure_answered(error)
     return Failure.FAILED

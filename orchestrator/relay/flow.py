@@ -352,6 +352,8 @@ class Flow:
             self._releases.settle(request.prefill)
         if request.retries is not None:
             request.retries.close()
+            if request.scope.record.status == 200:
+                request.legs.count_denials()
 
 
 def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:

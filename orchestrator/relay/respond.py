@@ -6,8 +6,9 @@ import logging
 from typing import Final
 
 from orchestrator.config.options import LimitsConfig, RoutingConfig
-from orchestrator.errors import KvMissing, WorkerAnswered, WorkerCutShort, WorkerGarbage
+from orchestrator.errors import KvMissing, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
+from orchestrator.legs.dispatch import reported
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
 from orchestrator.relay.admitted import AdmittedRequest
@@ -83,7 +84,7 @@ class Responder:
                 scope.begin_stream(_relayed_back(answer))
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
-            raise WorkerAnswered(failed.status, failed.content) from failed
+            raise reported(failed.status, failed.content, leg.path) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
@@ -147,7 +148,7 @@ def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[K
             created_tokens=handoff.prefill_created_tokens,
         )
     except WorkerFailed as failed:
-        raise WorkerAnswered(failed.status, failed.content) from failed
+        raise reported(failed.status, failed.content, leg.path) from failed
     except InvalidStream as error:
         raise WorkerCutShort(str(error)) from error
     except InvalidAnswer as error:

@@ -8,7 +8,7 @@ A worker without our plugin answers 404 to both.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -36,20 +36,26 @@ DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
 
 
+# Nobody's announcement is longer; a worker may be something else than it should be.
+Label = Annotated[str, msgspec.Meta(max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A worker announces this. Unknown fields are ignored, so newer workers can say more."""
 
     role: Role
-    model: str
-    decodes: list[Encoding]  # request encodings; "json" is always among them
-    engine: str  # "vllm" or "sim"
-    engine_version: str
-    block_size: int | None = None  # tokens per KV block
-    dtype: str | None = None
-    max_model_len: int | None = None
-    token_ids: list[
-        TokenIdsForm
-    ] = []  # the forms of a prompt's ids that it gives as prefill and takes as decode
+    model: Label
+    decodes: Annotated[
+        list[Encoding], msgspec.Meta(max_length=16)
+    ]  # of requests; "json" is always among them
+    engine: Label  # "vllm" or "sim"
+    engine_version: Label
+    block_size: Count | None = None  # tokens per KV block
+    dtype: Label | None = None
+    max_model_len: Count | None = None
+    # The forms of a prompt's ids that it gives as prefill and takes as decode.
+    token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []
 
 
 END_PATH = "/v1/baton/end"  # under /v1, where workers ask for their key

@@ -221,7 +221,7 @@ def _first_verdict(worker: Worker, event: Event, situation: Situation) -> float:
     health = situation.health
     if event is Event.MISSED:
         return max(worker.answered, worker.heard) + health.silence_s
-    is_seen_ill = event in (Event.LOST, Event.FAILED)
+    is_seen_ill = event in (Event.LOST, Event.DENIED, Event.FAILED)
     return situation.now + (health.suspect_s if is_seen_ill else health.silence_s)
 
 

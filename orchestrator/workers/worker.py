@@ -40,6 +40,7 @@ class Worker(ABC):
         "epoch",
         "failures",
         "info",
+        "is_denied",
         "is_drained",
         "is_leaving",
         "last_error",
@@ -47,6 +48,7 @@ class Worker(ABC):
         "name",
         "origin",
         "proven_epoch",
+        "reason",
         "slot",
         "state",
         "suspicion",
@@ -74,7 +76,9 @@ class Worker(ABC):
         self.proven_epoch = -1  # in which it took a leg in the form that it announced
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
-        self.last_error: str | None = None
+        self.last_error: str | None = None  # for the operator
+        self.reason: str | None = None  # the same in words that everybody may read (`workers/troubles.py`)
+        self.is_denied = False  # a leg was denied, and no probe has shown since that requests are served
         self.failures = 0  # legs in a row that were answered with a 5xx; 0 once one succeeded
         # What the operator wants.
         self.is_drained = False
@@ -158,6 +162,7 @@ class Worker(ABC):
             info=self.info,
             max_model_len=self.max_model_len,
             last_error=self.last_error,
+            reason=self.reason,
         )
 
     def status(self) -> WorkerStatus:
@@ -169,6 +174,7 @@ class Worker(ABC):
             self.max_model_len,
             self.last_error,
             self.is_drained,
+            self.reason,
         )
 
 

@@ -35,6 +35,12 @@ class Refuse(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     seconds: float = 1.0
 
 
+class Rekey(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rekey"):
+    """It strikes at once: from now on everything under `/v1` needs one of these keys; with none, no key."""
+
+    keys: tuple[str, ...] = ()
+
+
 class Error(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="error"):
     """The answer is an HTTP status; in a stream that has begun, an error event and `[DONE]`."""
 
@@ -76,8 +82,9 @@ class Slow(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s
     seconds: float = 0.0
 
 
-Fault = Refuse | Error | Stall | Reset | Truncate | Garbage | KvLost | Slow
+Fault = Refuse | Rekey | Error | Stall | Reset | Truncate | Garbage | KvLost | Slow
 Placed = Error | Stall | Reset | Truncate | Garbage
+AT_ONCE = (Refuse, Rekey)  # these do not wait for a request
 
 
 class Armed:

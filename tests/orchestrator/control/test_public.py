@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -8,10 +9,10 @@ from orchestrator import __version__
 from orchestrator.compiled import is_compiled
 from orchestrator.config.addresses import unmanaged
 from orchestrator.config.options import Config, ModelConfig, PoolConfig
-from orchestrator.control.public import control_app
+from orchestrator.control.public import MAX_TROUBLED, control_app
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.states import WorkerState
-from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code
+from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code, worker
 from tests.orchestrator.records import request_record
 
 # --- health -------------------------------------------------------------------------------------
@@ -145,6 +146,39 @@ def test_an_unknown_model_is_404_with_the_known_names() -> None:
     response = ask(control_app(FakeState()), "/v1/models/other")
     assert (response.status_code, error_code(response)) == (404, "model_not_found")
     assert "tiny, org/large" in response.json()["error"]["message"]
+
+
+# --- workers that cannot be used ---------------------------------------------------------------
+
+
+def unfit(number: int, state: WorkerState = WorkerState.UNFIT) -> WorkerStatus:
+    why = "it answers 401 to /v1/models at http://10.0.0.1:8000"
+    status = worker(f"tiny/decode/{number}", None)
+    return replace(status, state=state, last_error=why, reason="refuses the orchestrator's key (401)")
+
+
+def test_ready_says_in_fixed_words_why_workers_cannot_be_used() -> None:
+    statuses = [
+        worker("tiny/prefill/0", 4096),
+        unfit(0),
+        unfit(1, WorkerState.GONE),
+        unfit(2, WorkerState.READY),
+    ]
+    for problems, status in (({"tiny": None}, 200), ({"tiny": "no decode worker is ready"}, 503)):
+        response = ask(control_app(FakeState(statuses=statuses, problems=problems)), "/ready")
+        assert response.status_code == status
+        assert response.json()["workers"] == {
+            "tiny/decode/0": "unfit: it refuses the orchestrator's key (401)",
+            "tiny/decode/1": "gone: it refuses the orchestrator's key (401)",
+        }
+        assert "10.0.0.1" not in response.text
+
+
+def test_what_ready_says_of_workers_is_bounded() -> None:
+    statuses = [unfit(number) for number in range(MAX_TROUBLED + 7)]
+    said = ask(control_app(FakeState(statuses=statuses)), "/ready").json()["workers"]
+    assert len(said) == MAX_TROUBLED + 1
+    assert said["..."] == "and 7 more"
 
 
 # --- docs ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from orchestrator.errors import (
     WorkerCutShort,
     WorkerGarbage,
     WorkerOut,
+    WorkerUnfit,
     WorkerUnreachable,
 )
 from orchestrator.legs.connectors.base import Handoff, TokenIds
@@ -27,6 +28,7 @@ from orchestrator.workers.states import WorkerState
 from tests.orchestrator.fakes import JSON, read
 from tests.orchestrator.legs.one_request import (
     LIMIT,
+    NO_MODEL,
     TRUSTED,
     OneRequest,
     answers,
@@ -47,7 +49,7 @@ def refuses(status: int, times: int) -> LegHandler:
 
     async def worker(request: MemoryRequest, reply: MemoryReply) -> None:
         left[0] -= 1
-        reply.answer(status if left[0] >= 0 else 200, b"{}", JSON)
+        reply.answer(status if left[0] >= 0 else 200, NO_MODEL, JSON)
 
     return worker
 
@@ -170,9 +172,12 @@ def test_only_a_leg_that_was_written_has_an_answer() -> None:
         (answers(500), WorkerAnswered, (WorkerState.READY, 1, True)),
         (answers(503), WorkerAnswered, (WorkerState.READY, 0, False)),
         (answers(429), WorkerAnswered, (WorkerState.READY, 0, False)),
-        (answers(404), WorkerAnswered, TRUSTED),
+        (answers(404, NO_MODEL), WorkerAnswered, TRUSTED),
+        (answers(404), WorkerUnfit, (WorkerState.SUSPECT, 0, True)),
+        (answers(401, NO_MODEL), WorkerUnfit, (WorkerState.SUSPECT, 0, True)),
+        (answers(307), WorkerUnfit, (WorkerState.SUSPECT, 0, True)),
     ],
-    ids=["cut short", "engine ended", "garbage", "500", "503", "429", "404"],
+    ids=["cut short", "engine ended", "garbage", "500", "503", "429", "404", "404 of others", "401", "307"],
 )
 def test_the_registry_is_told_what_a_leg_saw(handler: LegHandler, error: type[BatonError], told: Any) -> None:
     async def test(one: OneRequest) -> None:
@@ -264,7 +269,7 @@ def test_a_worker_out_of_service_gets_no_leg_and_no_blame() -> None:
 
 
 @pytest.mark.parametrize("kind", ["release", "question"])
-@pytest.mark.parametrize("handler", [answers(500), answers(503), answers(404)])
+@pytest.mark.parametrize("handler", [answers(500), answers(503), answers(404, NO_MODEL)])
 def test_answers_beside_a_request_say_nothing_of_health(kind: str, handler: LegHandler) -> None:
     async def test(one: OneRequest) -> None:
         one.serve(one.decode, handler)
@@ -466,7 +471,7 @@ def test_a_hand_off_is_unused_if_nothing_was_written() -> None:
 @pytest.mark.parametrize("status", [400, 404, 429, 503])
 def test_a_hand_off_is_owed_again_if_the_leg_was_refused_unread(status: int) -> None:
     async def test(one: OneRequest) -> None:
-        one.serve(one.decode, answers(status))
+        one.serve(one.decode, answers(status, NO_MODEL))
         lease = lease_of(one)
         leg = decode_with(one, lease)
         await ended_by(leg, WorkerAnswered)
@@ -587,7 +592,7 @@ def test_a_question_has_no_id_and_none_of_the_clients_headers() -> None:
             assert await question.read(LIMIT) == b'{"tokens":[]}'
         [sent] = one.sent_to(one.decode)
         assert (sent.target, sent.body) == ("/tokenize", b'{"prompt":""}')
-        assert dict(sent.headers).keys() == {b"content-type"}
+        assert dict(sent.headers).keys() == {b"content-type", b"accept-encoding"}
 
     run(test)
 

@@ -179,6 +179,7 @@ def test_workers_see_only_what_they_should() -> None:
             == [
                 {
                     b"content-type": b"application/json",
+                    b"accept-encoding": b"identity",
                     b"accept": b"*/*",
                     b"traceparent": b"00-1-2-01",
                     b"authorization": b"Bearer ours",
@@ -202,7 +203,7 @@ def test_workers_get_what_they_read_of_a_clients_head(*, is_allowed: bool) -> No
         await cluster.ask(CHAT, headers=sent)
         expected = _OF_CLIENTS + [(b"x-data-parallel-rank", b"1")] * is_allowed
         for leg in cluster.upstream.requests:
-            ours = (b"content-type", b"x-request-id")
+            ours = (b"content-type", b"accept-encoding", b"x-request-id")
             assert [field for field in leg.headers if field[0] not in ours] == expected
 
     run(test)
