@@ -27,7 +27,11 @@ _POLICIES = sorted(path.stem for path in (ROOT / "orchestrator/routing/policies"
 # What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
 MODULES = (
     "orchestrator.api.base",
+    "orchestrator.api.holders",
+    "orchestrator.api.leg_form",
+    "orchestrator.api.messages",
     "orchestrator.api.refusable",
+    "orchestrator.api.responses",
     "orchestrator.api.view",
     "orchestrator.http.asgi",
     "orchestrator.http.asgi_app",
@@ -70,6 +74,7 @@ MODULES = (
     "orchestrator.transport.pool",
     "orchestrator.wire.codec",
     "orchestrator.wire.headers",
+    "orchestrator.wire.named_events",
     "orchestrator.wire.judge",
     "orchestrator.wire.sse",
     "orchestrator.wire.usage",

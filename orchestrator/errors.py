@@ -82,6 +82,15 @@ class UnknownModel(NotFound):
     code = "model_not_found"
 
 
+class UnknownResponse(NotFound):
+    """No worker has this response: it was not stored, or the worker that stored it has ended."""
+
+    code = "response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Response with id '{response_id[:100]}' not found.", param="response_id")
+
+
 class MethodNotAllowed(ClientError):
     status = 405
     code = "method_not_allowed"

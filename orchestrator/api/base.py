@@ -17,8 +17,11 @@ What an answer must look like is the endpoint's alone; relay and failover ask it
 
 Whoever writes `Events` for another API also mends its usage there (`cached_tokens`, `created_tokens`), and
 leaves out what is for engines alone (`kv_transfer_params`). A stream whose client did not ask for its usage
-has it asked for by us: `hides_usage` then. An API whose streams always tell it has `adapt` return a view with
+has it asked for by us: `hides_usage` then. An API whose streams always tell it has `read` return a view with
 `wants_usage`, so that nothing is asked for and nothing withheld.
+
+How a request becomes legs, its `form` says (`api/leg_form.py`), and `holder` which worker alone can serve
+it.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Final
 
-from orchestrator.api.view import RequestView
+from orchestrator.api.leg_form import OPENAI, LegForm
+from orchestrator.api.view import RequestView, view_request
 from orchestrator.compiled import mypyc_attr
 from orchestrator.errors import BatonError
 from orchestrator.http.exchange import Exchange
@@ -65,6 +69,28 @@ class Endpoint:
         self.needs_one_worker = needs_one_worker
         self.streams = streams
         self.can_continue = can_continue
+        self.method = "POST"
+        self.form: LegForm = OPENAI  # how requests become legs
+        self.has_holders = False  # a request may have to go to the worker that holds something
+        self.asks_holder = False  # every request does, as it is: it is about what that worker holds
+
+    def credential(self, exchange: Exchange) -> bytes | None:
+        """Return the client's key as an `Authorization` value; None if it gives none."""
+        return exchange.header(b"authorization")
+
+    def read(self, body: bytes, exchange: Exchange) -> RequestView:
+        """Return what is routed on. Raises `InvalidRequest`."""
+        return view_request(body, exchange)
+
+    def holder(self, view: RequestView, exchange: Exchange) -> str | None:
+        """Return the mark (`api/holders.py`) of the only worker that can serve the request; None if any can.
+        Raises `UnknownResponse`. It is asked if `has_holders` or `asks_holder`.
+        """
+        return None
+
+    def target(self, exchange: Exchange) -> str:
+        """Return the path, and the query, at which the worker is asked; for one that `asks_holder`."""
+        return exchange.path
 
     def adapt(self, view: RequestView, exchange: Exchange) -> tuple[RequestView, Conversion | None]:
         """Return the request as its workers get it, and what is made of their answer; None if the client gets

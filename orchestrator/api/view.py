@@ -28,7 +28,15 @@ BYTES_PER_TOKEN: Final = 4
 
 # What the model reads. A chat template puts tools in front of the messages: what begins alike for the model
 # begins alike in this order.
-PROMPT_FIELDS: Final = ("tools", "chat_template", "messages", "prompt", "input")
+PROMPT_FIELDS: Final = (
+    "tools",
+    "chat_template",
+    "instructions",
+    "system",
+    "messages",
+    "prompt",
+    "input",
+)
 
 
 class InvalidRequest(ValueError):
@@ -113,6 +121,11 @@ class RequestView(Request):
         if self.whole_reason is None and "n" not in self.own:
             return 1
         return _count_of(self.own.get("n")) * _prompts_in(self.shared)
+
+    def refuses(self, limit: str) -> bool:
+        """Tell whether workers will refuse the request for its limit of tokens, which must be positive."""
+        value = self.own.get(limit)
+        return value is not None and bytes(value)[:1] in b"-0"
 
     def for_model(self, model: str) -> RequestView:
         """Return the same request with a model, for one whose client named none."""
@@ -221,11 +234,16 @@ OWN: Final = EMBEDDING_FORM | frozenset(
         "stream_options",
         "max_tokens",
         "max_completion_tokens",
+        "max_output_tokens",
         "min_tokens",
         "n",
         "best_of",
         "stop",
         "stop_token_ids",
+        "stop_sequences",
+        "store",
+        "background",
+        "request_id",
         "ignore_eos",
         "return_token_ids",
         "kv_transfer_params",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from orchestrator.errors import BatonError
+from orchestrator.http.exchange import FormError
 from orchestrator.http.ids import IdSource
 
 
@@ -32,6 +33,7 @@ class Carrier(ABC):
     tasks: set[asyncio.Task[None]]  # of the requests in progress
     ids: IdSource
     on_refused: Callable[[BatonError], None] | None  # told of errors that the server itself answers
+    form_error: FormError  # how clients are told of them
     addresses: Addresses
 
     @abstractmethod

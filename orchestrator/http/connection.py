@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from orchestrator.errors import BatonError, RequestTimeout
 from orchestrator.http.carrier import Addresses
 from orchestrator.http.deadlines import NEVER, Deadlines, Sweep
-from orchestrator.http.exchange import Handler
+from orchestrator.http.exchange import FormError, Handler, form_error
 from orchestrator.http.http_exchange import HttpExchange, refuse, run
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
@@ -46,16 +46,18 @@ class Shared:
         ids: IdSource,
         on_refused: Callable[[BatonError], None] | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
+        form_error: FormError = form_error,
     ) -> None:
         """Requests for the paths in `handlers` go there instead of to the application.
 
         `on_refused` is told of every error that the server itself answers; neither a handler nor the
-        application ever sees those requests.
+        application ever sees those requests. `form_error` makes what their clients get.
         """
         self.limits = limits  # of the connections that are made from now on
         self.ids = ids
         self.on_refused = on_refused
         self.handlers = handlers
+        self.form_error = form_error
         self.sweep = Sweep(limits.sweep_s)
         self.open: set[HttpProtocol] = set()
         self.is_ending = False
@@ -90,6 +92,7 @@ class HttpProtocol(Receiver):
         self.tasks = state.tasks
         self.ids = shared.ids
         self.on_refused = shared.on_refused
+        self.form_error = shared.form_error
         self.is_ending = shared.is_ending
         self.is_write_paused = False
         self._shared = shared

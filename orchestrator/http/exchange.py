@@ -140,9 +140,18 @@ class Exchange(ABC):
         ...
 
 
-def error_answer(error: BatonError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return status, headers and body that tell a client of `error`."""
+ErrorAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers and body
+FormError = Callable[[str, BatonError], ErrorAnswer]  # the form may depend on the path
+
+
+def error_answer(error: BatonError) -> ErrorAnswer:
+    """Return what tells a client of `error`."""
     return error.status, error.headers(), error.body()
+
+
+def form_error(path: str, error: BatonError) -> ErrorAnswer:
+    """Tell of errors in one form, whatever the path."""
+    return error_answer(error)
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

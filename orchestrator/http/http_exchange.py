@@ -11,8 +11,8 @@ from typing import Any, Final
 from orchestrator.errors import BatonError, ClientGone, Unavailable
 from orchestrator.http.body import Body
 from orchestrator.http.carrier import Carrier
-from orchestrator.http.exchange import Exchange, Handler, Headers, error_answer
-from orchestrator.http.head import Head
+from orchestrator.http.exchange import Exchange, Handler, Headers
+from orchestrator.http.head import NO_TARGET, Head
 from orchestrator.http.ids import valid_request_id
 from orchestrator.http.waiters import Waiters
 from orchestrator.wire.headers import fields_of, header_block
@@ -305,7 +305,14 @@ def refuse(exchange: HttpExchange, error: BatonError) -> None:
     on_refused = exchange.connection.on_refused
     if on_refused is not None:
         on_refused(error)
-    exchange.respond(*error_answer(error))
+    exchange.respond(*exchange.connection.form_error(_path_of(exchange.head), error))
+
+
+def _path_of(head: Head) -> str:
+    """Return the path, also of a head that was refused before it was parsed."""
+    if head.target is not NO_TARGET:
+        return head.target.path
+    return head.url.partition(b"?")[0].decode("ascii", "replace")
 
 
 def _settle(exchange: HttpExchange, error: BatonError) -> None:
@@ -315,4 +322,4 @@ def _settle(exchange: HttpExchange, error: BatonError) -> None:
     if exchange.is_started:
         exchange.abort()
     else:
-        exchange.respond(*error_answer(error))
+        exchange.respond(*exchange.connection.form_error(exchange.path, error))

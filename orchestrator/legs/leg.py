@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
 
+from orchestrator.api.holders import response_id
 from orchestrator.errors import (
     HandoffLate,
     HandoffStalled,
@@ -247,6 +248,9 @@ class Leg(ABC):
         dispatcher = legs.dispatcher
         legs.count += 1
         self.id = f"{legs.id}-{legs.count}"
+        if self.bodies.form.names_legs:
+            self.id = response_id(worker.name)
+            self.bodies.call(self.id)
         try:
             parts = self.parts(codec)
         except NotEncodable as error:
@@ -448,6 +452,25 @@ class AnswerLeg(Leg):
             lease.expire()
             return None
         return lease
+
+
+class HolderLeg(AnswerLeg):
+    """A worker is asked for what only it has: the client's request goes to it without a body."""
+
+    def __init__(self, legs: Legs, worker: Worker, method: str) -> None:
+        super().__init__(legs, worker)
+        self._method = method
+        self.is_plain = True
+
+    def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
+        legs, dispatcher = self.legs, self.legs.dispatcher
+        self.epoch = self.worker.epoch
+        head = dispatcher.headers[JSON.name] + legs.headers
+        return dispatcher.upstream.send(self.worker.origin, self._method, self.bodies.path, head, [])
+
+    def succeed(self) -> None:
+        """Note that the worker answers; that it took no other form than plain JSON says nothing."""
+        self.worker.failures = 0
 
 
 class ReleaseLeg(Leg):

@@ -24,7 +24,7 @@ from orchestrator.errors import (
 )
 from orchestrator.failover.transcript import Transcript
 from orchestrator.http.asgi import AsgiExchange
-from orchestrator.http.exchange import Exchange
+from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
 from orchestrator.legs.leg import Leg
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
@@ -80,8 +80,8 @@ class RequestScope:
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
         endpoint = plane.endpoints.get(path)
-        if endpoint is None:  # there is a slash behind it
-            path = path[:-1]
+        if endpoint is None:  # it has an id in it, or a slash behind it
+            path = plane.entry_of(path) or path
             endpoint = plane.endpoints[path]
         self.endpoint = endpoint
         self.exchange = exchange
@@ -120,9 +120,10 @@ class RequestScope:
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
         if plane.keys is not None:
-            self.record.client = plane.keys.check(exchange.header(b"authorization"))
-        if exchange.method != "POST":
-            raise MethodNotAllowed(f"use POST for {exchange.path}", allow="POST")
+            self.record.client = plane.keys.check(self.endpoint.credential(exchange))
+        method = self.endpoint.method
+        if exchange.method != method:
+            raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
 
     def _close(self) -> None:
         self._task = None
@@ -337,7 +338,8 @@ class RequestScope:
                 headers += self.response_headers()
             self.respond(error.status, headers, body)
         elif not exchange.is_complete:
-            exchange.finish(self.endpoint.error_event(error))
+            own = None if self._events is None else self._events.failure(error.message)
+            exchange.finish(self.endpoint.error_event(error) if own is None else own)
 
 
 def _keep_nothing(data: bytes) -> None:
@@ -392,6 +394,10 @@ class MemoryBound:
         self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
 
 
+def _without_slash(path: str) -> str | None:
+    return path.removesuffix("/")
+
+
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
 
 
@@ -408,15 +414,17 @@ class DataPlane:
         keys: KeyRing | None,
         time: Callable[[], float],
         relayed: frozenset[bytes],
+        entry_of: Callable[[str], str | None] = _without_slash,
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
-        `endpoints` are all paths that requests come to, but for a slash behind them. `serve` answers a
-        request through its scope, or raises a `BatonError`. `relayed` are names of header fields: workers get
-        those of the client's.
+        `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
+        it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`.
+        `relayed` are names of header fields: workers get those of the client's.
         """
         self.serve = serve
         self.endpoints = endpoints
+        self.entry_of = entry_of
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
@@ -435,6 +443,14 @@ class DataPlane:
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
         return RequestScope(self, exchange).run()
+
+    def form_error(self, path: str, error: BatonError) -> ErrorAnswer:
+        """Return what tells a client of an error that keeps its request from coming here."""
+        endpoint = self.endpoints.get(self.entry_of(path) or path)
+        if endpoint is None:
+            return error_answer(error)
+        headers, body = endpoint.error(error)
+        return error.status, headers, body
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application, for servers that are not ours."""

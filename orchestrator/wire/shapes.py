@@ -111,12 +111,83 @@ class AnswerUsage(msgspec.Struct):
     prompt_tokens_details: UsageDetails | None = None
 
 
+class ResponseUsageDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class PrefillUsage(AnswerUsage):
+    """Each API has another name for what was added to the prefix cache."""
+
+    cache_creation_input_tokens: int | None = None
+    input_tokens_details: ResponseUsageDetails | None = None
+
+    def created_tokens(self) -> int | None:
+        if self.prompt_tokens_details is not None:
+            return self.prompt_tokens_details.created_cache_tokens
+        if self.input_tokens_details is not None:
+            return self.input_tokens_details.cache_write_tokens
+        return self.cache_creation_input_tokens
+
+
 class AnswerWithUsage(msgspec.Struct):
     usage: AnswerUsage | None = None
 
 
 class CompletionWithUsage(JudgedCompletion):
     usage: AnswerUsage | None = None
+
+
+# --- objects that say what they are (`api/messages.py`, `api/responses.py`) ----------------------
+
+
+class Typed(msgspec.Struct):
+    type: str | None = None
+
+
+# --- Anthropic's messages (`api/messages.py`) ---------------------------------------------------
+
+
+class MessageUsage(msgspec.Struct):
+    input_tokens: int = 0
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+    def prompt_tokens(self) -> int:
+        created, read = self.cache_creation_input_tokens, self.cache_read_input_tokens
+        return self.input_tokens + (created or 0) + (read or 0)
+
+
+class MessageAnswer(Judged):
+    type: str | None = None
+    stop_reason: str | None = None
+    usage: MessageUsage | None = None
+
+
+class MessageStop(msgspec.Struct):
+    stop_reason: str | None = None
+
+
+class MessageDelta(msgspec.Struct):
+    delta: MessageStop | None = None
+    usage: MessageUsage | None = None
+
+
+# --- responses (`api/responses.py`) -------------------------------------------------------------
+
+
+class ResponseUsage(msgspec.Struct):
+    input_tokens: int | None = None
+    input_tokens_details: ResponseUsageDetails | None = None
+
+
+class ResponseAnswer(Judged):
+    status: str | None = None
+    usage: ResponseUsage | None = None
+
+
+class ResponseEvent(msgspec.Struct):
+    response: ResponseAnswer
 
 
 # --- what a prefill worker answers (`nixl.py`) --------------------------------------------------

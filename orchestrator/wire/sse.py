@@ -94,6 +94,12 @@ class Events(ABC):
         does.
         """
 
+    def failure(self, message: str) -> bytes | None:
+        """Return the last events for a client that has had the beginning, if they depend on that; None if
+        the endpoint's `error_event` says all.
+        """
+        return None
+
 
 class WholeEvents:
     """It makes whole events of pieces, each byte of which it looks at once, however small they are."""

@@ -13,10 +13,10 @@ from msgspec import Raw
 from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff, TokenIds
 from orchestrator.wire.shapes import (
     NULL,
-    AnswerUsage,
     PackedAnswer,
     PrefillAnswer,
     PrefillAnswerWithIds,
+    PrefillUsage,
 )
 
 # Withheld from the decode worker. Without it that worker reports its own count of cached tokens, which
@@ -38,7 +38,7 @@ _TRUE: Final = Raw(b"true")
 _ANSWER: Final = msgspec.json.Decoder(PrefillAnswer)
 _ANSWER_WITH_IDS: Final = msgspec.json.Decoder(PrefillAnswerWithIds)
 _PACKED_ANSWER: Final = msgspec.msgpack.Decoder(PackedAnswer)
-_USAGE: Final = msgspec.json.Decoder(AnswerUsage)
+_USAGE: Final = msgspec.json.Decoder(PrefillUsage)
 _COUNT: Final = msgspec.json.Decoder(int | None)
 _json: Final = msgspec.json.Encoder()
 
@@ -112,10 +112,10 @@ def _handoff(params: dict[str, Raw] | None, ids: TokenIds | None, usage: Raw) ->
 def _created_tokens(usage: Raw) -> int | None:
     """Return how many tokens the prefill worker has added to its prefix cache, if it says so."""
     try:
-        details = _USAGE.decode(usage).prompt_tokens_details
-    except msgspec.DecodeError:  # null, or nothing of OpenAI's
+        created: int | None = _USAGE.decode(usage).created_tokens()
+    except msgspec.DecodeError:  # null, or nothing that we know
         return None
-    return None if details is None else details.created_cache_tokens
+    return created
 
 
 def _require(params: dict[str, Raw]) -> None:
