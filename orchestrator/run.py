@@ -11,6 +11,7 @@ import uvloop
 
 from orchestrator.app import Orchestrator
 from orchestrator.compiled import is_stale
+from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
@@ -42,6 +43,7 @@ def run(config: Config, source: ConfigSource) -> int:
     writer = LineWriter()
     configure_logging(config.orchestrator.log, writer.write)
     writer.start()
+    raise_limit()
     if is_stale():
         _log.warning("what runs was compiled from other sources than these: `make compile`, or `make pure`")
     try:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from orchestrator.errors import WorkerAnswered, WorkerError, WorkerUnreachable
+from orchestrator.errors import OutOfResources, WorkerAnswered, WorkerError, WorkerUnreachable
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.offload import Offload
 from orchestrator.telemetry.counters import FallbackReason, Telemetry
@@ -63,7 +63,7 @@ class Dispatcher:
         except WorkerAnswered:  # 404: plain vLLM, or something else
             worker.unendable_epoch = worker.epoch
             return False
-        except WorkerError:
+        except (WorkerError, OutOfResources):
             return False
         return True
 

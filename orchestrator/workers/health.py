@@ -15,6 +15,7 @@ from typing import Protocol
 import httpx
 import msgspec
 
+from orchestrator.transport.shortage import is_shortage
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.lifecycle import verdict_at
 from orchestrator.workers.registry import Registry
@@ -37,6 +38,10 @@ class ProbeFailed(Exception):
     """The worker is ill, is not the one that the config means, or cut the probe off; the message says why."""
 
 
+class ProbeImpossible(Exception):
+    """This machine could not open the probe's connection, for want of something of its own."""
+
+
 class Introduction(msgspec.Struct, frozen=True):
     """A worker that comes into service, or back into it, says this of itself."""
 
@@ -50,7 +55,7 @@ class Probe(Protocol):
     async def __call__(self, worker: Worker) -> Introduction | None:
         """Return if the worker is well: its introduction if it was not in service, else None.
 
-        Raises `ProbeRefused` or `ProbeFailed`. The caller cancels a probe that takes too long.
+        Raises `ProbeRefused`, `ProbeFailed` or `ProbeImpossible`. The caller cancels a probe that takes too long.
         """
         ...
 
@@ -156,6 +161,8 @@ class Prober:
             registry.mark_gone(worker, str(error))
         except ProbeFailed as error:
             registry.note_failed(worker, str(error))
+        except ProbeImpossible as error:
+            _log.warning("%s cannot be probed: %s", worker.name, error)
         else:
             if introduction is not None:
                 registry.announce(worker, introduction.info, introduction.max_model_len)
@@ -205,6 +212,8 @@ class HttpProbe:
             return None if is_known else await self._introduction(worker)
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             why = f"{type(error).__name__}: {error}"
+            if is_shortage(error):
+                raise ProbeImpossible(why) from error
             raise (ProbeRefused if _is_refusal(error) else ProbeFailed)(why) from error
 
     async def _introduction(self, worker: Worker) -> Introduction:
