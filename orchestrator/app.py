@@ -189,7 +189,8 @@ class Orchestrator:
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(ENDPOINTS, self._data_plane.handle)
         server_limits = ServerLimits.of(config.orchestrator)
-        self._protocols = Protocols(Shared(server_limits, self.ids, self.note_refused, handlers))
+        held = self._data_plane.held
+        self._protocols = Protocols(Shared(server_limits, self.ids, self.note_refused, handlers, held))
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []

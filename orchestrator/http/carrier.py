@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from orchestrator.errors import BatonError
+from orchestrator.http.date import DateLine
+from orchestrator.http.held import HeldBytes
 from orchestrator.http.ids import IdSource
 
 
@@ -31,6 +33,8 @@ class Carrier(ABC):
     is_ending: bool  # the connection closes behind its next answer
     tasks: set[asyncio.Task[None]]  # of the requests in progress
     ids: IdSource
+    date: DateLine
+    held: HeldBytes  # what the requests of the process have come to
     on_refused: Callable[[BatonError], None] | None  # told of errors that the server itself answers
     addresses: Addresses
 
