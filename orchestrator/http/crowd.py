@@ -1,8 +1,8 @@
 """The crowd is who has a connection to a server: it says who has to leave when there is no room for another.
 
 A connection over the limit takes the place of one that has never sent a whole request, the oldest of them, or
-else of one that waits between two requests. Only if all others are in use is it turned away: answered 503, and
-closed. So clients that connect and say nothing harm each other, not those that are known.
+else of one that waits between two requests. Only if all others are in use is it turned away: it is answered
+503 and closed. So clients that connect and say nothing harm each other, not those that are known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ UNLIMITED: Final = sys.maxsize
 PARTING_SHARE: Final = 16
 LEAST_PARTING: Final = 8
 # A crowd in which nobody rests is not looked through for each who knocks.
-PATIENCE_S: Final = 0.25
+PATIENCE_S: Final = 0.05
 TOLD_EVERY_S: Final = 60.0
 
 logger: Final = logging.getLogger("baton.server")

@@ -1,8 +1,8 @@
 """What requests hold in memory is counted while it comes in, and bounded.
 
-Small requests come in one read and are never counted on their way. What takes several reads, a head, a body, or
-requests that wait behind another, is counted with each of them. Above the bound those that came last give way:
-they are answered 503, and what came of them is dropped, until the rest is below the bound again.
+Small requests come in one read and are never counted on their way. What takes several reads, a head, a body,
+or requests that wait behind another, is counted with each of them. Above the bound those that came last give
+way: they are answered 503, and what came of them is dropped, until the rest is below the bound again.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ NO_TRAILERS: Final = frozenset(
     {b"connection", b"content-length", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
 # The parser also takes requests of RTSP and ICE, and tells of their version only.
-_OTHER_PROTOCOL: Final = re.compile(rb"(?:^|\n)([A-Z_]+) +([^ \r\n]+) +(?!HTTP/)[A-Z]+/")
+_REQUEST_LINE: Final = re.compile(rb"(?:^|\n)([A-Z_-]+) +([^ \r\n]+) +([A-Z]+/)")
 _PROTOCOL: Final = b"HTTP/"
 
 
@@ -91,6 +91,7 @@ class Reader(Holder):
     _is_upgrade = False  # the parser will stop behind the present head
     _is_resuming = False  # the parser is being shown a head that we have had
     _data: bytes | memoryview = b""  # of the present read
+    _is_at_start = False  # the present head, or that of a request to come, begins with a read
     _start = b""  # of the present head, as far as it came in earlier reads
     _counted = 0  # bytes of a head and of the backlog that are counted as held
     _seen = 0  # bytes of the incoming body that were counted
@@ -122,6 +123,8 @@ class Reader(Holder):
     def feed(self, data: bytes | memoryview) -> None:
         """Parse `data`, of which there may be `backlog.max_step`, or the rest of a body of known length."""
         self._data = data
+        if not self.in_head:
+            self._is_at_start = self.incoming is None
         self._feed_bytes = size = len(data)
         if self.in_head:
             self._head_bytes += size
@@ -216,14 +219,18 @@ class Reader(Holder):
         name, url = parser.get_method(), self._url
         # Where the head begins with the read and has single blanks, as nearly all have, its version is here.
         at = len(name) + len(url) + 2
-        if self._data[at : at + 5] != _PROTOCOL and self._is_of_other_protocol(name):
-            version = OTHER_PROTOCOL
+        if not self._is_at_start or self._data[at : at + 5] != _PROTOCOL:
+            version = version if self._is_http(name) else OTHER_PROTOCOL
+        self._is_at_start = False
         return Head(name.decode("ascii"), url, version, self._headers, keep_alive, is_upgrade)
 
-    def _is_of_other_protocol(self, method: bytes) -> bool:
-        """Return whether the present head is not one of HTTP. Its request line is in the last reads."""
-        data = self._start + bytes(self._data)
-        return any(match.groups() == (method, self._url) for match in _OTHER_PROTOCOL.finditer(data))
+    def _is_http(self, method: bytes) -> bool:
+        """Return whether the present head is one of HTTP. Its request line is in the last reads; if lines like
+        it may belong to other requests, or to bodies, all of them must be.
+        """
+        lines = _REQUEST_LINE.finditer(self._start + bytes(self._data))
+        found = [line[3] for line in lines if line[1] == method and line[2] == self._url]
+        return all(protocol == _PROTOCOL for protocol in (found[:1] if self._is_at_start else found))
 
     def _refusal(self, head: Head) -> BatonError | None:
         is_small = self._head_bytes == 0 and self._feed_bytes <= self._judge.small

@@ -36,6 +36,8 @@ _JOIN_LIMIT: Final = 32 * 1024
 # Request lines kept per origin. There are few; a caller that puts values into targets must not fill memory.
 _MAX_REQUEST_LINES: Final = 64
 
+_FIRST_BYTE: Final = ord("H")  # of an answer
+
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
 _TLS_SHUTDOWN_S: Final = 1.0  # for a worker that does not answer TLS's goodbye
@@ -461,7 +463,11 @@ class _Connection:
         if answer is None:  # nobody asked
             self.close()
             return
-        self._has_received = True
+        if not self._has_received:
+            self._has_received = True
+            if data[0] != _FIRST_BYTE:  # the parser also takes answers of RTSP and ICE
+                self._refuse(None)
+                return
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:

@@ -26,6 +26,7 @@ GREETING_S = 5.0  # limit of a probe of a worker that is not in service: nothing
 JITTER = 0.2  # of the interval: probes of many workers, or by many orchestrators, do not come all at once
 LAST_PROBE = 1.5  # of the timeout: with less time than this until the verdict, there is but one more probe
 IMPATIENT = 0.1  # of the interval: what lies between probes of a suspect, or before that of one that refused
+COMPLAINT_S = 60.0  # between two lines about what keeps workers from being probed
 
 _log = logging.getLogger("baton.health")
 
@@ -55,7 +56,8 @@ class Probe(Protocol):
     async def __call__(self, worker: Worker) -> Introduction | None:
         """Return if the worker is well: its introduction if it was not in service, else None.
 
-        Raises `ProbeRefused`, `ProbeFailed` or `ProbeImpossible`. The caller cancels a probe that takes too long.
+        Raises `ProbeRefused`, `ProbeFailed` or `ProbeImpossible`. The caller cancels a probe that takes too
+        long.
         """
         ...
 
@@ -82,6 +84,7 @@ class Prober:
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
         self._settling: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._complained = -COMPLAINT_S
 
     def start(self) -> None:
         """Begin to probe. Call this inside the event loop that changes the registry."""
@@ -162,11 +165,17 @@ class Prober:
         except ProbeFailed as error:
             registry.note_failed(worker, str(error))
         except ProbeImpossible as error:
-            _log.warning("%s cannot be probed: %s", worker.name, error)
+            self._complain(worker, str(error))
         else:
             if introduction is not None:
                 registry.announce(worker, introduction.info, introduction.max_model_len)
             registry.mark_ready(worker)
+
+    def _complain(self, worker: Worker, why: str) -> None:
+        """Say that workers cannot be probed, which is no worker's fault, from time to time."""
+        if self._time() - self._complained >= COMPLAINT_S:
+            self._complained = self._time()
+            _log.warning("%s cannot be probed: %s", worker.name, why)
 
 
 def _log_move(worker: Worker, event: Event) -> None:
