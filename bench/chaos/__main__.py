@@ -30,6 +30,7 @@ from bench.chaos.kills import (
     rolling,
     workers,
 )
+from bench.chaos.limits import descriptors, memory
 from bench.chaos.report import Outcome, document_of, lines_of, table
 from bench.chaos.site import Pools
 from bench.chaos.streams import amplification, cancels, cuts
@@ -64,6 +65,8 @@ SCENARIOS = [
     Scenario("launcher-term", launcher_terminated),
     Scenario("launcher-stop-kill", launcher_stopped_and_killed, is_quick=False),
     Scenario("cuts", cuts),
+    Scenario("descriptors", descriptors),
+    Scenario("memory", memory),
     Scenario("amplification", amplification, is_quick=False),
     Scenario("times", times, is_quick=False),
 ]

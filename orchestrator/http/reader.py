@@ -225,8 +225,8 @@ class Reader(Holder):
         return Head(name.decode("ascii"), url, version, self._headers, keep_alive, is_upgrade)
 
     def _is_http(self, method: bytes) -> bool:
-        """Return whether the present head is one of HTTP. Its request line is in the last reads; if lines like
-        it may belong to other requests, or to bodies, all of them must be.
+        """Return whether the present head is one of HTTP. Its request line is in the last reads; if others
+        like it may be of other requests, or of bodies, all of them must be.
         """
         lines = _REQUEST_LINE.finditer(self._start + bytes(self._data))
         found = [line[3] for line in lines if line[1] == method and line[2] == self._url]

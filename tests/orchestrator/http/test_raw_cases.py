@@ -1,8 +1,8 @@
 """Raw bytes, and what must become of them: the status, and whether the connection can be used on.
 
 Each case runs on a protocol in memory, and over a socket. Behind each goes a canary: a request that must be
-answered if and only if the connection stays usable, and whose bytes must never be taken for a part of the case
-(nor the case's for it).
+answered if and only if the connection stays usable, and whose bytes must never be taken for a part of the
+case, nor the case's for it.
 """
 
 from __future__ import annotations
