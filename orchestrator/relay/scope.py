@@ -298,10 +298,11 @@ def _timeout(wanted: bytes, most: float) -> float:
 def _server_timing(record: RequestRecord) -> str:
     """Return the times of queue, prefill and decode to first byte; a prefill that did not end is left out."""
     admitted, prefill_done = record.admitted, record.prefill_done
-    queue = milliseconds(admitted - record.received)
+    record.queue_ms = queue = milliseconds(admitted - record.received)
+    record.decode_ms = decode = milliseconds(record.first_byte - (prefill_done or admitted))
     if not prefill_done:
-        return f"queue;dur={queue}, decode;dur={milliseconds(record.first_byte - admitted)}"
-    prefill, decode = milliseconds(prefill_done - admitted), milliseconds(record.first_byte - prefill_done)
+        return f"queue;dur={queue}, decode;dur={decode}"
+    record.prefill_ms = prefill = milliseconds(prefill_done - admitted)
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 

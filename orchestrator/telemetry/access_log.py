@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -79,10 +80,11 @@ class AccessLog:
         client = f" client={one_line(record.client)}" if record.client else ""
         reasons = _reason_words(record) if self._tells_reasons else ""
         ended = timestamp(record.finished + offset)
+        workers = _worker_words(record.prefill_worker, record.decode_worker)
         line = (
             f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
             f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
-            f" stream={record.is_stream}{_stage_words(record)}{_KV_WORDS[record.kv]}{_worker_words(record)}"
+            f" stream={record.is_stream}{_stage_words(record)}{_KV_WORDS[record.kv]}{workers}"
             f" bytes_in={record.bytes_in} bytes_out={record.bytes_out}{client}{reasons}\n"
         )
         return line.encode()
@@ -140,10 +142,12 @@ def _stage_words(record: RequestRecord) -> str:
     queue_s, prefill_s, first_byte_s, total_s = record.stages()
     words = f" total_ms={milliseconds(total_s)}"
     if first_byte_s >= 0.0:
-        words = f" decode_first_byte_ms={milliseconds(first_byte_s)}{words}"
+        words = f" decode_first_byte_ms={record.decode_ms or milliseconds(first_byte_s)}{words}"
     if prefill_s >= 0.0:
-        words = f" prefill_ms={milliseconds(prefill_s)}{words}"
-    return f" queue_ms={milliseconds(queue_s)}{words}" if queue_s >= 0.0 else words
+        words = f" prefill_ms={record.prefill_ms or milliseconds(prefill_s)}{words}"
+    if queue_s >= 0.0:
+        words = f" queue_ms={record.queue_ms or milliseconds(queue_s)}{words}"
+    return words
 
 
 def _ms(seconds: float) -> float | None:
@@ -164,7 +168,7 @@ def _reason_words(record: RequestRecord) -> str:
     return "".join(f' {name}="{one_line(reason)}"' for name, reason in reasons.items() if reason)
 
 
-def _worker_words(record: RequestRecord) -> str:
-    prefill, decode = record.prefill_worker, record.decode_worker
+@functools.lru_cache(maxsize=256)  # pairs of workers come again and again
+def _worker_words(prefill: str | None, decode: str | None) -> str:
     words = f" prefill_worker={one_line(prefill)}" if prefill else ""
     return f"{words} decode_worker={one_line(decode)}" if decode else words

@@ -198,17 +198,12 @@ class Telemetry:
         self.records.append(record)
 
     def _observe_stages(self, record: RequestRecord) -> None:
-        cell = self._stages[record.model_index]
-        queue, prefill, decode, total = record.stages()
-        self._observe_stage(cell, queue)
-        self._observe_stage(cell + _STAGE_CELLS, prefill)
-        self._observe_stage(cell + 2 * _STAGE_CELLS, decode)
-        self._observe_stage(cell + 3 * _STAGE_CELLS, total)
-
-    def _observe_stage(self, cell: int, seconds: float) -> None:
-        if seconds >= 0.0:
-            self.row[cell + bisect_left(STAGE_BOUNDS, seconds)] += 1
-            self.row[cell + _STAGE_SUM] += int(seconds * 1e6)
+        row, cell = self.row, self._stages[record.model_index]
+        for seconds in record.stages():
+            if seconds >= 0.0:
+                row[cell + bisect_left(STAGE_BOUNDS, seconds)] += 1
+                row[cell + _STAGE_SUM] += int(seconds * 1e6)
+            cell += _STAGE_CELLS
 
     def transport_fallback(self, reason: FallbackReason) -> None:
         self.row[self.layout.fallbacks + reason] += 1

@@ -38,6 +38,10 @@ class RequestRecord:
     prefill_done = 0.0  # stays 0.0 when one worker serves the request as a whole
     first_byte = 0.0
     finished = 0.0
+    # Milliseconds as the client was told them, which the access line repeats; "" where it was told nothing.
+    queue_ms = ""
+    prefill_ms = ""
+    decode_ms = ""
     model_index = -1  # in the config's list of models; -1: the request names none that we know
     is_stream = False
     status = 0  # as sent, or 499 if the client was gone before a head could be sent
