@@ -67,7 +67,7 @@ async def memory(pools: Pools, scale: Scale) -> list[Verdict]:
         async with load_of(orchestrator, smaller) as load:
             pass
         explain(load.results)
-        goal = f"{UPLOADS} bodies of 16 MiB, max_held_bytes {BOUND_MIB} MiB: at most {MOST_MIB} MiB more are used"
+        goal = f"{UPLOADS} bodies of 16 MiB, max_held_bytes {BOUND_MIB} MiB: at most {MOST_MIB} MiB more"
         return [
             Verdict(goal, f"{grown} MiB, {answered} answered 503", grown <= MOST_MIB and answered > 0),
             none_failed(load.results, "after that"),
