@@ -119,8 +119,8 @@ class Orchestrator:
         before: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        """`before` is a command that becomes the orchestrator. `seats` are those of a decode worker, `options` are the config's `orchestrator`. `trust` is for its
-        certificate, `key` for who asks.
+        """`before` becomes the orchestrator. `seats` are those of a decode worker, `options`
+        are the config's `orchestrator`. `trust` is for its certificate, `key` for who asks.
         """
         self._asking: dict[str, Any] = {
             "headers": {"authorization": f"Bearer {key}"} if key else {},
