@@ -192,7 +192,10 @@ class Orchestrator:
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
         server_limits = ServerLimits.of(config.orchestrator)
-        shared = Shared(server_limits, self.ids, self.note_refused, handlers, self._data_plane.form_error)
+        plane = self._data_plane
+        shared = Shared(
+            server_limits, self.ids, self.note_refused, handlers, held=plane.held, form_error=plane.form_error
+        )
         self._protocols = Protocols(shared)
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)

@@ -166,6 +166,21 @@ class ShuttingDown(Unavailable):
     code = "shutting_down"
 
 
+class TooManyConnections(Overloaded):
+    """All connections that clients may have are open, and all are in use."""
+
+    code = "too_many_connections"
+
+
+class OutOfResources(Unavailable):
+    """This machine lacks what a connection to a worker takes: a descriptor, a port, a buffer, a resolver.
+
+    It says nothing about the worker.
+    """
+
+    code = "out_of_resources"
+
+
 class TooBusy(Overloaded):
     """There is neither a seat nor a place in the queue for it, now."""
 

@@ -134,8 +134,9 @@ class LimitsConfig(Model):
     max_held_bytes: Reloadable[int] = Field(
         1024 * 1024 * 1024,
         ge=1024,
-        description="New requests are answered 503 while open requests hold more than this many bytes: their "
-        "bodies, and answers that were received and not yet sent.",
+        description="Requests hold at most this many bytes: what has come of them, and answers that were "
+        "received and not yet sent. New requests are answered 503 above it, and so are those that came last "
+        "of what is still coming in.",
     )
     header_timeout_s: Reloadable[Seconds] = Field(
         10.0,
@@ -263,6 +264,13 @@ class OrchestratorConfig(Model):
     # uvicorn's settings, under uvicorn's names
     backlog: int = Field(
         2048, ge=1, description="At most this many connections wait in the kernel until they are accepted."
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="At most this many client connections are open in each process; for another one a "
+        "connection is closed on which no request is in progress, or else it is answered 503. Without it, "
+        "clients have half of the descriptors that the process may open, less 64.",
     )
     limit_concurrency: int | None = Field(
         None, ge=1, description="New requests are answered 503 while this many are in progress."

@@ -19,12 +19,12 @@ from orchestrator.errors import (
     ClientGone,
     DeadlineExceeded,
     MethodNotAllowed,
-    Overloaded,
     ShuttingDown,
 )
 from orchestrator.failover.transcript import Transcript
 from orchestrator.http.asgi import AsgiExchange
 from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
+from orchestrator.http.held import HeldBytes
 from orchestrator.legs.leg import Leg
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
@@ -97,8 +97,8 @@ class RequestScope:
             self._admit()
             body = await self.exchange.read_body()
             self.record.bytes_in = len(body)
-            self._plane.memory.bodies += len(body)
-            self._plane.memory.check()
+            self._plane.held.bodies += len(body)
+            self._plane.held.check()
             await self._plane.serve(self, body)
         except BatonError as error:
             self._fail(error)
@@ -115,7 +115,7 @@ class RequestScope:
         exchange, plane = self.exchange, self._plane
         if plane.is_refusing:
             raise ShuttingDown("this server is shutting down: ask again")
-        plane.memory.check()
+        plane.held.check()
         wanted = exchange.header(b"x-request-timeout")
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
@@ -130,7 +130,7 @@ class RequestScope:
         if self.transcript is not None:
             self.transcript.close()
         self._plane.open.pop(self, None)
-        self._plane.memory.bodies -= self.record.bytes_in
+        self._plane.held.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
 
@@ -210,8 +210,9 @@ class RequestScope:
         return self.record.is_stream or leg.worker.address.role == "prefill"
 
     def bytes_under_way(self) -> int:
-        """Count its body while that comes in, and what nobody has read yet of a worker's answer."""
-        incoming = 0 if self.record.bytes_in else self.exchange.body_size
+        """Count what nobody has read yet of a worker's answer, and what comes in if its server does not."""
+        exchange = self.exchange
+        incoming = 0 if exchange.is_counted or self.record.bytes_in else exchange.body_size
         answer = self._leg.answer if self._leg is not None else None
         return incoming + (answer.unread if answer is not None else 0)
 
@@ -368,32 +369,6 @@ def _server_timing(record: RequestRecord) -> str:
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 
-class MemoryBound:
-    """It counts the bytes that the requests of a process hold, against the most that they may.
-
-    `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
-    not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
-    """
-
-    __slots__ = ("_telemetry", "bodies", "most", "under_way")
-
-    def __init__(self, most: int, telemetry: Telemetry) -> None:
-        self.bodies = 0
-        self.under_way = 0
-        self.most = most
-        self._telemetry = telemetry
-
-    def check(self) -> None:
-        """Raise `Overloaded` if there is too much already."""
-        if self.bodies + self.under_way > self.most:
-            self._telemetry.rejected(RejectReason.MEMORY)
-            raise Overloaded("this server holds as many bytes of requests as it may")
-
-    def note_under_way(self, size: int) -> None:
-        self.under_way = size
-        self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
-
-
 def _without_slash(path: str) -> str | None:
     return path.removesuffix("/")
 
@@ -431,14 +406,14 @@ class DataPlane:
         self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
-        self.memory = MemoryBound(limits.max_held_bytes, telemetry)
+        self.held = HeldBytes(limits.max_held_bytes, lambda: telemetry.rejected(RejectReason.MEMORY))
         self.is_refusing = False  # new requests: the process is about to end
         self.reconfigure(limits)
 
     def reconfigure(self, limits: LimitsConfig) -> None:
         """Go by this section from now on. Open requests keep their deadlines, not their limits of silence."""
         self.limits = limits
-        self.memory.most = limits.max_held_bytes
+        self.held.most = limits.max_held_bytes
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
@@ -469,4 +444,9 @@ class DataPlane:
             now = self.time()
             for request in tuple(self.open):
                 request.sweep(now)
-            self.memory.note_under_way(sum(request.bytes_under_way() for request in self.open))
+            self.note_under_way(sum(request.bytes_under_way() for request in self.open))
+
+    def note_under_way(self, size: int) -> None:
+        """Note how many bytes are under way that nobody counts as they come."""
+        self.held.answers = size + self.held.unsent()
+        self.telemetry.row[self.telemetry.layout.held_bytes] = self.held.size

@@ -70,6 +70,7 @@ class FakeExchange(Exchange):
         self.headers = list(headers)
         self.content_length = None
         self.body_size = 0
+        self.is_counted = False
         self._path = path
         self._request_id = request_id_from(self.headers, IdSource(random.Random(0)))
         self.is_gone = False
@@ -324,7 +325,7 @@ class FakeCluster:
         assert not self.plane.open
         assert self.telemetry.in_flight == 0
         assert self.admission.admitted == 0
-        assert self.plane.memory.bodies == 0
+        assert (self.plane.held.bodies, self.plane.held.incoming) == (0, 0)
 
 
 def _pools(roles: Sequence[Role], seats: int) -> dict[Role, PoolConfig]:
