@@ -59,6 +59,12 @@ class ClientError(BatonError):
     code = "invalid_request"
 
 
+class UnsupportedMediaType(ClientError):
+    """The body is of another media type than the endpoint takes; the status is vLLM's."""
+
+    code = "unsupported_media_type"
+
+
 class Unauthorized(ClientError):
     status = 401
     type = "authentication_error"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from orchestrator.api.base import Endpoint
+from orchestrator.api.base import JSON, Endpoint
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import LimitsConfig
 from orchestrator.errors import (
@@ -111,6 +111,9 @@ class RequestScope:
             self.record.client = plane.keys.check(exchange.header(b"authorization"))
         if exchange.method != "POST":
             raise MethodNotAllowed(f"use POST for {exchange.path}", allow="POST")
+        content_type = exchange.header(b"content-type")
+        if content_type != JSON:
+            self.endpoint.check_content_type(content_type)
 
     def _close(self) -> None:
         self._task = None
