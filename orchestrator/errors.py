@@ -130,6 +130,13 @@ class UnsupportedEncoding(ClientError):
     code = "unsupported_content_encoding"
 
 
+class Misdirected(ClientError):
+    """The client asked for a host that this server is not."""
+
+    status = 421
+    code = "misdirected_request"
+
+
 class HeadersTooLarge(ClientError):
     status = 431
     code = "headers_too_large"

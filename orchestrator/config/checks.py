@@ -60,6 +60,7 @@ def findings(config: Config) -> Iterator[Finding]:
     """Return all mistakes in no order. This looks at the file system, at nothing else outside the config."""
     yield from _open_to_strangers(config)
     yield from _drain(config.orchestrator)
+    yield from _cors(config.orchestrator)
     yield from _files(config)
     yield from _model_names(config)
     for index, model in enumerate(config.models):
@@ -85,6 +86,14 @@ def _drain(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
     limit: Path = ("orchestrator", "timeout_graceful_shutdown")
     if orchestrator.drain_notice_s > orchestrator.timeout_graceful_shutdown:
         yield Finding(path, "drain_notice_s is longer than timeout_graceful_shutdown", also=(limit,))
+
+
+def _cors(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
+    cors = orchestrator.cors
+    if cors is not None and cors.allow_credentials and "*" in cors.allowed_origins:
+        path: Path = ("orchestrator", "cors", "allow_credentials")
+        message = "with allow_credentials every page could act as its reader: name the allowed_origins"
+        yield Finding(path, message, also=(("orchestrator", "cors", "allowed_origins"),))
 
 
 def _files(config: Config) -> Iterator[Finding]:

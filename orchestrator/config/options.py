@@ -8,6 +8,7 @@ what is started by `launch/plan.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from orchestrator.wire.info import Role
 LEASE_S = 30.0
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})
+ANY_HOST = "*"
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -51,6 +53,47 @@ def _worker_host(value: str) -> str:
     if not value or "/" in value or (":" in value and (value.count(":") == 1 or "[" in value)):
         raise ValueError(f"expected a host name or an address without port, got {value!r}")
     return value
+
+
+_is_name = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*").fullmatch
+
+
+def _host_name(value: str) -> str:
+    """Return a name as it stands in a Host header: in lower case, without a dot at its end, as IDNA."""
+    if value == ANY_HOST:
+        return value
+    below = "*." if value.startswith("*.") else ""
+    try:
+        name = value.removeprefix(below).lower().removesuffix(".").encode("idna").decode("ascii")
+    except UnicodeError:
+        name = ""
+    if not _is_name(name):
+        raise ValueError(f"expected a host name without scheme and port, *.NAME or *, got {value!r}")
+    return below + name
+
+
+def _origin(value: str) -> str:
+    """Return an origin as browsers send it: in lower case, without a default port."""
+    scheme, separator, rest = value.lower().partition("://")
+    if value == ANY_HOST:
+        return value
+    if not separator or not _is_scheme(scheme) or not _is_authority(rest):
+        raise ValueError(f"expected SCHEME://HOST[:PORT] without a path, or *, got {value!r}")
+    return f"{scheme}://{rest.removesuffix(_DEFAULT_PORTS.get(scheme, '/'))}"
+
+
+_is_scheme = re.compile(r"[a-z][a-z0-9+.-]*").fullmatch
+_is_authority = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?").fullmatch
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def _token(value: str) -> str:
+    if not _is_token(value):
+        raise ValueError(f"expected a name of letters, digits and hyphens, or *, got {value!r}")
+    return value
+
+
+_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
 
 def _worker_url(value: str) -> str:
@@ -81,6 +124,9 @@ def _text(value: Any) -> Any:
 Address = Annotated[str, AfterValidator(_address)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Token = Annotated[str, AfterValidator(_token)]
 Text = Annotated[str, BeforeValidator(_text)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Gpu = Annotated[int, Field(ge=0)]
@@ -90,6 +136,30 @@ Seconds = Annotated[float, Field(gt=0)]
 class TlsConfig(Model):
     cert: str = Field(description="This PEM file holds the certificate chain of the server.")
     key: str = Field(description="This PEM file holds the private key of the certificate.")
+
+
+class CorsConfig(Model):
+    """Pages of other sites may ask, as browsers' rules of CORS have it."""
+
+    allowed_origins: list[Origin] = Field(
+        min_length=1,
+        description="Pages of these origins may ask, each written as https://app.example.com; `*` stands for "
+        "all.",
+    )
+    allowed_methods: list[Token] = Field(
+        ["*"], description="Pages may use these methods; `*` stands for all."
+    )
+    allowed_headers: list[Token] = Field(
+        ["*"], description="Pages may send these headers beside harmless ones; `*` stands for all."
+    )
+    allow_credentials: bool = Field(
+        False,
+        description="Pages may have the browser send cookies and the like; API keys in headers need no such "
+        "permission.",
+    )
+    max_age_s: int = Field(
+        600, ge=0, description="A browser remembers what it was allowed for this many seconds."
+    )
 
 
 class LogConfig(Model):
@@ -239,6 +309,15 @@ class OrchestratorConfig(Model):
         False, description="The API may be served beyond loopback without API keys."
     )
     tls: TlsConfig | None = Field(None, description="The API is served over TLS with this certificate.")
+    allowed_hosts: list[HostName] = Field(
+        [],
+        description="Both listeners serve requests for these names (header Host) and for localhost; others "
+        "are answered 421. IP addresses are always right, and beyond loopback every name is while this list is "
+        "empty. Names may have the form `*.NAME`, for all below NAME, or be `*`, for all.",
+    )
+    cors: CorsConfig | None = Field(
+        None, description="Web pages of these other sites may ask; without this section none may."
+    )
     log: LogConfig = Field(LogConfig(), description="This section says what is written to the log, and how.")
     limits: LimitsConfig = Field(
         LimitsConfig(), description="This section bounds how long requests take and how large they are."

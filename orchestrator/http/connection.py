@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from orchestrator.errors import BatonError, RequestTimeout
 from orchestrator.http.carrier import Addresses
+from orchestrator.http.cors import Cors
 from orchestrator.http.deadlines import NEVER, Deadlines, Sweep
 from orchestrator.http.exchange import Handler
 from orchestrator.http.http_exchange import HttpExchange, refuse, run
@@ -46,16 +47,18 @@ class Shared:
         ids: IdSource,
         on_refused: Callable[[BatonError], None] | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
+        cors: Cors | None = None,
     ) -> None:
         """Requests for the paths in `handlers` go there instead of to the application.
 
         `on_refused` is told of every error that the server itself answers; neither a handler nor the
-        application ever sees those requests.
+        application ever sees those requests. With `cors` pages of other sites may ask.
         """
         self.limits = limits  # of the connections that are made from now on
         self.ids = ids
         self.on_refused = on_refused
         self.handlers = handlers
+        self.cors = cors
         self.sweep = Sweep(limits.sweep_s)
         self.open: set[HttpProtocol] = set()
         self.is_ending = False
@@ -94,6 +97,7 @@ class HttpProtocol(Receiver):
         self.is_write_paused = False
         self._shared = shared
         self._handlers = shared.handlers
+        self._cors = shared.cors
         self._otherwise = otherwise
         self._state = state
         self.max_requests = max_requests
@@ -227,6 +231,8 @@ class HttpProtocol(Receiver):
 
     def _start(self, exchange: HttpExchange) -> None:
         self.active = exchange
+        if self._cors is not None and self._cors.answers(exchange):
+            return
         if exchange.refusal is not None:
             exchange.body.discard()
             refuse(exchange, exchange.refusal)

@@ -47,6 +47,7 @@ class HttpExchange(Exchange):
     is_complete = False
     task: asyncio.Task[None] | None = None  # of the handler
     body_size = 0  # bytes received
+    added = b""  # a header block that goes out with the answer, whoever answers
 
     _request_id: str | None = None
     _on_leave: Callable[[], None] | None = None
@@ -173,9 +174,10 @@ class HttpExchange(Exchange):
         # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
         if self.body.awaits_continue or self.connection.is_ending:
             self.keep_alive = False
-        return b"%b%bx-request-id: %b\r\n%b%b" % (
+        return b"%b%b%bx-request-id: %b\r\n%b%b" % (
             STATUS_LINES.get(status) or _status_line(status),
             headers if isinstance(headers, bytes) else header_block(headers),
+            self.added,
             (self._request_id or self.request_id).encode(),
             framing,
             b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.config.options import OrchestratorConfig
+from orchestrator.http.hosts import Hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,12 @@ class ServerLimits:
     )  # what is left of a refused body is read up to here, else the connection closes
     limit_concurrency: int | None = None  # requests in progress; more are 503
     unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
+    hosts: Hosts | None = None  # requests for others are 421; None: for all
     sweep_s: float = 0.25
 
     @classmethod
-    def of(cls, config: OrchestratorConfig) -> ServerLimits:
+    def of(cls, config: OrchestratorConfig, listen: str | None = None) -> ServerLimits:
+        """Return those of the listener at `listen`, else of the data plane's."""
         limits = config.limits
         return cls(
             header_timeout_s=limits.header_timeout_s,
@@ -38,4 +41,5 @@ class ServerLimits:
             write_timeout_s=limits.client_write_timeout_s,
             max_body_bytes=limits.max_body_bytes,
             limit_concurrency=config.limit_concurrency,
+            hosts=Hosts.of(config.allowed_hosts, listen or config.listen),
         )
