@@ -14,6 +14,7 @@ from launch.engines.base import Surroundings
 from launch.engines.vllm import OUR_PLUGIN
 from launch.plan import ProcessSpec
 from orchestrator.config.addresses import is_loopback
+from orchestrator.config.printing import one_line
 
 # vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.
 _UNNAMED_GROUP = "vllm.endpoint_plugins"
@@ -61,7 +62,15 @@ def taken_ports(specs: Iterable[ProcessSpec]) -> Iterator[str]:
                     pass
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    yield f"{spec.name}: port {port} of {host} is taken by another process"
+                    yield one_line(
+                        f"{spec.name}: port {port} of {host} is taken by another process: {_hint(spec)}"
+                    )
+
+
+def _hint(spec: ProcessSpec) -> str:
+    if spec.role == "orchestrator":
+        return "give another one (orchestrator.listen, orchestrator.admin)"
+    return "give another one (base_port, or workers: [{port: ..., side_channel_port: ...}])"
 
 
 @contextmanager

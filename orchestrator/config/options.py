@@ -312,8 +312,8 @@ class OrchestratorConfig(Model):
     allowed_hosts: list[HostName] = Field(
         [],
         description="Both listeners serve requests for these names (header Host) and for localhost; others "
-        "are answered 421. IP addresses are always right, and beyond loopback every name is while this list is "
-        "empty. Names may have the form `*.NAME`, for all below NAME, or be `*`, for all.",
+        "are answered 421. IP addresses are always right, and beyond loopback every name is while this list "
+        "is empty. Names may have the form `*.NAME`, for all below NAME, or be `*`, for all.",
     )
     cors: CorsConfig | None = Field(
         None, description="Web pages of these other sites may ask; without this section none may."
