@@ -135,14 +135,14 @@ def _up(arguments: argparse.Namespace) -> int:
 def _orchestrator(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from orchestrator.control.reload import ConfigSource
-    from orchestrator.errors import StartError
+    from orchestrator.errors import SettingError, StartError
     from orchestrator.run import run
 
     try:
         return run(config, ConfigSource(arguments.config, arguments.overrides))
     except StartError as error:
         _complain(error)
-        return Exit.FAILED
+        return Exit.USAGE if isinstance(error, SettingError) else Exit.FAILED
 
 
 def _worker(arguments: argparse.Namespace) -> int:

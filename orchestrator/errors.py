@@ -20,6 +20,10 @@ class StartError(Exception):
     """The orchestrator cannot start; the message says what to change."""
 
 
+class SettingError(StartError):
+    """A variable of the environment has a value that cannot be right."""
+
+
 class BatonError(Exception):
     """All that ends a request early extends this. `message` is safe to show to a client."""
 

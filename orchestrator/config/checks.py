@@ -10,6 +10,7 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
 from urllib.parse import urlsplit
 
 from orchestrator.config.addresses import is_loopback, machine, worker_addresses
+from orchestrator.config.files import read_file
 from orchestrator.config.keys import KeyFileError, KeyRing
 from orchestrator.config.options import (
     WILDCARDS,
@@ -128,8 +129,7 @@ def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
 
 def _readable(path: Path, name: str) -> Iterator[Finding]:
     try:
-        with FilePath(name).open("rb"):
-            return
+        read_file(name)
     except OSError as error:
         yield Finding(path, f"cannot read {name}: {error.strerror}")
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Model, Reloadable
 from orchestrator.config.connectors import ConnectorName
 from orchestrator.config.policies import Policy, policy_named
+from orchestrator.config.printing import masked
 from orchestrator.legs.connectors import NIXL
 from orchestrator.wire.info import Role
 
@@ -26,6 +28,7 @@ LEASE_S = 30.0
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})
 ANY_HOST = "*"
+WEB_PORTS = {"http": 80, "https": 443}
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -97,16 +100,43 @@ _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
 
 def _worker_url(value: str) -> str:
-    """Return `http(s)://HOST[:PORT]` with the port written out."""
-    parts = urlsplit(value)
+    """Return `http(s)://HOST:PORT`: in lower case, with the port written out and the name as IDNA."""
+    parts, port = _split_url(value)
+    if parts.scheme not in WEB_PORTS or port == 0:
+        raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {masked(value)!r}")
+    host = _url_host(parts.hostname or "")
+    if not host or "@" in parts.netloc or parts.path not in ("", "/") or "?" in value or "#" in value:
+        raise ValueError(f"expected only http(s)://HOST:PORT, got {masked(value)!r}")
+    if host in WILDCARDS:
+        raise ValueError(f"workers are reached at their host, and {host!r} is no address to reach")
+    return f"{parts.scheme}://{join_address(host, WEB_PORTS[parts.scheme] if port is None else port)}"
+
+
+def _split_url(value: str) -> tuple[SplitResult, int | None]:
+    """Return the parts and the port; 0, which is no port, if the value is no URL."""
     try:
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    except (ValueError, KeyError):
-        raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {value!r}") from None
-    host = parts.hostname or ""
-    if not host or "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"expected only http(s)://HOST:PORT, got {value!r}")
-    return f"{parts.scheme}://{join_address(host, port)}"
+        parts = urlsplit(value)
+        # urlsplit itself leaves out tabs and line breaks, and what is between a bracket and the port.
+        is_plain = value.isprintable() and " " not in value and _ends_right(parts.netloc)
+        return parts, parts.port if is_plain else 0
+    except ValueError:
+        return SplitResult("", "", "", "", ""), 0
+
+
+_ends_right = re.compile(r"|([^\[\]]*[^\[\]:]|[^\[\]]*\[[^\[\]]*\])(:[0-9]+)?").fullmatch
+
+
+def _url_host(host: str) -> str:
+    """Return a host as it is connected to; empty if there can be none of that name."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        pass
+    try:
+        name = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return ""
+    return name if _is_name(name.removesuffix(".")) else ""
 
 
 def join_address(host: str, port: int) -> str:
