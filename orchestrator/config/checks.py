@@ -55,6 +55,7 @@ class Finding:
     path: Path
     message: str
     also: tuple[Path, ...] = ()
+    follows_from: tuple[Path, ...] | None = None  # if given, only what is refused there makes it void
 
 
 def findings(config: Config) -> Iterator[Finding]:
@@ -112,7 +113,7 @@ def _key_file(path: Path, name: str) -> Iterator[Finding]:
         try:
             KeyRing.load(name)
         except KeyFileError as error:
-            yield from (Finding(path, problem) for problem in error.problems)
+            yield from (Finding(path, problem, follows_from=()) for problem in error.problems)
 
 
 def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
@@ -124,14 +125,15 @@ def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
             SSLContext(PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password=lambda: "")
         except SSLError as error:
             why = error.reason or str(error)
-            yield Finding(path, f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}")
+            message = f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}"
+            yield Finding(path, message, follows_from=())
 
 
 def _readable(path: Path, name: str) -> Iterator[Finding]:
     try:
         read_file(name)
     except OSError as error:
-        yield Finding(path, f"cannot read {name}: {error.strerror}")
+        yield Finding(path, f"cannot read {name}: {error.strerror}", follows_from=())
 
 
 # --- models and pools -------------------------------------------------------------------------------
@@ -189,7 +191,8 @@ def _model_path(path: Path, model: ModelConfig) -> Iterator[Finding]:
         and not is_hub_name(model.path)
         and not FilePath(model.path).exists()
     ):
-        yield Finding((*path, "path"), f"no such directory: {model.path}")
+        follows_from = tuple((*path, role) for role in managed)
+        yield Finding((*path, "path"), f"no such directory: {model.path}", follows_from=follows_from)
 
 
 def _is_needed_here(pools: Iterable[PoolConfig]) -> bool:

@@ -8,11 +8,11 @@ import stat
 MAX_BYTES = 1024 * 1024  # of keys, a certificate chain: a larger file is another one by mistake
 
 _KINDS = {
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFDIR: "a directory",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "Is a FIFO, not a file",
+    stat.S_IFSOCK: "Is a socket, not a file",
+    stat.S_IFDIR: "Is a directory",
+    stat.S_IFCHR: "Is a device, not a file",
+    stat.S_IFBLK: "Is a device, not a file",
 }
 
 
@@ -21,13 +21,17 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
     A FIFO or a device, whose content may never come or never end, is not opened for good.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
-        kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind in _KINDS:
-            raise _refused(path, f"it is {_KINDS[kind]}, not a file")
-        content = file.read(MAX_BYTES + 1)
+            raise _refused(path, _KINDS[kind])
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_BYTES:
-        raise _refused(path, f"it has more than {MAX_BYTES} bytes")
+        raise _refused(path, f"Has more than {MAX_BYTES} bytes")
     return content
 
 

@@ -80,8 +80,7 @@ class _Guard:
     def _check_key(self, scope: Scope) -> None:
         if self._keys is None or scope["path"] in self._open_paths:
             return
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
-        self._keys.check(values[-1] if values else None)
+        self._keys.check(authorization_of(scope))
 
 
 def _answer_to(error: Exception, request_id: str) -> Response:
@@ -95,6 +94,12 @@ def _error_response(error: BatonError) -> Response:
     response = Response(error.body(), error.status)
     response.raw_headers.extend(error.headers())
     return response
+
+
+def authorization_of(scope: Scope) -> bytes | None:
+    """Return the header that carries the key; of several, the last."""
+    values: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
+    return values[-1] if values else None
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -32,13 +32,12 @@ from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.sse import Events
+from orchestrator.wire.trace import TRACEPARENT, trace_fields
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
 SWEEP_S: Final = 0.25
 
-# The client's headers that workers get too; nothing else of a client's head reaches them.
-_RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
 _PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
 _log: Final = logging.getLogger("baton.relay")
 
@@ -197,8 +196,11 @@ class RequestScope:
         self._leg = leg
 
     def relayed_headers(self) -> bytes:
-        """Return those of the client's headers that go to workers."""
-        relayed = [field for field in self.exchange.headers if field[0] in _RELAYED]
+        """Return those of the client's headers that go to workers: what it accepts, and its trace."""
+        headers = self.exchange.headers
+        relayed = [field for field in headers if field[0] == b"accept"]
+        if self.exchange.header(TRACEPARENT) is not None:
+            relayed += trace_fields(headers)
         return header_block(relayed) if relayed else b""
 
     def response_headers(self) -> bytes:
