@@ -216,7 +216,8 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
     fields = _decode_top_level(body, is_small=is_small)
     shared = dict(fields)
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
-    common, own_json = json_object(shared), _json.encode(own)
+    common: Parts = (_json.encode(shared),) if is_small else json_object(shared)
+    own_json = _json.encode(own)
     routed = _decode_routed(own_json, own)
     if is_small and len(body) != _compact_length(len(common[0]), len(own_json)):
         _refuse_duplicates(body)

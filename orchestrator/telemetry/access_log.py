@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -80,10 +81,11 @@ class AccessLog:
         client = f" client={one_line(record.client)}" if record.client else ""
         reasons = _reason_words(record) if self._tells_reasons else ""
         ended = timestamp(record.finished + offset)
+        workers = _worker_words(record.prefill_worker, record.decode_worker)
         line = (
             f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
             f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
-            f" stream={record.is_stream}{_stage_words(record)}{_KV_WORDS[record.kv]}{_worker_words(record)}"
+            f" stream={record.is_stream}{_stage_words(record)}{_KV_WORDS[record.kv]}{workers}"
             f" bytes_in={record.bytes_in} bytes_out={record.bytes_out}{client}{reasons}\n"
         )
         return line.encode()
@@ -167,7 +169,7 @@ def _reason_words(record: RequestRecord) -> str:
     return "".join(f' {name}="{one_line(reason)}"' for name, reason in reasons.items() if reason)
 
 
-def _worker_words(record: RequestRecord) -> str:
-    prefill, decode = record.prefill_worker, record.decode_worker
+@functools.lru_cache(maxsize=256)  # pairs of workers come again and again
+def _worker_words(prefill: str | None, decode: str | None) -> str:
     words = f" prefill_worker={one_line(prefill)}" if prefill else ""
     return f"{words} decode_worker={one_line(decode)}" if decode else words
