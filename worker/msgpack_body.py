@@ -5,9 +5,10 @@ body of 16 MiB could take over a gigabyte, and seconds of the event loop. These 
 within them costs no more than msgspec's untyped `decode` (40 us either way for a chat of 234 KB):
 
 - up to `SMALL_BODY` bytes the size is the bound (20 MB of objects at worst): one typed decode;
-- above it the document is split into its fields, at most `MAX_FIELDS`. Text, numbers and token ids cost
-  memory as they do in JSON and are not counted; all other fields may have `MAX_ENTRIES` entries together;
-- nesting ends at `MAX_DEPTH`. The typed decode knows `TYPED_DEPTH` levels; what is deeper is walked first.
+- above it the document is split into its fields, at most `MAX_FIELDS`. Text costs memory as it does in JSON.
+  A list of numbers, as token ids are, may have `MAX_NUMBERS`, all other fields `MAX_ENTRIES` together;
+- nesting ends at `MAX_DEPTH`, as the orchestrator has it for every encoding. The typed decode knows
+  `TYPED_DEPTH` levels; what is deeper is walked first.
 
 What JSON cannot say (bytes, extension types, keys that are not strings, NaN and infinities) is refused, with
 one exception for those who ask for it: a prompt's token ids in the hand-off may be bytes.
@@ -20,13 +21,14 @@ from typing import Annotated, Any
 
 import msgspec
 
+from orchestrator.wire.depth import MAX_DEPTH
 from worker.token_ids import IDS_KEY, PARAMS_KEY
 
 SMALL_BODY = 256 * 1024
 MAX_ENTRIES = 262_144  # at worst 60 MB of objects; a chat of 40,000 messages has as many
+MAX_NUMBERS = 2_097_152  # at worst 75 MB of objects, for two bytes each on the wire, or one
 MAX_FIELDS = 4096
 MAX_WIDTH = 64  # of a hand-off's fields, and of the lists in one of them
-MAX_DEPTH = 128  # the document itself is level 1; the JSON Schemas of tools reach about 20
 TYPED_DEPTH = 10  # a plain tool's schema reaches 8; the type doubles with every level (20 ms to build at 10)
 
 
@@ -131,7 +133,8 @@ def _value(levels: int) -> Any:
     return _Scalar | list[inner] | dict[str, inner]  # type: ignore[valid-type]  # built at run time
 
 
-_Flat: Any = _value(1)
+_Numbers = msgspec.Meta(max_length=MAX_NUMBERS)
+_Flat: Any = _Scalar | Annotated[list[_Scalar], _Numbers] | Annotated[dict[str, _Scalar], _Numbers]
 _Deep: Any = _value(TYPED_DEPTH - 1)
 _TYPED: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, _Deep])
 _SPLIT: msgspec.msgpack.Decoder[dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(

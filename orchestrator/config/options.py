@@ -338,6 +338,11 @@ class OrchestratorConfig(Model):
     insecure_no_auth: bool = Field(
         False, description="The API may be served beyond loopback without API keys."
     )
+    relay_data_parallel_rank: bool = Field(
+        False,
+        description="Workers get a client's X-data-parallel-rank, which chooses one of a worker's engines "
+        "whatever that one has to do; both workers of a request get the same.",
+    )
     tls: TlsConfig | None = Field(None, description="The API is served over TLS with this certificate.")
     allowed_hosts: list[HostName] = Field(
         [],

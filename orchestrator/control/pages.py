@@ -57,6 +57,7 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without_last_slash(scope)
         request_id = request_id_from(scope["headers"], self._ids)
         started = False
 
@@ -81,6 +82,12 @@ class _Guard:
         if self._keys is None or scope["path"] in self._open_paths:
             return
         self._keys.check(authorization_of(scope))
+
+
+def _without_last_slash(scope: Scope) -> Scope:
+    """Serve `/path/` as `/path`. To redirect would cost clients a request, and some of them the body."""
+    path = scope["path"]
+    return {**scope, "path": path[:-1]} if len(path) > 1 and path.endswith("/") else scope
 
 
 def _answer_to(error: Exception, request_id: str) -> Response:

@@ -30,6 +30,7 @@ EXPOSED: Final = (
     "server-timing",
     "retry-after",
     "www-authenticate",
+    "endpoint-load-metrics",
     "x-ratelimit-limit-requests",
     "x-ratelimit-limit-tokens",
     "x-ratelimit-remaining-requests",

@@ -32,7 +32,7 @@ from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIdsForm
+from orchestrator.wire.info import DOCUMENT_REFUSED, TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
 from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.workers.worker import Worker
@@ -44,6 +44,7 @@ MAX_PREFILL_ANSWER_BYTES: Final = 16 * 1024 * 1024
 _ABORTED_MSGPACK: Final = b"\xadfinish_reason\xa5abort"
 
 _MAY_BE_REFUSALS: Final = frozenset({400, 415, 422})  # of a form that the worker announced
+_DOCUMENT_REFUSED: Final = DOCUMENT_REFUSED.encode()
 _NOT_SENT: Final = -1
 # Looking a member up in its enumeration costs as much as a call.
 _READY: Final = WorkerState.READY
@@ -91,6 +92,7 @@ class Leg(ABC):
     answer: Answer | None = None  # once the leg was written
     heard = 0.0  # when it was written, or when more of its answer was last seen
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
+    is_documents_fault = False  # that it does: the worker takes other documents as it announced
     is_given_up = False  # see `give_up`
     form_headers = b""  # what the head says of the form of the answer, as a header block
     lease: KvLease | None = (
@@ -173,7 +175,7 @@ class Leg(ABC):
             content = await answer.read(limit)
             if answer.status == 200:
                 return content
-            if not self._may_be_refusal(answer.status):
+            if not self._may_be_refusal(answer.status, content):
                 raise worker_answered(answer, content)
             self._note_refusal()
             self.is_plain = True
@@ -213,11 +215,16 @@ class Leg(ABC):
 
     # --- a form that is refused -----------------------------------------------------------------
 
-    def _may_be_refusal(self, status: int) -> bool:
-        """Tell whether an error may be due to a form that the worker announced and has not yet taken."""
+    def _may_be_refusal(self, status: int, content: bytes) -> bool:
+        """Tell whether an error may be due to a form that the worker announced and has not yet taken, or
+        cannot take of this document.
+        """
         worker = self.worker
-        is_plain = self.is_plain or (worker.codec is JSON and not worker.token_ids)
-        return status in _MAY_BE_REFUSALS and not is_plain and worker.proven_epoch != worker.epoch
+        if self.is_plain or (worker.codec is JSON and not worker.token_ids):
+            return False
+        self.is_documents_fault = status < 500 and _DOCUMENT_REFUSED in content
+        is_unproven = worker.proven_epoch != worker.epoch
+        return self.is_documents_fault or (status in _MAY_BE_REFUSALS and is_unproven)
 
     def _note_refusal(self) -> None:  # noqa: B027
         """Prepare for the leg to be sent again as plain JSON: the worker may have refused its form."""
@@ -227,10 +234,13 @@ class Leg(ABC):
     def succeed(self) -> None:
         """Note that the worker has taken the leg, and the hand-off that it builds on.
 
-        If that had to be plain JSON, the worker had refused what it announced.
+        If that had to be plain JSON, the worker had refused what it announced; or else the document cannot be
+        put that way, and the next one may.
         """
         worker = self.worker
-        if self.is_plain:
+        if self.is_documents_fault:
+            self.legs.dispatcher.note_not_encodable(NotEncodable("the worker does not take it as msgpack"))
+        elif self.is_plain:
             self.legs.dispatcher.note_refused_form(worker)
         elif worker.proven_epoch != worker.epoch:
             worker.proven_epoch = worker.epoch

@@ -134,6 +134,8 @@ class Flow:
             view = view_request(body, scope.exchange)
         except InvalidRequest as error:
             raise ClientError(error.message, param=error.param) from error
+        if not view.model:
+            view = view.for_model(_only(self._routes))
         route = self._routes.get(view.model)
         if route is None:
             raise UnknownModel(_unknown_model(view.model, self._routes), param="model")
@@ -298,6 +300,14 @@ def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:
         return connector.pair(transfer, address.host, address.side_channel_port)
     except InvalidHandoff as error:
         raise Unavailable(f"{prefill.name} cannot hand over: {error}") from error
+
+
+def _only(models: Iterable[str]) -> str:
+    """Return the model of a request that names none: the only one, as vLLM has it. Raises `ClientError`."""
+    known = list(models)
+    if len(known) > 1:
+        raise ClientError(f"the field 'model' is required; there is: {', '.join(known)}", param="model")
+    return known[0]
 
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.sse import Events
-from orchestrator.wire.trace import TRACEPARENT, trace_fields
+from orchestrator.wire.trace import TRACEPARENT, TRACESTATE, without_broken_trace
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
@@ -70,7 +70,11 @@ class RequestScope:
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
-        self.endpoint = plane.endpoints[path]
+        endpoint = plane.endpoints.get(path)
+        if endpoint is None:  # there is a slash behind it
+            path = path[:-1]
+            endpoint = plane.endpoints[path]
+        self.endpoint = endpoint
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, path, received)
 
@@ -196,11 +200,11 @@ class RequestScope:
         self._leg = leg
 
     def relayed_headers(self) -> bytes:
-        """Return those of the client's headers that go to workers: what it accepts, and its trace."""
-        headers = self.exchange.headers
-        relayed = [field for field in headers if field[0] == b"accept"]
-        if self.exchange.header(TRACEPARENT) is not None:
-            relayed += trace_fields(headers)
+        """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
+        names = self._plane.relayed
+        relayed = [field for field in self.exchange.headers if field[0] in names]
+        if relayed and (self.exchange.header(TRACEPARENT) or self.exchange.header(TRACESTATE)) is not None:
+            relayed = without_broken_trace(relayed)
         return header_block(relayed) if relayed else b""
 
     def response_headers(self) -> bytes:
@@ -351,17 +355,20 @@ class DataPlane:
         telemetry: Telemetry,
         keys: KeyRing | None,
         time: Callable[[], float],
+        relayed: frozenset[bytes],
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
-        `endpoints` are all paths that requests come to. `serve` answers a request through its scope, or
-        raises a `BatonError`.
+        `endpoints` are all paths that requests come to, but for a slash behind them. `serve` answers a
+        request through its scope, or raises a `BatonError`. `relayed` are names of header fields: workers get
+        those of the client's.
         """
         self.serve = serve
         self.endpoints = endpoints
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
+        self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
         self.memory = MemoryBound(limits.max_held_bytes, telemetry)

@@ -19,6 +19,9 @@ TokenIdsForm = Literal["list", "base64", "bin"]  # how a prompt's token ids trav
 # Set on a leg whose body is msgpack. The content type stays application/json on purpose: FastAPI hands a
 # body to Request.json() only for a JSON content type.
 MSGPACK_HEADER = "X-Msgpack"
+# What our plugin's refusal says of a document that it does not take as msgpack, but may take as JSON. Nothing
+# is wrong with the worker then.
+DOCUMENT_REFUSED = "msgpack body refused"
 # Set on a prefill leg that wants the prompt's token ids: the form of them, "list" where it is absent. The two
 # packed forms are little-endian int32, as a base64 string in JSON or as bin in a msgpack answer.
 TOKEN_IDS_HEADER = "X-Token-Ids"  # noqa: S105  # no secret

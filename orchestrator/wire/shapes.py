@@ -18,6 +18,19 @@ NULL = Raw(b"null")
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class RoutedOwn(msgspec.Struct):
+    """These are the routed fields in which a request's legs differ, in one pass, as nearly all clients write
+    them.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
 
 
 # --- a stream's first events (`sse.py`) ---------------------------------------------------------

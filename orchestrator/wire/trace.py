@@ -16,12 +16,12 @@ _match: Final = re.compile(
 _MAX_BYTES: Final = 256
 
 
-def trace_fields(fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return a client's trace headers; nothing if there is not exactly one `traceparent`, and a right one."""
-    parents = [field for field in fields if field[0] == TRACEPARENT]
-    if len(parents) != 1 or not _is_right(parents[0][1].strip()):
-        return []
-    return [*parents, *(field for field in fields if field[0] == TRACESTATE)]
+def without_broken_trace(fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the fields, without those of a trace unless it has one `traceparent`, and a right one."""
+    parents = [value for name, value in fields if name == TRACEPARENT]
+    if len(parents) == 1 and _is_right(parents[0].strip()):
+        return list(fields)
+    return [field for field in fields if field[0] not in (TRACEPARENT, TRACESTATE)]
 
 
 def _is_right(parent: bytes) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.orchestrator.wire.documents import keys, values
 from tests.worker.hostile import BAD_BODIES, nested
 from worker import msgpack_body
-from worker.msgpack_body import MAX_DEPTH, MAX_ENTRIES, MAX_WIDTH, SMALL_BODY, BadMsgpack, decode
+from worker.msgpack_body import MAX_DEPTH, MAX_ENTRIES, MAX_NUMBERS, MAX_WIDTH, SMALL_BODY, BadMsgpack, decode
 
 encode = msgspec.msgpack.encode
 documents = st.dictionaries(keys, values, max_size=6)
@@ -107,6 +107,14 @@ def test_entries_are_counted_over_all_fields() -> None:
     assert decode(encode({"a": field, "b": field}))
     with pytest.raises(BadMsgpack, match="entries"):
         decode(encode({"a": field, "b": field, "c": [[]]}))
+
+
+def test_lists_of_numbers_are_bounded_too() -> None:
+    """In msgpack a number may be a single byte, of which 16 MiB would take 600 MB."""
+    numbers = b"\x81\xa1a\xdd%b" + b"\xf0" * MAX_NUMBERS
+    assert len(decode(numbers.replace(b"%b", struct.pack(">I", MAX_NUMBERS)))["a"]) == MAX_NUMBERS
+    with pytest.raises(BadMsgpack, match="entries"):
+        decode(numbers.replace(b"%b", struct.pack(">I", MAX_NUMBERS + 1)) + b"\xf0")
 
 
 def test_entries_of_handoffs_are_counted_too() -> None:

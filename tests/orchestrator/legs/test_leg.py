@@ -327,6 +327,37 @@ def test_a_form_that_is_refused_is_sent_again_once_as_plain_json(status: int) ->
     run(test, transport="msgpack")
 
 
+@pytest.mark.parametrize("status", [400, 413])
+@pytest.mark.parametrize("is_proven", [False, True])
+def test_a_document_that_cannot_be_msgpack_says_nothing_of_the_worker(
+    status: int, *, is_proven: bool
+) -> None:
+    """It goes as JSON, and the next request as msgpack again: a client decides about its own request only."""
+
+    async def test(one: OneRequest) -> None:
+        one.announce(one.decode, "json", "msgpack")
+        if is_proven:
+            one.decode.proven_epoch = one.decode.epoch
+        asked = 0
+
+        async def refuses_it(request: MemoryRequest, reply: MemoryReply) -> None:
+            nonlocal asked
+            asked += 1
+            content = b'{"error":{"message":"msgpack body refused: more than 262144 entries"}}'
+            reply.answer(*(status, content, JSON) if asked == 1 else (200, b"{}", JSON))
+
+        one.serve(one.decode, refuses_it)
+        leg = AnswerLeg(one.legs, one.decode)
+        with leg:
+            await leg.read(LIMIT)
+            leg.succeed()
+        assert [header(sent, b"x-msgpack") for sent in one.sent_to(one.decode)] == [b"1", None]
+        assert one.fallbacks() == {FallbackReason.NOT_ENCODABLE: 1}
+        assert one.decode.codec.name == "msgpack"
+
+    run(test, transport="msgpack")
+
+
 def test_what_is_refused_as_plain_json_too_is_the_requests_fault() -> None:
     async def test(one: OneRequest) -> None:
         one.announce(one.decode, "json", "msgpack")
