@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from orchestrator.api.endpoints import ENDPOINTS, entry_of
+from orchestrator.api.endpoints import ENDPOINTS, entry_of, spellings
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
@@ -20,6 +20,7 @@ from orchestrator.control.public import control_app
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.errors import BatonError
 from orchestrator.http.connection import Shared
+from orchestrator.http.cors import Cors
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
 from orchestrator.http.listeners import Protocols, uvicorn_config
@@ -30,6 +31,7 @@ from orchestrator.loop.offload import Offload
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
+from orchestrator.relay.relayed import relayed_to_workers
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
@@ -125,6 +127,7 @@ class Core:
             keys=context.keys,
             time=clock,
             entry_of=entry_of,
+            relayed=relayed_to_workers(has_rank=config.orchestrator.relay_data_parallel_rank),
         )
         self._sweeps: list[asyncio.Task[None]] = []
 
@@ -188,10 +191,21 @@ class Orchestrator:
         self.lag = LoopLagMonitor(self.telemetry)
         self.is_draining = False
         self._data_plane = self.core.data_plane
-        handlers = dict.fromkeys(ENDPOINTS, self._data_plane.handle)
+        handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
         server_limits = ServerLimits.of(config.orchestrator)
-        shared = Shared(server_limits, self.ids, self.note_refused, handlers, self._data_plane.form_error)
-        self._protocols = Protocols(shared)
+        plane = self._data_plane
+        cors = Cors(config.orchestrator.cors) if config.orchestrator.cors is not None else None
+        self._protocols = Protocols(
+            Shared(
+                server_limits,
+                self.ids,
+                self.note_refused,
+                handlers,
+                cors,
+                held=plane.held,
+                form_error=plane.form_error,
+            )
+        )
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []

@@ -20,6 +20,10 @@ class StartError(Exception):
     """The orchestrator cannot start; the message says what to change."""
 
 
+class SettingError(StartError):
+    """A variable of the environment has a value that cannot be right."""
+
+
 class BatonError(Exception):
     """All that ends a request early extends this. `message` is safe to show to a client."""
 
@@ -57,6 +61,12 @@ class ClientError(BatonError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class UnsupportedMediaType(ClientError):
+    """The body is of another media type than the endpoint takes; the status is vLLM's."""
+
+    code = "unsupported_media_type"
 
 
 class Unauthorized(ClientError):
@@ -133,6 +143,13 @@ class UnsupportedEncoding(ClientError):
     code = "unsupported_content_encoding"
 
 
+class Misdirected(ClientError):
+    """The client asked for a host that this server is not."""
+
+    status = 421
+    code = "misdirected_request"
+
+
 class HeadersTooLarge(ClientError):
     status = 431
     code = "headers_too_large"
@@ -164,6 +181,21 @@ class Overloaded(Unavailable):
 
 class ShuttingDown(Unavailable):
     code = "shutting_down"
+
+
+class TooManyConnections(Overloaded):
+    """All connections that clients may have are open, and all are in use."""
+
+    code = "too_many_connections"
+
+
+class OutOfResources(Unavailable):
+    """This machine lacks what a connection to a worker takes: a descriptor, a port, a buffer, a resolver.
+
+    It says nothing about the worker.
+    """
+
+    code = "out_of_resources"
 
 
 class TooBusy(Overloaded):
@@ -217,6 +249,45 @@ class WorkerGarbage(WorkerError):
     should_retry = False
 
 
+class WorkerUnfit(WorkerError):
+    """The worker answered as none of ours does: it refuses the orchestrator's key, sends elsewhere, or is no
+    model server. What the client asked for has no part in it.
+    """
+
+    code = "worker_unfit"
+
+    def __init__(self, answered: int) -> None:
+        """`answered` is the status with which it did."""
+        super().__init__(f"the worker does not serve the orchestrator: it answered {answered}")
+        self.answered = answered
+
+
+class PathMissing(WorkerUnfit):
+    """The worker's server does not have the path: the model is not made for it, for all that is known."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+    def __init__(self, answered: int, path: str) -> None:
+        super().__init__(answered)
+        self.message = f"the workers of this model do not serve {path}"
+
+
+class HandoffLate(WorkerError):
+    """The decode worker had not begun its answer when the lease of the KV blocks ended: what it pulls then
+    may be of another prompt.
+    """
+
+    code = "handoff_late"
+
+
+class HandoffStalled(WorkerError):
+    """The decode worker did not get on with the hand-off, and another one may."""
+
+    code = "handoff_stalled"
+
+
 class KvMissing(BatonError):
     """The KV cache did not get from the prefill to the decode worker, and `kv_missing: fail` minds."""
 
@@ -239,7 +310,7 @@ BUSY_S = 1  # it is avoided for so long, if it does not say: it answers fast, so
 
 
 class WorkerAnswered(BatonError):
-    """The worker answered with an error of its own; status and body reach the client unchanged."""
+    """The worker answered with an error of its own, and the client gets its status and its body."""
 
     type = "upstream_error"
     code = "worker_answered"
@@ -251,11 +322,14 @@ class WorkerAnswered(BatonError):
         *,
         content_type: bytes = b"application/json",
         retry_after: bytes | None = None,
+        shown: bytes | None = None,
     ) -> None:
+        """`content` is the worker's; the client gets `shown` in its place, as JSON, if that is given."""
         super().__init__(f"the worker answered {status}")
         self.status = status
         self.content = content
         self.content_type = content_type
+        self.shown = shown
         self.retry_after = retry_after  # as the worker wrote it
         if retry_after is not None and retry_after.isdigit():
             self.retry_after_s = int(retry_after[:9])
@@ -263,7 +337,8 @@ class WorkerAnswered(BatonError):
             self.retry_after_s = BUSY_S
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        headers = [(b"content-type", self.content_type)]
+        content_type = self.content_type if self.shown is None else b"application/json"
+        headers = [(b"content-type", content_type)]
         if self.retry_after is not None:
             headers.append((b"retry-after", self.retry_after))
         if not self.should_retry:
@@ -271,4 +346,4 @@ class WorkerAnswered(BatonError):
         return headers
 
     def body(self) -> bytes:
-        return self.content
+        return self.content if self.shown is None else self.shown

@@ -69,7 +69,7 @@ EVENT = _chunk(
 STREAM_END = (
     _chunk(
         b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"mock",'
-        b'"choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"stop"}]}\n\n'
+        b'"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}\n\n'
     )
     + _chunk(b'data: {"id":"chatcmpl-1","choices":[],"usage":%s}\n\n' % USAGE)
     + _chunk(b"data: [DONE]\n\n")

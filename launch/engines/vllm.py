@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import takewhile
 
 from launch.engines.base import Command, PlanError, Worker
 from orchestrator.config.options import PoolConfig
@@ -28,6 +29,13 @@ _PARALLEL = (
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
+# A multimodal model fetches what a client's `image_url` names, from any host that the worker reaches, unless
+# there is a list of hosts. An empty list is none to vLLM (0.32), so ours has a name that can be nobody's (RFC
+# 2606). Media that come with the request, as `data:`, need no list, and models of text do not read it.
+_MEDIA_DOMAINS = "--allowed-media-domains"
+_NO_DOMAIN = "media.invalid"
+
+
 class VLLM:
     """vLLM runs one engine per worker, on GPUs of its own or on the CPU."""
 
@@ -48,10 +56,17 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
         yield from ("--kv-transfer-config", _connector(address.role, place.pool.device))
     yield "--enable-prompt-tokens-details"  # the evidence that a KV cache arrived
     yield "--enable-request-id-headers"
+    if not _is_given(_MEDIA_DOMAINS, worker):
+        yield from (_MEDIA_DOMAINS, _NO_DOMAIN)
     if place.pool.device == "cpu":
         yield from ("--enforce-eager", "--distributed-executor-backend", _ONE_PROCESS)
     if len(worker.gpus) > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
         yield from ("--tensor-parallel-size", str(len(worker.gpus)))
+
+
+def _is_given(option: str, worker: Worker) -> bool:
+    """Tell whether the user's arguments have this option, in a spelling that vLLM takes."""
+    return any(arg.split("=")[0].replace("_", "-") == option for arg in worker.user_args)
 
 
 def _connector(role: Role, device: str) -> str:
@@ -99,14 +114,22 @@ def _cuda_env(worker: Worker) -> dict[str, str]:
 
 def _visible(gpu: int, worker: Worker) -> str:
     """Return the GPUs' own names: the config counts among those that the inherited environment shows."""
-    shown = worker.around.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not shown:
+    shown = worker.around.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
         return str(gpu)
-    names = shown.split(",")
+    names = _names_of_gpus(shown)
     if gpu >= len(names):
-        name = worker.address.name
-        raise PlanError(f"{name} needs GPU {gpu}, but CUDA_VISIBLE_DEVICES={shown} shows only {len(names)}")
-    return names[gpu].strip()
+        what = f"only {len(names)}" if names else "none"
+        raise PlanError(
+            f"{worker.address.name} needs GPU {gpu}, but CUDA_VISIBLE_DEVICES={shown} shows {what}"
+        )
+    return names[gpu]
+
+
+def _names_of_gpus(shown: str) -> list[str]:
+    """Return the names up to the first that is none, as CUDA reads them: an empty list hides all GPUs."""
+    names = [name.strip() for name in shown.split(",")]
+    return list(takewhile(lambda name: name and not name.startswith("-") and name != "NoDevFiles", names))
 
 
 def _plugins(worker: Worker) -> str:

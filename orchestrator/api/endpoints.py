@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from orchestrator.api.base import Endpoint
 from orchestrator.api.embeddings import PATH as EMBEDDINGS
@@ -48,6 +48,13 @@ def _cancel(offload: Offload) -> Endpoint:
     return StoredResponses("POST")
 
 
+def spellings(paths: Iterable[str]) -> list[str]:
+    """Return the paths as they are served: also with a slash behind them, where vLLM redirects, after which
+    not every client sends its body again.
+    """
+    return [spelt for path in paths for spelt in (path, f"{path}/")]
+
+
 # How each endpoint is made; `offload` does work that would hold the event loop up, and stays the caller's.
 ENDPOINTS: dict[str, Callable[[Offload], Endpoint]] = {
     "/v1/chat/completions": _two_legs,
@@ -65,4 +72,7 @@ ENDPOINTS: dict[str, Callable[[Offload], Endpoint]] = {
 
 def entry_of(path: str) -> str | None:
     """Return the entry of `ENDPOINTS` that a path belongs to; None if the data plane does not have it."""
+    if path in ENDPOINTS:
+        return path
+    path = path.removesuffix("/")
     return path if path in ENDPOINTS else stored_entry_of(path)

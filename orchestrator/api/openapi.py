@@ -8,7 +8,10 @@ Schema = dict[str, Any]
 
 _TEXT = {"type": "string"}
 _SAMPLING: Schema = {
-    "model": {**_TEXT, "description": "One of the names that GET /v1/models lists."},
+    "model": {
+        **_TEXT,
+        "description": "One of the names that GET /v1/models lists; needed if there are several.",
+    },
     "stream": {"type": "boolean", "default": False},
     "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
     "max_tokens": {"type": "integer", "minimum": 0},
@@ -52,11 +55,11 @@ _INPUT: Schema = {
     "tools": {"type": "array", "items": {"type": "object"}},
 }
 _BODIES: dict[str, tuple[str, Schema, list[str]]] = {
-    "/v1/chat/completions": ("Chat completion", _CHAT, ["model", "messages"]),
-    "/v1/completions": ("Completion", _PROMPT, ["model", "prompt"]),
-    "/v1/messages": ("Anthropic message", _MESSAGES, ["model", "messages", "max_tokens"]),
-    "/v1/messages/count_tokens": ("Tokens of an Anthropic message", _MESSAGES, ["model", "messages"]),
-    "/v1/responses": ("Response", _INPUT, ["model", "input"]),
+    "/v1/chat/completions": ("Chat completion", _CHAT, ["messages"]),
+    "/v1/completions": ("Completion", _PROMPT, ["prompt"]),
+    "/v1/messages": ("Anthropic message", _MESSAGES, ["messages", "max_tokens"]),
+    "/v1/messages/count_tokens": ("Tokens of an Anthropic message", _MESSAGES, ["messages"]),
+    "/v1/responses": ("Response", _INPUT, ["input"]),
 }
 _ERROR: Schema = {
     "type": "object",

@@ -115,13 +115,17 @@ class StoredResponses(Endpoint):
         is_stream = self.method == "GET" and _asks_stream(exchange.query)
         return RequestView({}, (), {}, b"{}", "", is_stream, True, "it was made before", exchange)
 
+    def check_content_type(self, content_type: bytes | None) -> None:
+        """There is no body."""
+
     def holder(self, view: RequestView, exchange: Exchange) -> str | None:
         """Raises `UnknownResponse`."""
         return _mark_in(_asked_for(exchange.path))
 
     def target(self, exchange: Exchange) -> str:
         query = exchange.query.decode("ascii", "ignore")
-        return f"{exchange.path}?{query}" if query else exchange.path
+        path = exchange.path.removesuffix("/")
+        return f"{path}?{query}" if query else path
 
     def events(
         self, view: RequestView, *, hides_usage: bool, cached_tokens: int | None, created_tokens: int | None
@@ -193,7 +197,7 @@ def _mark_in(response_id: str) -> str:
 
 
 def _asked_for(path: str) -> str:
-    found = _id_in(path)
+    found = _id_in(path.removesuffix("/"))
     return "" if found is None else found[1]
 
 

@@ -8,18 +8,23 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
+from orchestrator.api.messages import PATH as MESSAGES
+from orchestrator.api.messages import error_body as messages_error
 from orchestrator.compiled import is_compiled
 from orchestrator.control.state import Guarding
 from orchestrator.errors import BatonError, ClientError, MethodNotAllowed, NotFound
 from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
 
 HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
+
+Check = Callable[[str, Headers], None]  # of a method and the headers
 
 _log = logging.getLogger("baton.control")
 
@@ -31,8 +36,9 @@ def add_page(
     app.add_api_route(path, page, methods=["HEAD"], include_in_schema=False)
 
 
-def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str]) -> FastAPI:
-    app.add_middleware(_Guard, state=state, open_paths=open_paths)
+def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str], check: Check | None = None) -> FastAPI:
+    """Put what all pages share around `app`. `check` raises a `BatonError` for requests that it refuses."""
+    app.add_middleware(_Guard, state=state, open_paths=open_paths, check=check)
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
@@ -40,8 +46,11 @@ def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str]) -> FastAP
 class _Guard:
     """This ASGI middleware gives request ids, checks API keys, and turns errors into answers."""
 
-    def __init__(self, app: ASGIApp, state: Guarding, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, state: Guarding, open_paths: frozenset[str], check: Check | None
+    ) -> None:
         self._app = app
+        self._check = check
         self._keys = state.keys
         self._ids = state.ids
         self._open_paths = open_paths
@@ -50,6 +59,7 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without_last_slash(scope)
         request_id = request_id_from(scope["headers"], self._ids)
         started = False
 
@@ -61,38 +71,52 @@ class _Guard:
             await send(message)
 
         try:
+            if self._check is not None:
+                self._check(scope["method"], Headers(scope=scope))
             self._check_key(scope)
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             if started:
                 raise
-            await _answer_to(error, request_id)(scope, receive, send_with_id)
+            await _answer_to(error, request_id, scope["path"])(scope, receive, send_with_id)
 
     def _check_key(self, scope: Scope) -> None:
         if self._keys is None or scope["path"] in self._open_paths:
             return
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
-        self._keys.check(values[-1] if values else None)
+        self._keys.check(authorization_of(scope))
 
 
-def _answer_to(error: Exception, request_id: str) -> Response:
+def _without_last_slash(scope: Scope) -> Scope:
+    """Serve `/path/` as `/path`. To redirect would cost clients a request, and some of them the body."""
+    path = scope["path"]
+    return {**scope, "path": path[:-1]} if len(path) > 1 and path.endswith("/") else scope
+
+
+def _answer_to(error: Exception, request_id: str, path: str) -> Response:
     if isinstance(error, BatonError):
-        return _error_response(error)
+        return _error_response(error, path)
     _log.error("request %s failed", request_id, exc_info=error)  # a bug of ours
-    return _error_response(BatonError("internal error"))
+    return _error_response(BatonError("internal error"), path)
 
 
-def _error_response(error: BatonError) -> Response:
-    response = Response(error.body(), error.status)
+def _error_response(error: BatonError, path: str) -> Response:
+    is_anthropics = path.startswith(MESSAGES)  # a path below it that nobody serves
+    response = Response(messages_error(error) if is_anthropics else error.body(), error.status)
     response.raw_headers.extend(error.headers())
     return response
+
+
+def authorization_of(scope: Scope) -> bytes | None:
+    """Return the header that carries the key; of several, the last."""
+    values: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
+    return values[-1] if values else None
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """Turn what the router raises, 404 and 405, into an error of ours."""
     if not isinstance(error, HTTPException):  # it is registered for nothing else
         raise error
-    response = _error_response(_translated(error, request))
+    response = _error_response(_translated(error, request), request.url.path)
     response.status_code = error.status_code
     return response
 

@@ -39,6 +39,7 @@ class Exchange(ABC):
     headers: list[tuple[bytes, bytes]]  # names in lower case, in the order of arrival
     content_length: int | None  # None: chunked, or no body
     body_size: int  # bytes of the body that have arrived
+    is_counted: bool  # its server counts the body as held while it comes in (`held.py`)
     is_gone: bool  # the client's connection was lost before the answer was complete
     is_started: bool  # `start()` or `respond()` was called: the status can no longer be changed
     is_complete: bool  # `finish()` or `respond()` was called: nothing more may be written

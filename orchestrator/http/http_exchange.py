@@ -42,11 +42,13 @@ class HttpExchange(Exchange):
     """
 
     # Class attributes are the defaults of what most requests never change.
+    is_counted = True
     is_gone = False
     is_started = False
     is_complete = False
     task: asyncio.Task[None] | None = None  # of the handler
     body_size = 0  # bytes received
+    added = b""  # a header block that goes out with the answer, whoever answers
 
     _request_id: str | None = None
     _on_leave: Callable[[], None] | None = None
@@ -171,15 +173,22 @@ class HttpExchange(Exchange):
     def _compose(self, status: int, headers: Headers, framing: bytes) -> bytes:
         """Return the head of the answer. Raises `ValueError` if a name or value would break it."""
         # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
-        if self.body.awaits_continue or self.connection.is_ending:
+        # And where a body ends that is too large already, nobody knows.
+        connection = self.connection
+        if connection.is_ending or not (self.body.is_received or self._is_end_near()):
             self.keep_alive = False
-        return b"%b%bx-request-id: %b\r\n%b%b" % (
+        return b"%b%b%bx-request-id: %b\r\n%b%b" % (
             STATUS_LINES.get(status) or _status_line(status),
             headers if isinstance(headers, bytes) else header_block(headers),
+            self.added,
             (self._request_id or self.request_id).encode(),
             framing,
-            b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
+            connection.date.end if self.keep_alive else connection.date.last_end,
         )
+
+    def _is_end_near(self) -> bool:
+        """Return whether the rest of the body comes, and is worth to be read."""
+        return not self.body.awaits_continue and self.body.failure is None
 
     def feed(self, chunk: bytes) -> bool:
         connection = self.connection

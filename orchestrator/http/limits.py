@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
+from orchestrator.config.descriptors import most_clients
 from orchestrator.config.options import OrchestratorConfig
+from orchestrator.http.hosts import Hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,15 @@ class ServerLimits:
     drain_bytes: int = (
         1024 * 1024
     )  # what is left of a refused body is read up to here, else the connection closes
+    max_connections: int = sys.maxsize  # open at the same time; see `crowd.py`
     limit_concurrency: int | None = None  # requests in progress; more are 503
     unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
+    hosts: Hosts | None = None  # requests for others are 421; None: for all
     sweep_s: float = 0.25
 
     @classmethod
-    def of(cls, config: OrchestratorConfig) -> ServerLimits:
+    def of(cls, config: OrchestratorConfig, listen: str | None = None) -> ServerLimits:
+        """Return those of the listener at `listen`, else of the data plane's."""
         limits = config.limits
         return cls(
             header_timeout_s=limits.header_timeout_s,
@@ -37,5 +43,7 @@ class ServerLimits:
             body_timeout_s=limits.body_timeout_s,
             write_timeout_s=limits.client_write_timeout_s,
             max_body_bytes=limits.max_body_bytes,
+            max_connections=config.max_connections or most_clients(),
             limit_concurrency=config.limit_concurrency,
+            hosts=Hosts.of(config.allowed_hosts, listen or config.listen),
         )

@@ -6,11 +6,13 @@ import logging
 from typing import Final
 
 from orchestrator.config.options import LimitsConfig, RoutingConfig
-from orchestrator.errors import KvMissing, WorkerAnswered, WorkerCutShort, WorkerGarbage
+from orchestrator.errors import KvMissing, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
+from orchestrator.legs.dispatch import reported
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
 from orchestrator.relay.admitted import AdmittedRequest
+from orchestrator.relay.relayed import LOAD_METRICS
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
@@ -47,6 +49,8 @@ class Responder:
                 await self._relay_stream(request, leg)
             else:
                 content = await leg.read(self._max_answer_bytes)
+                if leg.settle_doubt is not None:
+                    await leg.settle_doubt()
                 leg.succeed()
                 if request.conversion is None:
                     self._respond(request, leg, content)
@@ -70,7 +74,7 @@ class Responder:
         kv, content = _judged(request, leg, content)
         if kv is _RECOMPUTED:
             self._note_recompute(request, fails=self._kv_missing == "fail")
-        _send(request.scope, kv, _content_type(leg.answer), content)
+        _send(request.scope, kv, _relayed_back(leg.answer), content)
 
     async def _relay_stream(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         scope, answer, events = request.scope, leg.written, _events(request, leg)
@@ -79,10 +83,10 @@ class Responder:
             if not scope.has_begun:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(request.view)
-                scope.begin_stream(_content_type(answer))
+                scope.begin_stream(_relayed_back(answer))
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
-            raise WorkerAnswered(failed.status, failed.content) from failed
+            raise reported(failed.status, failed.content, leg.path) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
@@ -122,10 +126,14 @@ def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:
     scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
 
 
-def _content_type(answer: Answer | None) -> bytes:
-    """Return the worker's content type as a header block: no line break gets through the parser."""
-    given = None if answer is None else answer.headers.get(b"content-type")
-    return b"content-type: %b\r\n" % (given or b"application/json")
+def _relayed_back(answer: Answer | None) -> bytes:
+    """Return the worker's content type, and its load if the client asked for it, as a header block: no line
+    break gets through the parser.
+    """
+    headers = {} if answer is None else answer.headers
+    load = headers.get(LOAD_METRICS)
+    block = b"content-type: %b\r\n" % (headers.get(b"content-type") or b"application/json")
+    return block if load is None else b"%b%b: %b\r\n" % (block, LOAD_METRICS, load)
 
 
 def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[Kv, bytes]:
@@ -142,7 +150,7 @@ def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[K
             created_tokens=handoff.prefill_created_tokens,
         )
     except WorkerFailed as failed:
-        raise WorkerAnswered(failed.status, failed.content) from failed
+        raise reported(failed.status, failed.content, leg.path) from failed
     except InvalidStream as error:
         raise WorkerCutShort(str(error)) from error
     except InvalidAnswer as error:
@@ -179,4 +187,4 @@ async def _opening(scope: RequestScope, leg: AnswerLeg, answer: Answer, events: 
         if opening:
             if has_begun:
                 return opening
-            scope.comment(_content_type(answer), opening)
+            scope.comment(_relayed_back(answer), opening)

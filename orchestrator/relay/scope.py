@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from orchestrator.api.base import Endpoint
+from orchestrator.api.base import JSON, Endpoint
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import LimitsConfig
 from orchestrator.errors import (
@@ -19,12 +19,12 @@ from orchestrator.errors import (
     ClientGone,
     DeadlineExceeded,
     MethodNotAllowed,
-    Overloaded,
     ShuttingDown,
 )
 from orchestrator.failover.transcript import Transcript
 from orchestrator.http.asgi import AsgiExchange
 from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
+from orchestrator.http.held import HeldBytes
 from orchestrator.legs.leg import Leg
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
@@ -32,13 +32,12 @@ from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.sse import Events
+from orchestrator.wire.trace import TRACEPARENT, TRACESTATE, without_broken_trace
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
 SWEEP_S: Final = 0.25
 
-# The client's headers that workers get too; nothing else of a client's head reaches them.
-_RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
 # Proxies in between must neither store a stream nor collect it before passing it on.
 _STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 _EVENT_STREAM: Final = header_block([(b"content-type", b"text/event-stream; charset=utf-8")])
@@ -82,7 +81,7 @@ class RequestScope:
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
         endpoint = plane.endpoints.get(path)
-        if endpoint is None:  # it has an id in it
+        if endpoint is None:  # it has an id in it, or a slash behind it
             path = plane.entry_of(path) or path
             endpoint = plane.endpoints[path]
         self.endpoint = endpoint
@@ -99,8 +98,8 @@ class RequestScope:
             self._admit()
             body = await self.exchange.read_body()
             self.record.bytes_in = len(body)
-            self._plane.memory.bodies += len(body)
-            self._plane.memory.check()
+            self._plane.held.bodies += len(body)
+            self._plane.held.check()
             await self._plane.serve(self, body)
         except BatonError as error:
             self._fail(error)
@@ -117,7 +116,7 @@ class RequestScope:
         exchange, plane = self.exchange, self._plane
         if plane.is_refusing:
             raise ShuttingDown("this server is shutting down: ask again")
-        plane.memory.check()
+        plane.held.check()
         wanted = exchange.header(b"x-request-timeout")
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
@@ -126,13 +125,16 @@ class RequestScope:
         method = self.endpoint.method
         if exchange.method != method:
             raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
+        content_type = exchange.header(b"content-type")
+        if content_type != JSON:
+            self.endpoint.check_content_type(content_type)
 
     def _close(self) -> None:
         self._task = None
         if self.transcript is not None:
             self.transcript.close()
         self._plane.open.pop(self, None)
-        self._plane.memory.bodies -= self.record.bytes_in
+        self._plane.held.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
 
@@ -174,6 +176,7 @@ class RequestScope:
             if leg.answer.arrivals != leg.seen_arrivals:  # of whatever: a worker that sends comments is well
                 leg.seen_arrivals = leg.answer.arrivals
                 leg.note_heard(now)
+            leg.sweep(now)
             self._sweep_leg(leg, leg.answer, now - leg.heard)
 
     def _note_progress(self, now: float) -> None:
@@ -211,8 +214,9 @@ class RequestScope:
         return self.record.is_stream or leg.worker.address.role == "prefill"
 
     def bytes_under_way(self) -> int:
-        """Count its body while that comes in, and what nobody has read yet of a worker's answer."""
-        incoming = 0 if self.record.bytes_in else self.exchange.body_size
+        """Count what nobody has read yet of a worker's answer, and what comes in if its server does not."""
+        exchange = self.exchange
+        incoming = 0 if exchange.is_counted or self.record.bytes_in else exchange.body_size
         answer = self._leg.answer if self._leg is not None else None
         return incoming + (answer.unread if answer is not None else 0)
 
@@ -227,8 +231,11 @@ class RequestScope:
         self._is_full = False
 
     def relayed_headers(self) -> bytes:
-        """Return those of the client's headers that go to workers."""
-        relayed = [field for field in self.exchange.headers if field[0] in _RELAYED]
+        """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
+        names = self._plane.relayed
+        relayed = [field for field in self.exchange.headers if field[0] in names]
+        if relayed and (self.exchange.header(TRACEPARENT) or self.exchange.header(TRACESTATE)) is not None:
+            relayed = without_broken_trace(relayed)
         return header_block(relayed) if relayed else b""
 
     def response_headers(self) -> bytes:
@@ -368,34 +375,8 @@ def _server_timing(record: RequestRecord) -> str:
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 
-class MemoryBound:
-    """It counts the bytes that the requests of a process hold, against the most that they may.
-
-    `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
-    not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
-    """
-
-    __slots__ = ("_telemetry", "bodies", "most", "under_way")
-
-    def __init__(self, most: int, telemetry: Telemetry) -> None:
-        self.bodies = 0
-        self.under_way = 0
-        self.most = most
-        self._telemetry = telemetry
-
-    def check(self) -> None:
-        """Raise `Overloaded` if there is too much already."""
-        if self.bodies + self.under_way > self.most:
-            self._telemetry.rejected(RejectReason.MEMORY)
-            raise Overloaded("this server holds as many bytes of requests as it may")
-
-    def note_under_way(self, size: int) -> None:
-        self.under_way = size
-        self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
-
-
-def _no_entry(path: str) -> str | None:
-    return None
+def _without_slash(path: str) -> str | None:
+    return path.removesuffix("/")
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
@@ -413,13 +394,14 @@ class DataPlane:
         telemetry: Telemetry,
         keys: KeyRing | None,
         time: Callable[[], float],
-        entry_of: Callable[[str], str | None] = _no_entry,
+        relayed: frozenset[bytes],
+        entry_of: Callable[[str], str | None] = _without_slash,
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
         `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
-        it. `serve` answers a request through its scope, or
-        raises a `BatonError`.
+        it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`.
+        `relayed` are names of header fields: workers get those of the client's.
         """
         self.serve = serve
         self.endpoints = endpoints
@@ -427,16 +409,17 @@ class DataPlane:
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
+        self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
-        self.memory = MemoryBound(limits.max_held_bytes, telemetry)
+        self.held = HeldBytes(limits.max_held_bytes, lambda: telemetry.rejected(RejectReason.MEMORY))
         self.is_refusing = False  # new requests: the process is about to end
         self.reconfigure(limits)
 
     def reconfigure(self, limits: LimitsConfig) -> None:
         """Go by this section from now on. Open requests keep their deadlines, not their limits of silence."""
         self.limits = limits
-        self.memory.most = limits.max_held_bytes
+        self.held.most = limits.max_held_bytes
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
@@ -467,4 +450,9 @@ class DataPlane:
             now = self.time()
             for request in tuple(self.open):
                 request.sweep(now)
-            self.memory.note_under_way(sum(request.bytes_under_way() for request in self.open))
+            self.note_under_way(sum(request.bytes_under_way() for request in self.open))
+
+    def note_under_way(self, size: int) -> None:
+        """Note how many bytes are under way that nobody counts as they come."""
+        self.held.answers = size + self.held.unsent()
+        self.telemetry.row[self.telemetry.layout.held_bytes] = self.held.size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tests.contract.cases import unique
 from tests.contract.engines import Engine
 from tests.contract.messages_cases import *  # noqa: F403  # the tests themselves
-from tests.contract.messages_cases import handoff, message, post, unique
+from tests.contract.messages_cases import handoff, message, post
 
 
 def test_thinking_may_have_more_than_the_prefill_legs_token(engine: Engine) -> None:

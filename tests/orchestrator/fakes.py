@@ -65,11 +65,15 @@ class FakeExchange(Exchange):
         path: str = "/v1/chat/completions",
         method: str = "POST",
         headers: Sequence[tuple[bytes, bytes]] = (),
+        content_type: bytes | None = b"application/json",
     ) -> None:
         self.method = method
         self.headers = list(headers)
+        if content_type is not None:
+            self.headers.append((b"content-type", content_type))
         self.content_length = None
         self.body_size = 0
+        self.is_counted = False
         self._path = path
         self._request_id = request_id_from(self.headers, IdSource(random.Random(0)))
         self.is_gone = False
@@ -324,7 +328,7 @@ class FakeCluster:
         assert not self.plane.open
         assert self.telemetry.in_flight == 0
         assert self.admission.admitted == 0
-        assert self.plane.memory.bodies == 0
+        assert (self.plane.held.bodies, self.plane.held.incoming) == (0, 0)
 
 
 def _pools(roles: Sequence[Role], seats: int) -> dict[Role, PoolConfig]:

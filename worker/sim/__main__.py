@@ -66,6 +66,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         max_num_seqs=args.max_num_seqs,
         lease_s=args.lease_s,
         load_failure_policy=args.kv_load_failure_policy,
+        late_pulls=args.late_pulls,
         seed=args.seed,
         api_keys=_api_keys(args.api_key_env, environ),
         faults=_faults(args.fault, environ),
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-seqs", type=_positive, default=256)
     add("--lease-s", type=_not_negative, default=30.0, help="how long blocks are pinned for a decode worker")
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
+    add("--late-pulls", choices=("fail", "stale"), default="fail", help="stale: another prompt's KV, as vLLM")
     add("--seed", type=int, default=0, help="for faults with a probability")
     add("--fault", action="append", default=[], metavar="JSON", help=f"also as a list in {FAULTS_ENV}")
     add("--record", type=_not_negative_int, nargs="?", const=100, default=0, help="keep the last N bodies")
@@ -113,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _api_keys(names: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
-    missing = [name for name in names if not environ.get(name)]
+    missing = [name for name in names if not environ.get(name, "").strip()]
     if missing:
         raise ValueError(f"--api-key-env: {', '.join(missing)} is not set")
-    return tuple(environ[name] for name in names)
+    return tuple(environ[name].strip() for name in names)
 
 
 def _faults(given: Sequence[str], environ: Mapping[str, str]) -> tuple[Fault, ...]:

@@ -27,6 +27,7 @@ def test_a_prefill_worker_on_a_cpu() -> None:
             *("--host", "127.0.0.1", "--port", "8100"),
             *("--kv-transfer-config", PREFILL_ON_CPU),
             *("--enable-prompt-tokens-details", "--enable-request-id-headers"),
+            *("--allowed-media-domains", "media.invalid"),
             *("--enforce-eager", "--distributed-executor-backend"),
             "vllm.v1.executor.uniproc_executor.UniProcExecutor",
             *("--max-model-len", "4096"),
@@ -68,6 +69,21 @@ def test_how_long_the_progress_thread_waits(
 ) -> None:
     plan = plan_of(config(model(prefill=pool, decode=pool)), around(environ))
     assert [spec.env["BATON_NIXL_PROGRESS_DELAY_US"] for spec in plan.workers] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--allowed-media-domains", "a.org", "b.org"],
+        ["--allowed-media-domains=a.org"],
+        ["--allowed_media_domains", "a.org"],
+    ],
+)
+def test_media_come_from_where_the_user_says(args: list[str]) -> None:
+    pool = {"device": "cpu", "args": args}
+    for worker in plan_of(config(model(prefill=pool, decode=pool))).workers:
+        assert worker.argv[-len(args) :] == tuple(args)
+        assert "media.invalid" not in worker.argv
 
 
 def test_a_decode_worker_on_a_gpu() -> None:
@@ -128,6 +144,13 @@ def test_gpus_count_among_those_that_are_visible() -> None:
     ]
     with pytest.raises(PlanError, match=r"m/both/1 needs GPU 1, but CUDA_VISIBLE_DEVICES=4 shows only 1"):
         gpus(model(both={"replicas": 2}), environ={"CUDA_VISIBLE_DEVICES": "4"})
+
+
+@pytest.mark.parametrize("shown", ["", " ", ",", "-1", "-1,0", "NoDevFiles"])
+def test_gpus_that_are_hidden_are_not_planned(shown: str) -> None:
+    with pytest.raises(PlanError, match=r"m/both/0 needs GPU 0, but CUDA_VISIBLE_DEVICES=.* shows none"):
+        gpus(model(both={}), environ={"CUDA_VISIBLE_DEVICES": shown})
+    assert only_worker({"device": "cpu"}, around({"CUDA_VISIBLE_DEVICES": shown})).gpus == ()
 
 
 def test_several_gpus_are_used_as_one_unless_the_user_says_how() -> None:

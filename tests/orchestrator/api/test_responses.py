@@ -252,7 +252,9 @@ def test_an_id_that_is_none_of_ours(name: str) -> None:
         *((path, path) for path in ENDPOINTS if "{" not in path),
         ("/v1/responses/resp_1", RETRIEVE),
         ("/v1/responses/resp_1/cancel", CANCEL),
-        ("/v1/responses/", None),
+        ("/v1/responses/", "/v1/responses"),
+        ("/v1/responses/resp_1/", RETRIEVE),
+        ("/v1/responses//", None),
         ("/v1/responses/../x", None),
         ("/v1/responses/a b", None),
         ("/v1/responses/resp_1/input_items", None),
@@ -293,7 +295,8 @@ def served(path: str, method: str, *, state: str = "ready", body: Any = None) ->
     return asyncio.run(main())
 
 
-KNOWN = response_id("m/decode/1")
+KNOWN = f"resp_{'0' * 32}{mark_of('m/decode/1')}"
+OF_NOBODY = f"resp_{'0' * 32}{mark_of('m/decode/7')}"
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("POST", "/cancel")])
@@ -301,6 +304,8 @@ def test_the_worker_that_holds_a_response_is_asked_for_it(method: str, suffix: s
     path = f"{PATH}/{KNOWN}{suffix}"
     answer = served(path, method)
     assert (answer.status, json.loads(answer.sent)) == (200, made())
+    assert heard == [(method, path)]
+    assert served(f"{path}/", method).status == 200
     assert heard == [(method, path)]
 
 
@@ -314,7 +319,7 @@ def test_what_builds_on_a_response_goes_to_its_worker() -> None:
     ("name", "state", "status"),
     [
         (KNOWN, "gone", 503),
-        (response_id("m/decode/7"), "ready", 404),
+        (OF_NOBODY, "ready", 404),
         ("resp_theirs", "ready", 404),
     ],
 )

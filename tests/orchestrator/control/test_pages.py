@@ -12,11 +12,20 @@ from tests.orchestrator.control.fakes import FakeState, ask, error_code
 Build = Callable[["FakeState"], FastAPI]
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/health/", "/v1/models/", "/redoc", "/metrics", "/v1"])
+@pytest.mark.parametrize("path", ["/", "/nothing", "/health//", "/v1//models", "/redoc", "/metrics", "/v1"])
 def test_what_does_not_exist_is_an_openai_error(path: str) -> None:
     response = ask(control_app(FakeState()), path)
     assert response.status_code == 404
     assert error_code(response) in ("not_found", "model_not_found")
+
+
+def test_below_messages_it_is_one_of_anthropics() -> None:
+    path = "/v1/messages/batches"
+    response = ask(control_app(FakeState()), path, "POST")
+    assert response.status_code == 404
+    error = response.json()
+    assert (error["type"], error["error"]["type"]) == ("error", "not_found_error")
+    assert path in error["error"]["message"]
 
 
 def test_a_method_that_is_not_served_is_405_with_those_that_are() -> None:

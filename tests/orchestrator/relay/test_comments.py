@@ -182,20 +182,20 @@ def test_a_worker_that_sends_anything_is_not_silent(said: list[bytes]) -> None:
         exchange, serving = start(cluster)
         await settle()
         scope, now = scope_of(cluster), asyncio.get_running_loop().time()
-        scope.sweep(now + 15)
+        scope.sweep(now + 6)
         more.set()
         await settle()
-        scope.sweep(now + 25)
+        scope.sweep(now + 10)
         await settle()
-        scope.sweep(now + 40)
+        scope.sweep(now + 16)
         await settle()
         assert not serving.done()
-        scope.sweep(now + 50)
+        scope.sweep(now + 20)
         await serving
         assert b'"deadline_exceeded"' in exchange.sent
         is_over.set()
 
-    run(test, limits=LimitsConfig(first_byte_timeout_s=20))
+    run(test, limits=LimitsConfig(first_byte_timeout_s=8))
 
 
 def test_a_stream_whose_worker_sends_comments_is_not_idle() -> None:

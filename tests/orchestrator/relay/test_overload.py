@@ -256,10 +256,10 @@ def test_what_is_on_its_way_counts_at_the_next_sweep() -> None:
         _, serving = ask(cluster, CHAT)
         await is_full.wait()
         assert sum(scope.bytes_under_way() for scope in cluster.plane.open) == 4001
-        cluster.plane.memory.note_under_way(4001)
+        cluster.plane.note_under_way(4001)
         assert (await cluster.ask(CHAT)).status == 503
         assert RequestScope(cluster.plane, uploading).bytes_under_way() == 3000
-        cluster.plane.memory.note_under_way(0)
+        cluster.plane.note_under_way(0)
         may_go_on.set()
         await serving
 
