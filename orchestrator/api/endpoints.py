@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from orchestrator.api.audio import PATHS as AUDIO
+from orchestrator.api.audio import AudioEndpoint
 from orchestrator.api.base import Endpoint
 from orchestrator.api.embeddings import PATH as EMBEDDINGS
 from orchestrator.api.embeddings import EmbeddingsEndpoint
@@ -26,6 +28,10 @@ def _one_leg(offload: Offload) -> Endpoint:
 
 def _streamed_leg(offload: Offload) -> Endpoint:
     return OneLegEndpoint(streams=True)
+
+
+def _audio(offload: Offload) -> Endpoint:
+    return AudioEndpoint()
 
 
 def _messages(offload: Offload) -> Endpoint:
@@ -67,6 +73,7 @@ ENDPOINTS: dict[str, Callable[[Offload], Endpoint]] = {
     CANCEL: _cancel,
     **dict.fromkeys(WHOLE, _one_leg),
     **dict.fromkeys(STREAMED, _streamed_leg),
+    **dict.fromkeys(AUDIO, _audio),
 }
 
 

@@ -31,9 +31,9 @@ class Worker:
         reply.answer(self.status, self.answer, self.headers)
 
 
-def run(test: Callable[[FakeCluster], Awaitable[None]], worker: Worker) -> None:
+def run(test: Callable[[FakeCluster], Awaitable[None]], worker: Worker, **options: Any) -> None:
     async def main() -> None:
-        cluster = FakeCluster()
+        cluster = FakeCluster(**options)
         for name in ("prefill/0", "decode/0"):
             cluster.upstream.serve(cluster.origin(name), worker)
         await test(cluster)
