@@ -171,4 +171,4 @@ def test_bad_base64(taker: Legs, form: str, name: str) -> None:
 
 def assert_refused(answer: httpx.Response) -> None:
     assert answer.status_code == 400, answer.text
-    assert_shape(answer.json(), error(400, param=PARAM))
+    assert_shape(answer.json(), error(400, "Bad Request", PARAM))
