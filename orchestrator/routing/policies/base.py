@@ -194,15 +194,15 @@ class Argument:
     def __init__(
         self,
         name: str,
-        default: bool | int | float | str,
+        default: bool | int | float | str | list[str],
         description: str,
         *,
         least: float | None = None,
         most: float | None = None,
         choices: Sequence[str] = (),
     ) -> None:
-        """Values are of the type of `default`. `least` and `most` are the bounds of a number, `choices` are
-        all that a text may be.
+        """Values are of the type of `default`; lists are of texts. `least` and `most` are the bounds of a
+        number, `choices` are all that a text may be.
         """
         self.name = name
         self.default = default
