@@ -23,8 +23,17 @@ MAX_FIELDS: Final = 1000
 BYTES_PER_TOKEN: Final = 4
 
 # What the model reads. A chat template puts tools in front of the messages: what begins alike for the model
-# begins alike in this order.
-PROMPT_FIELDS: Final = ("tools", "chat_template", "messages", "prompt", "input")
+# begins alike in this order. Caches are not shared between salts. None of these is among `OWN`.
+PROMPT_FIELDS: Final = (
+    "cache_salt",
+    "tools",
+    "chat_template",
+    "chat_template_kwargs",
+    "documents",
+    "messages",
+    "prompt",
+    "input",
+)
 
 
 class InvalidRequest(ValueError):
@@ -110,10 +119,11 @@ class RequestView(Request):
 
     def prompt(self, most: int) -> bytes:
         pieces: list[memoryview] = []
+        shared = self.shared
         for name in PROMPT_FIELDS:
-            value = self.field(name)
+            value = shared.get(name)
             if value is not None and most > 0:
-                pieces.append(value[:most])
+                pieces.append(memoryview(value)[:most])
                 most -= len(value)
         return b"".join(pieces)
 

@@ -42,6 +42,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine: str  # "vllm" or "sim"
     engine_version: str
     block_size: int | None = None  # tokens per KV block
+    kv_tokens: int | None = None  # that fit into the KV cache
     dtype: str | None = None
     max_model_len: int | None = None
     token_ids: list[

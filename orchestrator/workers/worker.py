@@ -42,6 +42,7 @@ class Worker(ABC):
         "info",
         "is_drained",
         "is_leaving",
+        "kv_tokens",
         "last_error",
         "max_model_len",
         "name",
@@ -74,6 +75,7 @@ class Worker(ABC):
         self.proven_epoch = -1  # in which it took a leg in the form that it announced
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
+        self.kv_tokens: int | None = None  # that fit into its KV cache
         self.last_error: str | None = None
         self.failures = 0  # legs in a row that were answered with a 5xx; 0 once one succeeded
         # What the operator wants.
@@ -112,6 +114,7 @@ class Worker(ABC):
         """Note what the worker says of itself; one without our plugin says None and gets plain JSON."""
         self.info = info
         self.max_model_len = max_model_len
+        self.kv_tokens = None if info is None else info.kv_tokens
         if self.distrusted_epoch == self.epoch:
             info = None
         is_understood = info is not None and self._transport in info.decodes

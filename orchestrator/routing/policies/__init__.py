@@ -9,11 +9,12 @@ from orchestrator.routing.policies import (
     least_loaded,
     least_tokens,
     power_of_two,
+    prefix,
     random,
     round_robin,
     session,
 )
 from orchestrator.routing.policies.base import PolicySpec
 
-_MODULES = (round_robin, random, power_of_two, least_loaded, least_tokens, session)
+_MODULES = (round_robin, random, power_of_two, least_loaded, least_tokens, prefix, session)
 POLICIES: dict[str, PolicySpec] = {module.SPEC.name: module.SPEC for module in _MODULES}

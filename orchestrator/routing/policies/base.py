@@ -39,6 +39,11 @@ class Candidate(Protocol):
         """The epoch grows each time the worker comes back into service: its caches may be empty then."""
         ...
 
+    @property
+    def kv_tokens(self) -> int | None:
+        """So many tokens fit into the worker's KV cache; None if it does not say."""
+        ...
+
 
 C = TypeVar("C", bound=Candidate)
 
@@ -89,16 +94,26 @@ class Request(ABC):
 class Context:
     """A policy is made with this, beside its arguments."""
 
-    __slots__ = ("model", "random", "role", "time")
+    __slots__ = ("model", "random", "role", "share", "time")
 
-    def __init__(self, model: str, role: str, random: Random, time: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        model: str,
+        role: str,
+        random: Random,
+        time: Callable[[], float],
+        share: Callable[[bytes], None] | None = None,
+    ) -> None:
         """`role` is that of the candidates. `random` is the only source of chance, `time` the only clock: in
-        seconds, it never goes back.
+        seconds, it never goes back. `share` is given where other processes choose among the same workers:
+        what it is called with the same policy `hear`s in each of them, within about a second; some may be
+        lost.
         """
         self.model = model
         self.role = role
         self.random = random
         self.time = time
+        self.share = share
 
 
 # --- what a policy says and hears ---------------------------------------------------------------
@@ -181,6 +196,9 @@ class Policy(ABC):
         """Hear that a leg has ended. It is called once for each `Choice` that was made with `policy`, and
         never fails.
         """
+
+    def hear(self, note: bytes) -> None:  # noqa: B027  # most share nothing
+        """Hear what the same policy of another process has shared. It never fails, whatever the note is."""
 
 
 # --- what the config and the docs need to know --------------------------------------------------

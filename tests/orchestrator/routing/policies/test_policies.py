@@ -19,6 +19,7 @@ class Seen:
     name: str
     in_flight: int = 0
     epoch: int = 1
+    kv_tokens: int | None = None
 
 
 ASKED = FakeRequest()
@@ -72,6 +73,7 @@ class Busy:
 
     def __init__(self, name: str) -> None:
         self.name, self.in_flight, self.epoch = name, 0, 1
+        self.kv_tokens = None
 
 
 def test_least_tokens_counts_tokens_not_legs() -> None:

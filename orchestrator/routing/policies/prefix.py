@@ -1,0 +1,549 @@
+"""This policy chooses the worker at which a prompt costs the least time: its own, and that of others.
+
+    cost = wait + (1 + q) * rate * own + evict        seconds
+
+What each term is, and where it comes from, is in `docs/routing.md`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from xxhash import xxh3_64_intdigest
+
+from orchestrator.routing.policies.base import (
+    Argument,
+    C,
+    Choice,
+    Context,
+    End,
+    Outcome,
+    Policy,
+    PolicySpec,
+    Request,
+)
+from orchestrator.routing.policies.prefix_index import (
+    FINE,
+    MOST_BYTES,
+    WIDTH,
+    Found,
+    Holder,
+    PrefixIndex,
+    bytes_of,
+    hashed,
+)
+
+# Seconds of prefill of a 70B-class model on eight H100: fixed, per token, per square of tokens. Only how they
+# stand to each other matters much: how far all workers and each of them are off is learned.
+FIXED_S: Final = 0.020
+TOKEN_S: Final = 90e-6
+TOKEN2_S: Final = 0.6e-9
+
+BYTES_PER_TOKEN: Final = 4
+KEPT: Final = 2  # times a worker's cache are remembered of it: too little costs more than too much
+MOST_QUEUED: Final = 4.0  # legs per worker that added work delays; more say nothing more
+MOST_SHARED: Final = 4096  # bytes of hashes that other processes are told of one choice
+
+LOOKED_AT: Final = 64  # workers without the prompt per choice; of a larger pool these go round
+MOST_FOUND: Final = 64  # workers with some of it are looked at one by one
+
+# Rates: the newest leg has this weight, the first legs more; a worker this near to the others counts as they
+# do, so that noise does not keep them apart; all are compared after so many legs.
+NEWEST: Final = 0.1
+BAND: Final = 0.1
+COMPARED: Final = 16
+LEAST_RATE: Final = 1e-4
+MOST_RATE: Final = 1e4
+
+SPARE: Final = 64  # workers that are not there any more and may stay in memory
+_ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
+
+
+def seconds(tokens: float, cached: float) -> float:
+    """Return how long a prefill takes at a rate of 1, if so many of its tokens are cached."""
+    return FIXED_S + TOKEN_S * (tokens - cached) + TOKEN2_S * (tokens * tokens - cached * cached)
+
+
+class Load:
+    """This is a worker as the policy knows it: its legs, its speed, and what its cache should hold."""
+
+    __slots__ = (
+        "began",
+        "epoch",
+        "expected_s",
+        "floor_s",
+        "free_at",
+        "holder",
+        "index",
+        "legs",
+        "mark",
+        "name",
+        "price",
+        "rate",
+        "seen",
+        "stamp",
+    )
+
+    def __init__(self, name: str, holder: Holder, rate: float) -> None:
+        self.name = name
+        self.holder = holder
+        self.epoch = -1
+        self.legs: list[PrefixChoice] = []  # in the order in which they were sent
+        self.expected_s = 0.0  # of all of them together, at a rate of 1
+        self.began = 0.0  # when the first of them can have begun
+        self.rate = rate  # measured by expected
+        self.price = rate  # that is reckoned with
+        self.seen = 0  # legs that the rate was learned from
+        # Derived, for `wait`: when all legs should have ended; what all but the first take.
+        self.free_at = 0.0
+        self.floor_s = 0.0
+        # Of the present choice.
+        self.stamp = -1  # of the candidates that it was last among
+        self.index = -1  # among those
+        self.mark = -1  # the number of the search that has looked at it
+
+    def add(self, leg: PrefixChoice, now: float) -> None:
+        if not self.legs:
+            self.began = now
+        self.legs.append(leg)
+        self.expected_s += leg.expected_s
+        self.settle()
+
+    def drop(self, leg: PrefixChoice, now: float) -> None:
+        """Take a leg out that has ended; the next one can have begun now."""
+        if leg in self.legs:
+            self.legs.remove(leg)
+            self.expected_s = self.expected_s - leg.expected_s if self.legs else 0.0
+            self.began = now
+            self.settle()
+
+    def become(self, scale: float) -> None:
+        """Reckon with its rate as it stands to the `scale` of all; a small difference is none."""
+        if not self.seen:
+            self.rate = scale
+        relative = self.rate / scale
+        if relative > 1.0 + BAND:
+            relative -= BAND
+        elif relative < 1.0 - BAND:
+            relative += BAND
+        else:
+            relative = 1.0
+        self.price = scale * relative
+        self.settle()
+
+    def settle(self) -> None:
+        """Reckon anew what `wait` goes by."""
+        first = self.legs[0].expected_s if self.legs else 0.0
+        self.free_at = self.began + self.expected_s * self.price
+        self.floor_s = (self.expected_s - first) * self.price
+
+    def wait(self, now: float) -> float:
+        """Return the seconds of the legs under way that are left. A leg that takes longer than it should
+        does not hide those behind it.
+        """
+        left = self.free_at - now
+        return left if left > self.floor_s else self.floor_s
+
+
+class PrefixChoice(Choice[Any]):
+    """It remembers what its worker was chosen for, and what its leg is expected to take."""
+
+    __slots__ = ("began", "cost", "evict_s", "expected_s", "load", "matched", "others", "tokens", "wait_s")
+
+    def __init__(self, worker: Any, policy: Policy, load: Load, found: Search) -> None:
+        super().__init__(worker, "", policy)
+        self.load = load
+        self.tokens = found.tokens
+        self.matched = found.matched  # tokens of it that should be in the worker's cache
+        self.cost = found.cost
+        self.wait_s = found.wait_s
+        self.evict_s = found.evict_s
+        self.others = found.others
+        self.began = found.now
+        self.expected_s = seconds(found.tokens, found.matched)  # at a rate of 1
+
+    def __str__(self) -> str:
+        own_s = self.cost - self.wait_s - self.evict_s
+        return (
+            f"It costs the least, {self.cost:.3f} s: {self.wait_s:.3f} for legs under way, {own_s:.3f} for "
+            f"{self.tokens - self.matched:.0f} of {self.tokens:.0f} tokens that are new there, "
+            f"{self.evict_s:.3f} for what they evict."
+        )
+
+
+class Search:
+    """A search for the worker of one request has found the cheapest so far."""
+
+    __slots__ = (
+        "best",
+        "cost",
+        "delayed",
+        "evict_s",
+        "matched",
+        "now",
+        "others",
+        "ties",
+        "tokens",
+        "wait_s",
+    )
+
+    def __init__(self, now: float, tokens: float, delayed: float) -> None:
+        """`delayed` is how often each second of work counts: once, and once for each leg behind it."""
+        self.now = now
+        self.tokens = tokens
+        self.delayed = delayed
+        self.best = -1  # its index
+        self.cost = 0.0
+        self.wait_s = 0.0
+        self.evict_s = 0.0
+        self.matched = 0.0
+        self.others = 0
+        self.ties = 1
+
+
+class Levels:
+    """So much of a prompt is known, run by run, and by whom."""
+
+    __slots__ = ("holders", "spared", "spared_s", "tokens")
+
+    def __init__(self) -> None:
+        self.holders: list[int] = []  # of each run
+        self.tokens: list[float] = []  # of the prompt, up to the end of each run
+        self.spared: list[float] = []  # seconds, up to there, that are no cost but an investment
+        self.spared_s = 0.0  # of all
+
+    def add(self, holders: int, tokens: float, new_tokens: float, fan_out: float) -> None:
+        """`new_tokens` of a run with this share of fan-out cost 1 / (1 + `fan_out`)."""
+        self.spared_s += TOKEN_S * new_tokens * fan_out / (1.0 + fan_out)
+        self.holders.append(holders)
+        self.tokens.append(tokens)
+        self.spared.append(self.spared_s)
+
+
+class Prefix(Policy):
+    def __init__(
+        self,
+        context: Context,
+        fan_out: float,
+        eviction: float,
+        eviction_age_s: float,
+        kv_tokens: int,
+        memory_mb: int,
+    ) -> None:
+        self._time = context.time
+        self._random = context.random
+        self._share = context.share
+        self._model = context.model
+        self._learns_rates = context.role == "prefill"  # other legs last for as long as their answers
+        self._fan_out = fan_out
+        self._eviction = eviction
+        self._eviction_age_s = eviction_age_s
+        self._kv_tokens = kv_tokens
+        self._index = PrefixIndex(memory_mb * 1_000_000)
+        self._loads: dict[str, Load] = {}
+        self._by_slot: dict[int, Load] = {}  # as the index numbers them
+        self._candidates: Sequence[Any] | None = None  # those of the last choice, if they cannot change
+        self._present: list[Load] = []  # by index among the candidates
+        self._stamp = 0  # of `_present`
+        self._turn = 0
+        self._mark = 0  # the number of the search
+        self._mean_s = 0.0  # expected, per leg
+        self._scale = 1.0  # the median rate
+        self._ends = 0
+
+    # --- choosing -------------------------------------------------------------------------------
+
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
+        """Choose the worker at least cost; equals take turns, or chance decides. Costs of a pool of more than
+        `LOOKED_AT` workers are reckoned for those that know the prompt, and for so many others in turn.
+        """
+        now = self._time()
+        prompt = request.prompt(MOST_BYTES)
+        tokens = float(request.prompt_tokens())
+        hashes = b""
+        if len(prompt) >= FINE:
+            hashes = hashed(prompt, self._seed(request.model))
+        per_byte = tokens / len(prompt) if 0 < len(prompt) < MOST_BYTES else 1 / BYTES_PER_TOKEN
+        if candidates is not self._candidates:
+            self._note_candidates(candidates)
+        self._turn += 1
+        while True:
+            found = self._index.find(hashes)
+            search = self._searched(candidates, found, now, tokens, per_byte)
+            load = self._present[search.best]
+            worker = candidates[search.best]
+            if worker.epoch == load.epoch:
+                return self._chosen(worker, load, found, search)
+            self._note_return(load, worker.epoch)
+
+    def _seed(self, model: str) -> int:
+        """Return what tells prompts for adapters apart: they share no cache."""
+        return 0 if model == self._model else xxh3_64_intdigest(model)
+
+    def _searched(
+        self, candidates: Sequence[C], found: Found, now: float, tokens: float, per_byte: float
+    ) -> Search:
+        self._mark += 1
+        count = len(candidates)
+        first, last = 0, count
+        if count > LOOKED_AT:
+            first = self._turn * LOOKED_AT % count
+            last = first + LOOKED_AT
+        else:
+            first = self._turn % count
+            last = first + count
+        flights = [candidates[index - count].in_flight for index in range(first, last)]
+        queued = sum(flights) / len(flights)
+        search = Search(now, tokens, 1.0 + (queued if queued < MOST_QUEUED else MOST_QUEUED))
+        spared_s = 0.0
+        levels: Levels | None = None
+        if found.steps:
+            levels = self._levels(found, count, per_byte)
+            spared_s = levels.spared_s
+            if self._search_holders(search, candidates, levels):
+                levels = None
+        own_s = max(seconds(tokens, 0.0) - spared_s, FIXED_S)
+        for index in range(first, last):
+            load = self._present[index - count]
+            if load.mark == self._mark:
+                continue
+            if levels is not None:
+                self._try_holder(search, candidates, levels, load)
+            else:
+                self._try(search, load, flights[index - first], own_s, 0.0)
+        return search
+
+    def _levels(self, found: Found, count: int, per_byte: float) -> Levels:
+        levels = Levels()
+        share = self._fan_out / count
+        before = 0.0
+        for run in found.runs:
+            tokens = bytes_of(run.end) * per_byte
+            levels.add(run.holders, tokens, tokens - before, share * run.fan_out)
+            before = tokens
+        partial = found.partial
+        if partial is not None:
+            tokens = bytes_of(found.steps) * per_byte
+            levels.add(partial.holders, tokens, tokens - before, share * partial.fan_out)
+        return levels
+
+    def _search_holders(self, search: Search, candidates: Sequence[C], levels: Levels) -> bool:
+        """Look at those who have some of the prompt, most of it first. False if they are too many."""
+        done, looked_at = 0, 0
+        for level in range(len(levels.holders) - 1, -1, -1):
+            left = levels.holders[level] & ~done
+            done |= left
+            while left:
+                bit = left & -left
+                left ^= bit
+                load = self._by_slot[bit.bit_length() - 1]
+                if load.stamp != self._stamp:
+                    continue  # it is no candidate
+                if looked_at == MOST_FOUND:
+                    return False
+                looked_at += 1
+                self._try_at(search, candidates, levels, level, load)
+        return True
+
+    def _try_holder(self, search: Search, candidates: Sequence[C], levels: Levels, load: Load) -> None:
+        """Look at one that may have some of the prompt."""
+        level = len(levels.holders) - 1
+        while level >= 0 and not levels.holders[level] & load.holder.bit:
+            level -= 1
+        self._try_at(search, candidates, levels, level, load)
+
+    def _try_at(
+        self, search: Search, candidates: Sequence[C], levels: Levels, level: int, load: Load
+    ) -> None:
+        """Look at one that has the prompt up to a level; -1 is nothing of it."""
+        cached = spared_s = 0.0
+        if level >= 0:
+            cached, spared_s = levels.tokens[level], levels.spared[level]
+        if cached > search.tokens - 1.0:
+            cached = max(search.tokens - 1.0, 0.0)
+        own_s = max(seconds(search.tokens, cached) - (levels.spared_s - spared_s), FIXED_S)
+        load.mark = self._mark
+        self._try(search, load, candidates[load.index].in_flight, own_s, cached)
+
+    def _try(self, search: Search, load: Load, in_flight: int, own_s: float, cached: float) -> None:
+        """Keep this worker if it costs less; `own_s` is its own part at a rate of 1."""
+        wait_s = load.wait(search.now)
+        others = in_flight - len(load.legs)
+        if others > 0:  # legs of other processes, of which only the number is known
+            wait_s += others * self._mean_s * load.price
+        else:
+            others = 0
+        evict_s = self._evicted_s(search, load, cached)
+        cost = wait_s + search.delayed * load.price * own_s + evict_s
+        if search.best >= 0:
+            if cost > search.cost:
+                return
+            if cost == search.cost:
+                search.ties += 1
+                if self._random.random() * search.ties >= 1.0:
+                    return
+            else:
+                search.ties = 1
+        search.best = load.index
+        search.cost = cost
+        search.wait_s = wait_s
+        search.evict_s = evict_s
+        search.matched = cached
+        search.others = others
+
+    def _evicted_s(self, search: Search, load: Load, cached: float) -> float:
+        """Return what it costs that the new tokens take the place of others; the longer these were not used,
+        the less they will be missed.
+        """
+        holder = load.holder
+        new = search.tokens - cached
+        if holder.size + new * BYTES_PER_TOKEN <= holder.capacity or not holder.runs:
+            return 0.0
+        age_s = search.now - holder.tail()
+        return self._eviction * TOKEN_S * new * load.price * math.exp(-age_s / self._eviction_age_s)
+
+    def _chosen(self, worker: C, load: Load, found: Found, search: Search) -> Choice[C]:
+        choice = PrefixChoice(worker, self, load, search)
+        load.add(choice, search.now)
+        self._mean_s += (choice.expected_s - self._mean_s) * (NEWEST if self._mean_s else 1.0)
+        if found.hashes:
+            self._index.record(load.holder, found, search.now)
+            if self._share is not None:
+                self._share(_note(load.name, load.epoch, found.hashes))
+        return choice
+
+    # --- workers --------------------------------------------------------------------------------
+
+    def _note_candidates(self, candidates: Sequence[Any]) -> None:
+        """Note who may be chosen now. What cannot change need not be looked at again."""
+        self._candidates = candidates if isinstance(candidates, tuple) else None
+        self._stamp += 1
+        self._present = []
+        for index in range(len(candidates)):
+            candidate = candidates[index]
+            load = self._loads.get(candidate.name)
+            if load is None:
+                load = self._new_load(candidate.name)
+            if load.epoch != candidate.epoch:
+                self._note_return(load, candidate.epoch)
+            load.stamp = self._stamp
+            load.index = index
+            load.holder.capacity = KEPT * BYTES_PER_TOKEN * (candidate.kv_tokens or self._kv_tokens)
+            self._present.append(load)
+        if len(self._loads) > 2 * len(candidates) + SPARE:
+            self._forget_absent()
+
+    def _new_load(self, name: str) -> Load:
+        holder = self._index.holder(KEPT * BYTES_PER_TOKEN * self._kv_tokens)
+        load = Load(name, holder, self._scale)
+        self._loads[name] = self._by_slot[holder.slot] = load
+        return load
+
+    def _note_return(self, load: Load, epoch: int) -> None:
+        """Note that a worker has come back: its cache may be empty, and its legs have been lost."""
+        load.epoch = epoch
+        load.legs = []
+        load.expected_s = 0.0
+        load.settle()
+        self._index.clear(load.holder)
+
+    def _forget_absent(self) -> None:
+        for name, load in list(self._loads.items()):
+            if load.stamp != self._stamp and not load.legs:
+                self._index.remove(load.holder)
+                del self._loads[name]
+                del self._by_slot[load.holder.slot]
+
+    # --- learning -------------------------------------------------------------------------------
+
+    def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
+        if not isinstance(choice, PrefixChoice):
+            return
+        load = choice.load
+        if choice not in load.legs:
+            return  # it was sent to the worker as it was before
+        began = max(choice.began, load.began)
+        load.drop(choice, outcome.moment)
+        if self._learns_rates and outcome.end is _ANSWERED:
+            cached = outcome.cached_tokens
+            known = choice.matched if cached is None else min(float(cached), choice.tokens)
+            measured_s = (outcome.moment - began) / (1 + choice.others)
+            self._learn(load, measured_s / seconds(choice.tokens, known))
+
+    def _learn(self, load: Load, ratio: float) -> None:
+        """Note how long a leg took, by what was expected at a rate of 1."""
+        ratio = min(max(ratio, LEAST_RATE), MOST_RATE)
+        load.seen += 1
+        load.rate += (ratio - load.rate) * max(NEWEST, 1.0 / load.seen)
+        self._ends += 1
+        if self._ends <= COMPARED or self._ends % max(COMPARED, len(self._loads)) == 0:
+            self._compare()
+        else:
+            load.become(self._scale)
+
+    def _compare(self) -> None:
+        """Find the median rate, and what is reckoned with for each worker."""
+        rates = sorted([load.rate for load in self._loads.values() if load.seen])
+        self._scale = rates[len(rates) // 2]
+        for load in self._loads.values():
+            load.become(self._scale)
+
+    def hear(self, note: bytes) -> None:
+        """Hear which worker another process has sent a prompt to."""
+        epoch = int.from_bytes(note[:4], "little")
+        name = note[6 : 6 + int.from_bytes(note[4:6], "little")]
+        hashes = note[6 + len(name) :]
+        if not hashes or len(hashes) % WIDTH:
+            return
+        load = self._loads.get(name.decode("utf-8", "replace"))
+        if load is not None and load.epoch == epoch:
+            self._index.record(load.holder, self._index.find(hashes), self._time())
+
+
+def _note(name: str, epoch: int, hashes: bytes) -> bytes:
+    """Return what other processes are told of a choice."""
+    packed = name.encode()
+    return epoch.to_bytes(4, "little") + len(packed).to_bytes(2, "little") + packed + hashes[:MOST_SHARED]
+
+
+SPEC: Final = PolicySpec(
+    "prefix",
+    Prefix,
+    "The worker is chosen at which a prompt costs the least time, its own and that of others, by what should "
+    "be in its cache and what it has to do; equals take turns.",
+    [
+        Argument(
+            "fan_out",
+            3.0,
+            "Tokens that many different prompts go on from cost less to compute once more, the more so the "
+            "larger this is.",
+            least=0,
+        ),
+        Argument(
+            "eviction",
+            3.0,
+            "A token that is evicted just after it was used costs so many times what a new one does.",
+            least=0,
+        ),
+        Argument(
+            "eviction_age_s",
+            300.0,
+            "That cost falls to a third within about this many seconds without use.",
+            least=1,
+        ),
+        Argument(
+            "kv_tokens",
+            1_000_000,
+            "So many tokens fit into the KV cache of a worker that does not say how many.",
+            least=1,
+        ),
+        Argument(
+            "memory_mb",
+            256,
+            "The index takes at most so much memory, in each process; what is oldest is forgotten first.",
+            least=1,
+        ),
+    ],
+)
