@@ -18,6 +18,7 @@ from orchestrator.routing.policies.base import (
 
 # Legs of other processes count as the mean of the prompts seen here, in which the newest has this weight.
 NEWEST: Final = 0.02
+LOOKED_AT: Final = 64  # workers per choice; the best of so many is among the best two of a hundred
 SPARE: Final = 64  # workers that are not there any more and may stay in memory
 
 
@@ -53,17 +54,22 @@ class LeastTokens(Policy):
         self._leg_tokens = leg_tokens
         self._loads: dict[str, Tokens] = {}
         self._mean = 0.0
-        self._turn = -1
+        self._first = -1  # at which of the candidates the last search began, or ended if they are many
 
     def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
-        """Choose the least loaded; equals take turns."""
-        self._turn += 1
+        """Choose the least loaded; equals take turns. Of a pool of more than `LOOKED_AT` workers so many are
+        looked at, in turn.
+        """
         count = len(candidates)
-        first = self._turn % count
+        first = self._first = (self._first + 1) % count
+        last = first + count
+        if count > LOOKED_AT:
+            last = first + LOOKED_AT
+            self._first = last if last < count else last - count
         best = candidates[first]
         load = self._load_of(best, count)
         least = self._under_way(best, load)
-        for index in range(first + 1 - count, first):  # all others, in turn: negative ones are the last
+        for index in range(first + 1 - count, last - count):  # negative ones are the last
             candidate = candidates[index]
             other = self._load_of(candidate, count)
             tokens = self._under_way(candidate, other)

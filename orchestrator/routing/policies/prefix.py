@@ -8,6 +8,7 @@ What each term is, and where it comes from, is in `docs/routing.md`.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -42,9 +43,10 @@ TOKEN_S: Final = 90e-6
 TOKEN2_S: Final = 0.6e-9
 
 BYTES_PER_TOKEN: Final = 4
-KEPT: Final = 2  # times a worker's cache are remembered of it: too little costs more than too much
 MOST_QUEUED: Final = 4.0  # legs per worker that added work delays; more say nothing more
 MOST_SHARED: Final = 4096  # bytes of hashes that other processes are told of one choice
+MOST_NAME: Final = 1000  # bytes of a worker's name there
+MOST_MS: Final = (1 << 32) - 1
 
 LOOKED_AT: Final = 64  # workers without the prompt per choice; of a larger pool these go round
 MOST_FOUND: Final = 64  # workers with some of it are looked at one by one
@@ -57,6 +59,7 @@ COMPARED: Final = 16
 LEAST_RATE: Final = 1e-4
 MOST_RATE: Final = 1e4
 
+MOST_HEARD: Final = 64  # legs of other processes that are remembered of a worker
 SPARE: Final = 64  # workers that are not there any more and may stay in memory
 _ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
 
@@ -75,6 +78,7 @@ class Load:
         "expected_s",
         "floor_s",
         "free_at",
+        "heard",
         "holder",
         "index",
         "legs",
@@ -93,6 +97,7 @@ class Load:
         self.legs: list[PrefixChoice] = []  # in the order in which they were sent
         self.expected_s = 0.0  # of all of them together, at a rate of 1
         self.began = 0.0  # when the first of them can have begun
+        self.heard: list[float] = []  # expected seconds of the newest legs that other processes sent
         self.rate = rate  # measured by expected
         self.price = rate  # that is reckoned with
         self.seen = 0  # legs that the rate was learned from
@@ -139,6 +144,24 @@ class Load:
         self.free_at = self.began + self.expected_s * self.price
         self.floor_s = (self.expected_s - first) * self.price
 
+    def hear(self, expected_s: float) -> None:
+        """Note a leg of another process."""
+        self.heard.append(expected_s)
+        if len(self.heard) > 2 * MOST_HEARD:
+            self.heard = self.heard[-MOST_HEARD:]
+
+    def others_s(self, count: int, mean_s: float) -> float:
+        """Return the expected seconds, at a rate of 1, of so many legs of other processes: these are the last
+        ones that were heard of, and what was not heard of has the mean.
+        """
+        known = min(count, len(self.heard))
+        total_s = (count - known) * mean_s
+        if known:
+            total_s += sum(self.heard[-known:])
+        if not self.legs:  # then one of them is under way; half of it, for all that is known
+            total_s -= 0.5 * (self.heard[-known] if known else mean_s)
+        return total_s
+
     def wait(self, now: float) -> float:
         """Return the seconds of the legs under way that are left. A leg that takes longer than it should
         does not hide those behind it.
@@ -150,7 +173,7 @@ class Load:
 class PrefixChoice(Choice[Any]):
     """It remembers what its worker was chosen for, and what its leg is expected to take."""
 
-    __slots__ = ("began", "cost", "evict_s", "expected_s", "load", "matched", "others", "tokens", "wait_s")
+    __slots__ = ("began", "cost", "evict_s", "expected_s", "load", "matched", "others_s", "tokens", "wait_s")
 
     def __init__(self, worker: Any, policy: Policy, load: Load, found: Search) -> None:
         super().__init__(worker, "", policy)
@@ -160,7 +183,7 @@ class PrefixChoice(Choice[Any]):
         self.cost = found.cost
         self.wait_s = found.wait_s
         self.evict_s = found.evict_s
-        self.others = found.others
+        self.others_s = found.others_s  # of legs of other processes, at a rate of 1
         self.began = found.now
         self.expected_s = seconds(found.tokens, found.matched)  # at a rate of 1
 
@@ -180,10 +203,11 @@ class Search:
         "best",
         "cost",
         "delayed",
+        "draws",
         "evict_s",
         "matched",
         "now",
-        "others",
+        "others_s",
         "ties",
         "tokens",
         "wait_s",
@@ -199,8 +223,9 @@ class Search:
         self.wait_s = 0.0
         self.evict_s = 0.0
         self.matched = 0.0
-        self.others = 0
+        self.others_s = 0.0
         self.ties = 1
+        self.draws = True  # equals are drawn; else the first one stays
 
 
 class Levels:
@@ -229,6 +254,7 @@ class Prefix(Policy):
         fan_out: float,
         eviction: float,
         eviction_age_s: float,
+        kept: float,
         kv_tokens: int,
         memory_mb: int,
     ) -> None:
@@ -240,6 +266,7 @@ class Prefix(Policy):
         self._fan_out = fan_out
         self._eviction = eviction
         self._eviction_age_s = eviction_age_s
+        self._kept = kept
         self._kv_tokens = kv_tokens
         self._index = PrefixIndex(memory_mb * 1_000_000)
         self._loads: dict[str, Load] = {}
@@ -247,7 +274,7 @@ class Prefix(Policy):
         self._candidates: Sequence[Any] | None = None  # those of the last choice, if they cannot change
         self._present: list[Load] = []  # by index among the candidates
         self._stamp = 0  # of `_present`
-        self._turn = 0
+        self._first = -1  # at which of the candidates the last search began, or ended if they are many
         self._mark = 0  # the number of the search
         self._mean_s = 0.0  # expected, per leg
         self._scale = 1.0  # the median rate
@@ -268,7 +295,6 @@ class Prefix(Policy):
         per_byte = tokens / len(prompt) if 0 < len(prompt) < MOST_BYTES else 1 / BYTES_PER_TOKEN
         if candidates is not self._candidates:
             self._note_candidates(candidates)
-        self._turn += 1
         while True:
             found = self._index.find(hashes)
             search = self._searched(candidates, found, now, tokens, per_byte)
@@ -287,13 +313,11 @@ class Prefix(Policy):
     ) -> Search:
         self._mark += 1
         count = len(candidates)
-        first, last = 0, count
+        first = self._first = (self._first + 1) % count
+        last = first + count
         if count > LOOKED_AT:
-            first = self._turn * LOOKED_AT % count
             last = first + LOOKED_AT
-        else:
-            first = self._turn % count
-            last = first + count
+            self._first = last if last < count else last - count
         flights = [candidates[index - count].in_flight for index in range(first, last)]
         queued = sum(flights) / len(flights)
         search = Search(now, tokens, 1.0 + (queued if queued < MOST_QUEUED else MOST_QUEUED))
@@ -304,6 +328,7 @@ class Prefix(Policy):
             spared_s = levels.spared_s
             if self._search_holders(search, candidates, levels):
                 levels = None
+        search.draws = False
         own_s = max(seconds(tokens, 0.0) - spared_s, FIXED_S)
         for index in range(first, last):
             load = self._present[index - count]
@@ -371,27 +396,32 @@ class Prefix(Policy):
         """Keep this worker if it costs less; `own_s` is its own part at a rate of 1."""
         wait_s = load.wait(search.now)
         others = in_flight - len(load.legs)
-        if others > 0:  # legs of other processes, of which only the number is known
-            wait_s += others * self._mean_s * load.price
-        else:
-            others = 0
+        others_s = 0.0
+        if others > 0:  # legs of other processes: how many there are is known at once
+            others_s = load.others_s(others, self._mean_s)
+            wait_s += others_s * load.price
         evict_s = self._evicted_s(search, load, cached)
         cost = wait_s + search.delayed * load.price * own_s + evict_s
         if search.best >= 0:
             if cost > search.cost:
                 return
-            if cost == search.cost:
-                search.ties += 1
-                if self._random.random() * search.ties >= 1.0:
-                    return
-            else:
+            if cost < search.cost:
                 search.ties = 1
+            elif not self._wins_tie(search):
+                return
         search.best = load.index
         search.cost = cost
         search.wait_s = wait_s
         search.evict_s = evict_s
         search.matched = cached
-        search.others = others
+        search.others_s = others_s
+
+    def _wins_tie(self, search: Search) -> bool:
+        """Tell whether an equal is taken in place of the best: holders are drawn, the others come in turn."""
+        if not search.draws:
+            return False
+        search.ties += 1
+        return self._random.random() * search.ties < 1.0
 
     def _evicted_s(self, search: Search, load: Load, cached: float) -> float:
         """Return what it costs that the new tokens take the place of others; the longer these were not used,
@@ -410,8 +440,8 @@ class Prefix(Policy):
         self._mean_s += (choice.expected_s - self._mean_s) * (NEWEST if self._mean_s else 1.0)
         if found.hashes:
             self._index.record(load.holder, found, search.now)
-            if self._share is not None:
-                self._share(_note(load.name, load.epoch, found.hashes))
+        if self._share is not None:
+            self._share(_note(load, choice.expected_s, found.hashes))
         return choice
 
     # --- workers --------------------------------------------------------------------------------
@@ -430,16 +460,20 @@ class Prefix(Policy):
                 self._note_return(load, candidate.epoch)
             load.stamp = self._stamp
             load.index = index
-            load.holder.capacity = KEPT * BYTES_PER_TOKEN * (candidate.kv_tokens or self._kv_tokens)
+            load.holder.capacity = self._capacity(candidate.kv_tokens or self._kv_tokens)
             self._present.append(load)
         if len(self._loads) > 2 * len(candidates) + SPARE:
             self._forget_absent()
 
     def _new_load(self, name: str) -> Load:
-        holder = self._index.holder(KEPT * BYTES_PER_TOKEN * self._kv_tokens)
+        holder = self._index.holder(self._capacity(self._kv_tokens))
         load = Load(name, holder, self._scale)
         self._loads[name] = self._by_slot[holder.slot] = load
         return load
+
+    def _capacity(self, kv_tokens: int) -> int:
+        """Return how many bytes of prompt are remembered of a worker with so large a KV cache."""
+        return int(self._kept * kv_tokens * BYTES_PER_TOKEN)
 
     def _note_return(self, load: Load, epoch: int) -> None:
         """Note that a worker has come back: its cache may be empty, and its legs have been lost."""
@@ -466,11 +500,11 @@ class Prefix(Policy):
             return  # it was sent to the worker as it was before
         began = max(choice.began, load.began)
         load.drop(choice, outcome.moment)
-        if self._learns_rates and outcome.end is _ANSWERED:
+        if self._learns_rates and outcome.end is _ANSWERED and choice.others_s == 0.0:
             cached = outcome.cached_tokens
             known = choice.matched if cached is None else min(float(cached), choice.tokens)
-            measured_s = (outcome.moment - began) / (1 + choice.others)
-            self._learn(load, measured_s / seconds(choice.tokens, known))
+            expected_s = seconds(choice.tokens, known)
+            self._learn(load, (outcome.moment - began) / expected_s)
 
     def _learn(self, load: Load, ratio: float) -> None:
         """Note how long a leg took, by what was expected at a rate of 1."""
@@ -492,20 +526,27 @@ class Prefix(Policy):
 
     def hear(self, note: bytes) -> None:
         """Hear which worker another process has sent a prompt to."""
-        epoch = int.from_bytes(note[:4], "little")
-        name = note[6 : 6 + int.from_bytes(note[4:6], "little")]
-        hashes = note[6 + len(name) :]
-        if not hashes or len(hashes) % WIDTH:
+        if len(note) < HEAD_BYTES:
             return
+        epoch, expected_ms, length = HEAD.unpack_from(note)
+        name = note[HEAD_BYTES : HEAD_BYTES + length]
+        hashes = note[HEAD_BYTES + length :]
         load = self._loads.get(name.decode("utf-8", "replace"))
-        if load is not None and load.epoch == epoch:
+        if load is not None and load.epoch == epoch and len(hashes) % WIDTH == 0:
+            load.hear(expected_ms / 1000)
             self._index.record(load.holder, self._index.find(hashes), self._time())
 
 
-def _note(name: str, epoch: int, hashes: bytes) -> bytes:
-    """Return what other processes are told of a choice."""
-    packed = name.encode()
-    return epoch.to_bytes(4, "little") + len(packed).to_bytes(2, "little") + packed + hashes[:MOST_SHARED]
+# What other processes are told of a choice: the worker's epoch, the milliseconds that the leg is expected to
+# take at a rate of 1, and how long its name is; then the name, and hashes.
+HEAD: Final = struct.Struct("<QIH")
+HEAD_BYTES: Final = 14
+
+
+def _note(load: Load, expected_s: float, hashes: bytes) -> bytes:
+    name = load.name.encode()[:MOST_NAME]
+    expected_ms = min(int(expected_s * 1000), MOST_MS)
+    return HEAD.pack(load.epoch, expected_ms, len(name)) + name + hashes[:MOST_SHARED]
 
 
 SPEC: Final = PolicySpec(
@@ -517,7 +558,7 @@ SPEC: Final = PolicySpec(
         Argument(
             "fan_out",
             3.0,
-            "Tokens that many different prompts go on from cost less to compute once more, the more so the "
+            "Tokens that many different prompts go on from cost less to compute once more, the more the "
             "larger this is.",
             least=0,
         ),
@@ -532,6 +573,14 @@ SPEC: Final = PolicySpec(
             300.0,
             "That cost falls to a third within about this many seconds without use.",
             least=1,
+        ),
+        Argument(
+            "kept",
+            1.25,
+            "So many times the tokens that fit into a worker's KV cache are remembered of it; too few cost "
+            "more than too many.",
+            least=0.01,
+            most=100,
         ),
         Argument(
             "kv_tokens",

@@ -125,7 +125,8 @@ class PrefixIndex:
     def holder(self, capacity: int) -> Holder:
         """Make a holder that holds nothing."""
         if self._free:
-            made = self._holders[self._free[-1]] = Holder(self._free.pop(), capacity)
+            made = Holder(self._free.pop(), capacity)
+            self._holders[made.slot] = made
         else:
             made = Holder(len(self._holders), capacity)
             self._holders.append(made)
@@ -173,8 +174,18 @@ class PrefixIndex:
         runs[-1].is_end = True
         for run in reversed(runs):  # the beginning of a prompt is kept for longer than its end
             self._touch(holder, run, now)
-        while holder.runs and (holder.size > holder.capacity or self.memory > self._most_bytes):
+        while holder.size > holder.capacity:
             self._forget(holder)
+        while self.memory > self._most_bytes:
+            fullest = holder if holder.runs else self._fullest()
+            self._drop(fullest, next(iter(fullest.runs)))
+
+    def _fullest(self) -> Holder:
+        fullest = self._holders[0]
+        for holder in self._holders:
+            if holder.size > fullest.size:
+                fullest = holder
+        return fullest
 
     def _note_fan_out(self, found: Found) -> None:
         """Count another continuation of all that is known of the prompt, unless it is the next turn of the
@@ -238,7 +249,7 @@ class PrefixIndex:
         """
         run = next(iter(holder.runs))
         kept = run.size() - (holder.size - holder.capacity)
-        if run.holders != holder.bit or kept < FINE or self.memory > self._most_bytes:
+        if run.holders != holder.bit or kept < FINE:
             self._drop(holder, run)
         else:
             self._shorten(holder, run, kept)

@@ -6,6 +6,8 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.compiled import MODULES
 from orchestrator.routing.policies import POLICIES
@@ -205,3 +207,74 @@ def test_nobody_waits_for_the_end_of_a_leg_whose_policy_does_not_care() -> None:
     choice = made("round_robin").choose(ASKED, [Seen("a")])
     assert choice.policy is None
     choice.ended(Outcome(End.ANSWERED, 1.0))
+
+
+# --- whatever comes -----------------------------------------------------------------------------
+
+
+class Anything(FakeRequest):
+    """What it says of itself need not fit."""
+
+    def __init__(self, prompt: bytes, tokens: int, session: bytes) -> None:
+        super().__init__(prompt, headers={b"x-session-id": session}, fields={"user": session})
+        self._tokens = tokens
+
+    def prompt_tokens(self) -> int:
+        return self._tokens
+
+
+class Candidate:
+    """Its state changes as it likes."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.in_flight, self.epoch, self.kv_tokens = name, 0, 0, None
+
+    def become(self, in_flight: int, epoch: int, kv_tokens: int | None) -> None:
+        self.in_flight, self.epoch, self.kv_tokens = in_flight, epoch, kv_tokens  # type: ignore[assignment]
+
+
+REQUESTS = st.builds(
+    Anything,
+    st.integers(0, 40).map(lambda size: b"ab"[size % 2 : size % 2 + 1] * (size * 211)),
+    st.integers(0, 10**7),
+    st.binary(max_size=4),
+)
+BECOMES = st.tuples(st.integers(0, 999), st.integers(0, 5), st.none() | st.integers(0, 10**4))
+STEPS = st.tuples(
+    REQUESTS,
+    st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True),
+    st.integers(0, 7),
+    BECOMES,
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from(End), st.none() | st.integers(0, 10**6))),
+    st.floats(0, 1e6),
+    st.booleans(),
+)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(steps=st.lists(STEPS, max_size=12), seed=st.integers(0, 3))
+@settings(max_examples=80, deadline=None)
+def test_no_policy_ever_raises_and_a_seed_decides_all(name: str, steps: list[Any], seed: int) -> None:
+    assert lived(name, steps, seed) == lived(name, steps, seed)
+
+
+def lived(name: str, steps: list[Any], seed: int) -> list[tuple[str, str]]:
+    """Lead a policy through all this; return what it chose, and why."""
+    clock = Clock()
+    notes: list[bytes] = []
+    spec = POLICIES[name]
+    arguments = {argument.name: argument.default for argument in spec.arguments}
+    policy = spec.make(Context("m", "prefill", Random(seed), clock, notes.append), **arguments)
+    workers = [Candidate(f"w{index}") for index in range(8)]
+    choices: list[Choice[Any]] = []
+    for request, present, changed, life, ends, passed, is_tuple in steps:
+        workers[changed].become(*life)
+        candidates = [workers[index] for index in present]
+        choices.append(policy.choose(request, tuple(candidates) if is_tuple else candidates))
+        assert choices[-1].worker in candidates
+        for index, end, cached in ends:
+            choices[index % len(choices)].ended(Outcome(end, clock(), cached))
+        clock.now += passed
+        for note in notes[-2:]:
+            policy.hear(note)
+    return [(choice.worker.name, str(choice)) for choice in choices]
