@@ -43,6 +43,7 @@ TOKEN_S: Final = 90e-6
 TOKEN2_S: Final = 0.6e-9
 
 BYTES_PER_TOKEN: Final = 4
+LEAST_TOKENS: Final = FINE // BYTES_PER_TOKEN  # of a prompt with a whole step
 MOST_QUEUED: Final = 4.0  # legs per worker that added work delays; more say nothing more
 MOST_SHARED: Final = 4096  # bytes of hashes that other processes are told of one choice
 MOST_NAME: Final = 1000  # bytes of a worker's name there
@@ -54,6 +55,7 @@ MOST_FOUND: Final = 64  # workers with some of it are looked at one by one
 # Rates: the newest leg has this weight, the first legs more; a worker this near to the others counts as they
 # do, so that noise does not keep them apart; all are compared after so many legs.
 NEWEST: Final = 0.1
+SURE: Final = 10  # legs
 BAND: Final = 0.1
 COMPARED: Final = 16
 LEAST_RATE: Final = 1e-4
@@ -110,22 +112,30 @@ class Load:
         self.mark = -1  # the number of the search that has looked at it
 
     def add(self, leg: PrefixChoice, now: float) -> None:
-        if not self.legs:
+        own_s = leg.expected_s * self.price
+        if self.legs:
+            self.free_at += own_s
+            self.floor_s += own_s
+        else:
             self.began = now
+            self.free_at = now + own_s
         self.legs.append(leg)
         self.expected_s += leg.expected_s
-        self.settle()
 
     def drop(self, leg: PrefixChoice, now: float) -> None:
-        """Take a leg out that has ended; the next one can have begun now."""
-        if leg in self.legs:
-            self.legs.remove(leg)
-            self.expected_s = self.expected_s - leg.expected_s if self.legs else 0.0
+        """Take a leg out that has ended; the next one can have begun now. `settle` is to follow."""
+        legs = self.legs
+        if legs[0] is leg:
+            del legs[0]
             self.began = now
-            self.settle()
+        else:
+            legs.remove(leg)
+        self.expected_s = self.expected_s - leg.expected_s if legs else 0.0
 
     def become(self, scale: float) -> None:
-        """Reckon with its rate as it stands to the `scale` of all; a small difference is none."""
+        """Reckon with its rate as it stands to the `scale` of all; a small difference is none. `settle` is to
+        follow.
+        """
         if not self.seen:
             self.rate = scale
         relative = self.rate / scale
@@ -136,7 +146,6 @@ class Load:
         else:
             relative = 1.0
         self.price = scale * relative
-        self.settle()
 
     def settle(self) -> None:
         """Reckon anew what `wait` goes by."""
@@ -171,21 +180,41 @@ class Load:
 
 
 class PrefixChoice(Choice[Any]):
-    """It remembers what its worker was chosen for, and what its leg is expected to take."""
+    """It is the cheapest worker for one request of those that were looked at; and remembers, once it is made,
+    what its leg is expected to take.
+    """
 
-    __slots__ = ("began", "cost", "evict_s", "expected_s", "load", "matched", "others_s", "tokens", "wait_s")
+    __slots__ = (
+        "began",
+        "cost",
+        "delayed",
+        "draws",
+        "evict_s",
+        "expected_s",
+        "load",
+        "matched",
+        "others_s",
+        "ties",
+        "tokens",
+        "wait_s",
+    )
 
-    def __init__(self, worker: Any, policy: Policy, load: Load, found: Search) -> None:
-        super().__init__(worker, "", policy)
-        self.load = load
-        self.tokens = found.tokens
-        self.matched = found.matched  # tokens of it that should be in the worker's cache
-        self.cost = found.cost
-        self.wait_s = found.wait_s
-        self.evict_s = found.evict_s
-        self.others_s = found.others_s  # of legs of other processes, at a rate of 1
-        self.began = found.now
-        self.expected_s = seconds(found.tokens, found.matched)  # at a rate of 1
+    def __init__(self, worker: Any, policy: Policy, now: float, tokens: float, delayed: float) -> None:
+        """`delayed` is how often each second of work counts: once, and once for each leg behind it."""
+        self.worker = worker
+        self.policy = policy
+        self.began = now
+        self.tokens = tokens
+        self.delayed = delayed
+        self.load: Load | None = None
+        self.cost = 0.0
+        self.wait_s = 0.0
+        self.evict_s = 0.0
+        self.matched = 0.0  # tokens of the prompt that should be in the worker's cache
+        self.others_s = 0.0  # expected of legs of other processes, at a rate of 1
+        self.expected_s = 0.0  # of its own leg, at a rate of 1
+        self.ties = 1
+        self.draws = True  # equals are drawn; else the first one stays
 
     def __str__(self) -> str:
         own_s = self.cost - self.wait_s - self.evict_s
@@ -194,38 +223,6 @@ class PrefixChoice(Choice[Any]):
             f"{self.tokens - self.matched:.0f} of {self.tokens:.0f} tokens that are new there, "
             f"{self.evict_s:.3f} for what they evict."
         )
-
-
-class Search:
-    """A search for the worker of one request has found the cheapest so far."""
-
-    __slots__ = (
-        "best",
-        "cost",
-        "delayed",
-        "draws",
-        "evict_s",
-        "matched",
-        "now",
-        "others_s",
-        "ties",
-        "tokens",
-        "wait_s",
-    )
-
-    def __init__(self, now: float, tokens: float, delayed: float) -> None:
-        """`delayed` is how often each second of work counts: once, and once for each leg behind it."""
-        self.now = now
-        self.tokens = tokens
-        self.delayed = delayed
-        self.best = -1  # its index
-        self.cost = 0.0
-        self.wait_s = 0.0
-        self.evict_s = 0.0
-        self.matched = 0.0
-        self.others_s = 0.0
-        self.ties = 1
-        self.draws = True  # equals are drawn; else the first one stays
 
 
 class Levels:
@@ -286,31 +283,29 @@ class Prefix(Policy):
         """Choose the worker at least cost; equals take turns, or chance decides. Costs of a pool of more than
         `LOOKED_AT` workers are reckoned for those that know the prompt, and for so many others in turn.
         """
-        now = self._time()
-        prompt = request.prompt(MOST_BYTES)
-        tokens = float(request.prompt_tokens())
-        hashes = b""
-        if len(prompt) >= FINE:
-            hashes = hashed(prompt, self._seed(request.model))
-        per_byte = tokens / len(prompt) if 0 < len(prompt) < MOST_BYTES else 1 / BYTES_PER_TOKEN
         if candidates is not self._candidates:
             self._note_candidates(candidates)
+        tokens = float(request.prompt_tokens())
+        hashes = b""
+        per_byte = 1 / BYTES_PER_TOKEN
+        if tokens >= LEAST_TOKENS:
+            prompt = request.prompt(MOST_BYTES)
+            hashes = hashed(prompt, self._seed(request.model))
+            if 0 < len(prompt) < MOST_BYTES:
+                per_byte = tokens / len(prompt)
         while True:
-            found = self._index.find(hashes)
-            search = self._searched(candidates, found, now, tokens, per_byte)
-            load = self._present[search.best]
-            worker = candidates[search.best]
-            if worker.epoch == load.epoch:
-                return self._chosen(worker, load, found, search)
-            self._note_return(load, worker.epoch)
+            found = self._index.find(hashes) if hashes else None
+            search = self._searched(candidates, found, tokens, per_byte)
+            if self._is_settled(candidates, search, found):
+                return search
 
     def _seed(self, model: str) -> int:
         """Return what tells prompts for adapters apart: they share no cache."""
         return 0 if model == self._model else xxh3_64_intdigest(model)
 
     def _searched(
-        self, candidates: Sequence[C], found: Found, now: float, tokens: float, per_byte: float
-    ) -> Search:
+        self, candidates: Sequence[C], found: Found | None, tokens: float, per_byte: float
+    ) -> PrefixChoice:
         self._mark += 1
         count = len(candidates)
         first = self._first = (self._first + 1) % count
@@ -320,18 +315,20 @@ class Prefix(Policy):
             self._first = last if last < count else last - count
         flights = [candidates[index - count].in_flight for index in range(first, last)]
         queued = sum(flights) / len(flights)
-        search = Search(now, tokens, 1.0 + (queued if queued < MOST_QUEUED else MOST_QUEUED))
+        delayed = 1.0 + (queued if queued < MOST_QUEUED else MOST_QUEUED)
+        search = PrefixChoice(candidates[0], self, self._time(), tokens, delayed)
         spared_s = 0.0
         levels: Levels | None = None
-        if found.steps:
+        if found is not None and found.steps:
             levels = self._levels(found, count, per_byte)
             spared_s = levels.spared_s
             if self._search_holders(search, candidates, levels):
                 levels = None
         search.draws = False
         own_s = max(seconds(tokens, 0.0) - spared_s, FIXED_S)
+        present = self._present
         for index in range(first, last):
-            load = self._present[index - count]
+            load = present[index - count]
             if load.mark == self._mark:
                 continue
             if levels is not None:
@@ -354,7 +351,7 @@ class Prefix(Policy):
             levels.add(partial.holders, tokens, tokens - before, share * partial.fan_out)
         return levels
 
-    def _search_holders(self, search: Search, candidates: Sequence[C], levels: Levels) -> bool:
+    def _search_holders(self, search: PrefixChoice, candidates: Sequence[C], levels: Levels) -> bool:
         """Look at those who have some of the prompt, most of it first. False if they are too many."""
         done, looked_at = 0, 0
         for level in range(len(levels.holders) - 1, -1, -1):
@@ -372,7 +369,7 @@ class Prefix(Policy):
                 self._try_at(search, candidates, levels, level, load)
         return True
 
-    def _try_holder(self, search: Search, candidates: Sequence[C], levels: Levels, load: Load) -> None:
+    def _try_holder(self, search: PrefixChoice, candidates: Sequence[C], levels: Levels, load: Load) -> None:
         """Look at one that may have some of the prompt."""
         level = len(levels.holders) - 1
         while level >= 0 and not levels.holders[level] & load.holder.bit:
@@ -380,7 +377,7 @@ class Prefix(Policy):
         self._try_at(search, candidates, levels, level, load)
 
     def _try_at(
-        self, search: Search, candidates: Sequence[C], levels: Levels, level: int, load: Load
+        self, search: PrefixChoice, candidates: Sequence[C], levels: Levels, level: int, load: Load
     ) -> None:
         """Look at one that has the prompt up to a level; -1 is nothing of it."""
         cached = spared_s = 0.0
@@ -392,57 +389,66 @@ class Prefix(Policy):
         load.mark = self._mark
         self._try(search, load, candidates[load.index].in_flight, own_s, cached)
 
-    def _try(self, search: Search, load: Load, in_flight: int, own_s: float, cached: float) -> None:
+    def _try(self, search: PrefixChoice, load: Load, in_flight: int, own_s: float, cached: float) -> None:
         """Keep this worker if it costs less; `own_s` is its own part at a rate of 1."""
-        wait_s = load.wait(search.now)
+        wait_s = load.free_at - search.began  # as `Load.wait` has it, without a call
+        if wait_s < load.floor_s:
+            wait_s = load.floor_s
         others = in_flight - len(load.legs)
         others_s = 0.0
         if others > 0:  # legs of other processes: how many there are is known at once
             others_s = load.others_s(others, self._mean_s)
             wait_s += others_s * load.price
-        evict_s = self._evicted_s(search, load, cached)
+        evict_s = 0.0
+        new = search.tokens - cached
+        if load.holder.size + new * BYTES_PER_TOKEN > load.holder.capacity and load.holder.runs:
+            evict_s = self._evicted_s(load, new, search.began)
         cost = wait_s + search.delayed * load.price * own_s + evict_s
-        if search.best >= 0:
+        if search.load is not None:
             if cost > search.cost:
                 return
             if cost < search.cost:
                 search.ties = 1
             elif not self._wins_tie(search):
                 return
-        search.best = load.index
+        search.load = load
         search.cost = cost
         search.wait_s = wait_s
         search.evict_s = evict_s
         search.matched = cached
         search.others_s = others_s
 
-    def _wins_tie(self, search: Search) -> bool:
+    def _wins_tie(self, search: PrefixChoice) -> bool:
         """Tell whether an equal is taken in place of the best: holders are drawn, the others come in turn."""
         if not search.draws:
             return False
         search.ties += 1
         return self._random.random() * search.ties < 1.0
 
-    def _evicted_s(self, search: Search, load: Load, cached: float) -> float:
-        """Return what it costs that the new tokens take the place of others; the longer these were not used,
-        the less they will be missed.
+    def _evicted_s(self, load: Load, new: float, now: float) -> float:
+        """Return what it costs that new tokens take the place of others; the longer these were not used, the
+        less they will be missed.
         """
-        holder = load.holder
-        new = search.tokens - cached
-        if holder.size + new * BYTES_PER_TOKEN <= holder.capacity or not holder.runs:
-            return 0.0
-        age_s = search.now - holder.tail()
+        age_s = now - load.holder.tail()
         return self._eviction * TOKEN_S * new * load.price * math.exp(-age_s / self._eviction_age_s)
 
-    def _chosen(self, worker: C, load: Load, found: Found, search: Search) -> Choice[C]:
-        choice = PrefixChoice(worker, self, load, search)
-        load.add(choice, search.now)
+    def _is_settled(self, candidates: Sequence[C], choice: PrefixChoice, found: Found | None) -> bool:
+        """Note what was chosen; False if the worker has come back since it was last looked at."""
+        load = choice.load
+        if load is None:
+            return False  # never: there are candidates
+        choice.worker = worker = candidates[load.index]
+        if worker.epoch != load.epoch:
+            self._note_return(load, worker.epoch)
+            return False
+        choice.expected_s = seconds(choice.tokens, choice.matched)
+        load.add(choice, choice.began)
         self._mean_s += (choice.expected_s - self._mean_s) * (NEWEST if self._mean_s else 1.0)
-        if found.hashes:
-            self._index.record(load.holder, found, search.now)
+        if found is not None:
+            self._index.record(load.holder, found, choice.began)
         if self._share is not None:
-            self._share(_note(load, choice.expected_s, found.hashes))
-        return choice
+            self._share(_note(load, choice.expected_s, b"" if found is None else found.hashes))
+        return True
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -496,21 +502,22 @@ class Prefix(Policy):
         if not isinstance(choice, PrefixChoice):
             return
         load = choice.load
-        if choice not in load.legs:
+        if load is None or choice not in load.legs:
             return  # it was sent to the worker as it was before
-        began = max(choice.began, load.began)
-        load.drop(choice, outcome.moment)
         if self._learns_rates and outcome.end is _ANSWERED and choice.others_s == 0.0:
+            began = choice.began if choice.began > load.began else load.began
             cached = outcome.cached_tokens
             known = choice.matched if cached is None else min(float(cached), choice.tokens)
-            expected_s = seconds(choice.tokens, known)
-            self._learn(load, (outcome.moment - began) / expected_s)
+            self._learn(load, (outcome.moment - began) / seconds(choice.tokens, known))
+        load.drop(choice, outcome.moment)
+        load.settle()
 
     def _learn(self, load: Load, ratio: float) -> None:
         """Note how long a leg took, by what was expected at a rate of 1."""
-        ratio = min(max(ratio, LEAST_RATE), MOST_RATE)
+        if not LEAST_RATE < ratio < MOST_RATE:
+            ratio = min(max(ratio, LEAST_RATE), MOST_RATE)
         load.seen += 1
-        load.rate += (ratio - load.rate) * max(NEWEST, 1.0 / load.seen)
+        load.rate += (ratio - load.rate) * (NEWEST if load.seen > SURE else 1.0 / load.seen)
         self._ends += 1
         if self._ends <= COMPARED or self._ends % max(COMPARED, len(self._loads)) == 0:
             self._compare()
@@ -523,6 +530,7 @@ class Prefix(Policy):
         self._scale = rates[len(rates) // 2]
         for load in self._loads.values():
             load.become(self._scale)
+            load.settle()
 
     def hear(self, note: bytes) -> None:
         """Hear which worker another process has sent a prompt to."""
