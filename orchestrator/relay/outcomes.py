@@ -58,7 +58,8 @@ def tell_failed(request: AdmittedRequest, failure: Failure) -> None:
 
 def tell_ended(request: AdmittedRequest) -> None:
     """Tell that the request has ended, whether or not it was answered."""
-    request.plan.close(request.scope.now(), _end_of(request))
+    if request.plan.owes():
+        request.plan.close(request.scope.now(), _end_of(request))
 
 
 def _end_of(request: AdmittedRequest) -> End:

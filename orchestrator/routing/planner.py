@@ -60,13 +60,20 @@ class Plan:
             return self.prefill_choice
         return self.decode_choice
 
+    def owes(self) -> bool:
+        """Tell whether a choice still is to be told how its leg ended."""
+        prefill = self.prefill_choice
+        return self.decode_choice.policy is not None or (prefill is not None and prefill.policy is not None)
+
     def close(self, now: float, end: End = _CANCELLED) -> None:
         """Tell the policies that nothing more comes of the plan: `end` is that of the decode leg, a prefill
         leg was not sent.
         """
-        if self.prefill_choice is not None:
-            self.prefill_choice.ended(Outcome(_CANCELLED, now))
-        self.decode_choice.ended(Outcome(end, now))
+        prefill = self.prefill_choice
+        if prefill is not None and prefill.policy is not None:
+            prefill.ended(Outcome(_CANCELLED, now))
+        if self.decode_choice.policy is not None:
+            self.decode_choice.ended(Outcome(end, now))
 
 
 class Planner:

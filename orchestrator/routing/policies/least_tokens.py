@@ -18,7 +18,7 @@ from orchestrator.routing.policies.base import (
 
 # Legs of other processes count as the mean of the prompts seen here, in which the newest has this weight.
 NEWEST: Final = 0.02
-LOOKED_AT: Final = 64  # workers per choice; the best of so many is among the best two of a hundred
+LOOKED_AT: Final = 64  # workers per choice; the best of so many is mostly among the best two of a hundred
 SPARE: Final = 64  # workers that are not there any more and may stay in memory
 
 
