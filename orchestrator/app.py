@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from orchestrator.api.endpoints import ENDPOINTS
+from orchestrator.api.endpoints import ENDPOINTS, spellings
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
@@ -30,6 +30,7 @@ from orchestrator.loop.offload import Offload
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.relay.admission import Admission
 from orchestrator.relay.flow import Flow
+from orchestrator.relay.relayed import relayed_to_workers
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
@@ -131,6 +132,7 @@ class Core:
             telemetry=self.telemetry,
             keys=context.keys,
             time=clock,
+            relayed=relayed_to_workers(has_rank=config.orchestrator.relay_data_parallel_rank),
         )
         self._sweeps: list[asyncio.Task[None]] = []
 
@@ -200,7 +202,8 @@ class Orchestrator:
         self.lag = LoopLagMonitor(self.telemetry)
         self.is_draining = False
         self._data_plane = self.core.data_plane
-        handlers = dict.fromkeys(ENDPOINTS, self._data_plane.handle)
+        handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
+        self._data_paths = frozenset(handlers)
         server_limits = ServerLimits.of(config.orchestrator)
         self._protocols = Protocols(Shared(server_limits, self.ids, self.note_refused, handlers))
         self._control = control_app(self)
@@ -209,7 +212,7 @@ class Orchestrator:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as the ASGI application of the public listener."""
-        if scope["path"] in ENDPOINTS:
+        if scope["path"] in self._data_paths:
             await self._data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)

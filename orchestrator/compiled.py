@@ -27,6 +27,7 @@ _POLICIES = sorted(path.stem for path in (ROOT / "orchestrator/routing/policies"
 # What requests and streams spend their time in; `memory_answer` only because it extends `answer`.
 MODULES = (
     "orchestrator.api.base",
+    "orchestrator.api.refusable",
     "orchestrator.api.view",
     "orchestrator.http.asgi",
     "orchestrator.http.asgi_app",

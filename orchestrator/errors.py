@@ -204,6 +204,45 @@ class WorkerGarbage(WorkerError):
     code = "worker_garbage"
 
 
+class WorkerUnfit(WorkerError):
+    """The worker answered as none of ours does: it refuses the orchestrator's key, sends elsewhere, or is no
+    model server. What the client asked for has no part in it.
+    """
+
+    code = "worker_unfit"
+
+    def __init__(self, answered: int) -> None:
+        """`answered` is the status with which it did."""
+        super().__init__(f"the worker does not serve the orchestrator: it answered {answered}")
+        self.answered = answered
+
+
+class PathMissing(WorkerUnfit):
+    """The worker's server does not have the path: the model is not made for it, for all that is known."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+    def __init__(self, answered: int, path: str) -> None:
+        super().__init__(answered)
+        self.message = f"the workers of this model do not serve {path}"
+
+
+class HandoffLate(WorkerError):
+    """The decode worker had not begun its answer when the lease of the KV blocks ended: what it pulls then
+    may be of another prompt.
+    """
+
+    code = "handoff_late"
+
+
+class HandoffStalled(WorkerError):
+    """The decode worker did not get on with the hand-off, and another one may."""
+
+    code = "handoff_stalled"
+
+
 class KvMissing(BatonError):
     """The KV cache did not get from the prefill to the decode worker, and `kv_missing: fail` minds."""
 
@@ -226,7 +265,7 @@ BUSY_S = 1  # it is avoided for so long, if it does not say: it answers fast, so
 
 
 class WorkerAnswered(BatonError):
-    """The worker answered with an error of its own; status and body reach the client unchanged."""
+    """The worker answered with an error of its own, and the client gets its status and its body."""
 
     type = "upstream_error"
     code = "worker_answered"
@@ -238,11 +277,14 @@ class WorkerAnswered(BatonError):
         *,
         content_type: bytes = b"application/json",
         retry_after: bytes | None = None,
+        shown: bytes | None = None,
     ) -> None:
+        """`content` is the worker's; the client gets `shown` in its place, as JSON, if that is given."""
         super().__init__(f"the worker answered {status}")
         self.status = status
         self.content = content
         self.content_type = content_type
+        self.shown = shown
         self.retry_after = retry_after  # as the worker wrote it
         if retry_after is not None and retry_after.isdigit():
             self.retry_after_s = int(retry_after[:9])
@@ -250,7 +292,8 @@ class WorkerAnswered(BatonError):
             self.retry_after_s = BUSY_S
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        headers = [(b"content-type", self.content_type)]
+        content_type = self.content_type if self.shown is None else b"application/json"
+        headers = [(b"content-type", content_type)]
         if self.retry_after is not None:
             headers.append((b"retry-after", self.retry_after))
         if not self.should_retry:
@@ -258,4 +301,4 @@ class WorkerAnswered(BatonError):
         return headers
 
     def body(self) -> bytes:
-        return self.content
+        return self.content if self.shown is None else self.shown

@@ -1,4 +1,6 @@
-"""`POST /v1/baton/end` asks for this, on vLLM: requests end, and nothing that was made is lost."""
+"""`POST /v1/baton/end` asks for this, on vLLM: requests end, and nothing that was made is lost. And
+`POST /v1/baton/begun` whether anything was made.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.background import BackgroundTask
 
-from orchestrator.wire.info import END_PATH, EndRequest
+from orchestrator.wire.info import BEGUN_PATH, END_PATH, Begun, EndRequest
 
 ENGINE_KEY = "baton_engine"  # in the application's state: an engine whose requests `end` can end
 
@@ -23,6 +25,7 @@ _HANDED_OUT_S = 0.02
 
 def add_route(app: FastAPI) -> None:
     app.add_api_route(END_PATH, _end, methods=["POST"], include_in_schema=False)
+    app.add_api_route(BEGUN_PATH, _begun, methods=["POST"], include_in_schema=False)
 
 
 def can_end(engine: Any) -> bool:
@@ -40,8 +43,7 @@ async def end(engine: Any, request_id: str) -> None:
     all that it had made; what is still open then is ended for good.
     """
     names = [name.format(request_id) for name in _NAMES]
-    known = engine.output_processor.external_req_ids
-    running = [each for name in names for each in known.get(name, ())]
+    running = _running(engine, names)
     if not running:
         return
     await engine.engine_core.abort_requests_async(running)
@@ -50,12 +52,36 @@ async def end(engine: Any, request_id: str) -> None:
     await engine.abort(names)
 
 
+def has_begun(engine: Any, request_id: str) -> bool:
+    """Tell whether the engine has made a token of a request; False if there is no such request any more."""
+    states = engine.output_processor.request_states
+    names = [name.format(request_id) for name in _NAMES]
+    return any(each in states and not states[each].is_prefilling for each in _running(engine, names))
+
+
+def _running(engine: Any, names: list[str]) -> list[str]:
+    """Return the engine's own names of the requests that still run."""
+    known = engine.output_processor.external_req_ids
+    return [each for name in names for each in known.get(name, ())]
+
+
 async def _end(request: Request) -> Response:
+    engine, asked = await _asked(request)
+    return Response(status_code=202, background=BackgroundTask(end, engine, asked))
+
+
+async def _begun(request: Request) -> Response:
+    engine, asked = await _asked(request)
+    content = msgspec.json.encode(Begun(has_begun(engine, asked)))
+    return Response(content, media_type="application/json")
+
+
+async def _asked(request: Request) -> tuple[Any, str]:
+    """Return the engine, and the id of the request that is meant. Raises `HTTPException`."""
     engine = getattr(request.app.state, ENGINE_KEY, None)
     if engine is None:
-        raise HTTPException(404, "this server cannot end requests")
+        raise HTTPException(404, "this server does not know its engine's requests")
     try:
-        asked = msgspec.json.decode(await request.body(), type=EndRequest)
+        return engine, msgspec.json.decode(await request.body(), type=EndRequest).request_id
     except msgspec.MsgspecError as error:
         raise HTTPException(400, str(error)) from error
-    return Response(status_code=202, background=BackgroundTask(end, engine, asked.request_id))

@@ -5,9 +5,13 @@ body of 16 MiB could take over a gigabyte, and seconds of the event loop. These 
 within them costs no more than msgspec's untyped `decode` (40 us either way for a chat of 234 KB):
 
 - up to `SMALL_BODY` bytes the size is the bound (20 MB of objects at worst): one typed decode;
-- above it the document is split into its fields, at most `MAX_FIELDS`. Text, numbers and token ids cost
-  memory as they do in JSON and are not counted; all other fields may have `MAX_ENTRIES` entries together;
-- nesting ends at `MAX_DEPTH`. The typed decode knows `TYPED_DEPTH` levels; what is deeper is walked first.
+- above it the document is split into its fields, at most `MAX_FIELDS`. All of them together may have
+  `MAX_VALUES` values in lists and maps, by the heads of these, before anything is built; what is neither text
+  nor numbers, token ids nor messages may have `MAX_ENTRIES`;
+- so n bytes take at most `MAX_VALUES * VALUE_BYTES + MAX_ENTRIES * ENTRY_BYTES + 4 * n` bytes (text with one
+  emoji in it has four for each character): 300 MB and the text. What is refused can be sent as JSON;
+- nesting ends at `MAX_DEPTH`, as the orchestrator has it for every encoding. The typed decode knows
+  `TYPED_DEPTH` levels; what is deeper is walked first.
 
 What JSON cannot say (bytes, extension types, keys that are not strings, NaN and infinities) is refused, with
 one exception for those who ask for it: a prompt's token ids in the hand-off may be bytes.
@@ -20,13 +24,18 @@ from typing import Annotated, Any
 
 import msgspec
 
+from orchestrator.wire.depth import MAX_DEPTH
 from worker.token_ids import IDS_KEY, PARAMS_KEY
 
 SMALL_BODY = 256 * 1024
 MAX_ENTRIES = 262_144  # at worst 60 MB of objects; a chat of 40,000 messages has as many
+MAX_VALUES = 2 * 1024 * 1024  # two prompts of a million tokens; numbers take 40 bytes each, 84 MB
+VALUE_BYTES = (
+    112  # of a short text that is not Latin, with its place; of a map half of an entry, which is less
+)
+ENTRY_BYTES = 240  # of a small map
 MAX_FIELDS = 4096
 MAX_WIDTH = 64  # of a hand-off's fields, and of the lists in one of them
-MAX_DEPTH = 128  # the document itself is level 1; the JSON Schemas of tools reach about 20
 TYPED_DEPTH = 10  # a plain tool's schema reaches 8; the type doubles with every level (20 ms to build at 10)
 
 
@@ -59,10 +68,10 @@ def _decode_small(body: bytes, takes_ids: bool) -> dict[str, Any]:
 def _decode_split(body: bytes, takes_ids: bool) -> dict[str, Any]:
     """Decode field by field. The split reads all framing and builds nothing: no walk can run off the end."""
     document: dict[str, Any] = {}
-    left = MAX_ENTRIES
+    budget = _Budget()
     for key, raw in _SPLIT.decode(body).items():
         ids, rest = _without_ids(raw) if takes_ids and key == PARAMS_KEY else (None, raw)
-        document[key], left = _decode_field(rest, left)
+        document[key] = _decode_field(rest, budget)
         if ids is not None:
             document[key][IDS_KEY] = ids
     return document
@@ -78,36 +87,79 @@ def _without_ids(raw: msgspec.Raw) -> tuple[bytes | None, msgspec.Raw]:
     return ids, msgspec.Raw(msgspec.msgpack.encode(params | {IDS_KEY: None}))
 
 
-def _decode_field(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
-    """Decode one field; return its value, and how many entries the fields after it may have."""
+class _Budget:
+    """The fields that follow may have so much together."""
+
+    def __init__(self) -> None:
+        self.entries = MAX_ENTRIES
+        self.values = MAX_VALUES
+
+    def spend_entries(self, count: int) -> None:
+        self.entries = _spend(self.entries, count)
+
+    def spend_values(self, count: int) -> None:
+        if count > self.values:
+            raise BadMsgpack(f"more than {MAX_VALUES} values in lists and maps")
+        self.values -= count
+
+
+def _decode_field(raw: msgspec.Raw, budget: _Budget) -> Any:
+    budget.spend_values(_size(raw))
     try:
-        return _FLAT.decode(raw), left
+        return _FLAT.decode(raw)
     except msgspec.ValidationError:
-        return _decode_rows(raw, left)
+        return _decode_rows(raw, budget)
 
 
-def _decode_rows(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
+def _decode_rows(raw: msgspec.Raw, budget: _Budget) -> Any:
     """Decode messages of plain text, or several prompts of token ids: known by type, so only the rows are
     counted.
     """
     try:
-        rows = _ROWS.decode(raw)
+        if len(raw) > budget.values:  # only then its rows can have too many values
+            budget.spend_values(sum(map(_size, _RAW_ROWS.decode(raw))))
+            rows = _ROWS.decode(raw)
+        else:
+            rows = _ROWS.decode(raw)
+            budget.spend_values(sum(map(_length, rows)))
     except msgspec.ValidationError:
-        return _decode_narrow(raw, left)
-    return rows, _spend(left, len(rows))
+        return _decode_narrow(raw, budget)
+    budget.spend_entries(len(rows))
+    return rows
 
 
-def _decode_narrow(raw: msgspec.Raw, left: int) -> tuple[Any, int]:
+def _decode_narrow(raw: msgspec.Raw, budget: _Budget) -> Any:
     """Decode a hand-off: it has few fields, and its block ids in a list per KV group, as many as a long
     prompt has.
     """
     try:
-        fields = _NARROW.decode(raw)
+        fields = _NARROW.decode(raw) if len(raw) <= budget.values else None
     except msgspec.ValidationError:
-        left = _walk(memoryview(raw), left)
-        return _ANY.decode(raw), left
-    lists = (len(value) for value in fields.values() if isinstance(value, list))
-    return fields, _spend(left, len(fields) + sum(lists))
+        fields = None
+    if fields is None:
+        budget.entries = _walk(memoryview(raw), budget.entries)
+        return _ANY.decode(raw)
+    lists = [value for value in fields.values() if isinstance(value, list)]
+    budget.spend_entries(len(fields) + sum(map(len, lists)))
+    budget.spend_values(sum(_length(group) for groups in lists for group in groups))
+    return fields
+
+
+def _size(raw: msgspec.Raw) -> int:
+    """Return how many values a list or map has, as its head says; 0 for anything else."""
+    view = memoryview(raw)
+    first = view[0]
+    if 0x80 <= first < 0xA0 or first in _COUNT_BYTES:
+        count = _enter(view, 0)[1]
+        return count if count >= 0 else -2 * count
+    return 0
+
+
+def _length(value: object) -> int:
+    """Return the same of what was decoded."""
+    if isinstance(value, list):
+        return len(value)
+    return 2 * len(value) if isinstance(value, dict) else 0
 
 
 def _spend(left: int, entries: int) -> int:
@@ -131,7 +183,7 @@ def _value(levels: int) -> Any:
     return _Scalar | list[inner] | dict[str, inner]  # type: ignore[valid-type]  # built at run time
 
 
-_Flat: Any = _value(1)
+_Flat: Any = _Scalar | list[_Scalar] | dict[str, _Scalar]
 _Deep: Any = _value(TYPED_DEPTH - 1)
 _TYPED: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, _Deep])
 _SPLIT: msgspec.msgpack.Decoder[dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(
@@ -141,6 +193,9 @@ _BYTES: msgspec.msgpack.Decoder[bytes] = msgspec.msgpack.Decoder(bytes)
 _FLAT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(_Flat)
 _ROWS: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(
     Annotated[list[_Flat], msgspec.Meta(max_length=MAX_ENTRIES)]
+)
+_RAW_ROWS: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(
+    Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_ENTRIES)]
 )
 _Groups = Annotated[list[_Scalar | list[_Scalar]], msgspec.Meta(max_length=MAX_WIDTH)]
 _NARROW: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(

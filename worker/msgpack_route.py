@@ -19,7 +19,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from orchestrator.wire.info import MSGPACK_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
+from orchestrator.wire.info import DOCUMENT_REFUSED, MSGPACK_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
 from worker import msgpack_body, token_ids
 from worker.token_ids import BadTokenIds, Limits, RequestedIds
 
@@ -90,7 +90,7 @@ class MsgpackRequest(_Request):
             async for chunk in chunks:
                 received += len(chunk)
                 if received > self.max_msgpack_bytes:
-                    raise HTTPException(413, f"a msgpack body may have {self.max_msgpack_bytes} bytes")
+                    raise HTTPException(413, f"{DOCUMENT_REFUSED}: more than {self.max_msgpack_bytes} bytes")
                 yield chunk
 
     async def _parse(self) -> Any:
@@ -102,7 +102,7 @@ def _decode(body: bytes, *, takes_ids: bool) -> dict[str, Any]:
     try:
         return msgpack_body.decode(body, takes_ids=takes_ids)
     except msgpack_body.BadMsgpack as error:
-        raise HTTPException(400, f"msgpack body refused: {error}") from error
+        raise HTTPException(400, f"{DOCUMENT_REFUSED}: {error}") from error
 
 
 class OrjsonRequest(_Request):
@@ -172,7 +172,8 @@ def _write_ids(response: Response, form: TokenIdsForm, packed: bytes) -> None:
 
 
 def _refusal(refused: _IdsRefused) -> Response:
-    error = {"message": refused.detail, "type": "BadRequestError", "param": token_ids.PLACE, "code": 400}
+    # The type is that of what vLLM refuses before it knows of a hand-off.
+    error = {"message": refused.detail, "type": "Bad Request", "param": token_ids.PLACE, "code": 400}
     return JSONResponse({"error": error}, 400)
 
 

@@ -77,6 +77,7 @@ def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding)
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         max_model_len=config.model_config.max_model_len,
         token_ids=token_ids(transport),
+        kv_lease_s=_lease_s(getattr(config, "kv_transfer_config", None)),
     )
 
 
@@ -85,6 +86,15 @@ def _kv_tokens(cache: Any) -> int | None:
     blocks = getattr(cache, "num_gpu_blocks", None)
     return blocks * cache.block_size if blocks and cache.block_size else None
 
+
+def _lease_s(transfer: Any) -> float | None:
+    """Return for how long NIXL keeps blocks that nobody pulls, by vLLM's config (0.32); None without NIXL."""
+    if transfer is None or transfer.kv_connector != "NixlConnector":
+        return None
+    return float(transfer.get_from_extra_config("kv_lease_duration", _NIXL_LEASE_S))
+
+
+_NIXL_LEASE_S = 30  # vLLM's own default
 
 # Where vLLM's state has its serving objects, and the methods that make an answer before it is JSON.
 _CREATES = (

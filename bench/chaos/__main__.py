@@ -22,6 +22,8 @@ from random import Random
 
 import uvloop
 
+from bench.chaos.hostile import freeze, poison
+from bench.chaos.keys import rotated
 from bench.chaos.kills import (
     Scale,
     launcher_stopped_and_killed,
@@ -63,6 +65,9 @@ SCENARIOS = [
     Scenario("process-stop", partial(process, number=signal.SIGSTOP), is_quick=False),
     Scenario("launcher-term", launcher_terminated),
     Scenario("launcher-stop-kill", launcher_stopped_and_killed, is_quick=False),
+    Scenario("key-rotated", rotated),
+    Scenario("engine-freeze", freeze),
+    Scenario("poison", poison),
     Scenario("cuts", cuts),
     Scenario("amplification", amplification, is_quick=False),
     Scenario("times", times, is_quick=False),

@@ -60,7 +60,7 @@ async def workers(pools: Pools, scale: Scale, number: Signals) -> list[Verdict]:
         await orchestrator.wait_ready(1, len(pools.workers))
         return [
             none_failed(load.results, f"{number.name} to one of 4 prefill and one of 4 decode workers"),
-            await _given_back(orchestrator),
+            await given_back(orchestrator),
         ]
 
 
@@ -76,7 +76,7 @@ async def rolling(pools: Pools, scale: Scale) -> list[Verdict]:
         explain(load.results)
         return [
             none_failed(load.results, f"all {len(pools.workers)} workers restarted in turn"),
-            await _given_back(orchestrator),
+            await given_back(orchestrator),
         ]
 
 
@@ -92,7 +92,7 @@ async def _bring_back(victim: Worker, number: Signals) -> None:
         await victim.restart()
 
 
-async def _given_back(orchestrator: Orchestrator) -> Verdict:
+async def given_back(orchestrator: Orchestrator) -> Verdict:
     """Of leases only leaked ones count: those of a killed worker are kept until their time is over."""
     held: dict[str, int] = {}
 
@@ -122,9 +122,9 @@ async def process(pools: Pools, scale: Scale, number: Signals) -> list[Verdict]:
         if number is signal.SIGTERM:
             return [
                 none_failed(load.results, f"{number.name} to one of 2 processes"),
-                await _given_back(orchestrator),
+                await given_back(orchestrator),
             ]
-        return [only_open_failed(load.results, victim, struck, number), await _given_back(orchestrator)]
+        return [only_open_failed(load.results, victim, struck, number), await given_back(orchestrator)]
 
 
 async def _is_replaced(orchestrator: Orchestrator, victim: int) -> bool:

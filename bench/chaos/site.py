@@ -153,8 +153,11 @@ class Orchestrator:
         workers = await fetch_json(self._admin, "/admin/workers")
         return {worker["address"]["port"]: worker["state"] for worker in workers}
 
+    async def metrics_page(self) -> str:
+        return (await fetch(self._admin, "/metrics")).text
+
     async def metrics(self) -> dict[str, float]:
-        return metrics((await fetch(self._admin, "/metrics")).text)
+        return metrics(await self.metrics_page())
 
     async def held(self) -> dict[str, int]:
         found = await self.metrics()

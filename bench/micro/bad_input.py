@@ -40,6 +40,11 @@ BODIES: dict[str, Make] = {
     "a field ever again": lambda size: _filled(b"{", b'"model":"m",', MODEL + b"}", size),
     "a field ever again, escaped": lambda size: _filled(b"{", b'"\\u006dodel":"m",', MODEL + b"}", size),
     "another field ever again": lambda size: _filled(b"{", b'"x":1,', MODEL + b"}", size),
+    "small objects": lambda size: _filled(b"{" + MODEL + b',"messages":[1', b",{}", b"]}", size),
+    "brackets in escaped text": lambda size: _filled(b"{" + MODEL + b',"prompt":["', b'\\"[', b'"]}', size),
+    "a constant behind text": lambda size: _filled(
+        b"{" + MODEL + b',"prompt":"', b"a b c [", b'","x":NaN}', size
+    ),
     "names inside a text": lambda size: _filled(b"{" + MODEL + b', "prompt":"', b'\\"model\\":', b'"}', size),
 }
 

@@ -28,6 +28,13 @@ _PARALLEL = (
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
+# A multimodal model fetches what a client's `image_url` names, from any host that the worker reaches, unless
+# there is a list of hosts. An empty list is none to vLLM (0.32), so ours has a name that can be nobody's (RFC
+# 2606). Media that come with the request, as `data:`, need no list, and models of text do not read it.
+_MEDIA_DOMAINS = "--allowed-media-domains"
+_NO_DOMAIN = "media.invalid"
+
+
 class VLLM:
     """vLLM runs one engine per worker, on GPUs of its own or on the CPU."""
 
@@ -48,10 +55,17 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
         yield from ("--kv-transfer-config", _connector(address.role, place.pool.device))
     yield "--enable-prompt-tokens-details"  # the evidence that a KV cache arrived
     yield "--enable-request-id-headers"
+    if not _is_given(_MEDIA_DOMAINS, worker):
+        yield from (_MEDIA_DOMAINS, _NO_DOMAIN)
     if place.pool.device == "cpu":
         yield from ("--enforce-eager", "--distributed-executor-backend", _ONE_PROCESS)
     if len(worker.gpus) > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
         yield from ("--tensor-parallel-size", str(len(worker.gpus)))
+
+
+def _is_given(option: str, worker: Worker) -> bool:
+    """Tell whether the user's arguments have this option, in a spelling that vLLM takes."""
+    return any(arg.split("=")[0].replace("_", "-") == option for arg in worker.user_args)
 
 
 def _connector(role: Role, device: str) -> str:

@@ -8,7 +8,10 @@ Schema = dict[str, Any]
 
 _TEXT = {"type": "string"}
 _SAMPLING: Schema = {
-    "model": {**_TEXT, "description": "One of the names that GET /v1/models lists."},
+    "model": {
+        **_TEXT,
+        "description": "One of the names that GET /v1/models lists; needed if there are several.",
+    },
     "stream": {"type": "boolean", "default": False},
     "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
     "max_tokens": {"type": "integer", "minimum": 0},
@@ -38,8 +41,8 @@ _PROMPT: Schema = {
     }
 }
 _BODIES: dict[str, tuple[str, Schema, list[str]]] = {
-    "/v1/chat/completions": ("Chat completion", _CHAT, ["model", "messages"]),
-    "/v1/completions": ("Completion", _PROMPT, ["model", "prompt"]),
+    "/v1/chat/completions": ("Chat completion", _CHAT, ["messages"]),
+    "/v1/completions": ("Completion", _PROMPT, ["prompt"]),
 }
 _ERROR: Schema = {
     "type": "object",

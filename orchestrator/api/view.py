@@ -5,16 +5,20 @@ One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
+from orchestrator.api.refusable import JUDGED, is_refusable
 from orchestrator.http.exchange import Exchange
 from orchestrator.routing.policies.base import Request
 from orchestrator.wire.codec import Parts, json_object
-from orchestrator.wire.shapes import StreamOptions
+from orchestrator.wire.depth import MAX_DEPTH, SHALLOW_BYTES, TOO_DEEP, nesting_fault
+from orchestrator.wire.lax import lax_bool, lax_int
+from orchestrator.wire.shapes import RoutedOwn, StreamOptions
 
 # Of a large body. OpenAI's requests have some thirty and vLLM adds as many; a million would hold the loop up.
 MAX_FIELDS: Final = 1000
@@ -53,7 +57,9 @@ class RequestView(Request):
     __slots__ = (
         "_exchange",
         "common",
+        "is_refusable",
         "is_stream",
+        "limit",
         "model",
         "own",
         "own_json",
@@ -73,11 +79,15 @@ class RequestView(Request):
         wants_usage: bool,
         whole_reason: str | None,
         exchange: Exchange | None = None,
+        limit: int = 0,
+        is_refusable: bool = False,
     ) -> None:
         """`shared` are the fields that all legs share, `common` the same as one JSON object; `own` are the
-        others (`OWN`), in `own_json` as well. `wants_usage` if the client asked for the usage event of a
-        stream. `whole_reason` is why no hand-off is possible; None if the request can go in two legs.
-        `exchange` has the client's headers.
+        others (`OWN`), in `own_json` as well. `model` is "" if the client named none. `wants_usage` if the
+        client asked for the usage event of a stream. `whole_reason` is why no hand-off is possible; None if
+        the request can go in two legs. `exchange` has the client's headers. `limit` is how many tokens the
+        answer may have; 0 if it does not say. `is_refusable` if a worker that decodes is likely to refuse it,
+        and one that prefills is not.
         """
         self._exchange = exchange
         self.shared = shared
@@ -88,6 +98,8 @@ class RequestView(Request):
         self.is_stream = is_stream
         self.wants_usage = wants_usage
         self.whole_reason = whole_reason
+        self.limit = limit
+        self.is_refusable = is_refusable
 
     def with_own(self, own: dict[str, Raw]) -> RequestView:
         """Return the same request with other fields of its own; none of those that the view itself tells."""
@@ -101,6 +113,25 @@ class RequestView(Request):
             self.wants_usage,
             self.whole_reason,
             self._exchange,
+            self.limit,
+            self.is_refusable,
+        )
+
+    def for_model(self, model: str) -> RequestView:
+        """Return the same request with a model, for one whose client named none."""
+        own = {**self.own, "model": Raw(_json.encode(model))}
+        return RequestView(
+            self.shared,
+            self.common,
+            own,
+            _json.encode(own),
+            model,
+            self.is_stream,
+            self.wants_usage,
+            self.whole_reason,
+            self._exchange,
+            self.limit,
+            self.is_refusable,
         )
 
     # --- what routing policies may ask ----------------------------------------------------------
@@ -144,18 +175,32 @@ class RequestView(Request):
         return None if self._exchange is None else self._exchange.header(name)
 
 
-# The routed fields and their types. A wrong type is refused here, and so is a field given twice: the
-# orchestrator and the worker must not read two different values out of one document.
-ROUTED: Final[dict[str, Any]] = {
-    "model": str,
-    "stream": bool | None,
-    "stream_options": StreamOptions | None,
-    "max_tokens": int | None,
-    "max_completion_tokens": int | None,
-    "echo": bool | None,
-    "use_beam_search": bool | None,
-    "prompt_logprobs": int | None,
+def _text(raw: Raw) -> str:
+    return _STRING.decode(raw)
+
+
+def _stream_options(raw: Raw) -> StreamOptions:
+    fields = _fields_of(raw)
+    switches = {name: fields[name] for name in StreamOptions.__struct_fields__ if name in fields}
+    given = {name: lax_bool(value) for name, value in switches.items() if not _is_null(value)}
+    return StreamOptions(**given)
+
+
+# The routed fields, and who reads them: as vLLM does, so that the worker finds in them what the orchestrator
+# found. A wrong type is refused here, and so is a field given twice: the two must not read two different
+# values out of one document. `null` is taken everywhere, and means that the field is not there.
+ROUTED: Final[dict[str, Callable[[Raw], Any]]] = {
+    "model": _text,
+    "stream": lax_bool,
+    "stream_options": _stream_options,
+    "max_tokens": lax_int,
+    "max_completion_tokens": lax_int,
+    "echo": lax_bool,
+    "use_beam_search": lax_bool,
+    "prompt_logprobs": lax_int,
 }
+# vLLM's completions do not know it, so it may say anything there.
+_OF_CHATS: Final = frozenset({"max_completion_tokens"})
 # Routed on by presence or shape; nobody here decodes their values.
 BY_SHAPE: Final = frozenset({"prompt", "prompt_embeds", "kv_transfer_params", "ec_transfer_params"})
 
@@ -199,58 +244,72 @@ _LOOKED_AT: Final = _CARRIERS | frozenset(
 )
 
 _ALL_ROUTED: Final = frozenset(ROUTED) | BY_SHAPE
-_DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in ROUTED.items()}
-_OWN_FIELDS: Final = [(name, kind, None) for name, kind in ROUTED.items() if name in OWN]
-# All routed fields among `OWN` in one pass, their types included.
-_ROUTED_OWN: Final = msgspec.json.Decoder(msgspec.defstruct("_RoutedOwn", _OWN_FIELDS))
 _json: Final = msgspec.json.Encoder()
 _TOP_LEVEL: Final = msgspec.json.Decoder(dict[str, Raw])
-_LIST: Final = msgspec.json.Decoder(list[Raw])
+_ROUTED_OWN: Final = msgspec.json.Decoder(RoutedOwn)
+_ONLY_ONE: Final = msgspec.json.Decoder(tuple[Raw])  # gives up at a second one
 _IDS: Final = msgspec.json.Decoder(list[int])
+_EMPTY: Final = Raw(b"{}")
 _BRACKET: Final = ord("[")
 _STRING: Final = msgspec.json.Decoder(str)
 _LITERALS: Final = tuple(f'"{name}"'.encode() for name in _ALL_ROUTED)
 _SMALL: Final = 8192  # bytes; above, looking at every key costs less than looking for a dozen names
 _WHITESPACE: Final = b" \t\n\r"
+_IS: Final = "the request body is "
 
 
 def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
     """Read the routing fields of an OpenAI request, whose headers `exchange` has.
 
-    Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for a routed field of the
-    wrong type, and for one given twice (also when its name is spelt with escapes). A prompt that is a list
-    of one is unwrapped, because the KV cache of one prompt can be handed over. Transfer fields are left out
-    of arguments for vLLM's sampling.
+    Raises `InvalidRequest` for anything that is not one JSON object in UTF-8, for one that is nested too
+    deeply (`wire/depth.py`), for a routed field of the wrong type, and for one given twice (also when its
+    name is spelt with escapes). What Python's parser takes beside JSON is taken as well: a BOM, NaN,
+    infinities. A prompt that is a list of one is unwrapped, because the KV cache of one prompt can be handed
+    over. Transfer fields are left out of arguments for vLLM's sampling.
     """
-    is_small = len(body) <= _SMALL
+    size = len(body)
+    is_small = size <= _SMALL
     fields = _decode_top_level(body, is_small=is_small)
+    if size > SHALLOW_BYTES and (not is_small or body.count(b"[") + body.count(b"{") > MAX_DEPTH):
+        _refuse_nesting(body, fields)
     shared = dict(fields)
     own = {name: shared.pop(name) for name in OWN.intersection(fields)}
-    common, own_json = json_object(shared), _json.encode(own)
-    routed = _decode_routed(own_json, own)
-    if is_small and len(body) != _compact_length(len(common[0]), len(own_json)):
+    common: Parts = (_json.encode(shared),) if is_small else json_object(shared)
+    own_json = _json.encode(own)
+    routed = _decode_routed(own_json, own, shared)
+    if is_small and size != _compact_length(len(common[0]), len(own_json)):
         _refuse_duplicates(body)
     whole_reason = None
     if not _LOOKED_AT.isdisjoint(shared):
         common, whole_reason = _look_closer(common, shared)
-    if routed.max_tokens == 0 or routed.max_completion_tokens == 0:
+    if routed.max_tokens == 0 or (routed.max_completion_tokens == 0 and "messages" in shared):
         whole_reason = "no token asked for"
-    options = routed.stream_options
+    options, limit = routed.stream_options, routed.max_completion_tokens or routed.max_tokens or 0
+    has_stray_options = options is not None and not routed.stream and own["stream_options"] != _EMPTY
+    is_judged = not JUDGED.isdisjoint(own)
     return RequestView(
         shared,
         common,
         own,
         own_json,
-        routed.model,
+        routed.model or "",
         bool(routed.stream),
         options is not None and bool(options.include_usage),
         whole_reason,
         exchange,
+        limit,
+        limit < 0 or has_stray_options or (is_judged and is_refusable(own_json, shared)),
     )
 
 
-def _decode_top_level(body: bytes, *, is_small: bool) -> dict[str, Raw]:
-    """Decode the top level, key by key unless the body is small."""
+def _refuse_nesting(body: bytes, fields: Mapping[str, Raw]) -> None:
+    fault = nesting_fault(body, fields)
+    if fault is not None:
+        raise InvalidRequest(_IS + fault)
+
+
+def _decode_top_level(body: bytes, *, is_small: bool, is_strict: bool = False) -> dict[str, Raw]:
+    """Decode the top level, key by key unless the body is small. `is_strict`: nothing but JSON is taken."""
     if not body:
         raise InvalidRequest("the request body is empty")
     try:
@@ -260,33 +319,99 @@ def _decode_top_level(body: bytes, *, is_small: bool) -> dict[str, Raw]:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the request body is not valid UTF-8 (byte {error.start})") from error
     except RecursionError as error:
-        raise InvalidRequest("the request body is nested too deeply") from error
+        raise InvalidRequest(_IS + TOO_DEEP) from error
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, InvalidRequest):
             raise error.__cause__ from None
         raise InvalidRequest("the request body must be a JSON object") from error
     except msgspec.DecodeError as error:
-        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+        fields = None if is_strict else _decode_pythons(body)
+        if fields is None:
+            raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+        return fields
 
 
-def _decode_routed(own_json: bytes, own: Mapping[str, Raw]) -> Any:
-    """Return the routed fields among `OWN` as attributes, None for those that are not there."""
+def _decode_routed(own_json: bytes, own: Mapping[str, Raw], shared: Mapping[str, Raw]) -> RoutedOwn:
+    """Return the routed fields among `OWN`, None for those that are not there."""
     try:
-        routed: Any = _ROUTED_OWN.decode(own_json)
-    except msgspec.ValidationError:
-        for name in own.keys() & ROUTED.keys():
-            _decode_field(name, own[name])
-        raise
-    if not routed.model:
-        raise InvalidRequest("the field 'model' is required", "model")
-    return routed
+        return _ROUTED_OWN.decode(own_json)
+    except msgspec.DecodeError:  # another spelling of what is meant, or wrong; or there is a NaN in a field
+        unread = _OF_CHATS if "messages" not in shared else _NO_NAMES
+        names = [name for name in own if name in ROUTED and name not in unread]
+        return RoutedOwn(**{name: _decode_field(name, own[name]) for name in names})
 
 
 def _decode_field(name: str, raw: Raw) -> Any:
+    if _is_null(raw):
+        return None
     try:
-        return _DECODERS[name].decode(raw)
-    except msgspec.DecodeError as error:
+        return ROUTED[name](raw)
+    except (ValueError, msgspec.DecodeError) as error:
         raise InvalidRequest(f"the field '{name}' is wrong: {error}", name) from error
+
+
+# --- what Python's parser takes beside JSON -----------------------------------------------------
+
+_BOM: Final = b"\xef\xbb\xbf"
+_MOST_QUOTES: Final = 200_000  # 20 ms of looking for constants; a chat of 10,000 messages has as many
+# Strings that stand for constants while a document is decoded. Nobody else can know them.
+_MARK: Final = secrets.token_hex(16).encode()
+_MARKS: Final = [
+    (name, b'"%b%d"' % (_MARK, at)) for at, name in enumerate((b"-Infinity", b"Infinity", b"NaN"))
+]
+
+
+def _decode_pythons(body: bytes) -> dict[str, Raw] | None:
+    """Decode the top level of what is no JSON, but what Python's `json` writes or reads; None if it is not.
+
+    Raises `InvalidRequest` for what would be refused in JSON, too.
+    """
+    document = _with_marks(body.removeprefix(_BOM))
+    if len(document) == len(body):
+        return None
+    fields = _decode_top_level(document, is_small=False, is_strict=True)
+    return {name: _unmarked(raw) for name, raw in fields.items()}
+
+
+def _fields_of(raw: Raw) -> dict[str, Raw]:
+    """Decode one level of a value, as `_decode_pythons` does. Raises `DecodeError` as msgspec does."""
+    value = bytes(raw)
+    try:
+        return _decode_key_by_key(value, _NO_NAMES)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        fields = _decode_key_by_key(_with_marks(value), _NO_NAMES)
+        return {name: _unmarked(field) for name, field in fields.items()}
+
+
+def _with_marks(document: bytes) -> bytes:
+    """Put strings in the place of constants, so that the document is JSON."""
+    has_some = b"NaN" in document or b"Infinity" in document
+    if not has_some or b"\0" in document or document.count(b'"') > _MOST_QUOTES:
+        return document
+    has_escapes = b"\\" in document
+    if has_escapes:  # hidden, so that each quote begins a string or ends one
+        document = document.replace(b"\\\\", b"\0\0").replace(b'\\"', b"\0\1")
+    pieces = document.split(b'"')
+    pieces[::2] = [_marked(piece) for piece in pieces[::2]]
+    marked = b'"'.join(pieces)
+    return marked.replace(b"\0\1", b'\\"').replace(b"\0\0", b"\\\\") if has_escapes else marked
+
+
+def _marked(piece: bytes) -> bytes:
+    for name, mark in _MARKS:
+        piece = piece.replace(name, mark)
+    return piece
+
+
+def _unmarked(raw: Raw) -> Raw:
+    value = bytes(raw)
+    if _MARK not in value:
+        return raw
+    for name, mark in _MARKS:
+        value = value.replace(mark, name)
+    return Raw(value)
 
 
 # --- one value per field ------------------------------------------------------------------------
@@ -385,27 +510,35 @@ def _is_null(raw: Raw) -> bool:
     return len(raw) == 4 and bytes(raw) == b"null"
 
 
-def _second_level_start(raw: Raw) -> bytes:
+def _first_inside(raw: Raw) -> bytes:
     """Return the first byte inside an array that is not white space; b"" if the value is no array."""
     view = memoryview(raw)
-    if view[0] != 0x5B:
+    if view[0] != _BRACKET:
         return b""
-    return bytes(view[1:64]).lstrip(_WHITESPACE)[:1]
+    start = bytes(view[1:64]).lstrip(_WHITESPACE)[:1]
+    return start or bytes(view[1:]).lstrip(_WHITESPACE)[:1]  # a copy of the prompt, for one that begins so
 
 
 def _holds_several_prompts(prompt: Raw) -> bool:
     """Tell whether these are several strings or several lists of ids. A list of numbers is one prompt of
     token ids.
     """
-    return _second_level_start(prompt) in (b'"', b"[", b"]")
+    return _first_inside(prompt) in (b'"', b"[", b"]")
 
 
 def _unwrap_single(prompt: Raw) -> Raw:
-    if _second_level_start(prompt) not in (b'"', b"["):
+    """Return the prompt in a list of one; if that is empty, the list, which workers refuse in other words."""
+    if _first_inside(prompt) not in (b'"', b"["):
         return prompt
-    prompts = _LIST.decode(prompt)
-    return prompts[0] if len(prompts) == 1 else prompt
+    try:
+        (single,) = _ONLY_ONE.decode(prompt)
+    except msgspec.DecodeError:  # several, or a NaN among them
+        return prompt
+    is_empty = single == _EMPTY_TEXT or _first_inside(single) == b"]"
+    return prompt if is_empty else single
 
+
+_EMPTY_TEXT: Final = Raw(b'""')
 
 # --- what only workers may say ------------------------------------------------------------------
 
@@ -429,7 +562,7 @@ def _without_transfer(name: str, raw: Raw, inner: frozenset[str]) -> Raw:
 
 
 def _object_without_transfer(raw: Raw, inner: frozenset[str]) -> Raw:
-    fields = _decode_key_by_key(bytes(raw), _NO_NAMES)
+    fields = _fields_of(raw)
     kept = {name: raw for name, raw in fields.items() if name not in TRANSFER_FIELDS}
     mended = {name: _without_transfer(name, kept[name], _NO_NAMES) for name in inner.intersection(kept)}
     if len(kept) == len(fields) and all(value is kept[name] for name, value in mended.items()):

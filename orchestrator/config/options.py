@@ -238,6 +238,11 @@ class OrchestratorConfig(Model):
     insecure_no_auth: bool = Field(
         False, description="The API may be served beyond loopback without API keys."
     )
+    relay_data_parallel_rank: bool = Field(
+        False,
+        description="Workers get a client's X-data-parallel-rank, which chooses one of a worker's engines "
+        "whatever that one has to do; both workers of a request get the same.",
+    )
     tls: TlsConfig | None = Field(None, description="The API is served over TLS with this certificate.")
     log: LogConfig = Field(LogConfig(), description="This section says what is written to the log, and how.")
     limits: LimitsConfig = Field(
@@ -451,7 +456,13 @@ class RoutingConfig(Model):
     kv_lease_s: Seconds = Field(
         LEASE_S,
         description="Prefill workers pin KV blocks that nobody pulls for this many seconds. The engine "
-        "decides that; here the orchestrator is told.",
+        "decides that; workers with Baton's plugin announce it, for others the orchestrator is told here.",
+    )
+    handoff_stall_s: Reloadable[Seconds | None] = Field(
+        None,
+        description="A decode leg without its first byte for this many seconds is tried elsewhere, if its "
+        "worker says nothing on any leg or has begun later ones. If null, the limit is three times the "
+        "slowest recent first byte of that worker, and at least 2 s.",
     )
     kv_missing: Reloadable[Literal["warn", "fail", "allow"]] = Field(
         "warn",

@@ -28,6 +28,7 @@ from orchestrator.telemetry.counters import (
     STAGE_BOUNDS,
     STAGES,
     FallbackReason,
+    HandoffTrouble,
     Layout,
     LeaseState,
     RejectReason,
@@ -82,6 +83,7 @@ class BatonCollector(Collector):
         yield from self._queues(row)
         yield self._rejections(row)
         yield self._poison(row)
+        yield self._handoffs(row)
         yield from self._leases(row)
         yield self._leaked_leases(row)
         yield self._loop_lag(row)
@@ -181,6 +183,14 @@ class BatonCollector(Collector):
             "Requests that were not sent on, as workers were lost with them.",
             value=row[self._layout.poison],
         )
+
+    def _handoffs(self, row: list[int]) -> Metric:
+        family = CounterMetricFamily(
+            "baton_handoffs_given_up",
+            "Hand-offs that a decode worker had for too long without an answer; prefill runs again.",
+            labels=("reason",),
+        )
+        return _add_row(family, row, self._layout.handoffs, [t.name.lower() for t in HandoffTrouble])
 
     def _leases(self, row: list[int]) -> Iterator[Metric]:
         layout = self._layout

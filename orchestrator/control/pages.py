@@ -50,6 +50,7 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without_last_slash(scope)
         request_id = request_id_from(scope["headers"], self._ids)
         started = False
 
@@ -73,6 +74,12 @@ class _Guard:
             return
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         self._keys.check(values[-1] if values else None)
+
+
+def _without_last_slash(scope: Scope) -> Scope:
+    """Serve `/path/` as `/path`. To redirect would cost clients a request, and some of them the body."""
+    path = scope["path"]
+    return {**scope, "path": path[:-1]} if len(path) > 1 and path.endswith("/") else scope
 
 
 def _answer_to(error: Exception, request_id: str) -> Response:

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,15 +21,19 @@ from starlette.responses import Response
 
 from orchestrator import __version__
 from orchestrator.api.openapi import describe_data_plane
+from orchestrator.config.options import ModelConfig
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.state import State
 from orchestrator.errors import UnknownModel
 from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import IN_SERVICE
 
 # Answered without a key: load balancers and supervisors have none.
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 # A probe brings a worker back within seconds.
 READY_RETRY_AFTER_S = 2
+# Workers whose troubles are shown: a load balancer asks every second, and wants to know the status.
+MAX_TROUBLED = 32
 
 
 def control_app(state: State) -> FastAPI:
@@ -72,10 +77,11 @@ class _Pages:
     async def ready(self) -> Response:
         problems = self._state.model_problems()
         is_draining = self._state.is_draining
+        said = {"models": problems} | _troubled(self._state.workers())
         if not is_draining and all(problem is None for problem in problems.values()):
-            return as_json({"status": "ready", "models": problems})
+            return as_json({"status": "ready"} | said)
         status = "draining" if is_draining else "not ready"
-        answer = as_json({"status": status, "models": problems}, 503)
+        answer = as_json({"status": status} | said, 503)
         answer.headers["retry-after"] = str(READY_RETRY_AFTER_S)
         return answer
 
@@ -83,29 +89,67 @@ class _Pages:
         return as_json({"version": __version__})
 
     async def models(self) -> Response:
-        names = [model.name for model in self._state.config.models]
-        return as_json({"object": "list", "data": [self._model(name) for name in names]})
+        models = [self._model(model) for model in self._state.config.models]
+        return as_json({"object": "list", "data": models})
 
     async def model(self, name: str) -> Response:
-        names = [model.name for model in self._state.config.models]
-        if name not in names:
-            raise UnknownModel(f"no model {name[:200]!r}; there is {', '.join(names)}", param="model")
-        return as_json(self._model(name))
+        models = {model.name: model for model in self._state.config.models}
+        if name not in models:
+            raise UnknownModel(f"no model {name[:200]!r}; there is {', '.join(models)}", param="model")
+        return as_json(self._model(models[name]))
 
-    def _model(self, name: str) -> dict[str, object]:
+    def _model(self, model: ModelConfig) -> dict[str, object]:
+        """Describe a model with all fields that vLLM's list has: its own benchmark reads `root`, for one."""
+        created = int(self._state.started)
+        workers = [worker for worker in self._state.workers() if worker.address.model == model.name]
         return {
-            "id": name,
+            "id": model.name,
             "object": "model",
-            "created": int(self._state.started),
+            "created": created,
             "owned_by": "baton",
-            "max_model_len": _max_model_len(self._state.workers(), name),
+            "root": model.path or _served_model(workers, model.name),
+            "parent": None,
+            "max_model_len": _max_model_len(workers),
+            "permission": [_permission(model.name, created)],
         }
 
 
-def _max_model_len(workers: Iterable[WorkerStatus], model: str) -> int | None:
-    """Return how many tokens every worker of the model can take, as far as they told."""
-    lengths = [w.max_model_len for w in workers if w.address.model == model and w.max_model_len is not None]
-    return min(lengths, default=None)
+def _served_model(workers: Iterable[WorkerStatus], model: str) -> str:
+    """Return the workers' own name of a model whose path is not known: vLLM's default is its path."""
+    return next((worker.address.served_model for worker in workers), model)
+
+
+def _max_model_len(workers: Iterable[WorkerStatus]) -> int | None:
+    """Return how many tokens every worker can take, as far as they told."""
+    return min((w.max_model_len for w in workers if w.max_model_len is not None), default=None)
+
+
+def _permission(model: str, created: int) -> dict[str, object]:
+    """Return what vLLM says of every model; nobody here goes by it."""
+    return {
+        "id": f"modelperm-{sha256(model.encode()).hexdigest()[:32]}",
+        "object": "model_permission",
+        "created": created,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+
+
+def _troubled(statuses: Iterable[WorkerStatus]) -> dict[str, object]:
+    """Return by name why workers cannot be used, in words that everybody may read; nothing if all can."""
+    found = [status for status in statuses if status.reason is not None and status.state not in IN_SERVICE]
+    if not found:
+        return {}
+    shown = {status.address.name: f"{status.state}: it {status.reason}" for status in found[:MAX_TROUBLED]}
+    more = len(found) - len(shown)
+    return {"workers": shown | ({"...": f"and {more} more"} if more else {})}
 
 
 # --- figures ------------------------------------------------------------------------------------

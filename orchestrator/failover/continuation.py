@@ -24,9 +24,10 @@ from msgspec import Raw
 
 from orchestrator.api.view import RequestView
 from orchestrator.failover.stream import ContinuedStream, Envelope, ending
-from orchestrator.failover.tokenize import Ids, decode_field
+from orchestrator.failover.tokenize import Ids, decode_field, read_field
 from orchestrator.failover.transcript import CannotContinue, Sent, Usage
 from orchestrator.wire.codec import json_object
+from orchestrator.wire.lax import lax_bool, lax_int
 
 PATH = "/v1/completions"  # of the legs that go on
 
@@ -88,6 +89,7 @@ REFUSED: Mapping[str, frozenset[bytes]] = {
     "truncate_prompt_tokens": _EMPTY,
     "vllm_xargs": _EMPTY,
 }
+_COUNTS = frozenset({"best_of", "n"})
 _GUIDED = "guided_"  # what structured output was called before
 
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's; chats have no limit but the context
@@ -110,9 +112,7 @@ _FORMAT = msgspec.json.Decoder(_Format | None)
 _MESSAGES = msgspec.json.Decoder(list[_Message])
 _PARTS = msgspec.json.Decoder(list[_Format])
 _STOP = msgspec.json.Decoder(str | list[str] | None)
-_COUNT = msgspec.json.Decoder(int | None)
-_NUMBER = msgspec.json.Decoder(float | None)
-_BOOL = msgspec.json.Decoder(bool | None)
+_NUMBER = msgspec.json.Decoder(float | None, strict=False)
 _json = msgspec.json.Encoder()
 
 
@@ -125,11 +125,20 @@ def replaceable(view: RequestView) -> str | None:
         return view.whole_reason
     fields = {**view.shared, **view.own}
     for name in fields:
-        if name.startswith(_GUIDED) or (name in REFUSED and bytes(fields[name]) not in REFUSED[name]):
+        if name.startswith(_GUIDED) or (name in REFUSED and not _says_nothing(name, fields[name])):
             return f"'{name}' was asked for"
     if not _is_plain_text(view.shared.get("response_format", Raw(_NULL))):
         return "structured output was asked for"
     return _reason_in(view.shared.get("messages"))
+
+
+def _says_nothing(name: str, raw: Raw) -> bool:
+    """Tell whether the field has a value with which it does nothing, however that is spelt."""
+    try:
+        value = lax_int(raw) if name in _COUNTS and bytes(raw) != _NULL else msgspec.json.decode(raw)
+    except (ValueError, msgspec.DecodeError):
+        return False
+    return _json.encode(value) in REFUSED[name]
 
 
 def _is_plain_text(response_format: Raw) -> bool:
@@ -174,7 +183,7 @@ def _is_greedy(view: RequestView) -> bool:
 
 def _holds_text_back(view: RequestView) -> bool:
     """Tell whether workers hold back text that may begin a stop string; not if that is part of the answer."""
-    keeps_stop = decode_field(_BOOL, view.shared, "include_stop_str_in_output")
+    keeps_stop = read_field(lax_bool, view.shared, "include_stop_str_in_output")
     return not keeps_stop and any(len(stop) > 1 for stop in _stops(view))
 
 
@@ -202,7 +211,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
         shared, own = self._carried(self.view.shared), self._carried(self.view.own)
         shared["prompt"] = Raw(self.prompt.followed_by(self.said).json)
         own["max_tokens"] = _raw(left)
-        if (least := decode_field(_COUNT, own, "min_tokens")) is not None:
+        if (least := read_field(lax_int, own, "min_tokens")) is not None:
             own["min_tokens"] = _raw(max(0, least - self.said.count))
         view = self.view
         return RequestView(
@@ -253,9 +262,9 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
         return min(bounds)
 
     def _limit(self) -> int | None:
-        limit = decode_field(_COUNT, self.view.own, "max_tokens")
+        limit = read_field(lax_int, self.view.own, "max_tokens")
         if self.sent.is_chat:
-            newer = decode_field(_COUNT, self.view.own, "max_completion_tokens")
+            newer = read_field(lax_int, self.view.own, "max_completion_tokens")
             limit = limit if newer is None else newer
         elif limit is None:
             limit = _DEFAULT_COMPLETION_TOKENS

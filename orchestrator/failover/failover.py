@@ -158,7 +158,8 @@ class Failover:
             stream.watch(question)
             try:
                 return tokenized(await question.read(_MAX_TOKENS_BYTES))
-            except (WorkerError, WorkerAnswered):
+            except (WorkerError, WorkerAnswered) as error:
+                question.note_failed(error)
                 continue
             finally:
                 question.abort()

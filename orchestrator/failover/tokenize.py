@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -90,7 +90,7 @@ def tokenized(answer: bytes) -> tuple[Ids, int | None]:
     try:
         document = _TOKENS.decode(answer)
         return _ids_in(bytes(document.tokens)), document.max_model_len
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CannotContinue("the worker's token ids cannot be read") from error
 
 
@@ -135,6 +135,17 @@ def decode_field(decoder: msgspec.json.Decoder[_T], fields: Mapping[str, Raw], n
     try:
         return decoder.decode(fields.get(name, _NULL))
     except msgspec.DecodeError as error:
+        raise CannotContinue(f"'{name}' cannot be read") from error
+
+
+def read_field(read: Callable[[Raw], _T], fields: Mapping[str, Raw], name: str) -> _T | None:
+    """Read a field as a worker does; None if it is null or missing. Raises as `decode_field` does."""
+    raw = fields.get(name)
+    if raw is None or bytes(raw) == _NULL:
+        return None
+    try:
+        return read(raw)
+    except ValueError as error:
         raise CannotContinue(f"'{name}' cannot be read") from error
 
 

@@ -62,6 +62,11 @@ class LegBodies:
         self.asks_hidden_usage = view.is_stream and not view.wants_usage
 
     @property
+    def is_stream(self) -> bool:
+        """The answer comes as it is made."""
+        return self._view.is_stream
+
+    @property
     def takes_ids(self) -> bool:
         """The prompt is text, which somebody has to tokenise, and nothing but its tokens is needed of it."""
         shared = self._view.shared
@@ -110,8 +115,11 @@ class LegBodies:
                 overlay["prompt"] = Raw(ids.json)
         elif _can_be_cut(rest):
             rest["messages"] = _CUT_MESSAGES
-        common, encoded = codec.common(json_object(rest)), _json.encode(overlay)
-        return codec.leg_with_ids(common, encoded, ids.packed) if ids.packed else codec.leg(common, encoded)
+        common = codec.common(json_object(rest))
+        if not ids.packed:
+            return codec.leg(common, _json.encode(overlay))
+        del overlay["kv_transfer_params"]
+        return codec.leg_with_ids(common, _json.encode(overlay), params, ids.packed)
 
     def _changed(self, model: str, kv_transfer_params: bytes) -> dict[str, Any]:
         overlay = self._client_fields(model)

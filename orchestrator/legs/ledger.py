@@ -5,28 +5,34 @@ it gave ends. Every finished prefill is one `KvLease` here:
 
     HELD --use()--> USED --consume()--> CONSUMED      a decode worker pulled the blocks and answers
       |               |
-      |               +-----(time)----> EXPIRED       its leg was lost before anybody could tell
+      |               +-----(time)----> EXPIRED       its leg was lost, or had not begun when the lease ended
       +--release()--------------------> RELEASED      a release leg had them pulled
       +-------------------(time)------> EXPIRED       no release leg got through
 
 A USED lease whose decode leg fails is not released: its blocks may be free already and hold another prompt,
 and who pulled them again would fill a decode worker's prefix cache with wrong values. The exception is a
 worker that refused the leg unread (`unuse`).
+
+Nobody trusts what a decode worker answers from blocks that it may have pulled after the lease: `good_until`
+is also the last moment for an answer to begin (`legs/handoff_watch.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from orchestrator.compiled import mypyc_attr
 from orchestrator.config.options import LEASE_S
 from orchestrator.legs.connectors.base import Handoff
 from orchestrator.telemetry.counters import LeaseState, Telemetry
 from orchestrator.workers.worker import Worker
 
-# A hand-off is not sent in the last part of its lease: the leg has to reach the worker, and the lease began
-# before its answer reached us. It is this part of the lease, 2 s of vLLM's 30.
+# A hand-off is not sent in the last part of its lease, and no answer to it may begin then: the leg has to
+# reach the worker, an answer has to come back, and the lease began before the prefill's answer reached us,
+# which is what our clock starts with. It is this part of the lease, 2 s of vLLM's 30.
 MARGIN: Final = 1 / 15
 
 SWEEP_S: Final = 0.25  # how old the numbers of open leases may be
@@ -42,26 +48,39 @@ _EXPIRED: Final = LeaseState.EXPIRED
 class KvLease:
     """A lease is one finished prefill: its hand-off, and what has become of it."""
 
-    __slots__ = ("epoch", "expires", "handoff", "is_handed_back", "ledger", "state", "worker")
+    __slots__ = (
+        "epoch",
+        "expires",
+        "good_until",
+        "handoff",
+        "is_asked_for",
+        "is_handed_back",
+        "ledger",
+        "state",
+        "worker",
+    )
 
-    def __init__(self, ledger: LeaseLedger, worker: Worker, handoff: Handoff, expires: float) -> None:
+    def __init__(
+        self, ledger: LeaseLedger, worker: Worker, handoff: Handoff, expires: float, good_until: float
+    ) -> None:
         """`worker` pins the blocks. `expires` is a moment of our clock, counted from the arrival of the
-        answer.
+        answer; until `good_until` the hand-off may be sent, and an answer to it may begin.
         """
         self.ledger = ledger
         self.worker = worker
         self.epoch = worker.epoch  # after a restart the blocks are gone
         self.handoff = handoff
         self.expires = expires
+        self.good_until = good_until
         self.state: LeaseState = _HELD
         self.is_handed_back = False  # a release leg looks after it, or it was too late for one
+        self.is_asked_for = False  # whether its decode leg has begun
 
     def is_good(self, now: float) -> bool:
         """Tell whether the hand-off may be sent: it was never used, is not near its end, and its worker is
         the same one.
         """
-        is_late = now >= self.expires - self.ledger.margin_s
-        return self.state is _HELD and not is_late and self.epoch == self.worker.epoch
+        return self.state is _HELD and now < self.good_until and self.epoch == self.worker.epoch
 
     def use(self) -> None:
         """Note that a decode leg with the hand-off was written."""
@@ -77,10 +96,27 @@ class KvLease:
         if self.state is _USED:
             self.ledger.end(self, _CONSUMED)
 
+    def expire(self) -> None:
+        """Note that nobody can say that its decode leg was in time."""
+        if self.state is _USED:
+            self.ledger.end(self, _EXPIRED)
+
     def release(self) -> None:
-        """Note that a release leg was answered."""
+        """Note that a release leg was answered, or that a refusal has freed the blocks."""
         if self.state is _HELD:
             self.ledger.end(self, _RELEASED)
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Watch(ABC):
+    """Who looks after hand-offs that are under way (`legs/handoff_watch.py`) is called by their legs."""
+
+    @abstractmethod
+    def look(self, leg: Any, lease: KvLease, now: float) -> None:
+        """Look at an `AnswerLeg` whose answer has not begun, and end it if it must not or should not begin
+        any more.
+        """
+        ...
 
 
 class LeaseLedger:
@@ -89,18 +125,20 @@ class LeaseLedger:
     """
 
     def __init__(self, telemetry: Telemetry, time: Callable[[], float], lease_s: float = LEASE_S) -> None:
-        """`lease_s` is how long prefill workers pin blocks that nobody pulls."""
+        """`lease_s` is how long prefill workers that do not announce it pin blocks that nobody pulls."""
         self._row = telemetry.row
         self._cell = telemetry.layout.leases
         self._leaked = telemetry.layout.leases_leaked
         self._time = time
         self._lease_s = lease_s
-        self.margin_s = lease_s * MARGIN
         self.open: set[KvLease] = set()  # HELD or USED
+        self.watch: Watch  # given by who makes both
 
     def lease(self, worker: Worker, handoff: Handoff) -> KvLease:
         """Open a lease for a prefill that has just been answered."""
-        lease = KvLease(self, worker, handoff, self._time() + self._lease_s)
+        lease_s = worker.lease_s or self._lease_s
+        expires = self._time() + lease_s
+        lease = KvLease(self, worker, handoff, expires, expires - lease_s * MARGIN)
         self.open.add(lease)
         return lease
 

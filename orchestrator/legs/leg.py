@@ -11,28 +11,32 @@ with a worker's error has that worker judged by it, if anything was sent there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
 
 from orchestrator.errors import (
+    HandoffLate,
+    HandoffStalled,
+    PathMissing,
     WorkerAnswered,
     WorkerCutShort,
     WorkerError,
     WorkerGarbage,
     WorkerOut,
+    WorkerUnfit,
     WorkerUnreachable,
 )
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
-from orchestrator.legs.dispatch import Dispatcher, cause_of, worker_answered
+from orchestrator.legs.dispatch import Dispatcher, cause_of, check_identity, refusal
 from orchestrator.legs.ledger import KvLease
-from orchestrator.legs.retry import Failure, failure_of, is_unread
+from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.info import TOKEN_IDS_HEADER, TokenIdsForm
+from orchestrator.wire.info import DOCUMENT_REFUSED, TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
 from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.workers.worker import Worker
@@ -44,10 +48,12 @@ MAX_PREFILL_ANSWER_BYTES: Final = 16 * 1024 * 1024
 _ABORTED_MSGPACK: Final = b"\xadfinish_reason\xa5abort"
 
 _MAY_BE_REFUSALS: Final = frozenset({400, 415, 422})  # of a form that the worker announced
+_DOCUMENT_REFUSED: Final = DOCUMENT_REFUSED.encode()
 _NOT_SENT: Final = -1
 # Looking a member up in its enumeration costs as much as a call.
 _READY: Final = WorkerState.READY
 _USED: Final = LeaseState.USED
+_CONSUMED: Final = LeaseState.CONSUMED
 
 _ID_HEADERS: Final[dict[TokenIdsForm | None, bytes]] = {
     None: b"",
@@ -57,6 +63,16 @@ _ID_HEADERS: Final[dict[TokenIdsForm | None, bytes]] = {
 }
 
 
+class Denial:
+    """A leg was answered as no worker of ours answers."""
+
+    def __init__(self, worker: Worker, epoch: int, answered: int) -> None:
+        """`epoch` is the worker's when the leg was sent, `answered` the status that came back."""
+        self.worker = worker
+        self.epoch = epoch
+        self.answered = answered
+
+
 class Legs:
     """The legs of one request have this in common; it knows which workers they have met."""
 
@@ -64,6 +80,8 @@ class Legs:
     count = 0  # legs that were sent
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
+    denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
+    has_stalled = False  # a hand-off, so that it was tried elsewhere
     was_in_service = False  # the worker of the leg that failed last, before that was told of it
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
@@ -76,6 +94,14 @@ class Legs:
         self.bodies = bodies
         self.headers = headers
         self.id = dispatcher.ids.fresh()  # ours, for the workers
+
+    def count_denials(self) -> None:
+        """Count against the workers what they denied, for others have served the request: it was not the
+        client's mistake.
+        """
+        for denial in self.denied or ():
+            if denial.epoch == denial.worker.epoch:
+                self.dispatcher.registry.note_error(denial.worker, f"with {denial.answered}")
 
     def has_failed(self, worker: Worker) -> bool:
         """Tell whether the worker has just failed this request, or did so before."""
@@ -91,7 +117,10 @@ class Leg(ABC):
     answer: Answer | None = None  # once the leg was written
     heard = 0.0  # when it was written, or when more of its answer was last seen
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
+    is_documents_fault = False  # that it does: the worker takes other documents as it announced
     is_given_up = False  # see `give_up`
+    given_up_for: WorkerError | None = None  # what its reader is told then
+    refusal = b""  # what its worker said when it did not serve it
     form_headers = b""  # what the head says of the form of the answer, as a header block
     lease: KvLease | None = (
         None  # of a prefill: its own, once it has answered, or that which decode builds on
@@ -115,9 +144,27 @@ class Leg(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.worker.count_leg(-1)
-        if error is not None and self.epoch != _NOT_SENT and not self.is_given_up:
-            self.legs.was_in_service = self.worker.state in SERVING
-            self._tell(error)
+        if error is not None and self.epoch != _NOT_SENT:
+            self._judge(error)
+
+    def _judge(self, error: BaseException) -> None:
+        """Tell what its failure says of the worker. Raises what it was given up for, unless its request has
+        ended.
+        """
+        why = self.given_up_for
+        if why is None:
+            if not self.is_given_up:
+                self._note_failed(error)
+        elif isinstance(error, WorkerError | WorkerAnswered):
+            self._note_failed(why)
+            raise why
+
+    def _note_failed(self, error: BaseException) -> None:
+        self.legs.was_in_service = self.worker.state in SERVING
+        self._tell(error)
+
+    def sweep(self, now: float) -> None:  # noqa: B027
+        """Look whether it gets on; whoever looks at open requests calls this for a leg that is waited for."""
 
     @property
     def is_in_service(self) -> bool:
@@ -135,6 +182,10 @@ class Leg(ABC):
         if state is not _READY and state not in IN_SERVICE:
             self.legs.last = self.worker
             raise WorkerOut(f"{self.worker.name} fell out of service before its leg was sent")
+
+    @property
+    def path(self) -> str:
+        return self.bodies.path
 
     @property
     def written(self) -> Answer:
@@ -155,9 +206,9 @@ class Leg(ABC):
 
         `only_head`: the body of the answer is left to be read, and b"" returned; `limit` bounds errors then.
 
-        Raises `WorkerAnswered` if the worker has not served it, `WorkerUnreachable` if nothing could be
-        written, and what `Answer.read` raises. Sends the leg again, once, if its form may be what the
-        worker refused.
+        Raises `WorkerAnswered` or `WorkerUnfit` if the worker has not served it, `WorkerUnreachable` if
+        nothing could be written, and what `Answer.read` raises. Sends the leg again, once, if its form may be
+        what the worker refused.
         """
         while True:
             self.answer = answer = await self._send(JSON if self.is_plain else self.worker.codec)
@@ -169,12 +220,18 @@ class Leg(ABC):
             if only_head:
                 await answer.head()
                 if answer.status == 200:
+                    if b"content-encoding" in answer.headers:
+                        check_identity(answer)
                     return b""
             content = await answer.read(limit)
             if answer.status == 200:
+                if b"content-encoding" in answer.headers:
+                    check_identity(answer)
                 return content
-            if not self._may_be_refusal(answer.status):
-                raise worker_answered(answer, content)
+            self.refusal = content
+            is_lost = self.lease is not None and self.has_freed(content)  # what it was to build on
+            if is_lost or not self._may_be_refusal(answer.status, content):
+                raise refusal(answer, content, self.path)
             self._note_refusal()
             self.is_plain = True
             self.check_in_service()
@@ -213,38 +270,64 @@ class Leg(ABC):
 
     # --- a form that is refused -----------------------------------------------------------------
 
-    def _may_be_refusal(self, status: int) -> bool:
-        """Tell whether an error may be due to a form that the worker announced and has not yet taken."""
+    def _may_be_refusal(self, status: int, content: bytes) -> bool:
+        """Tell whether an error may be due to a form that the worker announced and has not yet taken, or
+        cannot take of this document.
+        """
         worker = self.worker
-        is_plain = self.is_plain or (worker.codec is JSON and not worker.token_ids)
-        return status in _MAY_BE_REFUSALS and not is_plain and worker.proven_epoch != worker.epoch
+        if self.is_plain or (worker.codec is JSON and not worker.token_ids):
+            return False
+        self.is_documents_fault = status < 500 and _DOCUMENT_REFUSED in content
+        is_unproven = worker.proven_epoch != worker.epoch
+        return self.is_documents_fault or (status in _MAY_BE_REFUSALS and is_unproven)
 
     def _note_refusal(self) -> None:  # noqa: B027
         """Prepare for the leg to be sent again as plain JSON: the worker may have refused its form."""
+
+    def has_freed(self, refusal: bytes) -> bool:
+        """Tell whether its worker has had the blocks freed that the leg was to pull; see `retry.has_freed`.
+
+        Of engines that do not say what they are this is not known.
+        """
+        return self.worker.info is not None and has_freed(refusal)
 
     # --- what is said of the worker -------------------------------------------------------------
 
     def succeed(self) -> None:
         """Note that the worker has taken the leg, and the hand-off that it builds on.
 
-        If that had to be plain JSON, the worker had refused what it announced.
+        If that had to be plain JSON, the worker had refused what it announced; or else the document cannot be
+        put that way, and the next one may.
         """
         worker = self.worker
-        if self.is_plain:
+        if self.is_documents_fault:
+            self.legs.dispatcher.note_not_encodable(NotEncodable("the worker does not take it as msgpack"))
+        elif self.is_plain:
             self.legs.dispatcher.note_refused_form(worker)
         elif worker.proven_epoch != worker.epoch:
             worker.proven_epoch = worker.epoch
         if worker.failures:
             worker.failures = 0
         if self.lease is not None:
-            self.lease.consume()
+            self._begin(self.lease)
 
-    def give_up(self) -> None:
-        """End it because of something that its worker has no part in: the registry is told nothing of it.
+    def _begin(self, lease: KvLease) -> None:
+        """Note that an answer has begun that builds on a hand-off. Raises `HandoffLate` if it is too late."""
+        now = self.legs.dispatcher.time()
+        if lease.state is not _CONSUMED:
+            if now >= lease.good_until:
+                raise HandoffLate(f"{self.worker.name} began its answer when the KV lease was over")
+            lease.consume()
+        self.worker.note_begun(self.heard, now)
 
-        Who reads it, or is about to, gets `WorkerCutShort`.
+    def give_up(self, why: WorkerError | None = None) -> None:
+        """End it. Who reads it, or is about to, gets `WorkerCutShort`, and the block of the leg raises `why`.
+
+        Without `why` it is ended because of something that its worker has no part in: the registry is told
+        nothing of it.
         """
         self.is_given_up = True
+        self.given_up_for = why
         self.abort()
 
     def _tell(self, error: BaseException) -> None:
@@ -256,10 +339,24 @@ class Leg(ABC):
             self.legs.dispatcher.note_unreachable(worker, error)
         elif failure is Failure.LOST:
             registry.note_lost(worker, self.epoch, repr(cause_of(error)))
+        elif isinstance(error, WorkerUnfit):
+            self._tell_unfit(error)
         elif failure is Failure.FAILED:
             registry.note_error(worker)
+        elif isinstance(error, HandoffLate | HandoffStalled):
+            self.legs.dispatcher.note_given_up(worker, self.epoch, error)
         elif failure is Failure.BUSY and error.retry_after_s:
             registry.pools[self.legs.model].rest(worker, error.retry_after_s)
+
+    def _tell_unfit(self, error: WorkerUnfit) -> None:
+        """Have the worker looked at; whether its answer counts against it, the end of the request shows.
+
+        Of a path that it lacks nothing is told: a client may ask a model for what it is not made for.
+        """
+        legs, worker = self.legs, self.worker
+        legs.denied = (*(legs.denied or ()), Denial(worker, self.epoch, error.answered))
+        if not isinstance(error, PathMissing):
+            legs.dispatcher.registry.note_denied(worker, self.epoch, error.answered)
 
 
 class PrefillLeg(Leg):
@@ -307,6 +404,13 @@ class AnswerLeg(Leg):
     """The client gets the answer of this leg: decode with a hand-off, or everything on one worker."""
 
     handoff: Handoff | None = None  # None: it prefills as well
+    # Whether it was in time, nobody can say before its answer is there: await this then, if it is given.
+    settle_doubt: Callable[[], Awaitable[None]] | None = None
+
+    def sweep(self, now: float) -> None:
+        lease = self.lease
+        if lease is not None and lease.state is not _CONSUMED:
+            lease.ledger.watch.look(self, lease, now)
 
     def take(self, lease: KvLease) -> None:
         """Build on a prefill that has ended."""
@@ -328,13 +432,18 @@ class AnswerLeg(Leg):
         """Note what the answer's status says of the hand-off; return its lease if nobody knows what became of
         it.
 
-        A worker that refused the leg unread leaves the blocks owed again.
+        A worker that refused the leg unread leaves the blocks owed again, or has freed them.
         """
         lease, answer = self.lease, self.answer
         if lease is None or answer is None or lease.state is not _USED:
             return None
         if is_unread(answer.status):
             lease.unuse()
+            if self.has_freed(self.refusal):
+                lease.release()
+            return None
+        if self.settle_doubt is not None:
+            lease.expire()
             return None
         return lease
 
@@ -353,21 +462,31 @@ class ReleaseLeg(Leg):
         return self.bodies.release(codec, self.worker.address.served_model, self._handoff, salt)
 
     def _tell(self, error: BaseException) -> None:
-        """Tell only that nobody listens there, which is certain; what else becomes of the leg is no client's
-        loss.
+        """Tell only that no worker of ours listens there, which is certain; what else becomes of the leg is
+        no client's loss.
         """
-        if isinstance(error, WorkerUnreachable):
+        if isinstance(error, WorkerUnreachable | WorkerUnfit):
             super()._tell(error)
 
 
 class Question(Leg):
-    """A worker is asked something beside the legs, in JSON; it says nothing of the worker's health."""
+    """A worker is asked something beside the legs, in JSON; the end of it tells nothing of the worker."""
 
     def __init__(self, legs: Legs, worker: Worker, path: str, body: bytes) -> None:
         super().__init__(legs, worker)
         self._path = path
         self._body = body
         self.is_plain = True
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def note_failed(self, error: BaseException) -> None:
+        """Have the worker looked at if it has answered as none of ours does."""
+        if isinstance(error, WorkerUnfit) and not isinstance(error, PathMissing):
+            worker = self.worker
+            self.legs.dispatcher.registry.note_denied(worker, worker.epoch, error.answered)
 
     def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         return self.legs.dispatcher.ask(self.worker, self._path, self._body)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from orchestrator.errors import BatonError, WorkerError
+from orchestrator.errors import BatonError, WorkerAnswered, WorkerError, WorkerUnfit
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, Leg, PrefillLeg, ReleaseLeg
@@ -58,8 +58,10 @@ class Releases:
         """Have the blocks pulled and freed, in the background: nobody waits for it but `aclose`."""
         lease.is_handed_back = True
         if self._ledger.is_good(lease):
-            leg = ReleaseLeg(prefill.legs, self._releaser(prefill), prefill.bodies, lease.handoff)
-            self.start(self._send(leg, lease))
+            self.start(self._send(self._release_leg(prefill, lease), prefill, lease))
+
+    def _release_leg(self, prefill: PrefillLeg, lease: KvLease) -> ReleaseLeg:
+        return ReleaseLeg(prefill.legs, self._releaser(prefill), prefill.bodies, lease.handoff)
 
     def _releaser(self, prefill: PrefillLeg) -> Worker:
         """Choose a decode worker, if possible one that has not just failed this request.
@@ -74,17 +76,32 @@ class Releases:
         choices = [worker for worker in (*ready, planned) if worker.address.role == "decode"]
         return next((worker for worker in choices if not legs.has_failed(worker)), choices[0])
 
-    async def _send(self, leg: ReleaseLeg, lease: KvLease) -> None:
+    async def _send(self, leg: ReleaseLeg, prefill: PrefillLeg, lease: KvLease) -> None:
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                with leg:
-                    await self._ask(leg, lease)
+                if not await self._is_served(leg, lease):
+                    another = self._release_leg(prefill, lease)
+                    with another:
+                        await self._ask(another, lease)
         except (BatonError, TimeoutError) as error:
             _log.warning("KV of %s stays pinned until its lease ends: %r", lease.worker.name, error)
+
+    async def _is_served(self, leg: ReleaseLeg, lease: KvLease) -> bool:
+        """Send it; return whether the worker was fit for it: one that is not is left out from now on."""
+        try:
+            with leg:
+                await self._ask(leg, lease)
+        except WorkerUnfit:
+            return False
+        return True
 
     async def _ask(self, leg: ReleaseLeg, lease: KvLease) -> None:
         try:
             await leg.read(MAX_PREFILL_ANSWER_BYTES, only_head=True)
+            lease.release()
+        except WorkerAnswered as error:
+            if not (is_unread(error.status) and leg.has_freed(error.content)):
+                raise
             lease.release()
         finally:
             if leg.answer is not None:
@@ -150,7 +167,10 @@ class Releases:
             answer.abort()
         if is_unread(answer.status):
             lease.unuse()
-            self.release(prefill, lease)
+            if content is not None and leg.has_freed(content):
+                lease.release()
+            else:
+                self.release(prefill, lease)
         elif (content is not None and answer.status == 200) or worker.unendable_epoch == worker.epoch:
             # A leg that ends in its engine has its blocks pulled, or freed on the other side. Of a worker
             # that knows no other end than a closed connection this is taken for granted: it mostly is so.

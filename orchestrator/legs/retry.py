@@ -4,8 +4,11 @@
 |---|---|---|
 | UNREACHABLE | no connection: nothing was written | yes; the first is free |
 | LOST | reset, cut short, silent while its probe fails too, or its engine ended | yes; the first is free |
+| LATE | had not begun when the lease of its hand-off ended | yes; the first is free |
+| STALLED | no first byte where there should be one (`legs/handoff_watch.py`) | once, within the budget |
 | BUSY | answered 429 or 503 | yes, within the budget |
 | FAILED | answered another 5xx (also as the first event of a stream), or garbage | once, within the budget |
+| UNFIT | answered as no worker of ours does: wrong key, a redirect ... | yes; the first is free |
 | REFUSED | answered another 4xx: any worker would | never |
 
 A request that has lost two workers is not sent to a third, for it may be what ends them: its error is
@@ -13,7 +16,8 @@ A request that has lost two workers is not sent to a third, for it may be what e
 request, and a worker that is known to be out is ended by something else.
 
 The first replacement of a lost leg costs no budget: a worker that loses legs is soon ejected, which bounds
-them. All others are bounded by the budget, so that an outage is not answered by a flood of retries.
+them, a lease takes long to end, and a worker that is unfit is out of service as soon as a probe has seen it
+too. All others are bounded by the budget, so that an outage is not answered by a flood of retries.
 """
 
 from __future__ import annotations
@@ -22,7 +26,19 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from orchestrator.errors import BUSY, BatonError, WorkerAnswered, WorkerCutShort, WorkerUnreachable
+import msgspec
+
+from orchestrator.errors import (
+    BUSY,
+    BatonError,
+    HandoffLate,
+    HandoffStalled,
+    WorkerAnswered,
+    WorkerCutShort,
+    WorkerUnfit,
+    WorkerUnreachable,
+)
+from orchestrator.wire.shapes import Refusal
 
 # One request may lose so many workers.
 MOST_LOST = 2
@@ -36,8 +52,11 @@ BUDGET_LEAST = 3
 class Failure(Enum):
     UNREACHABLE = auto()
     LOST = auto()
+    LATE = auto()
+    STALLED = auto()
     BUSY = auto()
     FAILED = auto()
+    UNFIT = auto()
     REFUSED = auto()
 
 
@@ -49,14 +68,18 @@ class Rule(NamedTuple):
 RULES: dict[Failure, Rule] = {
     Failure.UNREACHABLE: Rule(most=3, first_is_free=True),
     Failure.LOST: Rule(most=3, first_is_free=True),
+    Failure.LATE: Rule(most=2, first_is_free=True),
+    Failure.STALLED: Rule(most=1, first_is_free=False),
     Failure.BUSY: Rule(most=2, first_is_free=False),
     Failure.FAILED: Rule(most=1, first_is_free=False),
+    Failure.UNFIT: Rule(most=3, first_is_free=True),
     Failure.REFUSED: Rule(most=0, first_is_free=False),
 }
 
 
 # What vLLM (0.32) answers to all its requests at once when its engine dies or SIGTERM stops it; streams get
 # it as an event. The server ends a moment later.
+_refusal = msgspec.json.Decoder(Refusal)
 _ENGINE_ENDED = b"EngineCore encountered an issue"
 
 
@@ -66,6 +89,12 @@ def failure_of(error: BatonError) -> Failure:
         return Failure.UNREACHABLE
     if isinstance(error, WorkerCutShort):
         return Failure.LOST
+    if isinstance(error, WorkerUnfit):
+        return Failure.UNFIT
+    if isinstance(error, HandoffLate):
+        return Failure.LATE
+    if isinstance(error, HandoffStalled):
+        return Failure.STALLED
     if isinstance(error, WorkerAnswered):
         return _failure_answered(error)
     return Failure.FAILED
@@ -86,6 +115,20 @@ def is_unread(status: int) -> bool:
     return 400 <= status < 500 or status == 503
 
 
+def has_freed(content: bytes) -> bool:
+    """Tell whether the refusal of a decode leg says that its blocks are free: the engine has had them freed.
+
+    vLLM (0.32) does so for a request that its serving layer refuses, whose error is then a class of its own
+    ("BadRequestError"). What is refused before that, by the type of a field, or by something in front of it,
+    has another kind of error ("Bad Request") or another shape, and leaves the blocks as they are.
+    """
+    try:
+        kind = _refusal.decode(content).error.type
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return kind.endswith("Error")
+
+
 class RetryBudget:
     """The budget bounds how many replacements are under way at once, over all requests of a process."""
 
@@ -93,9 +136,14 @@ class RetryBudget:
         self._open_requests = open_requests
         self.in_use = 0
 
+    @property
+    def room(self) -> float:
+        """So many more may start."""
+        return max(BUDGET_LEAST, BUDGET_SHARE * self._open_requests()) - self.in_use
+
     def take(self) -> bool:
         """Tell whether one more may start; it is owed back when its request ends."""
-        if self.in_use >= max(BUDGET_LEAST, BUDGET_SHARE * self._open_requests()):
+        if self.room <= 0:
             return False
         self.in_use += 1
         return True

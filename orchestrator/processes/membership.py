@@ -17,7 +17,7 @@ from orchestrator.workers.states import Event
 from orchestrator.workers.worker import Worker
 
 # What legs tell of a worker; all else the supervisor knows first.
-REPORTED = frozenset({Event.REFUSED, Event.LOST, Event.ERRED, Event.PROVEN})
+REPORTED = frozenset({Event.REFUSED, Event.LOST, Event.STALLED, Event.ERRED, Event.DENIED, Event.PROVEN})
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):
@@ -34,6 +34,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     epoch: int  # of the worker, as the process knew it
     event: Event
     why: str | None
+    reason: str | None = None  # in words that everybody may read
 
 
 class Publisher:
@@ -56,7 +57,7 @@ class Publisher:
         """Act on what a process has seen, unless the worker has come back since or is not there any more."""
         worker = self._registry.find(report.worker)
         if worker is not None:
-            self._registry.note_seen(worker, report.epoch, report.event, report.why)
+            self._registry.note_seen(worker, report.epoch, report.event, report.why, report.reason)
 
     def _note_change(self) -> None:
         """Make one snapshot of all that changes in a turn of the event loop."""
@@ -92,4 +93,4 @@ class Follower:
 
     def _note_move(self, worker: Worker, event: Event) -> None:
         if event in REPORTED:
-            self._report(Report(worker.name, worker.epoch, event, worker.last_error))
+            self._report(Report(worker.name, worker.epoch, event, worker.last_error, worker.reason))

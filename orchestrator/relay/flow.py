@@ -31,6 +31,7 @@ from orchestrator.failover.failover import CutStream, Failover
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher
+from orchestrator.legs.handoff_watch import HandoffWatch
 from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, Legs, PrefillLeg
 from orchestrator.legs.parallel import ParallelPrefill
@@ -77,6 +78,8 @@ class Flow:
         self._failover = Failover(dispatcher, max_bytes=max_kept_bytes)
         self._responder = Responder(self._releases, self._failover)
         self._retry_budget = RetryBudget(lambda: admission.admitted)
+        self._watch = HandoffWatch(dispatcher, self._retry_budget, self._releases.start)
+        self.ledger.watch = self._watch
         self.reconfigure(routing, limits)
 
     def reconfigure(self, routing: RoutingConfig, limits: LimitsConfig) -> None:
@@ -85,6 +88,7 @@ class Flow:
         for route in self._routes.values():
             route.planner.reconfigure(routing)
         self._responder.reconfigure(routing, limits)
+        self._watch.reconfigure(routing)
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
         """Answer one request through its scope. Raises `BatonError`."""
@@ -134,6 +138,8 @@ class Flow:
             view = view_request(body, scope.exchange)
         except InvalidRequest as error:
             raise ClientError(error.message, param=error.param) from error
+        if not view.model:
+            view = view.for_model(_only(self._routes))
         route = self._routes.get(view.model)
         if route is None:
             raise UnknownModel(_unknown_model(view.model, self._routes), param="model")
@@ -224,6 +230,8 @@ class Flow:
         if not request.retries.allows(failure):
             error.should_retry = False
             raise error
+        if failure in (Failure.LATE, Failure.STALLED):
+            request.scope.record.handoff_given_up = failure.name.lower()
         if failure is not Failure.UNREACHABLE:  # nothing was written: the hand-off is unused
             self._forget_prefill(request)
         self._telemetry.retry(_retry_reason(request))
@@ -247,7 +255,7 @@ class Flow:
 
     def _may_help(self, request: AdmittedRequest, failure: Failure) -> bool:
         """Tell whether another attempt may help: a worker that has answered is not asked the same again."""
-        if failure in (Failure.UNREACHABLE, Failure.LOST):
+        if failure in (Failure.UNREACHABLE, Failure.LOST, Failure.LATE, Failure.STALLED):
             return True
         if failure is Failure.REFUSED:
             return False
@@ -290,6 +298,8 @@ class Flow:
             self._releases.settle(request.prefill)
         if request.retries is not None:
             request.retries.close()
+            if request.scope.record.status == 200:
+                request.legs.count_denials()
 
 
 def _note_gone_over(request: AdmittedRequest) -> None:
@@ -307,6 +317,14 @@ def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:
         raise Unavailable(f"{prefill.name} cannot hand over: {error}") from error
 
 
+def _only(models: Iterable[str]) -> str:
+    """Return the model of a request that names none: the only one, as vLLM has it. Raises `ClientError`."""
+    known = list(models)
+    if len(known) > 1:
+        raise ClientError(f"the field 'model' is required; there is: {', '.join(known)}", param="model")
+    return known[0]
+
+
 def _unknown_model(model: str, known: Iterable[str]) -> str:
     return f"the model '{model[:100]}' does not exist; there is: {', '.join(known)}"
 
@@ -321,6 +339,10 @@ def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Wor
     whole_reason = view.whole_reason
     if scope.endpoint.needs_one_worker:
         whole_reason = "this endpoint needs one worker"
+    elif view.is_refusable:
+        whole_reason = whole_reason or "its decode worker is likely to refuse it"
+    elif view.limit > route.pools.max_model_len:
+        whole_reason = whole_reason or "more tokens asked for than the model can have"
     plan = route.planner.plan(view, route.pools, whole_reason, avoid)
     record = scope.record
     record.decode_worker = plan.decode.name

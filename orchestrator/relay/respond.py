@@ -6,11 +6,13 @@ import logging
 from typing import Final
 
 from orchestrator.config.options import LimitsConfig, RoutingConfig
-from orchestrator.errors import KvMissing, WorkerAnswered, WorkerCutShort, WorkerGarbage
+from orchestrator.errors import KvMissing, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
+from orchestrator.legs.dispatch import reported
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
 from orchestrator.relay.admitted import AdmittedRequest
+from orchestrator.relay.relayed import LOAD_METRICS
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
@@ -54,6 +56,8 @@ class Responder:
                 await self._relay_stream(request, leg)
             else:
                 content = await leg.read(self._max_answer_bytes)
+                if leg.settle_doubt is not None:
+                    await leg.settle_doubt()
                 leg.succeed()
                 if request.conversion is None:
                     self._respond(request, leg, content)
@@ -83,7 +87,7 @@ class Responder:
             kv, content = _mended(content, leg.handoff.prefill_cached_tokens)
             if kv is Kv.RECOMPUTED:
                 self._note_recompute(request, fails=self._kv_missing == "fail")
-        _send(request.scope, kv, _content_type(leg.answer), content)
+        _send(request.scope, kv, _relayed_back(leg.answer), content)
 
     async def _relay_stream(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         scope, answer, events = request.scope, leg.written, _events(request, leg)
@@ -93,10 +97,10 @@ class Responder:
             if not scope.exchange.is_started:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(request.view)
-                scope.start_stream(_content_type(answer) + scope.response_headers() + _STREAM_HEADERS)
+                scope.start_stream(_relayed_back(answer) + scope.response_headers() + _STREAM_HEADERS)
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
-            raise WorkerAnswered(failed.status, encode_document(failed.document)) from failed
+            raise reported(failed.status, encode_document(failed.document), leg.path) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
@@ -136,10 +140,14 @@ def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:
     scope.respond(200, head + scope.response_headers() + _KV_HEADERS[kv], content)
 
 
-def _content_type(answer: Answer | None) -> bytes:
-    """Return the worker's content type as a header block: no line break gets through the parser."""
-    given = None if answer is None else answer.headers.get(b"content-type")
-    return b"content-type: %b\r\n" % (given or b"application/json")
+def _relayed_back(answer: Answer | None) -> bytes:
+    """Return the worker's content type, and its load if the client asked for it, as a header block: no line
+    break gets through the parser.
+    """
+    headers = {} if answer is None else answer.headers
+    load = headers.get(LOAD_METRICS)
+    block = b"content-type: %b\r\n" % (headers.get(b"content-type") or b"application/json")
+    return block if load is None else b"%b%b: %b\r\n" % (block, LOAD_METRICS, load)
 
 
 def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:

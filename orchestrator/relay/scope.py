@@ -37,8 +37,6 @@ from orchestrator.wire.sse import Events
 # than the rest of a small request.
 SWEEP_S: Final = 0.25
 
-# The client's headers that workers get too; nothing else of a client's head reaches them.
-_RELAYED: Final = frozenset({b"accept", b"traceparent", b"tracestate"})
 _PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
 _log: Final = logging.getLogger("baton.relay")
 
@@ -71,7 +69,11 @@ class RequestScope:
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
-        self.endpoint = plane.endpoints[path]
+        endpoint = plane.endpoints.get(path)
+        if endpoint is None:  # there is a slash behind it
+            path = path[:-1]
+            endpoint = plane.endpoints[path]
+        self.endpoint = endpoint
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, path, received)
 
@@ -154,6 +156,7 @@ class RequestScope:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
         elif leg is not None and leg.answer is not None:
+            leg.sweep(now)
             self._sweep_leg(leg, leg.answer, now - leg.heard)
 
     def _note_progress(self, leg: Leg | None, now: float) -> None:
@@ -194,8 +197,9 @@ class RequestScope:
         self._leg = leg
 
     def relayed_headers(self) -> bytes:
-        """Return those of the client's headers that go to workers."""
-        relayed = [field for field in self.exchange.headers if field[0] in _RELAYED]
+        """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
+        names = self._plane.relayed
+        relayed = [field for field in self.exchange.headers if field[0] in names]
         return header_block(relayed) if relayed else b""
 
     def response_headers(self) -> bytes:
@@ -346,17 +350,20 @@ class DataPlane:
         telemetry: Telemetry,
         keys: KeyRing | None,
         time: Callable[[], float],
+        relayed: frozenset[bytes],
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
-        `endpoints` are all paths that requests come to. `serve` answers a request through its scope, or
-        raises a `BatonError`.
+        `endpoints` are all paths that requests come to, but for a slash behind them. `serve` answers a
+        request through its scope, or raises a `BatonError`. `relayed` are names of header fields: workers get
+        those of the client's.
         """
         self.serve = serve
         self.endpoints = endpoints
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
+        self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
         self.memory = MemoryBound(limits.max_held_bytes, telemetry)

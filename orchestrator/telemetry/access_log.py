@@ -81,6 +81,8 @@ class AccessLog:
         reasons = _reason_words(record) if self._tells_reasons else ""
         ended = timestamp(record.finished + offset)
         workers = _worker_words(record.prefill_worker, record.decode_worker)
+        if record.handoff_given_up:
+            workers += f" handoff_given_up={record.handoff_given_up}"
         line = (
             f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
             f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
@@ -115,6 +117,7 @@ class AccessLog:
             "whole_reason": record.whole_reason,
             "prefill_reason": _reason(record.prefill_choice),
             "decode_reason": _reason(record.decode_choice),
+            "handoff_given_up": record.handoff_given_up,
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
             "client": record.client,

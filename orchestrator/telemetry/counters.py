@@ -50,6 +50,13 @@ class RejectReason(IntEnum):
     MEMORY = 3  # requests hold too many bytes
 
 
+class HandoffTrouble(IntEnum):
+    """This is why a hand-off that a decode worker had was given up (`legs/handoff_watch.py`)."""
+
+    LATE = 0  # its answer had not begun when the lease ended
+    STALLED = 1  # it did not get on
+
+
 class LeaseState(IntEnum):
     """A finished prefill's KV blocks are in one of these states (`legs/ledger.py`). Two are open: gauges."""
 
@@ -125,7 +132,8 @@ class Layout:
         self.retries = self.fallbacks + len(FallbackReason)
         self.rejections = self.retries + len(RetryReason)
         self.poison = self.rejections + len(RejectReason)
-        self.lag = self.poison + 1
+        self.handoffs = self.poison + 1
+        self.lag = self.handoffs + len(HandoffTrouble)
         self.size = self.lag + histogram_cells(LAG_BOUNDS)
 
     @property
@@ -216,6 +224,9 @@ class Telemetry:
 
     def poison(self) -> None:
         self.row[self.layout.poison] += 1
+
+    def handoff_given_up(self, trouble: HandoffTrouble) -> None:
+        self.row[self.layout.handoffs + trouble] += 1
 
     def loop_lag(self, seconds: float) -> None:
         _observe(self.row, self.layout.lag, LAG_BOUNDS, seconds)

@@ -48,6 +48,7 @@ class RequestRecord:
     error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
     prefill_worker: str | None = None
     decode_worker: str | None = None
+    handoff_given_up: str | None = None  # "late" or "stalled", for the last decode worker that had one so
     # The last plan's reasons. `str` of a choice is a sentence, which is made when it is read.
     whole_reason: str | None = None  # why one worker served all of it
     prefill_choice: object | None = None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from orchestrator.compiled import mypyc_attr
 from orchestrator.transport.answer import Answer, Sink
 
-__all__ = ["Answer", "Origin", "Part", "Sink", "Upstream", "UpstreamStats", "request"]
+__all__ = ["Answer", "Origin", "Part", "Sink", "Upstream", "UpstreamStats", "host_header", "request"]
 
 # What a leg's body may be made of (memoryviews: of bytes). Parts are written one after the other, without
 # joining large ones, and must not change until the answer's head is there: a retry sends them again.
@@ -27,6 +27,12 @@ class Origin(NamedTuple):
     host: str  # name or address; an IPv6 address without brackets
     port: int
     tls: ssl.SSLContext | None = None
+
+
+def host_header(origin: Origin) -> str:
+    """Return the `host` of a request there: the port is left out where it is the scheme's own."""
+    host = f"[{origin.host.partition('%')[0]}]" if ":" in origin.host else origin.host
+    return host if origin.port == (443 if origin.tls else 80) else f"{host}:{origin.port}"
 
 
 class UpstreamStats(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
-from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
+from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats, host_header
 
 # So many bytes in a row may be no body: a head, informational heads, trailers, chunk extensions.
 MAX_OVERHEAD: Final = 64 * 1024
@@ -26,6 +26,9 @@ _JOIN_LIMIT: Final = 32 * 1024
 
 # Request lines kept per origin. There are few; a caller that puts values into targets must not fill memory.
 _MAX_REQUEST_LINES: Final = 64
+
+# What RTSP and ICE begin with: the parser takes their answers for HTTP's.
+_OTHER_PROTOCOLS: Final = b"RI"
 
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
@@ -187,11 +190,10 @@ class _OriginPool:
     __slots__ = ("_host", "_request_lines", "idle", "loop", "origin")
 
     def __init__(self, origin: Origin) -> None:
-        host = f"[{origin.host.partition('%')[0]}]" if ":" in origin.host else origin.host
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.origin = origin
         self.idle: list[_Connection] = []
-        self._host = f"{host}:{origin.port}"
+        self._host = host_header(origin)
         self._request_lines: dict[tuple[str, str], bytes] = {}
 
     def sweep(self, idle_limit_s: float) -> None:
@@ -425,7 +427,11 @@ class _Connection:
         if answer is None:  # nobody asked
             self.close()
             return
-        self._has_received = True
+        if not self._has_received:
+            self._has_received = True
+            if data[0] in _OTHER_PROTOCOLS:
+                self._refuse(None)
+                return
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:

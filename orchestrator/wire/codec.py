@@ -25,6 +25,7 @@ _json: Final = msgspec.json.Encoder()
 # take over 200 us and is not transcoded in place.
 MAX_INLINE_BYTES: Final = 64 * 1024
 
+_PARAMS_KEY: Final = "kv_transfer_params"
 TOKEN_IDS_KEY: Final = "prompt_token_ids"  # noqa: S105  # no secret; in kv_transfer_params, as vLLM reads it
 
 _CONTENT_TYPE = (b"content-type", b"application/json")
@@ -79,8 +80,8 @@ class Codec(ABC):
         ...
 
     @abstractmethod
-    def leg_with_ids(self, common: Parts, overlay: bytes, packed: bytes) -> Parts:
-        """Do the same with packed token ids among the overlay's `kv_transfer_params`, which must be there."""
+    def leg_with_ids(self, common: Parts, overlay: bytes, params: bytes, packed: bytes) -> Parts:
+        """Do the same with `params` as `kv_transfer_params`, a JSON object, and packed token ids in them."""
         ...
 
 
@@ -104,8 +105,9 @@ class JsonCodec(Codec):
             return *common[:-1], b"".join((end[:-1], b",", overlay[1:]))
         return common[:-1] + (memoryview(end)[:-1], b"," + overlay[1:])  # noqa: RUF005  # copies nothing else
 
-    def leg_with_ids(self, common: Parts, overlay: bytes, packed: bytes) -> Parts:
-        return self.leg(common, msgspec.json.encode(_with_ids(overlay, packed)))  # bytes become base64
+    def leg_with_ids(self, common: Parts, overlay: bytes, params: bytes, packed: bytes) -> Parts:
+        with_ids = _followed_by(params, _json.encode({TOKEN_IDS_KEY: packed}))  # bytes become base64
+        return self.leg(common, _followed_by(overlay, b'{"%b":%b}' % (_PARAMS_KEY.encode(), with_ids)))
 
 
 class MsgpackCodec(Codec):
@@ -121,8 +123,8 @@ class MsgpackCodec(Codec):
     def leg(self, common: Parts, overlay: bytes) -> Parts:
         return self._joined(common, _packed(overlay))
 
-    def leg_with_ids(self, common: Parts, overlay: bytes, packed: bytes) -> Parts:
-        return self._joined(common, _msgpack.encode(_with_ids(overlay, packed)))
+    def leg_with_ids(self, common: Parts, overlay: bytes, params: bytes, packed: bytes) -> Parts:
+        return self._joined(common, _to_msgpack(overlay, params, packed))
 
     def _joined(self, parts: Parts, own: bytes) -> Parts:
         (common,) = parts
@@ -130,12 +132,6 @@ class MsgpackCodec(Codec):
         own_size, own_at = _map_header(own)
         header = _encode_map_header(common_size + own_size)
         return header, memoryview(common)[common_at:], memoryview(own)[own_at:]
-
-
-def _with_ids(overlay: bytes, packed: bytes) -> Any:
-    document = msgspec.json.decode(overlay)
-    document["kv_transfer_params"][TOKEN_IDS_KEY] = packed
-    return document
 
 
 def _packed(document: bytes) -> bytes:
@@ -152,10 +148,23 @@ def transcoded(document: bytes) -> tuple[bool, bytes]:
         return False, b""
 
 
-def _to_msgpack(document: bytes) -> bytes:
+def _followed_by(fields: bytes, more: bytes) -> bytes:
+    """Join two JSON objects, the second of which is not empty."""
+    return more if len(fields) == 2 else b"%b,%b" % (fields[:-1], more[1:])
+
+
+def _to_msgpack(document: bytes, params: bytes | None = None, ids: bytes = b"") -> bytes:
+    """Encode a JSON object anew, with these transfer parameters and packed token ids if there are some.
+
+    Raises `NotEncodable` for what msgpack, or msgspec, has no words for: integers of more than 64 bits,
+    numbers out of range, NaN.
+    """
     try:
-        return _msgpack.encode(msgspec.json.decode(document))
-    except (OverflowError, RecursionError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        fields: Any = msgspec.json.decode(document)
+        if params is not None:
+            fields[_PARAMS_KEY] = {**msgspec.json.decode(params), TOKEN_IDS_KEY: ids}
+        return _msgpack.encode(fields)
+    except (OverflowError, RecursionError, ValueError, msgspec.MsgspecError) as error:
         raise NotEncodable(str(error)) from error
 
 

@@ -2,13 +2,14 @@
 
     GET /baton/info  ->  200, `WorkerInfo`
     POST /v1/baton/end {"request_id": "<the x-request-id that the leg had>"}  ->  202
+    POST /v1/baton/begun {"request_id": "<the same>"}  ->  200, `Begun`
 
-A worker without our plugin answers 404 to both.
+A worker without our plugin answers 404 to all of them.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,6 +20,9 @@ TokenIdsForm = Literal["list", "base64", "bin"]  # how a prompt's token ids trav
 # Set on a leg whose body is msgpack. The content type stays application/json on purpose: FastAPI hands a
 # body to Request.json() only for a JSON content type.
 MSGPACK_HEADER = "X-Msgpack"
+# What our plugin's refusal says of a document that it does not take as msgpack, but may take as JSON. Nothing
+# is wrong with the worker then.
+DOCUMENT_REFUSED = "msgpack body refused"
 # Set on a prefill leg that wants the prompt's token ids: the form of them, "list" where it is absent. The two
 # packed forms are little-endian int32, as a base64 string in JSON or as bin in a msgpack answer.
 TOKEN_IDS_HEADER = "X-Token-Ids"  # noqa: S105  # no secret
@@ -33,21 +37,28 @@ DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
 
 
+# Nobody's announcement is longer; a worker may be something else than it should be.
+Label = Annotated[str, msgspec.Meta(max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A worker announces this. Unknown fields are ignored, so newer workers can say more."""
 
     role: Role
-    model: str
-    decodes: list[Encoding]  # request encodings; "json" is always among them
-    engine: str  # "vllm" or "sim"
-    engine_version: str
-    block_size: int | None = None  # tokens per KV block
-    kv_tokens: int | None = None  # that fit into the KV cache
-    dtype: str | None = None
-    max_model_len: int | None = None
-    token_ids: list[
-        TokenIdsForm
-    ] = []  # the forms of a prompt's ids that it gives as prefill and takes as decode
+    model: Label
+    decodes: Annotated[
+        list[Encoding], msgspec.Meta(max_length=16)
+    ]  # of requests; "json" is always among them
+    engine: Label  # "vllm" or "sim"
+    engine_version: Label
+    block_size: Count | None = None  # tokens per KV block
+    kv_tokens: Count | None = None  # that fit into the KV cache
+    dtype: Label | None = None
+    max_model_len: Count | None = None
+    # The forms of a prompt's ids that it gives as prefill and takes as decode.
+    token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []
+    kv_lease_s: float | None = None  # as prefill it pins blocks that nobody pulls for so long
 
 
 END_PATH = "/v1/baton/end"  # under /v1, where workers ask for their key
@@ -65,5 +76,18 @@ class EndRequest(msgspec.Struct):
     request_id: str
 
 
+BEGUN_PATH = "/v1/baton/begun"
+
+
+class Begun(msgspec.Struct):
+    """It says whether the engine has made the first token of a request, which a whole answer does not show.
+
+    A request of a decode leg that has begun has its KV cache: the blocks were pulled before.
+    """
+
+    begun: bool
+
+
 def end_body(request_id: str) -> bytes:
+    """Return the body of both questions."""
     return msgspec.json.encode(EndRequest(request_id))

@@ -18,6 +18,32 @@ NULL = Raw(b"null")
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class RoutedOwn(msgspec.Struct):
+    """These are the routed fields in which a request's legs differ, in one pass, as nearly all clients write
+    them.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+
+class AnswerFields(msgspec.Struct):
+    """What a request asks of its answer (`refusable.py`)."""
+
+    n: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    ignore_eos: bool = False
+    return_token_ids: bool | None = None
 
 
 # --- a stream's first events (`sse.py`) ---------------------------------------------------------
@@ -77,6 +103,17 @@ class PrefillAnswerWithIds(PrefillAnswer):
 class PackedAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Any] | None = None
     prompt_token_ids: bytes | None = None
+
+
+# --- a refusal (`retry.py`) ---------------------------------------------------------------------
+
+
+class RefusalError(msgspec.Struct):
+    type: str = ""
+
+
+class Refusal(msgspec.Struct):
+    error: RefusalError
 
 
 # --- messages of a chat (`bodies.py`) -----------------------------------------------------------

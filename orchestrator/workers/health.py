@@ -1,30 +1,61 @@
 """Active probes find out which workers are there, what they can decode, and how long a prompt may be.
 
 A probe only says what it saw; what follows from that is in `workers/states.py` and `workers/registry.py`.
+
+| the worker | is asked |
+|---|---|
+| in service | `/health`, which needs no key; one time in `NAME_EVERY` also its name, with the key |
+| not in service | `/health`, `/baton/info` and, with the key, `/v1/models` |
+| one that denied a leg | the same, and each path of `ENDPOINTS` with an empty document, which is no request |
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from itertools import islice
 from random import Random
-from typing import Protocol
+from typing import Protocol, cast
 
 import httpx
 import msgspec
 
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.transport.base import host_header
+from orchestrator.wire.info import Count, WorkerInfo
+from orchestrator.wire.refusals import is_denial, is_encoded
 from orchestrator.workers.lifecycle import verdict_at
 from orchestrator.workers.registry import Registry
-from orchestrator.workers.states import FULL_SERVICE, Event, WorkerState
+from orchestrator.workers.states import FULL_SERVICE, IN_SERVICE, NEVER, Event, WorkerState
+from orchestrator.workers.troubles import (
+    DENIES,
+    FAILS,
+    GARBAGE,
+    OTHER_MODEL,
+    REFUSES,
+    SILENT,
+    Trouble,
+    answered,
+    trouble_of,
+)
 from orchestrator.workers.worker import Worker
 
 GREETING_S = 5.0  # limit of a probe of a worker that is not in service: nothing depends on it
 JITTER = 0.2  # of the interval: probes of many workers, or by many orchestrators, do not come all at once
 LAST_PROBE = 1.5  # of the timeout: with less time than this until the verdict, there is but one more probe
 IMPATIENT = 0.1  # of the interval: what lies between probes of a suspect, or before that of one that refused
+NAME_EVERY = 10  # probes of a worker in service: a key that was changed shows within so many intervals
+MAX_PAGE_BYTES = 1024 * 1024  # of an answer to a probe; a list of models has some hundred bytes for each
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # every worker has one of these
+
+# A worker that is being started gives the same signs as one that is not there. It has so many seconds, and
+# one that `baton up` starts, which watches it too, has more: loading a model takes minutes.
+PATIENCE_S = 3.0
+PATIENCE_MANAGED_S = 600.0
+MAX_NAMES, MAX_NAME = 5, 60  # models of a worker that are shown, and characters of each
+TELL_EVERY_S = 5.0  # a reason that changes to and fro is told no more often
 
 _log = logging.getLogger("baton.health")
 
@@ -35,6 +66,14 @@ class ProbeRefused(Exception):
 
 class ProbeFailed(Exception):
     """The worker is ill, is not the one that the config means, or cut the probe off; the message says why."""
+
+    def __init__(self, why: str, trouble: Trouble = FAILS) -> None:
+        super().__init__(why)
+        self.trouble = trouble
+
+
+class ProbeUnfit(ProbeFailed):
+    """Somebody answers there who does not serve us, or not this model."""
 
 
 class Introduction(msgspec.Struct, frozen=True):
@@ -50,7 +89,7 @@ class Probe(Protocol):
     async def __call__(self, worker: Worker) -> Introduction | None:
         """Return if the worker is well: its introduction if it was not in service, else None.
 
-        Raises `ProbeRefused` or `ProbeFailed`. The caller cancels a probe that takes too long.
+        Raises `ProbeRefused`, `ProbeFailed` or `ProbeUnfit`. The caller cancels a probe that takes too long.
         """
         ...
 
@@ -75,6 +114,7 @@ class Prober:
         self._random = random
         self._time = time
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
+        self._teller = _Teller(time)
         self._settling: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -85,7 +125,7 @@ class Prober:
         registry.news.doubted.add(self._watch_anew)
         registry.news.gone.add(self._watch_anew)
         registry.news.removed.add(self._forget)
-        registry.news.moved.add(_log_move)
+        registry.news.moved.add(self._teller.note_move)
         self._settling = asyncio.create_task(registry.settle_forever(), name="settle workers")
         for worker in registry.workers:
             self._watch_anew(worker)
@@ -109,6 +149,7 @@ class Prober:
         self._tasks[worker] = asyncio.create_task(self._watch(worker), name=f"probe {worker.name}")
 
     def _forget(self, worker: Worker) -> None:
+        self._teller.forget(worker)
         task = self._tasks.pop(worker, None)
         if task is not None:
             task.cancel()
@@ -116,7 +157,10 @@ class Prober:
     async def _watch(self, worker: Worker) -> None:
         await asyncio.sleep(self._first_pause_s(worker))
         while True:
-            await self._probe(worker)
+            try:
+                await self._probe(worker)
+            except Exception:  # a bug of ours: a worker that nobody probes any more would be lost for ever
+                _log.exception("the probe of %s failed", worker.name)
             await asyncio.sleep(self._pause_s(worker))
 
     def _first_pause_s(self, worker: Worker) -> float:
@@ -146,28 +190,90 @@ class Prober:
         return left_s if is_last else timeout_s
 
     async def _probe(self, worker: Worker) -> None:
-        registry, asked = self._registry, self._time()
+        registry, asked, was_denied = self._registry, self._time(), worker.is_denied
         try:
             async with asyncio.timeout(self._limit_s(worker)):
                 introduction = await self._ask(worker)
         except TimeoutError:
-            registry.note_missed(worker, asked)
+            with self._teller.telling(worker, SILENT):
+                registry.note_missed(worker, asked)
         except ProbeRefused as error:
-            registry.mark_gone(worker, str(error))
-        except ProbeFailed as error:
-            registry.note_failed(worker, str(error))
+            with self._teller.telling(worker, REFUSES):
+                registry.mark_gone(worker, str(error))
+        except Exception as error:
+            with self._teller.telling(
+                worker, getattr(error, "trouble", None) or trouble_of(error)
+            ) as trouble:
+                note = registry.note_unfit if isinstance(error, ProbeUnfit) else registry.note_failed
+                note(worker, _named(error), trouble.what)
         else:
+            if was_denied:
+                registry.note_cleared(worker)
             if introduction is not None:
                 registry.announce(worker, introduction.info, introduction.max_model_len)
             registry.mark_ready(worker)
 
 
-def _log_move(worker: Worker, event: Event) -> None:
-    is_out = worker.state in (WorkerState.GONE, WorkerState.EJECTED)
-    why = f": {worker.last_error}" if worker.last_error else ""
-    _log.log(
-        logging.WARNING if is_out else logging.INFO, "%s is %s (%s)%s", worker.name, worker.state, event, why
-    )
+def _named(error: Exception) -> str:
+    """Return what an exception says, with its name if it is not one of ours."""
+    return str(error) if isinstance(error, ProbeFailed) else f"{type(error).__name__}: {error}"
+
+
+class _Teller:
+    """It logs what becomes of workers, and why one cannot be used: once for each reason."""
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        self._time = time
+        self._troubles: dict[Worker, Trouble] = {}  # that the probe whose result is being noted has seen
+        self._told: dict[Worker, tuple[str | None, float]] = {}  # the reason, and when
+        self._first: dict[Worker, float] = {}  # when the first probe of a worker that starts failed
+
+    def forget(self, worker: Worker) -> None:
+        self._told.pop(worker, None)
+        self._first.pop(worker, None)
+
+    @contextlib.contextmanager
+    def telling(self, worker: Worker, trouble: Trouble) -> Iterator[Trouble]:
+        """Note inside this what a probe has seen; then the log gets it, if the worker is out of service."""
+        self._troubles[worker] = trouble
+        try:
+            yield trouble
+        finally:
+            del self._troubles[worker]
+        if worker.state not in IN_SERVICE and self._is_news(worker, trouble):
+            self._note_told(worker, trouble.what)
+            _log.warning("%s cannot be used: it %s%s", worker.name, trouble.what, _details(worker, trouble))
+
+    def note_move(self, worker: Worker, event: Event) -> None:
+        """Log that a worker has come to another state."""
+        is_out = worker.state not in IN_SERVICE
+        trouble = self._troubles.get(worker, FAILS)
+        why = f": {worker.last_error}" if worker.last_error else ""
+        advice = f"; {trouble.advice}" if is_out and trouble.advice else ""
+        level = logging.WARNING if is_out else logging.INFO
+        _log.log(level, "%s is %s (%s)%s%s", worker.name, worker.state, event, why, advice)
+        if is_out:
+            self._note_told(worker, worker.reason)
+        elif worker.state is WorkerState.READY:
+            self.forget(worker)
+
+    def _is_news(self, worker: Worker, trouble: Trouble) -> bool:
+        now = self._time()
+        reason, when = self._told.get(worker, (None, NEVER))
+        if reason == trouble.what or now < when + TELL_EVERY_S:
+            return False
+        if worker.state is not WorkerState.STARTING or not trouble.may_pass:
+            return True
+        patience_s = PATIENCE_MANAGED_S if worker.address.is_managed else PATIENCE_S
+        return now >= self._first.setdefault(worker, now) + patience_s
+
+    def _note_told(self, worker: Worker, reason: str | None) -> None:
+        self._told[worker] = (reason, self._time())
+
+
+def _details(worker: Worker, trouble: Trouble) -> str:
+    advice = f"; {trouble.advice}" if trouble.advice else ""
+    return f" ({worker.last_error}){advice}"
 
 
 # --- over HTTP ----------------------------------------------------------------------------------
@@ -175,7 +281,7 @@ def _log_move(worker: Worker, event: Event) -> None:
 
 class _ModelCard(msgspec.Struct):
     id: str
-    max_model_len: int | None = None
+    max_model_len: Count | None = None
 
 
 class _ModelList(msgspec.Struct):
@@ -187,13 +293,16 @@ class HttpProbe:
 
     def __init__(self, credential: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """Workers get `credential` as bearer token. A test's `transport` stands in for the network."""
+        authorization = {"authorization": f"Bearer {credential}"} if credential else {}
         self._client = httpx.AsyncClient(
-            headers={"authorization": f"Bearer {credential}"} if credential else {},
+            headers={"accept-encoding": "identity", **authorization},
             timeout=None,  # noqa: S113  # whoever asks has limits of its own
             limits=httpx.Limits(max_connections=None),
             trust_env=False,
             transport=transport,
         )
+        self._counts: dict[str, int] = {}  # probes in service, by worker
+        self._odd: set[str] = set()  # workers whose announcements cannot be read
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -201,38 +310,132 @@ class HttpProbe:
     async def __call__(self, worker: Worker) -> Introduction | None:
         is_known = worker.state in FULL_SERVICE or worker.state is WorkerState.DRAINING
         try:
-            (await self._get(worker, "/health")).raise_for_status()
-            return None if is_known else await self._introduction(worker)
-        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            await self._check_health(worker)
+            if not is_known or worker.is_denied:
+                return await self._introduction(worker)
+            if self._is_name_due(worker):
+                await self._card(worker)
+            return None
+        except ProbeFailed:
+            raise
+        except Exception as error:  # whatever a worker has answered, it is no reason not to ask it again
             why = f"{type(error).__name__}: {error}"
-            raise (ProbeRefused if _is_refusal(error) else ProbeFailed)(why) from error
+            if _is_refusal(error):
+                raise ProbeRefused(why) from error
+            raise ProbeFailed(why, trouble_of(error)) from error
+
+    async def _check_health(self, worker: Worker) -> None:
+        status, _ = await self._ask(worker, "/health")
+        if status != httpx.codes.OK:
+            raise _failed("/health", status, is_unfit=status in (401, 403, 407))
+
+    def _is_name_due(self, worker: Worker) -> bool:
+        """Tell whether a worker in service is to show that it takes the key, and is who it was."""
+        if worker.state is not WorkerState.READY:
+            return False
+        count = self._counts[worker.name] = self._counts.get(worker.name, 0) + 1
+        return count % NAME_EVERY == 0
 
     async def _introduction(self, worker: Worker) -> Introduction:
         """Ask a worker what it can do, each time that it comes back: it may be another version."""
         info = await self._info(worker)
-        answer = await self._get(worker, "/v1/models")
-        answer.raise_for_status()
-        cards = msgspec.json.decode(answer.content, type=_ModelList).data
+        card = await self._card(worker)
+        if worker.is_denied:
+            await self._check_serves(worker)
+        return Introduction(info, card.max_model_len)
+
+    async def _card(self, worker: Worker) -> _ModelCard:
+        """Ask with the key for what the worker says of its model. Raises `ProbeUnfit` if it has another."""
+        status, content = await self._ask(worker, "/v1/models")
+        if status != httpx.codes.OK:
+            is_ill = 500 <= status < 600 and not is_denial(status, content)
+            raise _failed("/v1/models", status, is_unfit=not is_ill)
+        cards = msgspec.json.decode(content, type=_ModelList).data
         served = worker.address.served_model
         for card in cards:
             if card.id == served:
-                return Introduction(info, card.max_model_len)
-        raise ProbeFailed(f"it serves {[card.id for card in cards]}, not {served!r}")
+                return card
+        names = _listed(card.id for card in cards)
+        raise ProbeUnfit(f"it serves {names}, not {served!r}", OTHER_MODEL)
+
+    async def _check_serves(self, worker: Worker) -> None:
+        """Raise `ProbeUnfit` if the worker denies what is asked of it at all paths that it could serve."""
+        first = 0
+        for path in ENDPOINTS:
+            status, content = await self._ask(worker, path, b"{}")
+            if not is_denial(status, content):
+                return
+            first = first or status
+        trouble = (
+            answered(first)
+            if first in (401, 403, 407)
+            else Trouble(f"{DENIES.what} ({first})", DENIES.advice)
+        )
+        raise ProbeUnfit(f"it answers {first} to {ENDPOINTS[0]}", trouble)
 
     async def _info(self, worker: Worker) -> WorkerInfo | None:
-        answer = await self._get(worker, "/baton/info")
-        if answer.status_code == httpx.codes.OK:
-            return msgspec.json.decode(answer.content, type=WorkerInfo)
-        return None
+        """Return the announcement of a worker of ours; one that cannot be read counts for none."""
+        try:
+            status, content = await self._ask(worker, "/baton/info")
+            if status != httpx.codes.OK:
+                return None
+            info = msgspec.json.decode(content, type=WorkerInfo)
+        except (_BadPage, msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self._note_odd(worker, error)
+            return None
+        self._odd.discard(worker.name)
+        return info
 
-    async def _get(self, worker: Worker, path: str) -> httpx.Response:
-        return await self._client.get(worker.address.url + path)
+    def _note_odd(self, worker: Worker, error: Exception) -> None:
+        if worker.name not in self._odd:
+            self._odd.add(worker.name)
+            _log.warning(
+                "%s is taken for a plain worker: its /baton/info cannot be read: %.200s", worker.name, error
+            )
+
+    async def _ask(self, worker: Worker, path: str, document: bytes | None = None) -> tuple[int, bytes]:
+        """Return status and body of a page, of `MAX_PAGE_BYTES` at most, as it came. Raises `_BadPage`."""
+        headers = {"host": host_header(worker.origin)}
+        if document is not None:
+            headers["content-type"] = "application/json"
+        method, url = "GET" if document is None else "POST", worker.address.url + path
+        async with self._client.stream(method, url, headers=headers, content=document) as response:
+            status, content = response.status_code, await _bounded(response.stream)
+        if is_encoded(response.headers.get("content-encoding", "").encode()):
+            if status == httpx.codes.OK and content:
+                raise _BadPage(f"{path} is encoded, which it was asked not to be")
+            return status, b""
+        return status, content
 
 
-def _is_refusal(error: BaseException | None) -> bool:
-    """Return whether the peer's machine answered that nobody listens; httpx keeps that some causes deep."""
-    while error is not None:
-        if isinstance(error, ConnectionRefusedError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+class _BadPage(ProbeFailed):
+    """An answer to a probe is too large, or not what was asked for."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, GARBAGE)
+
+
+async def _bounded(stream: object) -> bytes:
+    """Read a body without undoing any encoding: what was small on the wire stays small."""
+    content = bytearray()
+    async for piece in cast(AsyncIterable[bytes], stream):
+        content += piece
+        if len(content) > MAX_PAGE_BYTES:
+            raise _BadPage(f"an answer to a probe has more than {MAX_PAGE_BYTES} bytes")
+    return bytes(content)
+
+
+def _failed(path: str, status: int, *, is_unfit: bool) -> ProbeFailed:
+    kind = ProbeUnfit if is_unfit else ProbeFailed
+    return kind(f"it answers {status} to {path}", answered(status))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Show some names that a worker has given itself."""
+    first = [name[:MAX_NAME] for name in islice(names, MAX_NAMES)]
+    return repr(first)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Return whether the peer's machine answered that nobody listens."""
+    return trouble_of(error) is REFUSES

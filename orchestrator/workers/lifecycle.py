@@ -27,6 +27,7 @@ from orchestrator.workers.states import (
 from orchestrator.workers.worker import Worker
 
 CLOCK_ERROR_S = 0.01  # timeouts of the event loop may come early by as much as its clock's grain
+STALLED_S = 10.0  # a worker whose hand-off has stalled is suspect for so long, unless something comes from it
 MAX_DOUBLINGS = 30  # far beyond any useful pause; keeps the number small
 
 # With these a probe shows that an ejected worker is still ill; what late legs tell of it is no news.
@@ -121,6 +122,14 @@ def missed(worker: Worker, asked: float, health: HealthConfig, now: float) -> Ev
 def is_erring(worker: Worker, health: HealthConfig) -> bool:
     """Return whether a worker answered too many legs in a row with a 5xx; on trial one is too many."""
     return worker.failures >= health.consecutive_errors or worker.state is WorkerState.PROBING
+
+
+def is_standing_still(worker: Worker, now: float) -> bool:
+    """Return whether a worker that answers probes is still suspect, for its engine may stand still: a
+    hand-off has stalled there, and nothing has come on any leg since.
+    """
+    is_stalled = worker.state is WorkerState.SUSPECT and worker.heard <= worker.stalled
+    return is_stalled and now < worker.stalled + STALLED_S
 
 
 def is_proven(worker: Worker) -> bool:
@@ -221,7 +230,7 @@ def _first_verdict(worker: Worker, event: Event, situation: Situation) -> float:
     health = situation.health
     if event is Event.MISSED:
         return max(worker.answered, worker.heard) + health.silence_s
-    is_seen_ill = event in (Event.LOST, Event.FAILED)
+    is_seen_ill = event in (Event.LOST, Event.DENIED, Event.FAILED)
     return situation.now + (health.suspect_s if is_seen_ill else health.silence_s)
 
 

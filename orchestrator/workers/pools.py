@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
@@ -34,6 +35,7 @@ class Pools:
         "both",
         "decode",
         "is_steady",
+        "max_model_len",
         "model",
         "others",
         "prefill",
@@ -48,6 +50,7 @@ class Pools:
         self.decode: tuple[Worker, ...] = ()
         self.both: tuple[Worker, ...] = ()
         self.others: tuple[Worker, ...] = ()  # all that are in none of these
+        self.max_model_len = sys.maxsize  # what all who decode take, in tokens of prompt and answer
         self.is_steady = True
         self._is_prefill_lost = False  # workers have served as prefill, and none does now
         self._on_update: list[Callable[[], None]] = []
@@ -73,6 +76,8 @@ class Pools:
         for worker in members:
             by_role[worker.address.role].append(worker)
         self.prefill, self.decode, self.both = (_in_use(by_role[role]) for role in ROLES)
+        lengths = [worker.max_model_len or sys.maxsize for worker in (*self.decode, *self.both)]
+        self.max_model_len = min(lengths, default=sys.maxsize)
         in_use = {*self.prefill, *self.decode, *self.both}
         self.others = tuple(w for found in by_role.values() for w in found if w not in in_use)
         self._is_prefill_lost = not self.prefill and any(worker.epoch for worker in by_role["prefill"])

@@ -22,9 +22,12 @@ from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.roster import Roster
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
-from orchestrator.workers.states import Event, WorkerState
+from orchestrator.workers.states import NEVER, Event, WorkerState
+from orchestrator.workers.troubles import CUT, DENIES, REFUSES, SILENT, STALLS
 from orchestrator.workers.worker import SharedLoad, Worker
 
+MAX_WHY = 300  # characters of `Worker.last_error`: a worker can have a part in it
+CLEARED_S = 5.0  # how long a worker is left alone that a probe has cleared of having denied a leg
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
 
 
@@ -55,6 +58,7 @@ class Registry:
         routing = routing or RoutingConfig()
         self.pools = {model: Pools(model, self.health, routing, time=time) for model in models}
         self.news = News()
+        self._cleared: dict[Worker, float] = {}  # when a probe did that (`note_cleared`)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -88,49 +92,78 @@ class Registry:
 
     def mark_ready(self, worker: Worker) -> None:
         """Note that a probe found a worker well: it is ready, or on trial if it was ejected."""
-        worker.answered = self._time()
-        worker.last_error = None
+        worker.answered = now = self._time()
+        if lifecycle.is_standing_still(worker, now):
+            return
+        worker.last_error = worker.reason = None
         self._note(worker, Event.ANSWERED)
 
-    def note_failed(self, worker: Worker, why: str) -> None:
-        """Note that a probe found a worker ill, or was cut off."""
-        worker.last_error = why
+    def note_cleared(self, worker: Worker) -> None:
+        """Note that a probe has shown that a worker, which had denied a leg, serves requests."""
+        worker.is_denied = False
+        self._cleared[worker] = self._time()
+
+    def note_failed(self, worker: Worker, why: str, reason: str = "fails its probes") -> None:
+        """Note that a probe found a worker ill, or was cut off. `reason` is for everybody, `why` is not."""
+        _blame(worker, why, reason)
         self._note(worker, Event.FAILED)
+
+    def note_unfit(self, worker: Worker, why: str, reason: str) -> None:
+        """Note that a probe found somebody there who does not serve us, or not this model."""
+        _blame(worker, why, reason)
+        self._note(worker, Event.UNFIT)
 
     def note_missed(self, worker: Worker, asked: float) -> None:
         """Note that a probe begun at `asked` got no answer in its time. That may mean nothing."""
         event = lifecycle.missed(worker, asked, self.health, self._time())
         if event is not None:
-            worker.last_error = "no answer to a probe"
+            _blame(worker, "no answer to a probe", SILENT.what)
             self._note(worker, event)
 
     # --- what legs see --------------------------------------------------------------------------
 
-    def mark_gone(self, worker: Worker, why: str) -> None:
+    def mark_gone(self, worker: Worker, why: str, reason: str = REFUSES.what) -> None:
         """Note that a connection was refused, or that the process has ended.
 
         A probe brings the worker back.
         """
-        worker.last_error = why
+        _blame(worker, why, reason)
         self._note(worker, Event.REFUSED)
 
     def note_lost(self, worker: Worker, epoch: int, why: str) -> None:
         """Note that a leg begun in `epoch` was reset or cut short; no news if the worker came back since."""
         if epoch == worker.epoch:
-            worker.last_error = why
+            _blame(worker, why, CUT.what)
             self._note(worker, Event.LOST)
 
-    def note_error(self, worker: Worker) -> None:
-        """Note that a leg was answered with a 5xx. Whoever sees a leg succeed sets `failures` to 0."""
+    def note_stalled(self, worker: Worker, epoch: int, why: str) -> None:
+        """Note that a hand-off begun in `epoch` did not get on: the engine may stand still."""
+        self.note_seen(worker, epoch, Event.STALLED, why, STALLS.what)
+
+    def note_denied(self, worker: Worker, epoch: int, status: int) -> None:
+        """Note that a leg begun in `epoch` was answered as no worker of ours answers: a probe looks why.
+
+        A client may have caused it, so one that a probe has just cleared of it is left alone for a while.
+        """
+        if epoch == worker.epoch and self._time() >= self._cleared.get(worker, NEVER) + CLEARED_S:
+            worker.is_denied = True
+            _blame(worker, f"answered a leg with {status}", DENIES.what)
+            self._note(worker, Event.DENIED)
+
+    def note_error(self, worker: Worker, how: str = "with a 5xx") -> None:
+        """Note that a leg was answered with a 5xx, or `how`. Who sees a leg succeed sets `failures` to 0."""
         worker.failures += 1
         if lifecycle.is_erring(worker, self.health):
-            worker.last_error = f"answered {worker.failures} legs in a row with a 5xx"
+            _blame(worker, f"answered {worker.failures} legs in a row {how}", "answers requests with errors")
             self._note(worker, Event.ERRED)
 
-    def note_seen(self, worker: Worker, epoch: int, event: Event, why: str | None) -> None:
+    def note_seen(
+        self, worker: Worker, epoch: int, event: Event, why: str | None, reason: str | None = None
+    ) -> None:
         """Note what another process has seen of a worker in `epoch`."""
         if epoch == worker.epoch:
-            worker.last_error = why
+            _blame(worker, why, reason)
+            worker.is_denied = worker.is_denied or event is Event.DENIED
             self._note(worker, event)
 
     async def settle_forever(self) -> None:
@@ -210,8 +243,10 @@ class Registry:
             return
         worker.become(life)
         self.announce(worker, snapshot.info, snapshot.max_model_len)
-        worker.last_error = snapshot.last_error
+        worker.last_error, worker.reason = snapshot.last_error, snapshot.reason
         worker.is_drained = snapshot.is_drained
+        if worker.is_denied and worker.state is WorkerState.READY:
+            self.note_cleared(worker)
         self._refresh(worker.address.model)
         if lifecycle.is_out(before, worker.state):
             self.news.gone.tell(worker)
@@ -221,6 +256,8 @@ class Registry:
     def _note(self, worker: Worker, event: Event) -> None:
         """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
         pool = self._roster.pool_of(worker)
+        if event is Event.STALLED:
+            worker.stalled = self._time()
         situation = Situation(pool, self.health, self._time(), self._random)
         move = lifecycle.decide(worker, event, situation)
         worker.become(move.life)
@@ -240,6 +277,7 @@ class Registry:
 
     def _drop(self, worker: Worker) -> None:
         self._roster.drop(worker)
+        self._cleared.pop(worker, None)
         self._refresh(worker.address.model)
         self.news.removed.tell(worker)
         self._keep_half(worker)
@@ -247,3 +285,9 @@ class Registry:
 
     def _refresh(self, model: str) -> None:
         self.pools[model].update(self._roster.of_model(model))
+
+
+def _blame(worker: Worker, why: str | None, reason: str | None) -> None:
+    """Note why a worker is not as it should be."""
+    worker.last_error = why if why is None or len(why) <= MAX_WHY else f"{why[: MAX_WHY - 3]}..."
+    worker.reason = reason

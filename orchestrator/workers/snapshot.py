@@ -23,6 +23,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     info: WorkerInfo | None
     max_model_len: int | None
     last_error: str | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +37,4 @@ class WorkerStatus:
     max_model_len: int | None
     last_error: str | None
     is_drained: bool = False  # takes no new legs until the operator says so, whatever its state
+    reason: str | None = None  # as `last_error`, in words that everybody may read

@@ -1,8 +1,11 @@
 """A table has the life of a worker: the states it can be in, what can happen to it, and the state after that.
 
-Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED and SILENT (`workers/health.py`), legs see
-REFUSED, LOST, ERRED and PROVEN (the flow), the operator drains, NEEDED follows from what happens to others
-of the pool.
+Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED, SILENT and UNFIT (`workers/health.py`), legs see
+REFUSED, LOST, STALLED, ERRED, DENIED and PROVEN (the flow), the operator drains, NEEDED follows from what
+happens to others of the pool.
+
+A client could cause what a leg saw as DENIED, so it only has the worker looked at; a probe, in which no
+client has a part, says UNFIT.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ class WorkerState(StrEnum):
     PROBING = "probing"  # half open: back from being ejected, until a leg succeeds
     DRAINING = "draining"  # the operator wants it free: legs end, none begins
     GONE = "gone"  # nobody listens there; probes bring it back
+    UNFIT = "unfit"  # it is there, but not for us: another key, another model; probes bring it back
 
 
 class Event(StrEnum):
@@ -32,7 +36,10 @@ class Event(StrEnum):
     MISSED = "missed"  # a probe got no answer in its time
     SILENT = "silent"  # a probe got none, and nothing was heard on any leg for too long
     LOST = "lost"  # a leg was reset or cut short
+    STALLED = "stalled"  # a hand-off did not get on, though probes are answered
     ERRED = "erred"  # too many legs in a row were answered with a 5xx
+    DENIED = "denied"  # a leg was answered as no worker of ours answers
+    UNFIT = "unfit"  # a probe was, or it found another model there
     PROVEN = "proven"  # a leg on trial succeeded
     NEEDED = "needed"  # more than half of what is left of its pool is ejected
     DRAIN = "drain"
@@ -67,16 +74,19 @@ class Life:
 
 _STARTING, _READY, _SUSPECT = WorkerState.STARTING, WorkerState.READY, WorkerState.SUSPECT
 _EJECTED, _PROBING = WorkerState.EJECTED, WorkerState.PROBING
-_DRAINING, _GONE = WorkerState.DRAINING, WorkerState.GONE
+_DRAINING, _GONE, _UNFIT = WorkerState.DRAINING, WorkerState.GONE, WorkerState.UNFIT
 
 # An event that is not listed changes nothing. If half of its pool is out, a worker is SUSPECT, not EJECTED.
 _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
-    _STARTING: {Event.ANSWERED: _READY},
+    _STARTING: {Event.ANSWERED: _READY, Event.UNFIT: _UNFIT},
     _READY: {
         Event.REFUSED: _GONE,
         Event.FAILED: _SUSPECT,
         Event.MISSED: _SUSPECT,
         Event.LOST: _SUSPECT,
+        Event.DENIED: _SUSPECT,
+        Event.UNFIT: _UNFIT,
+        Event.STALLED: _SUSPECT,
         Event.SILENT: _EJECTED,
         Event.ERRED: _EJECTED,
         Event.DRAIN: _DRAINING,
@@ -87,10 +97,12 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.FAILED: _EJECTED,
         Event.SILENT: _EJECTED,
         Event.ERRED: _EJECTED,
+        Event.UNFIT: _UNFIT,
         Event.DRAIN: _DRAINING,
     },
     _EJECTED: {
         Event.ANSWERED: _PROBING,
+        Event.UNFIT: _UNFIT,
         Event.REFUSED: _GONE,
         Event.NEEDED: _SUSPECT,
         Event.DRAIN: _DRAINING,
@@ -102,7 +114,9 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.MISSED: _EJECTED,
         Event.SILENT: _EJECTED,
         Event.LOST: _EJECTED,
+        Event.STALLED: _EJECTED,
         Event.ERRED: _EJECTED,
+        Event.UNFIT: _UNFIT,
         Event.NEEDED: _SUSPECT,
         Event.DRAIN: _DRAINING,
     },
@@ -111,7 +125,8 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.SILENT: _GONE,
         Event.UNDRAIN: _SUSPECT,
     },
-    _GONE: {Event.ANSWERED: _READY},
+    _GONE: {Event.ANSWERED: _READY, Event.UNFIT: _UNFIT},
+    _UNFIT: {Event.ANSWERED: _READY, Event.REFUSED: _GONE},
 }
 
 IN_SERVICE = frozenset({_READY, _SUSPECT, _PROBING, _DRAINING})  # legs run there

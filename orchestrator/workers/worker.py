@@ -19,6 +19,9 @@ from orchestrator.wire.info import TokenIdsForm, WorkerInfo
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
+# How fast the slowest of a worker's recent first bytes is forgotten: by half after 14 answers.
+_FORGETS: Final = 0.05
+
 # Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
 _ID_FORMS: Final[Mapping[str, tuple[TokenIdsForm, ...]]] = {
     "json": ("list",),
@@ -39,16 +42,22 @@ class Worker(ABC):
         "distrusted_epoch",
         "epoch",
         "failures",
+        "first_byte_s",
         "info",
+        "is_denied",
         "is_drained",
         "is_leaving",
         "kv_tokens",
         "last_error",
+        "lease_s",
         "max_model_len",
         "name",
+        "newest_begun",
         "origin",
         "proven_epoch",
+        "reason",
         "slot",
+        "stalled",
         "state",
         "suspicion",
         "token_ids",
@@ -76,7 +85,14 @@ class Worker(ABC):
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
         self.kv_tokens: int | None = None  # that fit into its KV cache
-        self.last_error: str | None = None
+        self.last_error: str | None = None  # for the operator
+        self.reason: str | None = None  # the same in words that everybody may read (`workers/troubles.py`)
+        self.is_denied = False  # a leg was denied, and no probe has shown since that requests are served
+        self.lease_s: float | None = None  # it pins blocks that nobody pulls for so long, if it says so
+        # Hand-offs that decode takes over; each process knows its own.
+        self.first_byte_s = 0.0  # the slowest first byte of late; see `note_begun`
+        self.newest_begun = NEVER  # when that leg was written which was written last of all that have begun
+        self.stalled = NEVER  # when a hand-off last stalled here; the registry's
         self.failures = 0  # legs in a row that were answered with a 5xx; 0 once one succeeded
         # What the operator wants.
         self.is_drained = False
@@ -108,6 +124,14 @@ class Worker(ABC):
     def count_leg(self, change: int) -> None:
         """Count one leg more, or one less; the leg's owner calls this, once for each."""
 
+    def note_begun(self, written: float, now: float) -> None:
+        """Note that a leg with a hand-off, written at `written`, has begun its answer."""
+        self.note_heard(now)
+        if written > self.newest_begun:
+            self.newest_begun = written
+        more_s = now - written - self.first_byte_s
+        self.first_byte_s += more_s if more_s > 0.0 else more_s * _FORGETS
+
     # --- what it announces ----------------------------------------------------------------------
 
     def announce(self, info: WorkerInfo | None, max_model_len: int | None) -> None:
@@ -115,6 +139,7 @@ class Worker(ABC):
         self.info = info
         self.max_model_len = max_model_len
         self.kv_tokens = None if info is None else info.kv_tokens
+        self.lease_s = None if info is None else info.kv_lease_s
         if self.distrusted_epoch == self.epoch:
             info = None
         is_understood = info is not None and self._transport in info.decodes
@@ -161,6 +186,7 @@ class Worker(ABC):
             info=self.info,
             max_model_len=self.max_model_len,
             last_error=self.last_error,
+            reason=self.reason,
         )
 
     def status(self) -> WorkerStatus:
@@ -172,6 +198,7 @@ class Worker(ABC):
             self.max_model_len,
             self.last_error,
             self.is_drained,
+            self.reason,
         )
 
 

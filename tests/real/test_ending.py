@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.wire.info import END_PATH
+from orchestrator.wire.info import BEGUN_PATH, END_PATH
 from tests.contract.engines import ASK_PINNED
 from tests.real.ask import LIMIT, chat
 from tests.real.conftest import Cluster, metric
-from tests.waiting import wait_for
+from tests.waiting import LIMIT_S, wait_for
 
 PREFILLS = 96
 AT_ONCE = 8
@@ -114,3 +114,29 @@ def test_a_decode_leg_that_is_ended_gives_the_blocks_back(trio: Cluster, stream:
     wait_until_free(trio.decode)
     wait_until_free(trio.prefill)
     assert metric(trio.prefill, EXPIRED) == before
+
+
+def test_a_worker_says_how_long_its_leases_are_and_whether_an_answer_has_begun(trio: Cluster) -> None:
+    url = trio.decode
+    assert httpx.get(f"{trio.prefill}/baton/info", timeout=LIMIT).json()["kv_lease_s"] == 30.0
+
+    async def main() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT) as client:
+
+            async def has_begun() -> bool:
+                answer = await client.post(BEGUN_PATH, json={"request_id": "begun-1"})
+                assert answer.status_code == 200, answer.text
+                return bool(answer.json()["begun"])
+
+            assert not await has_begun()
+            long = chat("Go on", max_tokens=300, ignore_eos=True)
+            asked = asyncio.create_task(
+                client.post("/v1/chat/completions", json=long, headers={"x-request-id": "begun-1"})
+            )
+            async with asyncio.timeout(LIMIT_S):
+                while not await has_begun():
+                    assert not asked.done()
+            assert (await asked).status_code == 200
+            assert not await has_begun()
+
+    asyncio.run(main())

@@ -20,18 +20,19 @@ from orchestrator.config.options import (
     ModelConfig,
     OrchestratorConfig,
     PoolConfig,
+    RoutingConfig,
 )
 from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
-from orchestrator.wire.info import END_PATH, WorkerInfo
+from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.health import Introduction, ProbeFailed, Prober, ProbeRefused
 from orchestrator.workers.states import IN_SERVICE, WorkerState
 from orchestrator.workers.states import Event as WorkerEvent
 from orchestrator.workers.worker import Worker
 from tests.simulation.client import MODEL
-from tests.simulation.engine import MAX_MODEL_LEN, Engine, World, handoff_name, kind_of, prompt_of
+from tests.simulation.engine import MAX_MODEL_LEN, QUESTIONS, Engine, World, handoff_name, kind_of, prompt_of
 from tests.simulation.language import number_of
 from tests.simulation.schedule import Schedule, Trouble, WorkerSpec
 from tests.simulation.trace import Trace
@@ -41,6 +42,7 @@ PORT = 8000
 LIMITS = LimitsConfig(
     request_timeout_s=3.0, first_byte_timeout_s=2.5, stream_idle_timeout_s=1.5, leg_silence_s=0.8
 )
+STALL_S = 1.0
 HEALTH = HealthConfig(
     interval_s=0.4,
     timeout_s=0.3,
@@ -88,7 +90,7 @@ class ObservedUpstream(MemoryUpstream):
             is_refused = False
             return answer
         finally:
-            if target != END_PATH:
+            if target not in QUESTIONS:
                 self._note(origin, target, out_since, headers, body, is_refused=is_refused)
 
     def _note(
@@ -139,6 +141,7 @@ def _introduction(spec: WorkerSpec) -> Introduction:
         engine="sim",
         engine_version="0",
         token_ids=["list"] if spec.gives_ids else [],
+        kv_lease_s=spec.lease_s,
     )
     return Introduction(info, MAX_MODEL_LEN)
 
@@ -149,7 +152,7 @@ class Books:
     None escapes: one ends by a leg that is sent while it is open, or by the end of its time, long after.
     """
 
-    PERIOD_S = LEASE_S / 10
+    PERIOD_S = 0.5  # half of the shortest lease
 
     def __init__(self, ledger: LeaseLedger) -> None:
         self._ledger = ledger
@@ -242,6 +245,7 @@ class Cluster:
             happens = {
                 Trouble.CRASH: engine.crash,
                 Trouble.STOP: engine.stop,
+                Trouble.FREEZE: engine.freeze,
                 Trouble.SLOW: engine.slow_down,
                 Trouble.SICK: engine.fall_sick,
                 Trouble.DRAINED: functools.partial(self._drain, engine, workers[engine.name]),
@@ -277,4 +281,5 @@ def _config(workers: tuple[tuple[str, str], ...]) -> Config:
         orchestrator=OrchestratorConfig(limits=LIMITS),
         models=[ModelConfig(name=MODEL, **pools)],
         health=HEALTH,
+        routing=RoutingConfig(handoff_stall_s=STALL_S),
     )

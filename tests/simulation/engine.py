@@ -1,7 +1,8 @@
 """Simulated workers: vLLM's prefill/decode behaviour in the small, and what an injected fault makes of it.
 
-A prefill leg pins blocks for `LEASE_S` and answers where they are. A decode leg pulls them, which frees them,
-also if its connection is dropped meanwhile; then it streams. A pull that fails is a 500, on a stream a 200
+A prefill leg pins blocks for a lease and answers where they are. A decode leg pulls them, which frees them,
+also if its connection is dropped meanwhile; then it streams. After the lease it pulls what is there by then,
+of another prompt, and answers from that as if all were well. A pull that fails is a 500, on a stream a 200
 whose first event is the error. A leg whose connection is dropped before its engine has it is forgotten.
 """
 
@@ -20,12 +21,11 @@ import msgspec
 
 from orchestrator.transport.base import Origin
 from orchestrator.transport.memory import MemoryReply, MemoryRequest, MemoryUpstream
-from orchestrator.wire.info import END_PATH, EndRequest
-from tests.simulation.language import continuation, number_of, text_of, tokens_of
+from orchestrator.wire.info import BEGUN_PATH, END_PATH, Begun, EndRequest
+from tests.simulation.language import answer_token, continuation, number_of, text_of, tokens_of
 from tests.simulation.schedule import DEFAULT_COMPLETION_TOKENS, LegFault, PlannedFault, WorkerSpec
 from tests.simulation.trace import Trace
 
-LEASE_S = 30.0
 MAX_MODEL_LEN = 4096
 
 _JSON = {b"content-type": b"application/json"}
@@ -43,6 +43,7 @@ _AT_ONCE = frozenset(
         LegFault.NOT_JSON,
     }
 )
+QUESTIONS = frozenset({END_PATH, BEGUN_PATH, "/metrics"})  # beside the legs
 _encode = msgspec.json.Encoder().encode
 
 
@@ -58,6 +59,7 @@ class Handoff:
     is_told: bool = False  # the answer reached the orchestrator
     is_odd: bool = False  # the leg that made it had a fault
     pulls: int = 0
+    is_stale: bool = False  # it was pulled after its lease
 
     @property
     def is_lost(self) -> bool:
@@ -86,6 +88,8 @@ class Leg:
     is_served: bool = False  # to its end
     seated: float | None = None  # when its turn came
     is_pulled: bool = False
+    is_stale: bool = False  # what it says is of another prompt
+    has_token: bool = False
 
     @property
     def name(self) -> str:
@@ -117,6 +121,7 @@ class Engine:
         self.engine_id = f"{spec.name}-0"
         self.is_up = True
         self.is_awake = asyncio.Event()
+        self.gets_on = asyncio.Event()  # its engine; the server answers all the same
         self.slowness = 1.0
         self.troubled: list[tuple[float, float]] = []  # from, until
         self.pinned: dict[str, Handoff] = {}
@@ -129,6 +134,7 @@ class Engine:
         self._restarts = 0
         self._open: list[Leg] = []
         self.is_awake.set()
+        self.gets_on.set()
         world.engines[spec.name] = self
         world.upstream.serve(origin, self.serve)
 
@@ -150,6 +156,11 @@ class Engine:
         self.note_trouble("stops", seconds)
         self.is_awake.clear()
         self._loop.call_later(seconds, self.is_awake.set)
+
+    def freeze(self, seconds: float) -> None:
+        self.note_trouble("freezes", seconds)
+        self.gets_on.clear()
+        self._loop.call_later(seconds, self.gets_on.set)
 
     def fall_sick(self, seconds: float) -> None:
         self.note_trouble("falls sick", seconds)
@@ -181,9 +192,9 @@ class Engine:
     # --- legs -----------------------------------------------------------------------------------
 
     async def serve(self, request: MemoryRequest, reply: MemoryReply) -> None:
-        if request.target == END_PATH:
+        if request.target in QUESTIONS:
             await self.is_awake.wait()
-            self._answer_end(msgspec.json.decode(request.body, type=EndRequest).request_id, reply)
+            await self._answer_question(request, reply)
             return
         document = read(request)
         tokens = prompt_of(document)
@@ -200,15 +211,33 @@ class Engine:
         finally:
             self._end(leg, "over")
 
-    def _answer_end(self, leg_id: str, reply: MemoryReply) -> None:
+    async def _answer_question(self, request: MemoryRequest, reply: MemoryReply) -> None:
+        if request.target == "/metrics":
+            reply.answer(200, f'vllm:nixl_num_kv_expired_reqs_total{{engine="0"}} {self._expired()}'.encode())
+            return
         if not self.spec.ends_legs:  # plain vLLM
             reply.answer(404, _encode(_error(404, "not found")), _JSON)
             return
+        leg_id = msgspec.json.decode(request.body, type=EndRequest).request_id
+        if request.target == BEGUN_PATH:
+            has_begun = any(leg.id == leg_id and leg.has_token for leg in self._open)
+            reply.answer(200, _encode(Begun(has_begun)), _JSON)
+        else:
+            reply.answer(202, b"")
+            await self.gets_on.wait()
+            self._end_legs(leg_id)
+
+    def _expired(self) -> int:
+        """How many leases have run out."""
+        over = self._loop.time() - self.spec.lease_s
+        mine = [each for each in self._world.handoffs.values() if each.engine is self]
+        return sum(each.pinned <= over and (each.is_stale or not each.pulls) for each in mine)
+
+    def _end_legs(self, leg_id: str) -> None:
         for leg in self._open:
             if leg.id == leg_id and leg.task is not None and not leg.is_asked_to_end:
                 leg.is_asked_to_end = True
                 leg.task.cancel()
-        reply.answer(202, b"")
 
     async def _answer_ended(self, leg: Leg) -> None:
         asyncio.current_task().uncancel()  # type: ignore[union-attr]
@@ -353,7 +382,7 @@ class Engine:
     ) -> None:
         if puller != self.engine_id:
             return  # this worker crashed meanwhile
-        if not (self.is_awake.is_set() and handoff.engine.is_awake.is_set()):
+        if not (self._pulls() and handoff.engine._pulls()):
             self._loop.call_later(0.05, self._pull, handoff, document, tokens, puller, is_pulled)
             return
         is_right = handoff.engine.take(handoff, document["kv_transfer_params"]["remote_engine_id"])
@@ -365,7 +394,11 @@ class Engine:
         """Somebody pulls blocks: they are free then. False if they are not here (any more)."""
         handoff.pulls += 1
         is_known = engine_id == self.engine_id and self.pinned.pop(handoff.name, None) is not None
-        return self.is_up and is_known and self._loop.time() < handoff.pinned + LEASE_S
+        handoff.is_stale = self._loop.time() >= handoff.pinned + self.spec.lease_s
+        return self.is_up and is_known
+
+    def _pulls(self) -> bool:
+        return self.is_awake.is_set() and self.gets_on.is_set()
 
     # --- decode ---------------------------------------------------------------------------------
 
@@ -382,7 +415,12 @@ class Engine:
             if not leg.is_pulled and not self.spec.recomputes:
                 await self._fail_pull(leg, document)
                 return
+        await self.gets_on.wait()
+        leg.has_token = True
         answer = _Answer(len(self._world.legs), document, tokens, len(tokens) if leg.is_pulled else 0)
+        leg.is_stale = leg.is_pulled and leg.handoff is not None and leg.handoff.is_stale
+        if leg.is_stale:
+            answer.tokens = [answer_token(0, 0)] * len(answer.tokens)
         if document.get("stream"):
             await self._stream(leg, answer, fault_after)
         else:
@@ -447,6 +485,7 @@ class Engine:
 
     async def _work(self, seconds: float) -> None:
         await asyncio.sleep(seconds * self.slowness)
+        await self.gets_on.wait()
         await self.is_awake.wait()
 
     def _step(self, number: int, what: str) -> None:

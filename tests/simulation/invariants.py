@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.legs.releases import END_LEG_S, GRACE_S, LAST_WORDS_S, LEAVE_S
-from orchestrator.legs.retry import MOST_LOST
+from orchestrator.legs.retry import BUDGET_LEAST, MOST_LOST
 from orchestrator.relay.scope import SWEEP_S
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.wire.usage import Kv
 from tests.simulation.client import Received, received
-from tests.simulation.cluster import LIMITS, Dispatch
+from tests.simulation.cluster import LIMITS, STALL_S, Dispatch
 from tests.simulation.engine import Engine, Handoff, Leg
 from tests.simulation.language import answer_text, tokens_of
 from tests.simulation.schedule import LegFault, Trouble
@@ -36,6 +36,7 @@ def check(result: Result) -> list[str]:
         *_legs(result),
         *(problem for request in result.requests for problem in _losses(result, request)),
         *_handoffs(result),
+        *_stalls(result),
         *_dispatches(result),
     ]
 
@@ -145,6 +146,15 @@ def _success(result: Result, request: Request, got: Received, whole: str) -> Ite
     if len(got.usages) != (not spec.is_stream or spec.wants_usage):
         yield f"it got the usage {got.usages}"
     yield from _kv(result, request)
+    yield from _in_time(result, request)
+
+
+def _in_time(result: Result, request: Request) -> Iterator[str]:
+    """No answer is relayed that began when the lease of its blocks was over."""
+    legs = [leg for leg in _legs_of(result, request) if leg.is_stale]
+    for leg in legs:
+        if leg is _legs_of(result, request)[-1] or leg.spoke in request.client.progress:
+            yield f"{leg.name} on {leg.engine.name} began after its lease, and was relayed"
 
 
 def _kv(result: Result, request: Request) -> Iterator[str]:
@@ -222,6 +232,36 @@ def _met_one_fault(result: Result, request: Request) -> bool:
 def _is_one_crash(result: Result) -> bool:
     troubles = [trouble.trouble for trouble in result.schedule.troubles]
     return troubles == [Trouble.CRASH] and not result.schedule.faults
+
+
+# --- engines that stand still -----------------------------------------------------------------------------
+
+
+def _stalls(result: Result) -> Iterator[str]:
+    """A leg does not stay with an engine that stands still, if that is all that goes wrong and others get on.
+
+    More of them than the budget always has room for may.
+    """
+    frozen = {trouble.worker for trouble in result.schedule.troubles}
+    others = [e for e in result.engines if e.spec.role == "decode" and e.name not in frozen]
+    is_all = [trouble.trouble for trouble in result.schedule.troubles] == [Trouble.FREEZE]
+    if not (is_all and others) or result.schedule.faults:
+        return
+    left = {request.client.spec.number for request in result.requests if request.client.left is not None}
+    legs = [leg for leg in result.legs if leg.kind == "decode" and leg.engine.name in frozen]
+    legs = [leg for leg in legs if leg.number not in left]
+    for leg in legs if len(legs) <= BUDGET_LEAST else ():
+        if _stayed(leg):
+            yield f"{leg.name} stayed with {leg.engine.name}, whose engine stood still"
+
+
+def _stayed(leg: Leg) -> bool:
+    """Its engine stood still while it was there, for longer than that may last, and began before it came."""
+    assert leg.ended is not None
+    limit = leg.began + STALL_S + 2 * LATE_S
+    return any(
+        since <= leg.began and limit < until and leg.ended > limit for since, until in leg.engine.troubled
+    )
 
 
 # --- what workers saw ---------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from random import Random
 
@@ -34,6 +34,7 @@ class Trouble(Enum):
     STOP = auto()  # it says nothing, to probes neither; then it goes on
     SLOW = auto()
     SICK = auto()  # it answers every leg with 500 or 503, and probes as if nothing were wrong
+    FREEZE = auto()  # its engine stands still, its server answers probes; then it goes on
     DRAINED = auto()  # the operator wants it free for a while
 
 
@@ -52,6 +53,7 @@ class WorkerSpec:
     recomputes: bool  # a failed pull is no error: vLLM's kv_load_failure_policy
     gives_ids: bool
     decodes_msgpack: bool
+    lease_s: float = 30.0  # that it gives as prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ FOREVER = 1e9
 
 _PREFILL_FAULTS = tuple(LegFault)
 _FAULTS = tuple(fault for fault in LegFault if fault is not LegFault.LOSE_BLOCKS)
-_TROUBLES = tuple(Trouble)
+_TROUBLES = tuple(trouble for trouble in Trouble if trouble is not Trouble.FREEZE)
 
 
 def draw(seed: int) -> Schedule:
@@ -128,7 +130,7 @@ def draw(seed: int) -> Schedule:
     workers = _workers(random)
     names = [worker.name for worker in workers]
     is_calm = random.random() < 0.1  # nothing goes wrong: every request must be answered
-    return Schedule(
+    drawn = Schedule(
         seed=seed,
         transport=random.choice(("json", "json", "msgpack")),
         workers=workers,
@@ -136,6 +138,20 @@ def draw(seed: int) -> Schedule:
         faults=() if is_calm else tuple(_fault(random, names) for _ in range(random.randint(0, 4))),
         troubles=() if is_calm else tuple(_trouble(random, names) for _ in range(random.randint(0, 2))),
     )
+    return _with_freezes(Random(f"freezes of {seed}"), drawn, names, is_calm=is_calm)
+
+
+def _with_freezes(random: Random, drawn: Schedule, names: list[str], *, is_calm: bool) -> Schedule:
+    """Short leases, and engines that stand still: alone, in some schedules, or beside all else."""
+    lease_s = random.choice((30.0, 30.0, 30.0, 1.0))
+    workers = tuple(replace(worker, lease_s=lease_s) for worker in drawn.workers)
+    if is_calm or random.random() < 0.6:
+        return replace(drawn, workers=workers)
+    seconds = random.choice((0.5, 1.5, 2.5))
+    freeze = PlannedTrouble(random.uniform(0, SPAN_S), random.choice(names), Trouble.FREEZE, seconds)
+    if random.random() < 0.5:
+        return replace(drawn, workers=workers, faults=(), troubles=(freeze,))
+    return replace(drawn, workers=workers, troubles=(*drawn.troubles, freeze))
 
 
 def _workers(random: Random) -> tuple[WorkerSpec, ...]:

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.api.base import Endpoint
 from orchestrator.failover.tokenize import Ids
 from orchestrator.legs.bodies import LegBodies
+from orchestrator.legs.handoff_watch import HandoffWatch
 from orchestrator.legs.ledger import KvLease
 from orchestrator.legs.leg import Leg
 from orchestrator.legs.releases import Releases
@@ -77,6 +78,14 @@ def the_handoff_of_somebody_else(patch: pytest.MonkeyPatch) -> None:
 
 def a_recompute_is_silent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("orchestrator.wire.sse.kv_outcome", lambda usage: Kv.TRANSFERRED)
+
+
+def what_begins_after_the_lease_is_relayed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("orchestrator.legs.ledger.MARGIN", -100.0)
+
+
+def a_frozen_engine_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HandoffWatch, "_look_for_stall", nothing)
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -199,6 +208,8 @@ BUGS: list[tuple[Plant, str]] = [
     (a_used_handoff_is_sent_again, "was sent 2 times"),
     (the_handoff_of_somebody_else, "was sent 2 times"),
     (a_recompute_is_silent, "its KV is said to be"),
+    (what_begins_after_the_lease_is_relayed, "began after its lease"),
+    (a_frozen_engine_is_not_noticed, "whose engine stood still"),
     (a_chunk_is_relayed_twice, "it got '"),
     (the_tail_of_a_chunk_is_dropped, "it got '"),
     (a_short_stream_looks_fine, "its answer is no whole answer"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 
-from orchestrator.wire.info import END_PATH
+from orchestrator.wire.info import BEGUN_PATH, END_PATH
 from tests.worker.asgi import post
 from worker import ending
 
@@ -122,3 +122,13 @@ def test_an_engine_that_is_built_otherwise_is_left_alone() -> None:
     assert not ending.can_end(
         SimpleNamespace(output_processor=SimpleNamespace(), engine_core=SimpleNamespace())
     )
+
+
+@pytest.mark.parametrize(("is_prefilling", "begun"), [(True, False), (False, True)])
+def test_it_says_whether_a_request_has_begun(is_prefilling: bool, begun: bool) -> None:
+    server = Server()
+    internal = server.add("chatcmpl-mine")
+    server.output_processor.request_states = {internal: SimpleNamespace(is_prefilling=is_prefilling)}
+    for name, expected in (("mine", begun), ("other", False)):
+        reply = post(app(server), BEGUN_PATH, json.dumps({"request_id": name}).encode(), JSON)
+        assert (reply.status, reply.json()) == (200, {"begun": expected})

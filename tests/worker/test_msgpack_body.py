@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
+import tracemalloc
 from typing import Any
 from unittest import mock
 
@@ -10,10 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.wire.depth import MAX_DEPTH
 from tests.orchestrator.wire.documents import keys, values
-from tests.worker.hostile import BAD_BODIES, nested
+from tests.worker.hostile import BAD_BODIES, array, field, nested
 from worker import msgpack_body
-from worker.msgpack_body import MAX_DEPTH, MAX_ENTRIES, MAX_WIDTH, SMALL_BODY, BadMsgpack, decode
+from worker.msgpack_body import (
+    ENTRY_BYTES,
+    MAX_ENTRIES,
+    MAX_VALUES,
+    MAX_WIDTH,
+    SMALL_BODY,
+    VALUE_BYTES,
+    BadMsgpack,
+    decode,
+)
 
 encode = msgspec.msgpack.encode
 documents = st.dictionaries(keys, values, max_size=6)
@@ -109,6 +121,14 @@ def test_entries_are_counted_over_all_fields() -> None:
         decode(encode({"a": field, "b": field, "c": [[]]}))
 
 
+def test_lists_of_numbers_are_bounded_too() -> None:
+    """In msgpack a number may be a single byte, of which 16 MiB would take 600 MB."""
+    numbers = b"\x81\xa1a\xdd%b" + b"\xf0" * MAX_VALUES
+    assert len(decode(numbers.replace(b"%b", struct.pack(">I", MAX_VALUES)))["a"]) == MAX_VALUES
+    with pytest.raises(BadMsgpack, match="values"):
+        decode(numbers.replace(b"%b", struct.pack(">I", MAX_VALUES + 1)) + b"\xf0")
+
+
 def test_entries_of_handoffs_are_counted_too() -> None:
     field = {"blocks": [[]] * MAX_WIDTH}
     many = MAX_ENTRIES // (MAX_WIDTH + 1)
@@ -116,6 +136,66 @@ def test_entries_of_handoffs_are_counted_too() -> None:
         assert decode(encode({str(number): field for number in range(many)}))
         with pytest.raises(BadMsgpack, match="entries"):
             decode(encode({str(number): field for number in range(many + 1)}))
+
+
+def dear(kind: str, count: int) -> bytes:
+    match kind:
+        case "small negative numbers":
+            return array(count, b"\xe0" * count)
+        case "numbers":
+            return array(count, b"\xd0\x80" * count)
+        case "floats":
+            return array(count, b"\xca\x3e\xaa\xaa\xab" * count)
+        case "emoji":
+            return array(count, b"\xa4\xf0\x9f\x98\x80" * count)
+        case "Latin":
+            return array(count, b"\xa2ab" * count)
+        case _:
+            pairs = (b"\xa9\xf0\x9f\x98\x80%05x\xa4\xf0\x9f\x98\x80" % number for number in range(count // 2))
+            return b"\xdf" + (count // 2).to_bytes(4, "big") + b"".join(pairs)
+
+
+KINDS = ["small negative numbers", "numbers", "floats", "emoji", "Latin", "map"]
+FEW = 8000  # values, as `MAX_VALUES` in these tests
+
+
+@pytest.mark.parametrize("shape", ["one list", "fields", "rows"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_stays_below_what_is_stated(kind: str, shape: str) -> None:
+    """The bound is reached from below, and what goes beyond it is refused before it is built."""
+
+    def body(values: int) -> bytes:
+        if shape == "one list":
+            return field(dear(kind, values))
+        if shape == "fields":
+            return b"\x84" + b"".join(
+                b"\xa1%b" % name + dear(kind, values // 4) for name in (b"a", b"b", b"c", b"d")
+            )
+        return field(array(4, dear(kind, values // 4) * 4))
+
+    def peak(values: int) -> int:
+        made = body(values)
+        tracemalloc.start()
+        with contextlib.suppress(BadMsgpack):
+            decode(made)
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return taken
+
+    rest = 4 * ENTRY_BYTES + 4096
+    with mock.patch.object(msgpack_body, "MAX_VALUES", FEW), mock.patch.object(msgpack_body, "SMALL_BODY", 0):
+        assert decode(body(FEW - 8))
+        stated = FEW * VALUE_BYTES + rest
+        assert peak(FEW - 8) <= stated + 4 * len(body(FEW - 8))
+        with pytest.raises(BadMsgpack, match="values"):
+            decode(body(FEW + 8))
+        assert peak(100 * FEW) <= stated + 2 * len(body(100 * FEW))
+
+
+def test_two_prompts_of_a_million_tokens_pass() -> None:
+    ids = b"\xcd\x11\x11" * 1_000_000
+    prompts = field(array(2, array(1_000_000, ids) * 2))
+    assert [len(prompt) for prompt in decode(prompts)["a"]] == [1_000_000] * 2
 
 
 def test_single_precision_floats_are_taken() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import os
+import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
@@ -22,14 +24,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.wire.info import END_PATH, EndRequest, WorkerInfo
+from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, WorkerInfo
 from worker.info import decodes, token_ids
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, protocol, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
 from worker.sim.embeddings import EmbeddingJob, EmbeddingRequest, EmbeddingResponse, embedding_job
 from worker.sim.engine import Engine
-from worker.sim.faults import FaultBox, Leg, Plan
+from worker.sim.faults import Fault, FaultBox, Leg, Plan
 from worker.sim.journal import Entry, Journal
 from worker.sim.metrics import Metrics
 from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
@@ -53,8 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_json_routes(sim))
     app.include_router(_plain_routes(sim))
     app.include_router(_control_routes(sim))
-    if settings.api_keys:
-        app.add_middleware(RequireKey, keys=settings.api_keys)
+    app.add_middleware(RequireKey, keys=sim.keys)
     return app
 
 
@@ -65,9 +66,20 @@ class Sim:
         self.settings = settings
         self.metrics = Metrics(settings.model_name)
         self.engine = Engine(settings, self.metrics)
-        self.faults = FaultBox(settings.faults, Random(settings.seed))  # noqa: S311  # no secret
+        self.keys = Keys(settings.api_keys)
+        self.faults = FaultBox((), Random(settings.seed))  # noqa: S311  # no secret
+        self.commit(settings.faults)
         self.journal = Journal(settings.record)
         self.started = int(time.time())
+
+    def commit(self, found: Sequence[Fault]) -> None:
+        """Commit faults: at once, or when requests come. Who listens sees to refusals."""
+        for fault in found:
+            if isinstance(fault, faults.Rekey):
+                self.keys.change(fault.keys)
+            elif isinstance(fault, faults.Freeze):
+                self.engine.pulse.stop(fault.seconds)
+        self.faults.add([fault for fault in found if not isinstance(fault, faults.AT_ONCE)])
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -81,6 +93,8 @@ class Sim:
         entry = await self.journal.add(request, body)
         entry.leg = leg_of(body)
         plan = self.faults.draw(entry.leg)
+        if plan.deadly:
+            _die_of(body, plan.deadly)
         try:
             job = self._job(body, kind, make, request.headers.get("x-request-id"))
         except Refused as refused:
@@ -116,6 +130,7 @@ class Sim:
             kv_tokens=settings.block_size * settings.num_blocks,
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
+            kv_lease_s=settings.lease_s,
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
@@ -132,6 +147,12 @@ class Sim:
             **engine.ledger.describe(now),
             "requests": self.journal.summaries(),
         }
+
+
+def _die_of(body: dict[str, Any], deadly: list[str]) -> None:
+    said = json.dumps(body, default=repr)
+    if any(text in said for text in deadly):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leg_of(body: dict[str, Any]) -> Leg:
@@ -218,14 +239,22 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
     @router.post(END_PATH)
     async def end(request: Request) -> Response:
-        try:
-            asked = msgspec.json.decode(await request.body(), type=EndRequest)
-        except msgspec.MsgspecError as error:
-            raise Refused(str(error)) from error
-        sim.engine.under_way.get(asked.request_id, _nothing)()
+        sim.engine.under_way.get(await _asked_for(request), _nothing)()
         return Response(status_code=202)
 
+    @router.post(BEGUN_PATH)
+    async def begun(request: Request) -> Response:
+        return _json({"begun": await _asked_for(request) in sim.engine.begun})
+
     return router
+
+
+async def _asked_for(request: Request) -> str:
+    """Return the id of the request that is meant. Raises `Refused`."""
+    try:
+        return msgspec.json.decode(await request.body(), type=EndRequest).request_id
+    except msgspec.MsgspecError as error:
+        raise Refused(str(error)) from error
 
 
 def _nothing() -> None:
@@ -246,7 +275,7 @@ def _control_routes(sim: Sim) -> APIRouter:
         except msgspec.MsgspecError as error:
             raise Refused(str(error)) from error
         refusals = [fault for fault in found if isinstance(fault, faults.Refuse)]
-        sim.faults.add([fault for fault in found if not isinstance(fault, faults.Refuse)])
+        sim.commit(found)
         if refusals:
             _refuse(request, refusals[-1].seconds)
         return _json(sim.faults.describe())
@@ -254,6 +283,7 @@ def _control_routes(sim: Sim) -> APIRouter:
     @router.delete("/faults")
     async def clear_faults() -> Response:
         sim.faults.clear()
+        sim.engine.pulse.go_on()
         return _json([])
 
     @router.get("/ledger")
@@ -333,15 +363,27 @@ _HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, A
 }
 
 
+class Keys:
+    """These keys are asked for; without any, none is."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.change(keys)
+
+    def change(self, keys: Iterable[str]) -> None:
+        """Ask for other keys from now on."""
+        self.digests = [sha256(key.encode()).digest() for key in keys]
+
+
 class RequireKey:
     """It is vLLM's `--api-key`: everything under `/v1` needs one of the keys as a bearer token."""
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
-        self._digests = [sha256(key.encode()).digest() for key in keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_GUARDED) and not self._has_key(scope):
+        is_guarded = self._keys.digests and scope["type"] == "http" and scope["path"].startswith(_GUARDED)
+        if is_guarded and not self._has_key(scope):
             refusal = _encoded(b'{"error":"Unauthorized"}', HTTPStatus.UNAUTHORIZED)
             await refusal(scope, receive, send)
         else:
@@ -350,4 +392,6 @@ class RequireKey:
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         digest = sha256(key).digest()
-        return scheme.lower() == b"bearer" and any(hmac.compare_digest(digest, one) for one in self._digests)
+        return scheme.lower() == b"bearer" and any(
+            hmac.compare_digest(digest, one) for one in self._keys.digests
+        )

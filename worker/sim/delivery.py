@@ -145,6 +145,7 @@ class GenerationResponse(EngineResponse):
             await self._send_ended(wire)
         finally:
             under_way.pop(name, None)
+            self._engine.begun.discard(name)
 
     def _end(self) -> None:
         """Stop here; what is complete is answered as it is."""
@@ -239,6 +240,7 @@ class GenerationResponse(EngineResponse):
                 if isinstance(item, Piece):
                     metrics.generation_tokens.inc()
                     if is_first:
+                        self._engine.begun.add(self._entry.headers.get("x-request-id", id(self)))
                         metrics.first_token_seconds.observe(loop.time() - started)
                         is_first = False
                     if item.finish:

@@ -23,6 +23,7 @@ from worker.sim.handoffs.kinds import Handoffs
 from worker.sim.handoffs.leases import Leases
 from worker.sim.ledger import Ledger
 from worker.sim.metrics import Metrics
+from worker.sim.pulse import Pulse
 from worker.sim.runs import Prompt, Run
 from worker.sim.settings import Settings
 
@@ -39,9 +40,11 @@ class Engine:
         self.aborted = 0
         # By x-request-id, or a number where there is none: ends the request, and it is answered.
         self.under_way: dict[str | int, Callable[[], None]] = {}
+        self.begun: set[str | int] = set()  # those of them that have a token
+        self.pulse = Pulse()
         self._receiving = 0
-        self._leases = Leases(self.ledger, metrics, settings.lease_s, self._free)
-        self._handoffs = Handoffs(self.engine_id, settings, metrics, self._leases)
+        self._leases = Leases(self.ledger, metrics, settings, self._free)
+        self._handoffs = Handoffs(self.engine_id, settings, metrics, self._leases, self.pulse)
         self._steps = StepClock(settings.latency)
         self._prefills = PrefillClock(settings.latency)
         self._queue: deque[_Ticket] = deque()
@@ -92,6 +95,7 @@ class Engine:
         """Wait for the next step of a run. A prompt that was computed here brings its first token."""
         if not is_first or run.was_received:
             await self._steps.wait_step(self.running, plan.slow_factor)
+        await self.pulse.wait()
 
     def finish(self, run: Run, plan: Plan) -> None:
         """Note that all of the run's answers are complete. If a decode worker is to pull, `run.kv` says from
@@ -130,7 +134,8 @@ class Engine:
         try:
             while not ticket.admitted.done():
                 await asyncio.wait((ticket.admitted,), timeout=self.settings.heartbeat_s)
-                if source is not None and not ticket.admitted.done():
+                is_waiting = not (ticket.admitted.done() or self.pulse.stands_still)
+                if source is not None and is_waiting:
                     source.keep_alive()
             return ticket.admitted.result()
         except asyncio.CancelledError:
@@ -168,6 +173,7 @@ class Engine:
 
     async def _fill(self, run: Run, source: Source | None, allocation: Allocation, plan: Plan) -> None:
         prompt = run.prompt
+        await self.pulse.wait()
         if plan.slow_s:
             await asyncio.sleep(plan.slow_s)
         if not (source and prompt.reads_cache and await self._receive(run, source, plan)):
@@ -206,6 +212,7 @@ class Engine:
         self.metrics.prefix_queries.inc(tokens)
         self.metrics.prefix_hits.inc(run.cached_tokens)
         await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor)
+        await self.pulse.wait()
         run.digest = text.digest_of(run.prompt.tokens)
 
     async def _send(self, run: Run, plan: Plan) -> None:

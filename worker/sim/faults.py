@@ -35,6 +35,26 @@ class Refuse(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     seconds: float = 1.0
 
 
+class Rekey(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rekey"):
+    """It strikes at once: from now on everything under `/v1` needs one of these keys; with none, no key."""
+
+    keys: tuple[str, ...] = ()
+
+
+class Freeze(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="freeze"):
+    """It strikes at once: for `seconds`, null for ever, the whole engine stands still, while its server takes
+    requests and answers probes. Taking all faults back wakes it.
+    """
+
+    seconds: float | None = None
+
+
+class Die(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="die"):
+    """The process kills itself (SIGKILL) when it gets a request that contains this text."""
+
+    contains: str = ""
+
+
 class Error(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="error"):
     """The answer is an HTTP status; in a stream that has begun, an error event and `[DONE]`."""
 
@@ -76,8 +96,9 @@ class Slow(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s
     seconds: float = 0.0
 
 
-Fault = Refuse | Error | Stall | Reset | Truncate | Garbage | KvLost | Slow
+Fault = Refuse | Rekey | Freeze | Die | Error | Stall | Reset | Truncate | Garbage | KvLost | Slow
 Placed = Error | Stall | Reset | Truncate | Garbage
+AT_ONCE = (Refuse, Rekey, Freeze)  # these do not wait for a request
 
 
 class Armed:
@@ -107,6 +128,7 @@ class Plan:
 
     def __init__(self, faults: Sequence[Fault] = ()) -> None:
         self._placed = [fault for fault in faults if isinstance(fault, Placed)]
+        self.deadly = [fault.contains for fault in faults if isinstance(fault, Die)]
         self.kv_lost = any(isinstance(fault, KvLost) for fault in faults)
         slow = [fault for fault in faults if isinstance(fault, Slow)]
         self.slow_factor = max((fault.factor for fault in slow), default=1.0)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from orchestrator.wire.lax import bool_of, int_of
 from worker.sim import text
 from worker.sim.handoffs import push
 from worker.sim.runs import Prompt
@@ -149,12 +151,42 @@ _Any = TypeVar("_Any", bound=msgspec.Struct)
 def parse(body: object, kind: type[_Any]) -> _Any:
     """Read a request. Raises `Malformed`."""
     try:
-        return msgspec.convert(body, kind, strict=False)
+        return msgspec.convert(_plain(body, kind), kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         missing = _MISSING_FIELD.match(message)
         path = path.rstrip("`") + (f".{missing[1]}" if missing else "")
         raise Malformed(message, param="body" + path) from error
+
+
+def _plain(body: object, kind: type[msgspec.Struct]) -> object:
+    """Return a request with its switches and numbers as such, however pydantic lets them be spelt."""
+    if not isinstance(body, dict):
+        return body
+    readers = _readers(kind)
+    return {name: _read(value, readers.get(name)) for name, value in body.items()}
+
+
+def _read(value: object, read: Callable[[object], object] | None) -> object:
+    try:
+        return value if read is None or value is None else read(value)
+    except ValueError:
+        return value  # for msgspec to refuse
+
+
+@functools.cache
+def _readers(kind: type[msgspec.Struct]) -> dict[str, Callable[[object], object]]:
+    hints = get_type_hints(kind)
+    return {name: _OF_TYPES[hint] for name, hint in hints.items() if hint in _OF_TYPES}
+
+
+_OF_TYPES: dict[Any, Callable[[object], object]] = {
+    bool: bool_of,
+    bool | None: bool_of,
+    int: int_of,
+    int | None: int_of,
+    StreamOptions | None: lambda value: _plain(value, StreamOptions),
+}
 
 
 def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) -> Job:

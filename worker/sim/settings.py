@@ -11,6 +11,9 @@ from worker.sim.faults import Fault
 _HEARTBEATS_PER_LEASE = 6
 
 LoadFailurePolicy = Literal["fail", "recompute"]
+# Blocks that are pulled when their lease is over cannot be had, or are what vLLM (0.32) gives: whatever is in
+# them by then, and nobody is told.
+LatePulls = Literal["fail", "stale"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Settings:
     max_num_seqs: int = 256
     lease_s: float = 30.0
     load_failure_policy: LoadFailurePolicy = "fail"
+    late_pulls: LatePulls = "fail"
     seed: int = 0
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()

@@ -579,12 +579,12 @@ SPEC: Final = PolicySpec(
         Argument(
             "eviction_age_s",
             300.0,
-            "That cost falls to a third within about this many seconds without use.",
+            "Without use, that cost falls to about a third within this many seconds.",
             least=1,
         ),
         Argument(
             "kept",
-            1.25,
+            1.0,
             "So many times the tokens that fit into a worker's KV cache are remembered of it; too few cost "
             "more than too many.",
             least=0.01,

@@ -27,6 +27,7 @@ def test_a_prefill_worker_on_a_cpu() -> None:
             *("--host", "127.0.0.1", "--port", "8100"),
             *("--kv-transfer-config", PREFILL_ON_CPU),
             *("--enable-prompt-tokens-details", "--enable-request-id-headers"),
+            *("--allowed-media-domains", "media.invalid"),
             *("--enforce-eager", "--distributed-executor-backend"),
             "vllm.v1.executor.uniproc_executor.UniProcExecutor",
             *("--max-model-len", "4096"),
@@ -68,6 +69,21 @@ def test_how_long_the_progress_thread_waits(
 ) -> None:
     plan = plan_of(config(model(prefill=pool, decode=pool)), around(environ))
     assert [spec.env["BATON_NIXL_PROGRESS_DELAY_US"] for spec in plan.workers] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--allowed-media-domains", "a.org", "b.org"],
+        ["--allowed-media-domains=a.org"],
+        ["--allowed_media_domains", "a.org"],
+    ],
+)
+def test_media_come_from_where_the_user_says(args: list[str]) -> None:
+    pool = {"device": "cpu", "args": args}
+    for worker in plan_of(config(model(prefill=pool, decode=pool))).workers:
+        assert worker.argv[-len(args) :] == tuple(args)
+        assert "media.invalid" not in worker.argv
 
 
 def test_a_decode_worker_on_a_gpu() -> None:

@@ -123,6 +123,18 @@ def test_everything_else_of_the_arguments_stays(codec: Codec, data: st.DataObjec
     assert whole == {**own, "vllm_xargs": kept}
 
 
+def test_constants_that_only_python_knows_hide_nothing() -> None:
+    for value in ('{"a":NaN,"kv_transfer_params":""}', json.dumps('{"a":NaN,"kv_transfer_params":""}')):
+        view = view_request(f'{{"model":"m","vllm_xargs":{value}}}'.encode())
+        assert (
+            joined(view.common)
+            == b'{"vllm_xargs":%b}'
+            % value.replace(',"kv_transfer_params":""', "")
+            .replace(',\\"kv_transfer_params\\":\\"\\"', "")
+            .encode()
+        )
+
+
 def test_arguments_without_these_fields_keep_their_bytes() -> None:
     for arguments in (b'{ "a": 1.0e0 ,"b":"\\u0041" }', b'"text"', b'" {\\"a\\": 1}"', b"[ 1 ]", b"{ }"):
         body = b'{"model":"m","vllm_xargs":%b}' % arguments
@@ -140,7 +152,7 @@ def test_arguments_that_are_no_object_are_for_the_worker_to_judge(value: str) ->
 @pytest.mark.parametrize(
     "value",
     [
-        json.dumps('{"a": NaN, "kv_transfer_params": ""}'),
+        json.dumps('{"a": nan, "kv_transfer_params": ""}'),
         json.dumps('{"kv_transfer_params": '),
         json.dumps('{"kv_transfer_params": ' + "[" * 100_000),
     ],

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,17 +41,21 @@ def test_values_keep_their_bytes() -> None:
         (b'{"model":"m","x":nul}', "not valid JSON"),
         (b'{"model":"m","x":"\xff"}', "UTF-8"),
         (b'{"model":"m","\xff":1}', "UTF-8"),
-        (b'{"model":"m","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
-        (b'{"model":"m","x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "nested too deeply"),
-        (b'{"messages":[]}', "'model' is required"),
-        (b'{"model":""}', "'model' is required"),
-        (b'{"model":null}', "'model' is wrong"),
+        (b'{"model":"m","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested more than 128 levels deep"),
+        (
+            b'{"model":"m","x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
+            "nested more than 128 levels deep",
+        ),
+        (b'{"model":"m","x":' + b"[" * 128 + b"]" * 128 + b"}", "nested more than 128 levels deep"),
         (b'{"model":7}', "'model' is wrong"),
-        (b'{"model":"m","stream":"yes"}', "'stream' is wrong"),
+        (b'{"model":"m","stream":"perhaps"}', "'stream' is wrong"),
         (b'{"model":"m","stream_options":[]}', "'stream_options' is wrong"),
-        (b'{"model":"m","max_tokens":"5"}', "'max_tokens' is wrong"),
+        (b'{"model":"m","stream_options":{"include_usage":"perhaps"}}', "'stream_options' is wrong"),
+        (b'{"model":"m","max_tokens":"five"}', "'max_tokens' is wrong"),
         (b'{"model":"m","max_tokens":1.5}', "'max_tokens' is wrong"),
-        (b'{"model":"m","echo":0}', "'echo' is wrong"),
+        (b'{"model":"m","max_tokens":NaN}', "'max_tokens' is wrong"),
+        (b'{"model":"m","max_tokens":1e400}', "'max_tokens' is wrong"),
+        (b'{"model":"m","echo":2}', "'echo' is wrong"),
     ],
 )
 def test_bad_documents_are_refused_with_a_reason(body: bytes, says: str) -> None:
@@ -113,7 +119,9 @@ def test_a_value_that_imitates_the_rest_of_the_document_hides_no_duplicate() -> 
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
         ({"max_tokens": 0}, "no token asked for"),
-        ({"max_completion_tokens": 0}, "no token asked for"),
+        ({"max_completion_tokens": 0, "messages": []}, "no token asked for"),
+        ({"max_completion_tokens": 0}, None),
+        ({"max_completion_tokens": "nonsense"}, None),
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"prompt": ["a", "b"]}, "several prompts"),
         ({"prompt": [[1, 2], [3]]}, "several prompts"),
@@ -129,9 +137,174 @@ def test_what_cannot_be_handed_over_is_named(fields: dict[str, Any], reason: str
     assert view_request(json.dumps({"model": "m", **fields}).encode()).whole_reason == reason
 
 
+_BLANKS = st.text(st.sampled_from(" \t\n\r"), max_size=3) | st.sampled_from(
+    [" " * 62, " " * 63, "\n" * 64, " " * 5000]
+)
+_PROMPTS = [
+    ('["a","b"]', "several prompts"),
+    ("[[1,2],[3]]", "several prompts"),
+    ("[]", "several prompts"),
+    ('[""]', "several prompts"),
+    ("[[]]", "several prompts"),
+    ('["a"]', None),
+    ("[[1,2]]", None),
+    ("[1,2]", None),
+    ('"a"', None),
+    ('"[["', None),
+]
+
+
+@given(data=st.data(), prompt=st.sampled_from(_PROMPTS))
+def test_the_shape_of_a_prompt_does_not_depend_on_white_space(
+    data: st.DataObject, prompt: tuple[str, Any]
+) -> None:
+    text, reason = prompt
+    marks = re.findall(r'"[^"]*"|[0-9]+|.', text)
+    spaced = "".join(data.draw(_BLANKS) + mark for mark in marks) + data.draw(_BLANKS)
+    view = view_request(f'{{"model":"m","prompt":{spaced}}}'.encode())
+    single = json.loads(text)
+    if reason is None and isinstance(single, list) and len(single) == 1:
+        single = single[0]
+    assert view.whole_reason == reason
+    assert json.loads(joined(view.common)) == {"prompt": single}
+
+
 def test_a_list_of_one_prompt_is_unwrapped() -> None:
     assert joined(view_request(b'{"model":"m","prompt":[ "a" ]}').common) == b'{"prompt":"a"}'
     assert joined(view_request(b'{"model":"m","prompt":[[1, 2]]}').common) == b'{"prompt":[1, 2]}'
+
+
+@pytest.mark.parametrize(
+    ("prompt", "whole_reason"),
+    [('["a",NaN]', "several prompts"), ("[NaN]", None), ("[[NaN],[1]]", "several prompts")],
+)
+def test_a_prompt_that_no_worker_takes_is_left_to_them(prompt: str, whole_reason: str | None) -> None:
+    assert view_request(f'{{"model":"m","prompt":{prompt}}}'.encode()).whole_reason == whole_reason
+
+
+# --- values as vLLM takes them ------------------------------------------------------------------
+
+_INTS = ["0", "1", "-1", "2", "7.0", "1e1", "0.0", "-0.0", "1.5", "1e400", "1" * 30, "NaN"]
+_STRINGS = ['"5"', '"0"', '" 0 "', '"0.0"', '"1_0"', '"yes"', '"No"', '"perhaps"', '""']
+_LAX = st.sampled_from([*_INTS, *_STRINGS, "true", "false", "null", "[]", "{}"])
+# What vLLM (0.32) says of them, in chats and completions alike.
+_TYPES: dict[str, Any] = {
+    "stream": bool | None,
+    "max_tokens": int | None,
+    "max_completion_tokens": int | None,
+    "echo": bool | None,
+    "use_beam_search": bool | None,
+    "prompt_logprobs": int | None,
+}
+
+
+class _Options(pydantic.BaseModel):
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+class _Routed(pydantic.BaseModel):
+    stream: bool | None = False
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    echo: bool | None = False
+    use_beam_search: bool | None = False
+    prompt_logprobs: int | None = None
+    stream_options: _Options | None = None
+
+
+def _written(fields: dict[str, str]) -> str:
+    """Return an object of values that are JSON already."""
+    return "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
+
+
+_OPTIONS = st.dictionaries(
+    st.sampled_from(["include_usage", "continuous_usage_stats", "x"]), _LAX, max_size=3
+)
+_WRITTEN_OPTIONS = _OPTIONS.map(_written)
+
+
+@given(
+    given=st.dictionaries(st.sampled_from(sorted(_TYPES)), _LAX, max_size=3),
+    options=st.none() | _WRITTEN_OPTIONS | _LAX,
+)
+def test_routed_fields_are_read_as_vllm_reads_them(given: dict[str, str], options: str | None) -> None:
+    fields = given if options is None else {**given, "stream_options": options}
+    body = _written({"model": '"m"', "messages": "[]", **fields})
+    try:
+        read = _Routed.model_validate(json.loads(body))
+    except pydantic.ValidationError:
+        with pytest.raises(InvalidRequest, match="is wrong"):
+            view_request(body.encode())
+        return
+    view = view_request(body.encode())
+    assert view.is_stream is bool(read.stream)
+    assert view.wants_usage is bool(read.stream_options and read.stream_options.include_usage)
+    assert view.whole_reason == _reason(read)
+    assert {name: bytes(view.field(name) or b"").decode() for name in fields} == fields
+
+
+def _reason(read: _Routed) -> str | None:
+    if 0 in (read.max_tokens, read.max_completion_tokens):
+        return "no token asked for"
+    if read.use_beam_search:
+        return "beam search"
+    if read.prompt_logprobs is not None:
+        return "prompt_logprobs"
+    return "echo" if read.echo else None
+
+
+@pytest.mark.parametrize("body", [b'{"x":1}', b'{"model":""}', b'{"model":null}'])
+def test_a_request_need_not_name_its_model(body: bytes) -> None:
+    view = view_request(body)
+    assert view.model == ""
+    named = view.for_model("org/m")
+    assert named.model == "org/m"
+    assert json.loads(joined(named.common)) | json.loads(named.own_json) == json.loads(body) | {
+        "model": "org/m"
+    }
+
+
+_PYTHONS = st.recursive(
+    st.floats() | st.sampled_from(["NaN", '"NaN,', "-Infinity]\\", "a"]) | st.none(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["NaN", 'b"', "c"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(value=_PYTHONS, other=_PYTHONS, has_bom=st.booleans(), pad=st.sampled_from(["", "x" * 9000]))
+def test_what_pythons_json_writes_is_taken(value: object, other: object, has_bom: bool, pad: str) -> None:
+    text = json.dumps({"model": "m", "stop": value, "pad": pad, "x": other})
+    view = view_request((b"\xef\xbb\xbf" if has_bom else b"") + text.encode())
+    seen = json.loads(joined(view.common)) | json.loads(view.own_json)
+    assert json.dumps(seen, sort_keys=True) == json.dumps(json.loads(text), sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","x":nan}',
+        b'{"model":"m","x":NaN',
+        b'{"model":"m","x":"NaN}',
+        b'{"model":"m","x":"\\"NaN}\\',
+        b"\xef\xbb\xbf",
+        b'\xef\xbb\xbf\xef\xbb\xbf{"model":"m"}',
+        b'{"model":"m","x":NaN,"y":"\xff"}',
+        b'{"model":"m","x":[NaN' + b',""' * 100_000 + b"]}",  # too many strings to look for it
+        b'{"model":"m","x":NaN,"y":"\0"}',
+        b'{"model":"m","x":NaN,"y":"\0\1"}',
+    ],
+)
+def test_what_is_no_json_in_python_either_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match=r"not valid|empty|more than 1000 fields|UTF-8"):
+        view_request(body)
+
+
+def test_a_routed_field_given_twice_beside_a_constant_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="given twice"):
+        view_request(b'\xef\xbb\xbf{"model":"m","x":NaN,"stream":true,"stream":false}')
 
 
 def test_white_space_without_end_costs_little() -> None:

@@ -12,7 +12,7 @@ from tests.orchestrator.control.fakes import FakeState, ask, error_code
 Build = Callable[["FakeState"], FastAPI]
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/health/", "/v1/models/", "/redoc", "/metrics", "/v1"])
+@pytest.mark.parametrize("path", ["/", "/nothing", "/health//", "/v1//models", "/redoc", "/metrics", "/v1"])
 def test_what_does_not_exist_is_an_openai_error(path: str) -> None:
     response = ask(control_app(FakeState()), path)
     assert response.status_code == 404

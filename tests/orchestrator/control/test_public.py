@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from orchestrator import __version__
 from orchestrator.compiled import is_compiled
-from orchestrator.control.public import control_app
-from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code
+from orchestrator.config.addresses import unmanaged
+from orchestrator.config.options import Config, ModelConfig, PoolConfig
+from orchestrator.control.public import MAX_TROUBLED, control_app
+from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.states import WorkerState
+from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code, worker
 from tests.orchestrator.records import request_record
 
 # --- health -------------------------------------------------------------------------------------
@@ -71,7 +76,12 @@ def test_a_balancer_may_ask_with_head() -> None:
 def test_models_are_listed_with_the_shortest_length_of_their_workers() -> None:
     state = FakeState()
     body = ask(control_app(state), "/v1/models").json()
-    common = {"object": "model", "created": int(state.started), "owned_by": "baton"}
+    created = int(state.started)
+    common = {"object": "model", "created": created, "owned_by": "baton", "root": "p", "parent": None}
+    for card in body["data"]:
+        (permission,) = card.pop("permission")
+        assert permission["object"] == "model_permission"
+        assert permission["created"] == created
     assert body == {
         "object": "list",
         "data": [
@@ -79,6 +89,53 @@ def test_models_are_listed_with_the_shortest_length_of_their_workers() -> None:
             {"id": "org/large", "max_model_len": None, **common},
         ],
     }
+
+
+def test_models_have_all_fields_that_vllms_list_has() -> None:
+    (card, _) = ask(control_app(FakeState()), "/v1/models").json()["data"]
+    fields = {"id", "object", "created", "owned_by", "root", "parent", "max_model_len", "permission"}
+    assert card.keys() == fields
+    assert card["permission"][0].keys() == {
+        "id",
+        "object",
+        "created",
+        "allow_create_engine",
+        "allow_sampling",
+        "allow_logprobs",
+        "allow_search_indices",
+        "allow_view",
+        "allow_fine_tuning",
+        "organization",
+        "group",
+        "is_blocking",
+    }
+
+
+def test_the_root_of_a_model_is_its_workers_name_where_its_path_is_not_known() -> None:
+    model = ModelConfig(name="tiny", both=PoolConfig(urls=["http://h:1"], served_model="org/Tiny"))
+    status = WorkerStatus(
+        unmanaged("tiny", "both", 0, "http://h:1", "org/Tiny"), WorkerState.READY, 0, None, 8, None
+    )
+    state = FakeState(config=Config(models=[model]), statuses=[status])
+    assert ask(control_app(state), "/v1/models/tiny").json()["root"] == "org/Tiny"
+    state = FakeState(config=Config(models=[model]), statuses=[])
+    assert ask(control_app(state), "/v1/models/tiny").json()["root"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/tiny", "/v1/models/org/large", "/version", "/health"]
+)
+def test_a_slash_behind_a_path_changes_nothing(path: str) -> None:
+    app = control_app(FakeState())
+    plain, slashed = ask(app, path), ask(app, f"{path}/")
+    assert (slashed.status_code, slashed.content) == (200, plain.content)
+
+
+def test_a_slash_behind_a_path_opens_nothing() -> None:
+    app = control_app(FakeState(keys=RING))
+    assert ask(app, "/v1/models/").status_code == 401
+    assert ask(app, "/version/").status_code == 200
+    assert ask(app, "//").status_code == 401
 
 
 def test_one_model_may_have_a_slash_in_its_name() -> None:
@@ -89,6 +146,39 @@ def test_an_unknown_model_is_404_with_the_known_names() -> None:
     response = ask(control_app(FakeState()), "/v1/models/other")
     assert (response.status_code, error_code(response)) == (404, "model_not_found")
     assert "tiny, org/large" in response.json()["error"]["message"]
+
+
+# --- workers that cannot be used ---------------------------------------------------------------
+
+
+def unfit(number: int, state: WorkerState = WorkerState.UNFIT) -> WorkerStatus:
+    why = "it answers 401 to /v1/models at http://10.0.0.1:8000"
+    status = worker(f"tiny/decode/{number}", None)
+    return replace(status, state=state, last_error=why, reason="refuses the orchestrator's key (401)")
+
+
+def test_ready_says_in_fixed_words_why_workers_cannot_be_used() -> None:
+    statuses = [
+        worker("tiny/prefill/0", 4096),
+        unfit(0),
+        unfit(1, WorkerState.GONE),
+        unfit(2, WorkerState.READY),
+    ]
+    for problems, status in (({"tiny": None}, 200), ({"tiny": "no decode worker is ready"}, 503)):
+        response = ask(control_app(FakeState(statuses=statuses, problems=problems)), "/ready")
+        assert response.status_code == status
+        assert response.json()["workers"] == {
+            "tiny/decode/0": "unfit: it refuses the orchestrator's key (401)",
+            "tiny/decode/1": "gone: it refuses the orchestrator's key (401)",
+        }
+        assert "10.0.0.1" not in response.text
+
+
+def test_what_ready_says_of_workers_is_bounded() -> None:
+    statuses = [unfit(number) for number in range(MAX_TROUBLED + 7)]
+    said = ask(control_app(FakeState(statuses=statuses)), "/ready").json()["workers"]
+    assert len(said) == MAX_TROUBLED + 1
+    assert said["..."] == "and 7 more"
 
 
 # --- docs ---------------------------------------------------------------------------------------
@@ -107,7 +197,7 @@ def test_the_schema_describes_the_data_plane_too() -> None:
         "/v1/completions",
     }
     chat = document["paths"]["/v1/chat/completions"]["post"]
-    assert chat["requestBody"]["content"]["application/json"]["schema"]["required"] == ["model", "messages"]
+    assert chat["requestBody"]["content"]["application/json"]["schema"]["required"] == ["messages"]
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert ask(app, "/openapi.json").json() == document
 

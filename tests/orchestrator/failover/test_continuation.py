@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.api.view import view_request
 from orchestrator.failover.continuation import (
     REFUSED,
     Continuation,
@@ -154,6 +155,14 @@ def test_what_was_sent_counts(document: Json, model_len: int | None, limit: int)
     assert rest["max_tokens"] == limit
 
 
+@pytest.mark.parametrize("limit", [9, 9.0, "9", " 9.0 ", "+9"])
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_counts_however_it_is_spelt(name: str, limit: object) -> None:
+    rest = rest_of({**CHAT, name: limit, "min_tokens": "5"})
+    assert rest is not None
+    assert (rest["max_tokens"], rest["min_tokens"]) == (6, 2)
+
+
 def test_a_chat_without_limit_needs_the_length_of_the_context() -> None:
     with pytest.raises(CannotContinue, match="context"):
         rest_of(CHAT, model_len=None)
@@ -161,7 +170,7 @@ def test_a_chat_without_limit_needs_the_length_of_the_context() -> None:
 
 def test_a_field_that_the_worker_reads_otherwise() -> None:
     with pytest.raises(CannotContinue, match="'min_tokens' cannot be read"):
-        rest_of(CHAT | {"min_tokens": "5"})
+        rest_of(CHAT | {"min_tokens": "five"})
 
 
 # --- stop strings -------------------------------------------------------------------------------
@@ -310,6 +319,24 @@ def test_messages_of_text_parts_and_past_tool_calls_can_be_gone_on_with() -> Non
     said = {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}
     parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
     assert replaceable(view_of(CHAT | {"messages": [said, parts]})) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_replaceable"),
+    [
+        ('"tools": [ ]', True),
+        ('"vllm_xargs": {\n}', True),
+        ('"n": 1.0', True),
+        ('"n": "1"', True),
+        ('"best_of": true', True),
+        ('"n": 2.0', False),
+        ('"logprobs": 0', False),
+        ('"tools": [ NaN ]', False),
+    ],
+)
+def test_what_a_field_says_does_not_depend_on_its_spelling(fields: str, is_replaceable: bool) -> None:
+    body = f'{{"model":"tiny","messages":[{{"role":"user","content":"Hi"}}],"stream":true,{fields}}}'
+    assert (replaceable(view_request(body.encode())) is None) is is_replaceable
 
 
 def test_each_reason_names_its_field() -> None:

@@ -47,6 +47,7 @@ class Cluster(FakeCluster):
         self.instead: bytes = b""  # what a worker says instead of going on
         self.firsts: list[bytes] = []  # the same for the first ones
         self.tokenizes = True
+        self.refusal = 500  # of a worker that does not tokenize
         for worker in self.registry.workers:
             self.upstream.serve(worker.origin, self._answer)
 
@@ -54,7 +55,7 @@ class Cluster(FakeCluster):
         name = next(w.name for w in self.registry.workers if w.origin == request.origin)
         if request.target == "/tokenize":
             body = json.dumps(json.loads(request.body) | {"model": "tiny"}).encode()
-            reply.answer(200 if self.tokenizes else 500, sim_worker.tokenize(body), JSON)
+            reply.answer(200 if self.tokenizes else self.refusal, sim_worker.tokenize(body), JSON)
         elif "prefill" in name:
             await self.workers.prefill(request, reply)
         else:
@@ -262,6 +263,17 @@ def test_without_token_ids_nobody_can_go_on() -> None:
     async def test(cluster: Cluster) -> None:
         cluster.cuts, cluster.tokenizes = [4], False
         assert "token ids" in error_of(await cluster.stream(CHAT))
+
+    run(test)
+
+
+def test_workers_that_deny_to_tell_token_ids_are_looked_at() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.cuts, cluster.tokenizes, cluster.refusal = [4], False, 401
+        assert "token ids" in error_of(await cluster.stream(CHAT))
+        asked = {leg.origin for leg in cluster.upstream.requests if leg.target == "/tokenize"}
+        assert asked
+        assert {worker.origin for worker in cluster.registry.workers if worker.is_denied} == asked
 
     run(test)
 

@@ -75,6 +75,12 @@ def header(leg: MemoryRequest, name: bytes) -> bytes | None:
     return dict(leg.headers).get(name)
 
 
+# What a worker says of a model, or an adapter, that it does not have: an error that any client may cause.
+NO_MODEL = (
+    b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","param":"model","code":404}}'
+)
+
+
 def answers(status: int, body: bytes = b"{}", headers: dict[bytes, bytes] = JSON) -> LegHandler:
     async def worker(request: MemoryRequest, reply: MemoryReply) -> None:
         reply.answer(status, body, headers)

@@ -81,9 +81,10 @@ def test_the_heads_of_legs_are_made_once_and_have_the_workers_key(credential: st
         key = [] if credential is None else [(b"authorization", b"Bearer secret")]
         heads = {name: fields_of(block) for name, block in dispatcher_of(one).headers.items()}
         content_type = (b"content-type", b"application/json")
+        encoding = (b"accept-encoding", b"identity")
         assert heads == {
-            "json": [content_type, *key],
-            "msgpack": [content_type, (b"x-msgpack", b"1"), *key],
+            "json": [content_type, encoding, *key],
+            "msgpack": [content_type, (b"x-msgpack", b"1"), encoding, *key],
         }
 
     run(test, credential=credential)

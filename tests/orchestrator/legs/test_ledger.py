@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.config.options import LEASE_S
 from orchestrator.legs.connectors.base import Handoff
-from orchestrator.legs.ledger import KvLease, LeaseLedger
+from orchestrator.legs.ledger import MARGIN, KvLease, LeaseLedger
 from orchestrator.telemetry.counters import Layout, LeaseState, Telemetry
 from tests.orchestrator.cluster import registry_of
 
@@ -90,7 +90,7 @@ def test_a_lease_that_nobody_ends_expires(is_used: bool) -> None:
 def test_a_hand_off_is_not_sent_near_the_end_of_its_lease() -> None:
     books = Books()
     lease = books.lease()
-    books.now += LEASE_S - books.ledger.margin_s - 0.001
+    books.now += LEASE_S * (1 - MARGIN) - 0.001
     assert books.ledger.is_good(lease)
     books.now += 0.001
     assert not books.ledger.is_good(lease)

@@ -15,6 +15,7 @@ from orchestrator.errors import (
     WorkerCutShort,
     WorkerGarbage,
     WorkerOut,
+    WorkerUnfit,
     WorkerUnreachable,
 )
 from orchestrator.legs.connectors.base import Handoff, TokenIds
@@ -27,6 +28,7 @@ from orchestrator.workers.states import WorkerState
 from tests.orchestrator.fakes import JSON, read
 from tests.orchestrator.legs.one_request import (
     LIMIT,
+    NO_MODEL,
     TRUSTED,
     OneRequest,
     answers,
@@ -41,13 +43,13 @@ HANDOFF = b'{"do_remote_prefill":true}'
 MOST_FORMS: tuple[TokenIdsForm, ...] = ("bin", "base64", "list")
 
 
-def refuses(status: int, times: int) -> LegHandler:
+def refuses(status: int, times: int, content: bytes = NO_MODEL) -> LegHandler:
     """It refuses so many legs, and serves the others."""
     left = [times]
 
     async def worker(request: MemoryRequest, reply: MemoryReply) -> None:
         left[0] -= 1
-        reply.answer(status if left[0] >= 0 else 200, b"{}", JSON)
+        reply.answer(status if left[0] >= 0 else 200, content, JSON)
 
     return worker
 
@@ -170,9 +172,12 @@ def test_only_a_leg_that_was_written_has_an_answer() -> None:
         (answers(500), WorkerAnswered, (WorkerState.READY, 1, True)),
         (answers(503), WorkerAnswered, (WorkerState.READY, 0, False)),
         (answers(429), WorkerAnswered, (WorkerState.READY, 0, False)),
-        (answers(404), WorkerAnswered, TRUSTED),
+        (answers(404, NO_MODEL), WorkerAnswered, TRUSTED),
+        (answers(404), WorkerUnfit, (WorkerState.SUSPECT, 0, True)),
+        (answers(401, NO_MODEL), WorkerUnfit, (WorkerState.SUSPECT, 0, True)),
+        (answers(307), WorkerUnfit, (WorkerState.SUSPECT, 0, True)),
     ],
-    ids=["cut short", "engine ended", "garbage", "500", "503", "429", "404"],
+    ids=["cut short", "engine ended", "garbage", "500", "503", "429", "404", "404 of others", "401", "307"],
 )
 def test_the_registry_is_told_what_a_leg_saw(handler: LegHandler, error: type[BatonError], told: Any) -> None:
     async def test(one: OneRequest) -> None:
@@ -264,7 +269,7 @@ def test_a_worker_out_of_service_gets_no_leg_and_no_blame() -> None:
 
 
 @pytest.mark.parametrize("kind", ["release", "question"])
-@pytest.mark.parametrize("handler", [answers(500), answers(503), answers(404)])
+@pytest.mark.parametrize("handler", [answers(500), answers(503), answers(404, NO_MODEL)])
 def test_answers_beside_a_request_say_nothing_of_health(kind: str, handler: LegHandler) -> None:
     async def test(one: OneRequest) -> None:
         one.serve(one.decode, handler)
@@ -323,6 +328,37 @@ def test_a_form_that_is_refused_is_sent_again_once_as_plain_json(status: int) ->
         assert one.fallbacks() == {FallbackReason.REFUSED: 1}
         assert one.decode.codec.name == "json"
         assert one.decode.proven_epoch != one.decode.epoch
+
+    run(test, transport="msgpack")
+
+
+@pytest.mark.parametrize("status", [400, 413])
+@pytest.mark.parametrize("is_proven", [False, True])
+def test_a_document_that_cannot_be_msgpack_says_nothing_of_the_worker(
+    status: int, *, is_proven: bool
+) -> None:
+    """It goes as JSON, and the next request as msgpack again: a client decides about its own request only."""
+
+    async def test(one: OneRequest) -> None:
+        one.announce(one.decode, "json", "msgpack")
+        if is_proven:
+            one.decode.proven_epoch = one.decode.epoch
+        asked = 0
+
+        async def refuses_it(request: MemoryRequest, reply: MemoryReply) -> None:
+            nonlocal asked
+            asked += 1
+            content = b'{"error":{"message":"msgpack body refused: more than 262144 entries"}}'
+            reply.answer(*(status, content, JSON) if asked == 1 else (200, b"{}", JSON))
+
+        one.serve(one.decode, refuses_it)
+        leg = AnswerLeg(one.legs, one.decode)
+        with leg:
+            await leg.read(LIMIT)
+            leg.succeed()
+        assert [header(sent, b"x-msgpack") for sent in one.sent_to(one.decode)] == [b"1", None]
+        assert one.fallbacks() == {FallbackReason.NOT_ENCODABLE: 1}
+        assert one.decode.codec.name == "msgpack"
 
     run(test, transport="msgpack")
 
@@ -435,7 +471,7 @@ def test_a_hand_off_is_unused_if_nothing_was_written() -> None:
 @pytest.mark.parametrize("status", [400, 404, 429, 503])
 def test_a_hand_off_is_owed_again_if_the_leg_was_refused_unread(status: int) -> None:
     async def test(one: OneRequest) -> None:
-        one.serve(one.decode, answers(status))
+        one.serve(one.decode, answers(status, NO_MODEL))
         lease = lease_of(one)
         leg = decode_with(one, lease)
         await ended_by(leg, WorkerAnswered)
@@ -462,7 +498,7 @@ def test_a_hand_off_whose_leg_was_lost_stays_used(handler: LegHandler, error: ty
 def test_a_leg_that_is_sent_again_uses_the_same_hand_off_without_token_ids() -> None:
     async def test(one: OneRequest) -> None:
         one.announce(one.decode, "json", "orjson", token_ids=("base64",))
-        one.serve(one.decode, refuses(400, 1))
+        one.serve(one.decode, refuses(400, 1, b'{"error":{"message":"no ids","type":"Bad Request"}}'))
         lease = lease_of(one, TokenIds(json=b'"AQAAAA=="'))
         leg = decode_with(one, lease)
         with leg:
@@ -556,7 +592,7 @@ def test_a_question_has_no_id_and_none_of_the_clients_headers() -> None:
             assert await question.read(LIMIT) == b'{"tokens":[]}'
         [sent] = one.sent_to(one.decode)
         assert (sent.target, sent.body) == ("/tokenize", b'{"prompt":""}')
-        assert dict(sent.headers).keys() == {b"content-type"}
+        assert dict(sent.headers).keys() == {b"content-type", b"accept-encoding"}
 
     run(test)
 

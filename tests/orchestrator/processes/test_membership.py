@@ -260,3 +260,27 @@ def test_another_worker_in_the_same_slot_is_another_worker() -> None:
         assert after.origin.port == 9
 
     asyncio.run(scenario())
+
+
+def test_a_denied_leg_of_a_process_has_the_supervisor_look() -> None:
+    async def scenario() -> None:
+        source, publisher = supervisor()
+        copy, follower, reports = process()
+        follower.apply(publisher.snapshot)
+        mine = copy.workers[1]
+        copy.note_denied(mine, mine.epoch, 401)
+        [report] = reports
+        assert (report.event, report.why) == (Event.DENIED, "answered a leg with 401")
+        publisher.note(report)
+        theirs = source.workers[1]
+        assert (theirs.state, theirs.is_denied) == (WorkerState.SUSPECT, True)
+        follower.apply(await publisher.wait_newer(1))
+        source.note_unfit(theirs, "it answers 401 to /v1/models", "refuses the orchestrator's key (401)")
+        follower.apply(await publisher.wait_newer(2))
+        assert (mine.state, mine.reason) == (WorkerState.UNFIT, "refuses the orchestrator's key (401)")
+        source.note_cleared(theirs)
+        source.mark_ready(theirs)
+        follower.apply(await publisher.wait_newer(3))
+        assert (mine.state, mine.is_denied, mine.reason) == (WorkerState.READY, False, None)
+
+    asyncio.run(scenario())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.options import RoutingConfig
+from orchestrator.relay.relayed import TO_WORKERS, relayed_to_workers
 from orchestrator.telemetry.counters import FallbackReason
 from orchestrator.telemetry.record import Path
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
@@ -176,6 +177,7 @@ def test_workers_see_only_what_they_should() -> None:
             == [
                 {
                     b"content-type": b"application/json",
+                    b"accept-encoding": b"identity",
                     b"accept": b"*/*",
                     b"traceparent": b"00-1-2-01",
                     b"authorization": b"Bearer ours",
@@ -185,6 +187,40 @@ def test_workers_see_only_what_they_should() -> None:
         )
 
     run(test, credential="ours")
+
+
+_OF_CLIENTS = [(name, b"7") for name in TO_WORKERS]
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_workers_get_what_they_read_of_a_clients_head(*, is_allowed: bool) -> None:
+    sent = [*_OF_CLIENTS, (b"x-data-parallel-rank", b"1"), (b"x-session", b"8"), (b"x-request-timeout", b"9")]
+
+    async def test(cluster: FakeCluster) -> None:
+        cluster.plane.relayed = relayed_to_workers(has_rank=is_allowed)
+        await cluster.ask(CHAT, headers=sent)
+        expected = _OF_CLIENTS + [(b"x-data-parallel-rank", b"1")] * is_allowed
+        for leg in cluster.upstream.requests:
+            ours = (b"content-type", b"accept-encoding", b"x-request-id")
+            assert [field for field in leg.headers if field[0] not in ours] == expected
+
+    run(test)
+
+
+def test_a_client_that_asks_for_the_load_gets_the_decode_workers() -> None:
+    load = b"TEXT named_metrics.kv_cache_utilization=0.5"
+
+    async def test(cluster: FakeCluster) -> None:
+        answer = await cluster.ask(CHAT)
+        assert b"endpoint-load-metrics" not in answer.answer_headers
+        told = JSON | {b"endpoint-load-metrics": load, b"set-cookie": b"a=1"}
+        cluster.upstream.serve(cluster.origin("decode/0"), answering(200, b'{"choices":[]}', told))
+        answer = await cluster.ask(CHAT, headers=[(b"endpoint-load-metrics-format", b"TEXT")])
+        assert answer.answer_headers[b"endpoint-load-metrics"] == load
+        assert b"set-cookie" not in answer.answer_headers
+        cluster.workers.pinned.clear()
+
+    run(test)
 
 
 # --- one leg ------------------------------------------------------------------------------------
@@ -294,7 +330,7 @@ def test_what_msgpack_cannot_carry_goes_as_json_and_is_counted(field: Any) -> No
         (b"", 400, "invalid_request"),
         (b"{", 400, "invalid_request"),
         (b'{"model":"m","model":"m"}', 400, "invalid_request"),
-        (b'{"model":"m","stream":1}', 400, "invalid_request"),
+        (b'{"model":"m","stream":[]}', 400, "invalid_request"),
         (b'{"model":"x"}', 404, "model_not_found"),
     ],
 )
@@ -306,6 +342,50 @@ def test_a_bad_request_reaches_no_worker(body: bytes, status: int, code: str) ->
         assert cluster.upstream.requests == []
 
     assert run(test).telemetry.records[0].error_code == code
+
+
+@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": ""}])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": []}),
+        ("/v1/chat/completions", {"messages": [], "stream": True}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": ["a", "b"]}),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [1]}),
+    ],
+)
+def test_a_request_without_a_model_gets_the_only_one(
+    path: str, fields: dict[str, Any], model: dict[str, Any]
+) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert (await cluster.ask(fields | model, path=path)).status == 200
+        assert {read(leg)["model"] for leg in cluster.upstream.requests} == {"m"}
+
+    run(test)
+
+
+def test_a_request_without_a_model_is_told_of_several() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.flow._routes = {**cluster.flow._routes, "other": cluster.flow._routes["m"]}  # type: ignore[dict-item]
+        answer = await cluster.ask({"messages": []})
+        error = json.loads(answer.sent)["error"]
+        assert (answer.status, error["param"]) == (400, "model")
+        assert error["message"] == "the field 'model' is required; there is: m, other"
+
+    run(test)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/completions/", "/tokenize/"])
+def test_a_slash_behind_the_path_changes_nothing(path: str) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert (await cluster.ask({**CHAT, "prompt": "a"}, path=path)).status == 200
+        assert {leg.target for leg in cluster.upstream.requests} == {path.rstrip("/")}
+        assert cluster.telemetry.records[0].endpoint == path.rstrip("/")
+
+    run(test)
 
 
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:

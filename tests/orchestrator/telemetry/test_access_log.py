@@ -84,6 +84,7 @@ def test_a_json_line_has_all_fields() -> None:
         "whole_reason": None,
         "prefill_reason": "It is the next in turn.",
         "decode_reason": "It has the fewest legs under way.",
+        "handoff_given_up": None,
         "bytes_in": 10,
         "bytes_out": 20,
         "client": "alice",

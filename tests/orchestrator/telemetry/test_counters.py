@@ -12,6 +12,7 @@ from orchestrator.telemetry.counters import (
     STAGES,
     STATUSES,
     FallbackReason,
+    HandoffTrouble,
     Layout,
     LeaseState,
     RejectReason,
@@ -62,6 +63,7 @@ def test_blocks_of_the_layout_fill_the_row_without_overlap() -> None:
         range(LAYOUT.retries, LAYOUT.retries + len(RetryReason)),
         range(LAYOUT.rejections, LAYOUT.rejections + len(RejectReason)),
         range(LAYOUT.poison, LAYOUT.poison + 1),
+        range(LAYOUT.handoffs, LAYOUT.handoffs + len(HandoffTrouble)),
         range(LAYOUT.lag, LAYOUT.lag + histogram_cells(LAG_BOUNDS)),
     ]
     assert [cell for block in blocks for cell in block] == list(range(LAYOUT.size))

@@ -28,7 +28,9 @@ keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ROUTED_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "stream": st.none() | st.booleans(),
     "stream_options": st.none()
-    | st.fixed_dictionaries({}, optional={"include_usage": st.booleans(), "continuous_usage_stats": values}),
+    | st.fixed_dictionaries(
+        {}, optional={"include_usage": st.booleans(), "continuous_usage_stats": st.none() | st.booleans()}
+    ),
     "max_tokens": st.none() | st.integers(1, 10**6),
     "max_completion_tokens": st.none() | st.integers(1, 10**6),
     "echo": st.none() | st.just(False),

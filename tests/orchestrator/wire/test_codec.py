@@ -167,8 +167,8 @@ def test_msgpack_takes_a_document_in_parts() -> None:
 @given(st.binary(min_size=1, max_size=64), st.dictionaries(keys, values, max_size=3))
 def test_ids_go_among_the_parameters(codec: Codec, ids: bytes, params: dict[str, Any]) -> None:
     params.pop(TOKEN_IDS_KEY, None)
-    overlay = msgspec.json.encode({"kv_transfer_params": params, "stream": True})
-    leg = seen(codec, codec.leg_with_ids(codec.common((b'{"a":1}',)), overlay, ids))
+    written = msgspec.json.encode(params)
+    leg = seen(codec, codec.leg_with_ids(codec.common((b'{"a":1}',)), b'{"stream":true}', written, ids))
     told = leg["kv_transfer_params"].pop(TOKEN_IDS_KEY)
     assert (base64.b64decode(told) if codec is JSON else told) == ids
     assert leg == {"a": 1, "kv_transfer_params": params, "stream": True}
@@ -178,7 +178,7 @@ def test_ids_go_among_the_parameters(codec: Codec, ids: bytes, params: dict[str,
 def test_ids_of_any_number_stay_bytes_in_msgpack(count: int) -> None:
     """They are no JSON, so the limit of what is transcoded in place is not theirs."""
     ids = bytes(count)
-    leg = seen(MSGPACK, MSGPACK.leg_with_ids(MSGPACK.common((b"{}",)), b'{"kv_transfer_params":{}}', ids))
+    leg = seen(MSGPACK, MSGPACK.leg_with_ids(MSGPACK.common((b"{}",)), b"{}", b"{}", ids))
     assert leg == {"kv_transfer_params": {TOKEN_IDS_KEY: ids}}
 
 

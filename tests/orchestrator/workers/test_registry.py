@@ -13,7 +13,7 @@ from orchestrator.errors import Conflict
 from orchestrator.routing.policies.base import Context
 from orchestrator.routing.policies.least_loaded import LeastLoaded
 from orchestrator.wire.codec import CODECS
-from orchestrator.workers.registry import Registry
+from orchestrator.workers.registry import CLEARED_S, MAX_WHY, Registry
 from orchestrator.workers.snapshot import WorkerSnapshot
 from orchestrator.workers.states import ON_SUSPICION, REACHABLE, Event, WorkerState
 from orchestrator.workers.worker import Worker
@@ -421,3 +421,48 @@ def test_no_more_than_half_is_out_and_no_worker_that_could_serve_is_idle(
         assert bool(pools.candidates("decode")) == bool(pools.decode)
         assert all(new.epoch >= old for new, old in zip(registry.workers, epochs, strict=True))
         assert all(worker.is_drained or worker.state != "draining" for worker in registry.workers)
+
+
+# --- workers that answer as none of ours does ---------------------------------------------------
+
+
+def test_a_denied_leg_has_the_worker_looked_at_once() -> None:
+    clock = Clock()
+    registry = registry_of({"decode": 2}, clock=clock)
+    worker, doubted = registry.workers[0], list[Worker]()
+    registry.news.doubted.add(doubted.append)
+    registry.note_denied(worker, worker.epoch, 403)
+    assert (worker.state, worker.is_denied, doubted) == (WorkerState.SUSPECT, True, [worker])
+    assert (worker.reason, worker.last_error) == ("denies requests", "answered a leg with 403")
+    registry.note_cleared(worker)
+    registry.mark_ready(worker)
+    registry.note_denied(
+        worker, worker.epoch, 403
+    )  # the same client again: a probe has just seen that it is well
+    assert (worker.state, worker.is_denied) == (WorkerState.READY, False)
+    clock.now += CLEARED_S
+    registry.note_denied(worker, worker.epoch, 403)
+    assert (worker.state, worker.is_denied) == (WorkerState.SUSPECT, True)
+
+
+def test_what_an_earlier_worker_denied_is_no_news() -> None:
+    registry = registry_of({"decode": 1})
+    registry.note_denied(registry.workers[0], registry.workers[0].epoch - 1, 401)
+    assert registry.workers[0].state is WorkerState.READY
+
+
+def test_all_workers_of_a_pool_may_be_unfit_and_come_back() -> None:
+    registry = registry_of({"decode": 3})
+    for worker in registry.workers:
+        registry.note_unfit(worker, "it answers 401 to /v1/models", "refuses the orchestrator's key (401)")
+    assert registry.pools["m"].decode == ()
+    epoch = registry.workers[0].epoch
+    registry.mark_ready(registry.workers[0])
+    assert names(registry.pools["m"].decode) == ["decode/0"]
+    assert (registry.workers[0].epoch, registry.workers[0].reason) == (epoch + 1, None)
+
+
+def test_what_a_worker_can_write_into_an_error_is_bounded() -> None:
+    registry = registry_of({"decode": 1})
+    registry.note_failed(registry.workers[0], "x" * 10_000)
+    assert len(str(registry.workers[0].last_error)) == MAX_WHY

@@ -8,17 +8,26 @@ from orchestrator.workers.states import IN_SERVICE, ON_SUSPICION, REACHABLE, Eve
 
 # The table once more, as one line per state: the state after each event in the order of `Event`.
 # A dot is no change; the others are the first letters of states, X is EJECTED.
-EVENTS = "answered refused failed missed silent lost erred proven needed drain undrain"
+EVENTS = "answered refused failed missed silent lost stalled erred denied unfit proven needed drain undrain"
 TABLE = {
-    "starting": "R . . . . . . . . . .",
-    "ready": "   . G S S X S X . . D .",
-    "suspect": " R G X . X . X . . D .",
-    "ejected": " P G . . . . . . S D .",
-    "probing": " . G X X X X X R S D .",
-    "draining": ". G . . G . . . . . S",
-    "gone": "    R . . . . . . . . . .",
+    "starting": "R . . . . . . . . U . . . .",
+    "ready": "   . G S S X S S X S U . . D .",
+    "suspect": " R G X . X . . X . U . . D .",
+    "ejected": " P G . . . . . . . U . S D .",
+    "probing": " . G X X X X X X . U R S D .",
+    "draining": ". G . . G . . . . . . . . S",
+    "gone": "    R . . . . . . . . U . . . .",
+    "unfit": "   R G . . . . . . . . . . . .",
 }
-LETTERS = {"R": "ready", "S": "suspect", "X": "ejected", "P": "probing", "D": "draining", "G": "gone"}
+LETTERS = {
+    "R": "ready",
+    "S": "suspect",
+    "X": "ejected",
+    "P": "probing",
+    "D": "draining",
+    "G": "gone",
+    "U": "unfit",
+}
 
 
 def test_the_table_here_has_every_cell() -> None:
@@ -40,5 +49,6 @@ def test_every_state_can_be_reached_and_left() -> None:
 
 
 def test_who_is_ejected_or_gone_has_no_legs() -> None:
-    assert not {WorkerState.EJECTED, WorkerState.GONE, WorkerState.STARTING} & IN_SERVICE
+    out = {WorkerState.EJECTED, WorkerState.GONE, WorkerState.UNFIT, WorkerState.STARTING}
+    assert not out & IN_SERVICE
     assert ON_SUSPICION < REACHABLE

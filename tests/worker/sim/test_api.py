@@ -202,6 +202,7 @@ def test_what_it_says_of_itself() -> None:
             "kv_tokens": 800,
             "max_model_len": 800,
             "token_ids": ["list", "base64", "bin"],
+            "kv_lease_s": 30.0,
         }
         (card,) = worker.client.get("/v1/models").json()["data"]
         assert (card["id"], card["max_model_len"]) == (MODEL, 800)

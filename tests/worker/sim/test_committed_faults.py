@@ -227,3 +227,23 @@ def _listens(worker: Worker) -> bool:
     except ConnectionRefusedError:
         return False
     return True
+
+
+def test_keys_are_changed_while_it_runs() -> None:
+    with running(api_keys=("old",)) as worker:
+
+        def asked_with(key: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            return worker.client.get("/v1/models", headers=headers).status_code
+
+        assert (asked_with("old"), asked_with("new")) == (200, 401)
+        assert worker.client.post("/sim/faults", json={"kind": "rekey", "keys": ["new"]}).json() == []
+        assert (asked_with("old"), asked_with("new")) == (401, 200)
+        assert worker.client.get("/health").status_code == 200
+        worker.client.post("/sim/faults", json={"kind": "rekey"})
+        assert asked_with("any") == 200
+
+
+def test_a_worker_can_have_another_key_from_the_start() -> None:
+    with running(faults=(faults.Rekey(keys=("other",)),)) as worker:
+        assert worker.client.get("/v1/models").status_code == 401

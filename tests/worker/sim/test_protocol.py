@@ -33,6 +33,27 @@ def test_max_tokens_is_cut_to_the_room() -> None:
     assert chat_job(max_tokens=3, max_completion_tokens=5).sampling.max_tokens == 5
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 7.0, "stream": "yes", "stream_options": {"include_usage": 1}},
+        {"max_tokens": " 7 ", "stream": "ON", "stream_options": {"include_usage": "t"}},
+        {"max_tokens": "7.0", "stream": 1.0, "stream_options": {"include_usage": "1"}},
+    ],
+)
+def test_numbers_and_switches_are_taken_in_pydantics_spellings(fields: dict[str, Any]) -> None:
+    job = chat_job(**fields)
+    assert (job.sampling.max_tokens, job.is_stream, job.include_usage) == (7, True, True)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"stream": "perhaps"}, {"max_tokens": 1.5}, {"stream_options": {"include_usage": 2}}]
+)
+def test_others_are_malformed(fields: dict[str, Any]) -> None:
+    with pytest.raises(Malformed):
+        chat_job(**fields)
+
+
 def test_the_forms_of_a_prompt() -> None:
     hello = text.encode("Hello")
     assert [prompt.tokens for prompt in completion_job("Hello").prompts] == [hello]

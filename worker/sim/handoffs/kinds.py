@@ -9,6 +9,7 @@ from worker.sim.handoffs.leases import Leases
 from worker.sim.handoffs.pull import Pull
 from worker.sim.handoffs.push import Push, is_push
 from worker.sim.metrics import Metrics
+from worker.sim.pulse import Pulse
 from worker.sim.settings import Settings
 from worker.sim.side_channel import Ask, Line, PushAsk
 
@@ -16,8 +17,10 @@ from worker.sim.side_channel import Ask, Line, PushAsk
 class Handoffs:
     """It has all hand-offs of one engine."""
 
-    def __init__(self, engine_id: str, settings: Settings, metrics: Metrics, leases: Leases) -> None:
-        self._pull = Pull(engine_id, settings, metrics, leases)
+    def __init__(
+        self, engine_id: str, settings: Settings, metrics: Metrics, leases: Leases, pulse: Pulse
+    ) -> None:
+        self._pull = Pull(engine_id, settings, metrics, leases, pulse)
         self._push = Push(settings, leases)
 
     def of(self, params: dict[str, Any] | None) -> Kind:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 
 from worker.sim.ledger import Ledger, Pin
 from worker.sim.metrics import Metrics
+from worker.sim.settings import Settings
+
+
+def _overwritten(pin: Pin) -> Pin:
+    """Return what is to be had of blocks that others use now: another prompt, of which nobody is told."""
+    return replace(pin, block_ids=[], digest=sha256(pin.digest).digest())
 
 
 class Leases:
     """It pins blocks, and frees them when they were taken or given up, or when their lease is over."""
 
     def __init__(
-        self, ledger: Ledger, metrics: Metrics, lease_s: float, free: Callable[[list[int]], None]
+        self, ledger: Ledger, metrics: Metrics, settings: Settings, free: Callable[[list[int]], None]
     ) -> None:
         self._ledger = ledger
         self._metrics = metrics
-        self._lease_s = lease_s
+        self._lease_s = settings.lease_s
+        self._late_pulls = settings.late_pulls
+        self._expired: dict[str, Pin] = {}
         self._free = free
         self._expiry: asyncio.TimerHandle | None = None
 
@@ -35,6 +45,7 @@ class Leases:
         pin = self._ledger.pull(request_id, block_ids)
         if pin is None:
             self._metrics.late_notifications.inc()
+            return self._expired.get(request_id)
         return self._freed(pin)
 
     def push(self, request_id: str) -> None:
@@ -73,5 +84,7 @@ class Leases:
         for pin in self._ledger.expire(asyncio.get_running_loop().time()):
             self._metrics.kv_expired.inc()
             self._freed(pin)
+            if self._late_pulls == "stale":
+                self._expired[pin.request_id] = _overwritten(pin)
             pin.on_expiry()
         self._watch()

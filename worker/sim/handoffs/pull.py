@@ -17,6 +17,7 @@ from worker.sim.handoffs.base import Kind, KvLost, Source
 from worker.sim.handoffs.leases import Leases
 from worker.sim.ledger import Pin
 from worker.sim.metrics import Metrics
+from worker.sim.pulse import Pulse
 from worker.sim.runs import Prompt, Run
 from worker.sim.settings import Settings
 from worker.sim.side_channel import BROKEN, Extend, Line, PullAsk, PullAsks, Release, Reply
@@ -64,12 +65,15 @@ class Remote(msgspec.Struct, frozen=True, rename=lambda name: f"remote_{name}"):
 
 
 class Pull(Kind):
-    def __init__(self, engine_id: str, settings: Settings, metrics: Metrics, leases: Leases) -> None:
+    def __init__(
+        self, engine_id: str, settings: Settings, metrics: Metrics, leases: Leases, pulse: Pulse
+    ) -> None:
         self.port = settings.side_channel_port  # 0 until the engine serves, if any port will do
         self._engine_id = engine_id
         self._settings = settings
         self._metrics = metrics
         self._leases = leases
+        self._pulse = pulse
         self._errands: set[asyncio.Task[None]] = set()
 
     # --- a prefill leg
@@ -105,6 +109,7 @@ class Pull(Kind):
 
     async def answer(self, ask: PullAsks, line: Line) -> None:
         """Answer a decode worker that asks or notifies. The caller closes the line."""
+        await self._pulse.wait()
         line.tell(Reply(self._digest_for(ask)))
 
     def _digest_for(self, ask: PullAsks) -> bytes | None:
@@ -142,6 +147,7 @@ class Pull(Kind):
             await asyncio.wait(self._errands, timeout=_LAST_ERRANDS_S)
 
     async def _notify(self, params: dict[str, Any], notice: type[Extend | Release]) -> None:
+        await self._pulse.wait()
         try:
             await Remote.from_params(params).notify(notice)
         except KvLost:

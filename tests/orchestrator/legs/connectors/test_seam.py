@@ -209,6 +209,23 @@ def test_a_prefill_that_fails_is_replaced_and_its_decode_worker_is_not_blamed(tm
         assert here.pushed() == 2
 
 
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+def test_a_push_to_an_engine_that_stands_still_past_the_lease_starts_again(
+    tmp_path: Path, is_stream: bool
+) -> None:
+    """The prefill worker watches over this lease: its leg fails, and takes the decode leg with it."""
+    with site(tmp_path, prefills=2, lease_s=1.0) as here:
+
+        async def test(served: Served) -> None:
+            right = text_of(await served.ask(PROMPT))
+            await asyncio.to_thread(here.decode[0].add_fault, "freeze", seconds=1.5)
+            answer = await served.ask(PROMPT | {"stream": is_stream})
+            assert (answer.status, text_of(answer)) == (200, right)
+
+        run(here, test)
+        assert sum(ledger["pinned"] for ledger in here.ledgers()) == 3
+
+
 def test_who_prefills_no_more_is_told_of_as_itself(tmp_path: Path) -> None:
     with site(tmp_path) as here:
         here.prefill[0].add_fault("error", leg="prefill", status=500)
