@@ -579,7 +579,7 @@ SPEC: Final = PolicySpec(
         Argument(
             "eviction_age_s",
             300.0,
-            "Without use, that cost falls to about a third within this many seconds.",
+            "That cost is about a third for what was not used for this many seconds.",
             least=1,
         ),
         Argument(
