@@ -14,7 +14,7 @@ COMPILED := build/compiled
 ON_ALL_CORES := -n logical --dist worksteal
 SOURCES := LICENSE README.md bench configs docs launch orchestrator pyproject.toml setup.py tests worker
 
-.PHONY: help setup serve test quick check bench regression soak chaos profile compile compiled pure clean
+.PHONY: help setup serve test quick check bench regression soak chaos fuzz profile compile compiled pure clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
+	@echo 'make fuzz    broken requests: is /health answered, is all given back? shorter: make fuzz ARGS=--quick'
 	@echo 'make profile flame graphs of the orchestrator under load'
 	@echo 'make compile the hot modules as C extensions, in place; make pure removes them: docs/performance.md'
 	@echo 'make clean   remove .venv and caches'
@@ -72,6 +73,10 @@ soak: $(STAMP)
 # Fails if anything does not hold of what docs/reliability.md promises.
 chaos: $(STAMP)
 	$(BIN)/python -m bench.chaos $(ARGS)
+
+# Fails if /health is not answered throughout, or if anything is held after it.
+fuzz: $(STAMP)
+	$(BIN)/python -m bench.fuzz $(ARGS)
 
 profile: $(STAMP)
 	$(BIN)/python -m bench.flame $(ARGS)

@@ -118,6 +118,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _up(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _plan(arguments)
+    from orchestrator.loop.signals import hold_hangup
+
+    hold_hangup()
     from launch.local.up import up
 
     config = _load(arguments)
@@ -125,6 +128,9 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
+    from orchestrator.loop.signals import hold_hangup
+
+    hold_hangup()
     config = _load(arguments)
     from orchestrator.control.reload import ConfigSource
     from orchestrator.errors import StartError

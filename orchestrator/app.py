@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from orchestrator.api.endpoints import ENDPOINTS, spellings
+from orchestrator.api.endpoints import ENDPOINTS, entry_of, spellings
 from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
@@ -132,6 +132,7 @@ class Core:
             telemetry=self.telemetry,
             keys=context.keys,
             time=clock,
+            entry_of=entry_of,
             relayed=relayed_to_workers(has_rank=config.orchestrator.relay_data_parallel_rank),
         )
         self._sweeps: list[asyncio.Task[None]] = []
@@ -203,16 +204,19 @@ class Orchestrator:
         self.is_draining = False
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
-        self._data_paths = frozenset(handlers)
         server_limits = ServerLimits.of(config.orchestrator)
-        self._protocols = Protocols(Shared(server_limits, self.ids, self.note_refused, handlers))
+        plane = self._data_plane
+        shared = Shared(
+            server_limits, self.ids, self.note_refused, handlers, held=plane.held, form_error=plane.form_error
+        )
+        self._protocols = Protocols(shared)
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as the ASGI application of the public listener."""
-        if scope["path"] in self._data_paths:
+        if entry_of(scope["path"]) is not None:
             await self._data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)

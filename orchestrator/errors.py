@@ -82,6 +82,15 @@ class UnknownModel(NotFound):
     code = "model_not_found"
 
 
+class UnknownResponse(NotFound):
+    """No worker has this response: it was not stored, or the worker that stored it has ended."""
+
+    code = "response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Response with id '{response_id[:100]}' not found.", param="response_id")
+
+
 class MethodNotAllowed(ClientError):
     status = 405
     code = "method_not_allowed"
@@ -157,6 +166,21 @@ class ShuttingDown(Unavailable):
     code = "shutting_down"
 
 
+class TooManyConnections(Overloaded):
+    """All connections that clients may have are open, and all are in use."""
+
+    code = "too_many_connections"
+
+
+class OutOfResources(Unavailable):
+    """This machine lacks what a connection to a worker takes: a descriptor, a port, a buffer, a resolver.
+
+    It says nothing about the worker.
+    """
+
+    code = "out_of_resources"
+
+
 class TooBusy(Overloaded):
     """There is neither a seat nor a place in the queue for it, now."""
 
@@ -166,9 +190,12 @@ class TooBusy(Overloaded):
 
 
 class DeadlineExceeded(BatonError):
+    """It took too long, in the queue or at the workers. A retry would cost as much again."""
+
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+    should_retry = False
 
 
 # --- a worker's fault ---------------------------------------------------------------------------
@@ -199,9 +226,10 @@ class WorkerCutShort(WorkerError):
 
 
 class WorkerGarbage(WorkerError):
-    """The answer was not HTTP, or not what this leg must answer with."""
+    """The answer was not HTTP, or not what this leg must answer with. A retry would repeat the work."""
 
     code = "worker_garbage"
+    should_retry = False
 
 
 class WorkerUnfit(WorkerError):

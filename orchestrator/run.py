@@ -11,13 +11,14 @@ import uvloop
 
 from orchestrator.app import Orchestrator
 from orchestrator.compiled import is_stale
+from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import StartError
 from orchestrator.http.listeners import PublicServer, admin_served, bound
 from orchestrator.loop import garbage
-from orchestrator.loop.signals import on_hangup, on_signals
+from orchestrator.loop.signals import hold_hangup, on_hangup, on_signals
 from orchestrator.processes.supervisor import supervise
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream
@@ -35,6 +36,7 @@ def run(config: Config, source: ConfigSource) -> int:
 
     Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
     """
+    hold_hangup()
     transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
@@ -42,6 +44,7 @@ def run(config: Config, source: ConfigSource) -> int:
     writer = LineWriter()
     configure_logging(config.orchestrator.log, writer.write)
     writer.start()
+    raise_limit()
     if is_stale():
         _log.warning("what runs was compiled from other sources than these: `make compile`, or `make pure`")
     try:

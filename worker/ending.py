@@ -15,8 +15,9 @@ from orchestrator.wire.info import BEGUN_PATH, END_PATH, Begun, EndRequest
 
 ENGINE_KEY = "baton_engine"  # in the application's state: an engine whose requests `end` can end
 
-# vLLM's names for a leg, made of what its `x-request-id` says; a completion's has the number of the prompt.
-_NAMES = ("chatcmpl-{}", "cmpl-{}-0")
+# vLLM's names for a leg, made of what its `x-request-id` says; a completion's has the number of the prompt, a
+# response's that of the turn (of several, when vLLM itself calls tools, the first).
+_NAMES = ("chatcmpl-{}", "cmpl-{}-0", "{}_0")
 
 # What the engine has said is handed out by a task of its own, in slices. vLLM's `pause_generation` waits as
 # long for it.

@@ -32,6 +32,7 @@ from bench.chaos.kills import (
     rolling,
     workers,
 )
+from bench.chaos.limits import descriptors, memory
 from bench.chaos.report import Outcome, document_of, lines_of, table
 from bench.chaos.site import Pools
 from bench.chaos.streams import amplification, cancels, cuts
@@ -69,6 +70,8 @@ SCENARIOS = [
     Scenario("engine-freeze", freeze),
     Scenario("poison", poison),
     Scenario("cuts", cuts),
+    Scenario("descriptors", descriptors),
+    Scenario("memory", memory),
     Scenario("amplification", amplification, is_quick=False),
     Scenario("times", times, is_quick=False),
 ]

@@ -127,8 +127,9 @@ class Pools:
 class Orchestrator:
     """An orchestrator runs; its pages say how it is."""
 
-    def __init__(self, port: int, admin: int) -> None:
+    def __init__(self, port: int, admin: int, pid: int = 0) -> None:
         self.port = port
+        self.pid = pid
         self._admin = admin
 
     async def wait_ready(self, processes: int, workers: int) -> None:
@@ -165,13 +166,18 @@ class Orchestrator:
 
 
 @asynccontextmanager
-async def orchestrating(pools: Pools, processes: int = 1) -> AsyncIterator[Orchestrator]:
-    """Run one in front of all the workers, and yield it once it is ready."""
+async def orchestrating(
+    pools: Pools, processes: int = 1, files: int | None = None, **options: Any
+) -> AsyncIterator[Orchestrator]:
+    """Run one in front of all the workers, and yield it once it is ready.
+
+    `files` bounds its descriptors, `options` are more of its config.
+    """
     port, admin = free_port(), free_port()
     workers = {role: urls(*(worker.port for worker in getattr(pools, role))) for role in ROLES}
-    document = config(port, workers, admin=f"127.0.0.1:{admin}", processes=processes)
-    with baton("orchestrator", document, port):
-        orchestrator = Orchestrator(port, admin)
+    document = config(port, workers, admin=f"127.0.0.1:{admin}", processes=processes, **options)
+    with baton("orchestrator", document, port, files=files) as process:
+        orchestrator = Orchestrator(port, admin, process.pid)
         await orchestrator.wait_ready(processes, len(pools.workers))
         yield orchestrator
 

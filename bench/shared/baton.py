@@ -75,16 +75,20 @@ def baton(
     *arguments: str,
     cores: Set[int] | None = None,
     env: Mapping[str, str] | None = None,
+    files: int | None = None,
     limit_s: float = START_LIMIT_S,
 ) -> Iterator[Process]:
     """Run `baton COMMAND` over the config `document` for the block. `port` is where it listens.
 
+    `files` is how many descriptors it may have, without a way to get more.
     Raises `Failed` if it does not start. It may not be ready yet.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "bench.yaml")
         path.write_text(json.dumps(document))
         argv = python("-m", "launch.cli", command, str(path), *arguments)
+        if files is not None:
+            argv = ["/bin/sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *argv]
         with running(argv, port, cores=cores, env=env, limit_s=limit_s) as pid:
             yield Process(pid, port)
 

@@ -42,7 +42,8 @@ KV = (
     b'"remote_num_tokens":21,"transfer_mode":"pull","remote_prefill_cached_tokens":0}'
 )
 CHOICE = (
-    b'{"index":0,"message":{"role":"assistant","content":"An answer of some eight tokens, always the same."}}'
+    b'{"index":0,"message":{"role":"assistant","content":"An answer of some eight tokens, always the same."},'
+    b'"logprobs":null,"finish_reason":"stop"}'
 )
 COMPLETION = (
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"mock","choices":[%s],"usage":%s%s}'
@@ -66,7 +67,11 @@ EVENT = _chunk(
     b'"choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,"finish_reason":null}]}\n\n'
 )
 STREAM_END = (
-    _chunk(b'data: {"id":"chatcmpl-1","choices":[],"usage":%s}\n\n' % USAGE)
+    _chunk(
+        b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"mock",'
+        b'"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}\n\n'
+    )
+    + _chunk(b'data: {"id":"chatcmpl-1","choices":[],"usage":%s}\n\n' % USAGE)
     + _chunk(b"data: [DONE]\n\n")
     + b"0\r\n\r\n"
 )

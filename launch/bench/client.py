@@ -12,7 +12,7 @@ from launch.bench.stream import TokenClock, error_text
 from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Part, Upstream, request
 from orchestrator.wire.headers import Fields, header_block
-from orchestrator.wire.sse import InvalidStream
+from orchestrator.wire.judge import InvalidStream
 
 _MAX_ANSWER = 16 * 1024 * 1024  # of one that is no stream
 _LISTING_S = 10.0  # for what takes no model

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from launch.bench.sample import Sample, Usage
-from orchestrator.wire.sse import EventStream, InvalidStream, WorkerFailed
+from orchestrator.wire.judge import InvalidStream, WorkerFailed, completion_of
+from orchestrator.wire.sse import WholeEvents
 
 
 class _Call(msgspec.Struct):
@@ -51,31 +52,33 @@ class TokenClock:
     def __init__(self, sample: Sample, now: Callable[[], float] = time.perf_counter) -> None:
         self._sample = sample
         self._now = now
-        self._stream = EventStream()
+        self._stream = WholeEvents()
+        self._is_done = False
         self._has_failed = False  # by an event that says so
 
     def __call__(self, chunk: bytes) -> bool:
         """Raises `InvalidStream` for what no OpenAI endpoint sends."""
         at = self._now()  # before any work of ours
         try:
-            events = self._stream.feed(chunk)
+            for payload in _payloads(self._stream.feed(chunk)):
+                self._read(payload, at)
         except WorkerFailed as failure:
             self._has_failed = True
-            self._sample.fail("error in stream", error_text(bytes(failure.document["error"])))
-            return True
-        for payload in _payloads(events):
-            if payload != b"[DONE]":
-                self._note(_decode(payload), at)
+            self._sample.fail("error in stream", error_text(failure.content))
         return True
+
+    def _read(self, payload: bytes, at: float) -> None:
+        self._is_done = payload == b"[DONE]"
+        if not self._is_done:
+            completion_of(payload)
+            self._note(_decode(payload), at)
 
     def finish(self) -> None:
         """The answer is complete. Raises `InvalidStream` unless the stream ended as a complete one does."""
         if self._has_failed:
             return
-        try:
-            self._stream.finish()
-        except InvalidStream as error:
-            raise InvalidStream("the stream ended without [DONE]") from error
+        if self._stream.has_pending or not self._is_done:
+            raise InvalidStream("the stream ended without [DONE]")
         if not self._sample.arrivals:
             self._sample.fail("no token", "a stream without a single token")
 

@@ -15,6 +15,7 @@ from launch.local.progress import make_progress
 from launch.local.supervise import Limits, supervise
 from launch.plan import Plan
 from launch.surroundings import taken_ports
+from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
 
 DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
@@ -31,6 +32,7 @@ def up(config: Config, plan: Plan) -> int:
     except OSError as error:
         print(f"cannot make a directory for the logs: {error}", file=sys.stderr)
         return Exit.START_FAILED
+    raise_limit()
     logs = {spec.name: str(directory / spec.log_name) for spec in plan.processes}
     progress = make_progress(sys.stderr, logs)
     for name in plan.elsewhere:

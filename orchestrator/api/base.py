@@ -2,18 +2,43 @@
 
 A new endpoint is one file beside this one and one entry in `ENDPOINTS`. An endpoint is made once per
 process and keeps nothing of a request.
+
+What an answer must look like is the endpoint's alone; relay and failover ask it, and look into nothing:
+
+| question | asked of | in OpenAI's forms |
+|---|---|---|
+| Has the stream begun? | `Events.has_begun` | an event says more than a role |
+| Is it whole but for its end? | `Events.is_done` | `[DONE]`, and a `finish_reason` for each choice |
+| Does it tell of an error? | `Events.feed` raises `WorkerFailed` | `{"error": ...}`, and other spellings |
+| Did it end early? | `feed` or `finish` raises `InvalidStream` | `[DONE]` or a `finish_reason` is missing |
+| What became of the hand-off? | `Events.kv` | the usage counts all of the prompt as cached |
+| The same of a whole answer? | `Endpoint.whole` | the same, of one document |
+| How is an error told to the client? | `Endpoint.error`, `error_event` | an object; an event and `[DONE]` |
+
+Whoever writes `Events` for another API also mends its usage there (`cached_tokens`, `created_tokens`), and
+leaves out what is for engines alone (`kv_transfer_params`). A stream whose client did not ask for its usage
+has it asked for by us: `hides_usage` then. An API whose streams always tell it has `read` return a view with
+`wants_usage`, so that nothing is asked for and nothing withheld.
+
+How a request becomes legs, its `form` says (`api/leg_form.py`), and `holder` which worker alone can serve
+it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Final
 
-from orchestrator.api.view import RequestView
+from orchestrator.api.leg_form import OPENAI, LegForm
+from orchestrator.api.view import RequestView, view_request
 from orchestrator.compiled import mypyc_attr
 from orchestrator.errors import BatonError
 from orchestrator.http.exchange import Exchange
+from orchestrator.wire.judge import check_answer, judged
 from orchestrator.wire.sse import Events, EventStream, error_event
+from orchestrator.wire.usage import Kv
 
+_UNKNOWN: Final = Kv.UNKNOWN
 Content = tuple[bytes, bytes]  # a header block, with the content type in it, and the body
 
 
@@ -37,12 +62,35 @@ class Endpoint:
         self, *, needs_one_worker: bool = False, streams: bool = True, can_continue: bool = True
     ) -> None:
         """With `needs_one_worker` nothing is handed over, one leg does everything; with `streams` answers can
-        be streams of events. With `can_continue` those are OpenAI's chats or completions, so that another
-        worker can go on with one whose worker was lost.
+        be streams of events, and whole ones have choices that have ended, as a stream has. With
+        `can_continue` those are OpenAI's chats or completions, so that another worker can go on with one
+        whose worker was lost.
         """
         self.needs_one_worker = needs_one_worker
         self.streams = streams
         self.can_continue = can_continue
+        self.method = "POST"
+        self.form: LegForm = OPENAI  # how requests become legs
+        self.has_holders = False  # a request may have to go to the worker that holds something
+        self.asks_holder = False  # every request does, as it is: it is about what that worker holds
+
+    def credential(self, exchange: Exchange) -> bytes | None:
+        """Return the client's key as an `Authorization` value; None if it gives none."""
+        return exchange.header(b"authorization")
+
+    def read(self, body: bytes, exchange: Exchange) -> RequestView:
+        """Return what is routed on. Raises `InvalidRequest`."""
+        return view_request(body, exchange)
+
+    def holder(self, view: RequestView, exchange: Exchange) -> str | None:
+        """Return the mark (`api/holders.py`) of the only worker that can serve the request; None if any can.
+        Raises `UnknownResponse`. It is asked if `has_holders` or `asks_holder`.
+        """
+        return None
+
+    def target(self, exchange: Exchange) -> str:
+        """Return the path, and the query, at which the worker is asked; for one that `asks_holder`."""
+        return exchange.path
 
     def adapt(self, view: RequestView, exchange: Exchange) -> tuple[RequestView, Conversion | None]:
         """Return the request as its workers get it, and what is made of their answer; None if the client gets
@@ -50,9 +98,34 @@ class Endpoint:
         """
         return view, None
 
-    def events(self, *, hides_usage: bool, cached_tokens: int | None) -> Events:
-        """Return the reader of one worker's stream; see `EventStream`."""
-        return EventStream(hides_usage=hides_usage, cached_tokens=cached_tokens)
+    def events(
+        self, view: RequestView, *, hides_usage: bool, cached_tokens: int | None, created_tokens: int | None
+    ) -> Events:
+        """Return the reader of one worker's stream, which answers the client's request `view`.
+
+        With `hides_usage` the client did not ask for the usage that the worker tells. `cached_tokens` and
+        `created_tokens` are what it must say of the prefix cache, which only the prefill worker knows; None
+        if that is not known, or the worker that answers has prefilled: then it is left as it is.
+        """
+        return EventStream(
+            hides_usage=hides_usage,
+            cached_tokens=cached_tokens,
+            created_tokens=created_tokens,
+            choices=view.choices(),
+        )
+
+    def whole(
+        self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
+    ) -> tuple[Kv, bytes]:
+        """Judge the body of a worker's 200 that is no stream: return what became of the hand-off, if there
+        was one, and what the client gets. The numbers are those of `events`.
+
+        Raises `WorkerFailed` if it tells of an error, `InvalidStream` if it ended early, `InvalidAnswer` if
+        it is something else. It is not asked where `adapt` has returned a `Conversion`.
+        """
+        if self.streams:
+            return judged(content, cached_tokens, created_tokens)
+        return _UNKNOWN, check_answer(content)
 
     def error(self, error: BatonError) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Return headers and body of an answer that tells of `error`, whose status is the error's own."""

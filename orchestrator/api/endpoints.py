@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterable
 from orchestrator.api.base import Endpoint
 from orchestrator.api.embeddings import PATH as EMBEDDINGS
 from orchestrator.api.embeddings import EmbeddingsEndpoint
+from orchestrator.api.messages import COUNT_PATH, MessagesEndpoint
+from orchestrator.api.messages import PATH as MESSAGES
+from orchestrator.api.responses import CANCEL, RETRIEVE, ResponsesEndpoint, StoredResponses
+from orchestrator.api.responses import PATH as RESPONSES
+from orchestrator.api.responses import entry_of as stored_entry_of
 from orchestrator.loop.offload import Offload
 
 
@@ -16,6 +21,26 @@ def _two_legs(offload: Offload) -> Endpoint:
 
 def _one_leg(offload: Offload) -> Endpoint:
     return Endpoint(needs_one_worker=True, streams=False, can_continue=False)
+
+
+def _messages(offload: Offload) -> Endpoint:
+    return MessagesEndpoint()
+
+
+def _count_tokens(offload: Offload) -> Endpoint:
+    return MessagesEndpoint(counts=True)
+
+
+def _responses(offload: Offload) -> Endpoint:
+    return ResponsesEndpoint()
+
+
+def _retrieve(offload: Offload) -> Endpoint:
+    return StoredResponses("GET")
+
+
+def _cancel(offload: Offload) -> Endpoint:
+    return StoredResponses("POST")
 
 
 def spellings(paths: Iterable[str]) -> list[str]:
@@ -32,4 +57,17 @@ ENDPOINTS: dict[str, Callable[[Offload], Endpoint]] = {
     EMBEDDINGS: EmbeddingsEndpoint,
     "/tokenize": _one_leg,
     "/detokenize": _one_leg,
+    MESSAGES: _messages,
+    COUNT_PATH: _count_tokens,
+    RESPONSES: _responses,
+    RETRIEVE: _retrieve,
+    CANCEL: _cancel,
 }
+
+
+def entry_of(path: str) -> str | None:
+    """Return the entry of `ENDPOINTS` that a path belongs to; None if the data plane does not have it."""
+    if path in ENDPOINTS:
+        return path
+    path = path.removesuffix("/")
+    return path if path in ENDPOINTS else stored_entry_of(path)

@@ -40,9 +40,26 @@ _PROMPT: Schema = {
         "oneOf": [_TEXT, {"type": "array", "items": {}}],
     }
 }
+_MESSAGES: Schema = {
+    "messages": _CHAT["messages"],
+    "system": {},
+    "tools": {"type": "array", "items": {"type": "object"}},
+    "stop_sequences": {"type": "array", "items": _TEXT},
+}
+_INPUT: Schema = {
+    "input": {"description": "Text, or a list of items.", "oneOf": [_TEXT, {"type": "array", "items": {}}]},
+    "instructions": _TEXT,
+    "max_output_tokens": {"type": "integer"},
+    "previous_response_id": _TEXT,
+    "background": {"type": "boolean", "default": False},
+    "tools": {"type": "array", "items": {"type": "object"}},
+}
 _BODIES: dict[str, tuple[str, Schema, list[str]]] = {
     "/v1/chat/completions": ("Chat completion", _CHAT, ["messages"]),
     "/v1/completions": ("Completion", _PROMPT, ["prompt"]),
+    "/v1/messages": ("Anthropic message", _MESSAGES, ["messages", "max_tokens"]),
+    "/v1/messages/count_tokens": ("Tokens of an Anthropic message", _MESSAGES, ["messages"]),
+    "/v1/responses": ("Response", _INPUT, ["input"]),
 }
 _ERROR: Schema = {
     "type": "object",
@@ -71,7 +88,7 @@ _STATUSES = {
 
 
 def describe_data_plane(document: Schema) -> None:
-    """Add the two endpoints that are served in two legs, and API keys, to an OpenAPI document.
+    """Add the endpoints of generation, and API keys, to an OpenAPI document.
 
     Fields that are not listed go to the worker untouched, so every body allows more than it names.
     """
@@ -91,7 +108,7 @@ def _operation(path: str, summary: str, fields: Schema, required: list[str]) -> 
     }
     return {
         "summary": summary,
-        "description": "OpenAI's API. Prefill runs on one worker and decode on another.",
+        "description": "Prefill runs on one worker and decode on another (docs/apis.md).",
         "operationId": path.strip("/").replace("/", "_"),
         "tags": ["inference"],
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},

@@ -34,6 +34,8 @@ PROMPT_FIELDS: Final = (
     "chat_template",
     "chat_template_kwargs",
     "documents",
+    "instructions",
+    "system",
     "messages",
     "prompt",
     "input",
@@ -116,6 +118,17 @@ class RequestView(Request):
             self.limit,
             self.is_refusable,
         )
+
+    def choices(self) -> int:
+        """Return how many choices the answer has; 0 if that is not clear."""
+        if self.whole_reason is None and "n" not in self.own:
+            return 1
+        return _count_of(self.own.get("n")) * _prompts_in(self.shared)
+
+    def refuses(self, limit: str) -> bool:
+        """Tell whether workers will refuse the request for its limit of tokens, which must be positive."""
+        value = self.own.get(limit)
+        return value is not None and bytes(value)[:1] in b"-0"
 
     def for_model(self, model: str) -> RequestView:
         """Return the same request with a model, for one whose client named none."""
@@ -225,11 +238,16 @@ OWN: Final = EMBEDDING_FORM | frozenset(
         "stream_options",
         "max_tokens",
         "max_completion_tokens",
+        "max_output_tokens",
         "min_tokens",
         "n",
         "best_of",
         "stop",
         "stop_token_ids",
+        "stop_sequences",
+        "store",
+        "background",
+        "request_id",
         "ignore_eos",
         "return_token_ids",
         "kv_transfer_params",
@@ -248,6 +266,7 @@ _json: Final = msgspec.json.Encoder()
 _TOP_LEVEL: Final = msgspec.json.Decoder(dict[str, Raw])
 _ROUTED_OWN: Final = msgspec.json.Decoder(RoutedOwn)
 _ONLY_ONE: Final = msgspec.json.Decoder(tuple[Raw])  # gives up at a second one
+_LIST: Final = msgspec.json.Decoder(list[Raw])
 _IDS: Final = msgspec.json.Decoder(list[int])
 _EMPTY: Final = Raw(b"{}")
 _BRACKET: Final = ord("[")
@@ -300,6 +319,26 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
         limit,
         limit < 0 or has_stray_options or (is_judged and is_refusable(own_json, shared)),
     )
+
+
+def _count_of(value: Raw | None) -> int:
+    """Return the number that a field has, in whichever of the ways that vLLM takes; 0 if it has none."""
+    text = b"1" if value is None else bytes(value).strip(b'"')
+    try:
+        return 1 if text == b"null" else max(0, int(float(text)))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _prompts_in(shared: Mapping[str, Raw]) -> int:
+    """Return how many prompts a completion has; a chat is one. 0 if that is not clear."""
+    prompt = shared.get("prompt")
+    if "prompt_embeds" in shared:
+        return 0
+    if prompt is None or memoryview(prompt)[0] != _BRACKET:
+        return 1
+    listed = _LIST.decode(prompt)
+    return len(listed) if listed and memoryview(listed[0])[0] in b'"[' else 1
 
 
 def _refuse_nesting(body: bytes, fields: Mapping[str, Raw]) -> None:

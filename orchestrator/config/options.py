@@ -134,8 +134,9 @@ class LimitsConfig(Model):
     max_held_bytes: Reloadable[int] = Field(
         1024 * 1024 * 1024,
         ge=1024,
-        description="New requests are answered 503 while open requests hold more than this many bytes: their "
-        "bodies, and answers that were received and not yet sent.",
+        description="Requests hold at most this many bytes: what has come of them, and answers that were "
+        "received and not yet sent. New requests are answered 503 above it, and so are those that came last "
+        "of what is still coming in.",
     )
     header_timeout_s: Reloadable[Seconds] = Field(
         10.0,
@@ -160,12 +161,21 @@ class LimitsConfig(Model):
     first_byte_timeout_s: Reloadable[Seconds] = Field(
         300.0,
         description="A request is answered 504 if its prefill leg, or the leg of its stream, sends no byte "
-        "for this many seconds.",
+        "for this many seconds. A comment of the worker is a byte, too.",
     )
     stream_idle_timeout_s: Reloadable[Seconds] = Field(
-        120.0,
-        description="A stream ends with an error if nothing comes for this many seconds; its length is not "
-        "limited.",
+        600.0,
+        description="A stream that has begun ends with an error if its worker sends nothing, not even a "
+        "comment, for this many seconds; its length is not limited. A worker may be silent for minutes while "
+        "it collects the arguments of a tool call.",
+    )
+    keepalive_s: Reloadable[float] = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="The client of a stream gets a comment whenever it has had nothing for this many "
+        "seconds, so that no proxy takes the connection for dead; with 0 only those of the workers. The "
+        "first one makes the status 200: an error that follows is an event of the stream.",
     )
     max_kept_bytes: int = Field(
         512 * 1024 * 1024,
@@ -254,6 +264,13 @@ class OrchestratorConfig(Model):
     # uvicorn's settings, under uvicorn's names
     backlog: int = Field(
         2048, ge=1, description="At most this many connections wait in the kernel until they are accepted."
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="At most this many client connections are open in each process; for another one a "
+        "connection is closed on which no request is in progress, or else it is answered 503. Without it, "
+        "clients have half of the descriptors that the process may open, less 64.",
     )
     limit_concurrency: int | None = Field(
         None, ge=1, description="New requests are answered 503 while this many are in progress."

@@ -14,6 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
+from orchestrator.api.messages import PATH as MESSAGES
+from orchestrator.api.messages import error_body as messages_error
 from orchestrator.compiled import is_compiled
 from orchestrator.control.state import Guarding
 from orchestrator.errors import BatonError, ClientError, MethodNotAllowed, NotFound
@@ -67,7 +69,7 @@ class _Guard:
         except Exception as error:
             if started:
                 raise
-            await _answer_to(error, request_id)(scope, receive, send_with_id)
+            await _answer_to(error, request_id, scope["path"])(scope, receive, send_with_id)
 
     def _check_key(self, scope: Scope) -> None:
         if self._keys is None or scope["path"] in self._open_paths:
@@ -82,15 +84,16 @@ def _without_last_slash(scope: Scope) -> Scope:
     return {**scope, "path": path[:-1]} if len(path) > 1 and path.endswith("/") else scope
 
 
-def _answer_to(error: Exception, request_id: str) -> Response:
+def _answer_to(error: Exception, request_id: str, path: str) -> Response:
     if isinstance(error, BatonError):
-        return _error_response(error)
+        return _error_response(error, path)
     _log.error("request %s failed", request_id, exc_info=error)  # a bug of ours
-    return _error_response(BatonError("internal error"))
+    return _error_response(BatonError("internal error"), path)
 
 
-def _error_response(error: BatonError) -> Response:
-    response = Response(error.body(), error.status)
+def _error_response(error: BatonError, path: str) -> Response:
+    is_anthropics = path.startswith(MESSAGES)  # a path below it that nobody serves
+    response = Response(messages_error(error) if is_anthropics else error.body(), error.status)
     response.raw_headers.extend(error.headers())
     return response
 
@@ -99,7 +102,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Turn what the router raises, 404 and 405, into an error of ours."""
     if not isinstance(error, HTTPException):  # it is registered for nothing else
         raise error
-    response = _error_response(_translated(error, request))
+    response = _error_response(_translated(error, request), request.url.path)
     response.status_code = error.status_code
     return response
 

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from orchestrator.failover.transcript import Sent, Usage
-from orchestrator.wire.sse import DONE, Events, EventStream, InvalidStream, payload_of, split_events
+from orchestrator.wire.judge import InvalidStream
+from orchestrator.wire.sse import DONE, Events, EventStream, payload_of, split_events
 from orchestrator.wire.usage import Kv
 
 _Document = dict[str, Any]
@@ -68,7 +69,7 @@ class ContinuedStream(Events):
         `cached_tokens`: what the client is told; if it is not known, the worker's own count.
         `again`: text that the client has and the worker begins with; not part of `so_far`.
         """
-        self._events = EventStream()
+        self._events = EventStream(hides_usage=hides_usage)
         self._envelope = envelope
         self._so_far = so_far
         self._hides_usage = hides_usage
@@ -80,6 +81,10 @@ class ContinuedStream(Events):
     def kv(self) -> Kv:
         """This is what became of the hand-off to the new worker."""
         return self._events.kv
+
+    @property
+    def has_begun(self) -> bool:
+        return self._events.has_begun
 
     @property
     def is_done(self) -> bool:

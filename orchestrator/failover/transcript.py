@@ -240,12 +240,12 @@ class Transcript:
     def _read_first(self, data: bytes) -> bytes:
         """Read the first event by itself, for it is unlike the others; these are returned."""
         events = split_events(data)
-        while events:
-            if payload := payload_of(events.pop(0)):  # no comment
+        for number, event in enumerate(events, start=1):
+            if payload := payload_of(event):  # no comment
                 self._head = _HEAD.decode(payload)
                 self._note([_EVENT.decode(payload)])
-                break
-        return b"".join(events)
+                return b"".join(events[number:])
+        return b""
 
     def _note(self, events: list[_Event]) -> None:
         choices = [choice for event in events for choice in event.choices]

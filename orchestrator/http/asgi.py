@@ -47,6 +47,7 @@ class AsgiExchange(Exchange):
         self.content_length = int(length) if length is not None else None
         self._request_id = request_id_from(self.headers, ids or IdSource(SystemRandom()))
         self.body_size = 0
+        self.is_counted = False
         self.is_gone = False
         self.is_started = False
         self.is_complete = False

@@ -25,6 +25,7 @@ class Body:
         "_runs",
         "_unread",
         "awaits_continue",
+        "counted",
         "failure",
         "is_cut",
         "is_discarding",
@@ -45,6 +46,7 @@ class Body:
         self._runs: tuple[bytes, ...] = ()  # pieces, joined
         self._is_read_whole = False
         self._unread = 0  # bytes, of who reads one by one
+        self.counted = 0  # bytes that are counted as held: only of bodies that do not come at once
 
     # --- what is read
 
@@ -55,6 +57,8 @@ class Body:
         self._is_read_whole = True
         if not self.is_received:
             await self._receive(is_answered)
+        if self.counted:
+            self.release()
         if self.failure is not None:
             raise self.failure
         if self.is_cut:
@@ -75,6 +79,8 @@ class Body:
         """Return what has come since the last piece was read."""
         pieces, self.pieces = self.pieces, []
         self._unread = 0
+        if self.counted:
+            self.release()
         return b"".join(pieces)
 
     def want(self, is_answered: bool) -> None:
@@ -127,6 +133,7 @@ class Body:
     def leave(self) -> None:
         """Note that the client is gone. A body that is whole can still be read."""
         self.is_cut = not self.is_received
+        self.release()
         self._wake()
 
     def discard(self) -> None:
@@ -134,6 +141,22 @@ class Body:
         self.is_discarding = True
         self.pieces.clear()
         self._runs = ()
+        self.release()
+
+    # --- what is counted
+
+    def count(self, size: int) -> int:
+        """Have `size` bytes more counted as held by this body; return how many that are."""
+        if self.is_discarding:
+            return 0
+        self.counted += size
+        return size
+
+    def release(self) -> None:
+        """Have nothing counted any more: the bytes are the reader's, or dropped. This can be repeated."""
+        if self.counted:
+            self._connection.held.incoming -= self.counted
+            self.counted = 0
 
     def _wake(self) -> None:
         if self.waiters is not None:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from orchestrator.errors import BatonError
+from orchestrator.http.date import DateLine
+from orchestrator.http.exchange import FormError
+from orchestrator.http.held import HeldBytes
 from orchestrator.http.ids import IdSource
 
 
@@ -31,7 +34,10 @@ class Carrier(ABC):
     is_ending: bool  # the connection closes behind its next answer
     tasks: set[asyncio.Task[None]]  # of the requests in progress
     ids: IdSource
+    date: DateLine
+    held: HeldBytes  # what the requests of the process have come to
     on_refused: Callable[[BatonError], None] | None  # told of errors that the server itself answers
+    form_error: FormError  # how clients are told of them
     addresses: Addresses
 
     @abstractmethod

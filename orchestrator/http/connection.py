@@ -21,10 +21,12 @@ from typing import Any, Final, cast
 
 from uvicorn.server import ServerState
 
-from orchestrator.errors import BatonError, RequestTimeout
+from orchestrator.errors import BatonError, RequestTimeout, TooManyConnections
 from orchestrator.http.carrier import Addresses
+from orchestrator.http.crowd import Crowd, Guest
 from orchestrator.http.deadlines import NEVER, Deadlines, Sweep
-from orchestrator.http.exchange import Handler
+from orchestrator.http.exchange import FormError, Handler, form_error
+from orchestrator.http.held import HeldBytes
 from orchestrator.http.http_exchange import HttpExchange, refuse, run
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
@@ -46,24 +48,38 @@ class Shared:
         ids: IdSource,
         on_refused: Callable[[BatonError], None] | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
+        held: HeldBytes | None = None,
+        form_error: FormError = form_error,
     ) -> None:
         """Requests for the paths in `handlers` go there instead of to the application.
 
         `on_refused` is told of every error that the server itself answers; neither a handler nor the
-        application ever sees those requests.
+        application ever sees those requests; `form_error` makes what their clients get. `held` bounds what
+        the requests hold, if there is a bound.
         """
         self.limits = limits  # of the connections that are made from now on
         self.ids = ids
         self.on_refused = on_refused
         self.handlers = handlers
+        self.form_error = form_error
         self.sweep = Sweep(limits.sweep_s)
-        self.open: set[HttpProtocol] = set()
+        self.crowd = Crowd(limits.max_connections)
+        self.held = held or HeldBytes()
+        self.held.unsent = self.unsent
         self.is_ending = False
+
+    @property
+    def open(self) -> dict[Guest, None]:
+        return self.crowd.open
+
+    def unsent(self) -> int:
+        """Return the bytes of answers that wait for clients which take them slowly."""
+        return sum(guest.unsent() for guest in self.crowd.open if guest.is_write_paused)
 
     def close_after_answers(self) -> None:
         """Let every connection, also those to come, end with its next answer; idle ones stay until then."""
         self.is_ending = True
-        for connection in self.open:
+        for connection in self.crowd.open:
             connection.is_ending = True
 
 
@@ -89,7 +105,10 @@ class HttpProtocol(Receiver):
         self.loop = loop
         self.tasks = state.tasks
         self.ids = shared.ids
+        self.date = shared.sweep.date
+        self.held = shared.held
         self.on_refused = shared.on_refused
+        self.form_error = shared.form_error
         self.is_ending = shared.is_ending
         self.is_write_paused = False
         self._shared = shared
@@ -103,6 +122,7 @@ class HttpProtocol(Receiver):
         self.active: HttpExchange | None = None
         self._queue: deque[HttpExchange] = deque()  # behind the active one
         self._is_next_due = False
+        self._is_silent = False  # it has not sent a whole request yet
         self._is_closing = False
         self._is_lost = False
 
@@ -115,15 +135,24 @@ class HttpProtocol(Receiver):
         self.addresses = _addresses(transport)
         # uvicorn types the set by its own protocols; it calls nothing but shutdown().
         self._state.connections.add(cast("Any", self))
-        self._shared.open.add(self)
         self._reader.connected(carrying)
         self._deadlines.connected(carrying)
         self._shared.sweep.add(self._deadlines, self.expire)
+        crowd = self._shared.crowd
+        self._is_silent = has_room = crowd.enter(self, self.loop.time())
+        if not has_room:
+            self._turn_away(crowd.has_time_to_part)
+
+    def _turn_away(self, is_told: bool) -> None:
+        if is_told:
+            self._reader.break_off(TooManyConnections("all connections to this server are in use"))
+        else:
+            self.give_way()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
         self._state.connections.discard(cast("Any", self))
-        self._shared.open.discard(self)
+        self._shared.crowd.leave(self)
         self._shared.sweep.discard(self._deadlines)
         self._leave()
         self._reader.close()
@@ -136,7 +165,7 @@ class HttpProtocol(Receiver):
 
     def _leave(self) -> None:
         active, self.active = self.active, None
-        self._queue.clear()
+        self._drop_queue()
         self._reader.incoming = None
         self._reader.backlog.clear()
         if active is not None:
@@ -164,6 +193,20 @@ class HttpProtocol(Receiver):
             self.active.writable()
         elif not self._is_closing:
             self._rest()
+
+    # --- the crowd's side
+
+    @property
+    def is_resting(self) -> bool:
+        active = self.active
+        is_answered = active is None or active.is_complete
+        return is_answered and not self._transport.get_write_buffer_size()
+
+    def unsent(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def give_way(self) -> None:
+        self.cut(resets=False)
 
     # --- the server's side
 
@@ -197,6 +240,8 @@ class HttpProtocol(Receiver):
         exchange = self.active
         if exchange is None:
             return
+        if exchange.body.counted:  # the handler has not asked for it
+            exchange.body.release()
         if not exchange.keep_alive or self.is_ending:
             self._end(exchange)
         elif exchange.body.is_received:
@@ -227,6 +272,9 @@ class HttpProtocol(Receiver):
 
     def _start(self, exchange: HttpExchange) -> None:
         self.active = exchange
+        if self._is_silent:
+            self._is_silent = False
+            self._shared.crowd.silent.pop(self, None)
         if exchange.refusal is not None:
             exchange.body.discard()
             refuse(exchange, exchange.refusal)
@@ -280,12 +328,18 @@ class HttpProtocol(Receiver):
     # --- ending
 
     def _end(self, exchange: HttpExchange) -> None:
-        self._queue.clear()
+        self._drop_queue()
         self._reader.backlog.clear()
+        exchange.body.discard()
         if exchange.body.is_received and not self._reader.is_deaf:
             self._close()
         else:
             self.linger()
+
+    def _drop_queue(self) -> None:
+        for exchange in self._queue:
+            exchange.body.discard()
+        self._queue.clear()
 
     def _close(self) -> None:
         self._reader.is_deaf = True

@@ -10,9 +10,11 @@ import asyncio
 import fcntl
 import sys
 import termios
+import time
 from collections.abc import Callable
 from typing import Final
 
+from orchestrator.http.date import DateLine
 from orchestrator.http.limits import ServerLimits
 
 NEVER: Final = float("inf")
@@ -23,10 +25,12 @@ MIN_TAKEN: Final = 16 * 1024
 
 
 class Sweep:
-    """A server has this one timer, which runs while connections are open."""
+    """A server has this one timer, which runs while connections are open; it also keeps the date."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
+        self.date = DateLine()
+        self.date.refresh(time.time())
         self.open: dict[Deadlines, Callable[[float], None]] = {}  # and what to call when they have passed
         self._is_armed = False
 
@@ -42,6 +46,7 @@ class Sweep:
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_armed = True
+        self.date.refresh(time.time())
         loop.call_later(self._interval_s, self._run, loop)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -39,6 +39,7 @@ class Exchange(ABC):
     headers: list[tuple[bytes, bytes]]  # names in lower case, in the order of arrival
     content_length: int | None  # None: chunked, or no body
     body_size: int  # bytes of the body that have arrived
+    is_counted: bool  # its server counts the body as held while it comes in (`held.py`)
     is_gone: bool  # the client's connection was lost before the answer was complete
     is_started: bool  # `start()` or `respond()` was called: the status can no longer be changed
     is_complete: bool  # `finish()` or `respond()` was called: nothing more may be written
@@ -140,9 +141,18 @@ class Exchange(ABC):
         ...
 
 
-def error_answer(error: BatonError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return status, headers and body that tell a client of `error`."""
+ErrorAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers and body
+FormError = Callable[[str, BatonError], ErrorAnswer]  # the form may depend on the path
+
+
+def error_answer(error: BatonError) -> ErrorAnswer:
+    """Return what tells a client of `error`."""
     return error.status, error.headers(), error.body()
+
+
+def form_error(path: str, error: BatonError) -> ErrorAnswer:
+    """Tell of errors in one form, whatever the path."""
+    return error_answer(error)
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

@@ -26,8 +26,24 @@ from orchestrator.http.limits import ServerLimits
 from orchestrator.wire.headers import Fields
 
 HTTP_VERSIONS: Final[tuple[str, ...]] = ("1.1", "1.0")
+OTHER_PROTOCOL: Final = "another protocol"  # in place of a version
 # Times max_header_bytes: a larger head is not read to its end, so 414 and 431 close the connection.
 HEAD_DRAIN: Final = 4
+
+
+# Fields that somebody on the way may understand in another way than we do if they come more than once.
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+_SINGLE: Final = _FRAMING | {
+    b"authorization",
+    b"content-type",
+    b"expect",
+    b"host",
+    b"origin",
+    b"proxy-authorization",
+    b"x-api-key",
+    b"x-request-id",
+    b"x-request-timeout",
+}
 
 
 class Target(NamedTuple):
@@ -89,6 +105,10 @@ class Head:
         self.awaits_continue = False  # the client waits for "100 Continue" before it sends the body
         self.ends_reading = False  # nothing behind this request can be understood, or is worth to be read
 
+    def count(self, name: bytes) -> int:
+        """Return how many fields have this name, in lower case."""
+        return sum(given == name for given, _ in self.headers)
+
 
 class Judge:
     """A judge judges the heads of one connection, and remembers what the next is likely to repeat."""
@@ -107,12 +127,18 @@ class Judge:
         error: BatonError | None = None
         if not is_small or len(head.headers) > self._limits.max_headers:
             error = _size_error(head, self._limits)
-        return error or _framing_error(head) or self._content_error(head)
+        is_clear = len(head.fields) == len(head.headers)  # no field came twice
+        return (
+            error
+            or _framing_error(head)
+            or (None if is_clear else _repetition_error(head))
+            or self._content_error(head)
+        )
 
     def _content_error(self, head: Head) -> BatonError | None:
         fields = head.fields
         host = fields.get(b"host")
-        if host is None or host != self._host or len(fields) != len(head.headers):
+        if host is None or host != self._host:
             error = self._host_error(head, host)
             if error is not None:
                 return error
@@ -136,8 +162,6 @@ class Judge:
         if host is None:
             # HTTP/1.0 knows no Host, and some load balancers probe with it.
             return None if head.http_version == "1.0" else ClientError("the Host header is missing")
-        if sum(name == b"host" for name, _ in head.headers) > 1:
-            return ClientError("there is more than one Host header")
         if not _is_valid_host(host.rstrip(b" \t")):
             return ClientError("the Host header is invalid")
         self._host = host
@@ -199,7 +223,9 @@ def _framing_error(head: Head) -> BatonError | None:
     coding = fields.get(b"transfer-encoding")
     length = fields.get(b"content-length")
     if coding is not None:
-        if coding.strip().lower() != b"chunked" or head.http_version == "1.0" or length is not None:
+        is_one = head.count(b"transfer-encoding") == 1
+        is_chunked = is_one and coding.strip().lower() == b"chunked"
+        if not is_chunked or head.http_version == "1.0" or length is not None:
             return _end_with(head, ClientError("unacceptable transfer-encoding"))
         head.has_body = True
     elif length is not None:
@@ -209,6 +235,18 @@ def _framing_error(head: Head) -> BatonError | None:
         head.awaits_continue = fields[b"expect"].strip().lower() == b"100-continue"
     if head.is_upgrade and head.method == "CONNECT":
         return _end_with(head, MethodNotAllowed("this is not a proxy"))
+    return None
+
+
+def _repetition_error(head: Head) -> BatonError | None:
+    """Return which field came more than once though it has one value: which one counts is a guess."""
+    seen: set[bytes] = set()
+    for name, _ in head.headers:
+        if name in seen:
+            error = ClientError(f"there is more than one {name.decode('latin-1')} header")
+            return _end_with(head, error) if name in _FRAMING else error
+        if name in _SINGLE:
+            seen.add(name)
     return None
 
 

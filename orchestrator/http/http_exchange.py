@@ -11,8 +11,8 @@ from typing import Any, Final
 from orchestrator.errors import BatonError, ClientGone, Unavailable
 from orchestrator.http.body import Body
 from orchestrator.http.carrier import Carrier
-from orchestrator.http.exchange import Exchange, Handler, Headers, error_answer
-from orchestrator.http.head import Head
+from orchestrator.http.exchange import Exchange, Handler, Headers
+from orchestrator.http.head import NO_TARGET, Head
 from orchestrator.http.ids import valid_request_id
 from orchestrator.http.waiters import Waiters
 from orchestrator.wire.headers import fields_of, header_block
@@ -42,6 +42,7 @@ class HttpExchange(Exchange):
     """
 
     # Class attributes are the defaults of what most requests never change.
+    is_counted = True
     is_gone = False
     is_started = False
     is_complete = False
@@ -171,15 +172,21 @@ class HttpExchange(Exchange):
     def _compose(self, status: int, headers: Headers, framing: bytes) -> bytes:
         """Return the head of the answer. Raises `ValueError` if a name or value would break it."""
         # Who waits for 100 may or may not send the body behind another answer: what comes next is unknown.
-        if self.body.awaits_continue or self.connection.is_ending:
+        # And where a body ends that is too large already, nobody knows.
+        connection = self.connection
+        if connection.is_ending or not (self.body.is_received or self._is_end_near()):
             self.keep_alive = False
         return b"%b%bx-request-id: %b\r\n%b%b" % (
             STATUS_LINES.get(status) or _status_line(status),
             headers if isinstance(headers, bytes) else header_block(headers),
             (self._request_id or self.request_id).encode(),
             framing,
-            b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
+            connection.date.end if self.keep_alive else connection.date.last_end,
         )
+
+    def _is_end_near(self) -> bool:
+        """Return whether the rest of the body comes, and is worth to be read."""
+        return not self.body.awaits_continue and self.body.failure is None
 
     def feed(self, chunk: bytes) -> bool:
         connection = self.connection
@@ -305,7 +312,14 @@ def refuse(exchange: HttpExchange, error: BatonError) -> None:
     on_refused = exchange.connection.on_refused
     if on_refused is not None:
         on_refused(error)
-    exchange.respond(*error_answer(error))
+    exchange.respond(*exchange.connection.form_error(_path_of(exchange.head), error))
+
+
+def _path_of(head: Head) -> str:
+    """Return the path, also of a head that was refused before it was parsed."""
+    if head.target is not NO_TARGET:
+        return head.target.path
+    return head.url.partition(b"?")[0].decode("ascii", "replace")
 
 
 def _settle(exchange: HttpExchange, error: BatonError) -> None:
@@ -315,4 +329,4 @@ def _settle(exchange: HttpExchange, error: BatonError) -> None:
     if exchange.is_started:
         exchange.abort()
     else:
-        exchange.respond(*error_answer(error))
+        exchange.respond(*exchange.connection.form_error(exchange.path, error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
+from orchestrator.config.descriptors import most_clients
 from orchestrator.config.options import OrchestratorConfig
 
 
@@ -24,6 +26,7 @@ class ServerLimits:
     drain_bytes: int = (
         1024 * 1024
     )  # what is left of a refused body is read up to here, else the connection closes
+    max_connections: int = sys.maxsize  # open at the same time; see `crowd.py`
     limit_concurrency: int | None = None  # requests in progress; more are 503
     unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
     sweep_s: float = 0.25
@@ -37,5 +40,6 @@ class ServerLimits:
             body_timeout_s=limits.body_timeout_s,
             write_timeout_s=limits.client_write_timeout_s,
             max_body_bytes=limits.max_body_bytes,
+            max_connections=config.max_connections or most_clients(),
             limit_concurrency=config.limit_concurrency,
         )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from random import Random
 from typing import Any, Literal, Protocol, cast
@@ -20,8 +21,10 @@ from orchestrator.http.asgi_app import AsgiApp
 from orchestrator.http.connection import HttpProtocol, Shared
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
+from orchestrator.http.tls_listener import TlsListener
 
 TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
+ADMIN_CONNECTIONS = 32  # of the descriptors that a process keeps for itself
 CLOSE_S = 1  # from the end of draining: for connections to be closed
 
 _log = logging.getLogger("baton.serving")
@@ -114,6 +117,27 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if sockets is None or self.config.ssl is None:
+            await super().startup(sockets)
+            return
+        await self.lifespan.startup()
+        listeners = [self._tls_listener(sock, self.config.ssl) for sock in sockets]
+        self.servers = cast("list[asyncio.Server]", listeners)  # uvicorn only closes them
+        self.started = True
+
+    def _tls_listener(self, sock: socket.socket, tls: ssl.SSLContext) -> TlsListener:
+        protocols = cast("Protocols", self.config.http_protocol_class)
+        shared = protocols.shared
+        sock.listen(self.config.backlog)
+        return TlsListener(
+            sock,
+            lambda: cast("asyncio.Protocol", protocols(self.config, self.server_state, self.lifespan.state)),
+            tls,
+            shared.crowd,
+            shared.limits.header_timeout_s,
+        )
+
     def stop(self) -> None:
         """End in good order. This can be repeated."""
         self.should_exit = True
@@ -196,7 +220,8 @@ async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random
     if options.admin is None:
         yield
         return
-    unlimited = options.model_copy(update={"limit_concurrency": None, "limit_max_requests": None})
+    update = {"limit_concurrency": None, "limit_max_requests": None, "max_connections": ADMIN_CONNECTIONS}
+    unlimited = options.model_copy(update=update)
     with bound(options.admin, options.backlog) as listener:
         server = Server(uvicorn_config(app, unlimited, random=random, listen=options.admin))
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from abc import abstractmethod
 from typing import Any, Final
 
@@ -18,16 +19,26 @@ import httptools
 
 from orchestrator.errors import BatonError, BodyTooLarge, ClientError, Overloaded
 from orchestrator.http.backlog import Backlog
-from orchestrator.http.carrier import Carrier
+from orchestrator.http.crowd import Guest
 from orchestrator.http.deadlines import Deadlines
-from orchestrator.http.head import Head, Judge, max_head_bytes, unfinished_error
+from orchestrator.http.head import OTHER_PROTOCOL, Head, Judge, max_head_bytes, unfinished_error
+from orchestrator.http.held import Holder
 from orchestrator.http.http_exchange import HttpExchange
 from orchestrator.http.limits import ServerLimits
 
 logger: Final = logging.getLogger("baton.server")
 
 
-class Receiver(Carrier):
+# What a trailer must not say (RFC 9110, 6.5.1), for the parser would go by it; other trailers are ignored.
+NO_TRAILERS: Final = frozenset(
+    {b"connection", b"content-length", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
+# The parser also takes requests of RTSP and ICE, and tells of their version only.
+_REQUEST_LINE: Final = re.compile(rb"(?:^|\n)([A-Z_-]+) +([^ \r\n]+) +([A-Z]+/)")
+_PROTOCOL: Final = b"HTTP/"
+
+
+class Receiver(Guest):
     """A reader sees its connection as a receiver, which answers one request after the other."""
 
     active: HttpExchange | None  # the one in progress
@@ -59,7 +70,7 @@ class Receiver(Carrier):
         ...
 
 
-class Reader:
+class Reader(Holder):
     """A reader reads the requests of one connection.
 
     It does so with llhttp in its strict mode, which itself refuses bare LF, obs-fold, NUL, both
@@ -79,6 +90,12 @@ class Reader:
     _quiet_bytes = 0  # since the last piece of a body: chunk extensions, trailers
     _is_upgrade = False  # the parser will stop behind the present head
     _is_resuming = False  # the parser is being shown a head that we have had
+    _data: bytes | memoryview = b""  # of the present read
+    _is_at_start = False  # the present head, or that of a request to come, begins with a read
+    _start = b""  # of the present head, as far as it came in earlier reads
+    _counted = 0  # bytes of a head and of the backlog that are counted as held
+    _seen = 0  # bytes of the incoming body that were counted
+    _is_counted = False  # something of what is coming in is
 
     def __init__(self, connection: Receiver, limits: ServerLimits, deadlines: Deadlines) -> None:
         """`close()` must follow, else reader and connection are left to the garbage collector."""
@@ -97,12 +114,17 @@ class Reader:
     def close(self) -> None:
         """Read nothing any more."""
         self._parser = None
+        if self._is_counted:
+            self._uncount()
         del self._connection
 
     # --- bytes
 
     def feed(self, data: bytes | memoryview) -> None:
         """Parse `data`, of which there may be `backlog.max_step`, or the rest of a body of known length."""
+        self._data = data
+        if not self.in_head:
+            self._is_at_start = self.incoming is None
         self._feed_bytes = size = len(data)
         if self.in_head:
             self._head_bytes += size
@@ -115,10 +137,14 @@ class Reader:
             self._on_parser_error(error)
         if self.in_head or self.incoming is not None:
             self._await_more()
+        elif self._is_counted:
+            self._count()
+        self._data = b""  # or it would be kept for as long as the connection
 
     def hold(self, data: bytes) -> None:
         """Keep `data` until the request in progress is answered."""
         self.backlog.hold(data)
+        self._count()
         self._set_reading()
 
     def feed_much(self, data: bytes) -> None:
@@ -139,6 +165,8 @@ class Reader:
                 may_step = False
                 size = backlog.step(is_head_next=not self.in_head and self.incoming is None)
             self.feed(backlog.take(size))
+        if backlog.size or self._is_counted:
+            self._count()
         self._set_reading()
         if backlog.size and not self._is_answering():
             self._connection.schedule()
@@ -154,6 +182,7 @@ class Reader:
         self.in_head = True
         self._url = b""
         self._headers = []
+        self._start = b""
         self._head_bytes = 0
         self._deadlines.began = 0.0
 
@@ -161,8 +190,10 @@ class Reader:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # else it is a trailer: ignored
+        if self.in_head:
             self._headers.append((name.lower(), value))
+        elif name.lower() in NO_TRAILERS and not self.is_deaf:
+            self.break_off(ClientError(f"a trailer must not have the field {name.decode('latin-1')}"))
 
     def on_headers_complete(self) -> None:
         self.in_head = False
@@ -170,6 +201,7 @@ class Reader:
             return
         head = self._head()
         exchange = HttpExchange(self._connection, head, self._refusal(head))
+        self._seen = 0
         if head.ends_reading:
             self.is_deaf = True
         self._deadlines.began = 0.0
@@ -184,8 +216,21 @@ class Reader:
         if self._connection.max_requests is not None and self._connection.is_last():
             keep_alive = False
         self._is_upgrade = is_upgrade = parser.should_upgrade()
-        method = parser.get_method().decode("ascii")
-        return Head(method, self._url, version, self._headers, keep_alive, is_upgrade)
+        name, url = parser.get_method(), self._url
+        # Where the head begins with the read and has single blanks, as nearly all have, its version is here.
+        at = len(name) + len(url) + 2
+        if not self._is_at_start or self._data[at : at + 5] != _PROTOCOL:
+            version = version if self._is_http(name) else OTHER_PROTOCOL
+        self._is_at_start = False
+        return Head(name.decode("ascii"), url, version, self._headers, keep_alive, is_upgrade)
+
+    def _is_http(self, method: bytes) -> bool:
+        """Return whether the present head is one of HTTP. Its request line is in the last reads; if others
+        like it may be of other requests, or of bodies, all of them must be.
+        """
+        lines = _REQUEST_LINE.finditer(self._start + bytes(self._data))
+        found = [line[3] for line in lines if line[1] == method and line[2] == self._url]
+        return all(protocol == _PROTOCOL for protocol in (found[:1] if self._is_at_start else found))
 
     def _refusal(self, head: Head) -> BatonError | None:
         is_small = self._head_bytes == 0 and self._feed_bytes <= self._judge.small
@@ -279,18 +324,61 @@ class Reader:
         if exchange.body_size > limits.max_body_bytes + limits.drain_bytes:
             self.break_off(BodyTooLarge("the body has no end"))
 
+    # --- memory
+
+    def _count(self) -> None:
+        """Count what has come in and waits, for the rest of a request or for its turn."""
+        incoming, size = self.incoming, self.backlog.size
+        if self.in_head:
+            size += self._quiet_bytes
+        more, self._counted = size - self._counted, size
+        if incoming is not None:
+            new, self._seen = incoming.body_size - self._seen, incoming.body_size
+            more += incoming.body.count(new)
+        if size or incoming is not None:
+            self._is_counted = True
+            self._connection.held.note(self, more)
+        elif self._is_counted:
+            self._is_counted = False
+            self._connection.held.forget(self, -more)
+
+    def _uncount(self) -> None:
+        self._is_counted = False
+        size, self._counted = self._counted, 0
+        self._connection.held.forget(self, size)
+
+    def give_way(self, error: BatonError) -> None:
+        active = self._connection.active
+        if self.in_head or self.incoming is not None:
+            self.break_off(error)
+        else:
+            self.is_deaf = True
+            if active is not None:
+                active.keep_alive = False
+        self.backlog.clear()
+        self._uncount()
+        self._set_reading()
+
     # --- time
 
     def _await_more(self) -> None:
         """See to the deadline of a request that a read ended in, and to what is not counted elsewhere."""
-        active = self._connection.active
+        self._count()
+        active, incoming = self._connection.active, self.incoming
         if not self.in_head:
-            if self.incoming is active:
+            if incoming is not None and incoming is active:
                 self.await_body()
         elif self._head_bytes > max_head_bytes(self._limits):
             self.break_off_head()
-        elif active is None:
-            self._deadlines.await_head()
+        else:
+            self._keep_start()
+            if active is None:
+                self._deadlines.await_head()
+
+    def _keep_start(self) -> None:
+        """Keep what has come of a head, as its request line is looked at when the head is complete."""
+        if len(self._start) <= 2 * self._limits.max_request_line:
+            self._start += bytes(self._data)
 
     def await_body(self) -> None:
         """Wait for more of the active exchange's body."""

@@ -21,13 +21,12 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from orchestrator.api.leg_form import OPENAI, SALT, LegForm
 from orchestrator.api.view import TRANSFER_FIELDS, RequestView
 from orchestrator.legs.connectors import NIXL
 from orchestrator.legs.connectors.base import Connector, Handoff, TokenIds
 from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
 from orchestrator.wire.shapes import Message, MessagePart
-
-_SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is the same for both
 
 # This stands for messages whose tokens go along: vLLM wants at least one.
 _CUT_MESSAGES: Final = Raw(b'[{"role":"user","content":"-"}]')
@@ -49,13 +48,19 @@ _json: Final = msgspec.json.Encoder()
 class LegBodies:
     """It makes all bodies of one request. The common part is encoded once per encoding, on first use."""
 
-    __slots__ = ("_codec", "_common", "_view", "asks_hidden_usage", "connector", "path")
+    __slots__ = ("_codec", "_common", "_name", "_view", "asks_hidden_usage", "connector", "form", "path")
 
-    def __init__(self, view: RequestView, path: str = "", connector: Connector = NIXL) -> None:
-        """`path` is where the legs are sent; `connector` says what they tell of the KV cache."""
+    def __init__(
+        self, view: RequestView, path: str = "", connector: Connector = NIXL, form: LegForm = OPENAI
+    ) -> None:
+        """`path` is where the legs are sent; `connector` says what they tell of the KV cache; `form` is the
+        endpoint's.
+        """
         self._view = view
         self.path = path
         self.connector = connector
+        self.form = form
+        self._name: str | None = None  # of the leg whose body is made, if the body has it
         self._codec: Codec | None = None  # that `_common` is encoded with
         self._common: Parts = ()
         # The decode leg asks for a usage event that the client did not ask for.
@@ -70,10 +75,16 @@ class LegBodies:
     def takes_ids(self) -> bool:
         """The prompt is text, which somebody has to tokenise, and nothing but its tokens is needed of it."""
         shared = self._view.shared
+        if not self.form.gives_ids:
+            return False
         if not _NEED_TEXT.isdisjoint(shared):
             return False
         prompt = shared.get("prompt")
         return prompt is None or memoryview(prompt)[0] == _QUOTE
+
+    def call(self, name: str) -> None:
+        """Name the leg whose body is made next."""
+        self._name = name
 
     def to_transcode(self, codec: Codec) -> bytes | None:
         """Return the common part, if this encoding of it is not to be made in place; see `adopt()`."""
@@ -91,15 +102,20 @@ class LegBodies:
 
         `transfer` names the leg among all prefill legs.
         """
-        has_limit = "max_completion_tokens" in self._view.own
-        params = self.connector.prefill_params(transfer)
-        return self._leg(codec, _prefill_overlay(model, has_limit, asks_ids, params))
+        form, params = self.form, self.connector.prefill_params(transfer)
+        overlay = _prefill_overlay(form, model, form.kind(self._view), asks_ids, params)
+        return self._leg(codec, overlay if self._name is None else _named(overlay, self._name))
 
     def decode(self, codec: Codec, model: str, handoff: Handoff) -> Parts:
         if handoff.token_ids is not None:
             return self._decode_with_ids(codec, model, handoff, handoff.token_ids)
         view = self._view
-        if self.asks_hidden_usage or model != view.model or not TRANSFER_FIELDS.isdisjoint(view.own):
+        if (
+            self._name is not None
+            or self.asks_hidden_usage
+            or model != view.model
+            or not TRANSFER_FIELDS.isdisjoint(view.own)
+        ):
             return self._leg(codec, _json.encode(self._changed(model, handoff.params)))
         return self._leg(codec, b'%b,"kv_transfer_params":%b}' % (view.own_json[:-1], handoff.params))
 
@@ -130,12 +146,15 @@ class LegBodies:
         return overlay
 
     def release(self, codec: Codec, model: str, handoff: Handoff, salt: str) -> Parts:
-        overlay = _one_token(model, "max_completion_tokens" in self._view.own)
-        encoded = _json.encode(overlay | {"kv_transfer_params": Raw(handoff.params), _SALT: salt})
-        if _SALT not in self._view.shared:
+        form, shared = self.form, self._view.shared
+        overlay: dict[str, Any] = {"model": model, **form.one_token(form.kind(self._view))}
+        encoded = _json.encode(overlay | {"kv_transfer_params": Raw(handoff.params), SALT: salt})
+        if self._name is not None:
+            encoded = _named(encoded, self._name)
+        kept = form.released(shared)
+        if kept is shared:
             return self._leg(codec, encoded)
-        rest = {name: value for name, value in self._view.shared.items() if name != _SALT}
-        return codec.leg(codec.common(json_object(rest)), encoded)
+        return codec.leg(codec.common(json_object(kept)), encoded)
 
     def whole(self, codec: Codec, model: str) -> Parts:
         return self._leg(codec, _json.encode(self._client_fields(model)))
@@ -146,6 +165,8 @@ class LegBodies:
             overlay.pop(name, None)
         if model != self._view.model:
             overlay["model"] = model
+        if self._name is not None:
+            overlay["request_id"] = self._name
         return overlay
 
     def _leg(self, codec: Codec, overlay: bytes) -> Parts:
@@ -155,18 +176,16 @@ class LegBodies:
         return codec.leg(self._common, overlay)
 
 
-# There is one for each of the few models and both kinds of limit; more where the connector's part changes.
+# There is one for each of the few models and kinds of request; more where the connector's part changes.
 @functools.lru_cache(maxsize=256)
-def _prefill_overlay(model: str, has_completion_limit: bool, asks_ids: bool, params: bytes) -> bytes:
-    overlay = _one_token(model, has_completion_limit) | {"kv_transfer_params": Raw(params)}
+def _prefill_overlay(form: LegForm, model: str, kind: str, asks_ids: bool, params: bytes) -> bytes:
+    overlay = {"model": model, **form.one_token(kind), "kv_transfer_params": Raw(params)}
     return _json.encode(overlay | {"return_token_ids": True} if asks_ids else overlay)
 
 
-def _one_token(model: str, has_completion_limit: bool) -> dict[str, Any]:
-    overlay = {"model": model, "stream": False, "max_tokens": 1, "ignore_eos": True}
-    if has_completion_limit:
-        overlay["max_completion_tokens"] = 1
-    return overlay
+def _named(overlay: bytes, name: str) -> bytes:
+    """Add the name of a leg to its fields, of which there are some."""
+    return b'%b,"request_id":"%b"}' % (overlay[:-1], name.encode())
 
 
 def _with_json_ids(params: bytes, ids: bytes) -> bytes:

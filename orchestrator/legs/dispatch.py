@@ -11,6 +11,7 @@ import msgspec
 from orchestrator.errors import (
     HandoffLate,
     HandoffStalled,
+    OutOfResources,
     PathMissing,
     WorkerAnswered,
     WorkerError,
@@ -83,7 +84,7 @@ class Dispatcher:
         except (WorkerAnswered, WorkerUnfit):  # 404: plain vLLM, or something else
             worker.unendable_epoch = worker.epoch
             return False
-        except WorkerError:
+        except (WorkerError, OutOfResources):
             return False
         return True
 
@@ -95,7 +96,7 @@ class Dispatcher:
             answer = await self.ask(worker, BEGUN_PATH, end_body(id))
             content = await self._answer_of(answer, BEGUN_PATH, _MAX_END_ANSWER_BYTES)
             return _begun.decode(content).begun
-        except (WorkerError, WorkerAnswered, msgspec.MsgspecError):
+        except (WorkerError, WorkerAnswered, OutOfResources, msgspec.MsgspecError):
             return None
 
     async def expired_leases(self, worker: Worker) -> float | None:
@@ -103,7 +104,7 @@ class Dispatcher:
         try:
             sent = self.upstream.send(worker.origin, "GET", _METRICS, self.headers[JSON.name], [])
             return _total(await self._answer_of(await sent, _METRICS, _MAX_METRICS_BYTES))
-        except (WorkerError, WorkerAnswered):
+        except (WorkerError, WorkerAnswered, OutOfResources):
             return None
 
     async def _answer_of(self, answer: Answer, path: str, limit: int) -> bytes:

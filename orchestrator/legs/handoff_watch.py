@@ -78,7 +78,7 @@ class HandoffWatch(Watch):
             lease.is_asked_for = True
             self._start(self._ask(leg, lease))
             return
-        waited_s = now - leg.heard
+        waited_s = now - leg.sent
         if not leg.legs.has_stalled and waited_s >= self._limit_s(leg.worker):
             self._look_for_stall(leg, waited_s, now)
 
@@ -124,7 +124,7 @@ class HandoffWatch(Watch):
     def _look_for_stall(self, leg: AnswerLeg, waited_s: float, now: float) -> None:
         worker = leg.worker
         is_silent = now - worker.heard >= self._limit_s(worker)
-        is_overtaken = leg.bodies.is_stream and worker.newest_begun > leg.heard
+        is_overtaken = leg.bodies.is_stream and worker.newest_begun > leg.sent
         if not ((is_silent or is_overtaken) and self._has_other(leg) and self._may_move(now)):
             return
         leg.legs.has_stalled = True

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
 
+from orchestrator.api.holders import response_id
 from orchestrator.errors import (
     HandoffLate,
     HandoffStalled,
@@ -37,7 +38,7 @@ from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import DOCUMENT_REFUSED, TOKEN_IDS_HEADER, TokenIdsForm
-from orchestrator.wire.sse import ABORTED, ENDED_BY_WORKER
+from orchestrator.wire.judge import ABORTED, ENDED_BY_WORKER
 from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
 from orchestrator.workers.worker import Worker
 
@@ -115,7 +116,9 @@ class Leg(ABC):
     epoch = _NOT_SENT  # of the worker, when the leg was sent
     id = ""  # its own `x-request-id`, once it is sent
     answer: Answer | None = None  # once the leg was written
-    heard = 0.0  # when it was written, or when more of its answer was last seen
+    sent = 0.0  # when it was written
+    heard = 0.0  # the same, or when more of its answer was last seen
+    seen_arrivals = 0  # of its answer, when that was last looked at
     is_plain = False  # it goes as JSON without token ids, whatever the worker announces
     is_documents_fault = False  # that it does: the worker takes other documents as it announced
     is_given_up = False  # see `give_up`
@@ -212,7 +215,7 @@ class Leg(ABC):
         """
         while True:
             self.answer = answer = await self._send(JSON if self.is_plain else self.worker.codec)
-            self.heard = self.legs.dispatcher.time()
+            self.heard = self.sent = self.legs.dispatcher.time()
             if self.is_given_up:
                 answer.abort()
             if self.lease is not None:
@@ -245,6 +248,9 @@ class Leg(ABC):
         dispatcher = legs.dispatcher
         legs.count += 1
         self.id = f"{legs.id}-{legs.count}"
+        if self.bodies.form.names_legs:
+            self.id = response_id(worker.name)
+            self.bodies.call(self.id)
         try:
             parts = self.parts(codec)
         except NotEncodable as error:
@@ -318,7 +324,7 @@ class Leg(ABC):
             if now >= lease.good_until:
                 raise HandoffLate(f"{self.worker.name} began its answer when the KV lease was over")
             lease.consume()
-        self.worker.note_begun(self.heard, now)
+        self.worker.note_begun(self.sent, now)
 
     def give_up(self, why: WorkerError | None = None) -> None:
         """End it. Who reads it, or is about to, gets `WorkerCutShort`, and the block of the leg raises `why`.
@@ -446,6 +452,25 @@ class AnswerLeg(Leg):
             lease.expire()
             return None
         return lease
+
+
+class HolderLeg(AnswerLeg):
+    """A worker is asked for what only it has: the client's request goes to it without a body."""
+
+    def __init__(self, legs: Legs, worker: Worker, method: str) -> None:
+        super().__init__(legs, worker)
+        self._method = method
+        self.is_plain = True
+
+    def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
+        legs, dispatcher = self.legs, self.legs.dispatcher
+        self.epoch = self.worker.epoch
+        head = dispatcher.headers[JSON.name] + legs.headers
+        return dispatcher.upstream.send(self.worker.origin, self._method, self.bodies.path, head, [])
+
+    def succeed(self) -> None:
+        """Note that the worker answers; that it took no other form than plain JSON says nothing."""
+        self.worker.failures = 0
 
 
 class ReleaseLeg(Leg):

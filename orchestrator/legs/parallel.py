@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
-from orchestrator.errors import WorkerAnswered, WorkerError
+from orchestrator.errors import OutOfResources, WorkerAnswered, WorkerError
 from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, PrefillLeg
 from orchestrator.legs.releases import Releases
 
@@ -29,7 +29,7 @@ class ParallelPrefill:
         self._decode = decode
         self._releases = releases
         self._on_answered = on_answered
-        self._error: WorkerError | WorkerAnswered | None = None
+        self._error: WorkerError | WorkerAnswered | OutOfResources | None = None
 
     def __enter__(self) -> ParallelPrefill:
         self._task = self._releases.start(self._run())
@@ -50,7 +50,7 @@ class ParallelPrefill:
         try:
             with self._leg:
                 await self._read()
-        except (WorkerError, WorkerAnswered) as error:
+        except (WorkerError, WorkerAnswered, OutOfResources) as error:
             self._error = error
             self._decode.give_up()
 

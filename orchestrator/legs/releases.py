@@ -10,7 +10,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from orchestrator.errors import BatonError, WorkerAnswered, WorkerError, WorkerUnfit
+from orchestrator.errors import BatonError, OutOfResources, WorkerAnswered, WorkerError, WorkerUnfit
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, Leg, PrefillLeg, ReleaseLeg
@@ -122,7 +122,7 @@ class Releases:
     async def _see_off(self, leg: PrefillLeg, answer: Answer) -> None:
         try:
             content = await self._last_words(leg, answer)
-        except WorkerError:
+        except (WorkerError, OutOfResources):
             return
         finally:
             answer.abort()
@@ -161,7 +161,7 @@ class Releases:
         worker = leg.worker
         try:
             content = await self._end(leg, answer)
-        except WorkerError:
+        except (WorkerError, OutOfResources):
             return
         finally:
             answer.abort()

@@ -27,15 +27,26 @@ def on_signals(
             loop.remove_signal_handler(number)
 
 
+def hold_hangup() -> None:
+    """Have SIGHUP wait until `on_hangup` hears it: whoever is still starting would be ended by it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
 @contextmanager
 def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Have the running event loop call `reload` for SIGHUP, or `stop` if that came with a terminal's end."""
+    """Have the running event loop call `reload` for SIGHUP, or `stop` if that came with a terminal's end.
+
+    What was held by `hold_hangup` is heard now; at the end it is held again, as the process is about to end.
+    """
     loop = asyncio.get_running_loop()
     terminal = Terminal()
     loop.add_signal_handler(signal.SIGHUP, lambda: stop() if terminal.is_gone() else reload())
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
+        if signal.SIGHUP in held:
+            hold_hangup()
         loop.remove_signal_handler(signal.SIGHUP)
 
 

@@ -40,5 +40,5 @@ class AdmittedRequest:
 
     def note_prefilled(self) -> None:
         """Note that the KV cache of the prompt is there, or has gone over."""
-        if not self.scope.exchange.is_started:
+        if not self.scope.has_begun:
             self.scope.record.prefill_done = self.scope.now()

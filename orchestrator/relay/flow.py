@@ -24,16 +24,25 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from orchestrator.api.view import InvalidRequest, RequestView, view_request
+from orchestrator.api.holders import mark_of
+from orchestrator.api.view import InvalidRequest, RequestView
 from orchestrator.config.options import LimitsConfig, RoutingConfig
-from orchestrator.errors import ClientError, Poison, Unavailable, UnknownModel, WorkerAnswered, WorkerError
+from orchestrator.errors import (
+    ClientError,
+    NotFound,
+    Poison,
+    Unavailable,
+    UnknownModel,
+    WorkerAnswered,
+    WorkerError,
+)
 from orchestrator.failover.failover import CutStream, Failover
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.handoff_watch import HandoffWatch
 from orchestrator.legs.ledger import KvLease, LeaseLedger
-from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, Legs, PrefillLeg
+from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, HolderLeg, Legs, PrefillLeg
 from orchestrator.legs.parallel import ParallelPrefill
 from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
@@ -44,9 +53,11 @@ from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan
+from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
-from orchestrator.telemetry.record import Path
+from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.wire.info import TokenIdsForm
+from orchestrator.workers.states import IN_SERVICE
 from orchestrator.workers.worker import Worker
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -92,6 +103,8 @@ class Flow:
 
     async def serve(self, scope: RequestScope, body: bytes) -> None:
         """Answer one request through its scope. Raises `BatonError`."""
+        if scope.endpoint.asks_holder:
+            return await self._ask_holder(scope)
         view = self._accept(scope, body)
         route = self._routes[view.model]
         gate = route.gate
@@ -121,7 +134,7 @@ class Flow:
                         return await self._responder.answer(request, leg)
                 except (WorkerError, WorkerAnswered) as error:
                     self._allow_another(request, error, body)
-                    if scope.exchange.is_started and not await self._go_on(request, error):
+                    if scope.has_begun and not await self._go_on(request, error):
                         return None
                     self._plan_again(request)
         finally:
@@ -135,7 +148,7 @@ class Flow:
     def _accept(self, scope: RequestScope, body: bytes) -> RequestView:
         """Read what the client asks for, and of which model."""
         try:
-            view = view_request(body, scope.exchange)
+            view = scope.endpoint.read(body, scope.exchange)
         except InvalidRequest as error:
             raise ClientError(error.message, param=error.param) from error
         if not view.model:
@@ -152,9 +165,9 @@ class Flow:
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
         scope.record.admitted = scope.now()
-        plan = _plan(scope, view, route, ())
+        plan = self._plan(scope, view, route, ())
         adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
-        bodies = LegBodies(adapted, scope.record.endpoint, route.connector)
+        bodies = LegBodies(adapted, scope.record.endpoint, route.connector, scope.endpoint.form)
         legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
 
@@ -163,9 +176,60 @@ class Flow:
         legs = request.legs
         if legs.last is not None:
             legs.failed = (*(legs.failed or ()), legs.last)
-        request.plan = _plan(request.scope, request.view, request.route, legs.failed or ())
+        request.plan = self._plan(request.scope, request.view, request.route, legs.failed or ())
         if request.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
             self._forget_prefill(request)
+
+    def _plan(self, scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
+        """Choose who serves the request, and note it in its record."""
+        whole_reason = view.whole_reason
+        if scope.endpoint.needs_one_worker:
+            whole_reason = "this endpoint needs one worker"
+        elif view.is_refusable:
+            whole_reason = whole_reason or "its decode worker is likely to refuse it"
+        elif view.limit > route.pools.max_model_len:
+            whole_reason = whole_reason or "more tokens asked for than the model can have"
+        mark = scope.endpoint.holder(view, scope.exchange) if scope.endpoint.has_holders else None
+        if mark is not None:
+            plan = _plan_for(self._holder(mark, route.pools.model, avoid))
+        else:
+            plan = route.planner.plan(view, route.pools, whole_reason, avoid)
+        _note_plan(scope.record, plan)
+        return plan
+
+    # --- what only one worker has ---------------------------------------------------------------
+
+    def _holder(self, mark: str, model: str | None, avoid: tuple[Worker, ...] = ()) -> Worker:
+        """Return the worker of this mark; of any model if none is given. Raises `NotFound`, and `Unavailable`
+        if it cannot be asked now, or has failed the request.
+        """
+        workers = self._dispatcher.registry.workers
+        found = [worker for worker in workers if mark_of(worker.name) == mark]
+        if not found or (model is not None and found[0].address.model != model):
+            raise NotFound("no worker of this model has what the request names", param="response_id")
+        if found[0].state not in IN_SERVICE or found[0] in avoid:
+            raise Unavailable("the only worker that has what the request names is not in service")
+        return found[0]
+
+    async def _ask_holder(self, scope: RequestScope) -> None:
+        """Answer a request about what one worker holds. It waits for no seat: it computes nothing."""
+        endpoint, exchange, record = scope.endpoint, scope.exchange, scope.record
+        view = endpoint.read(b"", exchange)
+        mark = endpoint.holder(view, exchange)
+        if mark is None:
+            raise NotFound(f"nothing is there at {exchange.path}")
+        worker = self._holder(mark, None)
+        route = self._routes[worker.address.model]
+        record.model_index, record.is_stream = route.index, view.is_stream
+        self._telemetry.begin(record)
+        record.admitted = scope.now()
+        plan = _plan_for(worker)
+        _note_plan(record, plan)
+        bodies = LegBodies(view, endpoint.target(exchange), route.connector, endpoint.form)
+        legs = Legs(self._dispatcher, worker.address.model, bodies, scope.relayed_headers())
+        leg = HolderLeg(legs, worker, endpoint.method)
+        with leg:
+            await self._responder.answer(AdmittedRequest(scope, view, route, legs, plan, None), leg)
 
     # --- attempts -------------------------------------------------------------------------------
 
@@ -334,17 +398,12 @@ def _demand(scope: RequestScope, view: RequestView) -> Demand:
     return Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
 
 
-def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
-    """Choose who serves the request, and note it in its record."""
-    whole_reason = view.whole_reason
-    if scope.endpoint.needs_one_worker:
-        whole_reason = "this endpoint needs one worker"
-    elif view.is_refusable:
-        whole_reason = whole_reason or "its decode worker is likely to refuse it"
-    elif view.limit > route.pools.max_model_len:
-        whole_reason = whole_reason or "more tokens asked for than the model can have"
-    plan = route.planner.plan(view, route.pools, whole_reason, avoid)
-    record = scope.record
+def _plan_for(worker: Worker) -> Plan:
+    """Have the only worker that can do it do everything."""
+    return Plan(None, Choice(worker, "it has what the request names"), "what the request names is there")
+
+
+def _note_plan(record: RequestRecord, plan: Plan) -> None:
     record.decode_worker = plan.decode.name
     record.whole_reason = plan.whole_reason
     record.prefill_choice, record.decode_choice = plan.prefill_choice, plan.decode_choice
@@ -353,11 +412,10 @@ def _plan(scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Wor
     else:
         record.path = _DISAGGREGATED
         record.prefill_worker = plan.prefill.name
-    return plan
 
 
 def _retry_reason(request: AdmittedRequest) -> RetryReason:
-    if request.scope.exchange.is_started:
+    if request.scope.has_begun:
         return RetryReason.STREAM
     if request.plan.prefill is None:
         return RetryReason.WHOLE

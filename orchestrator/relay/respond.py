@@ -16,22 +16,15 @@ from orchestrator.relay.relayed import LOAD_METRICS
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.sse import (
-    ABORTED,
-    ENDED_BY_WORKER,
-    Events,
-    InvalidStream,
-    WorkerFailed,
-    has_begun,
-)
-from orchestrator.wire.usage import InvalidAnswer, Kv, encode_document, mended
+from orchestrator.wire.judge import InvalidStream, WorkerFailed
+from orchestrator.wire.sse import Events
+from orchestrator.wire.usage import InvalidAnswer, Kv
 
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
+_LOCAL: Final = Kv.LOCAL
+_RECOMPUTED: Final = Kv.RECOMPUTED
 _log: Final = logging.getLogger("baton.flow")
-
-# Proxies in between must neither store a stream nor collect it before passing it on.
-_STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 
 
 class Responder:
@@ -77,35 +70,28 @@ class Responder:
             leg.answer.abort()
 
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
-        """Send the worker's own answer, with the prefill worker's count of cached tokens in it."""
-        kv = Kv.LOCAL
-        if content.rfind(ABORTED) >= 0:
-            raise WorkerCutShort(ENDED_BY_WORKER)
-        if leg.handoff is None:
-            _mended(content, None)  # a look only: what is no JSON is no answer
-        else:
-            kv, content = _mended(content, leg.handoff.prefill_cached_tokens)
-            if kv is Kv.RECOMPUTED:
-                self._note_recompute(request, fails=self._kv_missing == "fail")
+        """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
+        kv, content = _judged(request, leg, content)
+        if kv is _RECOMPUTED:
+            self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _relayed_back(leg.answer), content)
 
     async def _relay_stream(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         scope, answer, events = request.scope, leg.written, _events(request, leg)
         try:
-            opening = await _opening(answer, events)
-            leg.succeed()
-            if not scope.exchange.is_started:
+            opening = await _opening(scope, leg, answer, events)
+            if not scope.has_begun:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(request.view)
-                scope.start_stream(_relayed_back(answer) + scope.response_headers() + _STREAM_HEADERS)
+                scope.begin_stream(_relayed_back(answer))
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
-            raise reported(failed.status, encode_document(failed.document), leg.path) from failed
+            raise reported(failed.status, failed.content, leg.path) from failed
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
             scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
-        if events.kv is Kv.RECOMPUTED:
+        if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()
 
@@ -150,9 +136,23 @@ def _relayed_back(answer: Answer | None) -> bytes:
     return block if load is None else b"%b%b: %b\r\n" % (block, LOAD_METRICS, load)
 
 
-def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
+def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[Kv, bytes]:
+    """Ask the endpoint about a whole answer. Without a hand-off nothing can have become of one."""
+    endpoint, view, handoff = request.scope.endpoint, request.view, leg.handoff
     try:
-        return mended(content, cached_tokens)
+        if handoff is None:
+            _, content = endpoint.whole(view, content, cached_tokens=None, created_tokens=None)
+            return _LOCAL, content
+        return endpoint.whole(
+            view,
+            content,
+            cached_tokens=handoff.prefill_cached_tokens,
+            created_tokens=handoff.prefill_created_tokens,
+        )
+    except WorkerFailed as failed:
+        raise reported(failed.status, failed.content, leg.path) from failed
+    except InvalidStream as error:
+        raise WorkerCutShort(str(error)) from error
     except InvalidAnswer as error:
         raise WorkerGarbage(str(error)) from error
 
@@ -160,19 +160,31 @@ def _mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
 def _events(request: AdmittedRequest, leg: AnswerLeg) -> Events:
     if request.continuation is not None:
         return request.continuation.stream()
-    if leg.handoff is None:
-        return request.scope.endpoint.events(hides_usage=False, cached_tokens=None)
-    return request.scope.endpoint.events(
-        hides_usage=leg.bodies.asks_hidden_usage, cached_tokens=leg.handoff.prefill_cached_tokens
+    endpoint, view, handoff = request.scope.endpoint, request.view, leg.handoff
+    if handoff is None:
+        return endpoint.events(view, hides_usage=False, cached_tokens=None, created_tokens=None)
+    return endpoint.events(
+        view,
+        hides_usage=leg.bodies.asks_hidden_usage,
+        cached_tokens=handoff.prefill_cached_tokens,
+        created_tokens=handoff.prefill_created_tokens,
     )
 
 
-async def _opening(answer: Answer, events: Events) -> bytes:
-    """Read the stream until it says something: until then it may turn out to be an error, with a status."""
-    opening = b""
-    while not has_begun(opening):
+async def _opening(scope: RequestScope, leg: AnswerLeg, answer: Answer, events: Events) -> bytes:
+    """Read the stream until it has begun, and there is something to send: until then it may turn out to be an
+    error, with a status, and what can be sent of it are comments. They reach the client at once.
+    """
+    has_begun = False
+    while True:
         chunk = await answer.chunk()
         if not chunk:
             raise InvalidStream("the worker's stream ended before its first event")
-        opening += events.feed(chunk)
-    return opening
+        opening = events.feed(chunk)
+        if not has_begun and events.has_begun:
+            has_begun = True
+            leg.succeed()
+        if opening:
+            if has_begun:
+                return opening
+            scope.comment(_relayed_back(answer), opening)

@@ -19,12 +19,12 @@ from orchestrator.errors import (
     ClientGone,
     DeadlineExceeded,
     MethodNotAllowed,
-    Overloaded,
     ShuttingDown,
 )
 from orchestrator.failover.transcript import Transcript
 from orchestrator.http.asgi import AsgiExchange
-from orchestrator.http.exchange import Exchange
+from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
+from orchestrator.http.held import HeldBytes
 from orchestrator.legs.leg import Leg
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
@@ -37,6 +37,10 @@ from orchestrator.wire.sse import Events
 # than the rest of a small request.
 SWEEP_S: Final = 0.25
 
+# Proxies in between must neither store a stream nor collect it before passing it on.
+_STREAM_HEADERS: Final = header_block([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
+_EVENT_STREAM: Final = header_block([(b"content-type", b"text/event-stream; charset=utf-8")])
+_KEEP_ALIVE: Final = b": keep-alive\n\n"  # as vLLM writes it
 _PATHS: Final = tuple(path.name.lower() for path in Path)  # a look-up by member is a call in Python
 _log: Final = logging.getLogger("baton.relay")
 
@@ -46,14 +50,17 @@ class RequestScope:
 
     __slots__ = (
         "_events",
+        "_is_full",
         "_leg",
         "_plane",
         "_seen_bytes",
+        "_sent",
         "_stop",
         "_task",
         "deadline",
         "endpoint",
         "exchange",
+        "has_begun",
         "record",
         "transcript",
     )
@@ -64,14 +71,17 @@ class RequestScope:
         self._stop: BatonError | None = None
         self._seen_bytes = 0  # of the answer, at the last sweep
         received = plane.time()
+        self._sent = received  # when more of the answer was last seen to go out
         self._leg: Leg | None = None  # that is waited for
         self._events: Events | None = None  # of a stream that is forwarded
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
+        self.has_begun = False  # of a stream: more than comments has been sent, or is about to be
+        self._is_full = False  # the client takes no comment now
         self.deadline = received + plane.limits.request_timeout_s
         path = exchange.path
         endpoint = plane.endpoints.get(path)
-        if endpoint is None:  # there is a slash behind it
-            path = path[:-1]
+        if endpoint is None:  # it has an id in it, or a slash behind it
+            path = plane.entry_of(path) or path
             endpoint = plane.endpoints[path]
         self.endpoint = endpoint
         self.exchange = exchange
@@ -87,8 +97,8 @@ class RequestScope:
             self._admit()
             body = await self.exchange.read_body()
             self.record.bytes_in = len(body)
-            self._plane.memory.bodies += len(body)
-            self._plane.memory.check()
+            self._plane.held.bodies += len(body)
+            self._plane.held.check()
             await self._plane.serve(self, body)
         except BatonError as error:
             self._fail(error)
@@ -105,21 +115,22 @@ class RequestScope:
         exchange, plane = self.exchange, self._plane
         if plane.is_refusing:
             raise ShuttingDown("this server is shutting down: ask again")
-        plane.memory.check()
+        plane.held.check()
         wanted = exchange.header(b"x-request-timeout")
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
         if plane.keys is not None:
-            self.record.client = plane.keys.check(exchange.header(b"authorization"))
-        if exchange.method != "POST":
-            raise MethodNotAllowed(f"use POST for {exchange.path}", allow="POST")
+            self.record.client = plane.keys.check(self.endpoint.credential(exchange))
+        method = self.endpoint.method
+        if exchange.method != method:
+            raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
 
     def _close(self) -> None:
         self._task = None
         if self.transcript is not None:
             self.transcript.close()
         self._plane.open.pop(self, None)
-        self._plane.memory.bodies -= self.record.bytes_in
+        self._plane.held.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
 
@@ -151,27 +162,44 @@ class RequestScope:
         """Enforce the deadline of the request and the limits of silence."""
         leg = self._leg
         if self.record.bytes_out != self._seen_bytes:  # cheaper than a look at the clock per event
-            self._note_progress(leg, now)
-        if not self.exchange.is_started and now > self.deadline:
+            self._note_progress(now)
+        elif self._is_due(now):
+            self._keep_alive(now)
+        if not self.has_begun and not self.exchange.is_complete and now > self.deadline:
             seconds = self.deadline - self.record.received
             self.stop(DeadlineExceeded(f"not answered within {seconds:g} s"))
         elif leg is not None and leg.answer is not None:
+            if leg.answer.arrivals != leg.seen_arrivals:  # of whatever: a worker that sends comments is well
+                leg.seen_arrivals = leg.answer.arrivals
+                leg.note_heard(now)
             leg.sweep(now)
             self._sweep_leg(leg, leg.answer, now - leg.heard)
 
-    def _note_progress(self, leg: Leg | None, now: float) -> None:
+    def _note_progress(self, now: float) -> None:
         """Note that more of a stream has gone out since the last sweep."""
         self._seen_bytes = self.record.bytes_out
-        if leg is not None:
-            leg.note_heard(now)
+        self._sent = now
         if self.transcript is not None:
             self.transcript.reduce_if_due(self.record.bytes_out)
+
+    def _is_due(self, now: float) -> bool:
+        """Tell whether the client of a stream has had nothing for so long that it gets a comment."""
+        every = self._plane.limits.keepalive_s
+        is_open = self.record.is_stream and not (self.is_stopped or self.exchange.is_complete)
+        return is_open and 0 < every <= now - self._sent
+
+    def _keep_alive(self, now: float) -> None:
+        """Send a comment between two events. All that was sent before are whole events."""
+        self._sent = now
+        if not self.exchange.is_started:
+            self._start_early(_EVENT_STREAM)
+        self.exchange.feed(_KEEP_ALIVE)
 
     def _sweep_leg(self, leg: Leg, answer: Answer, silence_s: float) -> None:
         limits = self._plane.limits
         if silence_s > limits.leg_silence_s and not leg.is_in_service:
             answer.abort()  # lost: whoever reads it finds another worker
-        elif self.exchange.is_started:
+        elif self.has_begun:
             if silence_s > limits.stream_idle_timeout_s:
                 self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
         elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(leg):
@@ -182,8 +210,9 @@ class RequestScope:
         return self.record.is_stream or leg.worker.address.role == "prefill"
 
     def bytes_under_way(self) -> int:
-        """Count its body while that comes in, and what nobody has read yet of a worker's answer."""
-        incoming = 0 if self.record.bytes_in else self.exchange.body_size
+        """Count what nobody has read yet of a worker's answer, and what comes in if its server does not."""
+        exchange = self.exchange
+        incoming = 0 if exchange.is_counted or self.record.bytes_in else exchange.body_size
         answer = self._leg.answer if self._leg is not None else None
         return incoming + (answer.unread if answer is not None else 0)
 
@@ -195,6 +224,7 @@ class RequestScope:
     def watch(self, leg: Leg) -> None:
         """Measure the silence of a leg, once it is sent."""
         self._leg = leg
+        self._is_full = False
 
     def relayed_headers(self) -> bytes:
         """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
@@ -216,12 +246,41 @@ class RequestScope:
         self.record.bytes_out = len(body)
         self.exchange.respond(status, headers, body)
 
-    def start_stream(self, headers: bytes) -> None:
-        """Send the head of a stream, with the first events that follow."""
-        self.record.status = 200
+    def begin_stream(self, content_type: bytes) -> None:
+        """Note that the answer begins, and send its head unless comments have gone out.
+
+        `content_type` is a header block.
+        """
+        self.has_begun = True
         if self._leg is not None:
             self._leg.heard = self._plane.time()
-        self.exchange.start(200, headers)
+        if self.exchange.is_started:
+            self.record.first_byte = self._plane.time()
+        else:
+            self.record.status = 200
+            self.exchange.start(200, content_type + self.response_headers() + _STREAM_HEADERS)
+
+    def _start_early(self, content_type: bytes) -> None:
+        """Send the head of a stream that has only comments yet: it may still fail, or begin elsewhere."""
+        self.record.status = 200
+        how = self.response_headers() if self.record.path else b""
+        self.record.first_byte = 0.0
+        self.exchange.start(200, content_type + how + _STREAM_HEADERS)
+
+    def comment(self, content_type: bytes, comments: bytes) -> None:
+        """Send comments of a stream that has not begun, so that nobody takes it for dead. They are dropped
+        while the client takes nothing.
+        """
+        exchange = self.exchange
+        if not exchange.is_started:
+            self._start_early(content_type)
+        if not self._is_full:
+            self._is_full = not exchange.feed(comments)
+            exchange.on_writable(self._note_writable)
+            self._sent = self._plane.time()
+
+    def _note_writable(self) -> None:
+        self._is_full = False
 
     async def forward(self, answer: Answer, opening: bytes, events: Events) -> None:
         """Send the first events, then the rest of a worker's stream as it comes, through `events`.
@@ -280,7 +339,8 @@ class RequestScope:
                 headers += self.response_headers()
             self.respond(error.status, headers, body)
         elif not exchange.is_complete:
-            exchange.finish(self.endpoint.error_event(error))
+            own = None if self._events is None else self._events.failure(error.message)
+            exchange.finish(self.endpoint.error_event(error) if own is None else own)
 
 
 def _keep_nothing(data: bytes) -> None:
@@ -309,30 +369,8 @@ def _server_timing(record: RequestRecord) -> str:
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 
-class MemoryBound:
-    """It counts the bytes that the requests of a process hold, against the most that they may.
-
-    `bodies` are counted as they are read. What is under way, bodies that still come in and answers that have
-    not gone out, is what the last sweep over open requests has seen: counting each piece would cost more.
-    """
-
-    __slots__ = ("_telemetry", "bodies", "most", "under_way")
-
-    def __init__(self, most: int, telemetry: Telemetry) -> None:
-        self.bodies = 0
-        self.under_way = 0
-        self.most = most
-        self._telemetry = telemetry
-
-    def check(self) -> None:
-        """Raise `Overloaded` if there is too much already."""
-        if self.bodies + self.under_way > self.most:
-            self._telemetry.rejected(RejectReason.MEMORY)
-            raise Overloaded("this server holds as many bytes of requests as it may")
-
-    def note_under_way(self, size: int) -> None:
-        self.under_way = size
-        self._telemetry.row[self._telemetry.layout.held_bytes] = self.bodies + size
+def _without_slash(path: str) -> str | None:
+    return path.removesuffix("/")
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
@@ -351,33 +389,43 @@ class DataPlane:
         keys: KeyRing | None,
         time: Callable[[], float],
         relayed: frozenset[bytes],
+        entry_of: Callable[[str], str | None] = _without_slash,
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
-        `endpoints` are all paths that requests come to, but for a slash behind them. `serve` answers a
-        request through its scope, or raises a `BatonError`. `relayed` are names of header fields: workers get
-        those of the client's.
+        `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
+        it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`.
+        `relayed` are names of header fields: workers get those of the client's.
         """
         self.serve = serve
         self.endpoints = endpoints
+        self.entry_of = entry_of
         self.telemetry = telemetry
         self.keys = keys
         self.time = time
         self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
-        self.memory = MemoryBound(limits.max_held_bytes, telemetry)
+        self.held = HeldBytes(limits.max_held_bytes, lambda: telemetry.rejected(RejectReason.MEMORY))
         self.is_refusing = False  # new requests: the process is about to end
         self.reconfigure(limits)
 
     def reconfigure(self, limits: LimitsConfig) -> None:
         """Go by this section from now on. Open requests keep their deadlines, not their limits of silence."""
         self.limits = limits
-        self.memory.most = limits.max_held_bytes
+        self.held.most = limits.max_held_bytes
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:
         """Answer one request (`exchange.Handler`); to be called by the task that awaits it."""
         return RequestScope(self, exchange).run()
+
+    def form_error(self, path: str, error: BatonError) -> ErrorAnswer:
+        """Return what tells a client of an error that keeps its request from coming here."""
+        endpoint = self.endpoints.get(self.entry_of(path) or path)
+        if endpoint is None:
+            return error_answer(error)
+        headers, body = endpoint.error(error)
+        return error.status, headers, body
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application, for servers that are not ours."""
@@ -396,4 +444,9 @@ class DataPlane:
             now = self.time()
             for request in tuple(self.open):
                 request.sweep(now)
-            self.memory.note_under_way(sum(request.bytes_under_way() for request in self.open))
+            self.note_under_way(sum(request.bytes_under_way() for request in self.open))
+
+    def note_under_way(self, size: int) -> None:
+        """Note how many bytes are under way that nobody counts as they come."""
+        self.held.answers = size + self.held.unsent()
+        self.telemetry.row[self.telemetry.layout.held_bytes] = self.held.size

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage
+from orchestrator.errors import BatonError, WorkerCutShort, WorkerGarbage
 
 # Takes one piece of a body; False asks for a pause until `Answer.resume()`.
 Sink = Callable[[bytes], bool]
@@ -47,6 +47,7 @@ class Answer(ABC):
         "_size",
         "_waiter",
         "_wake_at",
+        "arrivals",
         "headers",
         "is_complete",
         "status",
@@ -56,10 +57,11 @@ class Answer(ABC):
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.is_complete = False  # the whole body has arrived; it may still be unread
+        self.arrivals = 0  # reads that brought something of it, however much
         self._loop = loop
         self._pieces: list[bytes] = []  # arrived and unread, _size bytes in all
         self._size = 0
-        self._error: BaseException | None = None  # a WorkerError, or what a sink raised
+        self._error: BaseException | None = None  # a WorkerError, OutOfResources, or what a sink raised
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 0  # wake the reader at this many unread bytes
         self._sink: Sink | None = None
@@ -174,6 +176,7 @@ class Answer(ABC):
         follows.
         """
         self.is_complete = is_complete
+        self.arrivals += 1
         if data:
             sink = self._sink
             if sink is None or self._is_held:
@@ -185,7 +188,7 @@ class Answer(ABC):
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
 
-    def fail(self, error: WorkerError) -> None:
+    def fail(self, error: BatonError) -> None:
         """End the answer here, incomplete. Later failures change nothing."""
         if self._error is None and not self.is_complete:
             self._error = error

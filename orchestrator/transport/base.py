@@ -61,8 +61,9 @@ class Upstream(ABC):
         """Write one request; returns when the operating system has all of it, or an answer comes first.
 
         `headers` is a `headers.header_block()`; `host` and `content-length` are added. Raises
-        `WorkerUnreachable` if no connection could be made: not one byte was written. Once it returns the leg
-        counts as written, and everything that goes wrong later is raised by the answer's methods.
+        `WorkerUnreachable` if no connection could be made: not one byte was written; `OutOfResources` if that
+        is this machine's fault. Once it returns the leg counts as written, and everything that goes wrong
+        later is raised by the answer's methods.
         Cancelling closes the connection; how much was written is then unknown.
         """
         ...

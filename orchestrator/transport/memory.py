@@ -17,7 +17,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.errors import (
+    OutOfResources,
+    WorkerCutShort,
+    WorkerError,
+    WorkerGarbage,
+    WorkerUnreachable,
+)
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
 from orchestrator.transport.memory_answer import MemoryAnswer, Writer
 from orchestrator.wire.headers import fields_of
@@ -54,6 +60,7 @@ class MemoryUpstream(Upstream):
 
     def __init__(self, *, connect_timeout_s: float = 5.0) -> None:
         self.requests: list[MemoryRequest] = []
+        self.is_short = False  # of descriptors: no connection can be made
         self._connect_timeout_s = connect_timeout_s
         self._workers: dict[Origin, _Worker] = {}
         self._replies: set[MemoryReply] = set()  # neither complete nor dropped
@@ -104,6 +111,8 @@ class MemoryUpstream(Upstream):
             raise ExceptionGroup("workers of the in-memory transport failed", failures)
 
     async def _connect(self, origin: Origin) -> _Worker:
+        if self.is_short:
+            raise OutOfResources("this server cannot open another connection now: ask again")
         worker = self._workers.get(origin)
         if worker is not None and worker.connect_s:
             await asyncio.sleep(min(worker.connect_s, self._connect_timeout_s))

@@ -7,6 +7,7 @@ connection's read callback alone. A finished answer puts its connection back bef
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401  # for host names; it cannot be read any more when descriptors are used up
 import functools
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
@@ -14,8 +15,16 @@ from typing import Any, Final, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
-from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, WorkerUnreachable
+from orchestrator.errors import (
+    BatonError,
+    OutOfResources,
+    WorkerCutShort,
+    WorkerError,
+    WorkerGarbage,
+    WorkerUnreachable,
+)
 from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats, host_header
+from orchestrator.transport.shortage import is_shortage
 
 # So many bytes in a row may be no body: a head, informational heads, trailers, chunk extensions.
 MAX_OVERHEAD: Final = 64 * 1024
@@ -27,8 +36,7 @@ _JOIN_LIMIT: Final = 32 * 1024
 # Request lines kept per origin. There are few; a caller that puts values into targets must not fill memory.
 _MAX_REQUEST_LINES: Final = 64
 
-# What RTSP and ICE begin with: the parser takes their answers for HTTP's.
-_OTHER_PROTOCOLS: Final = b"RI"
+_FIRST_BYTE: Final = ord("H")  # of an answer
 
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
@@ -105,13 +113,18 @@ class PooledUpstream(Upstream):
     # --- for connections and answers ------------------------------------------------------------
 
     async def connect(self, pool: _OriginPool) -> _Connection:
-        """Open a fresh connection. Raises `WorkerUnreachable`; its cause says where to and why."""
+        """Open a fresh connection. Raises `WorkerUnreachable`, or `OutOfResources` if the fault is ours; the
+        cause says where to and why.
+        """
         if self._is_closed:
             raise WorkerUnreachable("the orchestrator is stopping")
+        failure: OSError | UnicodeError | None = None
         try:
             connection = await self._open(pool)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host name
-            raise _unreachable(pool.origin, error) from error
+            failure = error
+        if failure is not None:
+            connection = await self._open_again(pool, failure)
         if self._is_closed:
             connection.close()
         if not connection.is_reusable:
@@ -175,6 +188,25 @@ class PooledUpstream(Upstream):
                 ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
             )
         return cast(_Connection, connection)
+
+    async def _open_again(self, pool: _OriginPool, failure: OSError | UnicodeError) -> _Connection:
+        """Open a connection after all, if idle ones had what was lacking. Raises as `connect` does."""
+        if not (is_shortage(failure) and self._close_idle()):
+            raise _no_connection(pool.origin, failure)
+        await asyncio.sleep(0)  # for the descriptors to be closed
+        try:
+            return await self._open(pool)
+        except (OSError, UnicodeError) as error:
+            raise _no_connection(pool.origin, error) from error
+
+    def _close_idle(self) -> bool:
+        """Close all idle connections; return whether there was one."""
+        idle = [connection for pool in self._pools.values() for connection in pool.idle]
+        for pool in self._pools.values():
+            pool.idle.clear()
+        for connection in idle:
+            connection.close()
+        return bool(idle)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what has been idle for too long; once for all connections."""
@@ -276,6 +308,9 @@ class _PooledAnswer(Answer):
         except WorkerUnreachable as error:
             # The first connection has carried the request: the worker may have seen it.
             self.fail(_cut_short(error, has_head=False))
+            return
+        except OutOfResources as shortage:
+            self.fail(shortage)
             return
         if self._error is not None:  # given up meanwhile
             connection.close()
@@ -429,7 +464,7 @@ class _Connection:
             return
         if not self._has_received:
             self._has_received = True
-            if data[0] in _OTHER_PROTOCOLS:
+            if data[0] != _FIRST_BYTE:  # the parser also takes answers of RTSP and ICE
                 self._refuse(None)
                 return
         try:
@@ -573,8 +608,16 @@ def _is_told(transport: asyncio.Transport) -> bool:
         return False
 
 
-def _unreachable(origin: Origin, error: OSError | UnicodeError) -> WorkerUnreachable:
+def _no_connection(origin: Origin, error: OSError | UnicodeError) -> BatonError:
     error.add_note(f"connecting to {origin.host}:{origin.port}")
+    if not is_shortage(error):
+        return _unreachable(error)
+    shortage = OutOfResources("this server cannot open another connection now: ask again")
+    shortage.__cause__ = error  # by hand: the compiled form forgets it
+    return shortage
+
+
+def _unreachable(error: OSError | UnicodeError) -> WorkerUnreachable:
     message = "no connection to the worker"
     if isinstance(error, TimeoutError):
         message = "the worker did not accept a connection in time"

@@ -13,6 +13,9 @@ from msgspec import Raw
 
 NULL = Raw(b"null")
 
+# A JSON value that is there or not, and that nobody looks into.
+Anything = bool | int | float | str | list[Raw] | dict[str, Raw]
+
 # --- requests (`view.py`) -----------------------------------------------------------------------
 
 
@@ -66,11 +69,41 @@ class DeltaChunk(msgspec.Struct):
     choices: list[DeltaChoice]
 
 
+# --- what answers are judged by (`judge.py`) ----------------------------------------------------
+
+
+class EndedChoice(msgspec.Struct, gc=False):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class Judged(msgspec.Struct):
+    """Whatever the answer is, these fields mean the same."""
+
+    object: str | None = None
+    error: Anything | None = None
+    kv_transfer_params: Anything | None = None  # they concern engines alone: hosts, ports, block ids
+    ec_transfer_params: Anything | None = None
+
+    def tells_error(self) -> bool:
+        return self.error is not None or self.object == "error"
+
+    def is_for_engines(self) -> bool:
+        return self.kv_transfer_params is not None or self.ec_transfer_params is not None
+
+
+class JudgedCompletion(Judged):
+    """A whole chat or completion, or an event of one."""
+
+    choices: list[EndedChoice] | None = None
+
+
 # --- the usage of an answer (`usage.py`) --------------------------------------------------------
 
 
 class UsageDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    created_cache_tokens: int | None = None
 
 
 class AnswerUsage(msgspec.Struct):
@@ -78,8 +111,83 @@ class AnswerUsage(msgspec.Struct):
     prompt_tokens_details: UsageDetails | None = None
 
 
+class ResponseUsageDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class PrefillUsage(AnswerUsage):
+    """Each API has another name for what was added to the prefix cache."""
+
+    cache_creation_input_tokens: int | None = None
+    input_tokens_details: ResponseUsageDetails | None = None
+
+    def created_tokens(self) -> int | None:
+        if self.prompt_tokens_details is not None:
+            return self.prompt_tokens_details.created_cache_tokens
+        if self.input_tokens_details is not None:
+            return self.input_tokens_details.cache_write_tokens
+        return self.cache_creation_input_tokens
+
+
 class AnswerWithUsage(msgspec.Struct):
     usage: AnswerUsage | None = None
+
+
+class CompletionWithUsage(JudgedCompletion):
+    usage: AnswerUsage | None = None
+
+
+# --- objects that say what they are (`api/messages.py`, `api/responses.py`) ----------------------
+
+
+class Typed(msgspec.Struct):
+    type: str | None = None
+
+
+# --- Anthropic's messages (`api/messages.py`) ---------------------------------------------------
+
+
+class MessageUsage(msgspec.Struct):
+    input_tokens: int = 0
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+    def prompt_tokens(self) -> int:
+        created, read = self.cache_creation_input_tokens, self.cache_read_input_tokens
+        return self.input_tokens + (created or 0) + (read or 0)
+
+
+class MessageAnswer(Judged):
+    type: str | None = None
+    stop_reason: str | None = None
+    usage: MessageUsage | None = None
+
+
+class MessageStop(msgspec.Struct):
+    stop_reason: str | None = None
+
+
+class MessageDelta(msgspec.Struct):
+    delta: MessageStop | None = None
+    usage: MessageUsage | None = None
+
+
+# --- responses (`api/responses.py`) -------------------------------------------------------------
+
+
+class ResponseUsage(msgspec.Struct):
+    input_tokens: int | None = None
+    input_tokens_details: ResponseUsageDetails | None = None
+
+
+class ResponseAnswer(Judged):
+    status: str | None = None
+    usage: ResponseUsage | None = None
+
+
+class ResponseEvent(msgspec.Struct):
+    response: ResponseAnswer
 
 
 # --- what a prefill worker answers (`nixl.py`) --------------------------------------------------
@@ -87,6 +195,7 @@ class AnswerWithUsage(msgspec.Struct):
 
 class PrefillAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Raw] | None = None
+    usage: Raw = NULL
 
 
 class PrefillChoice(msgspec.Struct):
@@ -103,6 +212,7 @@ class PrefillAnswerWithIds(PrefillAnswer):
 class PackedAnswer(msgspec.Struct):
     kv_transfer_params: dict[str, Any] | None = None
     prompt_token_ids: bytes | None = None
+    usage: Any = None
 
 
 # --- a refusal (`retry.py`) ---------------------------------------------------------------------

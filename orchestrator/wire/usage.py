@@ -1,4 +1,7 @@
-"""The usage object of an answer is evidence that KV was transferred; we mend one number in it."""
+"""The usage object of an answer is evidence that KV was transferred; we mend two numbers in it.
+
+What the prefix cache had of the prompt, and what was added to it, only the prefill worker knows.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ Document = dict[str, Raw]
 
 _ANSWER: Final = msgspec.json.Decoder(AnswerWithUsage)
 _CACHED: Final = b'"cached_tokens":'
+_CREATED: Final = b'"created_cache_tokens":'
 _OBJECT: Final = msgspec.json.Decoder(Document)
 _json: Final = msgspec.json.Encoder()
 
@@ -33,21 +37,31 @@ class InvalidAnswer(ValueError):
     """A worker's answer is not a JSON object."""
 
 
-def mended(content: bytes, cached_tokens: int | None) -> tuple[Kv, bytes]:
-    """Judge an answer, and write the prefill worker's count of cached tokens into its usage.
+def mended(content: bytes, cached_tokens: int | None, created_tokens: int | None = None) -> tuple[Kv, bytes]:
+    """Judge the usage of an answer, and write the prefill worker's counts into it; see `mended_usage`. Raises
+    `InvalidAnswer`.
+    """
+    return mended_usage(content, _typed_usage(content), cached_tokens, created_tokens)
+
+
+def mended_usage(
+    content: bytes, usage: AnswerUsage | None, cached_tokens: int | None, created_tokens: int | None
+) -> tuple[Kv, bytes]:
+    """Say what this usage of the answer tells of the hand-off, and return the answer with the prefill
+    worker's counts of cached tokens, and of those that it has added to its cache.
 
     Valid only if the hand-off was sent without the cached-tokens key. All other bytes stay as they are; so
-    does the count if `cached_tokens` is unknown or the worker reports none. Raises `InvalidAnswer`.
+    does a count that is unknown, or that the worker does not report.
     """
-    usage = _typed_usage(content)
     details = usage.prompt_tokens_details if usage is not None else None
     if usage is None or details is None or details.cached_tokens is None or usage.prompt_tokens is None:
         return Kv.UNKNOWN, content
     reported = details.cached_tokens
     outcome = Kv.TRANSFERRED if reported == usage.prompt_tokens else Kv.RECOMPUTED
-    if cached_tokens is None or cached_tokens == reported:
-        return outcome, content
-    return outcome, _with_count(content, reported, cached_tokens)
+    changed = _with_count(content, _CACHED, reported, cached_tokens)
+    if changed is not None:
+        changed = _with_count(changed, _CREATED, details.created_cache_tokens, created_tokens)
+    return outcome, _rebuilt(content, cached_tokens, created_tokens) if changed is None else changed
 
 
 def _typed_usage(content: bytes) -> AnswerUsage | None:
@@ -60,19 +74,25 @@ def _typed_usage(content: bytes) -> AnswerUsage | None:
         return None
 
 
-def _with_count(content: bytes, reported: int, cached_tokens: int) -> bytes:
-    """Return the answer with another count, by its place if that is beyond doubt, else by its structure.
+def _with_count(content: bytes, key: bytes, reported: int | None, wanted: int | None) -> bytes | None:
+    """Return the answer with another count, by its place; None if that is not beyond doubt.
 
-    A quote within a JSON string is escaped, so `_CACHED` is found as a key or not at all.
+    A quote within a JSON string is escaped, so `key` is found as a key or not at all.
     """
-    found, number = content.find(_CACHED), str(reported).encode()
-    at = found + len(_CACHED)
+    if wanted is None or reported is None or wanted == reported:
+        return content
+    found, number = content.find(key), str(reported).encode()
+    at = found + len(key)
     end = at + len(number)
-    is_alone = found >= 0 and content.find(_CACHED, at) < 0
+    is_alone = found >= 0 and content.find(key, at) < 0
     if is_alone and content.startswith((number + b",", number + b"}"), at):
-        return b"".join((content[:at], str(cached_tokens).encode(), content[end:]))
+        return b"".join((content[:at], str(wanted).encode(), content[end:]))
+    return None
+
+
+def _rebuilt(content: bytes, cached_tokens: int | None, created_tokens: int | None) -> bytes:
     document = decode_document(content) or {}
-    return with_cached_tokens(document, usage_of(document) or {}, cached_tokens)
+    return with_counts(document, usage_of(document) or {}, cached_tokens, created_tokens)
 
 
 def decode_document(content: bytes) -> Document | None:
@@ -102,18 +122,31 @@ def kv_outcome(usage: Document) -> Kv:
     return Kv.TRANSFERRED if is_whole else Kv.RECOMPUTED
 
 
-def with_cached_tokens(document: Document, usage: Document, cached_tokens: int | None) -> bytes:
-    """Return the document with the prefill worker's count of cached tokens; every other value keeps its
-    bytes.
-
-    Unchanged if the count is unknown or the usage has no such field.
+def with_counts(
+    document: Document, usage: Document, cached_tokens: int | None, created_tokens: int | None
+) -> bytes:
+    """Return the document with the prefill worker's counts; every other value keeps its bytes, and so does a
+    count that is unknown or that the usage does not have.
     """
     details = _details_of(usage)
-    if cached_tokens is not None and details is not None and "cached_tokens" in details:
-        details = {**details, "cached_tokens": _raw(cached_tokens)}
-        usage = {**usage, "prompt_tokens_details": _raw(details)}
-        document = {**document, "usage": _raw(usage)}
-    return _json.encode(document)
+    if details is None:
+        return _json.encode(document)
+    mended = details | _counts(details, cached_tokens, created_tokens)
+    usage = {**usage, "prompt_tokens_details": _raw(mended)}
+    return _json.encode({**document, "usage": _raw(usage)})
+
+
+def _counts(details: Document, cached_tokens: int | None, created_tokens: int | None) -> Document:
+    counts: Document = {}
+    if cached_tokens is not None and "cached_tokens" in details:
+        counts["cached_tokens"] = _raw(cached_tokens)
+    if created_tokens is not None and _is_count(details.get("created_cache_tokens")):
+        counts["created_cache_tokens"] = _raw(created_tokens)
+    return counts
+
+
+def _is_count(value: Raw | None) -> bool:
+    return value is not None and bytes(value) != b"null"
 
 
 def _details_of(usage: Document) -> Document | None:

@@ -24,6 +24,7 @@ import httpx
 import msgspec
 
 from orchestrator.transport.base import host_header
+from orchestrator.transport.shortage import is_shortage
 from orchestrator.wire.info import Count, WorkerInfo
 from orchestrator.wire.refusals import is_denial, is_encoded
 from orchestrator.workers.lifecycle import verdict_at
@@ -56,6 +57,7 @@ PATIENCE_S = 3.0
 PATIENCE_MANAGED_S = 600.0
 MAX_NAMES, MAX_NAME = 5, 60  # models of a worker that are shown, and characters of each
 TELL_EVERY_S = 5.0  # a reason that changes to and fro is told no more often
+COMPLAINT_S = 60.0  # between two lines about what keeps workers from being probed
 
 _log = logging.getLogger("baton.health")
 
@@ -76,6 +78,10 @@ class ProbeUnfit(ProbeFailed):
     """Somebody answers there who does not serve us, or not this model."""
 
 
+class ProbeImpossible(Exception):
+    """This machine could not open the probe's connection, for want of something of its own."""
+
+
 class Introduction(msgspec.Struct, frozen=True):
     """A worker that comes into service, or back into it, says this of itself."""
 
@@ -89,7 +95,8 @@ class Probe(Protocol):
     async def __call__(self, worker: Worker) -> Introduction | None:
         """Return if the worker is well: its introduction if it was not in service, else None.
 
-        Raises `ProbeRefused`, `ProbeFailed` or `ProbeUnfit`. The caller cancels a probe that takes too long.
+        Raises `ProbeRefused`, `ProbeFailed`, `ProbeUnfit` or `ProbeImpossible`. The caller cancels a probe
+        that takes too long.
         """
         ...
 
@@ -117,6 +124,7 @@ class Prober:
         self._teller = _Teller(time)
         self._settling: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._complained = -COMPLAINT_S
 
     def start(self) -> None:
         """Begin to probe. Call this inside the event loop that changes the registry."""
@@ -200,6 +208,8 @@ class Prober:
         except ProbeRefused as error:
             with self._teller.telling(worker, REFUSES):
                 registry.mark_gone(worker, str(error))
+        except ProbeImpossible as error:
+            self._complain(worker, str(error))
         except Exception as error:
             with self._teller.telling(
                 worker, getattr(error, "trouble", None) or trouble_of(error)
@@ -212,6 +222,12 @@ class Prober:
             if introduction is not None:
                 registry.announce(worker, introduction.info, introduction.max_model_len)
             registry.mark_ready(worker)
+
+    def _complain(self, worker: Worker, why: str) -> None:
+        """Say that workers cannot be probed, which is no worker's fault, from time to time."""
+        if self._time() - self._complained >= COMPLAINT_S:
+            self._complained = self._time()
+            _log.warning("%s cannot be probed: %s", worker.name, why)
 
 
 def _named(error: Exception) -> str:
@@ -320,6 +336,8 @@ class HttpProbe:
             raise
         except Exception as error:  # whatever a worker has answered, it is no reason not to ask it again
             why = f"{type(error).__name__}: {error}"
+            if is_shortage(error):
+                raise ProbeImpossible(why) from error
             if _is_refusal(error):
                 raise ProbeRefused(why) from error
             raise ProbeFailed(why, trouble_of(error)) from error

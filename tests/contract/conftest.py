@@ -16,6 +16,8 @@ pytest.register_assert_rewrite(
     "tests.contract.cases",
     "tests.contract.embedding_cases",
     "tests.contract.engines",
+    "tests.contract.messages_cases",
+    "tests.contract.responses_cases",
     "tests.contract.shapes",
     "tests.contract.token_id_cases",
 )

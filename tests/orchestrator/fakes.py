@@ -47,6 +47,11 @@ def token(text: str) -> bytes:
     return event({"choices": [{"index": 0, "delta": {"content": text}}]})
 
 
+# The event with which a choice ends, and what a stream ends with.
+FINISH = event({"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]})
+LAST = FINISH + DONE
+
+
 def usage(prompt: int = 21, cached: int = 21) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "prompt_tokens_details": {"cached_tokens": cached}}
 
@@ -65,6 +70,7 @@ class FakeExchange(Exchange):
         self.headers = list(headers)
         self.content_length = None
         self.body_size = 0
+        self.is_counted = False
         self._path = path
         self._request_id = request_id_from(self.headers, IdSource(random.Random(0)))
         self.is_gone = False
@@ -192,7 +198,7 @@ class FakeWorkers:
     async def _answer(self, document: dict[str, Any], reply: MemoryReply) -> None:
         if not document.get("stream"):
             await asyncio.sleep(0)
-            choice = {"message": {"content": "".join(self.tokens)}}
+            choice = {"message": {"content": "".join(self.tokens)}, "finish_reason": "stop"}
             reply.answer(200, json.dumps({"choices": [choice], "usage": usage()}).encode(), JSON)
             return
         reply.head(200, SSE)
@@ -200,6 +206,7 @@ class FakeWorkers:
             for _ in range(self.step):
                 await asyncio.sleep(0)
             await reply.chunk(token(text))
+        await reply.chunk(FINISH)
         if (document.get("stream_options") or {}).get("include_usage"):
             await reply.chunk(event({"choices": [], "usage": usage()}))
         await reply.chunk(DONE)
@@ -318,7 +325,7 @@ class FakeCluster:
         assert not self.plane.open
         assert self.telemetry.in_flight == 0
         assert self.admission.admitted == 0
-        assert self.plane.memory.bodies == 0
+        assert (self.plane.held.bodies, self.plane.held.incoming) == (0, 0)
 
 
 def _pools(roles: Sequence[Role], seats: int) -> dict[Role, PoolConfig]:

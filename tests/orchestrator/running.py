@@ -116,10 +116,11 @@ class Orchestrator:
         key: str = "",
         routing: Mapping[str, Any] | None = None,
         seats: int = DEFAULT_SEATS,
+        before: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        """`seats` are those of a decode worker, `options` are the config's `orchestrator`. `trust` is for its
-        certificate, `key` for who asks.
+        """`before` becomes the orchestrator. `seats` are those of a decode worker, `options`
+        are the config's `orchestrator`. `trust` is for its certificate, `key` for who asks.
         """
         self._asking: dict[str, Any] = {
             "headers": {"authorization": f"Bearer {key}"} if key else {},
@@ -145,7 +146,7 @@ class Orchestrator:
         self.write_config()
         self._stderr = (directory / "stderr").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "orchestrator", str(self._config_file)],
+            [*before, sys.executable, "-m", "launch.cli", "orchestrator", str(self._config_file)],
             env={**os.environ, **(env or {}), "BATON_TEST": self._marker},
             stderr=self._stderr,
             start_new_session=True,

@@ -101,7 +101,7 @@ def the_tail_of_a_chunk_is_dropped(patch: pytest.MonkeyPatch) -> None:
 
     def feed_without_tail(events: EventStream, chunk: bytes) -> bytes:
         whole = feed(events, chunk)
-        events._tail = b""
+        events._whole = None
         return whole
 
     patch.setattr(EventStream, "feed", feed_without_tail)

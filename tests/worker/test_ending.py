@@ -68,7 +68,7 @@ class Server:
             self.answered[name] = reason
 
 
-@pytest.mark.parametrize("name", ["chatcmpl-a-1", "cmpl-a-1-0"])
+@pytest.mark.parametrize("name", ["chatcmpl-a-1", "cmpl-a-1-0", "a-1_0"])
 def test_a_request_that_runs_is_ended_and_answered(name: str) -> None:
     server = Server()
     server.add(name)

@@ -17,6 +17,7 @@ from worker.sim.server import SimServer, listen
 from worker.sim.settings import Latency, Settings
 
 FAULTS_ENV = "BATON_SIM_FAULTS"
+STORE_ENV = "VLLM_ENABLE_RESPONSES_API_STORE"  # vLLM's own: whether responses are kept in memory
 
 _CANNOT_START = 1
 _BAD_ARGUMENTS = 2
@@ -69,6 +70,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         seed=args.seed,
         api_keys=_api_keys(args.api_key_env, environ),
         faults=_faults(args.fault, environ),
+        stores_responses=environ.get(STORE_ENV) == "1",
         record=args.record,
     )
 

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, WorkerInfo
 from worker.info import decodes, token_ids
 from worker.msgpack_route import route_class
-from worker.sim import faults, frames, protocol, text
+from worker.sim import faults, frames, messages, protocol, responses, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
 from worker.sim.embeddings import EmbeddingJob, EmbeddingRequest, EmbeddingResponse, embedding_job
 from worker.sim.engine import Engine
@@ -53,6 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.sim = sim
     setattr(app.state, LIMITS_KEY, Limits(text.VOCAB_SIZE, settings.context_tokens))
     app.include_router(_json_routes(sim))
+    app.include_router(_messages_routes(sim))
+    app.include_router(_responses_routes(sim))
     app.include_router(_plain_routes(sim))
     app.include_router(_control_routes(sim))
     app.add_middleware(RequireKey, keys=sim.keys)
@@ -70,6 +72,7 @@ class Sim:
         self.faults = FaultBox((), Random(settings.seed))  # noqa: S311  # no secret
         self.commit(settings.faults)
         self.journal = Journal(settings.record)
+        self.store = responses.Store(settings.stores_responses)
         self.started = int(time.time())
 
     def commit(self, found: Sequence[Fault]) -> None:
@@ -87,9 +90,17 @@ class Sim:
             yield
 
     async def accept(
-        self, request: Request, body: dict[str, Any], kind: type[Any], make: _JobMaker, respond: _Respond
+        self,
+        request: Request,
+        body: dict[str, Any],
+        kind: type[Any],
+        make: _JobMaker,
+        respond: _Respond,
+        refusal: Callable[[Refused], bytes] | None = None,
     ) -> Response:
-        """Take a request for the engine, which gets to work when the response is sent."""
+        """Take a request for the engine, which gets to work when the response is sent. `refusal` is the
+        endpoint's form of errors.
+        """
         entry = await self.journal.add(request, body)
         entry.leg = leg_of(body)
         plan = self.faults.draw(entry.leg)
@@ -99,7 +110,7 @@ class Sim:
             job = self._job(body, kind, make, request.headers.get("x-request-id"))
         except Refused as refused:
             entry.outcome = f"refused: {refused.message}"
-            return _refusal(refused)
+            return _encoded((refusal or _refusal_body)(refused), refused.status)
         entry.answer_id = job.request_id
         return respond(self.engine, job, plan, entry)
 
@@ -206,6 +217,64 @@ def _json_routes(sim: Sim) -> APIRouter:
         asked = protocol.parse(body, protocol.DetokenizeRequest)
         return _json({"prompt": protocol.tokens_to_text(asked, settings)})
 
+    return router
+
+
+def _messages_routes(sim: Sim) -> APIRouter:
+    router = APIRouter(route_class=route_class(sim.settings.transport), dependencies=[Depends(require_json)])
+    respond = partial(GenerationResponse, form=messages.MessagesAnswer)
+
+    @router.post("/v1/messages")
+    async def create_message(request: Request, body: _Body) -> Response:
+        kind, make = messages.MessagesRequest, messages.job
+        return await sim.accept(request, body, kind, make, respond, messages.refusal)
+
+    @router.post("/v1/messages/count_tokens")
+    async def count_tokens(request: Request, body: _Body) -> Response:
+        await sim.journal.add(request, body)
+        try:
+            return _json(messages.count(protocol.parse(body, messages.CountRequest), sim.settings))
+        except Refused as refused:
+            return _encoded(messages.refusal(refused), refused.status)
+
+    return router
+
+
+def _responses_routes(sim: Sim) -> APIRouter:
+    router = APIRouter()
+    json_router = APIRouter(
+        route_class=route_class(sim.settings.transport), dependencies=[Depends(require_json)]
+    )
+    store = sim.store
+
+    def respond(engine: Engine, job: Job, plan: Plan, entry: Entry) -> Response:
+        if job.asked.background and not job.is_stream:
+            return responses.in_background(engine, job, plan, entry, store)
+        return GenerationResponse(
+            engine, job, plan, entry, form=partial(responses.ResponsesAnswer, store=store)
+        )
+
+    @json_router.post("/v1/responses")
+    async def create_response(request: Request, body: _Body) -> Response:
+        make = partial(responses.job, store=store)
+        return await sim.accept(request, body, responses.ResponsesRequest, make, respond)
+
+    @router.get("/v1/responses/{response_id}")
+    async def retrieve_response(request: Request, response_id: str, stream: bool = False) -> Response:
+        await sim.journal.add(request)
+        found = store.find(response_id)
+        if not stream:
+            return _json(found)
+        if response_id not in store.events:
+            raise Refused(f"Unknown response_id: {response_id}", param="response_id")
+        return Response(b"".join(store.events[response_id]), media_type="text/event-stream")
+
+    @router.post("/v1/responses/{response_id}/cancel")
+    async def cancel_response(request: Request, response_id: str) -> Response:
+        await sim.journal.add(request)
+        return _json(store.cancel(response_id))
+
+    router.include_router(json_router)
     return router
 
 
@@ -341,8 +410,11 @@ def _encoded(content: bytes, status: int = 200) -> Response:
 
 
 def _refusal(refused: Refused) -> Response:
-    content = frames.error_body(refused.message, refused.kind, refused.status, refused.param)
-    return _encoded(content, refused.status)
+    return _encoded(_refusal_body(refused), refused.status)
+
+
+def _refusal_body(refused: Refused) -> bytes:
+    return frames.error_body(refused.message, refused.kind, refused.status, refused.param)
 
 
 async def _answer_refused(request: Request, error: Refused) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +32,6 @@ TRANSPORT_KEY = "baton.transport"  # the connection's transport, which `server.p
 
 _GARBAGE_HEAD = b"\x16\x03\x01\x02\x00 this is not HTTP \xff\xfe\r\n\r\n"
 _GARBAGE_BODY = b'data: {"choices": [{"index": 0, "del\xff\xfe\x00\x00\n\n'
-_KV_ERROR = frames.error_body("Internal server error", "InternalServerError", 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,8 @@ class _Ended(Exception):
 
 class EngineResponse(Response):
     """An answer is made when it is sent, and struck by faults."""
+
+    kv_error = frames.Answer.kv_error
 
     def __init__(self, engine: Engine, plan: Plan, entry: Entry) -> None:
         self._engine = engine
@@ -78,7 +79,7 @@ class EngineResponse(Response):
         except KvLost as error:
             self._entry.outcome = f"kv lost: {error}"
             self._engine.metrics.finished["error"].inc()
-            await wire.send_whole(500, Content(_KV_ERROR))
+            await wire.send_whole(500, Content(self.kv_error))
 
     async def _send_answer(self, wire: Wire) -> None:
         raise NotImplementedError
@@ -118,16 +119,25 @@ class EngineResponse(Response):
 
 
 class GenerationResponse(EngineResponse):
-    """`wanted` says in which form an answer gives the prompt's ids, if it gives them and is no stream."""
+    """`wanted` says in which form an answer gives the prompt's ids, if it gives them and is no stream; `form`
+    is the endpoint's form of answers.
+    """
 
     def __init__(
-        self, engine: Engine, job: Job, plan: Plan, entry: Entry, wanted: RequestedIds | None = None
+        self,
+        engine: Engine,
+        job: Job,
+        plan: Plan,
+        entry: Entry,
+        wanted: RequestedIds | None = None,
+        form: Callable[[Job], frames.Answer] = frames.answer_for,
     ) -> None:
         super().__init__(engine, plan, entry)
         packs = wanted is not None and job.return_token_ids and not job.is_stream
         self._wanted = wanted if packs else None
         self._job = replace(job, return_token_ids=False) if packs else job
-        self._answer = frames.answer_for(self._job)
+        self._answer = form(self._job)
+        self.kv_error = self._answer.kv_error
         self._work: asyncio.Task[Any] | None = None  # while it can be ended
         self._is_ended = False
         self._is_open = False  # of a stream: its first events are sent
@@ -136,6 +146,7 @@ class GenerationResponse(EngineResponse):
     async def _send_answer(self, wire: Wire) -> None:
         under_way, name = self._engine.under_way, self._entry.headers.get("x-request-id", id(self))
         self._work = asyncio.current_task()
+        wire.error_events = self._answer.error_events
         under_way[name] = self._end
         try:
             await (self._stream(wire) if self._job.is_stream else self._whole(wire))
@@ -164,9 +175,9 @@ class GenerationResponse(EngineResponse):
         if not self._job.is_stream:
             outcome = Outcome([run], {piece.index: [piece] for piece in last})
             return await self._send_content(self._content(outcome), wire)
-        opened = [] if self._is_open else self._answer.opened(Opened(0, run))
-        chunks = [*opened, *map(self._answer.piece, last)]
-        await wire.send_body(b"".join(map(frames.event, chunks)) + frames.DONE, is_last=True)
+        opening = [] if self._is_open else self._answer.opening(Opened(0, run))
+        events = [*opening, *map(self._answer.said, last), *self._answer.aborted()]
+        await wire.send_body(b"".join(events), is_last=True)
         return None
 
     # --- whole answers
@@ -203,32 +214,31 @@ class GenerationResponse(EngineResponse):
             async with aclosing(self._events()) as events:
                 await self._send_events(events, wire)
             await self._strike(self._plan.after_tokens(-1), wire)
-            if self._job.include_usage:
-                await wire.send_body(frames.event(self._answer.usage_event()))
+            await wire.send_last(self._answer.ending())
         except KvLost as error:
             await self._send_kv_error(error, wire)
-        await wire.send_body(frames.DONE, is_last=True)
 
     async def _send_events(self, events: AsyncGenerator[Opened | Piece], wire: Wire) -> None:
         sent = 0
         async for item in events:
             if isinstance(item, Opened):
                 self._is_open = True
-                for chunk in self._answer.opened(item):
-                    await wire.send_body(frames.event(chunk))
+                for part in self._answer.opening(item):
+                    await wire.send_body(part)
             else:
-                await wire.send_body(frames.event(self._answer.piece(item)))
+                await wire.send_body(self._answer.said(item))
                 sent += 1
                 await self._strike(self._plan.after_tokens(sent), wire)
 
     async def _send_kv_error(self, error: KvLost, wire: Wire) -> None:
-        """Send the error as vLLM does: a chat stream begins with its role chunks even then."""
+        """Send the error as vLLM does."""
         self._entry.outcome = f"kv lost: {error}"
         self._engine.metrics.finished["error"].inc()
-        if isinstance(self._answer, frames.ChatAnswer):
-            for chunk in self._answer.role_chunks():
-                await wire.send_body(frames.event(chunk))
-        await wire.send_body(b"data: " + _KV_ERROR + b"\n\n")
+        if not self._answer.cuts_stream:
+            return await wire.send_last(self._answer.lost())
+        await wire.send_body(b"".join(self._answer.lost()))
+        await wire.cut()
+        raise _Ended
 
     # --- both
 
@@ -279,6 +289,7 @@ class Wire:
         self._has_head = False
         self._is_stream = False
         self.has_ended = False  # by a fault
+        self.error_events: Callable[[bytes], bytes | None] = frames.error_events
 
     async def send_head(
         self, status: int, content_type: bytes, length: int | None = None, *more: tuple[bytes, bytes]
@@ -291,6 +302,17 @@ class Wire:
 
     async def send_body(self, content: bytes, *, is_last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": content, "more_body": not is_last})
+
+    async def send_last(self, parts: Sequence[bytes]) -> None:
+        """Send these, one by one, and the end."""
+        for part in parts[:-1]:
+            await self.send_body(part)
+        await self.send_body(parts[-1], is_last=True)
+
+    async def cut(self) -> None:
+        """End the connection, not the answer."""
+        self.has_ended = True
+        await self._close()
 
     async def send_whole(self, status: int, content: Content) -> None:
         await self.send_head(status, content.type, len(content.body), *content.headers)
@@ -314,8 +336,10 @@ class Wire:
 
     async def _send_error(self, fault: faults.Error) -> None:
         content = frames.error_body(fault.message, "InternalServerError", fault.status)
-        if self._is_stream:
-            await self.send_body(b"data: " + content + b"\n\n" + frames.DONE, is_last=True)
+        if self._is_stream and (events := self.error_events(content)) is not None:
+            await self.send_body(events, is_last=True)
+        elif self._is_stream:
+            await self._close()
         elif not self._has_head:
             later = () if fault.retry_after is None else ((b"retry-after", b"%d" % fault.retry_after),)
             await self.send_whole(fault.status, Content(content, headers=later))

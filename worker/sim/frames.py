@@ -24,12 +24,22 @@ def error_body(message: str, kind: str, status: int, param: str | None = None) -
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
+def error_events(content: bytes) -> bytes:
+    return b"data: " + content + b"\n\n" + DONE
+
+
 def event(document: Json) -> bytes:
     return b"data: " + orjson.dumps(document) + b"\n\n"
 
 
 class Answer:
-    """This is one request's answer; `chat` and `completion` differ in most of it."""
+    """This is one request's answer; the endpoints differ in most of it.
+
+    `kv_error` is the body that says that a hand-off was lost.
+    """
+
+    kv_error = error_body("Internal server error", "InternalServerError", 500)
+    cuts_stream = False  # a stream whose hand-off was lost has no end, as of a server that failed
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -53,6 +63,33 @@ class Answer:
         usage = self._plain_usage(self._completion_tokens)
         usage["prompt_tokens_details"] = self._stream_details()
         return {**self._head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
+
+    # --- the bytes of a stream
+
+    def opening(self, opened: Opened) -> list[bytes]:
+        """Return the events before a prompt's first token, as they are written one by one."""
+        return list(map(event, self.opened(opened)))
+
+    def said(self, piece: Piece) -> bytes:
+        return event(self.piece(piece))
+
+    def ending(self) -> list[bytes]:
+        """Return what a whole stream ends with."""
+        return [*([event(self.usage_event())] if self.job.include_usage else []), DONE]
+
+    def aborted(self) -> list[bytes]:
+        """Return what a stream ends with that was ended on request."""
+        return [DONE]
+
+    def lost(self) -> list[bytes]:
+        """Return what a stream says, and ends with, whose hand-off was lost."""
+        return [b"data: " + self.kv_error + b"\n\n", DONE]
+
+    def error_events(self, content: bytes) -> bytes | None:
+        """Return what a stream ends with that fails with this error body; None if its connection is cut."""
+        return error_events(content)
+
+    # --- what answers are made of
 
     def _head(self) -> Json:
         raise NotImplementedError
@@ -126,6 +163,10 @@ class ChatAnswer(Answer):
             chunk = self._chunk({**choice, "logprobs": None, "finish_reason": None})
             chunks.append({**chunk, "prompt_token_ids": prompt_token_ids, "prompt_text": None})
         return chunks
+
+    def lost(self) -> list[bytes]:
+        """Begin with the role chunks even then, as vLLM does."""
+        return [*map(event, self.role_chunks()), *super().lost()]
 
     def piece(self, piece: Piece) -> Json:
         self._completion_tokens += 1
@@ -321,4 +362,5 @@ def _top(token: int, wanted: int) -> list[tuple[int, float]]:
 
 
 def answer_for(job: Job) -> Answer:
+    """Return the answer of a chat or a completion; the other endpoints have files of their own."""
     return ChatAnswer(job) if job.is_chat else CompletionAnswer(job)

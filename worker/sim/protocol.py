@@ -143,6 +143,7 @@ class Job:
     echo: bool = False
     generates: bool = True  # false: `echo` with `max_tokens` 0
     tokenized: int = 0  # prompts that came as text
+    asked: Any = None  # the request of an API that answers with more of it
 
 
 _Any = TypeVar("_Any", bound=msgspec.Struct)
@@ -204,6 +205,17 @@ def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) ->
     echoed = messages[-1][1] if messages and messages[-1][0] == "assistant" else ""
     job = _job(request, settings, answer_id, [tokens], [echoed], logprobs, is_chat=True)
     return replace(job, tokenized=int(given is None))
+
+
+def renamed(job: Job, name: str, asked: object) -> Job:
+    """Return the job of another API that is served as a chat; requests are told apart by `name`."""
+    prompts = [replace(prompt, request_id=f"{name}_0-{uuid.uuid4().hex[:8]}") for prompt in job.prompts]
+    return replace(job, request_id=name, prompts=prompts, asked=asked)
+
+
+def chat_tokens(request: ChatRequest) -> list[int]:
+    """Return the prompt of a chat. Raises `Refused`."""
+    return _tokenized_chat(request, [_rendered(*each) for each in enumerate(request.messages)])
 
 
 def completion_job(request: CompletionRequest, settings: Settings, header_id: str | None) -> Job:

@@ -61,6 +61,7 @@ class Settings:
     seed: int = 0
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    stores_responses: bool = False  # as with VLLM_ENABLE_RESPONSES_API_STORE=1
     record: int = 0  # how many request bodies GET /sim/requests keeps
 
     @property

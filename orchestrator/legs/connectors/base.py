@@ -38,17 +38,23 @@ class Handoff:
     one use.
     """
 
-    __slots__ = ("params", "prefill_cached_tokens", "token_ids")
+    __slots__ = ("params", "prefill_cached_tokens", "prefill_created_tokens", "token_ids")
 
     def __init__(
-        self, params: bytes, prefill_cached_tokens: int | None = None, token_ids: TokenIds | None = None
+        self,
+        params: bytes,
+        prefill_cached_tokens: int | None = None,
+        token_ids: TokenIds | None = None,
+        prefill_created_tokens: int | None = None,
     ) -> None:
         """`params` are the decode leg's `kv_transfer_params`, a JSON object that is not empty.
 
-        `prefill_cached_tokens`: what the client's usage must say; None if nobody knows.
+        `prefill_cached_tokens`, `prefill_created_tokens`: what the client's usage must say was found in the
+        prefix cache and added to it; None if nobody knows.
         """
         self.params = params
         self.prefill_cached_tokens = prefill_cached_tokens
+        self.prefill_created_tokens = prefill_created_tokens
         self.token_ids = token_ids
 
 

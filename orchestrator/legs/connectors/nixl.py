@@ -16,6 +16,7 @@ from orchestrator.wire.shapes import (
     PackedAnswer,
     PrefillAnswer,
     PrefillAnswerWithIds,
+    PrefillUsage,
 )
 
 # Withheld from the decode worker. Without it that worker reports its own count of cached tokens, which
@@ -37,6 +38,7 @@ _TRUE: Final = Raw(b"true")
 _ANSWER: Final = msgspec.json.Decoder(PrefillAnswer)
 _ANSWER_WITH_IDS: Final = msgspec.json.Decoder(PrefillAnswerWithIds)
 _PACKED_ANSWER: Final = msgspec.msgpack.Decoder(PackedAnswer)
+_USAGE: Final = msgspec.json.Decoder(PrefillUsage)
 _COUNT: Final = msgspec.json.Decoder(int | None)
 _json: Final = msgspec.json.Encoder()
 
@@ -76,9 +78,10 @@ def handoff_from(answer: bytes, *, has_ids: bool = False) -> Handoff:
     """
     try:
         if not has_ids:
-            return _handoff(_ANSWER.decode(answer).kv_transfer_params, None)
+            plain = _ANSWER.decode(answer)
+            return _handoff(plain.kv_transfer_params, None, plain.usage)
         document = _ANSWER_WITH_IDS.decode(answer)
-        return _handoff(document.kv_transfer_params, _ids_of(document))
+        return _handoff(document.kv_transfer_params, _ids_of(document), document.usage)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidHandoff("the prefill worker's answer cannot be read") from error
 
@@ -90,17 +93,29 @@ def handoff_from_msgpack(answer: bytes) -> Handoff:
         params = document.kv_transfer_params or {}
         raw = {name: Raw(_json.encode(value)) for name, value in params.items()}
         ids = document.prompt_token_ids
-        return _handoff(raw, TokenIds(packed=ids) if ids else None)
+        usage = Raw(_json.encode(document.usage))
+        return _handoff(raw, TokenIds(packed=ids) if ids else None, usage)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidHandoff("the prefill worker's answer cannot be read") from error
 
 
-def _handoff(params: dict[str, Raw] | None, ids: TokenIds | None) -> Handoff:
+def _handoff(params: dict[str, Raw] | None, ids: TokenIds | None, usage: Raw) -> Handoff:
     if not params:
         raise InvalidHandoff("the prefill worker answered without kv_transfer_params")
     cached = params.pop(CACHED_TOKENS_KEY, NULL)
     _require(params)
-    return Handoff(_json.encode(params), None if cached is NULL else _COUNT.decode(cached), ids)
+    return Handoff(
+        _json.encode(params), None if cached is NULL else _COUNT.decode(cached), ids, _created_tokens(usage)
+    )
+
+
+def _created_tokens(usage: Raw) -> int | None:
+    """Return how many tokens the prefill worker has added to its prefix cache, if it says so."""
+    try:
+        created: int | None = _USAGE.decode(usage).created_tokens()
+    except msgspec.DecodeError:  # null, or nothing that we know
+        return None
+    return created
 
 
 def _require(params: dict[str, Raw]) -> None:

@@ -8,6 +8,7 @@ import launch.bench
 # The transport and the SSE reader, and what they take and raise: a load tool needs a pooled client too.
 ALLOWED = (
     "orchestrator.transport",
+    "orchestrator.wire.judge",
     "orchestrator.wire.sse",
     "orchestrator.wire.headers",
     "orchestrator.errors",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from launch.bench.sample import Sample
 from launch.bench.stream import TokenClock, error_text
-from orchestrator.wire.sse import InvalidStream
+from orchestrator.wire.judge import InvalidStream
 from tests.launch.bench.fakes import DONE, event, text
 
 

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.api.embeddings import ask_base64
+from orchestrator.api.messages import MessagesForm
+from orchestrator.api.responses import ResponsesForm
 from orchestrator.api.view import MAX_FIELDS, InvalidRequest, RequestView, view_request
 from orchestrator.failover.tokenize import tokenize_prompt
 from orchestrator.legs.bodies import LegBodies
@@ -32,7 +34,17 @@ codecs = pytest.mark.parametrize("codec", [CODECS["json"], CODECS["msgpack"]], i
 def legs(view: RequestView, codec: Codec) -> dict[str, Any]:
     """All that workers can get of a request, as they read it."""
     bodies = LegBodies(view)
-    parts = {
+    parts: dict[str, Any] = {}
+    for form in (ResponsesForm(), MessagesForm()):
+        others = LegBodies(view, form=form)
+        others.call("resp_1")
+        parts |= {
+            f"prefill {form}": others.prefill(codec, "m"),
+            f"decode {form}": others.decode(codec, "m", HANDOFF),
+            f"release {form}": others.release(codec, "m", HANDOFF, "salt"),
+            f"whole {form}": others.whole(codec, "m"),
+        }
+    parts |= {
         "prefill": bodies.prefill(codec, "m"),
         "prefill for ids": bodies.prefill(codec, "m", asks_ids=True),
         "decode": bodies.decode(codec, "m", HANDOFF),

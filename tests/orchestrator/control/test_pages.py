@@ -19,6 +19,15 @@ def test_what_does_not_exist_is_an_openai_error(path: str) -> None:
     assert error_code(response) in ("not_found", "model_not_found")
 
 
+def test_below_messages_it_is_one_of_anthropics() -> None:
+    path = "/v1/messages/batches"
+    response = ask(control_app(FakeState()), path, "POST")
+    assert response.status_code == 404
+    error = response.json()
+    assert (error["type"], error["error"]["type"]) == ("error", "not_found_error")
+    assert path in error["error"]["message"]
+
+
 def test_a_method_that_is_not_served_is_405_with_those_that_are() -> None:
     response = ask(control_app(FakeState()), "/v1/models", "POST")
     assert (response.status_code, error_code(response)) == (405, "method_not_allowed")

@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.failover.stream import ContinuedStream, Envelope
 from orchestrator.failover.transcript import Usage
-from orchestrator.wire.sse import DONE, InvalidStream, WorkerFailed
+from orchestrator.wire.judge import InvalidStream, WorkerFailed
+from orchestrator.wire.sse import DONE
 from orchestrator.wire.usage import Kv
 from tests.orchestrator.wire.cut_streams import events_in, sent_of
 
@@ -23,6 +24,9 @@ def event(*choices: Json, **more: Any) -> bytes:
 def said(text: str, **more: Any) -> bytes:
     choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
     return event({**choice, "prompt_token_ids": [1, 2, 3], "token_ids": [4], **more})
+
+
+LAST = said("a", finish_reason="stop", system_fingerprint="f")
 
 
 def usage_event(cached: int | None = 9) -> bytes:
@@ -52,15 +56,15 @@ def test_a_chat_gets_chat_events() -> None:
 
 
 def test_a_completion_keeps_its_events_but_for_its_name_and_the_prompt() -> None:
-    (continued,) = events_in(stream(is_chat=False).feed(said("a", system_fingerprint="f") + DONE))
-    (worker,) = events_in(said("a", system_fingerprint="f") + DONE)
+    (continued,) = events_in(stream(is_chat=False).feed(LAST + DONE))
+    (worker,) = events_in(LAST + DONE)
     worker["choices"][0]["prompt_token_ids"] = None
     assert continued == worker | {"id": "one", "created": 7, "model": "tiny"}
 
 
 def test_a_chat_without_its_role_gets_it_once() -> None:
     continued = stream(has_role=False)
-    events = events_in(continued.feed(said("a")) + continued.feed(said("b") + DONE))
+    events = events_in(continued.feed(said("a")) + continued.feed(said("b", finish_reason="stop") + DONE))
     deltas = [choice["delta"] for event in events for choice in event["choices"]]
     assert deltas == [{"role": "assistant", "content": ""}, {"content": "a"}, {"content": "b"}]
 
@@ -68,7 +72,7 @@ def test_a_chat_without_its_role_gets_it_once() -> None:
 @pytest.mark.parametrize(("known", "told"), [(5, 5), (0, 0), (None, 6)])
 def test_usage_is_that_of_one_stream(known: int | None, told: int) -> None:
     continued = stream(cached_tokens=known)
-    (event,) = events_in(continued.feed(usage_event() + DONE))
+    _, event = events_in(continued.feed(LAST + usage_event() + DONE))
     counts = {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
     assert event["usage"] == counts | {"prompt_tokens_details": {"cached_tokens": told}}
     assert continued.kv is Kv.TRANSFERRED  # all nine of the new prompt
@@ -76,20 +80,22 @@ def test_usage_is_that_of_one_stream(known: int | None, told: int) -> None:
 
 def test_a_worker_that_tells_no_details() -> None:
     continued = stream()
-    (event,) = events_in(continued.feed(usage_event(None) + DONE))
+    _, event = events_in(continued.feed(LAST + usage_event(None) + DONE))
     assert "prompt_tokens_details" not in event["usage"]
     assert continued.kv is Kv.UNKNOWN
 
 
 def test_usage_that_nobody_asked_for_is_withheld() -> None:
     continued = stream(hides_usage=True)
-    assert continued.feed(usage_event(0) + DONE) == DONE
+    assert continued.feed(said("a") + LAST + usage_event(0) + DONE).count(b"data:") == 3
     assert continued.kv is Kv.RECOMPUTED
 
 
 @pytest.mark.parametrize("texts", [["thr", "ee", " four"], ["th", "ree four"], ["", "three four"]])
 def test_what_the_client_has_is_left_out(texts: list[str]) -> None:
-    events = events_in(stream(again="thr").feed(b"".join(map(said, texts)) + DONE))
+    events = events_in(
+        stream(again="thr").feed(b"".join(map(said, texts)) + said("", finish_reason="stop") + DONE)
+    )
     assert "".join(event["choices"][0]["delta"]["content"] for event in events) == "ee four"
 
 
@@ -122,7 +128,7 @@ def test_an_event_that_cannot_be_read(payload: bytes) -> None:
 
 def test_a_stream_that_is_cut_again_is_not_taken_for_a_whole_one() -> None:
     continued = stream()
-    whole = said("a") + DONE
+    whole = LAST + DONE
     sent = continued.feed(whole[:-3])
     with pytest.raises(InvalidStream):
         continued.finish()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from random import Random
 from typing import Any
 
@@ -454,7 +455,7 @@ async def converse(pieces: list[bytes], limits: ServerLimits = LAX) -> tuple[byt
     closed = wire.ended
     wire.close()
     await until(lambda: not state.connections and not state.tasks)
-    return wire.written, closed
+    return re.sub(rb"date: [^\r]*\r\n", b"", wire.written), closed
 
 
 def is_waiting_for_more(protocol: Any) -> bool:

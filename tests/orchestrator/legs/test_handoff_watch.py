@@ -16,7 +16,7 @@ from orchestrator.legs.retry import BUDGET_LEAST
 from orchestrator.telemetry.counters import HandoffTrouble, LeaseState
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import BEGUN_PATH, Begun, WorkerInfo
-from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, event, read, token, usage
+from tests.orchestrator.fakes import DONE, FINISH, JSON, SSE, FakeCluster, event, read, token, usage
 from tests.simulation.loop import run_virtually
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
@@ -61,9 +61,10 @@ async def answer_with(words: str, request: MemoryRequest, reply: MemoryReply) ->
     if read(request).get("stream"):
         if not reply.is_over:
             reply.head(200, SSE)
-        await reply.chunk(token(words) + event({"choices": [], "usage": usage()}) + DONE)
+        await reply.chunk(token(words) + FINISH + event({"choices": [], "usage": usage()}) + DONE)
     else:
-        document = {"choices": [{"message": {"content": words}}], "usage": usage()}
+        choice = {"message": {"content": words}, "finish_reason": "stop"}
+        document = {"choices": [choice], "usage": usage()}
         reply.answer(200, msgspec.json.encode(document), JSON)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.loop import signals
-from orchestrator.loop.signals import Terminal, on_hangup, on_signals
+from orchestrator.loop.signals import Terminal, hold_hangup, on_hangup, on_signals
 
 
 class Site:
@@ -90,3 +90,33 @@ def test_signals_are_heard_within_the_block_only() -> None:
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def unblocked() -> Iterator[None]:
+    yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+def test_sighup_during_the_start_waits_and_is_heard(site: Site, unblocked: None) -> None:
+    hold_hangup()
+    os.kill(os.getpid(), signal.SIGHUP)
+
+    async def main() -> str:
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        with on_hangup(lambda: heard.put_nowait("reload"), lambda: heard.put_nowait("stop")):
+            return await heard.get()
+
+    assert asyncio.run(main()) == "reload"
+
+
+def test_sighup_is_held_again_at_the_end(site: Site, unblocked: None) -> None:
+    async def main() -> None:
+        hold_hangup()
+        with on_hangup(lambda: None, lambda: None):
+            assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    asyncio.run(main())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

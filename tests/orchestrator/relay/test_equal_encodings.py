@@ -93,7 +93,7 @@ class Worker:
 
     async def decode(self, request: MemoryRequest, reply: MemoryReply) -> None:
         if self._document(request, reply) is not None:
-            reply.answer(200, b'{"choices":[]}', JSON)
+            reply.answer(200, b'{"choices":[{"index":0,"text":"","finish_reason":"stop"}]}', JSON)
 
     def _document(self, request: MemoryRequest, reply: MemoryReply) -> dict[str, Any] | None:
         try:

@@ -16,7 +16,9 @@ from orchestrator.wire.info import Encoding, WorkerInfo
 from orchestrator.wire.usage import Kv
 from tests.orchestrator.fakes import (
     DONE,
+    FINISH,
     JSON,
+    LAST,
     SSE,
     FakeCluster,
     FakeExchange,
@@ -88,7 +90,7 @@ def test_the_client_gets_the_prefill_workers_cached_tokens() -> None:
 
 def test_a_recompute_is_seen() -> None:
     async def test(cluster: FakeCluster) -> None:
-        body = json.dumps({"choices": [], "usage": usage(21, 0)}).encode()
+        body = json.dumps({"choices": [{"finish_reason": "stop"}], "usage": usage(21, 0)}).encode()
         cluster.upstream.serve(cluster.origin("decode/0"), answering(200, body))
         answer = await cluster.ask(CHAT)
         assert answer.answer_headers[b"x-baton-kv"] == b"recomputed"
@@ -104,7 +106,7 @@ def test_what_follows_a_recompute_is_the_operators_choice(
     policy: str, status: int, is_logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(cluster: FakeCluster) -> None:
-        body = json.dumps({"choices": [], "usage": usage(21, 0)}).encode()
+        body = json.dumps({"choices": [{"finish_reason": "stop"}], "usage": usage(21, 0)}).encode()
         cluster.upstream.serve(cluster.origin("decode/0"), answering(200, body))
         answer = await cluster.ask(CHAT)
         assert answer.status == status
@@ -121,10 +123,10 @@ def test_a_stream_whose_kv_was_recomputed_is_not_cut(caplog: pytest.LogCaptureFi
     async def test(cluster: FakeCluster) -> None:
         async def recomputes(request: MemoryRequest, reply: MemoryReply) -> None:
             reply.head(200, SSE)
-            await reply.chunk(token("a") + event({"choices": [], "usage": usage(21, 0)}) + DONE)
+            await reply.chunk(token("a") + FINISH + event({"choices": [], "usage": usage(21, 0)}) + DONE)
 
         cluster.upstream.serve(cluster.origin("decode/0"), recomputes)
-        assert (await cluster.ask(STREAM)).sent == token("a") + DONE
+        assert (await cluster.ask(STREAM)).sent == token("a") + LAST
         cluster.workers.pinned.clear()
 
     assert run(test, kv_missing="fail").telemetry.records[0].kv is Kv.RECOMPUTED
@@ -138,7 +140,7 @@ def test_a_stream_comes_back_event_for_event(asks: bool | None) -> None:
     async def test(cluster: FakeCluster) -> None:
         answer = await cluster.ask(STREAM | options)
         shown = event({"choices": [], "usage": usage(21, 16)}) if asks else b""
-        assert answer.sent == token("a") + token("b") + token("c") + shown + DONE
+        assert answer.sent == token("a") + token("b") + token("c") + FINISH + shown + DONE
         assert answer.is_complete
         assert answer.answer_headers[b"content-type"] == SSE[b"content-type"]
 
@@ -214,7 +216,9 @@ def test_a_client_that_asks_for_the_load_gets_the_decode_workers() -> None:
         answer = await cluster.ask(CHAT)
         assert b"endpoint-load-metrics" not in answer.answer_headers
         told = JSON | {b"endpoint-load-metrics": load, b"set-cookie": b"a=1"}
-        cluster.upstream.serve(cluster.origin("decode/0"), answering(200, b'{"choices":[]}', told))
+        cluster.upstream.serve(
+            cluster.origin("decode/0"), answering(200, b'{"choices":[{"finish_reason":"stop"}]}', told)
+        )
         answer = await cluster.ask(CHAT, headers=[(b"endpoint-load-metrics-format", b"TEXT")])
         assert answer.answer_headers[b"endpoint-load-metrics"] == load
         assert b"set-cookie" not in answer.answer_headers
@@ -249,7 +253,7 @@ def test_what_cannot_be_handed_over_goes_to_one_worker(path: str, document: Any)
 def test_disaggregation_can_be_turned_off() -> None:
     async def test(cluster: FakeCluster) -> None:
         answer = await cluster.ask(STREAM)
-        assert answer.sent == token("a") + token("b") + token("c") + DONE
+        assert answer.sent == token("a") + token("b") + token("c") + LAST
         assert answer.answer_headers[b"x-baton-path"] == b"aggregated"
 
     cluster = run(test, routing=RoutingConfig(disaggregate="never"))
@@ -498,7 +502,7 @@ def test_an_error_before_the_first_token_is_an_error_answer() -> None:
     async def test(cluster: FakeCluster) -> None:
         failed = event({"error": {"message": "KV load failed", "code": 500}})
         role = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        cluster.upstream.serve(cluster.origin("decode/0"), stream_of(b": ping\n\n", role, failed, DONE))
+        cluster.upstream.serve(cluster.origin("decode/0"), stream_of(role, failed, DONE))
         answer = await cluster.ask(STREAM)
         assert answer.status == 500
         assert json.loads(answer.sent)["error"]["message"] == "KV load failed"
@@ -532,7 +536,7 @@ def test_a_stream_that_breaks_ends_with_an_error_event(chunks: list[bytes], cut:
     assert run(test).telemetry.records[0].error_code == "worker_cut_short"
 
 
-@pytest.mark.parametrize("chunks", [[], [b": ping\n\n"], [b"data: {"]])
+@pytest.mark.parametrize("chunks", [[], [b"data: {"]])
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_stream_without_any_event_is_a_502(chunks: list[bytes], cut: bool) -> None:
     async def test(cluster: FakeCluster) -> None:

@@ -15,7 +15,7 @@ from orchestrator.config.options import HealthConfig, LimitsConfig, QueueConfig
 from orchestrator.relay.scope import RequestScope
 from orchestrator.telemetry.counters import RejectReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
-from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, FakeExchange, token
+from tests.orchestrator.fakes import JSON, LAST, SSE, FakeCluster, FakeExchange, token
 from tests.simulation.loop import run_virtually
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
@@ -51,7 +51,7 @@ class Held:
         reply.head(200, SSE)
         await reply.chunk(token("a"))
         await self.may_go_on.wait()
-        await reply.chunk(DONE)
+        await reply.chunk(LAST)
 
 
 def ask(
@@ -256,10 +256,10 @@ def test_what_is_on_its_way_counts_at_the_next_sweep() -> None:
         _, serving = ask(cluster, CHAT)
         await is_full.wait()
         assert sum(scope.bytes_under_way() for scope in cluster.plane.open) == 4001
-        cluster.plane.memory.note_under_way(4001)
+        cluster.plane.note_under_way(4001)
         assert (await cluster.ask(CHAT)).status == 503
         assert RequestScope(cluster.plane, uploading).bytes_under_way() == 3000
-        cluster.plane.memory.note_under_way(0)
+        cluster.plane.note_under_way(0)
         may_go_on.set()
         await serving
 

@@ -13,7 +13,7 @@ from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import LimitsConfig
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest
-from tests.orchestrator.fakes import DONE, SSE, FakeCluster, FakeExchange, token
+from tests.orchestrator.fakes import DONE, LAST, SSE, FakeCluster, FakeExchange, token
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
 BODY = json.dumps(CHAT).encode()
@@ -45,6 +45,7 @@ def test_a_request_that_outlives_its_deadline_is_a_504() -> None:
         scope.sweep(scope.deadline + 1)
         await serving
         assert exchange.status == 504
+        assert exchange.answer_headers[b"x-should-retry"] == b"false"
         assert json.loads(exchange.sent)["error"]["code"] == "deadline_exceeded"
         await cluster.aclose()
         cluster.assert_at_rest()
@@ -177,7 +178,7 @@ def test_the_clients_pace_becomes_the_workers() -> None:
             for index in range(2000):
                 await reply.chunk(token(f"{index} " + "x" * 1000))
                 sent = index
-            await reply.chunk(DONE)
+            await reply.chunk(LAST)
 
         cluster.upstream.serve(cluster.origin("decode/0"), decode)
         exchange = FakeExchange(BODY)
@@ -189,7 +190,7 @@ def test_the_clients_pace_becomes_the_workers() -> None:
         assert sent < 1000, "the worker was read on although the client does not read"
         exchange.read_again()
         await serving
-        assert exchange.sent.count(b"\n\n") == 2001
+        assert exchange.sent.count(b"\n\n") == 2002
         assert exchange.sent.endswith(DONE)
         cluster.workers.pinned.clear()
         await cluster.aclose()
@@ -288,7 +289,7 @@ def test_it_is_an_asgi_application_for_any_server() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.post("/v1/chat/completions", json=CHAT)
         assert answer.status_code == 200
-        assert answer.content == token("a") + token("b") + token("c") + DONE
+        assert answer.content == token("a") + token("b") + token("c") + LAST
         assert answer.headers["x-baton-path"] == "disaggregated"
         assert answer.headers["x-request-id"]
         await cluster.aclose()

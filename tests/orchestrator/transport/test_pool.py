@@ -833,3 +833,11 @@ async def test_they_describe_themselves() -> None:
 
 def test_a_pool_that_was_never_used_closes() -> None:
     asyncio.run(PooledUpstream().aclose())
+
+
+@pytest.mark.parametrize("protocol", [b"RTSP/1.0", b"RTSP/1.1", b"ICE/1.0"])
+@scenario
+async def test_what_speaks_another_protocol_is_no_worker(protocol: bytes) -> None:
+    async with peer(replies(OK.replace(b"HTTP/1.1", protocol))) as worker, pool() as upstream:
+        with pytest.raises(WorkerGarbage):
+            await get(upstream, worker.origin)

@@ -1,0 +1,143 @@
+"""Streams whose events have names are relayed as vLLM writes them: `event: NAME`, and a line of JSON."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Final
+
+from orchestrator.compiled import mypyc_attr
+from orchestrator.wire.judge import InvalidStream, failed
+from orchestrator.wire.sse import MAX_OPENING_BYTES, Events, WholeEvents, payload_of, split_events
+from orchestrator.wire.usage import Document, Kv, decode_document
+
+_END: Final = b"\n\n"
+_EVENT: Final = b"event:"
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class NamedEvents(Events):
+    """It sends the worker's own events; a subclass knows what those are for that say more than text.
+
+    Nearly all events of a stream are of one name, pieces of text. These are passed on with one look at their
+    bytes; all others are given to `_named`, once.
+    """
+
+    __slots__ = (
+        "_cached_tokens",
+        "_created_tokens",
+        "_following",
+        "_has_begun",
+        "_held",
+        "_held_bytes",
+        "_is_done",
+        "_is_open",
+        "_kv",
+        "_latest",
+        "_text",
+        "_whole",
+    )
+
+    def __init__(self, text: bytes, *, cached_tokens: int | None, created_tokens: int | None) -> None:
+        """`text` is the name of the events that bring text; the numbers are those of `Endpoint.events`."""
+        self._text = b"event: %b\ndata: " % text
+        self._following = _END + self._text
+        self._cached_tokens = cached_tokens
+        self._created_tokens = created_tokens
+        self._whole: WholeEvents | None = None  # once a chunk ends within an event
+        self._held: list[bytes] = []  # events from before the first that says something
+        self._held_bytes = 0
+        self._latest = b""  # events that the client has
+        self._has_begun = False
+        self._is_done = False
+        self._is_open = False  # it has begun, and goes on
+        self._kv = Kv.UNKNOWN
+
+    @property
+    def kv(self) -> Kv:
+        return self._kv
+
+    @property
+    def has_begun(self) -> bool:
+        return self._has_begun
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_done
+
+    def feed(self, chunk: bytes) -> bytes:
+        if self._whole is not None:
+            chunk = self._whole.feed(chunk)
+        is_text = self._is_open and chunk.startswith(self._text) and chunk.endswith(_END)
+        if is_text and chunk.count(_END) == chunk.count(self._following) + 1:
+            self._latest = chunk
+            return chunk
+        return self._judged(chunk)
+
+    def finish(self) -> None:
+        if not self._is_done or (self._whole is not None and self._whole.has_pending):
+            raise InvalidStream("the worker's stream ended without its last event")
+
+    # --- one event after the other --------------------------------------------------------------
+
+    def _judged(self, chunk: bytes) -> bytes:
+        if self._whole is None and not chunk.endswith(_END):
+            self._whole = WholeEvents()
+            chunk = self._whole.feed(chunk)
+        events = b"".join([self._event(event) for event in split_events(chunk)])
+        self._is_open = self._has_begun and not self._is_done
+        if events and self._has_begun:
+            self._latest = events
+        return events
+
+    def _event(self, event: bytes) -> bytes:
+        payload = payload_of(event)
+        if not payload:
+            return event
+        if self._is_done:  # nobody reads behind the end
+            return b""
+        name = name_of(event)
+        if name == b"error" or (not name and b'"error"' in payload):
+            raise failed(payload)
+        return self._named(name, event, payload)
+
+    @abstractmethod
+    def _named(self, name: bytes, event: bytes, payload: bytes) -> bytes:
+        """Return what the client gets of an event, and may not have had of those before. Raises as `feed`
+        does.
+        """
+        ...
+
+    def _said(self, event: bytes) -> bytes:
+        """Return an event that says something, with those that were held back until one does."""
+        if self._has_begun:
+            return event
+        self._has_begun = True
+        held, self._held = self._held, []
+        return b"".join([*held, event])
+
+    def _hold(self, event: bytes) -> bytes:
+        """Hold back an event that says nothing, until one does."""
+        self._held_bytes += len(event)
+        if self._held_bytes > MAX_OPENING_BYTES:
+            raise InvalidStream("the worker's stream says nothing at great length")
+        self._held.append(event)
+        return b""
+
+
+def name_of(event: bytes) -> bytes:
+    """Return the name of an event; b"" if it has none."""
+    lines = event.splitlines()
+    return next((line[6:].strip() for line in lines if line.startswith(_EVENT)), b"")
+
+
+def document_of(payload: bytes) -> Document:
+    """Return the fields of an event. Raises `InvalidStream` if it is no JSON object."""
+    document = decode_document(payload)
+    if document is None:
+        raise InvalidStream("the worker's stream has an event that cannot be read")
+    return document
+
+
+def written(name: bytes, payload: bytes) -> bytes:
+    """Return an event."""
+    return b"event: %b\ndata: %b\n\n" % (name, payload)
