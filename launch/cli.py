@@ -30,11 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except _Usage as error:
-        print(error, file=sys.stderr)
+        _complain(error)
         return Exit.USAGE
     except BrokenPipeError:  # `baton schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
+
+
+def _complain(error: Exception) -> None:
+    from orchestrator.config.printing import masked, printable
+
+    print(printable(masked(str(error))), file=sys.stderr)
 
 
 class _Usage(Exception):
@@ -94,8 +100,10 @@ def _add(
 
 def _check(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
+    from orchestrator.config.printing import one_line
+
     names = ", ".join(model.name for model in config.models)
-    print(f"{arguments.config}: right; models: {names}")
+    print(one_line(f"{arguments.config}: right; models: {names}"))
     return Exit.OK
 
 
@@ -133,14 +141,14 @@ def _orchestrator(arguments: argparse.Namespace) -> int:
     hold_hangup()
     config = _load(arguments)
     from orchestrator.control.reload import ConfigSource
-    from orchestrator.errors import StartError
+    from orchestrator.errors import SettingError, StartError
     from orchestrator.run import run
 
     try:
         return run(config, ConfigSource(arguments.config, arguments.overrides))
     except StartError as error:
-        print(error, file=sys.stderr)
-        return Exit.FAILED
+        _complain(error)
+        return Exit.USAGE if isinstance(error, SettingError) else Exit.FAILED
 
 
 def _worker(arguments: argparse.Namespace) -> int:
@@ -148,15 +156,16 @@ def _worker(arguments: argparse.Namespace) -> int:
     from launch.engines.base import PlanError
     from launch.plan import worker_specs
     from launch.surroundings import look_around
+    from orchestrator.config.printing import one_line
 
     config = _load(arguments)
     try:
         specs = worker_specs(config, look_around())
     except PlanError as error:
-        raise _Usage(f"{arguments.config}: {error}") from error
+        raise _Usage(one_line(f"{arguments.config}: {error}")) from error
     spec = specs.get(arguments.name)
     if spec is None:
-        names = "".join(f"\n  {name}" for name in specs) or " none that Baton starts"
+        names = "".join(f"\n  {one_line(name)}" for name in specs) or " none that Baton starts"
         raise _Usage(f"{arguments.config}: no worker {arguments.name!r}; there are:{names}")
     sys.stdout.flush()
     os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
@@ -181,11 +190,12 @@ def _make_plan(arguments: argparse.Namespace, config: Config) -> Plan:
     from launch.engines.base import PlanError
     from launch.plan import make_plan
     from launch.surroundings import look_around
+    from orchestrator.config.printing import one_line
 
     try:
         return make_plan(config, arguments.config, arguments.overrides, look_around())
     except PlanError as error:
-        raise _Usage(f"{arguments.config}: {error}") from error
+        raise _Usage(one_line(f"{arguments.config}: {error}")) from error
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ It is made without a look at the machine: `up`, `up --dry-run`, `plan` and `work
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from launch.engines import ENGINES
 from launch.engines.base import PlanError, Surroundings, Worker
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
 from orchestrator.config.options import WILDCARDS, Config, join_address, split_address
+from orchestrator.config.printing import is_secret_variable
 from orchestrator.wire.info import Role
-
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class ProcessSpec:
     @property
     def secret_env(self) -> frozenset[str]:
         """Name those in `env` whose values must not be shown."""
-        return frozenset(name for name in self.env if SECRET_NAME.search(name))
+        return frozenset(filter(is_secret_variable, self.env))
 
 
 @dataclass(frozen=True, slots=True)

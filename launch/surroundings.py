@@ -6,27 +6,41 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, distributions
 
-from launch.engines.base import Surroundings
+from launch.engines.base import PlanError, Surroundings
 from launch.engines.vllm import OUR_PLUGIN
 from launch.plan import ProcessSpec
 from orchestrator.config.addresses import is_loopback
+from orchestrator.config.keys import worker_key
+from orchestrator.config.printing import one_line
+from orchestrator.errors import SettingError
+from orchestrator.wire.info import WORKER_KEY_ENV
 
 # vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.
 _UNNAMED_GROUP = "vllm.endpoint_plugins"
 
 
 def look_around() -> Surroundings:
+    """Look up what a plan asks for. Raises `PlanError`."""
     return Surroundings(
         python=sys.executable,
-        environ=os.environ,
+        environ=_environ(),
         vllm_plugins=tuple(sorted(set(_vllm_plugins()))),
         is_directory=os.path.isdir,
         is_here=is_here,
     )
+
+
+def _environ() -> Mapping[str, str]:
+    """Return the environment, the workers' key as it is sent. Raises `PlanError` if that can be no key."""
+    try:
+        key = worker_key(os.environ)
+    except SettingError as error:
+        raise PlanError(str(error)) from error
+    return os.environ if key is None else {**os.environ, WORKER_KEY_ENV: key}
 
 
 def _vllm_plugins() -> Iterator[str]:
@@ -61,7 +75,15 @@ def taken_ports(specs: Iterable[ProcessSpec]) -> Iterator[str]:
                     pass
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    yield f"{spec.name}: port {port} of {host} is taken by another process"
+                    yield one_line(
+                        f"{spec.name}: port {port} of {host} is taken by another process: {_hint(spec)}"
+                    )
+
+
+def _hint(spec: ProcessSpec) -> str:
+    if spec.role == "orchestrator":
+        return "give another one (orchestrator.listen, orchestrator.admin)"
+    return "give another one (base_port, or workers: [{port: ..., side_channel_port: ...}])"
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from orchestrator.control.public import control_app
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.errors import BatonError
 from orchestrator.http.connection import Shared
+from orchestrator.http.cors import Cors
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
 from orchestrator.http.listeners import Protocols, uvicorn_config
@@ -206,10 +207,18 @@ class Orchestrator:
         handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
         server_limits = ServerLimits.of(config.orchestrator)
         plane = self._data_plane
-        shared = Shared(
-            server_limits, self.ids, self.note_refused, handlers, held=plane.held, form_error=plane.form_error
+        cors = Cors(config.orchestrator.cors) if config.orchestrator.cors is not None else None
+        self._protocols = Protocols(
+            Shared(
+                server_limits,
+                self.ids,
+                self.note_refused,
+                handlers,
+                cors,
+                held=plane.held,
+                form_error=plane.form_error,
+            )
         )
-        self._protocols = Protocols(shared)
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._tasks: list[asyncio.Task[None]] = []

@@ -20,6 +20,10 @@ class StartError(Exception):
     """The orchestrator cannot start; the message says what to change."""
 
 
+class SettingError(StartError):
+    """A variable of the environment has a value that cannot be right."""
+
+
 class BatonError(Exception):
     """All that ends a request early extends this. `message` is safe to show to a client."""
 
@@ -57,6 +61,12 @@ class ClientError(BatonError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class UnsupportedMediaType(ClientError):
+    """The body is of another media type than the endpoint takes; the status is vLLM's."""
+
+    code = "unsupported_media_type"
 
 
 class Unauthorized(ClientError):
@@ -131,6 +141,13 @@ class UriTooLong(ClientError):
 class UnsupportedEncoding(ClientError):
     status = 415
     code = "unsupported_content_encoding"
+
+
+class Misdirected(ClientError):
+    """The client asked for a host that this server is not."""
+
+    status = 421
+    code = "misdirected_request"
 
 
 class HeadersTooLarge(ClientError):

@@ -12,6 +12,7 @@ import uvloop
 from orchestrator.app import Orchestrator
 from orchestrator.compiled import is_stale
 from orchestrator.config.descriptors import raise_limit
+from orchestrator.config.keys import worker_key
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
@@ -23,7 +24,7 @@ from orchestrator.processes.supervisor import supervise
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV
+from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
 from orchestrator.workers.health import HttpProbe, Prober
 
 _log = logging.getLogger("baton.run")
@@ -40,7 +41,7 @@ def run(config: Config, source: ConfigSource) -> int:
     transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
-    credential = os.environ.get(WORKER_KEY_ENV)
+    credential = worker_key(os.environ)
     writer = LineWriter()
     configure_logging(config.orchestrator.log, writer.write)
     writer.start()

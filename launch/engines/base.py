@@ -69,6 +69,6 @@ class Engine(Protocol):
     def command(self, worker: Worker) -> Command:
         """Return what starts the worker. Raises `PlanError` if it cannot run here.
 
-        A secret goes into `env` under a name that says so (see `SECRET_NAME`), never into `argv`.
+        A secret goes into `env` under a name that says so (see `is_secret_variable`), never into `argv`.
         """
         ...

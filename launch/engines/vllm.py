@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import takewhile
 
 from launch.engines.base import Command, PlanError, Worker
 from orchestrator.config.options import PoolConfig
@@ -113,14 +114,22 @@ def _cuda_env(worker: Worker) -> dict[str, str]:
 
 def _visible(gpu: int, worker: Worker) -> str:
     """Return the GPUs' own names: the config counts among those that the inherited environment shows."""
-    shown = worker.around.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not shown:
+    shown = worker.around.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
         return str(gpu)
-    names = shown.split(",")
+    names = _names_of_gpus(shown)
     if gpu >= len(names):
-        name = worker.address.name
-        raise PlanError(f"{name} needs GPU {gpu}, but CUDA_VISIBLE_DEVICES={shown} shows only {len(names)}")
-    return names[gpu].strip()
+        what = f"only {len(names)}" if names else "none"
+        raise PlanError(
+            f"{worker.address.name} needs GPU {gpu}, but CUDA_VISIBLE_DEVICES={shown} shows {what}"
+        )
+    return names[gpu]
+
+
+def _names_of_gpus(shown: str) -> list[str]:
+    """Return the names up to the first that is none, as CUDA reads them: an empty list hides all GPUs."""
+    names = [name.strip() for name in shown.split(",")]
+    return list(takewhile(lambda name: name and not name.startswith("-") and name != "NoDevFiles", names))
 
 
 def _plugins(worker: Worker) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from os.path import basename, dirname
 from typing import Protocol, TextIO
 
+from orchestrator.config.printing import one_line, printable
+
 
 class Progress(Protocol):
     def set(self, name: str, state: str) -> None:
@@ -53,7 +55,7 @@ class Lines:
         self.say(f"{name}: {state}{log}")
 
     def say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
     def tick(self) -> None:
         """Do nothing: plain lines show no time."""
@@ -101,7 +103,7 @@ class Table:
     def say(self, text: str) -> None:
         drawn = self._drawn
         self._draw([])
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
         self._draw(drawn)
 
     def tick(self) -> None:
@@ -113,12 +115,13 @@ class Table:
         self._drawn = []
 
     def _lines(self) -> list[str]:
-        widest = max(map(len, self.logs))
+        widest = max(len(one_line(name)) for name in self.logs)
         return [self._line(name, widest) for name in self.logs if name in self._states]
 
     def _line(self, name: str, widest: int) -> str:
         seconds = int(self._until.get(name, self.clock()) - self._since[name])
-        line = f"  {name:{widest}}  {self._states[name]:10}  {seconds:4} s  {basename(self.logs[name])}"
+        log = basename(self.logs[name])
+        line = f"  {one_line(name):{widest}}  {self._states[name]:10}  {seconds:4} s  {log}"
         return line[: self.width() - 1]  # a line that wraps could not be drawn over
 
     def _draw(self, lines: Sequence[str]) -> None:

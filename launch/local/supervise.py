@@ -17,6 +17,7 @@ from launch.local.logs import likely_cause, tail
 from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.local.progress import Progress
 from launch.plan import Plan, ProcessSpec
+from orchestrator.config.printing import masked, one_line
 from orchestrator.loop.signals import on_hangup
 
 POLL_S = 0.2
@@ -306,8 +307,8 @@ class _Member:
 
 def _report(name: str, code: int, log: Path) -> str:
     lines = tail(log, 200)
-    shown = [f"  | {line}" for line in lines[-SHOWN_LINES:]] or ["  | (no output)"]
-    head = f"{name} ended while starting, with {describe_exit(code)}. Its last lines ({log}):"
+    shown = [f"  | {one_line(masked(line))}" for line in lines[-SHOWN_LINES:]] or ["  | (no output)"]
+    head = f"{one_line(name)} ended while starting, with {describe_exit(code)}. Its last lines ({log}):"
     return "\n".join([head, *shown]) + _because(lines, code)
 
 

@@ -32,13 +32,14 @@ from typing import Final
 from orchestrator.api.leg_form import OPENAI, LegForm
 from orchestrator.api.view import RequestView, view_request
 from orchestrator.compiled import mypyc_attr
-from orchestrator.errors import BatonError
+from orchestrator.errors import BatonError, UnsupportedMediaType
 from orchestrator.http.exchange import Exchange
 from orchestrator.wire.judge import check_answer, judged
 from orchestrator.wire.sse import Events, EventStream, error_event
 from orchestrator.wire.usage import Kv
 
 _UNKNOWN: Final = Kv.UNKNOWN
+JSON: Final = b"application/json"
 Content = tuple[bytes, bytes]  # a header block, with the content type in it, and the body
 
 
@@ -59,16 +60,22 @@ class Endpoint:
     """An endpoint is one path, with the forms of OpenAI; a subclass changes what differs."""
 
     def __init__(
-        self, *, needs_one_worker: bool = False, streams: bool = True, can_continue: bool = True
+        self,
+        *,
+        needs_one_worker: bool = False,
+        streams: bool = True,
+        can_continue: bool = True,
+        media_type: bytes = JSON,
     ) -> None:
         """With `needs_one_worker` nothing is handed over, one leg does everything; with `streams` answers can
         be streams of events, and whole ones have choices that have ended, as a stream has. With
         `can_continue` those are OpenAI's chats or completions, so that another worker can go on with one
-        whose worker was lost.
+        whose worker was lost. Bodies are of `media_type`, in lower case.
         """
         self.needs_one_worker = needs_one_worker
         self.streams = streams
         self.can_continue = can_continue
+        self.media_type = media_type
         self.method = "POST"
         self.form: LegForm = OPENAI  # how requests become legs
         self.has_holders = False  # a request may have to go to the worker that holds something
@@ -91,6 +98,17 @@ class Endpoint:
     def target(self, exchange: Exchange) -> str:
         """Return the path, and the query, at which the worker is asked; for one that `asks_holder`."""
         return exchange.path
+
+    def check_content_type(self, content_type: bytes | None) -> None:
+        """Raise `UnsupportedMediaType` if a body of this content type is none of this endpoint's.
+
+        This asks what vLLM asks: parameters are ignored, a suffix (`application/x+json`) is another type, and
+        so is none. A page of another site can send text and forms without asking, but not JSON.
+        """
+        given = b"" if content_type is None else content_type.strip().lower()
+        if given.partition(b";")[0] != self.media_type:
+            allowed = self.media_type.decode()
+            raise UnsupportedMediaType(f"Unsupported Media Type: Only '{allowed}' is allowed")
 
     def adapt(self, view: RequestView, exchange: Exchange) -> tuple[RequestView, Conversion | None]:
         """Return the request as its workers get it, and what is made of their answer; None if the client gets

@@ -115,6 +115,9 @@ class StoredResponses(Endpoint):
         is_stream = self.method == "GET" and _asks_stream(exchange.query)
         return RequestView({}, (), {}, b"{}", "", is_stream, True, "it was made before", exchange)
 
+    def check_content_type(self, content_type: bytes | None) -> None:
+        """There is no body."""
+
     def holder(self, view: RequestView, exchange: Exchange) -> str | None:
         """Raises `UnknownResponse`."""
         return _mark_in(_asked_for(exchange.path))

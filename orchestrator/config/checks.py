@@ -10,6 +10,7 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
 from urllib.parse import urlsplit
 
 from orchestrator.config.addresses import is_loopback, machine, worker_addresses
+from orchestrator.config.files import read_file
 from orchestrator.config.keys import KeyFileError, KeyRing
 from orchestrator.config.options import (
     WILDCARDS,
@@ -54,12 +55,14 @@ class Finding:
     path: Path
     message: str
     also: tuple[Path, ...] = ()
+    follows_from: tuple[Path, ...] | None = None  # if given, only what is refused there makes it void
 
 
 def findings(config: Config) -> Iterator[Finding]:
     """Return all mistakes in no order. This looks at the file system, at nothing else outside the config."""
     yield from _open_to_strangers(config)
     yield from _drain(config.orchestrator)
+    yield from _cors(config.orchestrator)
     yield from _files(config)
     yield from _model_names(config)
     for index, model in enumerate(config.models):
@@ -87,6 +90,14 @@ def _drain(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
         yield Finding(path, "drain_notice_s is longer than timeout_graceful_shutdown", also=(limit,))
 
 
+def _cors(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
+    cors = orchestrator.cors
+    if cors is not None and cors.allow_credentials and "*" in cors.allowed_origins:
+        path: Path = ("orchestrator", "cors", "allow_credentials")
+        message = "with allow_credentials every page could act as its reader: name the allowed_origins"
+        yield Finding(path, message, also=(("orchestrator", "cors", "allowed_origins"),))
+
+
 def _files(config: Config) -> Iterator[Finding]:
     orchestrator = config.orchestrator
     if orchestrator.api_keys_file is not None:
@@ -102,7 +113,7 @@ def _key_file(path: Path, name: str) -> Iterator[Finding]:
         try:
             KeyRing.load(name)
         except KeyFileError as error:
-            yield from (Finding(path, problem) for problem in error.problems)
+            yield from (Finding(path, problem, follows_from=()) for problem in error.problems)
 
 
 def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
@@ -114,15 +125,15 @@ def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
             SSLContext(PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password=lambda: "")
         except SSLError as error:
             why = error.reason or str(error)
-            yield Finding(path, f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}")
+            message = f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}"
+            yield Finding(path, message, follows_from=())
 
 
 def _readable(path: Path, name: str) -> Iterator[Finding]:
     try:
-        with FilePath(name).open("rb"):
-            return
+        read_file(name)
     except OSError as error:
-        yield Finding(path, f"cannot read {name}: {error.strerror}")
+        yield Finding(path, f"cannot read {name}: {error.strerror}", follows_from=())
 
 
 # --- models and pools -------------------------------------------------------------------------------
@@ -180,7 +191,8 @@ def _model_path(path: Path, model: ModelConfig) -> Iterator[Finding]:
         and not is_hub_name(model.path)
         and not FilePath(model.path).exists()
     ):
-        yield Finding((*path, "path"), f"no such directory: {model.path}")
+        follows_from = tuple((*path, role) for role in managed)
+        yield Finding((*path, "path"), f"no such directory: {model.path}", follows_from=follows_from)
 
 
 def _is_needed_here(pools: Iterable[PoolConfig]) -> bool:

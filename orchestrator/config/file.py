@@ -138,6 +138,9 @@ def _key_path(path: Path) -> Path:
 
 def _is_void(finding: Finding, refused: Sequence[_Refusal]) -> bool:
     """Return whether a mistake may only follow from another one: from a refused value beside or above it."""
+    if finding.follows_from is not None:
+        starts = [path[: len(cause)] for path, _ in refused for cause in finding.follows_from]
+        return any(cause in starts for cause in finding.follows_from)
     places = [_key_path(path)[:-1] for path, _ in refused]
     return any(_is_inside(path, place) for path in (finding.path, *finding.also) for place in places if place)
 

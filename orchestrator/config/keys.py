@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
+from orchestrator.config.files import is_world_writable, read_file
 from orchestrator.config.options import OrchestratorConfig
-from orchestrator.errors import StartError, Unauthorized
+from orchestrator.errors import SettingError, StartError, Unauthorized
+from orchestrator.wire.info import WORKER_KEY_ENV
 
 # Longer tokens are refused unhashed; OpenAI's own keys have about 170 characters.
 MAX_TOKEN_BYTES = 1024
 
+_log = logging.getLogger("baton.config")
 _name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch  # names go to logs
 _digest = re.compile(r"[0-9A-Fa-f]{64}").fullmatch
 
@@ -47,7 +51,7 @@ class KeyRing:
         Raises `KeyFileError` with all problems at once, `OSError` if the file cannot be read.
         """
         try:
-            text = Path(path).read_text("utf-8")
+            text = read_file(path).decode("utf-8-sig")  # some editors begin a file with a BOM
         except UnicodeDecodeError:
             raise KeyFileError([f"{path}: not UTF-8 text"]) from None
         keys, problems = _parse(text)
@@ -90,9 +94,25 @@ def load_keys(options: OrchestratorConfig) -> KeyRing | None:
     if options.api_keys_file is None:
         return None
     try:
-        return KeyRing.load(options.api_keys_file)
+        return read_keys(options.api_keys_file)
     except (OSError, KeyFileError) as error:
         raise StartError(f"api_keys_file: {error}") from error
+
+
+def read_keys(path: str) -> KeyRing:
+    """Return the keys in a file, and warn if everybody on the machine may write it; see `KeyRing.load`."""
+    ring = KeyRing.load(path)
+    if is_world_writable(path):
+        _log.warning("%s can be written by everybody on this machine: chmod o-w", path)
+    return ring
+
+
+def worker_key(environ: Mapping[str, str]) -> str | None:
+    """Return what workers want as bearer token; None if nothing. Raises `SettingError` if it can be none."""
+    key = environ.get(WORKER_KEY_ENV, "").strip()  # secrets out of files often end with a line break
+    if not all("!" <= character <= "~" for character in key):
+        raise SettingError(f"{WORKER_KEY_ENV} holds a blank, or another character that no key has")
+    return key or None
 
 
 def _token(authorization: bytes | None) -> bytes:

@@ -8,15 +8,18 @@ what is started by `launch/plan.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Model, Reloadable
 from orchestrator.config.connectors import ConnectorName
 from orchestrator.config.policies import Policy, policy_named
+from orchestrator.config.printing import masked
 from orchestrator.legs.connectors import NIXL
 from orchestrator.wire.info import Role
 
@@ -24,6 +27,8 @@ from orchestrator.wire.info import Role
 LEASE_S = 30.0
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})
+ANY_HOST = "*"
+WEB_PORTS = {"http": 80, "https": 443}
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -53,17 +58,85 @@ def _worker_host(value: str) -> str:
     return value
 
 
-def _worker_url(value: str) -> str:
-    """Return `http(s)://HOST[:PORT]` with the port written out."""
-    parts = urlsplit(value)
+_is_name = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*").fullmatch
+
+
+def _host_name(value: str) -> str:
+    """Return a name as it stands in a Host header: in lower case, without a dot at its end, as IDNA."""
+    if value == ANY_HOST:
+        return value
+    below = "*." if value.startswith("*.") else ""
     try:
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    except (ValueError, KeyError):
-        raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {value!r}") from None
-    host = parts.hostname or ""
-    if not host or "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"expected only http(s)://HOST:PORT, got {value!r}")
-    return f"{parts.scheme}://{join_address(host, port)}"
+        name = value.removeprefix(below).lower().removesuffix(".").encode("idna").decode("ascii")
+    except UnicodeError:
+        name = ""
+    if not _is_name(name):
+        raise ValueError(f"expected a host name without scheme and port, *.NAME or *, got {value!r}")
+    return below + name
+
+
+def _origin(value: str) -> str:
+    """Return an origin as browsers send it: in lower case, without a default port."""
+    scheme, separator, rest = value.lower().partition("://")
+    if value == ANY_HOST:
+        return value
+    if not separator or not _is_scheme(scheme) or not _is_authority(rest):
+        raise ValueError(f"expected SCHEME://HOST[:PORT] without a path, or *, got {value!r}")
+    return f"{scheme}://{rest.removesuffix(_DEFAULT_PORTS.get(scheme, '/'))}"
+
+
+_is_scheme = re.compile(r"[a-z][a-z0-9+.-]*").fullmatch
+_is_authority = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?").fullmatch
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def _token(value: str) -> str:
+    if not _is_token(value):
+        raise ValueError(f"expected a name of letters, digits and hyphens, or *, got {value!r}")
+    return value
+
+
+_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
+
+
+def _worker_url(value: str) -> str:
+    """Return `http(s)://HOST:PORT`: in lower case, with the port written out and the name as IDNA."""
+    parts, port = _split_url(value)
+    if parts.scheme not in WEB_PORTS or port == 0:
+        raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {masked(value)!r}")
+    host = _url_host(parts.hostname or "")
+    if not host or "@" in parts.netloc or parts.path not in ("", "/") or "?" in value or "#" in value:
+        raise ValueError(f"expected only http(s)://HOST:PORT, got {masked(value)!r}")
+    if host in WILDCARDS:
+        raise ValueError(f"workers are reached at their host, and {host!r} is no address to reach")
+    return f"{parts.scheme}://{join_address(host, WEB_PORTS[parts.scheme] if port is None else port)}"
+
+
+def _split_url(value: str) -> tuple[SplitResult, int | None]:
+    """Return the parts and the port; 0, which is no port, if the value is no URL."""
+    try:
+        parts = urlsplit(value)
+        # urlsplit itself leaves out tabs and line breaks, and what is between a bracket and the port.
+        is_plain = value.isprintable() and " " not in value and _ends_right(parts.netloc)
+        return parts, parts.port if is_plain else 0
+    except ValueError:
+        return SplitResult("", "", "", "", ""), 0
+
+
+_ends_right = re.compile(r"|([^\[\]]*[^\[\]:]|[^\[\]]*\[[^\[\]]*\])(:[0-9]+)?").fullmatch
+
+
+def _url_host(host: str) -> str:
+    """Return a host as it is connected to; empty if there can be none of that name."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        pass
+    try:
+        name = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return ""
+    return name if _is_name(name.removesuffix(".")) else ""
 
 
 def join_address(host: str, port: int) -> str:
@@ -81,6 +154,9 @@ def _text(value: Any) -> Any:
 Address = Annotated[str, AfterValidator(_address)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Token = Annotated[str, AfterValidator(_token)]
 Text = Annotated[str, BeforeValidator(_text)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Gpu = Annotated[int, Field(ge=0)]
@@ -90,6 +166,30 @@ Seconds = Annotated[float, Field(gt=0)]
 class TlsConfig(Model):
     cert: str = Field(description="This PEM file holds the certificate chain of the server.")
     key: str = Field(description="This PEM file holds the private key of the certificate.")
+
+
+class CorsConfig(Model):
+    """Pages of other sites may ask, as browsers' rules of CORS have it."""
+
+    allowed_origins: list[Origin] = Field(
+        min_length=1,
+        description="Pages of these origins may ask, each written as https://app.example.com; `*` stands for "
+        "all.",
+    )
+    allowed_methods: list[Token] = Field(
+        ["*"], description="Pages may use these methods; `*` stands for all."
+    )
+    allowed_headers: list[Token] = Field(
+        ["*"], description="Pages may send these headers beside harmless ones; `*` stands for all."
+    )
+    allow_credentials: bool = Field(
+        False,
+        description="Pages may have the browser send cookies and the like; API keys in headers need no such "
+        "permission.",
+    )
+    max_age_s: int = Field(
+        600, ge=0, description="A browser remembers what it was allowed for this many seconds."
+    )
 
 
 class LogConfig(Model):
@@ -254,6 +354,15 @@ class OrchestratorConfig(Model):
         "whatever that one has to do; both workers of a request get the same.",
     )
     tls: TlsConfig | None = Field(None, description="The API is served over TLS with this certificate.")
+    allowed_hosts: list[HostName] = Field(
+        [],
+        description="Both listeners serve requests for these names (header Host) and for localhost; others "
+        "are answered 421. IP addresses are always right, and beyond loopback every name is while this list "
+        "is empty. Names may have the form `*.NAME`, for all below NAME, or be `*`, for all.",
+    )
+    cors: CorsConfig | None = Field(
+        None, description="Web pages of these other sites may ask; without this section none may."
+    )
     log: LogConfig = Field(LogConfig(), description="This section says what is written to the log, and how.")
     limits: LimitsConfig = Field(
         LimitsConfig(), description="This section bounds how long requests take and how large they are."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, create_model
@@ -96,6 +97,8 @@ def _validated(given: Any) -> PolicyConfig:
     if isinstance(given.get(NAME), str) and given[NAME] not in POLICIES:
         details = InitErrorDetails(type=_unknown(), loc=(NAME,), input=given[NAME])
         raise ValidationError.from_exception_data(NAME, [details])
+    if NAME not in given and (meant := get_close_matches(NAME, map(str, given), n=1)):
+        raise ValueError(f"unknown key {meant[0]!r}, did you mean {NAME!r}?")
     model = model_for(given)
     known = given if model is not PolicyConfig else {key: given[key] for key in given if key == NAME}
     return model.model_validate(known)

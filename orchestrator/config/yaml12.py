@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from orchestrator.config.printing import masked, one_line
+
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 64
 MAX_VALUES = 20_000  # PyYAML's scanner reads some 10,000 values a second
@@ -48,7 +50,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.mark}: {self.message}"
+        """Return its line, which repeats neither secrets nor what steers a terminal."""
+        return one_line(masked(f"{self.mark}: {self.message}"))
 
 
 class YamlError(Exception):

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from fastapi import FastAPI
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from orchestrator.control.admin_workers import WorkerPages, refuse_other_sites
+from orchestrator.control.admin_workers import WorkerPages
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
+from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.state import AdminState
 
@@ -44,12 +44,11 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload), methods=["POST"])
-    return guarded(app, state, frozenset())
+    return guarded(app, state, frozenset(), check=refuse_other_sites)
 
 
-def _reload_page(reload: Reload) -> Callable[[Request], Awaitable[Response]]:
-    async def page(request: Request) -> Response:
-        refuse_other_sites(request.headers)
+def _reload_page(reload: Reload) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
         return as_json({"changed": await reload()})
 
     return page

@@ -6,9 +6,6 @@ Changes hold until the orchestrator ends; those that are to outlast it belong in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from urllib.parse import urlsplit
-
 import msgspec
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -17,7 +14,7 @@ from starlette.responses import Response
 from orchestrator.config.addresses import unmanaged
 from orchestrator.config.base import Model
 from orchestrator.config.options import Url
-from orchestrator.errors import ClientError, Forbidden, NotFound, UnknownModel
+from orchestrator.errors import ClientError, NotFound, UnknownModel
 from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
@@ -45,7 +42,6 @@ class WorkerPages:
 
     async def add(self, request: Request) -> Response:
         """Add a worker and answer 201; it serves once a probe has found it well."""
-        refuse_other_sites(request.headers)
         new = _new_worker(await request.body())
         if new.model not in self._registry.pools:
             known = ", ".join(self._registry.pools)
@@ -54,22 +50,19 @@ class WorkerPages:
         address = unmanaged(new.model, new.role, index, new.url, new.served_model)
         return _answer(self._registry.add(address).status(), 201)
 
-    async def drain(self, request: Request, name: str) -> Response:
+    async def drain(self, name: str) -> Response:
         """Drain a worker: legs under way go on, none begins; `in_flight` says when the worker is free."""
-        refuse_other_sites(request.headers)
         worker = self._find(name)
         self._registry.drain(worker)
         return _answer(worker.status())
 
-    async def undrain(self, request: Request, name: str) -> Response:
-        refuse_other_sites(request.headers)
+    async def undrain(self, name: str) -> Response:
         worker = self._find(name)
         self._registry.undrain(worker)
         return _answer(worker.status())
 
-    async def remove(self, request: Request, name: str) -> Response:
+    async def remove(self, name: str) -> Response:
         """Remove a worker and answer 202: it drains, and stays in the list until its last leg has ended."""
-        refuse_other_sites(request.headers)
         worker = self._find(name)
         self._registry.remove(worker)
         return _answer(worker.status(), 202)
@@ -98,10 +91,3 @@ def _mistakes(error: ValidationError) -> list[str]:
         ": ".join((*map(str, mistake["loc"]), mistake["msg"].removeprefix("Value error, ")))
         for mistake in error.errors(include_url=False)
     ]
-
-
-def refuse_other_sites(headers: Mapping[str, str]) -> None:
-    """Raise `Forbidden` if a page of another site, open in the operator's browser, sent the request."""
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-        raise Forbidden("pages of other sites may not change anything")

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,6 +24,8 @@ from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
 
 HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
 
+Check = Callable[[str, Headers], None]  # of a method and the headers
+
 _log = logging.getLogger("baton.control")
 
 
@@ -33,8 +36,9 @@ def add_page(
     app.add_api_route(path, page, methods=["HEAD"], include_in_schema=False)
 
 
-def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str]) -> FastAPI:
-    app.add_middleware(_Guard, state=state, open_paths=open_paths)
+def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str], check: Check | None = None) -> FastAPI:
+    """Put what all pages share around `app`. `check` raises a `BatonError` for requests that it refuses."""
+    app.add_middleware(_Guard, state=state, open_paths=open_paths, check=check)
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
@@ -42,8 +46,11 @@ def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str]) -> FastAP
 class _Guard:
     """This ASGI middleware gives request ids, checks API keys, and turns errors into answers."""
 
-    def __init__(self, app: ASGIApp, state: Guarding, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, state: Guarding, open_paths: frozenset[str], check: Check | None
+    ) -> None:
         self._app = app
+        self._check = check
         self._keys = state.keys
         self._ids = state.ids
         self._open_paths = open_paths
@@ -64,6 +71,8 @@ class _Guard:
             await send(message)
 
         try:
+            if self._check is not None:
+                self._check(scope["method"], Headers(scope=scope))
             self._check_key(scope)
             await self._app(scope, receive, send_with_id)
         except Exception as error:
@@ -74,8 +83,7 @@ class _Guard:
     def _check_key(self, scope: Scope) -> None:
         if self._keys is None or scope["path"] in self._open_paths:
             return
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
-        self._keys.check(values[-1] if values else None)
+        self._keys.check(authorization_of(scope))
 
 
 def _without_last_slash(scope: Scope) -> Scope:
@@ -96,6 +104,12 @@ def _error_response(error: BatonError, path: str) -> Response:
     response = Response(messages_error(error) if is_anthropics else error.body(), error.status)
     response.raw_headers.extend(error.headers())
     return response
+
+
+def authorization_of(scope: Scope) -> bytes | None:
+    """Return the header that carries the key; of several, the last."""
+    values: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
+    return values[-1] if values else None
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

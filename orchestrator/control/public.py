@@ -22,7 +22,7 @@ from starlette.responses import Response
 from orchestrator import __version__
 from orchestrator.api.openapi import describe_data_plane
 from orchestrator.config.options import ModelConfig
-from orchestrator.control.pages import add_page, as_json, build_info, guarded
+from orchestrator.control.pages import add_page, as_json, authorization_of, build_info, guarded
 from orchestrator.control.state import State
 from orchestrator.errors import UnknownModel
 from orchestrator.workers.snapshot import WorkerStatus
@@ -49,7 +49,13 @@ def control_app(state: State) -> FastAPI:
         redirect_slashes=False,
     )
     pages = _Pages(state)
-    add_page(app, "/health", pages.health, "The process is up; `?verbose` adds figures.", "health")
+    add_page(
+        app,
+        "/health",
+        pages.health,
+        "The process is up; `?verbose` adds figures, for a key if there are keys.",
+        "health",
+    )
     add_page(
         app, "/ready", pages.ready, "200 if every model can be served, else 503 with the reasons.", "health"
     )
@@ -72,6 +78,8 @@ class _Pages:
 
     async def health(self, request: Request) -> Response:
         is_verbose = "verbose" in request.query_params
+        if is_verbose and self._state.keys is not None:  # what a process is and holds is not for everybody
+            self._state.keys.check(authorization_of(request.scope))
         return as_json({"status": "ok"} | (_figures(self._state) if is_verbose else {}))
 
     async def ready(self) -> Response:

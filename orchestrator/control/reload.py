@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 from orchestrator.config.addresses import WorkerAddress, unmanaged
 from orchestrator.config.base import is_reloadable, options_of
 from orchestrator.config.file import ConfigErrors, load_config
-from orchestrator.config.keys import KeyRing
+from orchestrator.config.keys import KeyRing, read_keys
 from orchestrator.config.options import Config, PoolConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role
@@ -97,9 +98,12 @@ class Reloader:
 
     def _read(self) -> tuple[Config, KeyRing | None]:
         try:
-            config = load_config(self._source.path, self._source.overrides)
+            path = self._source.path
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise ConfigRefused(f"{path} is not a file that can be read again")  # a pipe: it would block
+            config = load_config(path, self._source.overrides)
             file = config.orchestrator.api_keys_file
-            return config, KeyRing.load(file) if file is not None else None
+            return config, read_keys(file) if file is not None else None
         except (ConfigErrors, OSError, ValueError) as error:
             raise ConfigRefused(str(error)) from error
 

@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from orchestrator.errors import BatonError, RequestTimeout, TooManyConnections
 from orchestrator.http.carrier import Addresses
+from orchestrator.http.cors import Cors
 from orchestrator.http.crowd import Crowd, Guest
 from orchestrator.http.deadlines import NEVER, Deadlines, Sweep
 from orchestrator.http.exchange import FormError, Handler, form_error
@@ -48,20 +49,22 @@ class Shared:
         ids: IdSource,
         on_refused: Callable[[BatonError], None] | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
+        cors: Cors | None = None,
         held: HeldBytes | None = None,
         form_error: FormError = form_error,
     ) -> None:
         """Requests for the paths in `handlers` go there instead of to the application.
 
         `on_refused` is told of every error that the server itself answers; neither a handler nor the
-        application ever sees those requests; `form_error` makes what their clients get. `held` bounds what
-        the requests hold, if there is a bound.
+        application ever sees those requests; `form_error` makes what their clients get. With `cors` pages of
+        other sites may ask. `held` bounds what the requests hold, if there is a bound.
         """
         self.limits = limits  # of the connections that are made from now on
         self.ids = ids
         self.on_refused = on_refused
         self.handlers = handlers
         self.form_error = form_error
+        self.cors = cors
         self.sweep = Sweep(limits.sweep_s)
         self.crowd = Crowd(limits.max_connections)
         self.held = held or HeldBytes()
@@ -113,6 +116,7 @@ class HttpProtocol(Receiver):
         self.is_write_paused = False
         self._shared = shared
         self._handlers = shared.handlers
+        self._cors = shared.cors
         self._otherwise = otherwise
         self._state = state
         self.max_requests = max_requests
@@ -275,6 +279,8 @@ class HttpProtocol(Receiver):
         if self._is_silent:
             self._is_silent = False
             self._shared.crowd.silent.pop(self, None)
+        if self._cors is not None and self._cors.answers(exchange):
+            return
         if exchange.refusal is not None:
             exchange.body.discard()
             refuse(exchange, exchange.refusal)

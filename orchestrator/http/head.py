@@ -18,10 +18,12 @@ from orchestrator.errors import (
     ClientError,
     HeadersTooLarge,
     MethodNotAllowed,
+    Misdirected,
     RequestTimeout,
     UnsupportedEncoding,
     UriTooLong,
 )
+from orchestrator.http.hosts import OPTION
 from orchestrator.http.limits import ServerLimits
 from orchestrator.wire.headers import Fields
 
@@ -29,6 +31,7 @@ HTTP_VERSIONS: Final[tuple[str, ...]] = ("1.1", "1.0")
 OTHER_PROTOCOL: Final = "another protocol"  # in place of a version
 # Times max_header_bytes: a larger head is not read to its end, so 414 and 431 close the connection.
 HEAD_DRAIN: Final = 4
+MAX_SHOWN: Final = 200  # characters of what a client sent, in an error
 
 
 # Fields that somebody on the way may understand in another way than we do if they come more than once.
@@ -144,28 +147,39 @@ class Judge:
                 return error
         if head.url == self._target.url:
             head.target = self._target
-        elif not self._parse_target(head):
-            return ClientError("invalid request target")
+        else:
+            error = self._target_error(head)
+            if error is not None:
+                return error
         return _body_error(head, self._limits) if head.has_body else None
 
-    def _parse_target(self, head: Head) -> bool:
-        """Return whether there is a path to be had from the URL."""
+    def _target_error(self, head: Head) -> BatonError | None:
+        """Return why the URL is refused; else it becomes the target."""
         target = _target_of(head.method, head.url)
         if target is None:
-            return False
+            return ClientError("invalid request target")
+        host = _host_of(head.url)
+        if host is not None and not self._is_ours(host):
+            return _misdirected(host)
         head.target = target
         if head.url != b"*":  # what is said of that is said of one method only
             self._target = target
-        return True
+        return None
 
     def _host_error(self, head: Head, host: bytes | None) -> BatonError | None:
         if host is None:
             # HTTP/1.0 knows no Host, and some load balancers probe with it.
             return None if head.http_version == "1.0" else ClientError("the Host header is missing")
-        if not _is_valid_host(host.rstrip(b" \t")):
+        name = host.rstrip(b" \t")
+        if not _is_valid_host(name):
             return ClientError("the Host header is invalid")
+        if not self._is_ours(name):
+            return _misdirected(name)
         self._host = host
         return None
+
+    def _is_ours(self, host: bytes) -> bool:
+        return self._limits.hosts is None or self._limits.hosts.takes(host)
 
 
 # --- size -----------------------------------------------------------------------------------------
@@ -282,6 +296,19 @@ _match_host: Final = re.compile(
 
 def _is_valid_host(host: bytes) -> bool:
     return _match_host(host) is not None
+
+
+def _misdirected(host: bytes) -> BatonError:
+    name = host[:MAX_SHOWN].decode("ascii")  # it was found to be valid
+    return Misdirected(f"this server is not known as {name!r}: see the option {OPTION}")
+
+
+def _host_of(url: bytes) -> bytes | None:
+    """Return the host, without port, of a target in absolute form: it counts more than Host (RFC 9112)."""
+    if url.startswith((b"/", b"*")):
+        return None
+    host: bytes = httptools.parse_url(url).host
+    return b"[%b]" % host if b":" in host else host
 
 
 def _target_of(method: str, url: bytes) -> Target | None:

@@ -48,6 +48,7 @@ class HttpExchange(Exchange):
     is_complete = False
     task: asyncio.Task[None] | None = None  # of the handler
     body_size = 0  # bytes received
+    added = b""  # a header block that goes out with the answer, whoever answers
 
     _request_id: str | None = None
     _on_leave: Callable[[], None] | None = None
@@ -176,9 +177,10 @@ class HttpExchange(Exchange):
         connection = self.connection
         if connection.is_ending or not (self.body.is_received or self._is_end_near()):
             self.keep_alive = False
-        return b"%b%bx-request-id: %b\r\n%b%b" % (
+        return b"%b%b%bx-request-id: %b\r\n%b%b" % (
             STATUS_LINES.get(status) or _status_line(status),
             headers if isinstance(headers, bytes) else header_block(headers),
+            self.added,
             (self._request_id or self.request_id).encode(),
             framing,
             connection.date.end if self.keep_alive else connection.date.last_end,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.config.descriptors import most_clients
 from orchestrator.config.options import OrchestratorConfig
+from orchestrator.http.hosts import Hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,12 @@ class ServerLimits:
     max_connections: int = sys.maxsize  # open at the same time; see `crowd.py`
     limit_concurrency: int | None = None  # requests in progress; more are 503
     unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
+    hosts: Hosts | None = None  # requests for others are 421; None: for all
     sweep_s: float = 0.25
 
     @classmethod
-    def of(cls, config: OrchestratorConfig) -> ServerLimits:
+    def of(cls, config: OrchestratorConfig, listen: str | None = None) -> ServerLimits:
+        """Return those of the listener at `listen`, else of the data plane's."""
         limits = config.limits
         return cls(
             header_timeout_s=limits.header_timeout_s,
@@ -42,4 +45,5 @@ class ServerLimits:
             max_body_bytes=limits.max_body_bytes,
             max_connections=config.max_connections or most_clients(),
             limit_concurrency=config.limit_concurrency,
+            hosts=Hosts.of(config.allowed_hosts, listen or config.listen),
         )

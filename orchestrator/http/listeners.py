@@ -44,7 +44,7 @@ def uvicorn_config(
     `protocols` makes the connections; if not given, they have the limits of `config` and hand every request
     to `app`. `random` makes request ids and the jitter of `limit_max_requests`.
     """
-    protocols = protocols or Protocols(Shared(ServerLimits.of(config), IdSource(random)))
+    protocols = protocols or Protocols(Shared(ServerLimits.of(config, listen), IdSource(random)))
     host, port = split_address(listen or config.listen)
     tls = config.tls
     return uvicorn.Config(

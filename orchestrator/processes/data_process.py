@@ -17,7 +17,7 @@ import uvloop
 
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.app import Orchestrator, ProcessContext
-from orchestrator.config.keys import KeyRing
+from orchestrator.config.keys import KeyRing, worker_key
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.errors import StartError
 from orchestrator.http.listeners import TICK_S, Draining, PublicServer
@@ -40,7 +40,6 @@ from orchestrator.processes.sharing import Shared, Sharing
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream
-from orchestrator.wire.info import WORKER_KEY_ENV
 
 HANDSHAKE_S = 5.0  # for TLS handshakes under way: their connections are in no list yet
 BUSY_S = 1.0  # a client that asks more often has been told by then that its connection ends
@@ -109,7 +108,7 @@ class DataProcess:
             config,
             PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s),
             transport=start.transport,
-            credential=os.environ.get(WORKER_KEY_ENV),
+            credential=worker_key(os.environ),
             context=ProcessContext(
                 index=start.index,
                 started=start.started,

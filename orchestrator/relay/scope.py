@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from orchestrator.api.base import Endpoint
+from orchestrator.api.base import JSON, Endpoint
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import LimitsConfig
 from orchestrator.errors import (
@@ -32,6 +32,7 @@ from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.sse import Events
+from orchestrator.wire.trace import TRACEPARENT, TRACESTATE, without_broken_trace
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
@@ -124,6 +125,9 @@ class RequestScope:
         method = self.endpoint.method
         if exchange.method != method:
             raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
+        content_type = exchange.header(b"content-type")
+        if content_type != JSON:
+            self.endpoint.check_content_type(content_type)
 
     def _close(self) -> None:
         self._task = None
@@ -230,6 +234,8 @@ class RequestScope:
         """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
         names = self._plane.relayed
         relayed = [field for field in self.exchange.headers if field[0] in names]
+        if relayed and (self.exchange.header(TRACEPARENT) or self.exchange.header(TRACESTATE)) is not None:
+            relayed = without_broken_trace(relayed)
         return header_block(relayed) if relayed else b""
 
     def response_headers(self) -> bytes:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from orchestrator.config.options import LogConfig
+from orchestrator.config.printing import one_line
 from orchestrator.telemetry.counters import NO_MODEL, STAGES
-from orchestrator.telemetry.lines import json_line, milliseconds, one_line, timestamp
+from orchestrator.telemetry.lines import json_line, milliseconds, timestamp
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.wire.usage import Kv

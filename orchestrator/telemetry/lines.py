@@ -1,4 +1,4 @@
-"""Text is made safe for a line: nothing that came from outside can start a new one, or steer a terminal."""
+"""Fields, times and numbers become text for a line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-# C0, DEL, C1, the two Unicode line ends, and lone surrogates, which UTF-8 cannot carry.
-_unsafe: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def one_line(text: str) -> str:
-    """Return the text with everything escaped that ends a line or steers a terminal."""
-    return text if text.isprintable() else _unsafe.sub(_escape, text)
-
-
-def _escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode("ascii")
+from orchestrator.config.printing import one_line
 
 
 def json_line(fields: Mapping[str, Any]) -> bytes:

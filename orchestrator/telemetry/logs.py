@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable
 
 from orchestrator.config.options import LogConfig
-from orchestrator.telemetry.lines import json_line, one_line, timestamp
+from orchestrator.config.printing import one_line
+from orchestrator.telemetry.lines import json_line, timestamp
 
 Write = Callable[[bytes], None]
 

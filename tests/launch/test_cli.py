@@ -186,3 +186,20 @@ def test_the_orchestrator_says_why_it_cannot_start(config: Path) -> None:
     assert done.returncode == Exit.FAILED
     assert done.stderr.startswith("BATON_TRANSPORT must be one of")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", ["orchestrator", "up", "plan"])
+def test_a_workers_key_that_can_be_none_is_named_in_one_line(config: Path, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", command, str(config)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"BATON_WORKER_API_KEY": "hush\x1b\nhush"},
+    )
+    assert done.returncode == Exit.USAGE
+    assert len(done.stderr.splitlines()) == 1
+    assert "BATON_WORKER_API_KEY holds" in done.stderr
+    assert "hush" not in done.stderr

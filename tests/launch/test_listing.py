@@ -59,3 +59,35 @@ def test_overrides_of_environments_are_masked() -> None:
     assert "--set 'models.0.decode.env.HF_TOKEN=***'" in text
     assert "models.0.decode.env.A=shown" in text
     assert "orchestrator.api_keys_file=keys" in text
+
+
+def test_secrets_are_masked_wherever_they_stand() -> None:
+    env = {
+        "AUTH": "hush",
+        "AWS_CREDENTIALS": "hush",
+        "PASSPHRASE": "hush",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x=hush",
+        "PROXY": "http://u:hush@h:1",
+        "EXTRA": "--api-key hush",
+    }
+    argv = ("python", "--ssl-keyfile-password", "hush", "--hf-token=hush", "--conf", '{"password": "hush"}')
+    overrides = [
+        "models.0.decode.args=[--ssl-keyfile-password, hush]",
+        "models.0.decode.args.0=--auth=hush",
+        "models.0.decode.workers.0.env.X_PASSPHRASE=hush",
+        "models.0.decode.urls=['http://u:hush@h']",
+    ]
+    sets = tuple(part for override in overrides for part in ("--set", override))
+    worker = spec("w", env=env, argv=argv, ready_url="http://u:hush@h/health")
+    text = plan_text(Plan((worker,), spec("orchestrator", argv=("python", *sets)), (), "http://h"))
+    assert "hush" not in text
+    assert "EXTRA='--api-key ***'" in text
+
+
+def test_what_comes_from_outside_steers_no_terminal() -> None:
+    odd = "m\x1b[2J\r\nm/both/0"
+    worker = spec(odd, env={"A\n": "b\x07c"}, argv=("python", odd), log_name=odd)
+    text = plan_text(Plan((worker,), spec("orchestrator"), (odd,), "http://h"))
+    assert not any(ord(char) < 32 and char != "\n" for char in text)
+    assert r"# m\x1b[2J\r\nm/both/0" in text
+    assert r"A\n=$'b\x07c'" in text

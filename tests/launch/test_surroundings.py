@@ -6,6 +6,8 @@ import sys
 from launch.plan import ProcessSpec
 from launch.surroundings import is_here, look_around, taken_ports
 
+OPTION = "give another one (base_port, or workers: [{port: ..., side_channel_port: ...}])"
+
 
 def spec(*listens: tuple[str, int]) -> ProcessSpec:
     return ProcessSpec("w", "both", (), {}, "", listens, "")
@@ -27,5 +29,5 @@ def test_ports_that_are_taken() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             free = other.getsockname()[1]
         found = list(taken_ports([spec(("127.0.0.1", free), ("127.0.0.1", taken))]))
-    assert found == [f"w: port {taken} of 127.0.0.1 is taken by another process"]
+    assert found == [f"w: port {taken} of 127.0.0.1 is taken by another process: {OPTION}"]
     assert list(taken_ports([spec(("192.0.2.1", taken))])) == []

@@ -65,9 +65,12 @@ class FakeExchange(Exchange):
         path: str = "/v1/chat/completions",
         method: str = "POST",
         headers: Sequence[tuple[bytes, bytes]] = (),
+        content_type: bytes | None = b"application/json",
     ) -> None:
         self.method = method
         self.headers = list(headers)
+        if content_type is not None:
+            self.headers.append((b"content-type", content_type))
         self.content_length = None
         self.body_size = 0
         self.is_counted = False

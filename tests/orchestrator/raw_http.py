@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from orchestrator.errors import BatonError
 from orchestrator.http.asgi import AsgiExchange
 from orchestrator.http.connection import Shared
+from orchestrator.http.cors import Cors
 from orchestrator.http.exchange import Exchange, Handler
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
@@ -232,12 +233,14 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(app: App | Everywhere, limits: ServerLimits = LAX, **options: Any) -> AsyncIterator[Site]:
+async def serving(
+    app: App | Everywhere, limits: ServerLimits = LAX, cors: Cors | None = None, **options: Any
+) -> AsyncIterator[Site]:
     """A server for `app`; when it ends, no connection and no task may be left."""
     loop = asyncio.get_running_loop()
     refused: list[BatonError] = []
     handlers = app if isinstance(app, Everywhere) else {}
-    protocol = Protocols(Shared(limits, IdSource(Random(1)), refused.append, handlers))
+    protocol = Protocols(Shared(limits, IdSource(Random(1)), refused.append, handlers, cors))
     options = {"timeout_keep_alive": 3600, **options}
     config = uvicorn.Config(
         app, http=protocol, ws="none", lifespan="off", log_config=None, interface="asgi3", **options

@@ -115,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _api_keys(names: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
-    missing = [name for name in names if not environ.get(name)]
+    missing = [name for name in names if not environ.get(name, "").strip()]
     if missing:
         raise ValueError(f"--api-key-env: {', '.join(missing)} is not set")
-    return tuple(environ[name] for name in names)
+    return tuple(environ[name].strip() for name in names)
 
 
 def _faults(given: Sequence[str], environ: Mapping[str, str]) -> tuple[Fault, ...]:

@@ -146,6 +146,13 @@ def test_gpus_count_among_those_that_are_visible() -> None:
         gpus(model(both={"replicas": 2}), environ={"CUDA_VISIBLE_DEVICES": "4"})
 
 
+@pytest.mark.parametrize("shown", ["", " ", ",", "-1", "-1,0", "NoDevFiles"])
+def test_gpus_that_are_hidden_are_not_planned(shown: str) -> None:
+    with pytest.raises(PlanError, match=r"m/both/0 needs GPU 0, but CUDA_VISIBLE_DEVICES=.* shows none"):
+        gpus(model(both={}), environ={"CUDA_VISIBLE_DEVICES": shown})
+    assert only_worker({"device": "cpu"}, around({"CUDA_VISIBLE_DEVICES": shown})).gpus == ()
+
+
 def test_several_gpus_are_used_as_one_unless_the_user_says_how() -> None:
     assert value_of("--tensor-parallel-size", only_worker({"gpus_per_replica": 2})) == "2"
     theirs = only_worker({"gpus_per_replica": 2, "args": ["-pp=2"]})

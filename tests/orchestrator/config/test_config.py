@@ -144,6 +144,28 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
             "c.yaml:5:56: cannot read .: Is a directory",
         ],
     ),
+    "files that are not there beside other mistakes": (
+        f"{GOOD}orchestrator: {{listn: 1, api_keys_file: keys, tls: {{cert: c.pem, key: c.pem, colour: 1}}}}",
+        [
+            "c.yaml:5:16: unknown key 'listn', did you mean 'listen'?",
+            "c.yaml:5:26: cannot read keys: No such file or directory",
+            "c.yaml:5:53: cannot read c.pem: No such file or directory",
+            "c.yaml:5:66: cannot read c.pem: No such file or directory",
+            "c.yaml:5:78: unknown key 'colour'",
+        ],
+    ),
+    "a model that is not there beside another mistake": (
+        "models: [{name: m, path: ./nowhere, both: {}, colour: 1}]",
+        ["c.yaml:1:20: no such directory: ./nowhere", "c.yaml:1:47: unknown key 'colour'"],
+    ),
+    "a model that may not be needed": (
+        "models: [{name: m, path: ./nowhere, both: {engin: sim}}]",
+        ["c.yaml:1:44: unknown key 'engin', did you mean 'engine'?"],
+    ),
+    "policy under another key": (
+        f"{GOOD}routing: {{decode: {{polcy: round_robin}}}}",
+        ["c.yaml:5:11: decode: unknown key 'polcy', did you mean 'policy'?"],
+    ),
     "files of another kind": (
         f"{GOOD}orchestrator: {{api_keys_file: c.yaml, tls: {{cert: c.yaml, key: c.yaml}}}}",
         [

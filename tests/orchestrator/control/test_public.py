@@ -212,7 +212,7 @@ def test_the_docs_page_is_there() -> None:
 # --- keys ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/health", "/health?verbose", "/ready", "/version"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version"])
 def test_probes_need_no_key(path: str) -> None:
     assert ask(control_app(FakeState(keys=RING)), path).status_code == 200
 
@@ -226,3 +226,10 @@ def test_everything_else_needs_one(path: str) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.headers["x-request-id"]
     assert ask(app, path, headers=KEY).status_code == (404 if path == "/nothing" else 200)
+
+
+def test_figures_of_the_process_need_a_key_where_there_are_keys() -> None:
+    app = control_app(FakeState(keys=RING))
+    assert ask(app, "/health?verbose").status_code == 401
+    assert "rss_bytes" not in ask(app, "/health").json()
+    assert "rss_bytes" in ask(app, "/health?verbose", headers=KEY).json()

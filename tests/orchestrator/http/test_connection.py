@@ -103,7 +103,7 @@ def test_a_lost_connection_is_freed_without_the_collector(end: str, run: Any, no
 
 @asynccontextmanager
 async def under_uvicorn(app: Any, **config: Any) -> AsyncIterator[tuple[uvicorn.Server, Site]]:
-    options = OrchestratorConfig(listen="127.0.0.1:0", **config)
+    options = OrchestratorConfig(listen="127.0.0.1:0", allowed_hosts=["a"], **config)
     server = uvicorn.Server(uvicorn_config(app, options, random=Random(1)))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)

@@ -139,7 +139,9 @@ def test_nothing_is_left_of_a_connection_that_is_lost(run: Any) -> None:
 
 
 def server(kind: Any = Server, *more: Any) -> Any:
-    return kind(uvicorn_config(app_of(echo), OrchestratorConfig(), random=Random(1)), *more)
+    return kind(
+        uvicorn_config(app_of(echo), OrchestratorConfig(allowed_hosts=["a"]), random=Random(1)), *more
+    )
 
 
 def test_a_server_stops_and_then_cuts() -> None:
@@ -181,7 +183,7 @@ class Requests:
 @contextlib.asynccontextmanager
 async def draining(handler: Any, **config: Any) -> AsyncIterator[tuple[PublicServer, Site, Requests]]:
     """A public server that has not been asked to stop yet; it has stopped when the block has."""
-    options = OrchestratorConfig(listen="127.0.0.1:1", **config)
+    options = OrchestratorConfig(listen="127.0.0.1:1", allowed_hosts=["a"], **config)
     requests = Requests()
     made = PublicServer(uvicorn_config(app_of(handler), options, random=Random(1)), requests, options)
     with bound("127.0.0.1:0", backlog=5) as listener:
@@ -264,7 +266,9 @@ def test_there_need_be_no_admin_listener(run: Any) -> None:
 def test_the_admin_listener_has_none_of_the_clients_limits(run: Any) -> None:
     async def main() -> None:
         port = free_port()
-        options = OrchestratorConfig(admin=f"127.0.0.1:{port}", limit_concurrency=1, limit_max_requests=1)
+        options = OrchestratorConfig(
+            admin=f"127.0.0.1:{port}", allowed_hosts=["a"], limit_concurrency=1, limit_max_requests=1
+        )
         async with admin_served(admin(), options, Random(1)):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             for _ in range(3):

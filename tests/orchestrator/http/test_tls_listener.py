@@ -35,7 +35,7 @@ __all__ = ["logs_errors", "no_errors_logged", "run"]  # fixtures
 @asynccontextmanager
 async def serving_tls(**options: Any) -> AsyncIterator[tuple[Server, int]]:
     tls = TlsConfig(cert=os.fspath(CERT), key=os.fspath(KEY))
-    config = OrchestratorConfig(listen="127.0.0.1:0", tls=tls, **options)
+    config = OrchestratorConfig(listen="127.0.0.1:0", allowed_hosts=["a"], tls=tls, **options)
     server = Server(uvicorn_config(app_of(echo), config, random=Random(1)))
     with bound(config.listen, config.backlog) as listener:
         port = listener.getsockname()[1]

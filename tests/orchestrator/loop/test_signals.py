@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,7 +101,7 @@ def unblocked() -> Iterator[None]:
 
 def test_sighup_during_the_start_waits_and_is_heard(site: Site, unblocked: None) -> None:
     hold_hangup()
-    os.kill(os.getpid(), signal.SIGHUP)
+    signal.pthread_kill(threading.get_ident(), signal.SIGHUP)  # pytest's own threads do not hold it
 
     async def main() -> str:
         heard: asyncio.Queue[str] = asyncio.Queue()

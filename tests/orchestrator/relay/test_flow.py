@@ -36,6 +36,9 @@ REFUSAL = b'{"error":{"message":"too long","type":"BadRequestError","param":null
 Test = Callable[[FakeCluster], Awaitable[None]]
 
 
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 def run(test: Test, **options: Any) -> FakeCluster:
     """Run a test over a cluster of its own; at its end nothing may be held."""
 
@@ -165,7 +168,7 @@ def test_workers_see_only_what_they_should() -> None:
         (b"x-msgpack", b"1"),
         (b"x-request-id", b"mine"),
         (b"accept", b"*/*"),
-        (b"traceparent", b"00-1-2-01"),
+        (b"traceparent", TRACE),
         (b"x-forwarded-for", b"1.2.3.4"),
     ]
 
@@ -181,7 +184,7 @@ def test_workers_see_only_what_they_should() -> None:
                     b"content-type": b"application/json",
                     b"accept-encoding": b"identity",
                     b"accept": b"*/*",
-                    b"traceparent": b"00-1-2-01",
+                    b"traceparent": TRACE,
                     b"authorization": b"Bearer ours",
                 }
             ]
@@ -191,7 +194,7 @@ def test_workers_see_only_what_they_should() -> None:
     run(test, credential="ours")
 
 
-_OF_CLIENTS = [(name, b"7") for name in TO_WORKERS]
+_OF_CLIENTS = [(name, TRACE if name == b"traceparent" else b"7") for name in TO_WORKERS]
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.telemetry.lines import json_line, milliseconds, one_line, timestamp
+from orchestrator.config.printing import one_line
+from orchestrator.telemetry.lines import json_line, milliseconds, timestamp
 
 
 @pytest.mark.parametrize(("epoch_s", "text"), [(0.0, "1970-01-01T00:00:00.000Z"), (1e9 + 0.9996, ".999Z")])
