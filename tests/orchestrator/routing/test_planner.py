@@ -19,8 +19,11 @@ def planner_of(**routing: Any) -> Planner:
     return Planner("m", RoutingConfig(**routing), random=Random(1), time=Clock())
 
 
-def plan(counts: Any, *, disaggregate: Any = "always", whole_reason: str | None = None) -> Plan:
-    return planner_of(disaggregate=disaggregate).plan(ASKED, registry_of(counts).pools["m"], whole_reason)
+def plan(
+    counts: Any, *, disaggregate: Any = "always", whole_reason: str | None = None, **routing: Any
+) -> Plan:
+    planner = planner_of(disaggregate=disaggregate, **routing)
+    return planner.plan(ASKED, registry_of(counts).pools["m"], whole_reason)
 
 
 def chosen(made: Plan) -> tuple[str | None, str]:
@@ -103,6 +106,8 @@ def test_why_one_worker_serves_is_told() -> None:
 def test_why_it_is_these_workers_is_told() -> None:
     made = plan(PAIR)
     assert str(made.decode_choice) == "It has the fewest legs under way."
+    assert str(made.prefill_choice).startswith("It costs the least, 0.020 s: ")
+    made = plan(PAIR, prefill="round_robin")
     assert str(made.prefill_choice) == "It is the next in turn."
     alone = plan(PAIR, whole_reason="beam search")
     assert str(alone.decode_choice) == "It has the fewest legs under way."
@@ -202,5 +207,21 @@ def test_what_has_ended_already_is_not_told_again() -> None:
 
 
 def test_a_plan_whose_policies_do_not_care_wants_no_ends() -> None:
-    assert not plan(PAIR).wants_ends
+    assert plan(PAIR).wants_ends
+    assert not plan(PAIR, prefill="round_robin").wants_ends
     assert not plan(PAIR, whole_reason="echo").wants_ends
+
+
+def test_policies_of_two_processes_tell_each_other() -> None:
+    told: list[tuple[str, str, bytes]] = []
+    routing = RoutingConfig.model_validate({"prefill": "prefix", "decode": "prefix"})
+    one = Planner("m", routing, random=Random(1), time=Clock(), share=lambda *note: told.append(note))
+    other = Planner("m", routing, random=Random(2), time=Clock())
+    pools = registry_of({"prefill": 4, "decode": 4}).pools["m"]
+    other.plan(FakeRequest(b"another prompt"), pools, None)
+    plan = one.plan(FakeRequest(bytes(range(256)) * 100), pools, None)
+    assert [(model, role) for model, role, _ in told] == [("m", "decode"), ("m", "prefill")]
+    for _, role, note in told:
+        other.hear(role, note)  # type: ignore[arg-type]
+    again = other.plan(FakeRequest(bytes(range(256)) * 100), pools, None)
+    assert (again.prefill, again.decode) == (plan.prefill, plan.decode)
