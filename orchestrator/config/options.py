@@ -558,7 +558,7 @@ class ModelConfig(Model):
 
 class RoutingConfig(Model):
     prefill: Reloadable[Policy] = Field(
-        policy_named("prefix"),
+        policy_named("round_robin"),
         description="This policy chooses the prefill worker: its name, or a mapping with its arguments.",
     )
     decode: Reloadable[Policy] = Field(

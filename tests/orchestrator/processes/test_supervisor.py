@@ -23,7 +23,6 @@ from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
 from orchestrator.errors import StartError
 from orchestrator.processes import handle
-from orchestrator.processes.sharing import PERIOD_S
 from orchestrator.processes.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT
 from tests.orchestrator.certificate import CERT, KEY
@@ -59,8 +58,8 @@ def make(tmp_path: Path, workers: list[SimWorker]) -> Iterator[Any]:
         yield start
 
 
-def ask(client: httpx.Client, prompt: str = "What is prefill?") -> httpx.Response:
-    body = {"model": MODEL, "prompt": prompt, "max_tokens": 1}
+def ask(client: httpx.Client) -> httpx.Response:
+    body = {"model": MODEL, "prompt": "What is prefill?", "max_tokens": 1}
     return client.post("/v1/completions", json=body)
 
 
@@ -106,27 +105,6 @@ def test_least_loaded_sees_what_other_processes_load(make: Any) -> None:
         streams += [Stream(client, ENDLESS) for client in orchestrator.client_of_each()]
         loads = orchestrator.worker_loads()
         assert [loads[f"{MODEL}/decode/{index}"] for index in range(2)] == [count, count]
-
-
-def test_a_prompt_returns_to_its_worker_whichever_process_is_asked(make: Any) -> None:
-    with simulated(*["prefill"] * 4, "decode") as workers:
-        first, second = make(workers=workers).client_of_each()
-        returned = 0
-        for number in range(10):
-            prompt = f"Story {number}. " + "Once upon a time there was a long prompt. " * 60
-            ask(first, prompt)
-            before = cached_tokens(workers)
-            time.sleep(5 * PERIOD_S)  # nothing shows when the other process has been told
-            ask(second, prompt)
-            returned += cached_tokens(workers) > before + 100
-        assert returned >= 8  # by chance it is a quarter of them
-
-
-def cached_tokens(workers: list[SimWorker]) -> float:
-    """How many tokens of prompts were found in the caches of prefill workers."""
-    texts = [httpx.get(f"{worker.url}/metrics").text for worker in workers if worker.role == "prefill"]
-    lines = [line for text in texts for line in text.splitlines()]
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
 
 
 def test_a_worker_that_is_gone_is_gone_for_all(make: Any) -> None:
