@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from orchestrator.api.audio import PATHS as AUDIO
+from orchestrator.api.audio import AudioEndpoint
 from orchestrator.api.base import Endpoint
 from orchestrator.api.embeddings import PATH as EMBEDDINGS
 from orchestrator.api.embeddings import EmbeddingsEndpoint
 from orchestrator.api.messages import COUNT_PATH, MessagesEndpoint
 from orchestrator.api.messages import PATH as MESSAGES
+from orchestrator.api.one_leg import STREAMED, WHOLE, OneLegEndpoint
 from orchestrator.api.responses import CANCEL, RETRIEVE, ResponsesEndpoint, StoredResponses
 from orchestrator.api.responses import PATH as RESPONSES
 from orchestrator.api.responses import entry_of as stored_entry_of
@@ -20,7 +23,15 @@ def _two_legs(offload: Offload) -> Endpoint:
 
 
 def _one_leg(offload: Offload) -> Endpoint:
-    return Endpoint(needs_one_worker=True, streams=False, can_continue=False)
+    return OneLegEndpoint()
+
+
+def _streamed_leg(offload: Offload) -> Endpoint:
+    return OneLegEndpoint(streams=True)
+
+
+def _audio(offload: Offload) -> Endpoint:
+    return AudioEndpoint()
 
 
 def _messages(offload: Offload) -> Endpoint:
@@ -55,13 +66,14 @@ ENDPOINTS: dict[str, Callable[[Offload], Endpoint]] = {
     "/v1/chat/completions": _two_legs,
     "/v1/completions": _two_legs,
     EMBEDDINGS: EmbeddingsEndpoint,
-    "/tokenize": _one_leg,
-    "/detokenize": _one_leg,
     MESSAGES: _messages,
     COUNT_PATH: _count_tokens,
     RESPONSES: _responses,
     RETRIEVE: _retrieve,
     CANCEL: _cancel,
+    **dict.fromkeys(WHOLE, _one_leg),
+    **dict.fromkeys(STREAMED, _streamed_leg),
+    **dict.fromkeys(AUDIO, _audio),
 }
 
 

@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from orchestrator.api.view import RequestView
 from orchestrator.compiled import mypyc_attr
+from orchestrator.wire.codec import Codec
 
 SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is the same for both
 
@@ -20,12 +21,16 @@ SALT: Final = "cache_salt"  # two requests share cached prefixes only if it is t
 class LegForm:
     """This is the form of OpenAI's chats and completions; a subclass changes what differs."""
 
-    def __init__(self, *, gives_ids: bool = True, names_legs: bool = False) -> None:
+    def __init__(
+        self, *, gives_ids: bool = True, names_legs: bool = False, codec: Codec | None = None
+    ) -> None:
         """With `gives_ids` a prefill worker tells the prompt's token ids, and a decode worker takes them.
         With `names_legs` the engine goes by the `request_id` in the body, and not by the `x-request-id`.
+        `codec` writes all legs; None if that depends on the worker.
         """
         self.gives_ids = gives_ids
         self.names_legs = names_legs
+        self.codec = codec
 
     def kind(self, view: RequestView) -> str:
         """Return what about the request makes its `one_token` differ from that of others."""

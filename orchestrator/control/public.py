@@ -29,7 +29,7 @@ from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.states import IN_SERVICE
 
 # Answered without a key: load balancers and supervisors have none.
-OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/version"})
 # A probe brings a worker back within seconds.
 READY_RETRY_AFTER_S = 2
 # Workers whose troubles are shown: a load balancer asks every second, and wants to know the status.
@@ -56,6 +56,9 @@ def control_app(state: State) -> FastAPI:
         "The process is up; `?verbose` adds figures, for a key if there are keys.",
         "health",
     )
+    add_page(app, "/ping", pages.health, "The same, as SageMaker asks.", "health")
+    app.add_api_route("/ping", pages.health, methods=["POST"], include_in_schema=False)
+    add_page(app, "/load", pages.load, "How many requests are in progress in this process.", "health")
     add_page(
         app, "/ready", pages.ready, "200 if every model can be served, else 503 with the reasons.", "health"
     )
@@ -81,6 +84,9 @@ class _Pages:
         if is_verbose and self._state.keys is not None:  # what a process is and holds is not for everybody
             self._state.keys.check(authorization_of(request.scope))
         return as_json({"status": "ok"} | (_figures(self._state) if is_verbose else {}))
+
+    async def load(self) -> Response:
+        return as_json({"server_load": self._state.telemetry.in_flight})
 
     async def ready(self) -> Response:
         problems = self._state.model_problems()

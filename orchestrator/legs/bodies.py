@@ -25,7 +25,7 @@ from orchestrator.api.leg_form import OPENAI, SALT, LegForm
 from orchestrator.api.view import TRANSFER_FIELDS, RequestView
 from orchestrator.legs.connectors import NIXL
 from orchestrator.legs.connectors.base import Connector, Handoff, TokenIds
-from orchestrator.wire.codec import JSON, MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
+from orchestrator.wire.codec import MAX_INLINE_BYTES, TOKEN_IDS_KEY, Codec, Parts, json_object
 from orchestrator.wire.shapes import Message, MessagePart
 
 # This stands for messages whose tokens go along: vLLM wants at least one.
@@ -48,7 +48,17 @@ _json: Final = msgspec.json.Encoder()
 class LegBodies:
     """It makes all bodies of one request. The common part is encoded once per encoding, on first use."""
 
-    __slots__ = ("_codec", "_common", "_name", "_view", "asks_hidden_usage", "connector", "form", "path")
+    __slots__ = (
+        "_codec",
+        "_common",
+        "_name",
+        "_view",
+        "asks_hidden_usage",
+        "codec",
+        "connector",
+        "form",
+        "path",
+    )
 
     def __init__(
         self, view: RequestView, path: str = "", connector: Connector = NIXL, form: LegForm = OPENAI
@@ -60,6 +70,7 @@ class LegBodies:
         self.path = path
         self.connector = connector
         self.form = form
+        self.codec = form.codec
         self._name: str | None = None  # of the leg whose body is made, if the body has it
         self._codec: Codec | None = None  # that `_common` is encoded with
         self._common: Parts = ()
@@ -88,7 +99,7 @@ class LegBodies:
 
     def to_transcode(self, codec: Codec) -> bytes | None:
         """Return the common part, if this encoding of it is not to be made in place; see `adopt()`."""
-        if codec is JSON or codec is self._codec or sum(map(len, self._view.common)) <= MAX_INLINE_BYTES:
+        if codec.keeps_bytes or codec is self._codec or sum(map(len, self._view.common)) <= MAX_INLINE_BYTES:
             return None
         return b"".join(self._view.common)
 

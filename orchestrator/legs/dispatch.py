@@ -23,7 +23,7 @@ from orchestrator.http.ids import IdSource
 from orchestrator.loop.offload import Offload
 from orchestrator.telemetry.counters import FallbackReason, HandoffTrouble, Telemetry
 from orchestrator.transport.base import Answer, Upstream
-from orchestrator.wire.codec import CODECS, JSON, NotEncodable, TooLarge, transcoded
+from orchestrator.wire.codec import CODECS, FORM, JSON, NotEncodable, TooLarge, transcoded
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import BEGUN_PATH, Begun, end_body
 from orchestrator.wire.info import END_PATH as END
@@ -66,7 +66,8 @@ class Dispatcher:
         self._telemetry = telemetry
         authorization = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
         self.headers: Final = {  # of a leg, by the name of its codec, as header blocks
-            codec.name: header_block([*codec.headers, _IDENTITY, *authorization]) for codec in CODECS.values()
+            codec.name: header_block([*codec.headers, _IDENTITY, *authorization])
+            for codec in (*CODECS.values(), FORM)
         }
 
     def ask(self, worker: Worker, path: str, body: bytes) -> Coroutine[Any, Any, Answer]:

@@ -214,7 +214,8 @@ class Leg(ABC):
         what the worker refused.
         """
         while True:
-            self.answer = answer = await self._send(JSON if self.is_plain else self.worker.codec)
+            codec = self.bodies.codec or (JSON if self.is_plain else self.worker.codec)
+            self.answer = answer = await self._send(codec)
             self.heard = self.sent = self.legs.dispatcher.time()
             if self.is_given_up:
                 answer.abort()
@@ -281,7 +282,8 @@ class Leg(ABC):
         cannot take of this document.
         """
         worker = self.worker
-        if self.is_plain or (worker.codec is JSON and not worker.token_ids):
+        is_announced = worker.codec is not JSON or bool(worker.token_ids)
+        if self.is_plain or self.bodies.codec is not None or not is_announced:
             return False
         self.is_documents_fault = status < 500 and _DOCUMENT_REFUSED in content
         is_unproven = worker.proven_epoch != worker.epoch
@@ -310,7 +312,7 @@ class Leg(ABC):
             self.legs.dispatcher.note_not_encodable(NotEncodable("the worker does not take it as msgpack"))
         elif self.is_plain:
             self.legs.dispatcher.note_refused_form(worker)
-        elif worker.proven_epoch != worker.epoch:
+        elif worker.proven_epoch != worker.epoch and self.bodies.codec is None:
             worker.proven_epoch = worker.epoch
         if worker.failures:
             worker.failures = 0

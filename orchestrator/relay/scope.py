@@ -234,6 +234,8 @@ class RequestScope:
         """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
         names = self._plane.relayed
         relayed = [field for field in self.exchange.headers if field[0] in names]
+        if self.endpoint.media_type != JSON:  # it says where the parts of a form begin
+            relayed += [field for field in self.exchange.headers if field[0] == b"content-type"]
         if relayed and (self.exchange.header(TRACEPARENT) or self.exchange.header(TRACESTATE)) is not None:
             relayed = without_broken_trace(relayed)
         return header_block(relayed) if relayed else b""

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.info import MSGPACK_HEADER, Encoding
+from orchestrator.wire.info import MSGPACK_HEADER
 
 Parts = tuple[bytes | memoryview, ...]
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -60,8 +60,9 @@ def json_object(fields: Mapping[str, Raw]) -> Parts:
 class Codec(ABC):
     """A codec is one encoding. It has no state; `common()` results belong to the codec that made them."""
 
-    name: Encoding
+    name: str
     headers: Headers  # what a leg with this body says of it
+    keeps_bytes: bool  # the client's own bytes are sent: there is nothing to encode
 
     @abstractmethod
     def common(self, document: Parts) -> Parts:
@@ -90,6 +91,7 @@ class JsonCodec(Codec):
 
     def __init__(self) -> None:
         self.name = "json"
+        self.keeps_bytes = True
         self.headers = (_CONTENT_TYPE,)
 
     def common(self, document: Parts) -> Parts:
@@ -115,6 +117,7 @@ class MsgpackCodec(Codec):
 
     def __init__(self) -> None:
         self.name = "msgpack"
+        self.keeps_bytes = False
         self.headers = (_CONTENT_TYPE, (MSGPACK_HEADER.lower().encode(), b"1"))
 
     def common(self, document: Parts) -> Parts:
@@ -183,6 +186,30 @@ def _encode_map_header(size: int) -> bytes:
     return b"\xde" + size.to_bytes(2, "big")
 
 
+class FormCodec(Codec):
+    """It writes a multipart form, of which the common part is what is around the name of the model, or all of
+    a form that names none. Its content type, with the boundary, is the client's.
+    """
+
+    def __init__(self) -> None:
+        self.name = "form"
+        self.keeps_bytes = True
+        self.headers = ()
+
+    def common(self, document: Parts) -> Parts:
+        return document
+
+    def leg(self, common: Parts, overlay: bytes) -> Parts:
+        if len(common) == 1:
+            return common
+        before, behind = common
+        return before, str(msgspec.json.decode(overlay)["model"]).encode(), behind
+
+    def leg_with_ids(self, common: Parts, overlay: bytes, params: bytes, packed: bytes) -> Parts:
+        raise NotEncodable("a form has no token ids")
+
+
 JSON: Final = JsonCodec()
+FORM: Final = FormCodec()
 CODECS: Final[dict[str, Codec]] = {"json": JSON, "orjson": JSON, "msgpack": MsgpackCodec()}
 """By the orchestrator's transport: `orjson` changes the worker's parser only, the bytes are the same."""

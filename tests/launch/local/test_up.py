@@ -156,7 +156,10 @@ def test_a_port_that_is_taken_is_found_before_anything_starts(baton: Baton) -> N
         port = listener.getsockname()[1]
         up = baton.start("up", "--set", f"models.0.decode.workers.0.port={port}")
         assert up.wait(timeout=100) == Exit.START_FAILED
-    assert baton.stderr == f"{baton.model}/decode/0: port {port} of 127.0.0.1 is taken by another process\n"
+    assert baton.stderr == (
+        f"{baton.model}/decode/0: port {port} of 127.0.0.1 is taken by another process: "
+        "give another one (base_port, or workers: [{port: ..., side_channel_port: ...}])\n"
+    )
     assert not (baton.directory / ".baton").exists()
 
 

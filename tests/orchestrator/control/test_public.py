@@ -65,6 +65,20 @@ def test_version() -> None:
     assert ask(control_app(FakeState()), "/version").json() == {"version": __version__}
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_sagemaker_asks_by_a_name_of_its_own(method: str) -> None:
+    assert ask(control_app(FakeState()), "/ping", method).status_code == 200
+
+
+def test_the_load_is_what_is_in_progress() -> None:
+    state = FakeState()
+    record = request_record()
+    state.telemetry.begin(record)
+    assert ask(control_app(state), "/load").json() == {"server_load": 1}
+    state.telemetry.finish(record)
+    assert ask(control_app(state), "/load").json() == {"server_load": 0}
+
+
 def test_a_balancer_may_ask_with_head() -> None:
     response = ask(control_app(FakeState()), "/health", "HEAD")
     assert response.status_code == 200
@@ -189,6 +203,8 @@ def test_the_schema_describes_the_data_plane_too() -> None:
     document = ask(app, "/openapi.json").json()
     assert set(document["paths"]) == {
         "/health",
+        "/load",
+        "/ping",
         "/ready",
         "/version",
         "/v1/models",
@@ -212,7 +228,7 @@ def test_the_docs_page_is_there() -> None:
 # --- keys ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/version"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready", "/version"])
 def test_probes_need_no_key(path: str) -> None:
     assert ask(control_app(FakeState(keys=RING)), path).status_code == 200
 

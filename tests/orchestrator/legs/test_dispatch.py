@@ -83,6 +83,7 @@ def test_the_heads_of_legs_are_made_once_and_have_the_workers_key(credential: st
         content_type = (b"content-type", b"application/json")
         encoding = (b"accept-encoding", b"identity")
         assert heads == {
+            "form": [encoding, *key],
             "json": [content_type, encoding, *key],
             "msgpack": [content_type, (b"x-msgpack", b"1"), encoding, *key],
         }
