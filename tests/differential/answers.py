@@ -22,7 +22,7 @@ _MASKS = {
     "created_at": re.compile(r"\d{10}(\.\d+)?"),
     "completed_at": re.compile(r"\d{10}(\.\d+)?"),
 }
-_RANDOM_ID = re.compile(r"[0-9a-f]{16,32}|req-[0-9a-f-]+")
+_RANDOM_ID = re.compile(r"(req-)?[0-9a-f]{8,44}(-[0-9]+)?")
 _TEXTS = ("text", "content", "reasoning", "delta", "arguments", "thinking", "partial_json")
 _LISTS = ("token_ids", "tokens", "token_logprobs", "top_logprobs", "text_offset")
 
@@ -44,7 +44,7 @@ def facts_of(answer: httpx.Response) -> Facts:
     kind = answer.headers.get("content-type", "").partition(";")[0]
     if kind == "text/event-stream":
         return facts | dict(_flat(merged(events_of(answer.text)), "events"))
-    if kind == "application/json":
+    if kind == "application/json" and answer.text:
         return facts | dict(_flat(answer.json(), "$"))
     return facts | {"$": answer.text}
 

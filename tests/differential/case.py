@@ -9,6 +9,7 @@ from typing import Any
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
+PATHS = (CHAT, COMPLETION)
 JSON = {"content-type": "application/json"}
 MODEL = "@model@"  # in a body: replaced by the model of whoever runs the case
 
@@ -65,6 +66,19 @@ def completion(name: str, prompt: Any = "Question: What is prefill?\nAnswer:", *
 def both(name: str, **fields: Any) -> list[Case]:
     """A chat and a completion with the same fields."""
     return [chat(name, **fields), completion(name, **fields)]
+
+
+def spelt(name: str, path: str = CHAT, **fields: str) -> Case:
+    """A chat or a completion some of whose fields are written as they are here, JSON or not."""
+    about, spellings = _split(dict(fields))
+    prompt = (
+        '"prompt": "Go on"' if path == COMPLETION else '"messages": [{"role": "user", "content": "Go on"}]'
+    )
+    values = {"model": f'"{MODEL}"', "temperature": "0", "max_tokens": "4"} | spellings
+    rest = "".join(f', "{field}": {value}' for field, value in values.items())
+    return raw(
+        f"{name}{' of a completion' if path == COMPLETION else ''}", path, f"{{{prompt}{rest}}}", **about
+    )
 
 
 def raw(name: str, path: str, body: str | bytes = b"", **about: Any) -> Case:

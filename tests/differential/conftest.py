@@ -1,4 +1,4 @@
-"""Baton in front of a simulated pair, and a third worker that is asked straight and has heard nothing else."""
+"""Baton in front of a simulated pair, beside a third worker that is asked straight and hears nothing else."""
 
 from __future__ import annotations
 
