@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -18,12 +19,14 @@ Facts = dict[str, Any]
 
 # Random, or the time: only their form is compared.
 _MASKS = {
+    "sequence_number": re.compile(r"\d+"),  # an event that says more has a single one
     "created": re.compile(r"\d{10}(\.\d+)?"),
     "created_at": re.compile(r"\d{10}(\.\d+)?"),
     "completed_at": re.compile(r"\d{10}(\.\d+)?"),
 }
 _RANDOM_ID = re.compile(r"(req-)?[0-9a-f]{8,44}(-[0-9]+)?")
 _TEXTS = ("text", "content", "reasoning", "delta", "arguments", "thinking", "partial_json")
+_DELTAS = ("event: content_block_delta", "event: response.output_text.delta")
 _LISTS = ("token_ids", "tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
@@ -80,10 +83,10 @@ def _event(frame: str) -> Any:
 
 def merged(events: list[Any]) -> list[Any]:
     """Make one event of neighbours that say more of the same choice: a worker that has several tokens when it
-    writes puts them into one.
+    writes puts them into one. Choices take turns in any order; each keeps its own.
     """
     found: list[Any] = []
-    for event in events:
+    for event in _by_choice(events):
         if not (found and _continues(found[-1], event)):
             found.append(event)
         else:
@@ -91,7 +94,20 @@ def merged(events: list[Any]) -> list[Any]:
     return found
 
 
+def _by_choice(events: list[Any]) -> Iterator[Any]:
+    """The events; of neighbours that are about choices those of the first one come first."""
+    for has_choice, run in itertools.groupby(events, lambda event: _only_choice(event) is not None):
+        neighbours = list(run)
+        yield from sorted(neighbours, key=_index_of) if has_choice else neighbours
+
+
+def _index_of(event: Any) -> int:
+    return int(event["choices"][0]["index"])
+
+
 def _continues(before: Any, event: Any) -> bool:
+    if isinstance(before, dict) and isinstance(event, dict) and "event" in event:
+        return bool(event["event"] in _DELTAS and event["event"] == before.get("event"))
     one, other = _only_choice(before), _only_choice(event)
     if one is None or other is None or one["index"] != other["index"]:
         return False
@@ -146,7 +162,7 @@ def _flat(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 def _masked(name: str, value: Any) -> Any:
     if name in _MASKS and _MASKS[name].fullmatch(str(value)):
-        return "<time>"
+        return "<number>"
     if isinstance(value, str) and (name == "id" or name.endswith("_id")):
         return _RANDOM_ID.sub("<id>", value)
     return value

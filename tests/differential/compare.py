@@ -21,8 +21,9 @@ class Pair:
         self._model = model
 
     def check(self, case: Case) -> None:
-        ours = ask(self._client, self._front, case, self._model)
+        # The worker may be Baton's decode worker: it is asked before it has pulled the prompt.
         theirs = ask(self._client, self._worker, case, self._model)
+        ours = ask(self._client, self._front, case, self._model)
         assert theirs.status_code == case.status, f"the worker: {theirs.status_code} {theirs.text[:500]}"
         found = differences(facts_of(ours), facts_of(theirs))
         assert unexplained(case, found) == []

@@ -167,7 +167,7 @@ PROMPTS: list[Case] = [
         "\u4f60\u597d, \u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439, \U0001f44b",
     ),
     completion("control characters", "a\tb\r\nc\u0001"),
-    completion("a suffix", suffix="!", only="real", status=200),
+    completion("a suffix", suffix="!", only="real", status=400),
     chat(
         "other scripts",
         "\u4f60\u597d, \u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439, \U0001f44b",
@@ -295,7 +295,6 @@ LAX: list[Case] = [
             ("seed", "7.0"),
             ("seed", '"7"'),
             ("temperature", '"0"'),
-            ("temperature", "true"),
             ("top_p", '"0.5"'),
             ("top_k", "3.0"),
         ]
@@ -312,6 +311,7 @@ LAX: list[Case] = [
             ("return_token_ids", "1"),
         ]
     ),
+    *(spelt("temperature true", path, temperature="true", seed="7") for path in PATHS),
     spelt("usage 1", stream="true", stream_options='{"include_usage": 1}'),
     spelt("usage yes", COMPLETION, stream="true", stream_options='{"include_usage": "yes"}'),
     spelt("new limit as text", max_completion_tokens='"3"'),

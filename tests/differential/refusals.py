@@ -17,6 +17,7 @@ from tests.differential.case import (
 )
 
 OWN_WORDS = ("own words",)
+COUNTED = ("counted fields",)
 TOO_LONG = "word " * 5000
 SMALL = f'{{"model": "{MODEL}", "temperature": 0, "max_tokens": 3, "prompt": "a"}}'
 SMALL_CHAT = SMALL.replace('"prompt": "a"', '"messages": [{"role": "user", "content": "a"}]')
@@ -89,7 +90,7 @@ PROMPTS: list[Case] = [
     completion("a token is no integer", [1.5], status=400),
     completion("prompts are null", [None], status=400),
     completion("embeddings that are none", prompt_embeds="abc", status=400, only="real"),
-    chat("no messages", messages=..., status=400),
+    chat("no messages", messages=..., status=400, differs=COUNTED),
     chat("messages null", messages=None, status=400),
     chat("messages are text", messages="Hi", status=400),
     chat("messages are an object", messages={"role": "user"}, status=400),
@@ -116,7 +117,7 @@ PROMPTS: list[Case] = [
         messages=[{"role": "user", "content": [{"type": "poem", "poem": "x"}]}],
     ),
     chat("tools are text", tools="x", status=400),
-    chat("a chat with a prompt", messages=..., prompt="Hi", status=400),
+    chat("a chat with a prompt", messages=..., prompt="Hi", status=400, differs=COUNTED),
     completion("a completion with messages", ..., messages=[{"role": "user", "content": "Hi"}], status=400),
 ]
 
@@ -173,7 +174,8 @@ BODIES: list[Case] = [
             ("comment", '{"a": 1} // x'),
         ]
     ),
-    *(raw(f"{path}: no field", path, "{}", status=400) for path in PATHS),
+    raw(f"{CHAT}: no field", CHAT, "{}", status=400, differs=COUNTED),
+    raw(f"{COMPLETION}: no field", COMPLETION, "{}", status=400),
     raw(f"{COMPLETION}: a BOM", COMPLETION, b"\xef\xbb\xbf" + SMALL.encode()),
     raw(f"{CHAT}: a BOM", CHAT, b"\xef\xbb\xbf" + SMALL_CHAT.encode()),
     *(
@@ -184,6 +186,22 @@ BODIES: list[Case] = [
     *(
         spelt("a hand-off of the client's", path, kv_transfer_params='{"do_remote_prefill": false}')
         for path in PATHS
+    ),
+    raw(
+        "half of a pair in a prompt",
+        COMPLETION,
+        SMALL.replace('"a"', '"a \\ud83d "'),
+        only="real",
+        status=400,
+        differs=OWN_WORDS,
+    ),
+    raw(
+        "half of a pair in a message",
+        CHAT,
+        SMALL_CHAT.replace('"a"', '"a \\ud83d "'),
+        only="real",
+        status=400,
+        differs=OWN_WORDS,
     ),
     *(
         spelt("a lone surrogate that nobody reads", path, foo='"\\ud800 "', differs=("no text",))

@@ -46,6 +46,9 @@ NAMED: dict[str, Rightful] = {
         "Baton refuses at once what it reads itself, in words and codes of its own; the status is a worker's",
         ("$.error.*", "$.detail"),
     ),
+    "counted fields": Rightful(
+        "a worker says how many fields the document has, and means the leg's", ("$.error.message",)
+    ),
     "unknown model": Rightful(
         "the model is looked for by Baton, which answers as OpenAI does", ("$.error.*",)
     ),

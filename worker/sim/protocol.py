@@ -173,8 +173,16 @@ def parse(body: object, kind: type[_Any]) -> _Any:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         missing = _MISSING_FIELD.match(message)
-        path = path.rstrip("`") + (f".{missing[1]}" if missing else "")
+        path = path.rstrip("`")
+        if missing and not path and isinstance(body, dict):
+            message = _missing(f"body.{missing[1]}", body)
+        path += f".{missing[1]}" if missing else ""
         raise Malformed(message, param="body" + path) from error
+
+
+def _missing(place: str, body: dict[str, Any]) -> str:
+    counted = f"<dict of {len(body)} items>"
+    return str({"type": "missing", "loc": place, "msg": "Field required", "input": counted})
 
 
 def _numbers(kind: type[msgspec.Struct]) -> tuple[str, ...]:
