@@ -33,7 +33,7 @@ class Case:
 
     @property
     def is_generated(self) -> bool:
-        return self.status == 200 and self.path.rstrip("/") in (CHAT, COMPLETION)
+        return self.status == 200 and self.path in (*PATHS, "/v1/messages", "/v1/responses")
 
 
 def document_case(name: str, path: str, document: Mapping[str, Any], **about: Any) -> Case:

@@ -39,6 +39,14 @@ def response(name: str, **fields: Any) -> Case:
     return document_case(f"responses: {name}", "/v1/responses", kept, **about)
 
 
+def embedding(name: str, **fields: Any) -> Case:
+    """The tiny chat model of the tests on vLLM has none."""
+    about = {key: fields.pop(key) for key in ("status", "differs") if key in fields}
+    document = {"model": MODEL, "input": "a b c"} | fields
+    kept = {key: value for key, value in document.items() if value is not ...}
+    return document_case(f"embeddings: {name}", "/v1/embeddings", kept, **about, only="sim")
+
+
 TOKENS: list[Case] = [
     tokenize("text", document={"model": MODEL, "prompt": "a b c"}),
     tokenize("no model", document={"prompt": "a b c"}),
@@ -172,4 +180,16 @@ PATHS: list[Case] = [
     ),
 ]
 
-OTHERS: list[Case] = [*TOKENS, *MESSAGES, *RESPONSES, *PATHS]
+EMBEDDINGS: list[Case] = [
+    embedding("text"),
+    embedding("a list", input=["a b", "c"]),
+    embedding("ids", input=[20, 21]),
+    embedding("lists of ids", input=[[20, 21], [22]]),
+    embedding("base64", encoding_format="base64"),
+    embedding("no model", model=...),
+    embedding("no input", input=..., status=400, differs=("counted fields",)),
+    embedding("empty text", input="", status=400),
+    embedding("unknown model", model="other", status=404, differs=("unknown model",)),
+]
+
+OTHERS: list[Case] = [*EMBEDDINGS, *TOKENS, *MESSAGES, *RESPONSES, *PATHS]
