@@ -48,7 +48,7 @@ _word: Final = re.compile(
 )
 # Tokens of these are counted: --prefill-us-per-token, --long-prefill-token-threshold, VLLM_MAX_TOKENS.
 _counted: Final = re.compile(
-    r"per|max|min|num|long|batched|budget|threshold|limit|count|ids?|ratio|size|spec|speculative",
+    r"per|max|min|num|long|batched|prompt|details|budget|threshold|limit|count|ids?|ratio|size|speculative",
     re.IGNORECASE,
 )
 _tokens: Final = re.compile(r"tokens?", re.IGNORECASE)
