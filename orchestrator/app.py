@@ -40,9 +40,12 @@ from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
+from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.worker import SharedLoad
+
+Share = Callable[[str, Role, bytes], None]  # of a model's policy for a role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class ProcessContext:
     keys: KeyRing | None
     row: Row | None  # what to count into; None: memory of its own
     loads: Sequence[SharedLoad] | None  # per worker's slot; None: nobody else sends to them
+    share: Share | None = None  # tells the policies of other processes something; None: there are none
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
@@ -111,8 +115,11 @@ class Core:
         self.dispatcher = Dispatcher(
             self.registry, upstream, self._offload, self.telemetry, self.ids, credential, clock
         )
+        self._routes = _routes(
+            config, self.registry, self.admission, random=self.random, time=clock, share=context.share
+        )
         self.flow = Flow(
-            _routes(config, self.registry, self.admission, random=self.random, time=clock),
+            self._routes,
             self.dispatcher,
             self.admission,
             self.telemetry,
@@ -146,6 +153,12 @@ class Core:
         await self._offload.aclose()
         await _cancelled(self._sweeps)
         await self.upstream.aclose()
+
+    def hear(self, model: str, role: Role, note: bytes) -> None:
+        """Let a policy hear what the same one of another process has shared."""
+        route = self._routes.get(model)
+        if route is not None:
+            route.planner.hear(role, note)
 
     def reconfigure(self, config: Config) -> None:
         """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
@@ -290,6 +303,7 @@ def _routes(
     *,
     random: random.Random,
     time: Callable[[], float],
+    share: Share | None,
 ) -> dict[str, Route]:
     """Make the routes, by model."""
     return {
@@ -297,7 +311,7 @@ def _routes(
             index,
             registry.pools[model.name],
             admission.gates[model.name],
-            Planner(model.name, config.routing, random=random, time=time),
+            Planner(model.name, config.routing, random=random, time=time, share=share),
             CONNECTORS[model.connector],
         )
         for index, model in enumerate(config.models)

@@ -73,11 +73,18 @@ def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding)
         engine="vllm",
         engine_version=import_module("vllm").__version__,
         block_size=config.cache_config.block_size,
+        kv_tokens=_kv_tokens(config.cache_config),
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         max_model_len=config.model_config.max_model_len,
         token_ids=token_ids(transport),
         kv_lease_s=_lease_s(getattr(config, "kv_transfer_config", None)),
     )
+
+
+def _kv_tokens(cache: Any) -> int | None:
+    """Return how many tokens fit into the KV cache; the engine knows it once it has started."""
+    blocks = getattr(cache, "num_gpu_blocks", None)
+    return blocks * cache.block_size if blocks and cache.block_size else None
 
 
 def _lease_s(transfer: Any) -> float | None:

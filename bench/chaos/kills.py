@@ -13,7 +13,7 @@ from random import Random
 from signal import Signals
 
 from bench.chaos.client import End, Load, Result, questions
-from bench.chaos.report import none_failed, nothing, reasons, tally
+from bench.chaos.report import none_failed, none_failed_alone, nothing, reasons, tally
 from bench.chaos.site import IN_SERVICE, Orchestrator, Pools, Worker, launched, orchestrating, wait_for
 from bench.shared.verdict import Verdict
 
@@ -59,7 +59,7 @@ async def workers(pools: Pools, scale: Scale, number: Signals) -> list[Verdict]:
         explain(load.results)
         await orchestrator.wait_ready(1, len(pools.workers))
         return [
-            none_failed(load.results, f"{number.name} to one of 4 prefill and one of 4 decode workers"),
+            none_failed_alone(load.results, f"{number.name} to one of 4 prefill and one of 4 decode workers"),
             await given_back(orchestrator),
         ]
 

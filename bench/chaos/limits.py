@@ -22,7 +22,7 @@ BOUND_MIB = 64
 UPLOADS, UPLOAD = 60, 16 * MIB - 1  # bodies that lack their last byte
 # Reading in 256 KiB pieces, joining, and what the allocator keeps cost as much again, and a body more.
 MOST_MIB = 2 * BOUND_MIB + 32
-UPLOAD_HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\n"
+UPLOAD_HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
 UPLOAD_HEAD += b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % (UPLOAD + 1)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.chaos.client import Result
+from bench.chaos.client import End, Result
 from bench.shared.verdict import Verdict
 
 SHOWN = 3  # reasons
@@ -25,6 +25,13 @@ class Outcome:
 
 def none_failed(results: Sequence[Result], when: str) -> Verdict:
     return Verdict(f"{when}: no request fails", tally(results), not any(r.has_failed for r in results))
+
+
+def none_failed_alone(results: Sequence[Result], when: str) -> Verdict:
+    """Who was lost with two workers that end at the same time cannot be told from who ends them."""
+    failed = [result for result in results if result.has_failed]
+    is_innocent = [result.end is End.ERROR and '"poison"' in result.why for result in failed]
+    return Verdict(f"{when}: no request fails that was not lost with both", tally(results), all(is_innocent))
 
 
 def within(goal: str, seconds: Sequence[float], limit_s: float) -> Verdict:

@@ -95,7 +95,7 @@ def _request(random: Random) -> bytes:
     body = _body(random)
     method, path, version = random.choice(METHODS), random.choice(PATHS), random.choice(VERSIONS)
     fields = [
-        b"Host: a",
+        b"Host: localhost",
         b"Content-Type: application/json",
         *random.sample(FIELDS, random.choice((0, 0, 0, 1, 2))),
     ]

@@ -27,10 +27,13 @@ MAX_FIELDS: Final = 1000
 BYTES_PER_TOKEN: Final = 4
 
 # What the model reads. A chat template puts tools in front of the messages: what begins alike for the model
-# begins alike in this order.
+# begins alike in this order. Caches are not shared between salts. None of these is among `OWN`.
 PROMPT_FIELDS: Final = (
+    "cache_salt",
     "tools",
     "chat_template",
+    "chat_template_kwargs",
+    "documents",
     "instructions",
     "system",
     "messages",
@@ -160,10 +163,11 @@ class RequestView(Request):
 
     def prompt(self, most: int) -> bytes:
         pieces: list[memoryview] = []
+        shared = self.shared
         for name in PROMPT_FIELDS:
-            value = self.field(name)
+            value = shared.get(name)
             if value is not None and most > 0:
-                pieces.append(value[:most])
+                pieces.append(memoryview(value)[:most])
                 most -= len(value)
         return b"".join(pieces)
 

@@ -56,7 +56,9 @@ def model_of(spec: PolicySpec) -> type[PolicyConfig]:
 
 
 def _field_of(argument: Argument) -> tuple[Any, Any]:
-    kind: Any = Literal[argument.choices] if argument.choices else type(argument.default)
+    kind: Any = list[str] if isinstance(argument.default, list) else type(argument.default)
+    if argument.choices:
+        kind = Literal[argument.choices]
     return kind, Field(
         argument.default, description=argument.description, ge=argument.least, le=argument.most
     )

@@ -40,13 +40,18 @@ def shell_word(text: str) -> str:
 # --- secrets ------------------------------------------------------------------------------------------
 
 _KINDS: Final = "KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|COOKIE|BEARER"
-_env_name: Final = re.compile(rf"{_KINDS}|HEADERS?$|_PWD$|_DSN$", re.IGNORECASE)
-# Words of an option, so that --tokenizer and --max-num-batched-tokens are shown.
-_option_word: Final = re.compile(
-    r"\w*(key|token|secret|password|passwd|passphrase)|keys|secrets|pwd|auth|authorization|credentials?"
-    r"|cookies?|headers?|bearer",
+# Words of a name, so that --tokenizer, --max-num-batched-tokens and MONKEY are shown.
+_word: Final = re.compile(
+    r"\w*(api|auth|access|private|secret|ssh|master)_?keys?|keys?|\w*(token|secret|password|passwd|passphrase)s?"
+    r"|pw|pwd|pin|creds?|\w*credentials?|auth|authorization|cookies?|headers?|bearer|dsn",
     re.IGNORECASE,
 )
+# Tokens of these are counted: --prefill-us-per-token, --long-prefill-token-threshold, VLLM_MAX_TOKENS.
+_counted: Final = re.compile(
+    r"per|max|min|num|long|batched|prompt|details|budget|threshold|limit|count|ids?|ratio|size|speculative",
+    re.IGNORECASE,
+)
+_tokens: Final = re.compile(r"tokens?", re.IGNORECASE)
 _FILES: Final = frozenset({"file", "path", "dir", "env"})  # where a secret is, not what it is
 
 _patterns: Final[Sequence[tuple[re.Pattern[str], str]]] = (
@@ -65,8 +70,8 @@ _patterns: Final[Sequence[tuple[re.Pattern[str], str]]] = (
     (re.compile(rf"\b(\w*(?:{_KINDS})\w*\s*=\s*)[^\s,;&'\"\]}}]+"), rf"\1{MASK}"),
     (
         re.compile(
-            r"(['\"][\w.-]*(?:api_?key|token|secret|passw\w*|passphrase|credentials?)['\"]\s*:\s*\[?)"
-            r"(?:'[^']*'|\"[^\"]*\")",
+            r"((?P<quote>['\"]|\b)[\w.-]*(?:api_?key|token|secret|passw\w*|passphrase|credentials?)(?P=quote)"
+            r"\s*:\s*\[?)(?:'[^']*'|\"[^\"]*\"|[^\s,'\"\[\]{}]+)",
             re.IGNORECASE,
         ),
         rf"\1{MASK}",
@@ -77,13 +82,22 @@ _inner_option: Final = re.compile(r"(?<!\S)(--[\w.-]+)(=|\s+)(?!--)(\S+)")
 
 def is_secret_variable(name: str) -> bool:
     """Return whether the value of an environment variable must not be shown, judged by its name."""
-    return _env_name.search(name) is not None
+    return name != "PWD" and _tells_secret(_words_of(name))
 
 
 def is_secret_option(option: str) -> bool:
     """Return whether the value of an option of a command, or of a key, must not be shown."""
-    words = re.split(r"[-_.]", option.lstrip("-"))
-    return words[-1].lower() not in _FILES and any(map(_option_word.fullmatch, words))
+    words = _words_of(option.lstrip("-"))
+    return words[-1].lower() not in _FILES and _tells_secret(words)
+
+
+def _words_of(name: str) -> list[str]:
+    return re.split(r"[-_.]", name)
+
+
+def _tells_secret(words: Sequence[str]) -> bool:
+    are_counted = any(map(_counted.fullmatch, words))
+    return any(_word.fullmatch(word) and not (are_counted and _tokens.fullmatch(word)) for word in words)
 
 
 def masked(text: str) -> str:

@@ -121,7 +121,7 @@ class Failover:
     async def _rest_of(self, stream: CutStream) -> Rest:
         reason = replaceable(stream.view)
         if stream.transcript is None or reason is not None:
-            raise CannotContinue(reason or "nothing was kept of it")
+            raise CannotContinue(reason or "streams of this kind are not resumed, or too much was sent")
         sent = stream.transcript.sent()
         end = b"" if sent.is_done else ending_without_count(stream.view, sent, stream.cached_tokens)
         if end is not None:

@@ -12,11 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
+from orchestrator.compiled import mypyc_attr
 from orchestrator.errors import BatonError, Overloaded
 
 UNBOUNDED: Final = sys.maxsize
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Holder(ABC):
     """A holder has bytes that are still coming in."""
 

@@ -39,7 +39,7 @@ from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import DOCUMENT_REFUSED, TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.judge import ABORTED, ENDED_BY_WORKER
-from orchestrator.workers.states import IN_SERVICE, SERVING, WorkerState
+from orchestrator.workers.states import IN_SERVICE, NOT_TAKEN_OUT, WorkerState
 from orchestrator.workers.worker import Worker
 
 # A prefill answer holds block ids and one token: 1 MiB is enough for over 100,000 blocks.
@@ -83,7 +83,7 @@ class Legs:
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
     has_stalled = False  # a hand-off, so that it was tried elsewhere
-    was_in_service = False  # the worker of the leg that failed last, before that was told of it
+    was_in_service = False  # the worker of the leg that failed last: nobody had taken it out before
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
         """`bodies` are those of the legs to come; another worker that goes on with a stream gets others.
@@ -163,7 +163,7 @@ class Leg(ABC):
             raise why
 
     def _note_failed(self, error: BaseException) -> None:
-        self.legs.was_in_service = self.worker.state in SERVING
+        self.legs.was_in_service = self.worker.state in NOT_TAKEN_OUT
         self._tell(error)
 
     def sweep(self, now: float) -> None:  # noqa: B027

@@ -12,8 +12,9 @@
 | REFUSED | answered another 4xx: any worker would | never |
 
 A request that has lost two workers is not sent to a third, for it may be what ends them: its error is
-`Poison`. Only LOST counts, and only of a worker that was in service: what is not reached has not seen the
-request, and a worker that is known to be out is ended by something else.
+`Poison`. Only LOST counts, and only of a worker that nobody had taken out: what is not reached has not seen
+the request, and what is drained, or ejected because probes got no answer, is ended by something else. One
+that is gone counts: another leg, or a probe, may have noticed first that it has ended.
 
 The first replacement of a lost leg costs no budget: a worker that loses legs is soon ejected, which bounds
 them, a lease takes long to end, and a worker that is unfit is out of service as soon as a probe has seen it

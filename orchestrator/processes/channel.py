@@ -15,8 +15,10 @@ import msgspec
 
 from orchestrator.config.keys import Key
 from orchestrator.processes.membership import Report, Snapshot
+from orchestrator.processes.sharing import Shared
 
 LENGTH_BYTES = 4
+MOST_UNREAD = 1024 * 1024  # bytes that wait for the other side before an offer is dropped
 
 
 # --- to a data-plane process --------------------------------------------------------------------
@@ -56,7 +58,7 @@ class Cut(msgspec.Struct, tag=True):
     """The process is to end now; open requests are cut."""
 
 
-ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut
+ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut | Shared
 
 
 # --- to the supervisor --------------------------------------------------------------------------
@@ -72,7 +74,7 @@ class ReplacementDue(msgspec.Struct, tag=True):
     """
 
 
-ToSupervisor = ServingBegun | ReplacementDue | Report
+ToSupervisor = ServingBegun | ReplacementDue | Report | Shared
 
 # --- the channel --------------------------------------------------------------------------------
 
@@ -104,6 +106,11 @@ class Channel(Generic[Incoming]):
         if not self._writer.is_closing():
             document = self._encoder.encode(message)
             self._writer.write(len(document).to_bytes(LENGTH_BYTES, "big") + document)
+
+    def offer(self, message: msgspec.Struct) -> None:
+        """Send a message that may be lost: it is dropped if the other side has left much unread."""
+        if self._writer.transport.get_write_buffer_size() <= MOST_UNREAD:
+            self.send(message)
 
     async def drain(self) -> None:
         """Wait until the other side has read most of what was sent, or is gone."""

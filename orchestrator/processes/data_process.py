@@ -36,6 +36,7 @@ from orchestrator.processes.channel import (
 )
 from orchestrator.processes.membership import Follower, Snapshot
 from orchestrator.processes.rows import Rows, row_size
+from orchestrator.processes.sharing import Shared, Sharing
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream
@@ -101,6 +102,7 @@ class DataProcess:
         self._channel = channel
         self._rows = rows
         self._row = start.row
+        self._sharing = Sharing(channel.offer)
         self._beat_s = config.orchestrator.hang_timeout_s / BEATS
         self._orchestrator = Orchestrator(
             config,
@@ -113,6 +115,7 @@ class DataProcess:
                 keys=None if start.keys is None else KeyRing(start.keys),
                 row=rows.telemetry(start.row),
                 loads=rows.loads(start.row),
+                share=self._sharing.note,
             ),
         )
         self._follower = Follower(self._orchestrator.registry, channel.send)
@@ -128,7 +131,7 @@ class DataProcess:
     async def run(self, listener: socket.socket, write: Write) -> None:
         """Serve until the process is to end."""
         settle = self._orchestrator.registry.settle_forever()
-        loops = (self._obey(), self._share_upstream(), self._beat(), settle)
+        loops = (self._obey(), self._share_upstream(), self._sharing.run(), self._beat(), settle)
         tasks = [asyncio.create_task(loop) for loop in loops]
         self._orchestrator.start(write)
         garbage.tune()
@@ -150,6 +153,9 @@ class DataProcess:
                     self._follower.apply(message)
                 case Reconfigured():
                     self._reconfigure(message)
+                case Shared():
+                    for note in message.notes:
+                        self._orchestrator.core.hear(note.model, note.role, note.content)
                 case Replaced():
                     self._server.leave()
                 case Stop():

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,6 +24,7 @@ from orchestrator.processes.channel import (
     ToSupervisor,
 )
 from orchestrator.processes.membership import Publisher, Report
+from orchestrator.processes.sharing import Shared
 
 POLL_S = 0.05  # how soon the end of a process is seen
 
@@ -34,12 +36,22 @@ _decoder = msgspec.msgpack.Decoder(ToSupervisor)
 class ProcessHandle:
     """A handle accompanies one process from its start to its end; whoever makes it awaits `run`."""
 
-    def __init__(self, start: Start, listener: socket.socket, rows_fd: int, publisher: Publisher) -> None:
-        """Start the process. Raises `OSError` if that is not possible."""
+    def __init__(
+        self,
+        start: Start,
+        listener: socket.socket,
+        rows_fd: int,
+        publisher: Publisher,
+        pass_on: Callable[[ProcessHandle, Shared], None],
+    ) -> None:
+        """Start the process. `pass_on` is called with what it shares with the others. Raises `OSError` if
+        that is not possible.
+        """
         self.index = start.index
         self.row = start.row
         self.state = ProcessState.STARTING
         self._publisher = publisher
+        self._pass_on = pass_on
         self._version = start.snapshot.version  # the newest snapshot that was sent
         self._unsent: list[msgspec.Struct] = [start]  # until the channel is open
         self._channel: Channel[ToSupervisor] | None = None
@@ -73,6 +85,11 @@ class ProcessHandle:
     def replace(self) -> None:
         """Tell the process that another one serves instead: it may end as soon as its connections have."""
         self._tell(Replaced())
+
+    def share(self, message: Shared) -> None:
+        """Tell the process what another one shares, if it can listen."""
+        if self._channel is not None:
+            self._channel.offer(message)
 
     def stop(self) -> None:
         """Have the process drain and end."""
@@ -159,6 +176,8 @@ class ProcessHandle:
                     self._move(ProcessState.SERVING, ProcessState.RETIRING, self._is_due)
                 case Report():
                     self._publisher.note(message)
+                case Shared():
+                    self._pass_on(self, message)
 
     def _move(self, before: ProcessState, after: ProcessState, news: asyncio.Future[bool]) -> None:
         if self.state is before:  # else it is stopping

@@ -32,6 +32,7 @@ from orchestrator.processes.channel import Reconfigured, Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
+from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.health import HttpProbe, Prober
@@ -196,13 +197,21 @@ class Supervisor:
 
     def _start(self, index: int, row: int) -> ProcessHandle | None:
         try:
-            process = ProcessHandle(self._orders(index, row), self._listener, self._rows.fd, self._publisher)
+            process = ProcessHandle(
+                self._orders(index, row), self._listener, self._rows.fd, self._publisher, self._pass_on
+            )
         except OSError as error:
             _log.error("process %d cannot be started: %s", index, error)
             self._free_rows.put_nowait(row)
             return None
         self._processes[process] = asyncio.create_task(self._watch(process))
         return process
+
+    def _pass_on(self, source: ProcessHandle, message: Shared) -> None:
+        """Tell all other processes what one shares with them."""
+        for process in self._processes:
+            if process is not source:
+                process.share(message)
 
     def _orders(self, index: int, row: int) -> Start:
         return Start(

@@ -238,7 +238,7 @@ class Flow:
         transfer = self._dispatcher.ids.fresh()
         leg.handoff = _pair(request.route.connector, transfer, worker)
         prefill = PrefillLeg(request.legs, worker, leg.worker, None, transfer)
-        with ParallelPrefill(prefill, leg, self._releases, request.note_prefilled):
+        with ParallelPrefill(prefill, leg, self._releases, lambda: _note_gone_over(request)):
             await self._responder.answer(request, leg)
 
     def _unused_lease(self, request: AdmittedRequest) -> KvLease | None:
@@ -364,6 +364,13 @@ class Flow:
             request.retries.close()
             if request.scope.record.status == 200:
                 request.legs.count_denials()
+
+
+def _note_gone_over(request: AdmittedRequest) -> None:
+    """Note that a prefill leg beside its decode leg has answered."""
+    request.note_prefilled()
+    if request.plan.wants_ends:
+        tell_prefilled(request, None)
 
 
 def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:

@@ -39,11 +39,12 @@ class Prefilled(Outcome):
         return array("i", ids.packed or _BASE64.decode(ids.json))
 
 
-def tell_prefilled(request: AdmittedRequest, handoff: Handoff) -> None:
-    """Tell that the prefill leg has answered."""
+def tell_prefilled(request: AdmittedRequest, handoff: Handoff | None) -> None:
+    """Tell that the prefill leg has answered; `handoff` is None if its answer hands nothing over."""
     choice = request.plan.prefill_choice
-    if choice is not None:
-        choice.ended(Prefilled(request.scope.now(), handoff))
+    if choice is not None and choice.policy is not None:
+        now = request.scope.now()
+        choice.ended(Outcome(_ANSWERED, now) if handoff is None else Prefilled(now, handoff))
 
 
 def tell_failed(request: AdmittedRequest, failure: Failure) -> None:
@@ -57,7 +58,8 @@ def tell_failed(request: AdmittedRequest, failure: Failure) -> None:
 
 def tell_ended(request: AdmittedRequest) -> None:
     """Tell that the request has ended, whether or not it was answered."""
-    request.plan.close(request.scope.now(), _end_of(request))
+    if request.plan.owes():
+        request.plan.close(request.scope.now(), _end_of(request))
 
 
 def _end_of(request: AdmittedRequest) -> End:

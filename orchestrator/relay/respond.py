@@ -153,8 +153,8 @@ def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[K
         raise reported(failed.status, failed.content, leg.path) from failed
     except InvalidStream as error:
         raise WorkerCutShort(str(error)) from error
-    except InvalidAnswer as error:
-        raise WorkerGarbage(str(error)) from error
+    except InvalidAnswer as garbage:  # by another name: the compiled form has one type for each
+        raise WorkerGarbage(str(garbage)) from garbage
 
 
 def _events(request: AdmittedRequest, leg: AnswerLeg) -> Events:

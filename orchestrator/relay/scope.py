@@ -126,7 +126,7 @@ class RequestScope:
         if exchange.method != method:
             raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
         content_type = exchange.header(b"content-type")
-        if content_type != JSON:
+        if content_type != self.endpoint.media_type:
             self.endpoint.check_content_type(content_type)
 
     def _close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -59,13 +60,20 @@ class Plan:
             return self.prefill_choice
         return self.decode_choice
 
+    def owes(self) -> bool:
+        """Tell whether a choice still is to be told how its leg ended."""
+        prefill = self.prefill_choice
+        return self.decode_choice.policy is not None or (prefill is not None and prefill.policy is not None)
+
     def close(self, now: float, end: End = _CANCELLED) -> None:
         """Tell the policies that nothing more comes of the plan: `end` is that of the decode leg, a prefill
         leg was not sent.
         """
-        if self.prefill_choice is not None:
-            self.prefill_choice.ended(Outcome(_CANCELLED, now))
-        self.decode_choice.ended(Outcome(end, now))
+        prefill = self.prefill_choice
+        if prefill is not None and prefill.policy is not None:
+            prefill.ended(Outcome(_CANCELLED, now))
+        if self.decode_choice.policy is not None:
+            self.decode_choice.ended(Outcome(end, now))
 
 
 class Planner:
@@ -74,12 +82,21 @@ class Planner:
     """
 
     def __init__(
-        self, model: str, routing: RoutingConfig, *, random: Random, time: Callable[[], float]
+        self,
+        model: str,
+        routing: RoutingConfig,
+        *,
+        random: Random,
+        time: Callable[[], float],
+        share: Callable[[str, Role, bytes], None] | None = None,
     ) -> None:
-        """`random` and `time` are for policies."""
+        """`random` and `time` are for policies. `share` tells the policy for a role of a model something, in
+        all other processes; None if there are none.
+        """
         self._model = model
         self._random = random
         self._time = time
+        self._share = share
         self._routing: RoutingConfig | None = None
         self.reconfigure(routing)
 
@@ -95,8 +112,14 @@ class Planner:
             self._whole = self._made(routing.decode, "both")
 
     def _made(self, policy: PolicyConfig, role: Role) -> Policy:
-        context = Context(self._model, role, self._random, self._time)
+        share = None if self._share is None else partial(self._share, self._model, role)
+        context = Context(self._model, role, self._random, self._time, share)
         return POLICIES[policy.policy].make(context, **policy.arguments)
+
+    def hear(self, role: Role, note: bytes) -> None:
+        """Let the policy for a role hear what the same one of another process has shared."""
+        policies = {"prefill": self._prefill, "decode": self._decode, "both": self._whole}
+        policies[role].hear(note)
 
     def plan(
         self, request: Request, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()

@@ -4,6 +4,7 @@ else stays the client's own bytes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -11,6 +12,9 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 MAX_FIELDS: Final = 1000  # of a form; OpenAI's have a dozen
+
+# It warns of each broken form: a client could fill the log, and is told itself.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 class InvalidForm(ValueError):

@@ -22,7 +22,7 @@ from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.roster import Roster
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
-from orchestrator.workers.states import NEVER, Event, WorkerState
+from orchestrator.workers.states import NEVER, SERVING, Event, WorkerState
 from orchestrator.workers.troubles import CUT, DENIES, REFUSES, SILENT, STALLS
 from orchestrator.workers.worker import SharedLoad, Worker
 
@@ -133,7 +133,8 @@ class Registry:
     def note_lost(self, worker: Worker, epoch: int, why: str) -> None:
         """Note that a leg begun in `epoch` was reset or cut short; no news if the worker came back since."""
         if epoch == worker.epoch:
-            _blame(worker, why, CUT.what)
+            if worker.state in SERVING:  # else there is a reason, of which this is but what follows
+                _blame(worker, why, CUT.what)
             self._note(worker, Event.LOST)
 
     def note_stalled(self, worker: Worker, epoch: int, why: str) -> None:

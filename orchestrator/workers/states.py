@@ -131,6 +131,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
 
 IN_SERVICE = frozenset({_READY, _SUSPECT, _PROBING, _DRAINING})  # legs run there
 SERVING = IN_SERVICE - {_DRAINING}  # nobody has taken them out
+NOT_TAKEN_OUT = SERVING | {_GONE}  # of those that are gone nobody knows what has ended them
 FULL_SERVICE = frozenset({_READY, _SUSPECT})
 ON_SUSPICION = frozenset({_EJECTED, _PROBING})  # kept from their share: never more than half of a pool
 REACHABLE = FULL_SERVICE | ON_SUSPICION  # what that half is counted from

@@ -47,6 +47,7 @@ class Worker(ABC):
         "is_denied",
         "is_drained",
         "is_leaving",
+        "kv_tokens",
         "last_error",
         "lease_s",
         "max_model_len",
@@ -83,6 +84,7 @@ class Worker(ABC):
         self.proven_epoch = -1  # in which it took a leg in the form that it announced
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
+        self.kv_tokens: int | None = None  # that fit into its KV cache
         self.last_error: str | None = None  # for the operator
         self.reason: str | None = None  # the same in words that everybody may read (`workers/troubles.py`)
         self.is_denied = False  # a leg was denied, and no probe has shown since that requests are served
@@ -136,6 +138,7 @@ class Worker(ABC):
         """Note what the worker says of itself; one without our plugin says None and gets plain JSON."""
         self.info = info
         self.max_model_len = max_model_len
+        self.kv_tokens = None if info is None else info.kv_tokens
         self.lease_s = None if info is None else info.kv_lease_s
         if self.distrusted_epoch == self.epoch:
             info = None

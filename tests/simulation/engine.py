@@ -90,6 +90,7 @@ class Leg:
     is_pulled: bool = False
     is_stale: bool = False  # what it says is of another prompt
     has_token: bool = False
+    said: list[float] = field(default_factory=list)  # when pieces of its stream were sent
 
     @property
     def name(self) -> str:
@@ -460,18 +461,19 @@ class Engine:
                 return
             if b'"role"' not in event:
                 leg.spoke = leg.spoke or self._loop.time()
-            await self._send(leg.reply, event)
+            await self._send(leg, event)
         if leg.fault is not None:
             await self._break(leg)
         else:
-            await self._send(leg.reply, _DONE)
+            await self._send(leg, _DONE)
 
-    async def _send(self, reply: MemoryReply, data: bytes) -> None:
+    async def _send(self, leg: Leg, data: bytes) -> None:
+        leg.said.append(self._loop.time())
         if self.spec.slices:
             at = self._world.random.randrange(len(data))
-            await reply.chunk(data[:at])
+            await leg.reply.chunk(data[:at])
             data = data[at:]
-        await reply.chunk(data)
+        await leg.reply.chunk(data)
 
     async def _break(self, leg: Leg) -> None:
         """The leg's fault, in the middle of its stream."""

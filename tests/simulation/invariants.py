@@ -82,7 +82,9 @@ def _times(result: Result, request: Request) -> Iterator[str]:
             yield "its request ended after its deadline"
         return
     sent = [dispatch.time for dispatch in result.dispatches if dispatch.number == client.spec.number]
-    signs = sorted([*client.progress, *(time for time in sent if time > client.progress[0]), ended])
+    said = [time for leg in _legs_of(result, request) for time in leg.said]  # also what is no whole event yet
+    begun = [time for time in (*sent, *said) if client.progress[0] < time < ended]
+    signs = sorted([*client.progress, *begun, ended])
     silences = [later - earlier for earlier, later in pairwise(signs)]
     if max(silences) > LIMITS.stream_idle_timeout_s + SWEEP_S + LATE_S:
         yield "its stream was silent beyond the limit"

@@ -152,7 +152,7 @@ def vllm() -> ModuleType:
 VOCAB_SIZE = 1000
 ENGINE = SimpleNamespace(
     vllm_config=SimpleNamespace(
-        cache_config=SimpleNamespace(block_size=128),
+        cache_config=SimpleNamespace(block_size=128, num_gpu_blocks=50),
         model_config=SimpleNamespace(
             dtype="torch.bfloat16", max_model_len=32768, get_vocab_size=lambda: VOCAB_SIZE
         ),
@@ -327,6 +327,7 @@ def test_the_worker_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         engine="vllm",
         engine_version="0.32.0",
         block_size=128,
+        kv_tokens=6400,
         dtype="bfloat16",
         max_model_len=32768,
         token_ids=["list", "base64", "bin"],

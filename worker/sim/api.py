@@ -138,6 +138,7 @@ class Sim:
             engine="sim",
             engine_version=frames.VERSION,
             block_size=settings.block_size,
+            kv_tokens=settings.block_size * settings.num_blocks,
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
             kv_lease_s=settings.lease_s,

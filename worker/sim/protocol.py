@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import msgspec
 
@@ -53,7 +53,9 @@ class StreamOptions(msgspec.Struct):
 
 
 class _Request(msgspec.Struct, kw_only=True):
-    """Chat and completions share this. Unknown fields are ignored."""
+    """Chat and completions share this. Unknown fields are ignored. `NUMBERS` cannot be spelt as texts."""
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ()
 
     model: str | None = None
     stream: bool | None = False
@@ -62,7 +64,13 @@ class _Request(msgspec.Struct, kw_only=True):
     min_tokens: int = 0
     n: int | None = 1
     temperature: float | None = None
-    seed: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
@@ -71,12 +79,14 @@ class _Request(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     use_beam_search: bool = False
     cache_salt: str | None = None
-    request_id: str | None = None
+    request_id: str = ""
     echo: bool | None = False
     kv_transfer_params: dict[str, Any] | None = None
 
 
 class ChatRequest(_Request, kw_only=True):
+    NUMBERS: ClassVar[tuple[str, ...]] = ("prompt_logprobs", "top_logprobs")
+
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     max_completion_tokens: int | None = None
@@ -86,6 +96,9 @@ class ChatRequest(_Request, kw_only=True):
 
 
 class CompletionRequest(_Request, kw_only=True):
+    NUMBERS: ClassVar[tuple[str, ...]] = ("prompt_logprobs", "logprobs")
+
+    n: int = 1
     prompt: str | list[str | int | list[int]] | None = None
     logprobs: int | None = None
 
@@ -99,7 +112,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
-    tokens: list[int]
+    tokens: list[Annotated[int, msgspec.Meta(ge=0)]]
     model: str | None = None
 
 
@@ -151,13 +164,29 @@ _Any = TypeVar("_Any", bound=msgspec.Struct)
 
 def parse(body: object, kind: type[_Any]) -> _Any:
     """Read a request. Raises `Malformed`."""
+    if isinstance(body, dict) and (
+        texts := [name for name in _numbers(kind) if isinstance(body.get(name), str)]
+    ):
+        raise Malformed(f"`{texts[0]}` must be an integer.", param=texts[0])
     try:
         return msgspec.convert(_plain(body, kind), kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         missing = _MISSING_FIELD.match(message)
-        path = path.rstrip("`") + (f".{missing[1]}" if missing else "")
+        path = path.rstrip("`")
+        if missing and not path and isinstance(body, dict):
+            message = _missing(f"body.{missing[1]}", body)
+        path += f".{missing[1]}" if missing else ""
         raise Malformed(message, param="body" + path) from error
+
+
+def _missing(place: str, body: dict[str, Any]) -> str:
+    counted = f"<dict of {len(body)} items>"
+    return str({"type": "missing", "loc": place, "msg": "Field required", "input": counted})
+
+
+def _numbers(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    return kind.NUMBERS if issubclass(kind, _Request) else ()
 
 
 def _plain(body: object, kind: type[msgspec.Struct]) -> object:
@@ -184,6 +213,7 @@ def _readers(kind: type[msgspec.Struct]) -> dict[str, Callable[[object], object]
 _OF_TYPES: dict[Any, Callable[[object], object]] = {
     bool: bool_of,
     bool | None: bool_of,
+    float | None: lambda value: float(value) if isinstance(value, bool) else value,
     int: int_of,
     int | None: int_of,
     StreamOptions | None: lambda value: _plain(value, StreamOptions),
@@ -198,6 +228,8 @@ def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) ->
     tokens = _tokenized_chat(request, messages) if given is None else given
     if request.max_completion_tokens is not None:
         request.max_tokens = request.max_completion_tokens
+    if request.tools == []:
+        raise _wrong("`tools` must not be an empty array.", "tools")
     if request.top_logprobs and not request.logprobs:
         raise _wrong("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -360,9 +392,24 @@ def _check_options(request: ChatRequest | CompletionRequest) -> None:
     if request.n is not None and not 1 <= request.n <= _MAX_CHOICES:
         bound = "at least 1" if request.n < 1 else f"at most {_MAX_CHOICES}"
         raise Refused(f"n must be {bound}, got {request.n}.")
-    if request.temperature is not None and request.temperature < 0:
-        message = f"temperature must be non-negative, got {request.temperature}."
-        raise _wrong(message, "temperature", request.temperature)
+    if "" in ([request.stop] if isinstance(request.stop, str) else request.stop or ()):
+        raise Refused("stop cannot contain an empty string.")
+    for name, (is_right, rule) in _KNOBS.items():
+        value = getattr(request, name)
+        if value is not None and not is_right(value):
+            raise _wrong(f"{name} must be {rule}, got {value}.", name, value)
+
+
+_KNOBS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda value: value >= 0, "non-negative"),
+    "top_p": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "top_k": (lambda value: value >= -1, "0 (disable), or at least 1"),
+    "min_p": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "presence_penalty": (lambda value: -2 <= value <= 2, "in [-2, 2]"),
+    "frequency_penalty": (lambda value: -2 <= value <= 2, "in [-2, 2]"),
+    "repetition_penalty": (lambda value: value > 0, "greater than zero"),
+    "min_tokens": (lambda value: value >= 0, "greater than or equal to 0"),
+}
 
 
 def _check_logprobs(asked: int | None, parameter: str) -> None:
@@ -393,8 +440,9 @@ def check_prompt(tokens: Sequence[int], settings: Settings) -> None:
             "input_tokens",
             len(tokens),
         )
-    if max(tokens) >= text.VOCAB_SIZE or min(tokens) < 0:
-        raise Refused(f"Token id {max(tokens)} is out of vocabulary")
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < text.VOCAB_SIZE:
+            raise Refused(f"Token id {token} is out of vocabulary")
 
 
 def prompts_of(given: str | list[str | int | list[int]], field: str) -> list[str | list[int]]:

@@ -5,7 +5,16 @@ The config's allowed names and arguments, its JSON Schema and the table in `docs
 
 from __future__ import annotations
 
-from orchestrator.routing.policies import least_loaded, round_robin
+from orchestrator.routing.policies import (
+    least_loaded,
+    least_tokens,
+    power_of_two,
+    prefix,
+    random,
+    round_robin,
+    session,
+)
 from orchestrator.routing.policies.base import PolicySpec
 
-POLICIES: dict[str, PolicySpec] = {spec.name: spec for spec in (round_robin.SPEC, least_loaded.SPEC)}
+_MODULES = (round_robin, random, power_of_two, least_loaded, least_tokens, prefix, session)
+POLICIES: dict[str, PolicySpec] = {module.SPEC.name: module.SPEC for module in _MODULES}

@@ -39,6 +39,11 @@ class Candidate(Protocol):
         """The epoch grows each time the worker comes back into service: its caches may be empty then."""
         ...
 
+    @property
+    def kv_tokens(self) -> int | None:
+        """So many tokens fit into the worker's KV cache; None if it does not say."""
+        ...
+
 
 C = TypeVar("C", bound=Candidate)
 
@@ -89,16 +94,26 @@ class Request(ABC):
 class Context:
     """A policy is made with this, beside its arguments."""
 
-    __slots__ = ("model", "random", "role", "time")
+    __slots__ = ("model", "random", "role", "share", "time")
 
-    def __init__(self, model: str, role: str, random: Random, time: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        model: str,
+        role: str,
+        random: Random,
+        time: Callable[[], float],
+        share: Callable[[bytes], None] | None = None,
+    ) -> None:
         """`role` is that of the candidates. `random` is the only source of chance, `time` the only clock: in
-        seconds, it never goes back.
+        seconds, it never goes back. `share` is given where other processes choose among the same workers:
+        what it is called with the same policy `hear`s in each of them, within about a second; some may be
+        lost.
         """
         self.model = model
         self.role = role
         self.random = random
         self.time = time
+        self.share = share
 
 
 # --- what a policy says and hears ---------------------------------------------------------------
@@ -182,6 +197,9 @@ class Policy(ABC):
         never fails.
         """
 
+    def hear(self, note: bytes) -> None:  # noqa: B027  # most share nothing
+        """Hear what the same policy of another process has shared. It never fails, whatever the note is."""
+
 
 # --- what the config and the docs need to know --------------------------------------------------
 
@@ -194,15 +212,15 @@ class Argument:
     def __init__(
         self,
         name: str,
-        default: bool | int | float | str,
+        default: bool | int | float | str | list[str],
         description: str,
         *,
         least: float | None = None,
         most: float | None = None,
         choices: Sequence[str] = (),
     ) -> None:
-        """Values are of the type of `default`. `least` and `most` are the bounds of a number, `choices` are
-        all that a text may be.
+        """Values are of the type of `default`; lists are of texts. `least` and `most` are the bounds of a
+        number, `choices` are all that a text may be.
         """
         self.name = name
         self.default = default

@@ -98,6 +98,7 @@ def test_what_no_client_may_say_reaches_no_worker(field: Any, param: str | None)
         (form(SOUND), b"multipart/form-data"),
         (b"", TYPE),
         (b'{"model":"m"}', b"application/json"),
+        (b"file=a&model=m", b"application/x-www-form-urlencoded"),
     ],
 )
 def test_what_is_no_form_is_the_clients_mistake(body: bytes, content_type: bytes) -> None:

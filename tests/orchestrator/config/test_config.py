@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.config.file import ConfigErrors, json_schema, load_config
 from orchestrator.config.options import Config, split_address
+from orchestrator.routing.policies import POLICIES
 from tests.orchestrator.certificate import CERT, KEY
 
 SIM = "prefill: {engine: sim}\n    decode: {engine: sim}"
@@ -66,7 +67,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown policy": (
         f"{GOOD}routing: {{prefill: cache_aware}}",
-        ["c.yaml:5:11: prefill: 'cache_aware' is not possible (allowed: round_robin, least_loaded)"],
+        [f"c.yaml:5:11: prefill: 'cache_aware' is not possible (allowed: {', '.join(POLICIES)})"],
     ),
     "disaggregate auto does not exist yet": (
         f"{GOOD}routing:\n  disaggregate: auto",
@@ -300,7 +301,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
           - name: m
             prefill: {engine: sm, replicas: 0}
           - nam: n
-        routing: {prefill: random}
+        routing: {prefill: fastest}
         """,
         [
             "c.yaml:3:3: unknown key 'proceses', did you mean 'processes'?",
@@ -308,7 +309,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
             "c.yaml:6:27: replicas: must be at least 1, got 0",
             "c.yaml:7:5: 'name' is missing",
             "c.yaml:7:5: unknown key 'nam', did you mean 'name'?",
-            "c.yaml:8:11: prefill: 'random' is not possible (allowed: round_robin, least_loaded)",
+            f"c.yaml:8:11: prefill: 'fastest' is not possible (allowed: {', '.join(POLICIES)})",
         ],
     ),
     "shapes and what follows from other values": (

@@ -34,13 +34,29 @@ SECRET = "hush-hush"
         "OTEL_EXPORTER_OTLP_HEADERS",
         "REDIS_PWD",
         "SENTRY_DSN",
+        "MY_PW",
+        "PIN",
+        "CRED_X",
+        "ACCESS_TOKENS",
     ],
 )
 def test_names_of_variables_tell_secrets(name: str) -> None:
     assert is_secret_variable(name)
 
 
-@pytest.mark.parametrize("name", ["PATH", "PWD", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PATH",
+        "PWD",
+        "OMP_NUM_THREADS",
+        "CUDA_VISIBLE_DEVICES",
+        "HF_HOME",
+        "VLLM_MAX_TOKENS",
+        "TOKENIZERS_PARALLELISM",
+        "MONKEY",
+    ],
+)
 def test_others_are_shown(name: str) -> None:
     assert not is_secret_variable(name)
 

@@ -200,6 +200,24 @@ def test_a_worker_that_refuses_connections_is_gone() -> None:
     run(test)
 
 
+@pytest.mark.parametrize(("event", "counts"), [("mark_gone", True), ("drain", False)])
+def test_a_worker_that_others_have_seen_end_may_have_been_ended_by_this_leg(event: str, counts: bool) -> None:
+    async def test(one: OneRequest) -> None:
+        one.serve(one.decode, cuts_short)
+        registry = one.cluster.registry
+
+        def is_noticed() -> None:
+            if event == "mark_gone":
+                registry.mark_gone(one.decode, "a probe was refused")
+            else:
+                registry.drain(one.decode)
+
+        await ended_by(AnswerLeg(one.legs, one.decode), WorkerCutShort, is_noticed)
+        assert one.legs.was_in_service is counts
+
+    run(test)
+
+
 def test_a_leg_of_an_earlier_epoch_tells_nothing_of_a_loss() -> None:
     async def test(one: OneRequest) -> None:
         one.serve(one.decode, cuts_short)

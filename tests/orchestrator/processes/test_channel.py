@@ -18,6 +18,7 @@ from orchestrator.processes.channel import (
     ToSupervisor,
 )
 from orchestrator.processes.membership import Report, Snapshot
+from orchestrator.processes.sharing import Note, Shared
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.snapshot import WorkerSnapshot
 from orchestrator.workers.states import Event, WorkerState
@@ -108,5 +109,23 @@ def test_nothing_happens_when_nobody_is_there_to_be_told() -> None:
         for _ in range(100):
             supervisor.send(Stop())
             await supervisor.drain()
+
+    over_a_socketpair(scenario)
+
+
+def test_an_offer_is_dropped_if_the_other_side_does_not_read() -> None:
+    offered = Shared([Note("m", "prefill", bytes(100_000))])
+
+    async def scenario(supervisor: Channel[ToSupervisor], process: Channel[ToProcess]) -> None:
+        for _ in range(200):
+            supervisor.offer(offered)
+        supervisor.send(Stop())
+        count = 0
+        while (message := await process.receive()) != Stop():
+            assert message == offered
+            count += 1
+        assert 10 <= count < 60
+        supervisor.offer(offered)
+        assert await process.receive() == offered
 
     over_a_socketpair(scenario)

@@ -17,6 +17,7 @@ from orchestrator.processes import handle
 from orchestrator.processes.channel import Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
+from orchestrator.processes.sharing import Note, Shared
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import registry_of
@@ -31,6 +32,8 @@ from orchestrator.processes.channel import (
     Cut, Replaced, ReplacementDue, ServingBegun, Snapshot, Start, Stop, ToProcess
 )
 from orchestrator.processes.membership import Report
+from orchestrator.processes.sharing import Shared
+from orchestrator.processes.sharing import Note, Shared
 from orchestrator.workers.states import Event
 
 end, decoder, seen = socket.socket(fileno=int(sys.argv[1])), msgspec.msgpack.Decoder(ToProcess), 0
@@ -55,6 +58,8 @@ while True:
         case Snapshot(workers=workers):
             seen = len(workers)
             tell(Report(workers[0].address.name, workers[0].epoch, Event.LOST, "reset"))
+        case Shared() as message:
+            tell(message)
         case Replaced():
             tell(ReplacementDue())
         case Stop():
@@ -82,7 +87,9 @@ def start_of(publisher: Publisher) -> Start:
 
 @asynccontextmanager
 async def running(
-    program: str, monkeypatch: pytest.MonkeyPatch
+    program: str,
+    monkeypatch: pytest.MonkeyPatch,
+    pass_on: Callable[[ProcessHandle, Shared], None] = lambda _, shared: None,
 ) -> AsyncIterator[tuple[ProcessHandle, asyncio.Task[int], Registry]]:
     """A child that runs this, with the task that awaits its end."""
     monkeypatch.setattr(handle, "COMMAND", (sys.executable, "-c", program))
@@ -90,7 +97,7 @@ async def running(
     publisher = Publisher(registry)
     rows = os.memfd_create("rows")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = ProcessHandle(start_of(publisher), listener, rows, publisher)
+        made = ProcessHandle(start_of(publisher), listener, rows, publisher, pass_on)
         os.close(rows)
         task = asyncio.create_task(made.run())
         try:
@@ -145,6 +152,28 @@ async def test_snapshots_go_down_and_reports_come_up(monkeypatch: pytest.MonkeyP
         assert (first.state, first.last_error) == (WorkerState.SUSPECT, "reset")
         made.stop()
         assert await task == 2
+
+
+@in_loop
+async def test_what_a_process_shares_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_on: asyncio.Queue[tuple[ProcessHandle, Shared]] = asyncio.Queue()
+
+    def put(made: ProcessHandle, shared: Shared) -> None:
+        passed_on.put_nowait((made, shared))
+
+    message = Shared([Note("m", "prefill", b"note")])
+    async with running(OBEDIENT, monkeypatch, put) as (
+        made,
+        task,
+        _,
+    ):
+        made.share(message)  # it cannot listen yet
+        await made.wait_serving()
+        made.share(message)
+        assert await passed_on.get() == (made, message)
+        made.stop()
+        await task
+    assert passed_on.empty()
 
 
 @in_loop

@@ -10,9 +10,15 @@ from orchestrator.routing.policies.base import Request
 class FakeRequest(Request):
     """It has a prompt and headers, and no client."""
 
-    def __init__(self, prompt: bytes = b"", headers: Mapping[bytes, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        prompt: bytes = b"",
+        headers: Mapping[bytes, bytes] | None = None,
+        fields: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.model = "m"
         self.headers = headers or {}
+        self.fields = {"prompt": prompt, **(fields or {})}
         self._prompt = prompt
 
     def body_bytes(self) -> int:
@@ -28,7 +34,7 @@ class FakeRequest(Request):
         return None
 
     def field(self, name: str) -> memoryview | None:
-        return memoryview(self._prompt) if name == "prompt" else None
+        return memoryview(self.fields[name]) if name in self.fields else None
 
     def header(self, name: bytes) -> bytes | None:
         return self.headers.get(name)

@@ -204,3 +204,18 @@ def test_what_has_ended_already_is_not_told_again() -> None:
 def test_a_plan_whose_policies_do_not_care_wants_no_ends() -> None:
     assert not plan(PAIR).wants_ends
     assert not plan(PAIR, whole_reason="echo").wants_ends
+
+
+def test_policies_of_two_processes_tell_each_other() -> None:
+    told: list[tuple[str, str, bytes]] = []
+    routing = RoutingConfig.model_validate({"prefill": "prefix", "decode": "prefix"})
+    one = Planner("m", routing, random=Random(1), time=Clock(), share=lambda *note: told.append(note))
+    other = Planner("m", routing, random=Random(2), time=Clock())
+    pools = registry_of({"prefill": 4, "decode": 4}).pools["m"]
+    other.plan(FakeRequest(b"another prompt"), pools, None)
+    plan = one.plan(FakeRequest(bytes(range(256)) * 100), pools, None)
+    assert [(model, role) for model, role, _ in told] == [("m", "decode"), ("m", "prefill")]
+    for _, role, note in told:
+        other.hear(role, note)  # type: ignore[arg-type]
+    again = other.plan(FakeRequest(bytes(range(256)) * 100), pools, None)
+    assert (again.prefill, again.decode) == (plan.prefill, plan.decode)

@@ -124,14 +124,14 @@ def test_a_file_gives_a_policy_its_arguments(
     assert (policy.context.model, policy.context.role) == ("m", "prefill")
 
 
+ALLOWED = ", ".join([*POLICIES, SPEC.name])
+
 MISTAKES = {
     "prefill: same_prefx": (
-        "2:3: prefill: 'same_prefx' is not possible, did you mean 'same_prefix'? "
-        "(allowed: round_robin, least_loaded, same_prefix)"
+        f"2:3: prefill: 'same_prefx' is not possible, did you mean 'same_prefix'? (allowed: {ALLOWED})"
     ),
     "prefill: {policy: same_prefx}": (
-        "2:13: policy: 'same_prefx' is not possible, did you mean 'same_prefix'? "
-        "(allowed: round_robin, least_loaded, same_prefix)"
+        f"2:13: policy: 'same_prefx' is not possible, did you mean 'same_prefix'? (allowed: {ALLOWED})"
     ),
     "prefill: {first_bytes: 1}": "2:3: 'policy' is missing",
     "prefill: {policy: 1}": "2:13: policy: expected a text, got 1",
@@ -168,7 +168,7 @@ def test_mistakes_are_told_with_their_places(routing: str, tmp_path: Path) -> No
 
 def test_the_schema_has_names_and_arguments() -> None:
     names, *mappings = json_schema()["$defs"]["RoutingConfig"]["properties"]["prefill"]["anyOf"]
-    assert names == {"enum": ["round_robin", "least_loaded", "same_prefix"]}
+    assert names == {"enum": [*POLICIES]}
     (mapping,) = (found for found in mappings if found["properties"]["policy"]["const"] == "same_prefix")
     assert mapping["additionalProperties"] is False
     assert mapping["required"] == ["policy"]

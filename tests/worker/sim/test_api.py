@@ -199,6 +199,7 @@ def test_what_it_says_of_itself() -> None:
             "engine": "sim",
             "engine_version": "0.1.0",
             "block_size": 8,
+            "kv_tokens": 800,
             "max_model_len": 800,
             "token_ids": ["list", "base64", "bin"],
             "kv_lease_s": 30.0,

@@ -1,0 +1,120 @@
+"""This policy chooses the worker with the fewest prompt tokens under way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from orchestrator.routing.policies.base import (
+    Argument,
+    C,
+    Choice,
+    Context,
+    Outcome,
+    Policy,
+    PolicySpec,
+    Request,
+)
+
+# Legs of other processes count as the mean of the prompts seen here, in which the newest has this weight.
+NEWEST: Final = 0.02
+LOOKED_AT: Final = 64  # workers per choice; the best of so many is mostly among the best two of a hundred
+SPARE: Final = 64  # workers that are not there any more and may stay in memory
+
+
+class Tokens:
+    """A worker has so much under way by the choices of this policy."""
+
+    __slots__ = ("legs", "tokens")
+
+    def __init__(self) -> None:
+        self.legs = 0
+        self.tokens = 0.0
+
+
+class TokenChoice(Choice[Any]):
+    """It remembers what its worker had to do, and what came on top."""
+
+    __slots__ = ("before", "load", "tokens")
+
+    def __init__(self, worker: Any, policy: Policy, load: Tokens, before: float, tokens: float) -> None:
+        super().__init__(worker, "", policy)
+        self.load = load
+        self.before = before
+        self.tokens = tokens
+
+    def __str__(self) -> str:
+        return (
+            f"It has the fewest tokens under way: {self.before:.0f}, and {self.tokens:.0f} of this request."
+        )
+
+
+class LeastTokens(Policy):
+    def __init__(self, context: Context, leg_tokens: int = 5000) -> None:
+        self._leg_tokens = leg_tokens
+        self._loads: dict[str, Tokens] = {}
+        self._mean = 0.0
+        self._first = -1  # at which of the candidates the last search began, or ended if they are many
+
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
+        """Choose the least loaded; equals take turns. Of a pool of more than `LOOKED_AT` workers so many are
+        looked at, in turn.
+        """
+        count = len(candidates)
+        first = self._first = (self._first + 1) % count
+        last = first + count
+        if count > LOOKED_AT:
+            last = first + LOOKED_AT
+            self._first = last if last < count else last - count
+        best = candidates[first]
+        load = self._load_of(best, count)
+        least = self._under_way(best, load)
+        for index in range(first + 1 - count, last - count):  # negative ones are the last
+            candidate = candidates[index]
+            other = self._load_of(candidate, count)
+            tokens = self._under_way(candidate, other)
+            if tokens < least:
+                best, load, least = candidate, other, tokens
+        return self._chosen(request, best, load, least)
+
+    def _chosen(self, request: Request, worker: C, load: Tokens, before: float) -> Choice[C]:
+        tokens = float(request.prompt_tokens() + self._leg_tokens)
+        load.legs += 1
+        load.tokens += tokens
+        self._mean += (tokens - self._mean) * (NEWEST if self._mean else 1.0)
+        return TokenChoice(worker, self, load, before, tokens)
+
+    def _under_way(self, candidate: C, load: Tokens) -> float:
+        """Return the tokens there; legs of other processes count with the mean."""
+        others = candidate.in_flight - load.legs
+        return load.tokens + others * self._mean if others > 0 else load.tokens
+
+    def _load_of(self, candidate: C, count: int) -> Tokens:
+        found = self._loads.get(candidate.name)
+        if found is None:
+            if len(self._loads) > 2 * count + SPARE:
+                self._loads = {name: load for name, load in self._loads.items() if load.legs}
+            found = self._loads[candidate.name] = Tokens()
+        return found
+
+    def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
+        if isinstance(choice, TokenChoice):
+            load = choice.load
+            load.legs -= 1
+            load.tokens = load.tokens - choice.tokens if load.legs else 0.0
+
+
+SPEC: Final = PolicySpec(
+    "least_tokens",
+    LeastTokens,
+    "The worker with the fewest prompt tokens under way is chosen; equals take turns.",
+    [
+        Argument(
+            "leg_tokens",
+            5000,
+            "A leg counts as so many tokens beside those of its prompt: a decode step takes time for each "
+            "sequence, too.",
+            least=0,
+        )
+    ],
+)

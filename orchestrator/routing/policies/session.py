@@ -1,0 +1,118 @@
+"""This policy keeps the requests of a session on one worker, within a bound of its load.
+
+It is rendezvous hashing (Thaler and Ravishankar, 1998): each worker has a weight for each session, and the
+heaviest is its home. If a worker comes or goes, only its own sessions move. The load is bounded as in
+consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, 2018): a home that has too much to
+do is passed over for the next in weight, and taken again later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from xxhash import xxh3_64_intdigest
+
+from orchestrator.routing.policies.base import Argument, C, Choice, Context, Policy, PolicySpec, Request
+
+NO_SESSION: Final = "It has the fewest legs under way: the request names no session."
+
+
+class SessionChoice(Choice[Any]):
+    """It remembers how the worker stands to the session."""
+
+    __slots__ = ("is_home", "limit", "source")
+
+    def __init__(self, worker: Any, source: str, is_home: bool, limit: float) -> None:
+        super().__init__(worker, "")
+        self.source = source
+        self.is_home = is_home
+        self.limit = limit
+
+    def __str__(self) -> str:
+        if self.is_home:
+            return f"The session that {self.source} names is at home there."
+        return (
+            f"It is the next choice of the session that {self.source} names: with the request its home would "
+            f"have more than {self.limit:.1f} legs under way."
+        )
+
+
+class Session(Policy):
+    def __init__(
+        self, context: Context, headers: Sequence[str], fields: Sequence[str], load_factor: float, margin: int
+    ) -> None:
+        self._headers = [name.lower().encode() for name in headers]
+        self._fields = fields
+        self._load_factor = load_factor
+        self._margin = margin
+        self._turn = -1
+
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
+        """Choose the home of the session, or its next choice if the home has too much to do.
+
+        A request without a session goes to the least loaded; equals take turns.
+        """
+        loads = [candidate.in_flight for candidate in candidates]
+        for header in self._headers:
+            value = request.header(header)
+            if value:
+                return self._at_home(value, f"the header '{header.decode()}'", candidates, loads)
+        for field in self._fields:
+            raw = request.field(field)
+            value = b"" if raw is None else bytes(raw)
+            if value and value not in _NOTHING:
+                return self._at_home(value, f"the field '{field}'", candidates, loads)
+        return self._least_loaded(candidates, loads)
+
+    def _at_home(self, session: bytes, source: str, candidates: Sequence[C], loads: list[int]) -> Choice[C]:
+        count = len(loads)
+        limit = max(self._load_factor * (sum(loads) + 1) / count, 1.0) + self._margin
+        seed = xxh3_64_intdigest(session)
+        home = best = -1
+        heaviest = heaviest_free = -1
+        for index in range(count):
+            weight = xxh3_64_intdigest(candidates[index].name.encode(), seed)
+            if weight > heaviest:
+                home, heaviest = index, weight
+            if weight > heaviest_free and loads[index] + 1 <= limit:
+                best, heaviest_free = index, weight
+        return SessionChoice(candidates[best], source, best == home, limit)
+
+    def _least_loaded(self, candidates: Sequence[C], loads: list[int]) -> Choice[C]:
+        self._turn += 1
+        count = len(loads)
+        first = self._turn % count
+        best = first
+        for index in range(first + 1 - count, first):
+            if loads[index] < loads[best]:
+                best = index
+        return Choice(candidates[best], NO_SESSION)
+
+
+_NOTHING: Final = (b"null", b'""')  # values that name no session
+
+SPEC: Final = PolicySpec(
+    "session",
+    Session,
+    "The requests of a session go to one worker, unless that has too much to do; equals take turns.",
+    [
+        Argument(
+            "headers",
+            ["x-session-id"],
+            "The first of these headers that a request has names its session.",
+        ),
+        Argument(
+            "fields",
+            ["prompt_cache_key", "user"],
+            "If it has none of the headers, the first of these fields of its body does.",
+        ),
+        Argument(
+            "load_factor",
+            1.25,
+            "A worker takes no more of a session while its legs exceed the mean by this factor and `margin`.",
+            least=1,
+        ),
+        Argument("margin", 1, "It may always have so many legs more than that.", least=0),
+    ],
+)
