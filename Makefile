@@ -14,7 +14,7 @@ COMPILED := build/compiled
 ON_ALL_CORES := -n logical --dist worksteal
 SOURCES := LICENSE README.md bench configs docs launch orchestrator pyproject.toml setup.py tests worker
 
-.PHONY: help setup serve test quick check bench regression soak chaos fuzz profile compile compiled pure clean
+.PHONY: help setup serve test quick check bench regression soak chaos fuzz clients profile compile compiled pure clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
 	@echo 'make fuzz    broken requests: is /health answered, is all given back? shorter: make fuzz ARGS=--quick'
+	@echo 'make clients programs that people point at vLLM, run to their end on real vLLM: docs/clients.md'
 	@echo 'make profile flame graphs of the orchestrator under load'
 	@echo 'make compile the hot modules as C extensions, in place; make pure removes them: docs/performance.md'
 	@echo 'make clean   remove .venv and caches'
@@ -78,6 +79,10 @@ chaos: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m bench.fuzz $(ARGS)
 
+# Fails if a program does not come to its end, or not with what it must. Needs curl, node and npm.
+clients: $(STAMP)
+	$(BIN)/python -m bench.clients $(ARGS)
+
 profile: $(STAMP)
 	$(BIN)/python -m bench.flame $(ARGS)
 
@@ -110,5 +115,5 @@ $(PEERS)/setup-done: bench/compare/peers.txt
 	@touch $@
 
 clean: pure
-	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv $(PEERS) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

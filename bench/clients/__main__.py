@@ -5,9 +5,9 @@
     make clients ARGS="--record"                        # writes the table into the docs
     make clients ARGS="--url http://127.0.0.1:8000"     # a server that runs already, with tiny-chat
 
-or `.venv/bin/python -m bench.clients [OPTIONS]`. The cluster is that of `configs/quickstart.yaml`, with tools.
-What a program needs is installed into `.venv-clients`, with pinned versions. The exit code is 1 if one of them
-does not come to its end, or not with what must come of it.
+or `.venv/bin/python -m bench.clients [OPTIONS]`. The cluster is that of `configs/quickstart.yaml`, with
+tools. What a program needs is installed into `.venv-clients`, with pinned versions (4 GB for all). The exit
+code is 1 if one of them does not come to its end, or not with what must come of it.
 """
 
 from __future__ import annotations

@@ -189,11 +189,24 @@ def guidellm(site: Site) -> str:
     return f"{total['successful']} of {REQUESTS} requests"
 
 
+def _cached(path: Path, home: Path) -> str:
+    """Put a tokenizer where the hub's library keeps what it has fetched; return its name there."""
+    entry = home / f"hub/models--local--{path.name}"
+    for folder in ("refs", "snapshots"):
+        (entry / folder).mkdir(parents=True)
+    (entry / "refs/main").write_text("0" * 40)
+    (entry / "snapshots" / ("0" * 40)).symlink_to(path)
+    return f"local/{path.name}"
+
+
 def aiperf(site: Site) -> str:
+    """It looks for tokenizers in the hub's cache alone, not in a folder."""
+    home = site.folder / "hf"
+    tokenizer = _cached(site.path, home)
     said(
         [
             *(str(Path(python_of("aiperf")).parent / "aiperf"), "profile", "--ui", "none"),
-            *("--model", site.model, "--tokenizer", str(site.path), "--url", site.url),
+            *("--model", site.model, "--tokenizer", tokenizer, "--url", site.url),
             *(
                 "--endpoint-type",
                 "chat",
@@ -207,6 +220,7 @@ def aiperf(site: Site) -> str:
             *("--extra-inputs", "max_tokens:8", "--artifact-dir", str(site.folder / "aiperf")),
         ],
         site.folder,
+        HF_HOME=str(home),
     )
     (result,) = (site.folder / "aiperf").rglob("profile_export_aiperf.json")
     found = json.loads(result.read_text())
@@ -287,7 +301,7 @@ def llm(site: Site) -> str:
 
 _CHAT = ("--backend", "openai-chat", "--endpoint", "/v1/chat/completions")
 _COMPLETION = ("--backend", "vllm", "--ignore-eos")
-_BARE = "Question: {{{{ask}}}}\\nAnswer:"
+_BARE = "Question: {{ask}}\\nAnswer:"
 _EVALUATED = ("local-completions", "/v1/completions")
 # Those that need nothing but the project's own environment: the tests run them as well.
 LIGHT = [
@@ -313,7 +327,7 @@ PROGRAMS = [
         "lm-eval, chat",
         "lm-eval",
         "lm-eval",
-        _lm_eval("local-chat-completions", "/v1/chat/completions", "known_answers", _GENERATE, "{{{{ask}}}}"),
+        _lm_eval("local-chat-completions", "/v1/chat/completions", "known_answers", _GENERATE, "{{ask}}"),
     ),
     Program("llm", "llm", "llm", llm),
     Program("langchain-openai", "sdks", "langchain-openai", _python_sdk("langchain-openai", "sdks")),
