@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute
 
 from orchestrator.wire.info import Encoding, Role, WorkerInfo
 from worker import ending
-from worker.info import decodes, role_from_env, token_ids, transport_from_env
+from worker.info import decodes, role_from_env, token_ids, transport_from_env, zone_from_env
 
 
 class BatonPlugin:
@@ -78,6 +78,7 @@ def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding)
         max_model_len=config.model_config.max_model_len,
         token_ids=token_ids(transport),
         kv_lease_s=_lease_s(getattr(config, "kv_transfer_config", None)),
+        zone=zone_from_env(),
     )
 
 

@@ -52,7 +52,7 @@ from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
 from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
-from orchestrator.routing.planner import Plan
+from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path, RequestRecord
