@@ -110,11 +110,12 @@ def short_list(appraisal: Appraisal, workers: Sequence[Worker]) -> list[int]:
 class Joint:
     """A pair can be chosen that policies have appraised together; so far nothing is."""
 
-    __slots__ = ("_decode", "_prefill", "group", "pair")
+    __slots__ = ("_decode", "_prefill", "group", "pair", "tokens")
 
     def __init__(self, group: Group, pair: Pair, prefill: Appraisal, decode: Appraisal) -> None:
         self.group = group  # of the workers that it is of
         self.pair = pair
+        self.tokens = prefill.tokens  # of the prompt
         self._prefill = prefill
         self._decode = decode
 

@@ -52,7 +52,7 @@ class Planner:
         all other processes; None if there are none.
         """
         self._model = model
-        self._random = random
+        self.random = random
         self.time = time
         self._share = share
         self.routing: RoutingConfig | None = None
@@ -77,14 +77,14 @@ class Planner:
         if routing.disaggregate != "auto":
             self.auto = None
         elif self.auto is None or has_new_prefill:
-            self.auto = Auto(self._model, self.prefill, self.links, random=self._random, time=self.time)
+            self.auto = Auto(self._model, self.prefill, self.links, random=self.random, time=self.time)
         self._reckons = self.prefill.reckons_seconds() and self.decode.reckons_seconds()
         # Whether more is asked of two workers than what each policy says by itself.
         self._pairs = self._reckons or self.keeps_revisions or self.auto is not None
 
     def _made(self, policy: PolicyConfig, role: Role) -> Policy:
         share = None if self._share is None else partial(self._share, self._model, role)
-        context = Context(self._model, role, self._random, self.time, share)
+        context = Context(self._model, role, self.random, self.time, share)
         return POLICIES[policy.policy].make(context, **policy.arguments)
 
     def hear(self, role: Role, note: bytes) -> None:

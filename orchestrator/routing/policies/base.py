@@ -262,7 +262,8 @@ class Policy(ABC):
     def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation | None:
         """Tell what `choose` would choose now. None if the policy cannot tell.
 
-        What it chooses next is what it would have chosen without the call.
+        What it chooses next is what it would have chosen without the call, if the source of chance is put
+        back to where it was.
         """
         return None
 

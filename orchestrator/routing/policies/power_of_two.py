@@ -37,9 +37,7 @@ class PowerOfTwo(Policy):
         return Choice(one if one.in_flight <= other.in_flight else other, REASON)
 
     def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
-        state = self._random.getstate()
         choice = self.choose(request, candidates)
-        self._random.setstate(state)
         return explained(choice, candidates, [{"legs": candidate.in_flight} for candidate in candidates])
 
 

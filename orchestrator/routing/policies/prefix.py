@@ -573,11 +573,10 @@ class Prefix(Policy):
 
     def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
         asked = self._asked(request, candidates)
-        first, state = self._first, self._random.getstate()
+        first = self._first
         found = self._found(asked)
         choice = self._searched(asked, found, None)
         self._first = first
-        self._random.setstate(state)
         terms = [self._look(asked, index, found).terms() for index in range(len(candidates))]
         return Explanation(choice.load.index if choice.load is not None else 0, str(choice), terms)
 

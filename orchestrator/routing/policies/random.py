@@ -27,9 +27,7 @@ class RandomChoice(Policy):
 
     def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
         count = len(candidates)
-        state = self._random.getstate()
         index = int(self._random.random() * count)
-        self._random.setstate(state)
         return Explanation(index, REASON, [{} for _ in range(count)])
 
 
