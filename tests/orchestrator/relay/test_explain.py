@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from orchestrator.api.holders import response_id
 from orchestrator.config.options import RoutingConfig
 from orchestrator.control.state import RouteAnswer, RouteQuestion
 from orchestrator.routing.policies import POLICIES
+from orchestrator.routing.policies.base import C, Choice, Context, Explanation, Policy, PolicySpec, Request
 from tests.orchestrator.fakes import FakeCluster
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "What is prefill? " * 200}]}
@@ -226,13 +227,27 @@ def test_nobody_can_serve_it() -> None:
     run(test, roles=("prefill",))
 
 
-def test_a_policy_that_fails_ends_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
-    async def test(cluster: FakeCluster) -> None:
-        planner = cluster.flow._routes["m"].planner
-        kept, planner.prefill = planner.prefill, None  # type: ignore[assignment]
-        assert ask(cluster).status == 500
-        planner.prefill = kept
-        assert told(cluster)["plan"] is not None
+class Broken(Policy):
+    """It cannot explain itself."""
 
-    run(test)
+    def __init__(self, context: Context) -> None:
+        pass
+
+    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
+        return Choice(candidates[0], "It is the first.")
+
+    def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
+        raise ZeroDivisionError
+
+
+def test_a_policy_that_fails_ends_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(POLICIES, "broken", PolicySpec("broken", Broken, "It is broken."))
+
+    async def test(cluster: FakeCluster) -> None:
+        assert ask(cluster).status == 500
+        assert (await cluster.ask(CHAT)).status == 200
+
+    run(test, routing=RoutingConfig.model_validate({"prefill": "broken"}))
     assert "cannot be told" in caplog.text
