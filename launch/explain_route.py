@@ -155,7 +155,7 @@ def shown(document: Document) -> Iterator[str]:
     for role in ("prefill", "decode"):
         if role in document:
             yield ""
-            yield from _leg(role, document[role])
+            yield from _leg(role, document[role], document["plan"])
     if document.get("rejected"):
         yield ""
         yield "not considered:"
@@ -175,8 +175,9 @@ def _plan(document: Document) -> Iterator[str]:
             yield document[key]["reason"]
 
 
-def _leg(role: str, leg: Document) -> Iterator[str]:
-    yield f"{role}, by the policy {leg['policy']}: {leg['reason']}"
+def _leg(role: str, leg: Document, plan: Document) -> Iterator[str]:
+    why = "" if leg["reason"] == plan["whole_reason"] else f", by the policy {leg['policy']}: {leg['reason']}"
+    yield f"{role}{why}"
     names = list(dict.fromkeys(name for found in leg["candidates"] for name in found["terms"]))
     rows = [["", "worker", "in_flight", "zone", *names]]
     rows += [_candidate(found, names) for found in leg["candidates"]]

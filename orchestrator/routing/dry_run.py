@@ -150,6 +150,8 @@ class _DryRun:
         if verdict.is_local:
             chosen = alone[verdict.local.index]
             self._note_plan(None, chosen, str(verdict))
+            others = {worker.name: asked.prices.look(at).terms() for at, worker in enumerate(group.prefill)}
+            self._note_leg("prefill", group.prefill, None, str(verdict), others)
             self._note_leg("decode", alone, chosen, str(verdict), own)
         elif joint is not None:
             self._jointly(joint)

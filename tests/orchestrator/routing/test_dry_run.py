@@ -179,6 +179,8 @@ def test_one_worker_or_two_is_told_with_both_costs() -> None:
         told = explain(traffic.planner, FakeRequest(bytes(40_000)), traffic.pools, None, ())
     assert told["plan"]["path"] == "aggregated"
     assert told["plan"]["whole_reason"] == told["auto"]["reason"]
+    assert told["prefill"]["chosen"] is None
+    assert [found["terms"]["wait_s"] > 0.0 for found in told["prefill"]["candidates"]] == [True]
     costs = {found["worker"]: found["terms"]["cost_user_s"] for found in told["decode"]["candidates"]}
     assert costs[told["plan"]["decode"]] == min(costs.values()) < told["auto"]["two"]["cost_user_s"]
 
