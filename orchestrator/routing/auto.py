@@ -56,6 +56,9 @@ class Watched(Choice[Worker]):
     def terms(self) -> dict[str, float]:
         return self._inner.terms()
 
+    def own_s(self) -> float:
+        return self._inner.own_s()
+
     def ended(self, outcome: Outcome) -> None:
         if self.policy is not None:
             self.policy = None
@@ -83,6 +86,9 @@ class PrefillWatched(Watched):
 
     def prompt_tokens(self) -> float:
         return self._reckoned.prompt_tokens()
+
+    def own_s(self) -> float:
+        return self._reckoned.own_s()
 
     def note_end(self, outcome: Outcome) -> None:
         self._site.pending -= 1
@@ -179,7 +185,7 @@ class Auto:
         queued = self._view.queued
         if transfer_s is None:
             transfer_s = self._links.mean_s(look.tokens)
-        return Verdict(self._best_local(asked), Remote(look.wait_s, look.own_s(), queued, transfer_s))
+        return Verdict(self._best_local(asked), Remote(look.wait_s, look.prefill_s(), queued, transfer_s))
 
     def locals_of(self, asked: Question) -> list[Local]:
         """Return what each worker that was looked at would cost alone."""

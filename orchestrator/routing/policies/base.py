@@ -168,6 +168,12 @@ class Choice(Generic[C]):
     def __str__(self) -> str:
         return self._reason
 
+    def own_s(self) -> float:
+        """Return how many seconds the leg itself is expected to take; -1.0 if the policy does not reckon
+        that.
+        """
+        return -1.0
+
     def ended(self, outcome: Outcome) -> None:
         """Tell the policy that chose how the leg ended, whatever became of it; only the first call counts."""
         policy, self.policy = self.policy, None

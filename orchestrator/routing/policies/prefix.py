@@ -225,8 +225,8 @@ class PrefixChoice(Choice[Any]):
     def prompt_tokens(self) -> float:
         return self.tokens
 
-    def own_s(self) -> float:
-        """Return the seconds that the prompt takes there, without what is before it; once it is made."""
+    def prefill_s(self) -> float:
+        """Return the seconds that the prompt takes there, without what is before it."""
         return seconds(self.tokens, self.matched) * (self.load.price if self.load is not None else 1.0)
 
     def terms(self) -> dict[str, float]:
@@ -249,6 +249,9 @@ class PrefixChoice(Choice[Any]):
             f"{self.tokens - self.matched:.0f} of {self.tokens:.0f} tokens that are new there, "
             f"{self.evict_s:.3f} for what they evict."
         )
+
+    def own_s(self) -> float:
+        return self.expected_s * self.load.price if self.load is not None else -1.0
 
 
 class Levels:

@@ -14,6 +14,7 @@ from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Argument, C, Choice, Context, Policy, PolicySpec, Request
 from orchestrator.workers.registry import Registry
+from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import Clock, registry_of
 from tests.orchestrator.routing.requests import FakeRequest
 from tests.orchestrator.routing.traffic import Traffic
@@ -33,6 +34,9 @@ STEPS = st.lists(
     min_size=1,
     max_size=15,
 )
+
+
+USABLE = {WorkerState.READY, WorkerState.SUSPECT, WorkerState.PROBING}
 
 
 class Site:
@@ -86,6 +90,9 @@ def lived(
             seen.append(str(error))
             continue
         site.plans.append(plan)
+        assert not any(worker is not None and worker.is_drained for worker in (plan.prefill, plan.decode))
+        assert plan.decode.state in USABLE
+        assert plan.prefill is None or plan.prefill.state in USABLE
         names = [worker and worker.name for worker in (plan.prefill, plan.decode)]
         seen.append((*names, plan.whole_reason, str(plan.prefill_choice), str(plan.decode_choice)))
     return [seen, site.random.random(), site.planner.random.random()]
