@@ -16,7 +16,16 @@ from orchestrator.routing.local import LocalPrefill, Site
 from orchestrator.routing.marginal import Local, Remote, Verdict, stretch
 from orchestrator.routing.plan import PairPlan, Plan
 from orchestrator.routing.policies import POLICIES
-from orchestrator.routing.policies.base import Choice, Context, End, Outcome, Policy, Reasoned, Request
+from orchestrator.routing.policies.base import (
+    Appraisal,
+    Choice,
+    Context,
+    End,
+    Outcome,
+    Policy,
+    Reasoned,
+    Request,
+)
 from orchestrator.routing.policies.prefix import Prefix, PrefixAppraisal, PrefixChoice, seconds
 from orchestrator.workers.worker import Worker
 
@@ -171,9 +180,19 @@ class Auto:
 
     # --- deciding -------------------------------------------------------------------------------
 
-    def ask(self, request: Request, prefill: Sequence[Worker], alone: Sequence[Worker]) -> Question:
-        """Look at what a request would find; nothing is changed."""
-        return Question(alone, self._view.appraise(request, prefill), self._caches.appraise(request, alone))
+    def ask(
+        self,
+        request: Request,
+        prefill: Sequence[Worker],
+        alone: Sequence[Worker],
+        prices: Appraisal | None = None,
+    ) -> Question:
+        """Look at what a request would find; nothing is changed. `prices` are given if the policy of prefill
+        workers has just appraised them.
+        """
+        if not isinstance(prices, PrefixAppraisal) or self.is_apart:
+            prices = self._view.appraise(request, prefill)
+        return Question(alone, prices, self._caches.appraise(request, alone))
 
     def verdict(self, asked: Question, index: int, transfer_s: float | None) -> Verdict:
         """Decide who serves a request; nothing is changed.
@@ -195,20 +214,30 @@ class Auto:
     def _best_local(self, asked: Question) -> Local:
         now = self._time()
         best = self._local(asked, 0, now)
+        least, trial = best.cost, Local()
         for entry in range(1, len(asked.caches.indexes)):
-            local = self._local(asked, entry, now)
-            if local.cost < best.cost:
-                best = local
+            self._fill(trial, asked, entry, now)
+            cost = trial.cost
+            if cost < least:
+                best, trial, least = trial, best, cost
         return best
 
     def _local(self, asked: Question, entry: int, now: float) -> Local:
+        made = Local()
+        self._fill(made, asked, entry, now)
+        return made
+
+    def _fill(self, local: Local, asked: Question, entry: int, now: float) -> None:
+        """Have `local` be what an entry of the appraisal would cost alone."""
         index, cached = asked.caches.indexes[entry], asked.caches.cached[entry]
         worker = asked.alone[index]
         site = self._site(worker)
         own_s = seconds(asked.caches.asked.tokens, cached)
         active = site.active(worker.in_flight, now)
         stretched = stretch(own_s, active, active * self._mean_tokens)
-        return Local(index, site.left_s(now) / stretched, own_s * self._rate(site), stretched, active, cached)
+        local.index, local.cached = index, cached
+        local.queue_s, local.own_s = site.left_s(now) / stretched, own_s * self._rate(site)
+        local.stretched, local.active = stretched, active
 
     def _rate(self, site: Site) -> float:
         """Return how fast a worker prefills; as the prefill workers do, as long as it has not shown it."""

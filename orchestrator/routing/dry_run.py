@@ -138,7 +138,8 @@ class _DryRun:
             told, decodes = self._explained_decode(groups)
             decode = _chosen(told, decodes)
             group = groups[0] if decode is None else group_of(groups, decode)
-        asked = auto.ask(self._request, group.prefill, alone)
+        prices = None if joint is None else joint.prices
+        asked = auto.ask(self._request, group.prefill, alone, prices)
         prefill = self._explained_prefill(group) if joint is None and auto.is_apart else None
         if joint is not None:
             index = joint.pair.prefill_index

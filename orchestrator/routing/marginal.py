@@ -62,7 +62,13 @@ class Local:
     __slots__ = ("active", "cached", "index", "own_s", "queue_s", "stretched")
 
     def __init__(
-        self, index: int, queue_s: float, own_s: float, stretched: float, active: float, cached: float
+        self,
+        index: int = 0,
+        queue_s: float = 0.0,
+        own_s: float = 0.0,
+        stretched: float = 1.0,
+        active: float = 0.0,
+        cached: float = 0.0,
     ) -> None:
         """`index` is that of the worker among those that were looked at, `cached` are tokens."""
         self.index = index

@@ -110,17 +110,17 @@ def short_list(appraisal: Appraisal, workers: Sequence[Worker]) -> list[int]:
 class Joint:
     """A pair can be chosen that policies have appraised together; so far nothing is."""
 
-    __slots__ = ("_decode", "_prefill", "group", "pair", "tokens")
+    __slots__ = ("_decode", "group", "pair", "prices", "tokens")
 
     def __init__(self, group: Group, pair: Pair, prefill: Appraisal, decode: Appraisal) -> None:
         self.group = group  # of the workers that it is of
         self.pair = pair
         self.tokens = prefill.tokens  # of the prompt
-        self._prefill = prefill
+        self.prices = prefill
         self._decode = decode
 
     def take_prefill(self) -> Choice[Worker]:
-        return self._prefill.take(self.pair.prefill_index, self.pair)
+        return self.prices.take(self.pair.prefill_index, self.pair)
 
     def take_decode(self, links: Links, now: float) -> Choice[Worker]:
         """Choose the decode worker; the link to it will be measured."""

@@ -202,7 +202,7 @@ class Planner:
         elif len(groups) > 1:
             chosen = self._decode_of(request, groups)
             group = group_of(groups, chosen.worker)
-        asked = auto.ask(request, group.prefill, alone)
+        asked = auto.ask(request, group.prefill, alone, None if joint is None else joint.prices)
         if joint is not None:
             index = joint.pair.prefill_index
         elif auto.is_apart:
