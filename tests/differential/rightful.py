@@ -56,11 +56,6 @@ NAMED: dict[str, Rightful] = {
         "of a document that gives a field twice two readers may read two values, so it is refused",
         ("status", "header content-type", "$*", "events*"),
     ),
-    "id": Rightful(
-        "workers end a request by its name, which has to be the only one, so it is the orchestrator's; the "
-        "client's is in `x-request-id`",
-        ("$.id", "events.*.id"),
-    ),
     "fingerprint": Rightful(
         "it comes with the usage, which the client did not ask for; only the last choice to end has it",
         ("events.*.system_fingerprint",),

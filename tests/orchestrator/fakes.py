@@ -228,6 +228,12 @@ def params_of(name: str) -> dict[str, Any]:
     }
 
 
+def leg_name(request: MemoryRequest) -> str:
+    """By this name a leg is ended."""
+    headers = dict(request.headers)
+    return (headers.get(b"x-baton-leg") or headers.get(b"x-request-id", b"")).decode()
+
+
 def read(request: MemoryRequest) -> dict[str, Any]:
     """A leg's document, as a worker decodes it."""
     if dict(request.headers).get(b"x-msgpack") == b"1":
