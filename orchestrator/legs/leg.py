@@ -39,6 +39,7 @@ from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import DOCUMENT_REFUSED, LEG_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.judge import ABORTED, ENDED_BY_WORKER
+from orchestrator.wire.refusals import recounted
 from orchestrator.workers.states import IN_SERVICE, NOT_TAKEN_OUT, WorkerState
 from orchestrator.workers.worker import Worker
 
@@ -247,7 +248,7 @@ class Leg(ABC):
             self.refusal = content
             is_lost = self.lease is not None and self.has_freed(content)  # what it was to build on
             if is_lost or not self._may_be_refusal(answer.status, content):
-                raise refusal(answer, content, self.path)
+                raise refusal(answer, recounted(content, self.bodies.given), self.path)
             self._note_refusal()
             self.is_plain = True
             self.check_in_service()

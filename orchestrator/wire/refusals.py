@@ -37,6 +37,14 @@ _MAX_DETAIL = 500  # characters of an explanation that is in no OpenAI error
 _HTTP_DATE = re.compile(rb"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 
 
+# vLLM's text about a field that the document lacks, or about the document as a whole, in a JSON string: the
+# first group ends where the document's fields are counted.
+_COUNTED = re.compile(
+    rb"(\{'type': '(?:missing', 'loc': 'body\.[^'.]+|[a-z_]+', 'loc': 'body)', "
+    rb"""'msg': (?:'[^']*'|\\"[^"\\]*\\"), 'input': '<dict of )\d+(?= items>')"""
+)
+
+
 class Whose(Enum):
     """An answer that is not 200 says something about one of these."""
 
@@ -76,6 +84,15 @@ def error_body(status: int, content: bytes) -> bytes:
     kind = "invalid_request_error" if status < 500 else "upstream_error"
     fields = {name: error.get(name) for name in ("message", "type", "param", "code")}
     return msgspec.json.encode({"error": fields | {"type": fields["type"] or kind}})
+
+
+def recounted(content: bytes, given: int) -> bytes:
+    """Return a worker's error with the number of the client's fields where the worker counts those of its own
+    document, the leg; `given` is -1 if it is not known.
+    """
+    if given < 0 or b" items>" not in content:
+        return content
+    return _COUNTED.sub(rb"\g<1>%d" % given, content)
 
 
 def retry_after(value: bytes | None) -> bytes | None:
