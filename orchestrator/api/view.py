@@ -5,6 +5,7 @@ One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view o
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -377,8 +378,23 @@ def _decode_top_level(body: bytes, *, is_small: bool, is_strict: bool = False) -
     except msgspec.DecodeError as error:
         fields = None if is_strict else _decode_pythons(body)
         if fields is None:
-            raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+            raise InvalidRequest(_lone_surrogate(body) or f"{_IS}not valid JSON: {error}") from error
         return fields
+
+
+# What stands for one character in a JSON string: a backslash, a surrogate pair, and half of one.
+_SURROGATES: Final = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+def _lone_surrogate(body: bytes) -> str | None:
+    """Say where half of a surrogate pair is in a document that is refused; None if there is none."""
+    for found in _SURROGATES.finditer(body):
+        if found[1] is not None:
+            half, at = found[1].decode(), found.start()
+            return f"the request body has half of a surrogate pair, {half}, which is no text (byte {at})"
+    return None
 
 
 def _decode_routed(own_json: bytes, own: Mapping[str, Raw], shared: Mapping[str, Raw]) -> RoutedOwn:

@@ -38,6 +38,7 @@ DEFAULT_TRANSPORT: Encoding = "orjson"
 # How long NIXL's progress thread waits between two looks; see `worker/nixl_thread.py`.
 NIXL_DELAY_ENV = "BATON_NIXL_PROGRESS_DELAY_US"
 DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()` counts
+MOST_NIXL_DELAY_US = 1_000_000  # some transports of UCX need to be looked at now and then
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
