@@ -15,6 +15,7 @@ from tests.orchestrator.raw_http import (
     app_of,
     check_error,
     echo,
+    echo_after,
     lax,
     logs_errors,
     no_errors_logged,
@@ -65,13 +66,9 @@ def test_a_flood_of_silent_connections_costs_one_idle_client_its_connection(run:
 def test_when_all_are_in_use_others_are_told_so(run: Any) -> None:
     gate = asyncio.Event()
 
-    async def gated(exchange: Exchange) -> None:
-        await gate.wait()
-        await echo(exchange)
-
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            site = await stack.enter_async_context(serving(app_of(gated), lax(max_connections=2)))
+            site = await stack.enter_async_context(serving(app_of(echo_after(gate)), lax(max_connections=2)))
             busy = [await stack.enter_async_context(site.client()) for _ in range(2)]
             for client in busy:
                 client.send(post(b"abc"))
@@ -98,13 +95,9 @@ def test_when_all_are_in_use_others_are_told_so(run: Any) -> None:
 def test_more_than_can_be_told_are_cut_off(run: Any) -> None:
     gate = asyncio.Event()
 
-    async def gated(exchange: Exchange) -> None:
-        await gate.wait()
-        await echo(exchange)
-
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            site = await stack.enter_async_context(serving(app_of(gated), lax(max_connections=1)))
+            site = await stack.enter_async_context(serving(app_of(echo_after(gate)), lax(max_connections=1)))
             busy = await stack.enter_async_context(site.client())
             busy.send(GET)
             await until(lambda: len(site.state.tasks) == 1)
@@ -140,15 +133,11 @@ def test_an_unread_answer_is_not_at_rest(run: Any) -> None:
 @pytest.mark.parametrize("path", [b"/health", b"/ready", b"/ping"])
 def test_probes_are_answered_when_all_are_in_use(path: bytes, run: Any) -> None:
     gate = asyncio.Event()
-
-    async def gated(exchange: Exchange) -> None:
-        if exchange.method == "POST":
-            await gate.wait()
-        await echo(exchange)
+    app = app_of(echo_after(gate, method="POST"))
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            site = await stack.enter_async_context(serving(app_of(gated), lax(max_connections=2)))
+            site = await stack.enter_async_context(serving(app, lax(max_connections=2)))
             busy = [await stack.enter_async_context(site.client()) for _ in range(2)]
             for client in busy:
                 client.send(post(b"abc"))
