@@ -43,6 +43,7 @@ RESERVED_ENV = {
     "VLLM_NIXL_SIDE_CHANNEL_PORT": "set workers: [{side_channel_port: ...}]",
     "BATON_ROLE": "the pool decides it",
     "BATON_MODEL": "the model's name decides it",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "clients choose ids, and several may choose the same",
 }
 
 

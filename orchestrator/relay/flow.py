@@ -57,6 +57,7 @@ from orchestrator.routing.planner import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.states import IN_SERVICE
 from orchestrator.workers.worker import Worker
@@ -397,12 +398,11 @@ def _unknown_model(model: str, known: Iterable[str]) -> str:
 def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
     """Return what the client calls its request, as `Legs` takes it.
 
-    vLLM goes by the head before the body, and takes whatever stands there; the parser has let no line break
-    through.
+    vLLM goes by the head before the body, and takes whatever stands there.
     """
     given = scope.exchange.header(REQUEST_ID_HEADER)
     if given is not None:
-        return b"%b: %b\r\n" % (REQUEST_ID_HEADER, given)
+        return header_block([(REQUEST_ID_HEADER, given)])
     return b"" if "request_id" in view.own else None
 
 

@@ -4,7 +4,7 @@
     POST /v1/baton/end {"request_id": "<the name of a leg>"}  ->  202
     POST /v1/baton/begun {"request_id": "<the same>"}  ->  200, `Begun`
 
-A leg has a name, which no other leg has: its `x-baton-leg`, or its `x-request-id` if it has only that. The
+A leg has a name, which no other leg has: its `LEG_HEADER`, or its `x-request-id` if it has only that. The
 engine makes the answer's `id` of `x-request-id`, which is the client's where the client gives one; several
 clients may give the same.
 

@@ -23,7 +23,7 @@ LEASE_S = 30.0  # vLLM's own
 def frozen(url: str) -> Iterator[None]:
     """The engine of a worker stands still; its server goes on, and is healthy."""
     server = process_at(url)
-    engine = tree(server) - {server}
+    engine = set(tree(server)) - {server}
     assert engine, "the engine is a process of its own"
     try:
         for pid in engine:

@@ -182,6 +182,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         f"{GOOD}routing: {{prefill: {{policy: session, fields: [a, '']}}}}",
         ["c.yaml:5:11: prefill: a field has a name"],
     ),
+    "engines that take clients' ids for their own": (
+        "models: [{name: m, both: {engine: sim, env: {VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: '1'}}}]",
+        ["c.yaml:1:46: VLLM_DISABLE_REQUEST_ID_RANDOMIZATION cannot be given here: clients choose ids"],
+    ),
     "variables of ours that say what they cannot": (
         "models: [{name: m, both: {engine: sim, env: {BATON_TRANSPORT: smoke}, "
         "workers: [{env: {BATON_NIXL_PROGRESS_DELAY_US: fast}}]}}]",
