@@ -39,7 +39,8 @@ from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import DOCUMENT_REFUSED, LEG_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.judge import ABORTED, ENDED_BY_WORKER
-from orchestrator.wire.refusals import recounted
+from orchestrator.wire.refusals import counts_fields, recounted
+from orchestrator.wire.usage import decode_document
 from orchestrator.workers.states import IN_SERVICE, NOT_TAKEN_OUT, WorkerState
 from orchestrator.workers.worker import Worker
 
@@ -248,7 +249,7 @@ class Leg(ABC):
             self.refusal = content
             is_lost = self.lease is not None and self.has_freed(content)  # what it was to build on
             if is_lost or not self._may_be_refusal(answer.status, content):
-                raise refusal(answer, recounted(content, self.bodies.given), self.path)
+                raise refusal(answer, self._for_client(content), self.path)
             self._note_refusal()
             self.is_plain = True
             self.check_in_service()
@@ -285,6 +286,13 @@ class Leg(ABC):
             return await self._send(JSON)
         self.bodies.adopt(codec, common)
         return await self._send(codec)
+
+    def _for_client(self, content: bytes) -> bytes:
+        """Return the worker's error, which may count the leg's fields, as one about the client's document."""
+        given = self.bodies.given
+        if given < 0 or not counts_fields(content):
+            return content
+        return recounted(content, given - len(decode_document(b"".join(self.parts(JSON))) or ()))
 
     @abstractmethod
     def parts(self, codec: Codec) -> Parts:

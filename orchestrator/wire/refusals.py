@@ -41,7 +41,7 @@ _HTTP_DATE = re.compile(rb"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\
 # first group ends where the document's fields are counted.
 _COUNTED = re.compile(
     rb"(\{'type': '(?:missing', 'loc': 'body\.[^'.]+|[a-z_]+', 'loc': 'body)', "
-    rb"""'msg': (?:'[^']*'|\\"[^"\\]*\\"), 'input': '<dict of )\d+(?= items>')"""
+    rb"""'msg': (?:'[^']*'|\\"[^"\\]*\\"), 'input': '<dict of )(\d{1,9})(?= items>')"""
 )
 
 
@@ -86,13 +86,17 @@ def error_body(status: int, content: bytes) -> bytes:
     return msgspec.json.encode({"error": fields | {"type": fields["type"] or kind}})
 
 
-def recounted(content: bytes, given: int) -> bytes:
-    """Return a worker's error with the number of the client's fields where the worker counts those of its own
-    document, the leg; `given` is -1 if it is not known.
+def counts_fields(content: bytes) -> bool:
+    """Tell whether a worker's error may say how many fields the document has."""
+    return b" items>" in content
+
+
+def recounted(content: bytes, more: int) -> bytes:
+    """Return a worker's error with so many fields more where it says how many the document has.
+
+    The number itself is not known here: vLLM may have added some of its own.
     """
-    if given < 0 or b" items>" not in content:
-        return content
-    return _COUNTED.sub(rb"\g<1>%d" % given, content)
+    return _COUNTED.sub(lambda found: b"%b%d" % (found[1], max(0, int(found[2]) + more)), content)
 
 
 def retry_after(value: bytes | None) -> bytes | None:

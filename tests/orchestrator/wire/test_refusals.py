@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.wire.refusals import (
     Whose,
+    counts_fields,
     error_body,
     is_denial,
     is_encoded,
@@ -141,6 +142,5 @@ def test_a_worker_that_counts_the_legs_fields_is_read_as_counting_the_clients(
     error = json.dumps(
         {"error": {"message": f"2 validation errors:\n  {text}\n  {text}", "code": 400}}
     ).encode()
-    expected = error.replace(b"of 5 items", b"of 3 items") if is_counted else error
-    assert recounted(error, 3) == expected
-    assert recounted(error, -1) == error
+    assert counts_fields(error)
+    assert recounted(error, -2) == (error.replace(b"of 5 items", b"of 3 items") if is_counted else error)
