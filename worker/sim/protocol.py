@@ -179,13 +179,14 @@ def parse(body: object, kind: type[_Any]) -> _Any:
         missing = _MISSING_FIELD.match(message)
         path = path.rstrip("`")
         if missing and not path and isinstance(body, dict):
-            message = _missing(f"body.{missing[1]}", body)
+            added: frozenset[str] = getattr(kind, "ADDED", frozenset())
+            message = _missing(f"body.{missing[1]}", len(added.union(body)))
         path += f".{missing[1]}" if missing else ""
         raise Malformed(message, param="body" + path) from error
 
 
-def _missing(place: str, body: dict[str, Any]) -> str:
-    counted = f"<dict of {len(body)} items>"
+def _missing(place: str, count: int) -> str:
+    counted = f"<dict of {count} items>"
     return str({"type": "missing", "loc": place, "msg": "Field required", "input": counted})
 
 
