@@ -571,6 +571,12 @@ class RoutingConfig(Model):
         description="A request goes to two workers (always, strict) or to one (never). While no prefill "
         "worker is left, always lets decode workers prefill, and strict answers 503.",
     )
+    misfits: Reloadable[Literal["refuse", "allow"]] = Field(
+        "refuse",
+        description="Prefill and decode workers of a model whose announcements say that they cannot hand KV "
+        "caches over to each other, for instance for another dtype or block size, are kept out of service "
+        "(refuse) or taken all the same (allow).",
+    )
     tokenize_once: Reloadable[bool] = Field(
         True,
         description="Decode workers that announce it get the prompt's token ids, so that they need not "
