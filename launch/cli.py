@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
+    _add_doctor(commands)
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
@@ -72,6 +73,31 @@ def _parser() -> argparse.ArgumentParser:
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "look for what keeps the cluster of CONFIG from serving, and say what to do"
+    doctor = _add(commands, "doctor", _doctor, text)
+    doctor.add_argument(
+        "--static", action="store_true", help="ask no worker, and start none: files, settings, this machine"
+    )
+    doctor.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="a line for each check, or JSON"
+    )
+    doctor.add_argument(
+        "--timeout-s",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long a worker may take for an answer; default: %(default)g",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return seconds
 
 
 def _version() -> str:
@@ -169,6 +195,13 @@ def _worker(arguments: argparse.Namespace) -> int:
         raise _Usage(f"{arguments.config}: no worker {arguments.name!r}; there are:{names}")
     sys.stdout.flush()
     os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from launch.doctor.command import run
+
+    return run(arguments, config)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

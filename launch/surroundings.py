@@ -70,17 +70,24 @@ def taken_ports(specs: Iterable[ProcessSpec]) -> Iterator[str]:
     """Return a sentence for each address that a process of the plan would listen at and another one holds."""
     for spec in specs:
         for host, port in spec.listens:
-            try:
-                with _bound(host, port):
-                    pass
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    yield one_line(
-                        f"{spec.name}: port {port} of {host} is taken by another process: {_hint(spec)}"
-                    )
+            problem = port_problem(host, port)
+            if problem == _TAKEN:
+                yield one_line(f"{spec.name}: port {port} of {host} {problem}: {port_hint(spec)}")
 
 
-def _hint(spec: ProcessSpec) -> str:
+def port_problem(host: str, port: int) -> str | None:
+    """Return why nothing that is started here can listen there, with the port as subject; None if it can."""
+    try:
+        with _bound(host, port):
+            return None
+    except OSError as error:
+        return _TAKEN if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror or error}"
+
+
+_TAKEN = "is taken by another process"
+
+
+def port_hint(spec: ProcessSpec) -> str:
     if spec.role == "orchestrator":
         return "give another one (orchestrator.listen, orchestrator.admin)"
     return "give another one (base_port, or workers: [{port: ..., side_channel_port: ...}])"

@@ -1,0 +1,92 @@
+"""`baton doctor` prints what it finds, line by line or as JSON, and its exit code tells of faults."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from launch.doctor.case import Case
+from launch.doctor.findings import Finding, Verdict, count, document, fail, summary
+from launch.doctor.live import Visit, live_findings
+from launch.doctor.network import running
+from launch.doctor.software import installed_here
+from launch.doctor.static import static_findings
+from launch.engines.base import PlanError
+from launch.exits import Exit
+from launch.plan import make_plan
+from launch.surroundings import look_around
+from orchestrator.config.options import Config
+from orchestrator.config.printing import one_line
+
+
+def run(arguments: argparse.Namespace, config: Config) -> Exit:
+    """Examine a config. Findings go to stdout, progress to stderr."""
+    report = _Report(arguments.output)
+    try:
+        _examine(arguments, config, report)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return Exit.INTERRUPTED
+    report.end()
+    return Exit.FAILED if count(report.findings, Verdict.FAIL) else Exit.OK
+
+
+class _Report:
+    """Findings are shown as they come, or all at the end as JSON."""
+
+    def __init__(self, form: str) -> None:
+        self.findings: list[Finding] = []
+        self._is_json = form == "json"
+
+    def add(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        if not self._is_json:
+            print(finding.line(), flush=True)
+
+    def end(self) -> None:
+        print(document(self.findings) if self._is_json else summary(self.findings), flush=True)
+
+
+def _examine(arguments: argparse.Namespace, config: Config, report: _Report) -> None:
+    case = _case(arguments, config, report.add)
+    if case is None:
+        return
+    for finding in static_findings(case, installed_here()):
+        report.add(finding)
+    if not arguments.static:
+        visit = Visit(lambda line: print(one_line(line), file=sys.stderr, flush=True), arguments.timeout_s)
+        asyncio.run(_visit(case, visit, report))
+
+
+def _case(arguments: argparse.Namespace, config: Config, add: Callable[[Finding], None]) -> Case | None:
+    """Return the case, without its plan if that cannot be carried out, and None if not even that is known."""
+    try:
+        around = look_around()
+    except PlanError as error:
+        add(fail("plan", "this machine", str(error), "correct the environment"))
+        return None
+    case = Case(config, around, None)
+    try:
+        case = replace(case, plan=make_plan(config, arguments.config, arguments.overrides, around))
+    except PlanError as error:
+        add(
+            fail(
+                "plan", arguments.config, str(error), "correct the config, or run this where it is meant for"
+            )
+        )
+    return replace(case, running=running(case.plan))
+
+
+async def _visit(case: Case, visit: Visit, report: _Report) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is not None:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        async for finding in live_findings(case, tuple(report.findings), visit):
+            report.add(finding)
+    except OSError as error:
+        advice = "start this in a directory that can be written"
+        report.add(fail("disk", ".", f"no directory for logs can be made: {error}", advice))
