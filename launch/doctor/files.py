@@ -84,7 +84,7 @@ def _directory(path: Path) -> Finding:
         return fail(
             "model", str(path), "has no weights (*.safetensors, *.bin)", "download all files of the model"
         )
-    return ok("model", str(path), f"{size / 1e9:.2f} GB of weights")
+    return ok("model", str(path), f"{size / 1e6:,.0f} MB of weights")
 
 
 def weights_bytes(path: Path) -> int:

@@ -94,9 +94,15 @@ def _of_machine(meminfo: Path) -> int | None:
 def _of_group(group: Path) -> int | None:
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return int(limit) - int(used)
+        return int(limit) - int(used) + _cached(group / "memory.stat")
     except (OSError, ValueError):  # no cgroup v2, or `max`
         return None
+
+
+def _cached(stat: Path) -> int:
+    """Return how much of a group's memory holds pages of files, which go when others need it."""
+    lines = (line.split() for line in stat.read_text().splitlines())
+    return sum(int(value) for name, value in lines if name in ("inactive_file", "active_file"))
 
 
 # --- GPUs -------------------------------------------------------------------------------------------

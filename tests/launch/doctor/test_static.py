@@ -344,7 +344,8 @@ def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
     assert available_bytes(meminfo, tmp_path) == 8000 * 1024
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("1000\n")
-    assert available_bytes(meminfo, tmp_path) == 2000
+    (tmp_path / "memory.stat").write_text("anon 400\nactive_file 500\ninactive_file 100\n")
+    assert available_bytes(meminfo, tmp_path) == 2600
     (tmp_path / "memory.max").write_text("max\n")
     assert available_bytes(meminfo, tmp_path) == 8000 * 1024
     assert available_bytes(tmp_path / "none", tmp_path) is None
