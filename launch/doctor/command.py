@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 from launch.doctor.case import Case
 from launch.doctor.findings import Finding, Verdict, count, document, fail, summary
@@ -65,6 +66,7 @@ def _case(arguments: argparse.Namespace, config: Config, add: Callable[[Finding]
     """Return the case, without its plan if that cannot be carried out, and None if not even that is known."""
     try:
         around = look_around()
+        around = replace(around, is_here=cache(around.is_here))  # asked for each worker by many checks
     except PlanError as error:
         add(fail("plan", "this machine", str(error), "correct the environment"))
         return None

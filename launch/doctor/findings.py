@@ -49,6 +49,7 @@ Check = Literal[
     "length",
     "handoff",
     "equal",
+    "ready",
 ]
 
 

@@ -14,14 +14,17 @@ from orchestrator.wire.compatibility import (
     Difference,
     differences,
     lacks_connector,
+    revision_of,
 )
-from orchestrator.wire.info import WorkerInfo
 
 _PAIRS_AT_MOST = 64  # are tried; beyond that each worker is in at least one
 
 
 def check_fits(model: str, patients: Sequence[Patient]) -> Iterator[Finding]:
-    """Check that prefill and decode workers of a model can hand over to each other."""
+    """Check that prefill and decode workers of a model can hand over to each other.
+
+    Revisions and versions have checks of their own: they may differ while an update is under way.
+    """
     handing = [patient for patient in patients if patient.address.role != "both" and patient.info is not None]
     lacking = [patient for patient in handing if patient.info is not None and lacks_connector(patient.info)]
     for patient in lacking:
@@ -36,7 +39,7 @@ def check_fits(model: str, patients: Sequence[Patient]) -> Iterator[Finding]:
 
 
 def _agreed(handing: Sequence[Patient]) -> str:
-    values = ((field, _value(handing[0], field)) for field in ADVICE)
+    values = ((field, _value(handing[0], field)) for field in ADVICE if field != "engine_version")
     return ", ".join(f"{field} {value}" for field, value in values if value is not None)
 
 
@@ -64,8 +67,9 @@ def _value(patient: Patient, field: str) -> object:
 
 
 def _between(one: Patient, other: Patient) -> tuple[Difference, ...]:
-    infos = (one.info, other.info)
-    return differences(*infos) if all(isinstance(info, WorkerInfo) for info in infos) else ()  # type: ignore[arg-type]
+    if one.info is None or other.info is None:
+        return ()
+    return differences(one.info, other.info, within_revision=True)
 
 
 def _misfit(patient: Patient, usual: Patient, difference: Difference) -> Finding:
@@ -76,17 +80,20 @@ def _misfit(patient: Patient, usual: Patient, difference: Difference) -> Finding
     return fail("fits", patient.name, found, difference.advice)
 
 
-def can_pair(prefill: Patient, decode: Patient) -> bool:
+def can_pair(prefill: Patient, decode: Patient, *, within_revision: bool) -> bool:
     """Return whether a hand-off is worth a try."""
     lacks = any(patient.info is not None and lacks_connector(patient.info) for patient in (prefill, decode))
-    return prefill.is_well and decode.is_well and not lacks and not _between(prefill, decode)
+    is_apart = within_revision and revision_of(prefill.info) != revision_of(decode.info)
+    return prefill.is_well and decode.is_well and not lacks and not is_apart and not _between(prefill, decode)
 
 
-def pairs_of(patients: Sequence[Patient]) -> tuple[list[tuple[Patient, Patient]], int]:
+def pairs_of(
+    patients: Sequence[Patient], *, within_revision: bool
+) -> tuple[list[tuple[Patient, Patient]], int]:
     """Return the pairs of a model's workers that are tried, and how many there are in all."""
     prefills = [patient for patient in patients if patient.address.role == "prefill"]
     decodes = [patient for patient in patients if patient.address.role == "decode"]
-    pairs = [pair for pair in product(prefills, decodes) if can_pair(*pair)]
+    pairs = [pair for pair in product(prefills, decodes) if can_pair(*pair, within_revision=within_revision)]
     return _covering(pairs) if len(pairs) > _PAIRS_AT_MOST else pairs, len(pairs)
 
 
@@ -117,7 +124,7 @@ def _revisions(handing: Sequence[Patient]) -> Iterator[Finding]:
 
 
 def _versions(handing: Sequence[Patient]) -> Iterator[Finding]:
-    advice = "install one version everywhere: vLLM hands nothing over between two"
+    advice = "install one version, or let pairs be kept within one (routing.pair: same_revision)"
     yield from _differing(handing, "engine_version", "version of the engine", advice)
 
 

@@ -15,7 +15,7 @@ from launch.doctor.findings import Finding, Verdict, ok, warn
 from launch.doctor.fits import check_fits, pairs_of
 from launch.doctor.pairs import Pairs
 from launch.doctor.static import KEEPS_FROM_STARTING
-from launch.doctor.workers import examine_all
+from launch.doctor.workers import check_front, examine_all
 from launch.local.logs import make_run_directory
 from launch.plan import ProcessSpec
 from orchestrator.config.addresses import WorkerAddress
@@ -53,6 +53,8 @@ async def live_findings(case: Case, before: Sequence[Finding], visit: Visit) -> 
         client = await stack.enter_async_context(Client(worker_key(os.environ), visit.timeout_s))
         async for finding in _examined(case, client, absent):
             yield finding
+        if case.plan is not None and case.plan.orchestrator.name in case.running:
+            yield await check_front(case.plan)
 
 
 def _keeps_from_starting(finding: Finding) -> bool:
@@ -81,7 +83,8 @@ async def _examined(case: Case, client: Client, absent: set[str]) -> AsyncIterat
         for finding in check_fits(model.name, of_model):
             yield finding
         if case.config.routing.disaggregate != "never":
-            async for finding in _paired(model, client, of_model):
+            within_revision = case.config.routing.keeps_revisions
+            async for finding in _paired(model, client, of_model, within_revision=within_revision):
                 yield finding
 
 
@@ -89,10 +92,12 @@ def _addresses(case: Case) -> list[WorkerAddress]:
     return [address for _, address in case.workers()]
 
 
-async def _paired(model: ModelConfig, client: Client, patients: Sequence[Patient]) -> AsyncIterator[Finding]:
+async def _paired(
+    model: ModelConfig, client: Client, patients: Sequence[Patient], *, within_revision: bool
+) -> AsyncIterator[Finding]:
     """Try the pairs of a model one after the other: their answers must not depend on each other's load."""
     connector = CONNECTORS[model.connector]
-    pairs, count = pairs_of(patients)
+    pairs, count = pairs_of(patients, within_revision=within_revision)
     if pairs and connector.sends_both_at_once:
         found = f"pairs by the connector {model.connector} are not tried"
         yield warn("handoff", model.name, found, "send a request through `baton up`")

@@ -13,10 +13,12 @@ from launch.doctor.asking import Client, Patient, Unanswered, said_in
 from launch.doctor.findings import Finding, fail, ok, warn
 from launch.doctor.settings import judged_delay
 from launch.doctor.software import judged_version
+from launch.plan import Plan
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV, WorkerInfo
 from orchestrator.workers.troubles import OTHER_MODEL, Trouble, answered, trouble_of
 
 CLOCK_S = 1.0  # clocks may differ by so much
+_FRONT_S = 10.0
 _LOOKS, _LOOK_S = 11, 0.1  # a second and a little more
 _LOGS = "the worker's own log says more"
 
@@ -201,6 +203,21 @@ def _judged_clock(patient: Patient, seconds: float) -> Finding:
     return fail(
         "clock", patient.name, found, "let both machines follow a time server (timedatectl set-ntp true)"
     )
+
+
+async def check_front(plan: Plan) -> Finding:
+    """Ask an orchestrator that runs whether it can serve its models."""
+    name, url = plan.orchestrator.name, f"{plan.url}/ready"
+    try:
+        async with httpx.AsyncClient(timeout=_FRONT_S, trust_env=False, verify=False) as http:  # noqa: S501  # our own
+            answer = await http.get(url)
+    except httpx.HTTPError as error:
+        return fail("ready", name, f"does not answer {url} ({type(error).__name__})", "its log says more")
+    if answer.status_code != httpx.codes.OK:
+        return fail(
+            "ready", name, f"cannot serve every model: {answer.text.strip()[:300]}", "mend the workers first"
+        )
+    return ok("ready", name, "can serve every model")
 
 
 async def examine_all(client: Client, patients: list[Patient], at_once: int) -> list[Finding]:

@@ -602,6 +602,11 @@ class RoutingConfig(Model):
         "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
     )
 
+    @property
+    def keeps_revisions(self) -> bool:
+        """Say whether the workers of a pair must be of one revision."""
+        return getattr(self, "pair", "any") == "same_revision"
+
 
 class HealthConfig(Model):
     """Health says when a worker is taken out of service, and how it comes back."""

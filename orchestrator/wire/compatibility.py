@@ -8,7 +8,8 @@ them; what it finds there fails each hand-off of the pair. A field that a worker
 |---|---|
 | path, engine, dtype, kv_dtype, block_size, connector | equal |
 | tp | one divides the other: vLLM splits or joins the heads |
-| revision, engine_version | may differ between pairs, as in a rolling update; see `revision_of` |
+| engine_version | equal, unless pairs are kept within one revision: engines of two refuse each other |
+| revision | may differ, as in a rolling update; pairs can be kept within one, see `revision_of` |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "kv_dtype": "give both the same --kv-cache-dtype",
     "block_size": "give both the same --block-size",
     "connector": "give both the same --kv-transfer-config",
+    "engine_version": "install one version, or let pairs be kept within one (routing.pair: same_revision)",
     "tp": "choose values of --tensor-parallel-size of which one divides the other",
 }
 NO_CONNECTOR_ADVICE: Final = "start it with --kv-transfer-config, or put it into the pool `both`"
@@ -47,13 +49,20 @@ class Difference:
         return ADVICE[self.field]
 
 
-def differences(mine: WorkerInfo, theirs: WorkerInfo) -> tuple[Difference, ...]:
-    """Return why two workers cannot hand KV caches over to each other; empty if they can."""
-    return tuple(_differences(mine, theirs))
+def differences(
+    mine: WorkerInfo, theirs: WorkerInfo, *, within_revision: bool = False
+) -> tuple[Difference, ...]:
+    """Return why two workers cannot hand KV caches over to each other; empty if they can.
+
+    `within_revision`: pairs are kept within one revision, so that others need not fit.
+    """
+    return tuple(_differences(mine, theirs, within_revision))
 
 
-def _differences(mine: WorkerInfo, theirs: WorkerInfo) -> Iterator[Difference]:
+def _differences(mine: WorkerInfo, theirs: WorkerInfo, within_revision: bool) -> Iterator[Difference]:
     for field in ADVICE:
+        if within_revision and field == "engine_version":
+            continue
         own, other = getattr(mine, field), getattr(theirs, field)
         if own is not None and other is not None and not _fits(field, own, other):
             yield Difference(field, own, other)

@@ -33,46 +33,59 @@ class Misfit:
     reason: str  # for everybody: fixed words
 
 
-def misfits(worker: Worker, others: Iterable[Worker], refused: Collection[Worker]) -> list[Misfit]:
+def misfits(
+    worker: Worker, others: Iterable[Worker], refused: Collection[Worker], *, within_revision: bool
+) -> list[Misfit]:
     """Return who must go if `worker`, which is well and has announced itself, is to join: itself, or others.
 
     `others` are those of its model; those in `refused` are well, but were kept out before.
+    `within_revision`: pairs are kept within one revision.
     """
     info = worker.info
     if info is None or worker.address.role not in _PAIR:
         return []
     if lacks_connector(info):
         return [Misfit(worker, f"it has no KV connector: {NO_CONNECTOR_ADVICE}", "has no KV connector")]
+    judge = _Judge(within_revision)
     peers = [other for other in others if other is not worker and other.address.role in _PAIR]
-    serving = [other for other in peers if other.state in SERVING]
-    rivals = [other for other in serving if not _fit(worker, other)]
-    if not rivals:
-        return []
-    theirs = [other for other in serving if all(_fit(other, rival) for rival in rivals)]
-    near = [other for other in peers if other in serving or other in refused]
-    ours = [worker, *(other for other in near if _fit(worker, other))]
-    if not _is_whole(theirs) and _is_whole(ours):
-        return [_misfit(rival, worker) for rival in rivals]
-    partners = [rival for rival in rivals if rival.address.role != worker.address.role]
-    return [_misfit(worker, (partners or rivals)[0])]
+    return judge.misfits(worker, peers, refused)
 
 
 def _is_whole(workers: Iterable[Worker]) -> bool:
     return {worker.address.role for worker in workers} == _PAIR
 
 
-def _fit(one: Worker, other: Worker) -> bool:
-    return not _differences(one, other)
+class _Judge:
+    def __init__(self, within_revision: bool) -> None:
+        self._within_revision = within_revision
 
+    def misfits(self, worker: Worker, peers: Sequence[Worker], refused: Collection[Worker]) -> list[Misfit]:
+        serving = [other for other in peers if other.state in SERVING]
+        rivals = [other for other in serving if not self._fit(worker, other)]
+        if not rivals:
+            return []
+        theirs = [other for other in serving if all(self._fit(other, rival) for rival in rivals)]
+        near = [other for other in peers if other in serving or other in refused]
+        ours = [worker, *(other for other in near if self._fit(worker, other))]
+        if not _is_whole(theirs) and _is_whole(ours):
+            return [self._misfit(rival, worker) for rival in rivals]
+        partners = [rival for rival in rivals if rival.address.role != worker.address.role]
+        return [self._misfit(worker, (partners or rivals)[0])]
 
-def _differences(one: Worker, other: Worker) -> Sequence[Difference]:
-    return () if one.info is None or other.info is None else differences(one.info, other.info)
+    def _fit(self, one: Worker, other: Worker) -> bool:
+        return not self._differences(one, other)
 
+    def _differences(self, one: Worker, other: Worker) -> Sequence[Difference]:
+        if one.info is None or other.info is None:
+            return ()
+        return differences(one.info, other.info, within_revision=self._within_revision)
 
-def _misfit(worker: Worker, other: Worker) -> Misfit:
-    found = _differences(worker, other)
-    fields = ", ".join(difference.field for difference in found)
-    return Misfit(worker, "; ".join(_sentences(found, other)), f"does not fit the other workers ({fields})")
+    def _misfit(self, worker: Worker, other: Worker) -> Misfit:
+        found = self._differences(worker, other)
+        fields = ", ".join(difference.field for difference in found)
+        return Misfit(
+            worker, "; ".join(_sentences(found, other)), f"does not fit the other workers ({fields})"
+        )
 
 
 def _sentences(found: Iterable[Difference], other: Worker) -> Iterator[str]:

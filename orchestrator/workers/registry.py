@@ -57,7 +57,7 @@ class Registry:
         self._random = random or Random()  # noqa: S311  # no secret
         self.health = health or HealthConfig()
         routing = routing or RoutingConfig()
-        self._refuses_misfits = _refuses_misfits(routing)
+        self._routing = routing
         self._refused: set[Worker] = set()  # for not fitting the others
         self.pools = {model: Pools(model, self.health, routing, time=time) for model in models}
         self.news = News()
@@ -71,7 +71,7 @@ class Registry:
     def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
         """Judge workers by these sections from now on; what was decided stays."""
         self.health = health
-        self._refuses_misfits = _refuses_misfits(routing)
+        self._routing = routing
         for model, pools in self.pools.items():
             pools.reconfigure(health, routing)
             self._refresh(model)
@@ -98,10 +98,11 @@ class Registry:
 
         Those that have to go in its favour are sent away here.
         """
-        if not self._refuses_misfits:
+        if not _refuses_misfits(self._routing):
             return None
         refused = [other for other in self._refused if other.state is WorkerState.UNFIT]
-        for found in misfits(worker, self._roster.of_model(worker.address.model), refused):
+        others, within = self._roster.of_model(worker.address.model), self._routing.keeps_revisions
+        for found in misfits(worker, others, refused, within_revision=within):
             self._refused.add(found.worker)
             if found.worker is worker:
                 return found

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from bench.shared.processes import free_port
 from launch.exits import Exit
+from tests.baton import baton
 from tests.launch.doctor.visiting import Doctor, cluster
 from tests.worker.sim.workers import MODEL, Worker, running
 from worker.sim.faults import Error, Freeze, KvGarbled, KvLost
@@ -91,7 +93,7 @@ def test_all_is_well(doctor: Doctor) -> None:
             {"announced": Announced(engine_version="2.0")},
             {},
             f"version {PREFILL}: no partner has its version of the engine: '2.0' at {PREFILL}",
-            "install one version everywhere",
+            "install one version, or let pairs be kept within one",
             id="version",
         ),
         pytest.param(
@@ -318,6 +320,21 @@ def test_workers_that_do_not_run_are_started_and_stopped(doctor: Doctor) -> None
         assert f"start {PREFILL}: was started for this visit" in report.of("ok")
         assert [fault.partition(":")[0] for fault in report.faults] == [f"fits {DECODE}"], report.out
         assert f"starting {DECODE} (log: .baton/run-" in report.err
+
+
+@pytest.mark.processes
+def test_a_cluster_that_runs_is_asked_as_it_is(doctor: Doctor) -> None:
+    config = {**managed(), "orchestrator": {"listen": f"127.0.0.1:{free_port()}"}}
+    path = doctor.directory / "up.yaml"
+    path.write_text(json.dumps(config))
+    with baton("up", str(path), cwd=doctor.directory, transport="orjson") as url:
+        report = doctor(config)
+        assert (report.code, report.faults) == (Exit.OK, []), report.out
+        assert f"port {PREFILL}: runs already at " in "\n".join(report.of("ok"))
+        assert f"port orchestrator: runs already at {url}" in report.of("ok")
+        assert "ready orchestrator: can serve every model" in report.of("ok")
+        assert report.err == ""  # nothing was started
+        assert httpx.get(f"{url}/ready").status_code == 200
 
 
 @pytest.mark.processes

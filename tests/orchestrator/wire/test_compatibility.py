@@ -49,7 +49,13 @@ def test_what_one_does_not_say_fits() -> None:
 
 
 def test_revisions_may_differ() -> None:
-    assert differences(info(revision="a", engine_version="1"), info(revision="b", engine_version="2")) == ()
+    assert differences(info(revision="a"), info(revision="b")) == ()
+
+
+def test_versions_of_engines_may_differ_where_pairs_are_kept_within_one() -> None:
+    one, other = info(engine_version="1"), info(engine_version="2")
+    assert [difference.field for difference in differences(one, other)] == ["engine_version"]
+    assert differences(one, other, within_revision=True) == ()
 
 
 def test_a_revision_has_the_models_and_the_engines_version() -> None:

@@ -88,12 +88,19 @@ def test_plain_workers_are_taken_as_they_are() -> None:
     assert join(registry, "prefill/1", announcement("json")) == "ready"  # of ours, but it says less
 
 
-def test_revisions_and_engine_versions_may_differ() -> None:
+def test_revisions_may_differ() -> None:
     registry = new()
     join(registry, "prefill/0", msgspec.structs.replace(A, revision="old"))
-    newer = msgspec.structs.replace(A, revision="new", engine_version="9")
-    assert join(registry, "decode/0", newer) == "ready"
-    assert [find(registry, name).revision for name in ("prefill/0", "decode/0")] == ["old@0", "new@9"]
+    assert join(registry, "decode/0", msgspec.structs.replace(A, revision="new")) == "ready"
+    assert [find(registry, name).revision for name in ("prefill/0", "decode/0")] == ["old@0", "new@0"]
+
+
+def test_versions_of_engines_may_differ_where_pairs_are_kept_within_one() -> None:
+    newer = msgspec.structs.replace(A, engine_version="9")
+    registry = new()
+    join(registry, "prefill/0", A)
+    assert join(registry, "decode/0", newer) == "unfit"
+    assert "routing.pair: same_revision" in (find(registry, "decode/0").last_error or "")
 
 
 def test_workers_that_serve_a_whole_path_keep_their_place() -> None:
