@@ -39,14 +39,14 @@ def check_transport(case: Case) -> Iterator[Finding]:
 
 def check_nixl(case: Case) -> Iterator[Finding]:
     """Check how long NIXL's thread sleeps in the workers that hand over."""
-    specs = [spec for spec in case.specs if _hands_over(case, spec)]
+    specs = _handing_over(case)
     for delay in dict.fromkeys(_environment(case, spec).get(NIXL_DELAY_ENV, "") for spec in specs):
         yield _delay(delay.strip())
 
 
-def _hands_over(case: Case, spec: ProcessSpec) -> bool:
-    names = {place.name for place in case.here("vllm")}
-    return spec.name in names and spec.role in ("prefill", "decode")
+def _handing_over(case: Case) -> list[ProcessSpec]:
+    names = {place.name for place in case.here("vllm") if place.role != "both"}
+    return [spec for spec in case.specs if spec.name in names]
 
 
 def _delay(given: str) -> Finding:
@@ -76,11 +76,10 @@ def judged_delay(subject: str, delay_us: int) -> Finding:
 
 def check_ucx(case: Case) -> Iterator[Finding]:
     """Check that the network devices which UCX is told to use are there."""
-    for spec in case.specs:
-        if _hands_over(case, spec):
-            env = _environment(case, spec)
-            yield from _devices(spec.name, env.get("UCX_NET_DEVICES", ""))
-            yield from _transports(spec.name, env.get("UCX_TLS", ""))
+    for spec in _handing_over(case):
+        env = _environment(case, spec)
+        yield from _devices(spec.name, env.get("UCX_NET_DEVICES", ""))
+        yield from _transports(spec.name, env.get("UCX_TLS", ""))
 
 
 def _devices(worker: str, given: str) -> Iterator[Finding]:
