@@ -24,27 +24,27 @@ from orchestrator.wire.info import WORKER_KEY_ENV
 _UNNAMED_GROUP = "vllm.endpoint_plugins"
 
 
-def look_around() -> Surroundings:
-    """Look up what a plan asks for. Raises `PlanError`."""
+def look_around(environ: Mapping[str, str] = os.environ) -> Surroundings:
+    """Look up what a plan asks for, with this environment. Raises `PlanError`."""
     return Surroundings(
         python=sys.executable,
-        environ=_environ(),
+        environ=_environ(environ),
         vllm_plugins=tuple(sorted(set(_vllm_plugins()))),
         is_directory=os.path.isdir,
         is_here=is_here,
     )
 
 
-def _environ() -> Mapping[str, str]:
+def _environ(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Return the environment, the workers' key as it is sent. Raises `PlanError` if that can be no key, or a
     variable of ours says what it cannot.
     """
-    check_environment(os.environ)
+    check_environment(environ)
     try:
-        key = worker_key(os.environ)
+        key = worker_key(environ)
     except SettingError as error:
         raise PlanError(str(error)) from error
-    return os.environ if key is None else {**os.environ, WORKER_KEY_ENV: key}
+    return environ if key is None else {**environ, WORKER_KEY_ENV: key}
 
 
 def check_environment(environ: Mapping[str, str]) -> None:

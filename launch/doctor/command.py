@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -20,8 +21,12 @@ from launch.engines.base import PlanError
 from launch.exits import Exit
 from launch.plan import make_plan
 from launch.surroundings import look_around
+from orchestrator.config.checks import environment_fault
+from orchestrator.config.keys import worker_key
 from orchestrator.config.options import Config
 from orchestrator.config.printing import one_line
+from orchestrator.errors import SettingError
+from orchestrator.wire.info import TRANSPORT_ENV, WORKER_KEY_ENV
 
 
 def run(arguments: argparse.Namespace, config: Config) -> Exit:
@@ -53,8 +58,6 @@ class _Report:
 
 def _examine(arguments: argparse.Namespace, config: Config, report: _Report) -> None:
     case = _case(arguments, config, report.add)
-    if case is None:
-        return
     for finding in static_findings(case, installed_here()):
         report.add(finding)
     if not arguments.static:
@@ -62,14 +65,10 @@ def _examine(arguments: argparse.Namespace, config: Config, report: _Report) -> 
         asyncio.run(_visit(case, visit, report))
 
 
-def _case(arguments: argparse.Namespace, config: Config, add: Callable[[Finding], None]) -> Case | None:
-    """Return the case, without its plan if that cannot be carried out, and None if not even that is known."""
-    try:
-        around = look_around()
-        around = replace(around, is_here=cache(around.is_here))  # asked for each worker by many checks
-    except PlanError as error:
-        add(fail("plan", "this machine", str(error), "correct the environment"))
-        return None
+def _case(arguments: argparse.Namespace, config: Config, add: Callable[[Finding], None]) -> Case:
+    """Return the case, without its plan if that cannot be carried out."""
+    around = look_around(_sound_environment(os.environ, add))
+    around = replace(around, is_here=cache(around.is_here))  # asked for each worker by many checks
     case = Case(config, around, None)
     try:
         case = replace(case, plan=make_plan(config, arguments.config, arguments.overrides, around))
@@ -80,6 +79,21 @@ def _case(arguments: argparse.Namespace, config: Config, add: Callable[[Finding]
             )
         )
     return replace(case, running=running(case.plan))
+
+
+def _sound_environment(environ: Mapping[str, str], add: Callable[[Finding], None]) -> Mapping[str, str]:
+    """Return the environment without what is wrong in it, which is told."""
+    sound = dict(environ)
+    while (fault := environment_fault(sound)) is not None:
+        name, why = fault
+        del sound[name]
+        add(fail("transport" if name == TRANSPORT_ENV else "nixl", name, why, "correct it, or unset it"))
+    try:
+        worker_key(sound)
+    except SettingError as error:
+        del sound[WORKER_KEY_ENV]
+        add(fail("key", WORKER_KEY_ENV, str(error), "correct it: workers and orchestrator need the same"))
+    return sound
 
 
 async def _visit(case: Case, visit: Visit, report: _Report) -> None:

@@ -50,7 +50,7 @@ async def live_findings(case: Case, before: Sequence[Finding], visit: Visit) -> 
                 yield finding
         elif wanted:
             yield _not_started(wanted)
-        client = await stack.enter_async_context(Client(worker_key(os.environ), visit.timeout_s))
+        client = await stack.enter_async_context(Client(worker_key(case.around.environ), visit.timeout_s))
         async for finding in _examined(case, client, absent):
             yield finding
         if case.plan is not None and case.plan.orchestrator.name in case.running:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import get_args
 
 import httpx
 import msgspec
@@ -14,7 +15,7 @@ from launch.doctor.findings import Finding, fail, ok, warn
 from launch.doctor.settings import judged_delay
 from launch.doctor.software import judged_version
 from launch.plan import Plan
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV, WorkerInfo
+from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV, Encoding, WorkerInfo
 from orchestrator.workers.troubles import OTHER_MODEL, Trouble, answered, trouble_of
 
 CLOCK_S = 1.0  # clocks may differ by so much
@@ -145,7 +146,7 @@ def _role(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
 
 def _transport(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
     wanted = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
-    if wanted not in info.decodes:
+    if wanted in get_args(Encoding) and wanted not in info.decodes:  # another value was told before
         found = f"does not decode {wanted!r} and is sent plain JSON"
         yield warn("transport", patient.name, found, f"set {TRANSPORT_ENV} the same on both sides")
 
