@@ -15,6 +15,7 @@ from typing import Final
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import CODECS, JSON, Codec
+from orchestrator.wire.compatibility import revision_of
 from orchestrator.wire.info import TokenIdsForm, WorkerInfo
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
@@ -143,6 +144,7 @@ class Worker(ABC):
         self.info = info
         self.max_model_len = max_model_len
         self.kv_tokens = None if info is None else info.kv_tokens
+        self.revision = revision_of(info)
         self.lease_s = None if info is None else info.kv_lease_s
         self.zone = self.address.zone or (None if info is None else info.zone)
         if self.distrusted_epoch == self.epoch:

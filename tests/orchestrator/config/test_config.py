@@ -53,8 +53,8 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         f"{GOOD}routing: {{zzz: 1}}",
         [
             "c.yaml:5:11: unknown key 'zzz' "
-            "(known keys: prefill, decode, pair, disaggregate, tokenize_once, failover, kv_lease_s, "
-            "handoff_stall_s, kv_missing)"
+            "(known keys: prefill, decode, pair, disaggregate, misfits, tokenize_once, failover, "
+            "kv_lease_s, handoff_stall_s, kv_missing)"
         ],
     ),
     "unknown key in a pool": (
