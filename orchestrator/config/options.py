@@ -642,7 +642,7 @@ class RoutingConfig(Model):
     @property
     def keeps_revisions(self) -> bool:
         """Say whether the workers of a pair must be of one revision."""
-        return getattr(self, "pair", "any") == "same_revision"
+        return self.pair == "same_revision"
 
 
 class HealthConfig(Model):

@@ -67,7 +67,7 @@ class Planner:
         before, self.routing = self.routing, routing
         self.disaggregates = routing.disaggregate != "never"
         self.is_strict = routing.disaggregate == "strict"
-        self.keeps_revisions = routing.pair == "same_revision"
+        self.keeps_revisions = routing.keeps_revisions
         has_new_prefill = before is None or routing.prefill != before.prefill
         if has_new_prefill:
             self.prefill = self._made(routing.prefill, "prefill")
