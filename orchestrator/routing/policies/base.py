@@ -131,15 +131,22 @@ class End(IntEnum):
 class Outcome:
     """An outcome is the end of a leg, and what it has taught. A number that nobody knows is None."""
 
-    __slots__ = ("cached_tokens", "end", "moment")
+    __slots__ = ("cached_tokens", "end", "moment", "prompt_tokens")
 
-    def __init__(self, end: End, moment: float, cached_tokens: int | None = None) -> None:
-        """`moment` is of `Context.time`. `cached_tokens` are those of the prompt that a prefill worker found
-        in its cache.
+    def __init__(
+        self,
+        end: End,
+        moment: float,
+        cached_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+    ) -> None:
+        """`moment` is of `Context.time`. `cached_tokens` are those of the `prompt_tokens` that a prefill worker
+        found in its cache.
         """
         self.end = end
         self.moment = moment
         self.cached_tokens = cached_tokens
+        self.prompt_tokens = prompt_tokens
 
     def prompt_ids(self) -> Sequence[int] | None:
         """Return the prompt's token ids as a prefill worker made them, if it told; they are decoded anew by

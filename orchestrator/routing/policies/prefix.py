@@ -25,6 +25,7 @@ from orchestrator.routing.policies.base import (
     PolicySpec,
     Request,
 )
+from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.routing.policies.prefix_index import (
     FINE,
     MOST_BYTES,
@@ -86,15 +87,17 @@ class Load:
         "legs",
         "mark",
         "name",
+        "prediction",
         "price",
         "rate",
         "seen",
         "stamp",
     )
 
-    def __init__(self, name: str, holder: Holder, rate: float) -> None:
+    def __init__(self, name: str, holder: Holder, rate: float, prediction: Prediction) -> None:
         self.name = name
         self.holder = holder
+        self.prediction = prediction
         self.epoch = -1
         self.legs: list[PrefixChoice] = []  # in the order in which they were sent
         self.expected_s = 0.0  # of all of them together, at a rate of 1
@@ -191,26 +194,34 @@ class PrefixChoice(Choice[Any]):
         "draws",
         "evict_s",
         "expected_s",
+        "expects",
         "load",
         "matched",
         "others_s",
+        "per_byte",
         "ties",
         "tokens",
         "wait_s",
     )
 
-    def __init__(self, worker: Any, policy: Policy, now: float, tokens: float, delayed: float) -> None:
-        """`delayed` is how often each second of work counts: once, and once for each leg behind it."""
+    def __init__(
+        self, worker: Any, policy: Policy, now: float, tokens: float, per_byte: float, delayed: float
+    ) -> None:
+        """The prompt has so many `tokens`, and so many `per_byte`. `delayed` is how often each second of work
+        counts: once, and once for each leg behind it.
+        """
         self.worker = worker
         self.policy = policy
         self.began = now
         self.tokens = tokens
+        self.per_byte = per_byte
         self.delayed = delayed
         self.load: Load | None = None
         self.cost = 0.0
         self.wait_s = 0.0
         self.evict_s = 0.0
-        self.matched = 0.0  # tokens of the prompt that should be in the worker's cache
+        self.expects = 0.0  # tokens of the prompt that should be in the worker's cache
+        self.matched = 0.0  # tokens of these that are reckoned with
         self.others_s = 0.0  # expected of legs of other processes, at a rate of 1
         self.expected_s = 0.0  # of its own leg, at a rate of 1
         self.ties = 1
@@ -221,8 +232,13 @@ class PrefixChoice(Choice[Any]):
         return (
             f"It costs the least, {self.cost:.3f} s: {self.wait_s:.3f} for legs under way, {own_s:.3f} for "
             f"{self.tokens - self.matched:.0f} of {self.tokens:.0f} tokens that are new there, "
-            f"{self.evict_s:.3f} for what they evict."
+            f"{self.evict_s:.3f} for what they evict.{self._distrusted()}"
         )
+
+    def _distrusted(self) -> str:
+        if self.load is None or self.load.prediction.is_trusted:
+            return ""
+        return " What should be in its cache does not count, as too much of it was not there of late."
 
 
 class Levels:
@@ -254,6 +270,8 @@ class Prefix(Policy):
         kept: float,
         kv_tokens: int,
         memory_mb: int,
+        drift: float,
+        drift_s: float,
     ) -> None:
         self._time = context.time
         self._random = context.random
@@ -265,6 +283,8 @@ class Prefix(Policy):
         self._eviction_age_s = eviction_age_s
         self._kept = kept
         self._kv_tokens = kv_tokens
+        self._drift = drift
+        self._drift_s = drift_s
         self._index = PrefixIndex(memory_mb * 1_000_000)
         self._loads: dict[str, Load] = {}
         self._by_slot: dict[int, Load] = {}  # as the index numbers them
@@ -316,7 +336,7 @@ class Prefix(Policy):
         flights = [candidates[index - count].in_flight for index in range(first, last)]
         queued = sum(flights) / len(flights)
         delayed = 1.0 + (queued if queued < MOST_QUEUED else MOST_QUEUED)
-        search = PrefixChoice(candidates[0], self, self._time(), tokens, delayed)
+        search = PrefixChoice(candidates[0], self, self._time(), tokens, per_byte, delayed)
         spared_s = 0.0
         levels: Levels | None = None
         if found is not None and found.steps:
@@ -361,8 +381,8 @@ class Prefix(Policy):
                 bit = left & -left
                 left ^= bit
                 load = self._by_slot[bit.bit_length() - 1]
-                if load.stamp != self._stamp:
-                    continue  # it is no candidate
+                if load.stamp != self._stamp or not load.prediction.is_trusted:
+                    continue  # it is no candidate, or one like those that have nothing of it
                 if looked_at == MOST_FOUND:
                     return False
                 looked_at += 1
@@ -371,9 +391,7 @@ class Prefix(Policy):
 
     def _try_holder(self, search: PrefixChoice, candidates: Sequence[C], levels: Levels, load: Load) -> None:
         """Look at one that may have some of the prompt."""
-        level = len(levels.holders) - 1
-        while level >= 0 and not levels.holders[level] & load.holder.bit:
-            level -= 1
+        level = _level_of(levels, load) if load.prediction.is_trusted else -1
         self._try_at(search, candidates, levels, level, load)
 
     def _try_at(
@@ -401,7 +419,9 @@ class Prefix(Policy):
             wait_s += others_s * load.price
         evict_s = 0.0
         new = search.tokens - cached
-        if load.holder.size + new * BYTES_PER_TOKEN > load.holder.capacity and load.holder.runs:
+        holder = load.holder
+        is_full = holder.size + new * BYTES_PER_TOKEN > holder.capacity
+        if is_full and holder.runs and load.prediction.is_trusted:
             evict_s = self._evicted_s(load, new, search.began)
         cost = wait_s + search.delayed * load.price * own_s + evict_s
         if search.load is not None:
@@ -441,6 +461,9 @@ class Prefix(Policy):
         if worker.epoch != load.epoch:
             self._note_return(load, worker.epoch)
             return False
+        choice.expects = choice.matched
+        if not load.prediction.is_trusted and found is not None and found.steps:
+            choice.expects = self._expected(load, found, len(candidates), choice)
         choice.expected_s = seconds(choice.tokens, choice.matched)
         load.add(choice, choice.began)
         self._mean_s += (choice.expected_s - self._mean_s) * (NEWEST if self._mean_s else 1.0)
@@ -449,6 +472,12 @@ class Prefix(Policy):
         if self._share is not None:
             self._share(_note(load, choice.expected_s, b"" if found is None else found.hashes))
         return True
+
+    def _expected(self, load: Load, found: Found, count: int, choice: PrefixChoice) -> float:
+        """Return how many tokens of the prompt should be in the cache of a worker that is not trusted."""
+        levels = self._levels(found, count, choice.per_byte)
+        level = _level_of(levels, load)
+        return min(levels.tokens[level], max(choice.tokens - 1.0, 0.0)) if level >= 0 else 0.0
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -473,7 +502,7 @@ class Prefix(Policy):
 
     def _new_load(self, name: str) -> Load:
         holder = self._index.holder(self._capacity(self._kv_tokens))
-        load = Load(name, holder, self._scale)
+        load = Load(name, holder, self._scale, Prediction(self._drift, self._drift_s))
         self._loads[name] = self._by_slot[holder.slot] = load
         return load
 
@@ -504,11 +533,14 @@ class Prefix(Policy):
         load = choice.load
         if load is None or choice not in load.legs:
             return  # it was sent to the worker as it was before
-        if self._learns_rates and outcome.end is _ANSWERED and choice.others_s == 0.0:
-            began = choice.began if choice.began > load.began else load.began
-            cached = outcome.cached_tokens
-            known = choice.matched if cached is None else min(float(cached), choice.tokens)
-            self._learn(load, (outcome.moment - began) / seconds(choice.tokens, known))
+        if outcome.end is _ANSWERED:
+            if outcome.cached_tokens is not None:
+                _note_prediction(load, choice, outcome)
+            if self._learns_rates and choice.others_s == 0.0:
+                began = choice.began if choice.began > load.began else load.began
+                cached = outcome.cached_tokens
+                known = choice.matched if cached is None else min(float(cached), choice.tokens)
+                self._learn(load, (outcome.moment - began) / seconds(choice.tokens, known))
         load.drop(choice, outcome.moment)
         load.settle()
 
@@ -543,6 +575,25 @@ class Prefix(Policy):
         if load is not None and load.epoch == epoch and len(hashes) % WIDTH == 0:
             load.hear(expected_ms / 1000)
             self._index.record(load.holder, self._index.find(hashes), self._time())
+
+
+def _level_of(levels: Levels, load: Load) -> int:
+    """Return up to which level a worker has the prompt; -1 if it has nothing of it."""
+    level = len(levels.holders) - 1
+    while level >= 0 and not levels.holders[level] & load.holder.bit:
+        level -= 1
+    return level
+
+
+def _note_prediction(load: Load, choice: PrefixChoice, outcome: Outcome) -> None:
+    """Compare what was expected in the cache with what was there, in tokens as the worker counts them."""
+    counted = outcome.prompt_tokens
+    cached = outcome.cached_tokens or 0
+    tokens = choice.tokens if counted is None else float(counted)
+    expects = choice.expects
+    if choice.tokens > 0.0:
+        expects *= tokens / choice.tokens
+    load.prediction.note(tokens, expects, float(cached), outcome.moment)
 
 
 # What other processes are told of a choice: the worker's epoch, the milliseconds that the leg is expected to
@@ -601,6 +652,20 @@ SPEC: Final = PolicySpec(
             256,
             "The index takes at most so much memory, in each process; what is oldest is forgotten first.",
             least=1,
+        ),
+        Argument(
+            "drift",
+            0.5,
+            "If more than this share of the tokens that should have been in a worker's cache was not there, "
+            "its cache does not count until expectations are right again.",
+            least=0.01,
+            most=1,
+        ),
+        Argument(
+            "drift_s",
+            10.0,
+            "That is decided when it has been so for this many seconds.",
+            least=0,
         ),
     ],
 )
