@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.config.addresses import WorkerAddress, WorkerPlace
+from orchestrator.config.addresses import WorkerAddress, WorkerPlace, is_loopback
 from orchestrator.config.options import PoolConfig
+
+# From a worker's own port to those of its KV events, where other machines are to reach them.
+KV_EVENTS_OFFSET = 2000
+KV_REPLAY_OFFSET = 3000
 
 
 class PlanError(Exception):
@@ -36,6 +40,17 @@ class Worker:
     address: WorkerAddress
     gpus: tuple[int, ...]  # counted among those that the inherited environment shows; empty without GPUs
     around: Surroundings
+    publishes_kv_events: bool = False  # routing goes by them
+
+    @property
+    def kv_events(self) -> tuple[str, str]:
+        """Return the ZeroMQ endpoints that it publishes its KV events at, and repeats them at: names that
+        nobody outside this machine reaches, if nobody reaches the worker itself there.
+        """
+        port = self.address.port
+        if is_loopback(self.address.host):
+            return f"ipc://@baton-kv-events-{port}", f"ipc://@baton-kv-events-{port}-again"
+        return f"tcp://*:{port + KV_EVENTS_OFFSET}", f"tcp://*:{port + KV_REPLAY_OFFSET}"
 
     @property
     def user_args(self) -> list[str]:

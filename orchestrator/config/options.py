@@ -596,6 +596,10 @@ class RoutingConfig(Model):
         "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
     )
 
+    def hears_caches(self, role: Role) -> bool:
+        """Tell whether workers of a role are to publish their KV events."""
+        return (self.prefill if role == "prefill" else self.decode).hears_caches
+
 
 class HealthConfig(Model):
     """Health says when a worker is taken out of service, and how it comes back."""

@@ -11,7 +11,8 @@ from orchestrator.config.options import RoutingConfig
 from orchestrator.config.policies import PolicyConfig
 from orchestrator.errors import Unavailable
 from orchestrator.routing.policies import POLICIES
-from orchestrator.routing.policies.base import Choice, Context, End, Outcome, Policy, Request
+from orchestrator.routing.policies.base import CacheEvent, Choice, Context, End, Outcome, Policy, Request
+from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.wire.info import Role
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.worker import Worker
@@ -97,7 +98,10 @@ class Planner:
         self._random = random
         self._time = time
         self._share = share
-        self._routing: RoutingConfig | None = None
+        self._routing = routing
+        self._prefill = self._made(routing.prefill, "prefill")
+        self._decode = self._made(routing.decode, "decode")
+        self._whole = self._made(routing.decode, "both")
         self.reconfigure(routing)
 
     def reconfigure(self, routing: RoutingConfig) -> None:
@@ -105,9 +109,9 @@ class Planner:
         before, self._routing = self._routing, routing
         self._disaggregates = routing.disaggregate != "never"
         self._is_strict = routing.disaggregate == "strict"
-        if before is None or routing.prefill != before.prefill:
+        if routing.prefill != before.prefill:
             self._prefill = self._made(routing.prefill, "prefill")
-        if before is None or routing.decode != before.decode:
+        if routing.decode != before.decode:
             self._decode = self._made(routing.decode, "decode")
             self._whole = self._made(routing.decode, "both")
 
@@ -120,6 +124,18 @@ class Planner:
         """Let the policy for a role hear what the same one of another process has shared."""
         policies = {"prefill": self._prefill, "decode": self._decode, "both": self._whole}
         policies[role].hear(note)
+
+    def hearer(self, role: Role) -> Callable[[str, CacheEvent], None] | None:
+        """Return what is to be told of the caches of workers of a role; None if the policy goes by none."""
+        if not self._routing.hears_caches(role):
+            return None
+        return self._prefill.note_cache if role == "prefill" else self._whole.note_cache
+
+    def prediction(self, role: Role, worker: str) -> Prediction | None:
+        """Return how right the policies were of late about the cache of a worker of a role."""
+        if role == "prefill":
+            return self._prefill.prediction(worker)
+        return self._whole.prediction(worker)
 
     def plan(
         self, request: Request, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()

@@ -135,7 +135,8 @@ class PrefillUsage(AnswerUsage):
         """Return how many tokens the prompt has; Messages does not count cached ones among its input."""
         if self.prompt_tokens is not None or self.input_tokens is None:
             return self.prompt_tokens
-        return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+        cached = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+        return self.input_tokens + cached
 
 
 class AnswerWithUsage(msgspec.Struct):

@@ -54,7 +54,7 @@ class Prediction:
         self._backoff = 1
 
     def note(self, tokens: float, expected: float, cached: float, now: float) -> None:
-        """Note a leg: of so many tokens of its prompt so many were expected in the cache, and so many were."""
+        """Note a leg: of so many tokens so many were expected in the cache, and so many were there."""
         kept = 1.0 - NEWEST
         wrong = expected - cached
         self.prompts = self.prompts * kept + tokens

@@ -76,6 +76,7 @@ class Load:
     """This is a worker as the policy knows it: its legs, its speed, and what its cache should hold."""
 
     __slots__ = (
+        "announced",
         "began",
         "epoch",
         "expected_s",
@@ -98,6 +99,7 @@ class Load:
         self.name = name
         self.holder = holder
         self.prediction = prediction
+        self.announced = holder.capacity  # bytes of prompt that fit, by what it says
         self.epoch = -1
         self.legs: list[PrefixChoice] = []  # in the order in which they were sent
         self.expected_s = 0.0  # of all of them together, at a rate of 1
@@ -195,10 +197,12 @@ class PrefixChoice(Choice[Any]):
         "evict_s",
         "expected_s",
         "expects",
+        "hashes",
         "load",
         "matched",
         "others_s",
         "per_byte",
+        "salt",
         "ties",
         "tokens",
         "wait_s",
@@ -226,6 +230,8 @@ class PrefixChoice(Choice[Any]):
         self.expected_s = 0.0  # of its own leg, at a rate of 1
         self.ties = 1
         self.draws = True  # equals are drawn; else the first one stays
+        self.hashes = b""  # of the prompt's steps
+        self.salt = b""  # for a policy that tells prompts with equal tokens apart
 
     def __str__(self) -> str:
         own_s = self.cost - self.wait_s - self.evict_s
@@ -285,7 +291,7 @@ class Prefix(Policy):
         self._kv_tokens = kv_tokens
         self._drift = drift
         self._drift_s = drift_s
-        self._index = PrefixIndex(memory_mb * 1_000_000)
+        self._index = PrefixIndex(self._index_bytes(memory_mb * 1_000_000))
         self._loads: dict[str, Load] = {}
         self._by_slot: dict[int, Load] = {}  # as the index numbers them
         self._candidates: Sequence[Any] | None = None  # those of the last choice, if they cannot change
@@ -296,6 +302,10 @@ class Prefix(Policy):
         self._mean_s = 0.0  # expected, per leg
         self._scale = 1.0  # the median rate
         self._ends = 0
+
+    def _index_bytes(self, memory: int) -> int:
+        """Return what of the memory that the policy may take is the index's."""
+        return memory
 
     # --- choosing -------------------------------------------------------------------------------
 
@@ -361,14 +371,16 @@ class Prefix(Policy):
         levels = Levels()
         share = self._fan_out / count
         before = 0.0
+        holders = -1  # of all that is before as well
         for run in found.runs:
             tokens = bytes_of(run.end) * per_byte
-            levels.add(run.holders, tokens, tokens - before, share * run.fan_out)
+            holders &= run.holders
+            levels.add(holders, tokens, tokens - before, share * run.fan_out)
             before = tokens
         partial = found.partial
         if partial is not None:
             tokens = bytes_of(found.steps) * per_byte
-            levels.add(partial.holders, tokens, tokens - before, share * partial.fan_out)
+            levels.add(holders & partial.holders, tokens, tokens - before, share * partial.fan_out)
         return levels
 
     def _search_holders(self, search: PrefixChoice, candidates: Sequence[C], levels: Levels) -> bool:
@@ -420,7 +432,7 @@ class Prefix(Policy):
         evict_s = 0.0
         new = search.tokens - cached
         holder = load.holder
-        is_full = holder.size + new * BYTES_PER_TOKEN > holder.capacity
+        is_full = holder.size + new * BYTES_PER_TOKEN > holder.full_at
         if is_full and holder.runs and load.prediction.is_trusted:
             evict_s = self._evicted_s(load, new, search.began)
         cost = wait_s + search.delayed * load.price * own_s + evict_s
@@ -468,6 +480,7 @@ class Prefix(Policy):
         load.add(choice, choice.began)
         self._mean_s += (choice.expected_s - self._mean_s) * (NEWEST if self._mean_s else 1.0)
         if found is not None:
+            choice.hashes = found.hashes
             self._index.record(load.holder, found, choice.began)
         if self._share is not None:
             self._share(_note(load, choice.expected_s, b"" if found is None else found.hashes))
@@ -495,7 +508,8 @@ class Prefix(Policy):
                 self._note_return(load, candidate.epoch)
             load.stamp = self._stamp
             load.index = index
-            load.holder.capacity = self._capacity(candidate.kv_tokens or self._kv_tokens)
+            load.announced = self._capacity(candidate.kv_tokens or self._kv_tokens)
+            self._set_capacity(load)
             self._present.append(load)
         if len(self._loads) > 2 * len(candidates) + SPARE:
             self._forget_absent()
@@ -505,6 +519,10 @@ class Prefix(Policy):
         load = Load(name, holder, self._scale, Prediction(self._drift, self._drift_s))
         self._loads[name] = self._by_slot[holder.slot] = load
         return load
+
+    def _set_capacity(self, load: Load) -> None:
+        """Have so much remembered of a worker as fits into its cache."""
+        load.holder.capacity = load.holder.full_at = load.announced
 
     def _capacity(self, kv_tokens: int) -> int:
         """Return how many bytes of prompt are remembered of a worker with so large a KV cache."""
@@ -524,6 +542,10 @@ class Prefix(Policy):
                 self._index.remove(load.holder)
                 del self._loads[name]
                 del self._by_slot[load.holder.slot]
+
+    def prediction(self, worker: str) -> Prediction | None:
+        load = self._loads.get(worker)
+        return None if load is None else load.prediction
 
     # --- learning -------------------------------------------------------------------------------
 
@@ -608,64 +630,66 @@ def _note(load: Load, expected_s: float, hashes: bytes) -> bytes:
     return HEAD.pack(load.epoch, expected_ms, len(name)) + name + hashes[:MOST_SHARED]
 
 
+ARGUMENTS: Final = [
+    Argument(
+        "fan_out",
+        3.0,
+        "Tokens that many different prompts go on from cost less to compute once more, the more the "
+        "larger this is.",
+        least=0,
+    ),
+    Argument(
+        "eviction",
+        3.0,
+        "A token that is evicted just after it was used costs so many times what a new one does.",
+        least=0,
+    ),
+    Argument(
+        "eviction_age_s",
+        300.0,
+        "That cost is about a third for what was not used for this many seconds.",
+        least=1,
+    ),
+    Argument(
+        "kept",
+        1.0,
+        "So many times the tokens that fit into a worker's KV cache are remembered of it; too few cost "
+        "more than too many.",
+        least=0.01,
+        most=100,
+    ),
+    Argument(
+        "kv_tokens",
+        1_000_000,
+        "So many tokens fit into the KV cache of a worker that does not say how many.",
+        least=1,
+    ),
+    Argument(
+        "memory_mb",
+        256,
+        "The index takes at most so much memory, in each process; what is oldest is forgotten first.",
+        least=1,
+    ),
+    Argument(
+        "drift",
+        0.5,
+        "If more than this share of the tokens that should have been in a worker's cache was not there, "
+        "its cache does not count until expectations are right again.",
+        least=0.01,
+        most=1,
+    ),
+    Argument(
+        "drift_s",
+        10.0,
+        "That is decided when it has been so for this many seconds.",
+        least=0,
+    ),
+]
+
 SPEC: Final = PolicySpec(
     "prefix",
     Prefix,
     "The worker is chosen at which a prompt costs the least time, its own and that of others, by what should "
     "be in its cache and what it has to do; equals take turns.",
-    [
-        Argument(
-            "fan_out",
-            3.0,
-            "Tokens that many different prompts go on from cost less to compute once more, the more the "
-            "larger this is.",
-            least=0,
-        ),
-        Argument(
-            "eviction",
-            3.0,
-            "A token that is evicted just after it was used costs so many times what a new one does.",
-            least=0,
-        ),
-        Argument(
-            "eviction_age_s",
-            300.0,
-            "That cost is about a third for what was not used for this many seconds.",
-            least=1,
-        ),
-        Argument(
-            "kept",
-            1.0,
-            "So many times the tokens that fit into a worker's KV cache are remembered of it; too few cost "
-            "more than too many.",
-            least=0.01,
-            most=100,
-        ),
-        Argument(
-            "kv_tokens",
-            1_000_000,
-            "So many tokens fit into the KV cache of a worker that does not say how many.",
-            least=1,
-        ),
-        Argument(
-            "memory_mb",
-            256,
-            "The index takes at most so much memory, in each process; what is oldest is forgotten first.",
-            least=1,
-        ),
-        Argument(
-            "drift",
-            0.5,
-            "If more than this share of the tokens that should have been in a worker's cache was not there, "
-            "its cache does not count until expectations are right again.",
-            least=0.01,
-            most=1,
-        ),
-        Argument(
-            "drift_s",
-            10.0,
-            "That is decided when it has been so for this many seconds.",
-            least=0,
-        ),
-    ],
+    ARGUMENTS,
 )
