@@ -96,7 +96,7 @@ def _kv_events(engine: Any, config: Any) -> KvEventsInfo | None:
     """Return where the engine publishes its KV events; None if it does not, or if several ranks do, each of
     them for a cache of its own.
     """
-    sources = getattr(engine, "get_kv_event_sources", dict)()
+    sources: dict[int, Any] = getattr(engine, "get_kv_event_sources", dict)()
     sources = sources or {0: getattr(config, "kv_events_config", None)}
     found = next(iter(sources.values()))
     if len(sources) > 1 or found is None or not found.enable_kv_cache_events or found.publisher != "zmq":
