@@ -15,13 +15,13 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.processes
 
-DECODE = "decode"
+PACE = ["--prefill-us-per-token", "20"]  # so that workers differ little in what they seem to be worth
 
 
 @contextlib.contextmanager
 def workers(*options: list[str]) -> Iterator[list[SimWorker]]:
     """Prefill workers with these options, and a decode worker; ready."""
-    made = [*(SimWorker("prefill", each) for each in options), SimWorker(DECODE, [])]
+    made = [*(SimWorker("prefill", [*PACE, *each]) for each in options), SimWorker("decode", [])]
     try:
         for worker in made:
             worker.wait_ready()
@@ -32,9 +32,12 @@ def workers(*options: list[str]) -> Iterator[list[SimWorker]]:
 
 
 def talk(client: httpx.Client, chat: int, turn: int) -> int:
-    """Ask the turn of a conversation; return how many tokens of it were cached."""
+    """Ask the turn of a conversation, which begins with a long text; return how many tokens were cached."""
     messages = [
-        {"role": "user" if each % 2 == 0 else "assistant", "content": f"chat {chat} part {each} " * 600}
+        {
+            "role": "user" if each % 2 == 0 else "assistant",
+            "content": f"chat {chat} part {each} " * (60 if each else 600),
+        }
         for each in range(2 * turn + 1)
     ]
     body = {"model": MODEL, "messages": messages, "max_tokens": 1}
