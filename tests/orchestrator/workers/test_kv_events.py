@@ -267,7 +267,7 @@ class Site:
 
     async def wait(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  # feeds tell nobody
                 await asyncio.sleep(0.005)
 
     def stored(self) -> int:
