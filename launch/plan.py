@@ -125,7 +125,7 @@ def _orchestrator(
 def _worker(worker: Worker) -> ProcessSpec:
     address, around = worker.address, worker.around
     command = ENGINES[worker.place.pool.engine].command(worker)
-    ports = (address.port, address.side_channel_port)
+    ports = (address.port, address.side_channel_port, *worker.kv_event_ports)
     return ProcessSpec(
         name=address.name,
         role=address.role,

@@ -73,12 +73,13 @@ class Place:
 class Engine:
     """A worker's cache as its events tell it."""
 
-    __slots__ = ("block_size", "gone", "is_exact", "is_full", "names")
+    __slots__ = ("block_size", "gone", "is_cut", "is_exact", "is_full", "names")
 
     def __init__(self) -> None:
         self.block_size = 0  # tokens; 0 if no block was stored yet
         self.names: dict[Any, int] = {}  # of the blocks that are there, by the engine's hashes; oldest first
         self.gone: dict[int, None] = {}  # names of blocks that were removed and that no prompt had
+        self.is_cut = False  # there are more blocks than may be known
         self.is_exact = False
         self.is_full = False  # something was removed from it
 
@@ -219,6 +220,7 @@ class KvEvents(Prefix):
             self._index.restore(load.holder, back.hashes[: back.has * WIDTH], self._time())
         most = max(self._most_blocks // len(self._engines), LEAST_BLOCKS)
         while len(names) > most:
+            engine.is_cut = True
             del names[next(iter(names))]
 
     def _note_removed(self, engine: Engine, load: Load | None, event: Removed) -> None:
@@ -242,7 +244,7 @@ class KvEvents(Prefix):
     def _note_cleared(self, engine: Engine, load: Load | None) -> None:
         engine.names = {}
         engine.gone = {}
-        engine.is_full = False
+        engine.is_cut = engine.is_full = False
         if load is not None:
             self._index.clear(load.holder)
 
@@ -255,7 +257,7 @@ class KvEvents(Prefix):
         holder = load.holder
         holder.capacity = holder.full_at = load.announced
         engine = self._engines.get(load.name)
-        if engine is not None and engine.is_exact and engine.block_size:
+        if engine is not None and engine.is_exact and engine.block_size and not engine.is_cut:
             fits = len(engine.names) * engine.block_size * BYTES_PER_TOKEN
             holder.capacity = SLACK * fits if engine.is_full else UNBOUNDED
             holder.full_at = 0 if engine.is_full else UNBOUNDED

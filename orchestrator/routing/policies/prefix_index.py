@@ -281,16 +281,18 @@ class PrefixIndex:
             self._shorten(holder, run, kept)
 
     def _shorten(self, holder: Holder, run: Run, kept: int) -> None:
-        """Shorten a run to at most so many bytes of prompt; a step is left in any case."""
-        before, last = run.size(), run.begin + 1
-        while run.end > last and run.size() > kept:
-            run.end -= 1
-        if run.size() > kept:
+        """Shorten a run to at most so many bytes of prompt; if not even a step is left, it is dropped."""
+        most = bytes_of(run.begin) + kept
+        end = run.end
+        while end > run.begin and bytes_of(end) > most:
+            end -= 1
+        if end == run.begin:
             self._drop(holder, run)
             return
-        holder.size -= before - run.size()
-        self.memory -= len(run.hashes) - (run.end - run.begin) * WIDTH
-        run.hashes = run.hashes[: (run.end - run.begin) * WIDTH]
+        holder.size -= bytes_of(run.end) - bytes_of(end)
+        self.memory -= (run.end - end) * WIDTH
+        run.end = end
+        run.hashes = run.hashes[: (end - run.begin) * WIDTH]
         run.is_end = False
 
     def _drop(self, holder: Holder, run: Run) -> None:
