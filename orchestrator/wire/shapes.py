@@ -133,7 +133,7 @@ class PrefillUsage(AnswerUsage):
 
     def all_prompt_tokens(self) -> int | None:
         """Return how many tokens the prompt has; Messages does not count cached ones among its input."""
-        if self.prompt_tokens is not None or self.input_tokens is None:
+        if self.input_tokens is None:
             return self.prompt_tokens
         cached = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
         return self.input_tokens + cached

@@ -118,7 +118,8 @@ def _note_usage(handoff: Handoff, usage: Raw) -> None:
     except msgspec.DecodeError:  # null, or nothing that we know
         return
     handoff.prefill_created_tokens = decoded.created_tokens()
-    handoff.prompt_tokens = decoded.all_prompt_tokens()
+    tokens = decoded.prompt_tokens
+    handoff.prompt_tokens = decoded.all_prompt_tokens() if tokens is None else tokens
 
 
 def _require(params: dict[str, Raw]) -> None:
