@@ -256,7 +256,8 @@ class LimitsConfig(Model):
     request_timeout_s: Reloadable[Seconds] = Field(
         600.0,
         description="A request is answered 504 if after this many seconds its stream has not begun, or its "
-        "whole answer is not there. A client asks for less with the header x-request-timeout, in seconds.",
+        "whole answer is not there. A client asks for less with the header x-request-timeout, in seconds. "
+        "Deadlines are looked at four times a second: one may be noticed up to 0.25 s late.",
     )
     first_byte_timeout_s: Reloadable[Seconds] = Field(
         300.0,
@@ -378,11 +379,15 @@ class OrchestratorConfig(Model):
         None,
         ge=1,
         description="At most this many client connections are open in each process; for another one a "
-        "connection is closed on which no request is in progress, or else it is answered 503. Without it, "
-        "clients have half of the descriptors that the process may open, less 64.",
+        "connection is closed on which no request is in progress, or else it is answered 503, unless it asks "
+        "for /health, /ping or /ready. Without it, clients have half of the descriptors that the process may "
+        "open, less 64.",
     )
     limit_concurrency: int | None = Field(
-        None, ge=1, description="New requests are answered 503 while this many are in progress."
+        None,
+        ge=1,
+        description="New requests are answered 503 while this many are in progress, except for /health, "
+        "/ping and /ready.",
     )
     limit_max_requests: int | None = Field(
         None,
@@ -571,6 +576,12 @@ class RoutingConfig(Model):
         description="A request goes to two workers (always, strict) or to one (never). While no prefill "
         "worker is left, always lets decode workers prefill, and strict answers 503.",
     )
+    misfits: Reloadable[Literal["refuse", "allow"]] = Field(
+        "refuse",
+        description="Prefill and decode workers of a model whose announcements say that they cannot hand KV "
+        "caches over to each other, for instance for another dtype or block size, are kept out of service "
+        "(refuse) or taken all the same (allow).",
+    )
     tokenize_once: Reloadable[bool] = Field(
         True,
         description="Decode workers that announce it get the prompt's token ids, so that they need not "
@@ -599,6 +610,11 @@ class RoutingConfig(Model):
     def hears_caches(self, role: Role) -> bool:
         """Tell whether workers of a role are to publish their KV events."""
         return (self.prefill if role == "prefill" else self.decode).hears_caches
+
+    @property
+    def keeps_revisions(self) -> bool:
+        """Say whether the workers of a pair must be of one revision."""
+        return getattr(self, "pair", "any") == "same_revision"
 
 
 class HealthConfig(Model):

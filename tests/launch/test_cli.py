@@ -95,6 +95,31 @@ def test_check(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("config")
+@pytest.mark.parametrize("command", ["check", "plan"])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("BATON_TRANSPORT", "smoke", "must be one of json, orjson, msgpack, not 'smoke'"),
+        ("BATON_NIXL_PROGRESS_DELAY_US", "1ms", "must be a number from 0 to 1000000, not '1ms'"),
+        ("BATON_NIXL_PROGRESS_DELAY_US", "9999999", "must be a number from 0 to 1000000, not '9999999'"),
+    ],
+)
+def test_the_environment_is_looked_at(
+    command: str,
+    name: str,
+    value: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main([command, "c.yaml"]) == Exit.USAGE
+    assert f"{name} {says}" in capsys.readouterr().err
+    monkeypatch.setenv(name, "")
+    assert main([command, "c.yaml"]) == Exit.OK
+
+
+@pytest.mark.usefixtures("config")
 def test_a_dry_run_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "--dry-run", "c.yaml", "--set", "base_port=4000"]) == Exit.OK
     dry = capsys.readouterr().out
@@ -142,6 +167,34 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         main(arguments)
     assert caught.value.code == Exit.USAGE
     assert "usage: baton" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["chek", "c.yaml"], "check"),
+        (["docter", "c.yaml"], "doctor"),
+        (["doctor", "c.yaml", "--statik"], "--static"),
+        (["up", "c.yaml", "--dryrun"], "--dry-run"),
+        (["bench", "--profile=ful", "http://127.0.0.1:1"], "full"),
+    ],
+)
+def test_the_nearest_word_is_named(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == Exit.USAGE
+    assert capsys.readouterr().err.endswith(f", did you mean {meant!r}?\n")
+
+
+@pytest.mark.parametrize("arguments", [["xyzzy"], ["check", "c.yaml", "--zzz"]])
+def test_what_is_near_to_nothing_gets_no_hint(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "did you mean" not in capsys.readouterr().err
 
 
 def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

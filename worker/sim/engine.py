@@ -40,7 +40,7 @@ class Engine:
         self.running = 0
         self.sending = 0  # computed, and waiting for a decode worker to take the KV cache
         self.aborted = 0
-        # By x-request-id, or a number where there is none: ends the request, and it is answered.
+        # By the names of legs, or a number where there is none: ends the request, and it is answered.
         self.under_way: dict[str | int, Callable[[], None]] = {}
         self.begun: set[str | int] = set()  # those of them that have a token
         self.pulse = Pulse()
@@ -232,7 +232,8 @@ class Engine:
         self.metrics.prefix_hits.inc(run.cached_tokens)
         await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor)
         await self.pulse.wait()
-        run.digest = text.digest_of(run.prompt.tokens)
+        digest, weights = text.digest_of(run.prompt.tokens), self.settings.weights
+        run.digest = text.garbled(digest, weights) if weights else digest
 
     async def _send(self, run: Run, plan: Plan) -> None:
         """Push the KV cache if the hand-off is of that kind. Raises `KvLost`.

@@ -11,7 +11,7 @@ Policies are pure: they import nothing of the orchestrator and do no I/O; time a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from random import Random
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -186,6 +186,7 @@ class End(IntEnum):
     CANCELLED = 3  # the leg was not sent, or not waited for
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Outcome:
     """An outcome is the end of a leg, and what it has taught. A number that nobody knows is None."""
 
@@ -307,7 +308,7 @@ class Argument:
 class PolicySpec:
     """This is a policy as the config knows it."""
 
-    __slots__ = ("arguments", "description", "hears_caches", "make", "name")
+    __slots__ = ("arguments", "description", "fault", "hears_caches", "make", "name")
 
     def __init__(
         self,
@@ -315,12 +316,15 @@ class PolicySpec:
         make: Callable[..., Policy],
         description: str,
         arguments: Sequence[Argument] = (),
+        fault: Callable[[Mapping[str, Any]], str | None] | None = None,
         *,
         hears_caches: bool = False,
     ) -> None:
-        """`make(context, **arguments)` makes a policy; each argument is given by its name. `hears_caches` is
-        True if it wants the KV events of workers.
+        """`make(context, **arguments)` makes a policy; each argument is given by its name. `fault(arguments)`
+        says what is wrong with arguments that are right each by itself, or None. `hears_caches` is True if it
+        wants the KV events of workers.
         """
+        self.fault = fault
         self.hears_caches = hears_caches
         self.name = name
         self.make = make
