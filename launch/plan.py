@@ -74,7 +74,15 @@ def worker_specs(
     pairs = list(zip(worker_places(config), worker_addresses(config), strict=True))
     gpus = _allot_gpus([place for place, address in pairs if address.is_managed])
     return {
-        address.name: _worker(place, address, gpus.get(address.name, ()), around)
+        address.name: _worker(
+            Worker(
+                place,
+                address,
+                gpus.get(address.name, ()),
+                around,
+                publishes_kv_events=config.routing.hears_caches(address.role),
+            )
+        )
         for place, address in pairs
         if address.is_managed and (only is None or address.name in only)
     }
@@ -114,12 +122,10 @@ def _orchestrator(
 # --- workers ----------------------------------------------------------------------------------------
 
 
-def _worker(
-    place: WorkerPlace, address: WorkerAddress, gpus: tuple[int, ...], around: Surroundings
-) -> ProcessSpec:
-    worker = Worker(place, address, gpus, around)
-    command = ENGINES[place.pool.engine].command(worker)
-    ports = (address.port, address.side_channel_port)
+def _worker(worker: Worker) -> ProcessSpec:
+    address, around = worker.address, worker.around
+    command = ENGINES[worker.place.pool.engine].command(worker)
+    ports = (address.port, address.side_channel_port, *worker.kv_event_ports)
     return ProcessSpec(
         name=address.name,
         role=address.role,
@@ -128,7 +134,7 @@ def _worker(
         ready_url=f"{address.url}/health",
         listens=tuple((address.host, port) for port in ports if port is not None),
         log_name=_log_name(address),
-        gpus=gpus,
+        gpus=worker.gpus,
     )
 
 

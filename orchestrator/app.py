@@ -41,6 +41,7 @@ from orchestrator.relay.flow import Flow
 from orchestrator.relay.relayed import relayed_to_workers
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
+from orchestrator.routing.cache_reports import CacheReports
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
@@ -48,6 +49,7 @@ from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
+from orchestrator.workers.kv_events import KvEventFeeds
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.worker import SharedLoad
@@ -143,6 +145,12 @@ class Core:
             entry_of=entry_of,
             relayed=relayed_to_workers(has_rank=config.orchestrator.relay_data_parallel_rank),
         )
+        planners = {model: route.planner for model, route in self._routes.items()}
+        self._feeds = KvEventFeeds(
+            self.registry,
+            lambda worker: planners[worker.address.model].hearer(worker.address.role),
+        )
+        self._reports = CacheReports(self.registry, planners, self._feeds)
         self._sweeps: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -151,6 +159,7 @@ class Core:
             self.data_plane.sweep_forever(),
             self.flow.ledger.sweep_forever(),
             self.admission.sweep_forever(),
+            self._reports.run(),
         )
         self._sweeps = [asyncio.create_task(loop) for loop in loops]
 
@@ -159,6 +168,7 @@ class Core:
         await self.flow.aclose()
         await self._offload.aclose()
         await _cancelled(self._sweeps)
+        await self._feeds.aclose()
         await self.upstream.aclose()
 
     def hear(self, model: str, role: Role, note: bytes) -> None:
@@ -180,6 +190,7 @@ class Core:
         self.flow.reconfigure(routing, limits)
         self.admission.reconfigure(config.orchestrator.queue)
         self.data_plane.reconfigure(limits)
+        self._feeds.settle()
 
 
 class Orchestrator:

@@ -25,6 +25,7 @@ from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
+from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
 
 _log = logging.getLogger("baton.run")
@@ -71,11 +72,13 @@ async def _serve(
     with bound(options.listen, options.backlog) as listener:
         async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
             prober.start()
+            alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
             orchestrator.start(write)
             garbage.tune()
             try:
                 await _serve_until_signalled(orchestrator, listener, reloader)
             finally:
+                alarm.cancel()
                 await prober.aclose()
                 await probe.aclose()
                 await orchestrator.aclose()

@@ -21,7 +21,7 @@ from starlette.datastructures import State
 from starlette.routing import BaseRoute
 
 from orchestrator.wire.compatibility import NO_CONNECTOR
-from orchestrator.wire.info import MAX_LABEL, Encoding, Role, WorkerInfo
+from orchestrator.wire.info import MAX_LABEL, Encoding, KvEventsInfo, Role, WorkerInfo
 from worker import ending
 from worker.info import decodes, role_from_env, token_ids, transport_from_env, zone_from_env
 from worker.nixl_thread import delay_from_env
@@ -54,7 +54,9 @@ class BatonPlugin:
         if engine_client is None:
             return
         config = engine_client.vllm_config
-        state.baton_info = msgspec.json.encode(_announcement(config, args, self._role, self._transport))
+        events = _kv_events(engine_client, config)
+        announcement = _announcement(config, args, self._role, self._transport, events)
+        state.baton_info = msgspec.json.encode(announcement)
         if ending.can_end(engine_client):
             ending.follow(engine_client)
             setattr(state, ending.ENGINE_KEY, engine_client)
@@ -69,7 +71,9 @@ async def _info(request: Request) -> Response:
     return Response(info, media_type="application/json")
 
 
-def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding) -> WorkerInfo:
+def _announcement(
+    config: Any, args: Namespace, role: Role, transport: Encoding, events: KvEventsInfo | None = None
+) -> WorkerInfo:
     """Make the announcement of a `VllmConfig`. The model is the (first) name that requests give it."""
     model, transfer = config.model_config, getattr(config, "kv_transfer_config", None)
     return WorkerInfo(
@@ -89,6 +93,7 @@ def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding)
         nixl_delay_us=None if transfer is None else delay_from_env(os.environ),
         max_model_len=model.max_model_len,
         token_ids=token_ids(transport),
+        kv_events=events,
         kv_lease_s=_lease_s(transfer),
         zone=zone_from_env(),
     )
@@ -117,6 +122,18 @@ def _kv_tokens(cache: Any) -> int | None:
     """Return how many tokens fit into the KV cache; the engine knows it once it has started."""
     blocks = getattr(cache, "num_gpu_blocks", None)
     return blocks * cache.block_size if blocks and cache.block_size else None
+
+
+def _kv_events(engine: Any, config: Any) -> KvEventsInfo | None:
+    """Return where the engine publishes its KV events; None if it does not, or if several ranks do, each of
+    them for a cache of its own.
+    """
+    sources: dict[int, Any] = getattr(engine, "get_kv_event_sources", dict)()
+    sources = sources or {0: getattr(config, "kv_events_config", None)}
+    found = next(iter(sources.values()))
+    if len(sources) > 1 or found is None or not found.enable_kv_cache_events or found.publisher != "zmq":
+        return None
+    return KvEventsInfo(found.endpoint, found.replay_endpoint, found.topic)
 
 
 def _lease_s(transfer: Any) -> float | None:

@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.config.addresses import WorkerAddress, WorkerPlace
+from orchestrator.config.addresses import MAX_PORT, WorkerAddress, WorkerPlace, is_loopback
 from orchestrator.config.options import PoolConfig
+
+# From a worker's own port to those of its KV events, where other machines are to reach them.
+KV_EVENTS_OFFSET = 2000
+KV_REPLAY_OFFSET = 3000
 
 
 class PlanError(Exception):
@@ -36,6 +40,30 @@ class Worker:
     address: WorkerAddress
     gpus: tuple[int, ...]  # counted among those that the inherited environment shows; empty without GPUs
     around: Surroundings
+    publishes_kv_events: bool = False  # routing goes by them
+
+    @property
+    def kv_events(self) -> tuple[str, str]:
+        """Return the ZeroMQ endpoints that it publishes its KV events at, and repeats them at: names that
+        nobody outside this machine reaches, if nobody reaches the worker itself there. Raises `PlanError`.
+        """
+        if is_loopback(self.address.host):
+            name = f"ipc://@baton-kv-events-{self.address.port}"
+            return name, f"{name}-again"
+        events, again = self.kv_event_ports
+        if again > MAX_PORT:
+            raise PlanError(
+                f"{self.address.name} has no ports {events} and {again} for its KV events: "
+                "give it a lower port"
+            )
+        return f"tcp://*:{events}", f"tcp://*:{again}"
+
+    @property
+    def kv_event_ports(self) -> tuple[int, ...]:
+        """Return the ports of these endpoints, if they have any."""
+        if not self.publishes_kv_events or is_loopback(self.address.host):
+            return ()
+        return self.address.port + KV_EVENTS_OFFSET, self.address.port + KV_REPLAY_OFFSET
 
     @property
     def user_args(self) -> list[str]:

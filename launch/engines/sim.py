@@ -24,6 +24,9 @@ def _argv(worker: Worker) -> list[str]:
     argv = ["-m", "worker.sim", "--model-name", address.served_model, "--role", address.role]
     argv += ["--host", address.host, "--port", str(address.port)]
     argv += ["--side-channel-port", str(address.side_channel_port)]
+    if worker.publishes_kv_events:
+        endpoint, replay = worker.kv_events
+        argv += ["--kv-events", endpoint, "--kv-events-replay", replay]
     if worker.around.environ.get(WORKER_KEY_ENV):
         argv += ["--api-key-env", WORKER_KEY_ENV]
     return argv

@@ -35,6 +35,8 @@ _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _MEDIA_DOMAINS = "--allowed-media-domains"
 _NO_DOMAIN = "media.invalid"
 
+_KV_EVENTS = "--kv-events-config"
+
 
 class VLLM:
     """vLLM runs one engine per worker, on GPUs of its own or on the CPU."""
@@ -54,6 +56,8 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
     yield from ("--host", address.host, "--port", str(address.port))
     if address.role != "both":
         yield from ("--kv-transfer-config", _connector(address.role, place.pool.device))
+    if worker.publishes_kv_events and not _is_given(_KV_EVENTS, worker):
+        yield from (_KV_EVENTS, _publisher(worker))
     yield "--enable-prompt-tokens-details"  # the evidence that a KV cache arrived
     yield "--enable-request-id-headers"
     if not _is_given(_MEDIA_DOMAINS, worker):
@@ -62,6 +66,17 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
         yield from ("--enforce-eager", "--distributed-executor-backend", _ONE_PROCESS)
     if len(worker.gpus) > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
         yield from ("--tensor-parallel-size", str(len(worker.gpus)))
+
+
+def _publisher(worker: Worker) -> str:
+    endpoint, replay = worker.kv_events
+    config = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": endpoint,
+        "replay_endpoint": replay,
+    }
+    return json.dumps(config, separators=(",", ":"))
 
 
 def _is_given(option: str, worker: Worker) -> bool:

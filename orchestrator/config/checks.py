@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path as FilePath
 from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
 from typing import get_args
@@ -23,6 +24,7 @@ from orchestrator.config.options import (
     WorkerConfig,
     split_address,
 )
+from orchestrator.config.policies import PolicyConfig
 from orchestrator.config.yaml12 import Path
 from orchestrator.wire.info import MOST_NIXL_DELAY_US, NIXL_DELAY_ENV, TRANSPORT_ENV, Encoding, Role
 
@@ -79,6 +81,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _open_to_strangers(config)
     yield from _drain(config.orchestrator)
     yield from _cors(config.orchestrator)
+    yield from _kv_events(config)
     yield from _files(config)
     yield from _model_names(config)
     for index, model in enumerate(config.models):
@@ -87,6 +90,15 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 # --- the orchestrator -------------------------------------------------------------------------------
+
+
+def _kv_events(config: Config) -> Iterator[Finding]:
+    if find_spec("zmq") is None:
+        for role in ("prefill", "decode"):
+            policy: PolicyConfig = getattr(config.routing, role)
+            if policy.hears_caches:
+                message = f"{policy.policy} needs the package pyzmq: pip install 'baton-serve[kv-events]'"
+                yield Finding(("routing", role), message)
 
 
 def _open_to_strangers(config: Config) -> Iterator[Finding]:

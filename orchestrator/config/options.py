@@ -639,6 +639,10 @@ class RoutingConfig(Model):
         "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
     )
 
+    def hears_caches(self, role: Role) -> bool:
+        """Tell whether workers of a role are to publish their KV events."""
+        return (self.prefill if role == "prefill" else self.decode).hears_caches
+
     @property
     def keeps_revisions(self) -> bool:
         """Say whether the workers of a pair must be of one revision."""

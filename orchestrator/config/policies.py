@@ -49,6 +49,11 @@ class PolicyConfig(Model):
     def arguments(self) -> dict[str, Any]:
         return {name: value for name, value in self if name != NAME}
 
+    @property
+    def hears_caches(self) -> bool:
+        """It goes by the KV events of workers."""
+        return POLICIES[self.policy].hears_caches
+
     def shortest(self) -> str | dict[str, Any]:
         """Return the policy as one would write it: only the name if all arguments are as by default."""
         given = {name: value for name, value in self if value != type(self).model_fields[name].get_default()}

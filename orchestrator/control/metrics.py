@@ -37,9 +37,11 @@ from orchestrator.telemetry.counters import (
 )
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.usage import Kv
+from orchestrator.workers.figures import COUNTERS, CacheFigures
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.states import WorkerState
 
+KV_EVENT_COUNTS = [CacheFigures._fields[place] for place in COUNTERS]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -90,6 +92,8 @@ class BatonCollector(Collector):
         statuses = self._sources.workers()
         yield self._workers(statuses)
         yield self._worker_in_flight(statuses)
+        yield from self._caches(statuses)
+        yield from self._kv_events(statuses)
         yield from self._upstream(self._sources.upstream())
         yield self._process_in_flight(self._sources.processes())
         yield self._process_ends(self._sources.process_ends())
@@ -238,6 +242,48 @@ class BatonCollector(Collector):
         for status in statuses:
             family.add_metric((status.address.name,), status.in_flight)
         return family
+
+    def _caches(self, statuses: Sequence[WorkerStatus]) -> Iterator[Metric]:
+        labels = ("worker",)
+        error = GaugeMetricFamily(
+            "baton_prefix_prediction_error",
+            "How far off the predicted number of cached tokens was of late: its mean absolute error, by the "
+            "prompts' tokens.",
+            labels=labels,
+        )
+        missed = GaugeMetricFamily(
+            "baton_prefix_missed_ratio",
+            "Share of the tokens predicted to be cached that were not, of late.",
+            labels=labels,
+        )
+        trusted = GaugeMetricFamily(
+            "baton_prefix_trusted", "1 if routing goes by what the worker should have cached.", labels=labels
+        )
+        for status in statuses:
+            if (cache := status.cache) is not None:
+                error.add_metric((status.address.name,), cache.prediction_error)
+                missed.add_metric((status.address.name,), cache.missed_ratio)
+                trusted.add_metric((status.address.name,), int(cache.is_trusted))
+        yield from (error, missed, trusted)
+
+    def _kv_events(self, statuses: Sequence[WorkerStatus]) -> Iterator[Metric]:
+        followed = GaugeMetricFamily(
+            "baton_kv_events_followed",
+            "1 if all KV events of the worker are known, 0 if routing goes by what was sent to it.",
+            labels=("worker",),
+        )
+        counted = CounterMetricFamily(
+            "baton_kv_events",
+            "Batches of KV events, and what was wrong with them, over all processes.",
+            labels=("worker", "what"),
+        )
+        for status in statuses:
+            events = None if status.cache is None else status.cache.kv_events
+            if events is not None:
+                followed.add_metric((status.address.name,), int(events.state == "followed"))
+                for what in KV_EVENT_COUNTS:
+                    counted.add_metric((status.address.name, what), getattr(events, what))
+        yield from (followed, counted)
 
     def _upstream(self, stats: UpstreamStats) -> Iterator[Metric]:
         family = GaugeMetricFamily(

@@ -5,7 +5,8 @@ them. There is no lock: a cell has one writer, and is eight aligned bytes, which
 
 A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
 writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
-was last heard. Row 0 is the base: what processes that have ended had counted.
+was last heard, then for each what is known of its caches. Row 0 is the base: what processes that have ended
+had counted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 
 from orchestrator.telemetry.counters import Layout, sum_rows
 from orchestrator.transport.base import UpstreamStats
+from orchestrator.workers.figures import COUNTERS, CacheFigures
 from orchestrator.workers.worker import SharedLoad
 
 BASE = 0
@@ -28,6 +30,7 @@ SPARE_WORKERS = 64
 
 _UPSTREAM = UpstreamStats._fields
 _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
+_FIGURES = len(CacheFigures._fields)
 
 
 class Rows:
@@ -46,11 +49,13 @@ class Rows:
         self._beats = self._upstream + len(_UPSTREAM)
         self._legs = self._beats + 1
         self._heard = self._legs + workers
+        self._figures = self._heard + workers
         self.row_size = row_size(layout, workers)
         self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
         self._counters = [
             *layout.counters,
             *(self._upstream + place for place, name in enumerate(_UPSTREAM) if name not in _UPSTREAM_GAUGES),
+            *(self._figures + slot * _FIGURES + place for slot in range(workers) for place in COUNTERS),
         ]
 
     @classmethod
@@ -85,11 +90,18 @@ class Rows:
     def loads(self, row: int) -> list[SharedLoad]:
         """Return the load of each worker's slot, as the writer of `row` needs it."""
         return [
-            SharedLoad(*self._cell(row, legs), *self._cell(row, heard))
-            for legs, heard in zip(
-                range(self._legs, self._heard), range(self._heard, self._heard + self._workers), strict=True
+            SharedLoad(
+                *self._cell(row, self._legs + slot),
+                *self._cell(row, self._heard + slot),
+                [self._cache_cells(each, slot) for each in range(self.count)],
+                self._cache_cells(row, slot),
             )
+            for slot in range(self._workers)
         ]
+
+    def _cache_cells(self, row: int, slot: int) -> memoryview:
+        first = row * self.row_size + self._figures + slot * _FIGURES
+        return self._cells[first : first + _FIGURES]
 
     def in_flight(self, row: int) -> int:
         """Return how many requests the writer of `row` is serving."""
@@ -127,7 +139,7 @@ class Rows:
 
 def row_size(layout: Layout, workers: int) -> int:
     """Return the size of a row in cells."""
-    cells = layout.size + len(_UPSTREAM) + 1 + 2 * workers
+    cells = layout.size + len(_UPSTREAM) + 1 + (2 + _FIGURES) * workers
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line
 

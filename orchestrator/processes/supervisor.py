@@ -42,6 +42,7 @@ from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
 from orchestrator.transport.base import UpstreamStats
+from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
@@ -134,7 +135,8 @@ class Supervisor:
         self._prober.start()
         try:
             kept = (self._keep(index) for index in self._indexes)
-            await _first_of(stop.requested.wait(), self._kill_hung(), *kept)
+            alarm = CacheAlarm(self.registry)
+            await _first_of(stop.requested.wait(), self._kill_hung(), alarm.run(), *kept)
         finally:
             self._is_stopping = True
             self._listener.close()  # who connects now is refused, as soon as all processes have closed it too

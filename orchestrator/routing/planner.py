@@ -15,7 +15,8 @@ from orchestrator.routing.links import Links
 from orchestrator.routing.pairs import Joint, cheapest_joint
 from orchestrator.routing.plan import PairPlan, Plan
 from orchestrator.routing.policies import POLICIES
-from orchestrator.routing.policies.base import Choice, Context, End, Outcome, Policy, Request
+from orchestrator.routing.policies.base import CacheEvent, Choice, Context, End, Outcome, Policy, Request
+from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.routing.revisions import Group, Revisions
 from orchestrator.wire.info import Role
 from orchestrator.workers.pools import Pools
@@ -91,6 +92,18 @@ class Planner:
         """Let the policy for a role hear what the same one of another process has shared."""
         policies = {"prefill": self.prefill, "decode": self.decode, "both": self.whole}
         policies[role].hear(note)
+
+    def hearer(self, role: Role) -> Callable[[str, CacheEvent], None] | None:
+        """Return what is to be told of the caches of workers of a role; None if the policy goes by none."""
+        if self.routing is None or not self.routing.hears_caches(role):
+            return None
+        return self.prefill.note_cache if role == "prefill" else self.whole.note_cache
+
+    def prediction(self, role: Role, worker: str) -> Prediction | None:
+        """Return how right the policies were of late about the cache of a worker of a role."""
+        if role == "prefill":
+            return self.prefill.prediction(worker)
+        return self.whole.prediction(worker)
 
     def plan(
         self, request: Request, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()

@@ -52,6 +52,17 @@ Label = Annotated[str, msgspec.Meta(max_length=MAX_LABEL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
+class KvEventsInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A worker publishes what becomes of its KV cache (`wire/kv_events.py`) at a ZeroMQ endpoint of its own.
+
+    A host `*` in an endpoint is the worker's. Missed batches can be asked for at `replay_endpoint`.
+    """
+
+    endpoint: Label
+    replay_endpoint: Label | None = None
+    topic: Label = ""
+
+
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A worker announces this. Unknown fields are ignored, so newer workers can say more."""
 
@@ -76,6 +87,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # The forms of a prompt's ids that it gives as prefill and takes as decode.
     token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []
     zone: Label | None = None  # the part of the network that it is in
+    kv_events: KvEventsInfo | None = None
     kv_lease_s: float | None = None  # as prefill it pins blocks that nobody pulls for so long
 
 

@@ -117,8 +117,10 @@ class ResponseUsageDetails(msgspec.Struct):
 
 
 class PrefillUsage(AnswerUsage):
-    """Each API has another name for what was added to the prefix cache."""
+    """Each API has other names for what the prompt has, and for what was added to the prefix cache."""
 
+    input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     input_tokens_details: ResponseUsageDetails | None = None
 
@@ -128,6 +130,13 @@ class PrefillUsage(AnswerUsage):
         if self.input_tokens_details is not None:
             return self.input_tokens_details.cache_write_tokens
         return self.cache_creation_input_tokens
+
+    def all_prompt_tokens(self) -> int | None:
+        """Return how many tokens the prompt has; Messages does not count cached ones among its input."""
+        if self.input_tokens is None:
+            return self.prompt_tokens
+        cached = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+        return self.input_tokens + cached
 
 
 class AnswerWithUsage(msgspec.Struct):

@@ -8,6 +8,7 @@ import msgspec
 
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.wire.info import WorkerInfo
+from orchestrator.workers.figures import CacheStatus
 from orchestrator.workers.states import WorkerState
 
 
@@ -38,3 +39,4 @@ class WorkerStatus:
     last_error: str | None
     is_drained: bool = False  # takes no new legs until the operator says so, whatever its state
     reason: str | None = None  # as `last_error`, in words that everybody may read
+    cache: CacheStatus | None = None  # None if routing does not go by caches

@@ -17,6 +17,7 @@ from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import CODECS, JSON, Codec
 from orchestrator.wire.compatibility import revision_of
 from orchestrator.wire.info import TokenIdsForm, WorkerInfo
+from orchestrator.workers.figures import NO_FIGURES, CacheFigures, cache_status
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
@@ -126,6 +127,14 @@ class Worker(ABC):
         """Note that something came on a leg at `moment`; whoever looks at open legs calls this."""
 
     @abstractmethod
+    def cache_figures(self) -> CacheFigures:
+        """Return what is known of its caches."""
+
+    @abstractmethod
+    def note_cache_figures(self, figures: CacheFigures) -> None:
+        """Note what this process knows of its caches."""
+
+    @abstractmethod
     def count_leg(self, change: int) -> None:
         """Count one leg more, or one less; the leg's owner calls this, once for each."""
 
@@ -206,16 +215,18 @@ class Worker(ABC):
             self.last_error,
             self.is_drained,
             self.reason,
+            cache_status(self.cache_figures()),
         )
 
 
 class OwnWorker(Worker):
     """Only this process sends to such a worker."""
 
-    __slots__ = ("_heard", "_legs")
+    __slots__ = ("_figures", "_heard", "_legs")
 
     def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
         super().__init__(address, transport, tls, slot)
+        self._figures = NO_FIGURES
         self._heard = NEVER
         self._legs = 0
 
@@ -230,22 +241,35 @@ class OwnWorker(Worker):
     def note_heard(self, moment: float) -> None:
         self._heard = moment
 
+    def cache_figures(self) -> CacheFigures:
+        return self._figures
+
+    def note_cache_figures(self, figures: CacheFigures) -> None:
+        self._figures = figures
+
     def count_leg(self, change: int) -> None:
         self._legs += change
 
 
 class SharedLoad:
-    """The legs under way on one worker are counted here, and when something last came on one.
+    """The legs under way on one worker are counted here, and when something last came on one, and what is
+    known of its caches.
 
-    The memory has a cell per row.
+    The memory has a cell per row, and of `CacheFigures` all cells.
     """
 
-    __slots__ = ("heard_us", "legs", "own_heard_us", "own_legs")
+    __slots__ = ("figures", "heard_us", "legs", "own_figures", "own_heard_us", "own_legs")
 
     def __init__(
-        self, legs: memoryview, own_legs: memoryview, heard_us: memoryview, own_heard_us: memoryview
+        self,
+        legs: memoryview,
+        own_legs: memoryview,
+        heard_us: memoryview,
+        own_heard_us: memoryview,
+        figures: list[memoryview],
+        own_figures: memoryview,
     ) -> None:
-        """`own_legs` and `own_heard_us` are the cells that this process may write.
+        """`own_legs`, `own_heard_us` and `own_figures` are the cells that this process may write.
 
         Moments are in microseconds of `time.monotonic()`, which is the same in all processes.
         """
@@ -253,6 +277,8 @@ class SharedLoad:
         self.own_legs = own_legs
         self.heard_us = heard_us
         self.own_heard_us = own_heard_us
+        self.figures = figures
+        self.own_figures = own_figures
 
 
 class SharedWorker(Worker):
@@ -277,6 +303,13 @@ class SharedWorker(Worker):
 
     def note_heard(self, moment: float) -> None:
         self._load.own_heard_us[0] = int(moment * 1e6)
+
+    def cache_figures(self) -> CacheFigures:
+        return CacheFigures(*map(sum, zip(*self._load.figures, strict=True)))
+
+    def note_cache_figures(self, figures: CacheFigures) -> None:
+        for place, value in enumerate(figures):
+            self._load.own_figures[place] = value
 
     def count_leg(self, change: int) -> None:
         self._own_legs[0] += change

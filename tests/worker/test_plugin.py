@@ -18,10 +18,10 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from orchestrator.wire.info import DEFAULT_TRANSPORT, WorkerInfo
+from orchestrator.wire.info import DEFAULT_TRANSPORT, KvEventsInfo, WorkerInfo
 from tests.worker.asgi import MSGPACK, get, post
 from worker.info import decodes, role_from_env, transport_from_env, zone_from_env
-from worker.plugin import BatonPlugin
+from worker.plugin import BatonPlugin, _kv_events
 from worker.token_ids import pack
 
 encode = msgspec.msgpack.encode
@@ -333,6 +333,29 @@ def test_the_worker_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         max_model_len=32768,
         token_ids=["list", "base64", "bin"],
     )
+
+
+def events_config(**fields: Any) -> Namespace:
+    made = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://*:5557", "topic": "t"}
+    return Namespace(**({**made, "replay_endpoint": None} | fields))
+
+
+def test_it_announces_where_kv_events_are_published() -> None:
+    announced = KvEventsInfo("tcp://*:5557", None, "t")
+    config = Namespace(kv_events_config=events_config())
+    assert _kv_events(Namespace(), config) == announced
+    bound = events_config(endpoint="tcp://10.0.0.1:40001", replay_endpoint="tcp://*:5")
+    engine = Namespace(get_kv_event_sources=lambda: {0: bound})
+    assert _kv_events(engine, config) == KvEventsInfo("tcp://10.0.0.1:40001", "tcp://*:5", "t")
+    assert _kv_events(Namespace(get_kv_event_sources=dict), config) == announced
+
+
+def test_without_kv_events_or_with_those_of_several_ranks_none_are_announced() -> None:
+    for config in (None, events_config(publisher="null"), events_config(enable_kv_cache_events=False)):
+        assert _kv_events(Namespace(), Namespace(kv_events_config=config)) is None
+    assert _kv_events(Namespace(), Namespace()) is None
+    ranks = {rank: events_config() for rank in range(2)}
+    assert _kv_events(Namespace(get_kv_event_sources=lambda: ranks), Namespace()) is None
 
 
 def test_the_worker_announces_what_must_fit_for_a_handoff(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,10 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         api_keys=_api_keys(args.api_key_env, environ),
         faults=_faults(args.fault, environ),
         stores_responses=environ.get(STORE_ENV) == "1",
+        kv_events=args.kv_events,
+        kv_events_replay=args.kv_events_replay,
+        caches=not args.no_prefix_caching,
+        announced_kv_tokens=args.announced_kv_tokens,
         announced=_announced(args),
         weights=args.weights,
         advertised_port=args.advertised_side_channel_port,
@@ -125,6 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--lease-s", type=_not_negative, default=30.0, help="how long blocks are pinned for a decode worker")
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
     add("--late-pulls", choices=("fail", "stale"), default="fail", help="stale: another prompt's KV, as vLLM")
+    add("--kv-events", metavar="ENDPOINT", help="publish events of the prefix cache there, with ZeroMQ")
+    add("--kv-events-replay", metavar="ENDPOINT", help="where missed batches of them can be asked for")
+    add("--no-prefix-caching", action="store_true", help="no prompt is found in the prefix cache")
+    add("--announced-kv-tokens", type=_positive, metavar="N", help="in place of those that fit")
     add("--seed", type=int, default=0, help="for faults with a probability")
     add("--fault", action="append", default=[], metavar="JSON", help=f"also as a list in {FAULTS_ENV}")
     add("--plain", action="store_true", help="announce nothing, like vLLM without Baton's plugin")

@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, WorkerInfo
+from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, KvEventsInfo, WorkerInfo
 from worker.info import decodes, token_ids, zone_from_env
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, messages, protocol, responses, text
@@ -147,9 +147,14 @@ class Sim:
             kv_dtype=announced.kv_dtype,
             tp=announced.tp,
             connector=announced.connector,
-            kv_tokens=settings.block_size * settings.num_blocks,
+            kv_tokens=settings.announced_kv_tokens or settings.block_size * settings.num_blocks,
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
+            kv_events=(
+                None
+                if settings.kv_events is None
+                else KvEventsInfo(settings.kv_events, settings.kv_events_replay)
+            ),
             kv_lease_s=settings.lease_s,
             zone=zone_from_env(),
         )
@@ -369,6 +374,10 @@ def _control_routes(sim: Sim) -> APIRouter:
         sim.faults.clear()
         sim.engine.pulse.go_on()
         return _json([])
+
+    @router.post("/reset_prefix_cache")
+    async def reset_prefix_cache() -> Response:
+        return _json({"success": sim.engine.reset_prefix_cache()})
 
     @router.get("/ledger")
     async def ledger() -> Response:

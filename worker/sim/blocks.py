@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -34,7 +34,11 @@ class BlockPool:
     Idle blocks keep their content until they are needed for something else, the longest idle first.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, on_evicted: Callable[[bytes], None] = lambda block_hash: None
+    ) -> None:
+        """`on_evicted` is called with the hash of a block whose content is lost."""
+        self._on_evicted = on_evicted
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._owners: dict[int, int] = {}
@@ -68,12 +72,24 @@ class BlockPool:
         block_ids += [self._own(self._take()) for _ in range(missing)]
         return Allocation(block_ids, len(hits))
 
-    def commit(self, allocation: Allocation, hashes: Sequence[bytes]) -> None:
-        """Note that the blocks now hold what the hashes say: later prompts may use them."""
+    def commit(self, allocation: Allocation, hashes: Sequence[bytes]) -> int:
+        """Note that the blocks now hold what the hashes say: later prompts may use them. Return how many of
+        them were there before any that is new.
+        """
+        known = next((place for place, h in enumerate(hashes) if h not in self._by_hash), len(hashes))
         for block, block_hash in zip(allocation.block_ids, hashes, strict=False):
             if block_hash not in self._by_hash:
                 self._by_hash[block_hash] = block
                 self._hash_of[block] = block_hash
+        return known
+
+    def forget_all(self) -> bool:
+        """Empty the cache; False, and nothing happens, if a block is owned."""
+        if self._owners:
+            return False
+        self._by_hash.clear()
+        self._hash_of.clear()
+        return True
 
     def free(self, block_ids: Sequence[int]) -> None:
         """Give up one ownership of each. The end of a prompt becomes idle first: it is the least reusable."""
@@ -107,4 +123,5 @@ class BlockPool:
         block, _ = self._idle.popitem(last=False)
         if block_hash := self._hash_of.pop(block, None):
             del self._by_hash[block_hash]
+            self._on_evicted(block_hash)
         return block

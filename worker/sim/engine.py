@@ -21,6 +21,7 @@ from worker.sim.faults import Plan
 from worker.sim.handoffs.base import KvLost, Source
 from worker.sim.handoffs.kinds import Handoffs
 from worker.sim.handoffs.leases import Leases
+from worker.sim.kv_events import KvEvents
 from worker.sim.ledger import Ledger
 from worker.sim.metrics import Metrics
 from worker.sim.pulse import Pulse
@@ -33,7 +34,8 @@ class Engine:
         self.settings = settings
         self.metrics = metrics
         self.engine_id = str(uuid.uuid4())  # a restarted worker is another engine
-        self.pool = BlockPool(settings.num_blocks, settings.block_size)
+        self._events = KvEvents(settings.kv_events, settings.kv_events_replay, settings.kv_events_buffer)
+        self.pool = BlockPool(settings.num_blocks, settings.block_size, self._events.removed)
         self.ledger = Ledger()
         self.running = 0
         self.sending = 0  # computed, and waiting for a decode worker to take the KV cache
@@ -67,7 +69,10 @@ class Engine:
     async def serving(self) -> AsyncIterator[None]:
         """Let others have KV caches from this engine while the block runs."""
         settings, handoffs = self.settings, self._handoffs
-        async with side_channel.serve(settings.host, settings.side_channel_port, handoffs.answer) as port:
+        async with (
+            self._events.publishing(),
+            side_channel.serve(settings.host, settings.side_channel_port, handoffs.answer) as port,
+        ):
             handoffs.listens_on(port)
             yield
             await handoffs.stop()
@@ -81,11 +86,12 @@ class Engine:
         """
         hashes = hash_blocks(prompt.tokens, self.settings.block_size, prompt.salt)
         with self._handing_over(prompt) as source:
-            allocation = await self._admit(prompt, hashes if prompt.reads_cache else [], source)
+            reads_cache = prompt.reads_cache and self.settings.caches
+            allocation = await self._admit(prompt, hashes if reads_cache else [], source)
             run = Run(prompt, b"", 0, 0, was_received=False, block_ids=allocation.block_ids)
             try:
                 await self._fill(run, source, allocation, plan)
-                self.pool.commit(allocation, hashes)
+                self._commit(prompt, allocation, hashes)
                 await self._send(run, plan)
                 yield run
             finally:
@@ -108,6 +114,13 @@ class Engine:
         """Give up the hand-off of a request that is refused."""
         if kv and kv.get("do_remote_prefill"):
             self._handoffs.of(kv).refuse(kv)
+
+    def reset_prefix_cache(self) -> bool:
+        """Empty the prefix cache; False if prompts are under way."""
+        if not self.pool.forget_all():
+            return False
+        self._events.cleared()
+        return True
 
     # --- before the first token
 
@@ -182,6 +195,12 @@ class Engine:
         if isinstance(forwarded, int):
             run.cached_tokens = forwarded
         self.metrics.prompt_tokens.inc(len(prompt.tokens))
+
+    def _commit(self, prompt: Prompt, allocation: Allocation, hashes: list[bytes]) -> None:
+        if self.settings.caches:
+            known = self.pool.commit(allocation, hashes)
+            if known < len(hashes):
+                self._events.stored(hashes, known, prompt.tokens, self.settings.block_size, prompt.salt)
 
     async def _receive(self, run: Run, source: Source, plan: Plan) -> bool:
         """Receive the KV cache; return False if that failed and the prompt is to be computed here. Raises

@@ -76,6 +76,11 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     stores_responses: bool = False  # as with VLLM_ENABLE_RESPONSES_API_STORE=1
+    kv_events: str | None = None  # the ZeroMQ endpoint where events of the prefix cache are published
+    kv_events_replay: str | None = None
+    kv_events_buffer: int = 10_000  # batches that can be asked for there
+    caches: bool = True  # prompts are found in the prefix cache
+    announced_kv_tokens: int | None = None  # in place of those that fit
     announced: Announced = field(default_factory=Announced)
     weights: str = ""  # a model with other weights answers with other words
     advertised_port: int | None = None  # of the side channel, in hand-offs; None: the real one

@@ -38,7 +38,7 @@ class Handoff:
     one use.
     """
 
-    __slots__ = ("params", "prefill_cached_tokens", "prefill_created_tokens", "token_ids")
+    __slots__ = ("params", "prefill_cached_tokens", "prefill_created_tokens", "prompt_tokens", "token_ids")
 
     def __init__(
         self,
@@ -46,15 +46,18 @@ class Handoff:
         prefill_cached_tokens: int | None = None,
         token_ids: TokenIds | None = None,
         prefill_created_tokens: int | None = None,
+        prompt_tokens: int | None = None,
     ) -> None:
         """`params` are the decode leg's `kv_transfer_params`, a JSON object that is not empty.
 
         `prefill_cached_tokens`, `prefill_created_tokens`: what the client's usage must say was found in the
-        prefix cache and added to it; None if nobody knows.
+        prefix cache and added to it; None if nobody knows. `prompt_tokens`: how many the prefill worker
+        counted, if it said so.
         """
         self.params = params
         self.prefill_cached_tokens = prefill_cached_tokens
         self.prefill_created_tokens = prefill_created_tokens
+        self.prompt_tokens = prompt_tokens
         self.token_ids = token_ids
 
 

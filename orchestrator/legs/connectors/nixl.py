@@ -104,18 +104,22 @@ def _handoff(params: dict[str, Raw] | None, ids: TokenIds | None, usage: Raw) ->
         raise InvalidHandoff("the prefill worker answered without kv_transfer_params")
     cached = params.pop(CACHED_TOKENS_KEY, NULL)
     _require(params)
-    return Handoff(
-        _json.encode(params), None if cached is NULL else _COUNT.decode(cached), ids, _created_tokens(usage)
-    )
+    handoff = Handoff(_json.encode(params), None if cached is NULL else _COUNT.decode(cached), ids)
+    _note_usage(handoff, usage)
+    return handoff
 
 
-def _created_tokens(usage: Raw) -> int | None:
-    """Return how many tokens the prefill worker has added to its prefix cache, if it says so."""
+def _note_usage(handoff: Handoff, usage: Raw) -> None:
+    """Note how many tokens the prompt has and how many were added to the prefix cache, if the prefill worker
+    says so.
+    """
     try:
-        created: int | None = _USAGE.decode(usage).created_tokens()
+        decoded = _USAGE.decode(usage)
     except msgspec.DecodeError:  # null, or nothing that we know
-        return None
-    return created
+        return
+    handoff.prefill_created_tokens = decoded.created_tokens()
+    tokens = decoded.prompt_tokens
+    handoff.prompt_tokens = decoded.all_prompt_tokens() if tokens is None else tokens
 
 
 def _require(params: dict[str, Raw]) -> None:

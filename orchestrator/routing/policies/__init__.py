@@ -6,6 +6,7 @@ The config's allowed names and arguments, its JSON Schema and the table in `docs
 from __future__ import annotations
 
 from orchestrator.routing.policies import (
+    kv_events,
     least_loaded,
     least_tokens,
     power_of_two,
@@ -16,5 +17,5 @@ from orchestrator.routing.policies import (
 )
 from orchestrator.routing.policies.base import PolicySpec
 
-_MODULES = (round_robin, random, power_of_two, least_loaded, least_tokens, prefix, session)
+_MODULES = (round_robin, random, power_of_two, least_loaded, least_tokens, prefix, kv_events, session)
 POLICIES: dict[str, PolicySpec] = {module.SPEC.name: module.SPEC for module in _MODULES}

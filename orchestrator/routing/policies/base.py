@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from orchestrator.compiled import mypyc_attr
+from orchestrator.routing.policies.prediction import Prediction
 
 # --- what a policy sees -------------------------------------------------------------------------
 
@@ -116,6 +117,63 @@ class Context:
         self.share = share
 
 
+# --- what a worker's cache tells ----------------------------------------------------------------
+
+
+class CacheEvent:
+    """An engine tells what has become of its KV cache. Blocks are named by its own hashes."""
+
+    __slots__ = ()
+
+
+class Stored(CacheEvent):
+    """Blocks that follow each other are in the cache now."""
+
+    __slots__ = ("block_size", "hashes", "ids", "parent", "salts")
+
+    def __init__(
+        self,
+        hashes: list[Any],
+        parent: int | bytes | None,
+        ids: bytes,
+        block_size: int,
+        salts: list[str] | None = None,
+    ) -> None:
+        """`parent` is the block before the first, None if that is a prompt's beginning. `ids` are the tokens
+        of all blocks, `block_size` to each, as int32. `salts` has for each block what tells it from others
+        with the same tokens, such as the adapter's name; None if nothing does.
+        """
+        self.hashes = hashes
+        self.parent = parent
+        self.ids = ids
+        self.block_size = block_size
+        self.salts = salts
+
+
+class Removed(CacheEvent):
+    """Blocks are not in the cache any more."""
+
+    __slots__ = ("hashes",)
+
+    def __init__(self, hashes: list[Any]) -> None:
+        self.hashes = hashes
+
+
+class Cleared(CacheEvent):
+    """The cache is empty."""
+
+    __slots__ = ()
+
+
+class Followed(CacheEvent):
+    """All that becomes of the cache is told from now on, or some of it was or will be missing."""
+
+    __slots__ = ("is_exact",)
+
+    def __init__(self, *, is_exact: bool) -> None:
+        self.is_exact = is_exact
+
+
 # --- what a policy says and hears ---------------------------------------------------------------
 
 
@@ -128,18 +186,26 @@ class End(IntEnum):
     CANCELLED = 3  # the leg was not sent, or not waited for
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Outcome:
     """An outcome is the end of a leg, and what it has taught. A number that nobody knows is None."""
 
-    __slots__ = ("cached_tokens", "end", "moment")
+    __slots__ = ("cached_tokens", "end", "moment", "prompt_tokens")
 
-    def __init__(self, end: End, moment: float, cached_tokens: int | None = None) -> None:
-        """`moment` is of `Context.time`. `cached_tokens` are those of the prompt that a prefill worker found
-        in its cache.
+    def __init__(
+        self,
+        end: End,
+        moment: float,
+        cached_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+    ) -> None:
+        """`moment` is of `Context.time`. `cached_tokens` are those of the `prompt_tokens` that a prefill
+        worker found in its cache.
         """
         self.end = end
         self.moment = moment
         self.cached_tokens = cached_tokens
+        self.prompt_tokens = prompt_tokens
 
     def prompt_ids(self) -> Sequence[int] | None:
         """Return the prompt's token ids as a prefill worker made them, if it told; they are decoded anew by
@@ -278,6 +344,15 @@ class Policy(ABC):
         never fails.
         """
 
+    def note_cache(self, worker: str, event: CacheEvent) -> None:  # noqa: B027  # most go by nothing of it
+        """Hear what has become of a worker's cache; only a policy with `PolicySpec.hears_caches` does. It
+        never fails.
+        """
+
+    def prediction(self, worker: str) -> Prediction | None:
+        """Return how right the policy was of late about a worker's cache; None if it predicts nothing."""
+        return None
+
     def hear(self, note: bytes) -> None:  # noqa: B027  # most share nothing
         """Hear what the same policy of another process has shared. It never fails, whatever the note is."""
 
@@ -322,7 +397,7 @@ class Argument:
 class PolicySpec:
     """This is a policy as the config knows it."""
 
-    __slots__ = ("arguments", "description", "fault", "make", "name")
+    __slots__ = ("arguments", "description", "fault", "hears_caches", "make", "name")
 
     def __init__(
         self,
@@ -331,11 +406,15 @@ class PolicySpec:
         description: str,
         arguments: Sequence[Argument] = (),
         fault: Callable[[Mapping[str, Any]], str | None] | None = None,
+        *,
+        hears_caches: bool = False,
     ) -> None:
         """`make(context, **arguments)` makes a policy; each argument is given by its name. `fault(arguments)`
-        says what is wrong with arguments that are right each by itself, or None.
+        says what is wrong with arguments that are right each by itself, or None. `hears_caches` is True if it
+        wants the KV events of workers.
         """
         self.fault = fault
+        self.hears_caches = hears_caches
         self.name = name
         self.make = make
         self.description = description

@@ -27,6 +27,7 @@ from orchestrator.routing.policies.base import (
     PolicySpec,
     Request,
 )
+from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.routing.policies.prefix_index import (
     FINE,
     MOST_BYTES,
@@ -77,6 +78,7 @@ class Load:
     """This is a worker as the policy knows it: its legs, its speed, and what its cache should hold."""
 
     __slots__ = (
+        "announced",
         "began",
         "epoch",
         "expected_s",
@@ -88,15 +90,18 @@ class Load:
         "legs",
         "mark",
         "name",
+        "prediction",
         "price",
         "rate",
         "seen",
         "stamp",
     )
 
-    def __init__(self, name: str, holder: Holder, rate: float) -> None:
+    def __init__(self, name: str, holder: Holder, rate: float, prediction: Prediction) -> None:
         self.name = name
         self.holder = holder
+        self.prediction = prediction
+        self.announced = holder.capacity  # bytes of prompt that fit, by what it says
         self.epoch = -1
         self.legs: list[PrefixChoice] = []  # in the order in which they were sent
         self.expected_s = 0.0  # of all of them together, at a rate of 1
@@ -193,34 +198,47 @@ class PrefixChoice(Choice[Any]):
         "draws",
         "evict_s",
         "expected_s",
+        "expects",
+        "hashes",
         "load",
         "matched",
         "others_s",
+        "per_byte",
         "prices",
+        "salt",
         "ties",
         "tokens",
         "wait_s",
         "why",
     )
 
-    def __init__(self, worker: Any, policy: Policy, now: float, tokens: float, delayed: float) -> None:
-        """`delayed` is how often each second of work counts: once, and once for each leg behind it."""
+    def __init__(
+        self, worker: Any, policy: Policy, now: float, tokens: float, per_byte: float, delayed: float
+    ) -> None:
+        """The prompt has so many `tokens`, and so many `per_byte`. `delayed` is how often each second of work
+        counts: once, and once for each leg behind it.
+        """
         self.worker = worker
         self.policy = policy
         self.began = now
         self.tokens = tokens
+        self.per_byte = per_byte
         self.delayed = delayed
         self.load: Load | None = None
         self.cost = 0.0
         self.wait_s = 0.0
         self.evict_s = 0.0
-        self.matched = 0.0  # tokens of the prompt that should be in the worker's cache
+        self.expects = 0.0  # tokens of the prompt that should be in the worker's cache
+        self.matched = 0.0  # tokens of these that are reckoned with
         self.others_s = 0.0  # expected of legs of other processes, at a rate of 1
         self.expected_s = 0.0  # of its own leg, at a rate of 1
         self.ties = 1
         self.draws = True  # equals are drawn; else the first one stays
         self.prices: PrefixAppraisal | None = None  # what all workers cost goes there, and none is kept
         self.why: object | None = None  # instead of our own reason
+
+        self.hashes = b""  # of the prompt's steps
+        self.salt = b""  # for a policy that tells prompts with equal tokens apart
 
     def prompt_tokens(self) -> float:
         return self.tokens
@@ -247,11 +265,16 @@ class PrefixChoice(Choice[Any]):
         return (
             f"It costs the least, {self.cost:.3f} s: {self.wait_s:.3f} for legs under way, {own_s:.3f} for "
             f"{self.tokens - self.matched:.0f} of {self.tokens:.0f} tokens that are new there, "
-            f"{self.evict_s:.3f} for what they evict."
+            f"{self.evict_s:.3f} for what they evict.{self._distrusted()}"
         )
 
     def own_s(self) -> float:
         return self.expected_s * self.load.price if self.load is not None else -1.0
+
+    def _distrusted(self) -> str:
+        if self.load is None or self.load.prediction.is_trusted:
+            return ""
+        return " What should be in its cache does not count, as too much of it was not there of late."
 
 
 class Levels:
@@ -276,13 +299,14 @@ class Levels:
 class Asked:
     """A request was asked about its prompt."""
 
-    __slots__ = ("candidates", "hashes", "per_byte", "request", "tokens")
+    __slots__ = ("candidates", "hashes", "per_byte", "salt", "tokens")
 
     def __init__(self, request: Request, candidates: Sequence[Any], seed: int) -> None:
         """`seed` tells prompts apart that share no cache."""
         self.candidates = candidates
         self.tokens = tokens = float(request.prompt_tokens())
         self.hashes = b""
+        self.salt = b""  # for a policy that tells prompts with equal tokens apart
         self.per_byte = 1 / BYTES_PER_TOKEN
         if tokens >= LEAST_TOKENS:
             prompt = request.prompt(MOST_BYTES)
@@ -323,6 +347,8 @@ class Prefix(Policy):
         kept: float,
         kv_tokens: int,
         memory_mb: int,
+        drift: float,
+        drift_s: float,
     ) -> None:
         self._time = context.time
         self._random = context.random
@@ -334,7 +360,9 @@ class Prefix(Policy):
         self._eviction_age_s = eviction_age_s
         self._kept = kept
         self._kv_tokens = kv_tokens
-        self._index = PrefixIndex(memory_mb * 1_000_000)
+        self._drift = drift
+        self._drift_s = drift_s
+        self._index = PrefixIndex(self._index_bytes(memory_mb * 1_000_000))
         self._loads: dict[str, Load] = {}
         self._by_slot: dict[int, Load] = {}  # as the index numbers them
         self._candidates: Sequence[Any] | None = None  # those of the last choice, if they cannot change
@@ -347,6 +375,10 @@ class Prefix(Policy):
         self._scale = 1.0  # the median rate
         self._ends = 0
 
+    def _index_bytes(self, memory: int) -> int:
+        """Return what of the memory that the policy may take is the index's."""
+        return memory
+
     # --- choosing -------------------------------------------------------------------------------
 
     def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
@@ -358,6 +390,7 @@ class Prefix(Policy):
             found = self._found(asked)
             search = self._searched(asked, found, None)
             if self._is_settled(candidates, search, found):
+                search.salt = asked.salt
                 return search
 
     def _asked(self, request: Request, candidates: Sequence[Any]) -> Asked:
@@ -390,7 +423,7 @@ class Prefix(Policy):
         queued = sum(flights) / len(flights)
         self._queued = queued = queued if queued < MOST_QUEUED else MOST_QUEUED
         delayed = 1.0 + queued
-        search = PrefixChoice(candidates[0], self, self._time(), tokens, delayed)
+        search = PrefixChoice(candidates[0], self, self._time(), tokens, asked.per_byte, delayed)
         search.prices = prices
         spared_s = 0.0
         levels: Levels | None = None
@@ -416,14 +449,16 @@ class Prefix(Policy):
         levels = Levels()
         share = self._fan_out / count
         before = 0.0
+        holders = -1  # of all that is before as well
         for run in found.runs:
             tokens = bytes_of(run.end) * per_byte
-            levels.add(run.holders, tokens, tokens - before, share * run.fan_out)
+            holders &= run.holders
+            levels.add(holders, tokens, tokens - before, share * run.fan_out)
             before = tokens
         partial = found.partial
         if partial is not None:
             tokens = bytes_of(found.steps) * per_byte
-            levels.add(partial.holders, tokens, tokens - before, share * partial.fan_out)
+            levels.add(holders & partial.holders, tokens, tokens - before, share * partial.fan_out)
         return levels
 
     def _search_holders(self, search: PrefixChoice, candidates: Sequence[C], levels: Levels) -> bool:
@@ -436,8 +471,8 @@ class Prefix(Policy):
                 bit = left & -left
                 left ^= bit
                 load = self._by_slot[bit.bit_length() - 1]
-                if load.stamp != self._stamp:
-                    continue  # it is no candidate
+                if load.stamp != self._stamp or not load.prediction.is_trusted:
+                    continue  # it is no candidate, or one like those that have nothing of it
                 if looked_at == MOST_FOUND:
                     return False
                 looked_at += 1
@@ -446,9 +481,7 @@ class Prefix(Policy):
 
     def _try_holder(self, search: PrefixChoice, candidates: Sequence[C], levels: Levels, load: Load) -> None:
         """Look at one that may have some of the prompt."""
-        level = len(levels.holders) - 1
-        while level >= 0 and not levels.holders[level] & load.holder.bit:
-            level -= 1
+        level = _level_of(levels, load) if load.prediction.is_trusted else -1
         self._try_at(search, candidates, levels, level, load)
 
     def _try_at(
@@ -476,7 +509,9 @@ class Prefix(Policy):
             wait_s += others_s * load.price
         evict_s = 0.0
         new = search.tokens - cached
-        if load.holder.size + new * BYTES_PER_TOKEN > load.holder.capacity and load.holder.runs:
+        holder = load.holder
+        is_full = holder.size + new * BYTES_PER_TOKEN > holder.full_at
+        if is_full and holder.runs and load.prediction.is_trusted:
             evict_s = self._evicted_s(load, new, search.began)
         cost = wait_s + search.delayed * load.price * own_s + evict_s
         if search.prices is not None:
@@ -519,14 +554,24 @@ class Prefix(Policy):
         if worker.epoch != load.epoch:
             self._note_return(load, worker.epoch)
             return False
+        choice.expects = choice.matched
+        if not load.prediction.is_trusted and found is not None and found.steps:
+            choice.expects = self._expected(load, found, len(candidates), choice)
         choice.expected_s = seconds(choice.tokens, choice.matched)
         load.add(choice, choice.began)
         self._mean_s += (choice.expected_s - self._mean_s) * (NEWEST if self._mean_s else 1.0)
         if found is not None:
+            choice.hashes = found.hashes
             self._index.record(load.holder, found, choice.began)
         if self._share is not None:
             self._share(_note(load, choice.expected_s, b"" if found is None else found.hashes))
         return True
+
+    def _expected(self, load: Load, found: Found, count: int, choice: PrefixChoice) -> float:
+        """Return how many tokens of the prompt should be in the cache of a worker that is not trusted."""
+        levels = self._levels(found, count, choice.per_byte)
+        level = _level_of(levels, load)
+        return min(levels.tokens[level], max(choice.tokens - 1.0, 0.0)) if level >= 0 else 0.0
 
     # --- without a choice -----------------------------------------------------------------------
 
@@ -557,7 +602,8 @@ class Prefix(Policy):
         candidates = asked.candidates
         if candidates is not self._candidates:  # others were looked at since
             self._note_candidates(candidates)
-        look = PrefixChoice(candidates[index], self, self._time(), asked.tokens, 1.0 + self._queued)
+        delayed = 1.0 + self._queued
+        look = PrefixChoice(candidates[index], self, self._time(), asked.tokens, asked.per_byte, delayed)
         levels = Levels()
         if found is not None and found.steps:
             levels = self._levels(found, len(candidates), asked.per_byte)
@@ -572,6 +618,7 @@ class Prefix(Policy):
             choice = self._look(asked, index, found)
             if self._is_settled(asked.candidates, choice, found):
                 choice.why = why
+                choice.salt = asked.salt
                 return choice
 
     def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
@@ -599,16 +646,21 @@ class Prefix(Policy):
                 self._note_return(load, candidate.epoch)
             load.stamp = self._stamp
             load.index = index
-            load.holder.capacity = self._capacity(candidate.kv_tokens or self._kv_tokens)
+            load.announced = self._capacity(candidate.kv_tokens or self._kv_tokens)
+            self._set_capacity(load)
             self._present.append(load)
         if len(self._loads) > 2 * len(candidates) + SPARE:
             self._forget_absent()
 
     def _new_load(self, name: str) -> Load:
         holder = self._index.holder(self._capacity(self._kv_tokens))
-        load = Load(name, holder, self._scale)
+        load = Load(name, holder, self._scale, Prediction(self._drift, self._drift_s))
         self._loads[name] = self._by_slot[holder.slot] = load
         return load
+
+    def _set_capacity(self, load: Load) -> None:
+        """Have so much remembered of a worker as fits into its cache."""
+        load.holder.capacity = load.holder.full_at = load.announced
 
     def _capacity(self, kv_tokens: int) -> int:
         """Return how many bytes of prompt are remembered of a worker with so large a KV cache."""
@@ -629,6 +681,10 @@ class Prefix(Policy):
                 del self._loads[name]
                 del self._by_slot[load.holder.slot]
 
+    def prediction(self, worker: str) -> Prediction | None:
+        load = self._loads.get(worker)
+        return None if load is None else load.prediction
+
     # --- learning -------------------------------------------------------------------------------
 
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
@@ -637,11 +693,14 @@ class Prefix(Policy):
         load = choice.load
         if load is None or choice not in load.legs:
             return  # it was sent to the worker as it was before
-        if self._learns_rates and outcome.end is _ANSWERED and choice.others_s == 0.0:
-            began = choice.began if choice.began > load.began else load.began
-            cached = outcome.cached_tokens
-            known = choice.matched if cached is None else min(float(cached), choice.tokens)
-            self._learn(load, (outcome.moment - began) / seconds(choice.tokens, known))
+        if outcome.end is _ANSWERED:
+            if outcome.cached_tokens is not None:
+                _note_prediction(load, choice, outcome)
+            if self._learns_rates and choice.others_s == 0.0:
+                began = choice.began if choice.began > load.began else load.began
+                cached = outcome.cached_tokens
+                known = choice.matched if cached is None else min(float(cached), choice.tokens)
+                self._learn(load, (outcome.moment - began) / seconds(choice.tokens, known))
         load.drop(choice, outcome.moment)
         load.settle()
 
@@ -678,6 +737,25 @@ class Prefix(Policy):
             self._index.record(load.holder, self._index.find(hashes), self._time())
 
 
+def _level_of(levels: Levels, load: Load) -> int:
+    """Return up to which level a worker has the prompt; -1 if it has nothing of it."""
+    level = len(levels.holders) - 1
+    while level >= 0 and not levels.holders[level] & load.holder.bit:
+        level -= 1
+    return level
+
+
+def _note_prediction(load: Load, choice: PrefixChoice, outcome: Outcome) -> None:
+    """Compare what was expected in the cache with what was there, in tokens as the worker counts them."""
+    counted = outcome.prompt_tokens
+    cached = outcome.cached_tokens or 0
+    tokens = choice.tokens if counted is None else float(counted)
+    expects = choice.expects
+    if choice.tokens > 0.0:
+        expects *= tokens / choice.tokens
+    load.prediction.note(tokens, expects, float(cached), outcome.moment)
+
+
 # What other processes are told of a choice: the worker's epoch, the milliseconds that the leg is expected to
 # take at a rate of 1, and how long its name is; then the name, and hashes.
 HEAD: Final = struct.Struct("<QIH")
@@ -690,50 +768,66 @@ def _note(load: Load, expected_s: float, hashes: bytes) -> bytes:
     return HEAD.pack(load.epoch, expected_ms, len(name)) + name + hashes[:MOST_SHARED]
 
 
+ARGUMENTS: Final = [
+    Argument(
+        "fan_out",
+        3.0,
+        "Tokens that many different prompts go on from cost less to compute once more, the more the "
+        "larger this is.",
+        least=0,
+    ),
+    Argument(
+        "eviction",
+        3.0,
+        "A token that is evicted just after it was used costs so many times what a new one does.",
+        least=0,
+    ),
+    Argument(
+        "eviction_age_s",
+        300.0,
+        "That cost is about a third for what was not used for this many seconds.",
+        least=1,
+    ),
+    Argument(
+        "kept",
+        1.0,
+        "So many times the tokens that fit into a worker's KV cache are remembered of it; too few cost "
+        "more than too many.",
+        least=0.01,
+        most=100,
+    ),
+    Argument(
+        "kv_tokens",
+        1_000_000,
+        "So many tokens fit into the KV cache of a worker that does not say how many.",
+        least=1,
+    ),
+    Argument(
+        "memory_mb",
+        256,
+        "The index takes at most so much memory, in each process; what is oldest is forgotten first.",
+        least=1,
+    ),
+    Argument(
+        "drift",
+        0.5,
+        "If more than this share of the tokens that should have been in a worker's cache was not there, "
+        "its cache does not count until expectations are right again.",
+        least=0.01,
+        most=1,
+    ),
+    Argument(
+        "drift_s",
+        10.0,
+        "That is decided when it has been so for this many seconds.",
+        least=0,
+    ),
+]
+
 SPEC: Final = PolicySpec(
     "prefix",
     Prefix,
     "The worker is chosen at which a prompt costs the least time, its own and that of others, by what should "
     "be in its cache and what it has to do; equals take turns.",
-    [
-        Argument(
-            "fan_out",
-            3.0,
-            "Tokens that many different prompts go on from cost less to compute once more, the more the "
-            "larger this is.",
-            least=0,
-        ),
-        Argument(
-            "eviction",
-            3.0,
-            "A token that is evicted just after it was used costs so many times what a new one does.",
-            least=0,
-        ),
-        Argument(
-            "eviction_age_s",
-            300.0,
-            "That cost is about a third for what was not used for this many seconds.",
-            least=1,
-        ),
-        Argument(
-            "kept",
-            1.0,
-            "So many times the tokens that fit into a worker's KV cache are remembered of it; too few cost "
-            "more than too many.",
-            least=0.01,
-            most=100,
-        ),
-        Argument(
-            "kv_tokens",
-            1_000_000,
-            "So many tokens fit into the KV cache of a worker that does not say how many.",
-            least=1,
-        ),
-        Argument(
-            "memory_mb",
-            256,
-            "The index takes at most so much memory, in each process; what is oldest is forgotten first.",
-            least=1,
-        ),
-    ],
+    ARGUMENTS,
 )

@@ -83,13 +83,14 @@ class Run:
 class Holder:
     """A holder is a worker as the index has it."""
 
-    __slots__ = ("bit", "capacity", "runs", "size", "slot")
+    __slots__ = ("bit", "capacity", "full_at", "runs", "size", "slot")
 
     def __init__(self, slot: int, capacity: int) -> None:
         """`slot` numbers it among all holders that there are; `capacity` is in bytes of prompt."""
         self.slot = slot
         self.bit = 1 << slot
         self.capacity = capacity
+        self.full_at = capacity  # from so many bytes on what is new there takes the place of something
         self.size = 0
         self.runs: OrderedDict[Run, float] = OrderedDict()  # when it was sent each; the oldest first
 
@@ -165,13 +166,38 @@ class PrefixIndex:
         """Note that a worker is sent the prompt that was looked for."""
         if not found.hashes:
             return
-        runs = found.runs
         self._note_fan_out(found)
+        self._hold(holder, found, now, 1)
+        found.runs[-1].is_end = True
+
+    def restore(self, holder: Holder, hashes: bytes, now: float) -> None:
+        """Note that a worker has a prompt again, or a part of one, which nobody has sent."""
+        if not hashes:
+            return
+        found = self.find(hashes)
+        last = found.partial if found.partial is not None else (found.runs[-1] if found.runs else None)
+        is_known = found.steps * WIDTH == len(hashes)
+        if last is None or not is_known or not last.holders & holder.bit:
+            self._hold(holder, found, now, 0)
+
+    def keep(self, holder: Holder, hashes: bytes, steps: int) -> None:
+        """Note that a worker has no more than the first `steps` steps of a prompt."""
+        found = self.find(hashes)
         if found.partial is not None:
-            runs.append(self._split(found.partial, found.steps))
+            found.runs.append(found.partial)
+        for run in found.runs:
+            if run.end > steps and run.holders & holder.bit:
+                if run.begin < steps:
+                    self._split(run, steps, 0).is_end = True  # what goes on there is no other continuation
+                self._drop(holder, run)
+
+    def _hold(self, holder: Holder, found: Found, now: float, forks: int) -> None:
+        """Have a holder hold a prompt; where it leaves a run are so many continuations more."""
+        runs = found.runs
+        if found.partial is not None:
+            runs.append(self._split(found.partial, found.steps, forks))
         if found.steps * WIDTH < len(found.hashes):
             runs.append(self._grow(found))
-        runs[-1].is_end = True
         for run in reversed(runs):  # the beginning of a prompt is kept for longer than its end
             self._touch(holder, run, now)
         while holder.size > holder.capacity:
@@ -204,11 +230,11 @@ class PrefixIndex:
         self._enter(run)
         return run
 
-    def _split(self, run: Run, steps: int) -> Run:
+    def _split(self, run: Run, steps: int, forks: int) -> Run:
         """Split a run after so many steps of the prompt; return its first part."""
         cut = (steps - run.begin) * WIDTH
         head = Run(run.begin, run.hashes[:cut])
-        head.holders, head.fan_out = run.holders, run.fan_out + 1
+        head.holders, head.fan_out = run.holders, run.fan_out + forks
         self.memory -= len(run.hashes)
         run.begin, run.hashes = steps, run.hashes[cut:]
         self.memory += len(run.hashes)
@@ -255,17 +281,18 @@ class PrefixIndex:
             self._shorten(holder, run, kept)
 
     def _shorten(self, holder: Holder, run: Run, kept: int) -> None:
-        """Shorten a run to at most so many bytes of prompt; a step is left in any case."""
-        before, end, last = run.size(), run.end, run.begin + 1
-        while run.end > last and run.size() > kept:
-            run.end -= 1
-        if run.size() > kept:
-            run.end = end  # all of it goes
+        """Shorten a run to at most so many bytes of prompt; if not even a step is left, it is dropped."""
+        most = bytes_of(run.begin) + kept
+        end = run.end
+        while end > run.begin and bytes_of(end) > most:
+            end -= 1
+        if end == run.begin:
             self._drop(holder, run)
             return
-        holder.size -= before - run.size()
-        self.memory -= len(run.hashes) - (run.end - run.begin) * WIDTH
-        run.hashes = run.hashes[: (run.end - run.begin) * WIDTH]
+        holder.size -= bytes_of(run.end) - bytes_of(end)
+        self.memory -= (run.end - end) * WIDTH
+        run.end = end
+        run.hashes = run.hashes[: (end - run.begin) * WIDTH]
         run.is_end = False
 
     def _drop(self, holder: Holder, run: Run) -> None:
@@ -274,7 +301,9 @@ class PrefixIndex:
         holder.size -= run.size()
         self.memory -= HOLDER_BYTES
         if not run.holders:
-            del self._runs[run.hashes[:WIDTH]]
+            # Another one can have come in its place, if what is before it was taken from a holder first.
+            if self._runs.get(run.hashes[:WIDTH]) is run:
+                del self._runs[run.hashes[:WIDTH]]
             self.memory -= RUN_BYTES + len(run.hashes)
 
 

@@ -24,3 +24,11 @@ def test_the_workers_key_is_in_no_argument() -> None:
 def test_it_leaves_the_gpus_to_others() -> None:
     plan = plan_of(config(model(prefill={"engine": "sim", "replicas": 2}, decode={"engine": "sim"})))
     assert [spec.gpus for spec in plan.workers] == [(), (), ()]
+
+
+def test_it_publishes_kv_events_if_routing_goes_by_them() -> None:
+    pools = {role: {"engine": "sim"} for role in ("prefill", "decode")}
+    prefill, decode = plan_of(config(model(**pools), routing={"prefill": "kv_events"})).workers
+    assert value_of("--kv-events", prefill) == "ipc://@baton-kv-events-8100"
+    assert value_of("--kv-events-replay", prefill) == "ipc://@baton-kv-events-8100-again"
+    assert "--kv-events" not in decode.argv

@@ -100,6 +100,40 @@ def test_a_decode_worker_on_a_gpu() -> None:
     assert not {"OMP_NUM_THREADS", "HF_HUB_OFFLINE"} & decode.env.keys()
 
 
+def events_of(host: str, *args: str, port: int = 8100) -> ProcessSpec:
+    pool = {"workers": [{"host": host, "port": port, "args": list(args)}]}
+    made = config(model(prefill=pool, decode=pool | {"workers": [{}]}), routing={"prefill": "kv_events"})
+    prefill, decode = plan_of(made, around(here=["127.0.0.1", "10.0.0.1"])).workers
+    assert "--kv-events-config" not in decode.argv
+    return prefill
+
+
+def test_workers_publish_their_kv_events_if_routing_goes_by_them() -> None:
+    spec = events_of("127.0.0.1")
+    assert json.loads(value_of("--kv-events-config", spec)) == {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": "ipc://@baton-kv-events-8100",
+        "replay_endpoint": "ipc://@baton-kv-events-8100-again",
+    }
+    assert len(spec.listens) == 2
+    spec = events_of("10.0.0.1")
+    published = json.loads(value_of("--kv-events-config", spec))
+    assert (published["endpoint"], published["replay_endpoint"]) == ("tcp://*:10100", "tcp://*:11100")
+    assert spec.listens[2:] == (("10.0.0.1", 10100), ("10.0.0.1", 11100))
+
+
+def test_the_users_kv_events_stay_as_they_are() -> None:
+    for given in (("--kv-events-config", "{}"), ("--kv-events-config={}",), ("--kv_events_config", "{}")):
+        spec = events_of("127.0.0.1", *given)
+        assert sum("events" in word for word in spec.argv) == 1
+
+
+def test_a_port_for_kv_events_must_exist() -> None:
+    with pytest.raises(PlanError, match="KV events"):
+        events_of("10.0.0.1", port=64_000)
+
+
 def test_a_worker_for_both_hands_nothing_over() -> None:
     spec = only_worker({})
     assert "--kv-transfer-config" not in spec.argv

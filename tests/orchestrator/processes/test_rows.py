@@ -13,6 +13,9 @@ from orchestrator.processes.rows import BASE, Rows
 from orchestrator.telemetry.counters import Layout, Telemetry, sum_rows
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import UpstreamStats
+from orchestrator.workers.figures import CacheFigures
+from orchestrator.workers.registry import Registry
+from tests.orchestrator.cluster import address
 from tests.orchestrator.records import request_record
 
 LAYOUT = Layout(["m"], ["/v1/completions"])
@@ -99,6 +102,26 @@ def test_each_process_sees_the_legs_of_all_and_changes_its_own(rows: Rows) -> No
     two[2].own_legs[0] += 1
     assert [[sum(load.legs) for load in loads] for loads in (one, two)] == [[0, 5, 1]] * 2
     assert rows.counts() == sum_rows([LAYOUT.size * [0]])  # legs are not telemetry
+
+
+def test_what_is_known_of_caches_adds_up_and_counters_outlive_their_process(rows: Rows) -> None:
+    registries = [
+        Registry([address("prefill", index) for index in range(2)], ["m"], "json", rows.loads(row))
+        for row in range(3)
+    ]
+    base, one, two = [registry.workers[1] for registry in registries]
+    one.note_cache_figures(CacheFigures(prompt_tokens=100, wrong_tokens=30, following=1, batches=5))
+    two.note_cache_figures(
+        CacheFigures(prompt_tokens=100, expected_tokens=50, missed_tokens=25, approximate=1, batches=7)
+    )
+    cache = base.status().cache
+    assert cache is not None
+    assert (cache.prediction_error, cache.missed_ratio, cache.is_trusted) == (0.15, 0.5, True)
+    assert cache.kv_events is not None
+    assert (cache.kv_events.state, cache.kv_events.batches) == ("approximate", 12)
+    assert registries[0].workers[0].status().cache is None
+    rows.fold(2)
+    assert base.cache_figures() == CacheFigures(prompt_tokens=100, wrong_tokens=30, following=1, batches=12)
 
 
 def test_rows_do_not_share_a_cache_line(rows: Rows) -> None:

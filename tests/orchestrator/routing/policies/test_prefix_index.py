@@ -120,6 +120,15 @@ def test_what_is_too_coarse_to_be_shortened_goes_as_a_whole() -> None:
     assert holder.size == sum(run.size() for run in holder.runs) == 12_288 + 6144
 
 
+def test_what_is_forgotten_by_less_than_a_step_leaves_no_trace() -> None:
+    index, common = PrefixIndex(LARGE), text(10_240)
+    holder = index.holder(10_240 + 4_096 + 1_000)
+    for seed in range(100):
+        send(index, holder, common + text(4_096, 100 + seed))
+        assert holder.size == sum(run.size() for run in holder.runs)
+    assert holder.size == 10_240 + 4_096
+
+
 def test_who_is_cleared_holds_nothing_and_others_hold_what_they_did() -> None:
     index = PrefixIndex(LARGE)
     one, other = index.holder(LARGE), index.holder(LARGE)
@@ -204,3 +213,60 @@ def check_prefixes(index: PrefixIndex, prompt: bytes) -> None:
         assert after.begin == before.end
         assert after.holders & ~before.holders == 0
     assert all(run.holders for run in runs)
+
+
+# --- what is known from elsewhere ---------------------------------------------------------------
+
+
+def test_a_holder_that_keeps_the_beginning_of_a_prompt_has_no_more_of_it() -> None:
+    index = PrefixIndex(LARGE)
+    one, other = index.holder(LARGE), index.holder(LARGE)
+    prompt = text(40_000)
+    for holder in (one, other):
+        send(index, holder, prompt)
+    index.keep(one, hashed(prompt, 0), 12)
+    assert held(index, one, prompt) == bytes_of(12)
+    assert held(index, other, prompt) == bytes_of(29)
+    index.restore(one, hashed(prompt, 0)[: 20 * WIDTH], 1.0)
+    assert held(index, one, prompt) == bytes_of(20)
+    index.keep(one, hashed(prompt, 0), 0)
+    assert held(index, one, prompt) == 0
+
+
+def test_what_was_kept_and_restored_is_no_other_continuation() -> None:
+    index = PrefixIndex(LARGE)
+    one = index.holder(LARGE)
+    prompt = text(40_000)
+    send(index, one, prompt)
+    index.keep(one, hashed(prompt, 0), 12)
+    index.restore(one, hashed(prompt, 0)[: 20 * WIDTH], 1.0)
+    index.keep(one, hashed(prompt, 0), 12)
+    send(index, one, prompt)
+    assert set(fan_out(index, prompt)) == {0}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30))
+def test_nothing_that_is_told_confuses_it(seed: int) -> None:
+    random = Random(seed)
+    index = PrefixIndex(random.choice([LARGE, 20_000]))
+    holders = [index.holder(random.choice([LARGE, 20_000])) for _ in range(3)]
+    texts = [text(3_000, 1) + text(30_000, each) for each in range(3)]
+    for now in range(120):
+        holder = random.choice(holders)
+        prompt = random.choice(texts)[: random.randrange(40_000)]
+        hashes = hashed(prompt, 0)
+        kind = random.random()
+        if kind < 0.4:
+            send(index, holder, prompt, now)
+        elif kind < 0.7:
+            index.keep(holder, hashes, random.randrange(len(hashes) // WIDTH + 2))
+        elif kind < 0.95:
+            index.restore(holder, hashes, now)
+        else:
+            index.clear(holder)
+        assert holder.size == sum(run.size() for run in holder.runs)
+        assert all(run.holders & holder.bit for run in holder.runs)
+    for holder in holders:
+        index.clear(holder)
+    assert (index.memory, index._runs) == (0, {})
