@@ -65,6 +65,7 @@ MODULES = (
     "orchestrator.relay.respond",
     "orchestrator.relay.route",
     "orchestrator.relay.scope",
+    "orchestrator.relay.turns",
     "orchestrator.routing.planner",
     *(f"orchestrator.routing.policies.{policy}" for policy in _POLICIES),
     "orchestrator.telemetry.access_log",

@@ -325,6 +325,19 @@ class QueueConfig(Model):
         description="A request that has waited for this many seconds is answered 503. One that would wait "
         "longer, by the recent rate, is answered 429 at once.",
     )
+    order: Reloadable[Literal["fifo", "shortest"]] = Field(
+        "fifo",
+        description="Those that wait get seats as they came (fifo), or short ones first (shortest). What a "
+        "request takes is estimated from its prompt and its limit of tokens. It is overtaken only by those "
+        "that come within three times that after it, and within half of timeout_s.",
+    )
+    priority_s: Reloadable[float] = Field(
+        0.0,
+        ge=0,
+        description="A request whose priority is lower by one goes ahead as if it had come so many seconds "
+        "earlier, and at most timeout_s earlier; with 0 nobody has a priority. It is what vLLM takes: the "
+        "header x-vllm-priority, or the field `priority`.",
+    )
 
 
 class OrchestratorConfig(Model):
@@ -368,7 +381,8 @@ class OrchestratorConfig(Model):
         LimitsConfig(), description="This section bounds how long requests take and how large they are."
     )
     queue: QueueConfig = Field(
-        QueueConfig(), description="This section bounds how many requests wait for a seat, and for how long."
+        QueueConfig(),
+        description="This section says how many requests wait for a seat, for how long, and who is next.",
     )
     # uvicorn's settings, under uvicorn's names
     backlog: int = Field(

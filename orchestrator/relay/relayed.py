@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+PRIORITY: Final = b"x-vllm-priority"
+
 # From the client to both workers.
 TO_WORKERS: Final[Mapping[bytes, str]] = {
     b"accept": "says which form of an embedding the client wants",
     b"traceparent": "continues the client's trace",
     b"tracestate": "continues the client's trace",
     b"x-session-id": "names the session, as the field `session_id` does",
-    b"x-vllm-priority": "is the priority, before the field `priority`, where the scheduler goes by it",
+    PRIORITY: "is the priority, before the field `priority`, where the scheduler goes by it",
     b"endpoint-load-metrics-format": "asks for the worker's load with an answer that is not streamed",
 }
 

@@ -121,6 +121,10 @@ class Planner:
         policies = {"prefill": self._prefill, "decode": self._decode, "both": self._whole}
         policies[role].hear(note)
 
+    def new_tokens(self, request: Request) -> float:
+        """Estimate how many tokens of the prompt are in no prefill worker's cache."""
+        return self._prefill.new_tokens(request)
+
     def plan(
         self, request: Request, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()
     ) -> Plan:

@@ -192,6 +192,12 @@ class Policy(ABC):
         """
         ...
 
+    def new_tokens(self, request: Request) -> float:
+        """Estimate how many tokens of the prompt no worker has in its cache. It takes no longer than `choose`,
+        changes nothing and never fails.
+        """
+        return float(request.prompt_tokens())
+
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:  # noqa: B027  # most need not know
         """Hear that a leg has ended. It is called once for each `Choice` that was made with `policy`, and
         never fails.

@@ -299,6 +299,16 @@ class Prefix(Policy):
             if self._is_settled(candidates, search, found):
                 return search
 
+    def new_tokens(self, request: Request) -> float:
+        """Estimate the same by what any worker is remembered to have."""
+        tokens = float(request.prompt_tokens())
+        if tokens < LEAST_TOKENS:
+            return tokens
+        prompt = request.prompt(MOST_BYTES)
+        steps = self._index.find(hashed(prompt, self._seed(request.model))).steps
+        per_byte = tokens / len(prompt) if 0 < len(prompt) < MOST_BYTES else 1 / BYTES_PER_TOKEN
+        return max(tokens - bytes_of(steps) * per_byte, 1.0)
+
     def _seed(self, model: str) -> int:
         """Return what tells prompts for adapters apart: they share no cache."""
         return 0 if model == self._model else xxh3_64_intdigest(model)
