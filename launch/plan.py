@@ -74,7 +74,15 @@ def worker_specs(
     pairs = list(zip(worker_places(config), worker_addresses(config), strict=True))
     gpus = _allot_gpus([place for place, address in pairs if address.is_managed])
     return {
-        address.name: _worker(place, address, gpus.get(address.name, ()), around)
+        address.name: _worker(
+            Worker(
+                place,
+                address,
+                gpus.get(address.name, ()),
+                around,
+                takes_priorities=address.role == "prefill" and config.routing.prefill_order == "shortest",
+            )
+        )
         for place, address in pairs
         if address.is_managed and (only is None or address.name in only)
     }
@@ -114,21 +122,19 @@ def _orchestrator(
 # --- workers ----------------------------------------------------------------------------------------
 
 
-def _worker(
-    place: WorkerPlace, address: WorkerAddress, gpus: tuple[int, ...], around: Surroundings
-) -> ProcessSpec:
-    worker = Worker(place, address, gpus, around)
-    command = ENGINES[place.pool.engine].command(worker)
+def _worker(worker: Worker) -> ProcessSpec:
+    address = worker.address
+    command = ENGINES[worker.place.pool.engine].command(worker)
     ports = (address.port, address.side_channel_port)
     return ProcessSpec(
         name=address.name,
         role=address.role,
-        argv=(around.python, *command.argv, *worker.user_args),
+        argv=(worker.around.python, *command.argv, *worker.user_args),
         env=command.env,
         ready_url=f"{address.url}/health",
         listens=tuple((address.host, port) for port in ports if port is not None),
         log_name=_log_name(address),
-        gpus=gpus,
+        gpus=worker.gpus,
     )
 
 

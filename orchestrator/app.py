@@ -134,7 +134,10 @@ class Core:
             keys=context.keys,
             time=clock,
             entry_of=entry_of,
-            relayed=relayed_to_workers(has_rank=config.orchestrator.relay_data_parallel_rank),
+            relayed=relayed_to_workers(
+                has_rank=config.orchestrator.relay_data_parallel_rank,
+                has_priority=config.routing.prefill_order == "fifo",
+            ),
         )
         self._sweeps: list[asyncio.Task[None]] = []
 

@@ -36,6 +36,7 @@ class Worker:
     address: WorkerAddress
     gpus: tuple[int, ...]  # counted among those that the inherited environment shows; empty without GPUs
     around: Surroundings
+    takes_priorities: bool = False  # prompts are computed by the priorities that requests have
 
     @property
     def user_args(self) -> list[str]:

@@ -54,6 +54,8 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
     yield from ("--host", address.host, "--port", str(address.port))
     if address.role != "both":
         yield from ("--kv-transfer-config", _connector(address.role, place.pool.device))
+    if worker.takes_priorities:
+        yield from ("--scheduling-policy", "priority")
     yield "--enable-prompt-tokens-details"  # the evidence that a KV cache arrived
     yield "--enable-request-id-headers"
     if not _is_given(_MEDIA_DOMAINS, worker):

@@ -609,6 +609,12 @@ class RoutingConfig(Model):
         description="When a decode worker computes the prompt's KV cache again, this follows: a line in the "
         "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
     )
+    prefill_order: Literal["fifo", "shortest"] = Field(
+        "fifo",
+        description="Prefill workers take prompts as they come (fifo), or short ones first (shortest). Each "
+        "prefill leg has a priority then, for which vLLM runs with --scheduling-policy priority, as `baton "
+        "up` starts it; the priorities of clients are not relayed.",
+    )
 
 
 class HealthConfig(Model):

@@ -125,6 +125,7 @@ class Leg(ABC):
     given_up_for: WorkerError | None = None  # what its reader is told then
     refusal = b""  # what its worker said when it did not serve it
     form_headers = b""  # what the head says of the form of the answer, as a header block
+    turn_header = b""  # what it says of the leg's turn in the engine's queue
     lease: KvLease | None = (
         None  # of a prefill: its own, once it has answered, or that which decode builds on
     )
@@ -392,7 +393,12 @@ class PrefillLeg(Leg):
 
     def _note_refusal(self) -> None:
         self.ids_form = None
-        self.form_headers = b""
+        self.form_headers = self.turn_header
+
+    def stand_behind(self, turn_ms: int) -> None:
+        """Let an engine that goes by priorities compute it at its turn: the lowest one is next."""
+        self.turn_header = header_block([(b"x-vllm-priority", b"%d" % turn_ms)])
+        self.form_headers += self.turn_header
 
     def handoff(self, content: bytes) -> Handoff:
         """Return what its answer tells the decode leg. Raises `WorkerCutShort` if the worker has ended the

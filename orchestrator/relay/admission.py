@@ -31,7 +31,7 @@ from typing import Final
 
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
-from orchestrator.relay.turns import MOST_PRIORITY, OWN, Turn, Turns
+from orchestrator.relay.turns import MOST_PRIORITY, Turn, Turns, behind_s
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
@@ -65,8 +65,8 @@ class Demand:
         work: float = 0.0,
         priority: int = 0,
     ) -> None:
-        """`size` is in bytes, `deadline` a moment of the event loop's clock. `work` is in seconds, and need be
-        right only beside that of others; the lower `priority` goes first. Both are for a gate that
+        """`size` is in bytes, `deadline` a moment of the event loop's clock. `work` is in seconds, and need
+        be right only beside that of others; the lower `priority` goes first. Both are for a gate that
         `is_ordered`.
         """
         self.tokens = tokens
@@ -236,7 +236,7 @@ class Gate:
         if not self._has_room(demand):
             raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
         turns = self._turns
-        at = now if turns is None else now + self._behind_s(demand)
+        at = now if turns is None else now + self._late_s(demand)
         if not self._may_wait(demand, now, at):
             raise self._too_late()
         waiter = _Waiter(demand, now, at, asyncio.get_running_loop().create_future())
@@ -246,18 +246,18 @@ class Gate:
         self._count(demand, 1)
         return waiter
 
-    def _behind_s(self, demand: Demand) -> float:
+    def _late_s(self, demand: Demand) -> float:
         """Return by how much its turn comes after its arrival (`relay/turns.py`)."""
         limits = self._limits
-        behind_s = 0.0
+        late_s = 0.0
         if limits.order == "shortest":
             self._work += (demand.work - self._work) / 16 if self._work else demand.work
             own_s = self._held_s.mean * demand.work / self._work if self._work else 0.0
-            behind_s = min(OWN * own_s, limits.timeout_s / 2)
+            late_s = behind_s(own_s, limits.timeout_s / 2)
         if limits.priority_s and demand.priority:
             priority = max(-MOST_PRIORITY, min(demand.priority, MOST_PRIORITY))
-            behind_s += max(-limits.timeout_s, min(priority * limits.priority_s, limits.timeout_s))
-        return behind_s
+            late_s += max(-limits.timeout_s, min(priority * limits.priority_s, limits.timeout_s))
+        return late_s
 
     def _leave(self, waiter: _Waiter) -> None:
         """Forget a request that was stopped: before its turn, or with the permit on its way."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -53,7 +54,7 @@ from orchestrator.relay.relayed import PRIORITY
 from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
-from orchestrator.relay.turns import work_s
+from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
 from orchestrator.routing.planner import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
@@ -96,10 +97,12 @@ class Flow:
         self._retry_budget = RetryBudget(lambda: admission.admitted)
         self._watch = HandoffWatch(dispatcher, self._retry_budget, self._releases.start)
         self.ledger.watch = self._watch
+        self._orders_prefills = routing.prefill_order == "shortest"
+        self._wall_s = time.time() - dispatcher.time()  # from our clock to everybody's
         self.reconfigure(routing, limits)
 
     def reconfigure(self, routing: RoutingConfig, limits: LimitsConfig) -> None:
-        """Go by these sections from now on, but for the lease and failover, which need a restart."""
+        """Go by these sections from now on, but for what needs a restart."""
         self._routing = routing
         for route in self._routes.values():
             route.planner.reconfigure(routing)
@@ -243,6 +246,8 @@ class Flow:
         transfer = self._dispatcher.ids.fresh()
         leg.handoff = _pair(request.route.connector, transfer, worker)
         prefill = PrefillLeg(request.legs, worker, leg.worker, None, transfer)
+        if self._orders_prefills:
+            self._order(request, prefill)
         with ParallelPrefill(prefill, leg, self._releases, lambda: _note_gone_over(request)):
             await self._responder.answer(request, leg)
 
@@ -257,6 +262,8 @@ class Flow:
         """Have the prompt's KV cache made for `decode`. Raises as `Leg.read` does."""
         scope, ids_form = request.scope, self._ids_form(request, worker, decode) if worker.token_ids else None
         leg = PrefillLeg(request.legs, worker, decode, ids_form)
+        if self._orders_prefills:
+            self._order(request, leg)
         with leg:
             scope.watch(leg)
             request.legs.last = worker
@@ -274,6 +281,17 @@ class Flow:
             request.first_handoff = lease.handoff
         request.note_prefilled()
         return lease
+
+    def _order(self, request: AdmittedRequest, leg: PrefillLeg) -> None:
+        """Give a leg its turn in the engine's queue, in milliseconds of the wall clock: workers may have
+        other orchestrators, too.
+        """
+        choice = request.plan.prefill_choice
+        own_s = -1.0 if choice is None else choice.own_s()
+        if own_s < 0.0:
+            own_s = work_s(request.view.prompt_tokens(), 0.0, 0.0)
+        came = request.scope.record.received + self._wall_s
+        leg.stand_behind(int((came + behind_s(own_s, MOST_BEHIND_S)) * 1000))
 
     def _ids_form(self, request: AdmittedRequest, prefill: Worker, decode: Worker) -> TokenIdsForm | None:
         """Return how the prompt's token ids go from worker to worker; None if they do not."""

@@ -29,6 +29,9 @@ DATA_PARALLEL_RANK: Final = b"x-data-parallel-rank"
 LOAD_METRICS: Final = b"endpoint-load-metrics"
 
 
-def relayed_to_workers(*, has_rank: bool) -> frozenset[bytes]:
-    """Return the names of the client's fields that workers get; `has_rank` if a client may name a rank."""
-    return frozenset([*TO_WORKERS, DATA_PARALLEL_RANK] if has_rank else TO_WORKERS)
+def relayed_to_workers(*, has_rank: bool, has_priority: bool = True) -> frozenset[bytes]:
+    """Return the names of the client's fields that workers get; `has_rank` if a client may name a rank,
+    `has_priority` unless priorities are the orchestrator's.
+    """
+    names = frozenset([*TO_WORKERS, DATA_PARALLEL_RANK] if has_rank else TO_WORKERS)
+    return names if has_priority else names - {PRIORITY}

@@ -4,8 +4,8 @@
 
 The lowest turn is next. `own` is how long the request is expected to hold its seat, so short ones go first;
 `came` is the ageing: nobody overtakes for ever. A request is overtaken only by those that come within its
-`min(3 * own, timeout_s / 2)` seconds, and each step of priority moves that by `priority_s`. Among equals it is
-first come, first served.
+`min(3 * own, timeout_s / 2)` seconds, and each step of priority moves that by `priority_s`. Equals are first
+come, first served.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ TOKEN_S: Final = 90e-6
 STEP_S: Final = 0.02
 KV_S: Final = 40e-9
 
+MOST_BEHIND_S: Final = 15.0  # of a prefill, which has no timeout in its engine's queue
+
 MOST_PRIORITY: Final = 1_000_000  # more says nothing more, and is no number that a float can have
 
 _SPARE: Final = 64  # turns of those that have left and may stay in memory
@@ -33,6 +35,11 @@ def work_s(new: float, prompt: float, answer: float) -> float:
     step reads the KV cache that it has in use.
     """
     return TOKEN_S * new + answer * (STEP_S + KV_S * (prompt + answer))
+
+
+def behind_s(own_s: float, most_s: float) -> float:
+    """Return how long after its arrival the turn of a request comes that takes `own_s`."""
+    return min(OWN * own_s, most_s)
 
 
 class Turn:

@@ -67,6 +67,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         lease_s=args.lease_s,
         load_failure_policy=args.kv_load_failure_policy,
         late_pulls=args.late_pulls,
+        scheduling_policy=args.scheduling_policy,
         seed=args.seed,
         api_keys=_api_keys(args.api_key_env, environ),
         faults=_faults(args.fault, environ),
@@ -108,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--lease-s", type=_not_negative, default=30.0, help="how long blocks are pinned for a decode worker")
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
     add("--late-pulls", choices=("fail", "stale"), default="fail", help="stale: another prompt's KV, as vLLM")
+    add(
+        "--scheduling-policy",
+        choices=("fcfs", "priority"),
+        default="fcfs",
+        help="how prompts wait, as in vLLM",
+    )
     add("--seed", type=int, default=0, help="for faults with a probability")
     add("--fault", action="append", default=[], metavar="JSON", help=f"also as a list in {FAULTS_ENV}")
     add("--record", type=_not_negative_int, nargs="?", const=100, default=0, help="keep the last N bodies")

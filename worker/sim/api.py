@@ -111,6 +111,8 @@ class Sim:
         except Refused as refused:
             entry.outcome = f"refused: {refused.message}"
             return _encoded((refusal or _refusal_body)(refused), refused.status)
+        if self.settings.scheduling_policy == "priority" and isinstance(job, Job):
+            job = protocol.prioritized(job, _priority_of(request, body))
         entry.answer_id = job.request_id
         return respond(self.engine, job, plan, entry)
 
@@ -171,6 +173,16 @@ def leg_of(body: dict[str, Any]) -> Leg:
     if isinstance(kv, dict) and kv.get("do_remote_decode"):
         return "prefill"
     return "decode" if isinstance(kv, dict) and kv.get("do_remote_prefill") else "aggregated"
+
+
+def _priority_of(request: Request, body: dict[str, Any]) -> int:
+    """Return the priority of a request: its header goes before its field, as in vLLM."""
+    for value in (request.headers.get("x-vllm-priority"), body.get("priority")):
+        try:
+            return int(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+    return 0
 
 
 async def require_json(request: Request) -> None:

@@ -245,6 +245,11 @@ def renamed(job: Job, name: str, asked: object) -> Job:
     return replace(job, request_id=name, prompts=prompts, asked=asked)
 
 
+def prioritized(job: Job, priority: int) -> Job:
+    """Return the job with a priority for the engine's queue."""
+    return replace(job, prompts=[replace(prompt, priority=priority) for prompt in job.prompts])
+
+
 def chat_tokens(request: ChatRequest) -> list[int]:
     """Return the prompt of a chat. Raises `Refused`."""
     return _tokenized_chat(request, [_rendered(*each) for each in enumerate(request.messages)])

@@ -11,6 +11,7 @@ from worker.sim.faults import Fault
 _HEARTBEATS_PER_LEASE = 6
 
 LoadFailurePolicy = Literal["fail", "recompute"]
+SchedulingPolicy = Literal["fcfs", "priority"]  # prompts wait as they came, or by their requests' priorities
 # Blocks that are pulled when their lease is over cannot be had, or are what vLLM (0.32) gives: whatever is in
 # them by then, and nobody is told.
 LatePulls = Literal["fail", "stale"]
@@ -58,6 +59,7 @@ class Settings:
     lease_s: float = 30.0
     load_failure_policy: LoadFailurePolicy = "fail"
     late_pulls: LatePulls = "fail"
+    scheduling_policy: SchedulingPolicy = "fcfs"
     seed: int = 0
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()

@@ -168,6 +168,12 @@ class Choice(Generic[C]):
     def __str__(self) -> str:
         return self._reason
 
+    def own_s(self) -> float:
+        """Return how many seconds the leg itself is expected to take; -1.0 if the policy does not reckon
+        that.
+        """
+        return -1.0
+
     def ended(self, outcome: Outcome) -> None:
         """Tell the policy that chose how the leg ended, whatever became of it; only the first call counts."""
         policy, self.policy = self.policy, None
@@ -193,8 +199,8 @@ class Policy(ABC):
         ...
 
     def new_tokens(self, request: Request) -> float:
-        """Estimate how many tokens of the prompt no worker has in its cache. It takes no longer than `choose`,
-        changes nothing and never fails.
+        """Estimate how many tokens of the prompt no worker has in its cache. It takes no longer than
+        `choose`, changes nothing and never fails.
         """
         return float(request.prompt_tokens())
 

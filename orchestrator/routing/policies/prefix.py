@@ -224,6 +224,9 @@ class PrefixChoice(Choice[Any]):
             f"{self.evict_s:.3f} for what they evict."
         )
 
+    def own_s(self) -> float:
+        return self.expected_s * self.load.price if self.load is not None else -1.0
+
 
 class Levels:
     """So much of a prompt is known, run by run, and by whom."""
