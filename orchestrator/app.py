@@ -99,6 +99,7 @@ class Core:
             context.loads,
             health=config.health,
             routing=config.routing,
+            adapters={model.name: model.adapters for model in config.models},
             time=clock,
             random=self.random,
         )
@@ -126,6 +127,7 @@ class Core:
             config.routing,
             limits,
         )
+        self.flow.rename(config.aliases)
         self.data_plane = DataPlane(
             self.flow.serve,
             {path: make(self._offload) for path, make in ENDPOINTS.items()},
@@ -170,6 +172,7 @@ class Core:
         limits, routing = config.orchestrator.limits, config.routing
         self.registry.reconfigure(config.health, routing)
         self.flow.reconfigure(routing, limits)
+        self.flow.rename(config.aliases)
         self.admission.reconfigure(config.orchestrator.queue)
         self.data_plane.reconfigure(limits)
 

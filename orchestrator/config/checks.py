@@ -145,6 +145,23 @@ def _model_names(config: Config) -> Iterator[Finding]:
         earlier = first.setdefault(model.name, index)
         if earlier != index:
             yield Finding(("models", index, "name"), f"models.{earlier} has the name {model.name!r} too")
+    yield from _other_names(config, taken={name: f"models.{index}" for name, index in first.items()})
+
+
+def _other_names(config: Config, taken: dict[str, str]) -> Iterator[Finding]:
+    """Yield what is wrong with adapters and aliases; `taken` has the names of models, and who has them."""
+    for index, model in enumerate(config.models):
+        for place, name in enumerate(model.adapters):
+            if name in taken:
+                path: Path = ("models", index, "adapters", place)
+                yield Finding(path, f"{taken[name]} has the name {name!r} too")
+            taken.setdefault(name, f"models.{index}.adapters.{place}")
+    for alias, target in config.aliases.items():
+        if alias in taken:
+            yield Finding(("aliases", alias), f"{taken[alias]} has the name {alias!r} too")
+        if target not in taken:
+            message = f"there is no model or adapter {target!r}; there is: {', '.join(taken)}"
+            yield Finding(("aliases", alias), message)
 
 
 def _pools(path: Path, model: ModelConfig) -> Iterator[Finding]:

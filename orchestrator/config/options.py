@@ -160,6 +160,7 @@ Token = Annotated[str, AfterValidator(_token)]
 Text = Annotated[str, BeforeValidator(_text)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Gpu = Annotated[int, Field(ge=0)]
+AdapterName = Annotated[str, Field(min_length=1, max_length=256)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -555,6 +556,11 @@ class ModelConfig(Model):
     both: PoolConfig | None = Field(
         None, description="Each of these workers serves whole requests alone (aggregated serving)."
     )
+    adapters: list[AdapterName] = Field(
+        [],
+        description="Clients may name these LoRA adapters in place of the model, whether or not a worker "
+        "lists them. Those that workers list at /v1/models are known without it.",
+    )
     connector: ConnectorName = Field(
         NIXL.name,
         description="This connector is what the engines hand KV caches over with.",
@@ -684,5 +690,10 @@ class Config(Model):
     )
     launch: LaunchConfig = Field(
         LaunchConfig(), description="This section says how `baton up` waits for the processes that it starts."
+    )
+    aliases: Reloadable[dict[AdapterName, str]] = Field(
+        {},
+        description="Clients may call a model or an adapter by these names, too: `aliases: {gpt-4: qwen}`. "
+        "An answer has the name that its worker gives.",
     )
     base_port: Port = Field(8100, description="Ports that are not given are allotted from this one upwards.")

@@ -78,6 +78,7 @@ class Legs:
     """The legs of one request have this in common; it knows which workers they have met."""
 
     # Class attributes are the defaults of what is set later, or never.
+    adapter = ""  # that its legs name in place of the model
     count = 0  # legs that were sent
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
@@ -355,7 +356,7 @@ class Leg(ABC):
         elif isinstance(error, HandoffLate | HandoffStalled):
             self.legs.dispatcher.note_given_up(worker, self.epoch, error)
         elif failure is Failure.BUSY and error.retry_after_s:
-            registry.pools[self.legs.model].rest(worker, error.retry_after_s)
+            registry.rest(worker, error.retry_after_s)
 
     def _tell_unfit(self, error: WorkerUnfit) -> None:
         """Have the worker looked at; whether its answer counts against it, the end of the request shows.
@@ -388,7 +389,7 @@ class PrefillLeg(Leg):
         self._transfer = transfer
 
     def parts(self, codec: Codec) -> Parts:
-        model = self.worker.address.served_model
+        model = self.legs.adapter or self.worker.address.served_model
         return self.bodies.prefill(codec, model, self._transfer, asks_ids=self.ids_form is not None)
 
     def _note_refusal(self) -> None:
@@ -432,7 +433,7 @@ class AnswerLeg(Leg):
         self.handoff = lease.handoff
 
     def parts(self, codec: Codec) -> Parts:
-        model = self.worker.address.served_model
+        model = self.legs.adapter or self.worker.address.served_model
         if self.handoff is None:
             return self.bodies.whole(codec, model)
         return self.bodies.decode(codec, model, self.handoff)

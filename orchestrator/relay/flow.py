@@ -97,9 +97,14 @@ class Flow:
         self._retry_budget = RetryBudget(lambda: admission.admitted)
         self._watch = HandoffWatch(dispatcher, self._retry_budget, self._releases.start)
         self.ledger.watch = self._watch
+        self._aliases: Mapping[str, str] = {}
         self._orders_prefills = routing.prefill_order == "shortest"
         self._wall_s = time.time() - dispatcher.time()  # from our clock to everybody's
         self.reconfigure(routing, limits)
+
+    def rename(self, aliases: Mapping[str, str]) -> None:
+        """Let clients name models and adapters by these aliases from now on."""
+        self._aliases = aliases
 
     def reconfigure(self, routing: RoutingConfig, limits: LimitsConfig) -> None:
         """Go by these sections from now on, but for what needs a restart."""
@@ -114,7 +119,9 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
-        route = self._routes[view.model]
+        route = self._routes.get(view.model)
+        if route is None:
+            route = self._adapters_route(view.model)
         gate = route.gate
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
@@ -163,12 +170,25 @@ class Flow:
             view = view.for_model(_only(self._routes))
         route = self._routes.get(view.model)
         if route is None:
-            raise UnknownModel(_unknown_model(view.model, self._routes), param="model")
+            target = self._aliases.get(view.model)
+            if target is not None:
+                view = view.for_model(target)
+            route = self._routes.get(view.model)
+            if route is None:
+                route = self._adapters_route(view.model)
         record = scope.record
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
         self._telemetry.begin(record)
         return view
+
+    def _adapters_route(self, name: str) -> Route:
+        """Return where the requests for an adapter go. Raises `UnknownModel`."""
+        pools = self._dispatcher.registry.adapters.find(name)
+        if pools is None:
+            raise UnknownModel(_unknown_model(name, (*self._routes, *self._aliases)), param="model")
+        base = self._routes[pools.model]
+        return Route(base.index, pools, base.gate, base.planner, base.connector, name)
 
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
@@ -177,6 +197,8 @@ class Flow:
         adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, scope.record.endpoint, route.connector, scope.endpoint.form)
         legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
+        if route.adapter:
+            legs.model, legs.adapter = route.pools.model, route.adapter
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
 
     def _plan_again(self, request: AdmittedRequest) -> None:

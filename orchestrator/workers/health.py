@@ -55,6 +55,7 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # eve
 # one that `baton up` starts, which watches it too, has more: loading a model takes minutes.
 PATIENCE_S = 3.0
 PATIENCE_MANAGED_S = 600.0
+MAX_ADAPTERS, MAX_ADAPTER = 1000, 256  # of a worker that are known, and characters of each
 MAX_NAMES, MAX_NAME = 5, 60  # models of a worker that are shown, and characters of each
 TELL_EVERY_S = 5.0  # a reason that changes to and fro is told no more often
 COMPLAINT_S = 60.0  # between two lines about what keeps workers from being probed
@@ -87,6 +88,7 @@ class Introduction(msgspec.Struct, frozen=True):
 
     info: WorkerInfo | None  # None without our plugin
     max_model_len: int | None
+    adapters: tuple[str, ...] = ()  # that it lists beside its model
 
 
 class Probe(Protocol):
@@ -220,7 +222,9 @@ class Prober:
             if was_denied:
                 registry.note_cleared(worker)
             if introduction is not None:
-                registry.announce(worker, introduction.info, introduction.max_model_len)
+                registry.announce(
+                    worker, introduction.info, introduction.max_model_len, introduction.adapters
+                )
             registry.mark_ready(worker)
 
     def _complain(self, worker: Worker, why: str) -> None:
@@ -298,6 +302,14 @@ def _details(worker: Worker, trouble: Trouble) -> str:
 class _ModelCard(msgspec.Struct):
     id: str
     max_model_len: Count | None = None
+    parent: str | None = None  # the model that an adapter is of
+
+
+class _Served(msgspec.Struct):
+    """A worker serves the model that it is asked for."""
+
+    max_model_len: int | None
+    adapters: tuple[str, ...]
 
 
 class _ModelList(msgspec.Struct):
@@ -329,8 +341,8 @@ class HttpProbe:
             await self._check_health(worker)
             if not is_known or worker.is_denied:
                 return await self._introduction(worker)
-            if self._is_name_due(worker):
-                await self._card(worker)
+            if self._is_name_due(worker) and (await self._card(worker)).adapters != worker.adapters:
+                return await self._introduction(worker)
             return None
         except ProbeFailed:
             raise
@@ -360,9 +372,9 @@ class HttpProbe:
         card = await self._card(worker)
         if worker.is_denied:
             await self._check_serves(worker)
-        return Introduction(info, card.max_model_len)
+        return Introduction(info, card.max_model_len, card.adapters)
 
-    async def _card(self, worker: Worker) -> _ModelCard:
+    async def _card(self, worker: Worker) -> _Served:
         """Ask with the key for what the worker says of its model. Raises `ProbeUnfit` if it has another."""
         status, content = await self._ask(worker, "/v1/models")
         if status != httpx.codes.OK:
@@ -372,7 +384,7 @@ class HttpProbe:
         served = worker.address.served_model
         for card in cards:
             if card.id == served:
-                return card
+                return _Served(card.max_model_len, _adapters(cards, served))
         names = _listed(card.id for card in cards)
         raise ProbeUnfit(f"it serves {names}, not {served!r}", OTHER_MODEL)
 
@@ -441,6 +453,12 @@ async def _bounded(stream: object) -> bytes:
         if len(content) > MAX_PAGE_BYTES:
             raise _BadPage(f"an answer to a probe has more than {MAX_PAGE_BYTES} bytes")
     return bytes(content)
+
+
+def _adapters(cards: Iterable[_ModelCard], served: str) -> tuple[str, ...]:
+    """Return the names of the adapters among the cards: those that have a parent."""
+    names = (card.id for card in cards if card.parent is not None and card.id != served)
+    return tuple(islice((name for name in names if 0 < len(name) <= MAX_ADAPTER), MAX_ADAPTERS))
 
 
 def _failed(path: str, status: int, *, is_unfit: bool) -> ProbeFailed:

@@ -24,6 +24,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None
     last_error: str | None
     reason: str | None = None
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,4 @@ class WorkerStatus:
     last_error: str | None
     is_drained: bool = False  # takes no new legs until the operator says so, whatever its state
     reason: str | None = None  # as `last_error`, in words that everybody may read
+    adapters: tuple[str, ...] = ()  # that it lists beside its model

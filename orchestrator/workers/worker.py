@@ -35,6 +35,7 @@ class Worker(ABC):
 
     __slots__ = (
         "_transport",
+        "adapters",
         "address",
         "answered",
         "codec",
@@ -84,6 +85,7 @@ class Worker(ABC):
         self.proven_epoch = -1  # in which it took a leg in the form that it announced
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
+        self.adapters: tuple[str, ...] = ()  # that it lists beside its model
         self.kv_tokens: int | None = None  # that fit into its KV cache
         self.last_error: str | None = None  # for the operator
         self.reason: str | None = None  # the same in words that everybody may read (`workers/troubles.py`)
@@ -134,10 +136,13 @@ class Worker(ABC):
 
     # --- what it announces ----------------------------------------------------------------------
 
-    def announce(self, info: WorkerInfo | None, max_model_len: int | None) -> None:
+    def announce(
+        self, info: WorkerInfo | None, max_model_len: int | None, adapters: tuple[str, ...] = ()
+    ) -> None:
         """Note what the worker says of itself; one without our plugin says None and gets plain JSON."""
         self.info = info
         self.max_model_len = max_model_len
+        self.adapters = adapters
         self.kv_tokens = None if info is None else info.kv_tokens
         self.lease_s = None if info is None else info.kv_lease_s
         if self.distrusted_epoch == self.epoch:
@@ -150,7 +155,7 @@ class Worker(ABC):
     def distrust(self) -> None:
         """Send plain JSON from now on until the worker is restarted, as it has refused what it announced."""
         self.distrusted_epoch = self.epoch
-        self.announce(self.info, self.max_model_len)
+        self.announce(self.info, self.max_model_len, self.adapters)
 
     # --- what happens to it ---------------------------------------------------------------------
 
@@ -187,6 +192,7 @@ class Worker(ABC):
             max_model_len=self.max_model_len,
             last_error=self.last_error,
             reason=self.reason,
+            adapters=self.adapters,
         )
 
     def status(self) -> WorkerStatus:
@@ -199,6 +205,7 @@ class Worker(ABC):
             self.last_error,
             self.is_drained,
             self.reason,
+            self.adapters,
         )
 
 

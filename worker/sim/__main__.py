@@ -50,6 +50,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
     """
     return Settings(
         model_name=args.model_name,
+        adapters=tuple(args.adapter),
         role=args.role,
         host=args.host,
         side_channel_port=args.side_channel_port,
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model-name", required=True, help="what clients put into `model`")
+    add("--adapter", action="append", default=[], help="a LoRA adapter's name; may be given more than once")
     add("--role", choices=("prefill", "decode", "both"), default="both", help="announced, not enforced")
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=0, help="0 takes a free one; the ready line names it")

@@ -304,7 +304,9 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> Response:
-        return _json({"object": "list", "data": [_model_card(sim)]})
+        card = _model_card(sim)
+        own = [{"id": name, "root": name, "parent": card["id"]} for name in sim.settings.adapters]
+        return _json({"object": "list", "data": [card, *(card | adapter for adapter in own)]})
 
     @router.get("/version")
     async def version() -> Response:

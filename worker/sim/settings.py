@@ -47,6 +47,7 @@ class Settings:
     """`side_channel_port` 0 takes a free port; the engine then names the real one in its hand-offs."""
 
     model_name: str
+    adapters: tuple[str, ...] = ()  # that requests can name in place of the model
     role: Role = "both"
     host: str = "127.0.0.1"
     side_channel_port: int = 0

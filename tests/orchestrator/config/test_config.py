@@ -44,6 +44,16 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     "models a mapping": ("models: {name: x}", ["c.yaml:1:1: models: expected a list, got a mapping"]),
     "model a text": ("models: [x]", ["c.yaml:1:10: models[0]: expected a mapping, got 'x'"]),
     "syntax": ("models: [", ["c.yaml:1:10: while parsing a flow node"]),
+    "names twice": (
+        f"{GOOD}    adapters: [a, m, a]\naliases: {{m: a, a: m, b: c}}",
+        [
+            "c.yaml:5:19: models.0 has the name 'm' too",
+            "c.yaml:5:22: models.0.adapters.0 has the name 'a' too",
+            "c.yaml:6:11: models.0 has the name 'm' too",
+            "c.yaml:6:17: models.0.adapters.0 has the name 'a' too",
+            "c.yaml:6:23: there is no model or adapter 'c'; there is: m, a",
+        ],
+    ),
     "key twice": (f"{GOOD}base_port: 1\nbase_port: 2", ["c.yaml:6:1: the key 'base_port' was given before"]),
     "unknown key": (
         f"{GOOD}rooting: {{}}",
