@@ -576,6 +576,16 @@ class ModelConfig(Model):
             yield "both", self.both
 
 
+# Headers with which a client may choose for one request (`routing/overrides.py`).
+Override = Literal[
+    "x-baton-policy-prefill",
+    "x-baton-policy-decode",
+    "x-baton-disaggregate",
+    "x-baton-worker-prefill",
+    "x-baton-worker-decode",
+]
+
+
 class RoutingConfig(Model):
     prefill: Reloadable[Policy] = Field(
         policy_named("round_robin"),
@@ -620,6 +630,11 @@ class RoutingConfig(Model):
         description="Prefill workers take prompts as they come (fifo), or short ones first (shortest). Each "
         "prefill leg has a priority then, for which vLLM runs with --scheduling-policy priority, as `baton "
         "up` starts it; the priorities of clients are not relayed.",
+    )
+    overrides: Reloadable[list[Override]] = Field(
+        [],
+        description="Clients may choose with these headers for one request: a policy, whether two workers "
+        "serve it, or a worker by its name. A request with one that is not in this list is answered 400.",
     )
 
 

@@ -55,6 +55,8 @@ from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
+from orchestrator.routing.overrides import BEGIN as OVERRIDE
+from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.planner import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
@@ -98,6 +100,7 @@ class Flow:
         self._watch = HandoffWatch(dispatcher, self._retry_budget, self._releases.start)
         self.ledger.watch = self._watch
         self._aliases: Mapping[str, str] = {}
+        self._overrides = Overrides(dispatcher.registry, routing)
         self._orders_prefills = routing.prefill_order == "shortest"
         self._wall_s = time.time() - dispatcher.time()  # from our clock to everybody's
         self.reconfigure(routing, limits)
@@ -111,6 +114,7 @@ class Flow:
         self._routing = routing
         for route in self._routes.values():
             route.planner.reconfigure(routing)
+        self._overrides.reconfigure(routing)
         self._responder.reconfigure(routing, limits)
         self._watch.reconfigure(routing)
 
@@ -193,13 +197,27 @@ class Flow:
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
         scope.record.admitted = scope.now()
+        headers = scope.relayed_headers()
+        if headers and OVERRIDE in headers:  # or in a value
+            route, headers = self._overridden(scope, route), _without_overrides(headers)
         plan = self._plan(scope, view, route, ())
         adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, scope.record.endpoint, route.connector, scope.endpoint.form)
-        legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
+        legs = Legs(self._dispatcher, view.model, bodies, headers)
         if route.adapter:
             legs.model, legs.adapter = route.pools.model, route.adapter
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
+
+    def _overridden(self, scope: RequestScope, route: Route) -> Route:
+        """Return where a request goes whose headers choose otherwise than the config. Raises
+        `ClientError`.
+        """
+        wanted = self._overrides.wanted(scope.exchange.headers)
+        if not wanted:
+            return route
+        planner = self._overrides.planner(route.planner, wanted)
+        pools = self._overrides.pools(route.pools, wanted)
+        return Route(route.index, pools, route.gate, planner, route.connector, route.adapter)
 
     def _plan_again(self, request: AdmittedRequest) -> None:
         """Choose other workers. Nothing may come between this and their seats."""
@@ -256,7 +274,8 @@ class Flow:
         plan = _plan_for(worker)
         _note_plan(record, plan)
         bodies = LegBodies(view, endpoint.target(exchange), route.connector, endpoint.form)
-        legs = Legs(self._dispatcher, worker.address.model, bodies, scope.relayed_headers())
+        headers = _without_overrides(scope.relayed_headers())
+        legs = Legs(self._dispatcher, worker.address.model, bodies, headers)
         leg = HolderLeg(legs, worker, endpoint.method)
         with leg:
             await self._responder.answer(AdmittedRequest(scope, view, route, legs, plan, None), leg)
@@ -447,6 +466,12 @@ def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
         demand.work = work_s(route.planner.new_tokens(view), demand.tokens, answer * max(view.choices(), 1))
         demand.priority = _priority(view)
     return demand
+
+
+def _without_overrides(headers: bytes) -> bytes:
+    """Leave what is the orchestrator's out of a header block."""
+    lines = headers.splitlines(keepends=True)
+    return b"".join([line for line in lines if not line.startswith(OVERRIDE)])
 
 
 def _priority(view: RequestView) -> int:

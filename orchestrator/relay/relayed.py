@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from orchestrator.routing.overrides import HEADERS as OVERRIDES
+
 PRIORITY: Final = b"x-vllm-priority"
 
 # From the client to both workers.
@@ -31,7 +33,12 @@ LOAD_METRICS: Final = b"endpoint-load-metrics"
 
 def relayed_to_workers(*, has_rank: bool, has_priority: bool = True) -> frozenset[bytes]:
     """Return the names of the client's fields that workers get; `has_rank` if a client may name a rank,
-    `has_priority` unless priorities are the orchestrator's.
+    `has_priority` unless priorities are the orchestrator's. Overrides are among them, and taken out again by
+    the flow (`relay/flow.py`): to look for them costs nothing this way.
     """
-    names = frozenset([*TO_WORKERS, DATA_PARALLEL_RANK] if has_rank else TO_WORKERS)
-    return names if has_priority else names - {PRIORITY}
+    names = {*TO_WORKERS, *OVERRIDES}
+    if has_rank:
+        names.add(DATA_PARALLEL_RANK)
+    if not has_priority:
+        names.discard(PRIORITY)
+    return frozenset(names)

@@ -121,6 +121,15 @@ class Planner:
         policies = {"prefill": self._prefill, "decode": self._decode, "both": self._whole}
         policies[role].hear(note)
 
+    def varied(self, routing: RoutingConfig) -> Planner:
+        """Return a planner that goes by another section; it shares the policies that are in both."""
+        other = Planner(self._model, routing, random=self._random, time=self._time)
+        if self._routing is not None and routing.prefill == self._routing.prefill:
+            other._prefill = self._prefill
+        if self._routing is not None and routing.decode == self._routing.decode:
+            other._decode, other._whole = self._decode, self._whole
+        return other
+
     def new_tokens(self, request: Request) -> float:
         """Estimate how many tokens of the prompt are in no prefill worker's cache."""
         return self._prefill.new_tokens(request)

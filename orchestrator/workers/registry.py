@@ -81,6 +81,12 @@ class Registry:
     def _made_pools(self, model: str) -> Pools:
         return Pools(model, self.health, self._routing, time=self._time)
 
+    def part(self, pools: Pools, members: Iterable[Worker]) -> Pools:
+        """Return pools of the same model for one request, with only these workers; nobody updates them."""
+        made = self._made_pools(pools.model)
+        made.update(members)
+        return made
+
     def statuses(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self.workers)
 

@@ -287,6 +287,7 @@ class FakeCluster:
             routing=(routing or RoutingConfig()).model_copy(update=options),
             health=health or HealthConfig(),
         )
+        self.config = config
         self.upstream = FakeUpstream()
         self.workers = FakeWorkers()
         self.core = Core(

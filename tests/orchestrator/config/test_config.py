@@ -64,7 +64,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         [
             "c.yaml:5:11: unknown key 'zzz' "
             "(known keys: prefill, decode, disaggregate, tokenize_once, failover, kv_lease_s, "
-            "handoff_stall_s, kv_missing, prefill_order)"
+            "handoff_stall_s, kv_missing, prefill_order, overrides)"
         ],
     ),
     "unknown key in a pool": (

@@ -1,4 +1,4 @@
-"""Adapters and aliases for real: of processes that follow the one that probes, over workers that come and go."""
+"""Adapters and aliases for real: by one process and by several, over workers that come and go."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def workers() -> Iterator[list[SimWorker]]:
-    with simulated("prefill", "decode") as plain:
-        with simulated("prefill", "decode", options=["--adapter", "sql"]) as having:
-            yield [*plain, *having]
+    with (
+        simulated("prefill", "decode") as plain,
+        simulated("prefill", "decode", options=["--adapter", "sql"]) as having,
+    ):
+        yield [*plain, *having]
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
