@@ -125,14 +125,15 @@ def _orchestrator(
 def _worker(worker: Worker) -> ProcessSpec:
     address = worker.address
     command = ENGINES[worker.place.pool.engine].command(worker)
-    ports = (address.port, address.side_channel_port)
+    first, engines = address.side_channel_port, worker.place.pool.data_parallel_size
+    ports = [address.port, *(() if first is None else range(first, first + engines))]
     return ProcessSpec(
         name=address.name,
         role=address.role,
         argv=(worker.around.python, *command.argv, *worker.user_args),
         env=command.env,
         ready_url=f"{address.url}/health",
-        listens=tuple((address.host, port) for port in ports if port is not None),
+        listens=tuple((address.host, port) for port in ports),
         log_name=_log_name(address),
         gpus=worker.gpus,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from orchestrator.api.endpoints import ENDPOINTS, entry_of, spellings
-from orchestrator.config.addresses import worker_addresses
+from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
@@ -93,7 +93,7 @@ class Core:
         self.ids = IdSource(self.random)
         self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row)
         self.registry = Registry(
-            worker_addresses(config),
+            routed_addresses(config),
             models,
             transport,
             context.loads,

@@ -24,6 +24,8 @@ def _argv(worker: Worker) -> list[str]:
     argv = ["-m", "worker.sim", "--model-name", address.served_model, "--role", address.role]
     argv += ["--host", address.host, "--port", str(address.port)]
     argv += ["--side-channel-port", str(address.side_channel_port)]
+    if worker.place.pool.data_parallel_size > 1:
+        argv += ["--data-parallel-size", str(worker.place.pool.data_parallel_size)]
     if worker.takes_priorities:
         argv += ["--scheduling-policy", "priority"]
     if worker.around.environ.get(WORKER_KEY_ENV):

@@ -62,8 +62,12 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
         yield from (_MEDIA_DOMAINS, _NO_DOMAIN)
     if place.pool.device == "cpu":
         yield from ("--enforce-eager", "--distributed-executor-backend", _ONE_PROCESS)
-    if len(worker.gpus) > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
-        yield from ("--tensor-parallel-size", str(len(worker.gpus)))
+    engines = worker.place.pool.data_parallel_size
+    if engines > 1:
+        yield from ("--data-parallel-size", str(engines))
+    gpus = len(worker.gpus) // engines
+    if gpus > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
+        yield from ("--tensor-parallel-size", str(gpus))
 
 
 def _is_given(option: str, worker: Worker) -> bool:

@@ -520,6 +520,13 @@ class PoolConfig(Model):
         "wait in the orchestrator's queue. It is not for prefill workers. Of several processes each has its "
         "share of the seats.",
     )
+    data_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Each worker has this many data-parallel engines (vLLM's --data-parallel-size), each "
+        "with a cache of its own; above 1 Baton chooses among them as among workers.",
+    )
     args: list[Text] = Field([], description="The engine of every worker in the pool gets these arguments.")
     env: dict[str, Text] = Field(
         {}, description="The workers get these environment variables on top of those that they inherit."

@@ -262,6 +262,8 @@ class Leg(ABC):
         self.epoch = worker.epoch
         id_header = f"x-request-id: {self.id}\r\n".encode()
         head = dispatcher.headers[codec.name] + self.form_headers + id_header + legs.headers
+        if worker.rank_header:
+            head += worker.rank_header
         return dispatcher.upstream.send(worker.origin, "POST", self.bodies.path, head, parts)
 
     async def _transcode(self, codec: Codec, document: bytes) -> Answer:

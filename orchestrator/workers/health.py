@@ -33,6 +33,7 @@ from orchestrator.workers.states import FULL_SERVICE, IN_SERVICE, NEVER, Event, 
 from orchestrator.workers.troubles import (
     DENIES,
     FAILS,
+    FEWER_ENGINES,
     GARBAGE,
     OTHER_MODEL,
     REFUSES,
@@ -370,6 +371,7 @@ class HttpProbe:
         """Ask a worker what it can do, each time that it comes back: it may be another version."""
         info = await self._info(worker)
         card = await self._card(worker)
+        _check_rank(worker, info)
         if worker.is_denied:
             await self._check_serves(worker)
         return Introduction(info, card.max_model_len, card.adapters)
@@ -453,6 +455,13 @@ async def _bounded(stream: object) -> bytes:
         if len(content) > MAX_PAGE_BYTES:
             raise _BadPage(f"an answer to a probe has more than {MAX_PAGE_BYTES} bytes")
     return bytes(content)
+
+
+def _check_rank(worker: Worker, info: WorkerInfo | None) -> None:
+    """Raise `ProbeUnfit` if the worker says that it has no such data-parallel engine."""
+    engines, rank = info.data_parallel_size if info is not None else None, worker.address.rank
+    if engines is not None and rank is not None and rank >= engines:
+        raise ProbeUnfit(f"it has {engines} data-parallel engines, and none of rank {rank}", FEWER_ENGINES)
 
 
 def _adapters(cards: Iterable[_ModelCard], served: str) -> tuple[str, ...]:

@@ -231,6 +231,10 @@ class Registry:
         """Return the worker that serves `model` in this role at `url`, also one that is being removed."""
         return self._roster.at(model, role, url)
 
+    def all_at(self, model: str, role: Role, url: str) -> list[Worker]:
+        """Return the same, all data-parallel engines of it."""
+        return self._roster.all_at(model, role, url)
+
     def next_index(self, model: str, role: Role) -> int:
         """Return the index that goes into the name of the next worker to be added."""
         return self._roster.next_index(model, role)

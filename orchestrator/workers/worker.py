@@ -56,6 +56,7 @@ class Worker(ABC):
         "newest_begun",
         "origin",
         "proven_epoch",
+        "rank_header",
         "reason",
         "slot",
         "stalled",
@@ -75,6 +76,8 @@ class Worker(ABC):
         self.address = address
         self.slot = slot
         self.name = address.name
+        rank = address.rank  # what the head of its legs says, as a header block
+        self.rank_header = b"" if rank is None else b"x-data-parallel-rank: %d\r\n" % rank
         self.origin = Origin(address.host, address.port, tls)
         self.state = WorkerState.STARTING
         self.epoch = 0

@@ -94,3 +94,16 @@ def test_prefill_workers_go_by_priorities_where_short_prompts_go_first(engine: s
     assert value_of("--scheduling-policy", prefill) == "priority"
     assert "--scheduling-policy" not in decode.argv
     assert all("--scheduling-policy" not in spec.argv for spec in plan_of(config(model(**pools))).workers)
+
+
+def test_data_parallel_engines_share_a_process_and_its_gpus() -> None:
+    pool = {"data_parallel_size": 2, "gpus_per_replica": 4}
+    (spec,) = plan_of(config(model(both=pool))).workers
+    assert value_of("--data-parallel-size", spec) == "2"
+    assert value_of("--tensor-parallel-size", spec) == "2"
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert spec.listens == (("127.0.0.1", 8100), ("127.0.0.1", 9100), ("127.0.0.1", 9101))
+    (spec,) = plan_of(config(model(both=pool | {"engine": "sim", "gpus_per_replica": 1}))).workers
+    assert value_of("--data-parallel-size", spec) == "2"
+    (spec,) = plan_of(config(model(both={"data_parallel_size": 2, "gpus_per_replica": 2}))).workers
+    assert "--tensor-parallel-size" not in spec.argv

@@ -271,6 +271,7 @@ class FakeCluster:
         models: Sequence[str] = ("m",),
         adapters: Sequence[str] = (),
         aliases: Mapping[str, str] | None = None,
+        ranks: int = 1,
     ) -> None:
         """Each of the models has such pools of its own; `adapters` are those that the first one lists."""
         limits = (limits or LimitsConfig()).model_copy(update={"max_kept_bytes": max_kept_bytes})
@@ -279,7 +280,7 @@ class FakeCluster:
             orchestrator=OrchestratorConfig(limits=limits, queue=queue or QueueConfig()),
             models=[
                 ModelConfig(
-                    name=name, adapters=[] if at else [*adapters], **_pools(roles, seats, 1 + 100 * at)
+                    name=name, adapters=[] if at else [*adapters], **_pools(roles, seats, 1 + 100 * at, ranks)
                 )
                 for at, name in enumerate(models)
             ],
@@ -342,9 +343,11 @@ class FakeCluster:
         assert (self.plane.held.bodies, self.plane.held.incoming) == (0, 0)
 
 
-def _pools(roles: Sequence[Role], seats: int, first: int) -> dict[Role, PoolConfig]:
+def _pools(roles: Sequence[Role], seats: int, first: int, ranks: int) -> dict[Role, PoolConfig]:
     """A worker for each, on ports of their own from the first one on."""
     urls: dict[Role, list[str]] = {}
     for port, role in enumerate(roles, start=first):
         urls.setdefault(role, []).append(f"http://127.0.0.1:{port}")
-    return {role: PoolConfig(urls=found, seats=seats) for role, found in urls.items()}
+    return {
+        role: PoolConfig(urls=found, seats=seats, data_parallel_size=ranks) for role, found in urls.items()
+    }

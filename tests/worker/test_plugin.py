@@ -334,6 +334,17 @@ def test_the_worker_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize(("is_local", "engines"), [(False, 5), (True, 2)])
+def test_the_worker_announces_its_data_parallel_engines(
+    monkeypatch: pytest.MonkeyPatch, is_local: bool, engines: int
+) -> None:
+    """vLLM adds up the KV blocks of the engines of a server."""
+    parallel = SimpleNamespace(data_parallel_size=5, data_parallel_size_local=2, local_engines_only=is_local)
+    monkeypatch.setattr(ENGINE.vllm_config, "parallel_config", parallel, raising=False)
+    info = get(worker(monkeypatch), "/baton/info").json()
+    assert (info["data_parallel_size"], info["kv_tokens"]) == (engines, 6400 // engines)
+
+
 def test_by_default_it_parses_with_orjson_for_both_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     info = get(worker(monkeypatch), "/baton/info").json()
     assert info["role"] == "both"

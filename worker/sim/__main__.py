@@ -68,6 +68,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         lease_s=args.lease_s,
         load_failure_policy=args.kv_load_failure_policy,
         late_pulls=args.late_pulls,
+        data_parallel_size=args.data_parallel_size,
         scheduling_policy=args.scheduling_policy,
         seed=args.seed,
         api_keys=_api_keys(args.api_key_env, environ),
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lease-s", type=_not_negative, default=30.0, help="how long blocks are pinned for a decode worker")
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
     add("--late-pulls", choices=("fail", "stale"), default="fail", help="stale: another prompt's KV, as vLLM")
+    add("--data-parallel-size", type=_positive, default=1, help="engines, which X-data-parallel-rank chooses")
     add(
         "--scheduling-policy",
         choices=("fcfs", "priority"),

@@ -60,6 +60,7 @@ class Settings:
     lease_s: float = 30.0
     load_failure_policy: LoadFailurePolicy = "fail"
     late_pulls: LatePulls = "fail"
+    data_parallel_size: int = 1  # engines behind one server
     scheduling_policy: SchedulingPolicy = "fcfs"
     seed: int = 0
     api_keys: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.config.addresses import ranks_of
 from orchestrator.config.options import HealthConfig
 from orchestrator.workers.health import (
     NAME_EVERY,
@@ -333,6 +334,23 @@ def cards(*names: str, parent: str | None = "m") -> list[dict[str, Any]]:
 def test_adapters_are_the_models_that_have_a_parent(listed: list[Any], known: tuple[str, ...]) -> None:
     pages: Any = {**WELL, "/v1/models": httpx.Response(200, json={"data": [*MODELS["data"], *listed]})}
     assert probed(pages)[0] == Introduction(None, 4096, known)
+
+
+@pytest.mark.parametrize(("engines", "is_fit"), [(None, True), (2, True), (1, False)])
+def test_a_worker_without_the_engine_of_a_rank_is_unfit(engines: int | None, is_fit: bool) -> None:
+    info: dict[str, Any] = INFO | ({} if engines is None else {"data_parallel_size": engines})
+    pages: Any = {**WELL, "/baton/info": httpx.Response(200, json=info)}
+
+    async def scenario() -> None:
+        transport = httpx.MockTransport(lambda request: pages.get(request.url.path, httpx.Response(404)))
+        _, second = ranks_of(address("decode", 0), 2)
+        await HttpProbe(None, transport=transport)(Registry([second], ["m"], "json").workers[0])
+
+    if is_fit:
+        asyncio.run(scenario())
+    else:
+        with pytest.raises(ProbeFailed, match="it has 1 data-parallel engines, and none of rank 1"):
+            asyncio.run(scenario())
 
 
 def test_a_worker_in_service_is_asked_again_when_it_lists_other_adapters() -> None:
