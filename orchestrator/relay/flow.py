@@ -123,8 +123,9 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
-        route = self._routes.get(view.model)
-        if route is None:
+        try:
+            route = self._routes[view.model]
+        except KeyError:
             route = self._adapters_route(view.model)
         gate = route.gate
         if gate.free > 0:  # then nobody waits, and this is a permit
