@@ -13,9 +13,11 @@ import pytest
 
 from orchestrator.api.audio import PATHS as AUDIO
 from orchestrator.api.endpoints import ENDPOINTS
+from orchestrator.config.options import RoutingConfig
+from orchestrator.routing.policies.prefix import PrefixChoice
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.workers.worker import Worker
-from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange, read
+from tests.orchestrator.fakes import JSON, FakeCluster, read
 from tests.orchestrator.wire.test_forms import form
 
 Test = Callable[[FakeCluster], Awaitable[None]]
@@ -237,17 +239,11 @@ def test_prompts_of_adapters_share_no_cache_and_those_of_aliases_do() -> None:
     """The policy `prefix` tells adapters apart, and takes an alias for what it names."""
 
     async def test(cluster: FakeCluster) -> None:
-        seen: list[str] = []
-        planner = cluster.flow._routes["m"].planner
-        plan = planner.plan
-
-        def spy(request: Any, *rest: Any) -> Any:
-            seen.append(request.model)
-            return plan(request, *rest)
-
-        planner.plan = spy  # type: ignore[method-assign]
+        long = DOCUMENT | {"messages": [{"role": "user", "content": "hi " * 5000}]}
         for name in ("m", "gpt-4", "sql", "gpt-sql"):
-            await cluster.serve(FakeExchange(json.dumps(DOCUMENT | {"model": name}).encode()))
-        assert seen == ["m", "m", "sql", "sql"]
+            assert (await cluster.ask(long | {"model": name})).status == 200
 
-    run(test)
+    cluster = run(test, routing=RoutingConfig.model_validate({"prefill": "prefix"}))
+    choices = [record.prefill_choice for record in cluster.telemetry.records]
+    known = [choice.matched > 0 for choice in choices if isinstance(choice, PrefixChoice)]
+    assert known == [False, True, False, True]
