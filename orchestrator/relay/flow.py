@@ -22,9 +22,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from orchestrator.api.base import Endpoint
 from orchestrator.api.holders import mark_of
 from orchestrator.api.view import InvalidRequest, RequestView
 from orchestrator.config.options import LimitsConfig, RoutingConfig
@@ -58,7 +59,7 @@ from orchestrator.relay.scope import RequestScope
 from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
 from orchestrator.routing.overrides import BEGIN as OVERRIDE
 from orchestrator.routing.overrides import Overrides
-from orchestrator.routing.planner import Plan
+from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path, RequestRecord
@@ -75,6 +76,27 @@ _USUAL_ANSWER: Final = 256
 _DIGITS: Final = 20  # more are no number that anybody reckons with
 _DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
+
+
+class Asked:
+    """All that decides what would become of a request."""
+
+    __slots__ = ("avoid", "holder", "route", "view", "whole_reason")
+
+    def __init__(
+        self,
+        view: RequestView,
+        route: Route,
+        whole_reason: str | None,
+        avoid: tuple[Worker, ...],
+        holder: Worker | None = None,
+    ) -> None:
+        """`holder` is given if it alone can serve the request. Others are as in `Planner.plan`."""
+        self.view = view
+        self.route = route
+        self.whole_reason = whole_reason
+        self.avoid = avoid
+        self.holder = holder
 
 
 class Flow:
@@ -125,6 +147,7 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
+        self._telemetry.begin(scope.record)
         try:
             route = self._routes[view.model]
         except KeyError:
@@ -186,8 +209,11 @@ class Flow:
         record = scope.record
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
-        self._telemetry.begin(record)
         return view
+
+    def _route_of(self, view: RequestView) -> Route:
+        """Return where a request goes that was accepted."""
+        return self._routes.get(view.model) or self._adapters_route(view.model)
 
     def _adapters_route(self, name: str) -> Route:
         """Return where the requests for an adapter go. Raises `UnknownModel`."""
@@ -234,12 +260,9 @@ class Flow:
     def _plan(self, scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
         """Choose who serves the request, and note it in its record."""
         whole_reason = view.whole_reason
-        if scope.endpoint.needs_one_worker:
-            whole_reason = "this endpoint needs one worker"
-        elif view.is_refusable:
-            whole_reason = whole_reason or "its decode worker is likely to refuse it"
-        elif view.limit > route.pools.max_model_len:
-            whole_reason = whole_reason or "more tokens asked for than the model can have"
+        most = route.pools.max_model_len
+        if scope.endpoint.needs_one_worker or view.is_refusable or view.limit > most:
+            whole_reason = _why_whole(scope.endpoint, view)
         mark = scope.endpoint.holder(view, scope.exchange) if scope.endpoint.has_holders else None
         if mark is not None:
             plan = _plan_for(self._holder(mark, route.pools.model, avoid))
@@ -247,6 +270,29 @@ class Flow:
             plan = route.planner.plan(view, route.pools, whole_reason, avoid)
         _note_plan(scope.record, plan)
         return plan
+
+    def dry_run(self, scope: RequestScope, body: bytes, avoid: Collection[str]) -> Asked:
+        """Return what is needed to tell what would become of a request, which is neither sent nor counted;
+        workers with these names are avoided. Raises `BatonError`.
+        """
+        endpoint = scope.endpoint
+        view = endpoint.read(b"", scope.exchange) if endpoint.asks_holder else self._accept(scope, body)
+        mark = None
+        if endpoint.asks_holder or endpoint.has_holders:
+            mark = endpoint.holder(view, scope.exchange)
+        if mark is not None:
+            worker = self._holder(mark, None if endpoint.asks_holder else self._route_of(view).pools.model)
+            return Asked(view, self._routes[worker.address.model], None, (), worker)
+        route = self._route_of(view)
+        is_whole = endpoint.needs_one_worker or view.is_refusable or view.limit > route.pools.max_model_len
+        whole_reason = _why_whole(endpoint, view) if is_whole else view.whole_reason
+        return Asked(view, route, whole_reason, self._named(avoid))
+
+    def _named(self, names: Collection[str]) -> tuple[Worker, ...]:
+        found = [self._dispatcher.registry.find(name) for name in names]
+        if None in found:
+            raise ClientError(f"there is no worker of one of these names: {', '.join(names)}", param="avoid")
+        return tuple([worker for worker in found if worker is not None])
 
     # --- what only one worker has ---------------------------------------------------------------
 
@@ -505,6 +551,15 @@ def _number(value: memoryview | None) -> int:
         return 0 if value is None else int(bytes(value[:_DIGITS]).strip(b'"'))
     except ValueError:
         return 0
+
+
+def _why_whole(endpoint: Endpoint, view: RequestView) -> str:
+    """Return why one worker has to serve a request."""
+    if endpoint.needs_one_worker:
+        return "this endpoint needs one worker"
+    if view.is_refusable:
+        return view.whole_reason or "its decode worker is likely to refuse it"
+    return view.whole_reason or "more tokens asked for than the model can have"
 
 
 def _plan_for(worker: Worker) -> Plan:

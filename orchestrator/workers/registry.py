@@ -18,6 +18,7 @@ from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role, WorkerInfo
 from orchestrator.workers import lifecycle
 from orchestrator.workers.adapters import Adapters
+from orchestrator.workers.compatibility import Misfit, misfits
 from orchestrator.workers.lifecycle import Situation
 from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
@@ -59,6 +60,7 @@ class Registry:
         self._random = random or Random()  # noqa: S311  # no secret
         self.health = health or HealthConfig()
         self._routing = routing or RoutingConfig()
+        self._refused: set[Worker] = set()  # for not fitting the others
         self.pools = {model: self._made_pools(model) for model in models}
         self.adapters = Adapters(dict.fromkeys(self.pools, ()) | dict(adapters or {}), self._made_pools)
         self.news = News()
@@ -117,6 +119,23 @@ class Registry:
         self.pools[worker.address.model].rest(worker, seconds)
         self.adapters.rest(worker, seconds)
 
+    def misfit(self, worker: Worker) -> Misfit | None:
+        """Return why a worker, which is well and has announced itself, cannot join the others of its model;
+        None if it can.
+
+        Those that have to go in its favour are sent away here.
+        """
+        if not _refuses_misfits(self._routing):
+            return None
+        refused = [other for other in self._refused if other.state is WorkerState.UNFIT]
+        others, within = self._roster.of_model(worker.address.model), self._routing.keeps_revisions
+        for found in misfits(worker, others, refused, within_revision=within):
+            self._refused.add(found.worker)
+            if found.worker is worker:
+                return found
+            self.note_unfit(found.worker, found.why, found.reason)
+        return None
+
     # --- what probes see ------------------------------------------------------------------------
 
     def mark_ready(self, worker: Worker) -> None:
@@ -125,6 +144,7 @@ class Registry:
         if lifecycle.is_standing_still(worker, now):
             return
         worker.last_error = worker.reason = None
+        self._refused.discard(worker)
         self._note(worker, Event.ANSWERED)
 
     def note_cleared(self, worker: Worker) -> None:
@@ -312,6 +332,7 @@ class Registry:
     def _drop(self, worker: Worker) -> None:
         self._roster.drop(worker)
         self._cleared.pop(worker, None)
+        self._refused.discard(worker)
         self._refresh(worker.address.model)
         self.news.removed.tell(worker)
         self._keep_half(worker)
@@ -321,6 +342,10 @@ class Registry:
         members = tuple(self._roster.of_model(model))
         self.pools[model].update(members)
         self.adapters.update(model, members)
+
+
+def _refuses_misfits(routing: RoutingConfig) -> bool:
+    return routing.misfits == "refuse" and routing.disaggregate != "never"  # which hands nothing over
 
 
 def _blame(worker: Worker, why: str | None, reason: str | None) -> None:

@@ -64,7 +64,7 @@ def test_what_is_not_allowed_is_refused_and_nothing_sent(name: str, path: str) -
     [
         ("x-baton-policy-prefill", "best", "least_loaded, least_tokens, power_of_two, prefix, "),
         ("x-baton-policy-decode", "", "least_loaded, "),
-        ("x-baton-disaggregate", "Always", "always, strict, never"),
+        ("x-baton-disaggregate", "Always", "always, auto, strict, never"),
         ("x-baton-worker-prefill", "m/decode/0", "m/prefill/0, m/prefill/1"),
         ("x-baton-worker-decode", "decode/0", "m/decode/0, m/decode/1"),
         ("x-baton-worker-decode", "x" * 5000, "m/decode/0, m/decode/1"),
