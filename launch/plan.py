@@ -81,6 +81,7 @@ def worker_specs(
                 gpus.get(address.name, ()),
                 around,
                 publishes_kv_events=config.routing.hears_caches(address.role),
+                takes_priorities=address.role == "prefill" and config.routing.prefill_order == "shortest",
             )
         )
         for place, address in pairs
@@ -123,16 +124,17 @@ def _orchestrator(
 
 
 def _worker(worker: Worker) -> ProcessSpec:
-    address, around = worker.address, worker.around
+    address = worker.address
     command = ENGINES[worker.place.pool.engine].command(worker)
-    ports = (address.port, address.side_channel_port, *worker.kv_event_ports)
+    first, engines = address.side_channel_port, worker.place.pool.data_parallel_size
+    ports = [address.port, *(() if first is None else range(first, first + engines)), *worker.kv_event_ports]
     return ProcessSpec(
         name=address.name,
         role=address.role,
-        argv=(around.python, *command.argv, *worker.user_args),
+        argv=(worker.around.python, *command.argv, *worker.user_args),
         env=command.env,
         ready_url=f"{address.url}/health",
-        listens=tuple((address.host, port) for port in ports if port is not None),
+        listens=tuple((address.host, port) for port in ports),
         log_name=_log_name(address),
         gpus=worker.gpus,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from orchestrator.api.endpoints import ENDPOINTS, entry_of, spellings
-from orchestrator.config.addresses import worker_addresses
+from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
@@ -102,12 +102,13 @@ class Core:
         self.ids = IdSource(self.random)
         self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row)
         self.registry = Registry(
-            worker_addresses(config),
+            routed_addresses(config),
             models,
             transport,
             context.loads,
             health=config.health,
             routing=config.routing,
+            adapters={model.name: model.adapters for model in config.models},
             time=clock,
             random=self.random,
         )
@@ -135,6 +136,7 @@ class Core:
             config.routing,
             limits,
         )
+        self.flow.rename(config.aliases)
         self.data_plane = DataPlane(
             self.flow.serve,
             {path: make(self._offload) for path, make in ENDPOINTS.items()},
@@ -143,7 +145,10 @@ class Core:
             keys=context.keys,
             time=clock,
             entry_of=entry_of,
-            relayed=relayed_to_workers(has_rank=config.orchestrator.relay_data_parallel_rank),
+            relayed=relayed_to_workers(
+                has_rank=config.orchestrator.relay_data_parallel_rank,
+                has_priority=config.routing.prefill_order == "fifo",
+            ),
         )
         planners = {model: route.planner for model, route in self._routes.items()}
         self._feeds = KvEventFeeds(
@@ -188,6 +193,7 @@ class Core:
         limits, routing = config.orchestrator.limits, config.routing
         self.registry.reconfigure(config.health, routing)
         self.flow.reconfigure(routing, limits)
+        self.flow.rename(config.aliases)
         self.admission.reconfigure(config.orchestrator.queue)
         self.data_plane.reconfigure(limits)
         self._feeds.settle()

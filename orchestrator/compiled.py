@@ -65,6 +65,7 @@ MODULES = (
     "orchestrator.relay.respond",
     "orchestrator.relay.route",
     "orchestrator.relay.scope",
+    "orchestrator.relay.turns",
     "orchestrator.routing.auto",
     "orchestrator.routing.links",
     "orchestrator.routing.local",

@@ -83,7 +83,8 @@ def _announcement(
         engine="vllm",
         engine_version=import_module("vllm").__version__,
         block_size=config.cache_config.block_size,
-        kv_tokens=_kv_tokens(config.cache_config),
+        kv_tokens=_kv_tokens(config.cache_config, _engines(config)),
+        data_parallel_size=_engines(config),
         dtype=str(model.dtype).removeprefix("torch."),
         path=_label(getattr(model, "model", None)),
         revision=_label(_revision(model)),
@@ -118,10 +119,23 @@ def _connector(transfer: Any) -> str:
     return _SAME_CONNECTOR.get(name, name)
 
 
-def _kv_tokens(cache: Any) -> int | None:
-    """Return how many tokens fit into the KV cache; the engine knows it once it has started."""
+def _kv_tokens(cache: Any, engines: int | None) -> int | None:
+    """Return how many tokens fit into the KV cache of one engine; they know it once they have started.
+
+    vLLM (0.32) adds up the blocks of the engines that a server has.
+    """
     blocks = getattr(cache, "num_gpu_blocks", None)
-    return blocks * cache.block_size if blocks and cache.block_size else None
+    return blocks * cache.block_size // (engines or 1) if blocks and cache.block_size else None
+
+
+def _engines(config: Any) -> int | None:
+    """Return how many data-parallel engines a request to this server can name, as vLLM (0.32) has it."""
+    parallel = getattr(config, "parallel_config", None)
+    if parallel is None:
+        return None
+    is_local = getattr(parallel, "local_engines_only", False)
+    engines = getattr(parallel, "data_parallel_size_local" if is_local else "data_parallel_size", None)
+    return None if engines is None else max(1, int(engines))
 
 
 def _kv_events(engine: Any, config: Any) -> KvEventsInfo | None:

@@ -41,6 +41,7 @@ class Worker:
     gpus: tuple[int, ...]  # counted among those that the inherited environment shows; empty without GPUs
     around: Surroundings
     publishes_kv_events: bool = False  # routing goes by them
+    takes_priorities: bool = False  # prompts are computed by the priorities that requests have
 
     @property
     def kv_events(self) -> tuple[str, str]:

@@ -27,6 +27,10 @@ def _argv(worker: Worker) -> list[str]:
     if worker.publishes_kv_events:
         endpoint, replay = worker.kv_events
         argv += ["--kv-events", endpoint, "--kv-events-replay", replay]
+    if worker.place.pool.data_parallel_size > 1:
+        argv += ["--data-parallel-size", str(worker.place.pool.data_parallel_size)]
+    if worker.takes_priorities:
+        argv += ["--scheduling-policy", "priority"]
     if worker.around.environ.get(WORKER_KEY_ENV):
         argv += ["--api-key-env", WORKER_KEY_ENV]
     return argv

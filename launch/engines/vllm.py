@@ -58,14 +58,20 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
         yield from ("--kv-transfer-config", _connector(address.role, place.pool.device))
     if worker.publishes_kv_events and not _is_given(_KV_EVENTS, worker):
         yield from (_KV_EVENTS, _publisher(worker))
+    if worker.takes_priorities:
+        yield from ("--scheduling-policy", "priority")
     yield "--enable-prompt-tokens-details"  # the evidence that a KV cache arrived
     yield "--enable-request-id-headers"
     if not _is_given(_MEDIA_DOMAINS, worker):
         yield from (_MEDIA_DOMAINS, _NO_DOMAIN)
     if place.pool.device == "cpu":
         yield from ("--enforce-eager", "--distributed-executor-backend", _ONE_PROCESS)
-    if len(worker.gpus) > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
-        yield from ("--tensor-parallel-size", str(len(worker.gpus)))
+    engines = worker.place.pool.data_parallel_size
+    if engines > 1:
+        yield from ("--data-parallel-size", str(engines))
+    gpus = len(worker.gpus) // engines
+    if gpus > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
+        yield from ("--tensor-parallel-size", str(gpus))
 
 
 def _publisher(worker: Worker) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -34,6 +34,7 @@ class WorkerAddress:
     port: int
     side_channel_port: int | None  # None for workers that Baton never starts
     is_managed: bool  # started by `baton up` or `baton worker`
+    rank: int | None = None  # of a data-parallel engine of the worker; None if it has only one
     zone: str | None = None  # that the config says it is in
 
 
@@ -60,6 +61,32 @@ def worker_addresses(config: Config) -> tuple[WorkerAddress, ...]:
     """
     ports = _Ports(config)
     return tuple(_address(place, ports) for place in worker_places(config))
+
+
+def routed_addresses(config: Config) -> tuple[WorkerAddress, ...]:
+    """Return all that requests can be sent to, in the same order: each data-parallel engine of a worker by
+    itself.
+    """
+    pairs = zip(worker_places(config), worker_addresses(config), strict=True)
+    return tuple(
+        ranked for place, address in pairs for ranked in ranks_of(address, place.pool.data_parallel_size)
+    )
+
+
+def ranks_of(address: WorkerAddress, size: int) -> tuple[WorkerAddress, ...]:
+    """Return the data-parallel engines of a worker that has so many. vLLM counts side channels up by rank."""
+    if size == 1:
+        return (address,)
+    first = address.side_channel_port
+    return tuple(
+        replace(
+            address,
+            name=f"{address.name}.dp{rank}",
+            rank=rank,
+            side_channel_port=None if first is None else first + rank,
+        )
+        for rank in range(size)
+    )
 
 
 def worker_places(config: Config) -> tuple[WorkerPlace, ...]:
@@ -114,7 +141,8 @@ def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
         url=f"http://{join_address(host, port)}",
         host=host,
         port=port,
-        side_channel_port=place.worker.side_channel_port or ports.next_side_channel(host),
+        side_channel_port=place.worker.side_channel_port
+        or ports.next_side_channel(host, place.pool.data_parallel_size),
         is_managed=True,
         zone=place.worker.zone or place.pool.zone,
     )
@@ -139,35 +167,45 @@ def unmanaged(
     )
 
 
+def _run(first: int | None, count: int) -> range:
+    return range(0) if first is None else range(first, first + count)
+
+
 @dataclass
 class _Ports:
     """This allots ports, each machine's upwards from the base, around those that the file gives."""
 
     config: Config
     _taken: set[tuple[str, int]] = field(default_factory=set)
+    # Where to go on looking, by machine, base and count: what did not fit before does not fit later.
+    _begins: dict[tuple[str, int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for place in worker_places(self.config):
             if place.url is not None:
                 host, port = split_address(urlsplit(place.url).netloc)
                 self._taken.add((machine(host), port))
-            for given in (place.worker.port, place.worker.side_channel_port):
-                if given is not None:
-                    self._taken.add((machine(place.worker.host), given))
+            given = [place.worker.port, *_run(place.worker.side_channel_port, place.pool.data_parallel_size)]
+            host = machine(place.worker.host)
+            self._taken.update((host, port) for port in given if port is not None)
         # The orchestrator's machine may have other addresses too: keep off its ports everywhere.
         orchestrator = self.config.orchestrator
         self._own = {split_address(a)[1] for a in (orchestrator.listen, orchestrator.admin) if a is not None}
 
     def next_http(self, host: str) -> int:
-        return self._next(host, self.config.base_port)
+        return self._next(host, self.config.base_port, 1)
 
-    def next_side_channel(self, host: str) -> int:
-        return self._next(host, self.config.base_port + SIDE_CHANNEL_OFFSET)
+    def next_side_channel(self, host: str, count: int) -> int:
+        """Allot the next ports of which so many follow each other, and return the first."""
+        return self._next(host, self.config.base_port + SIDE_CHANNEL_OFFSET, count)
 
-    def _next(self, host: str, first: int) -> int:
+    def _next(self, host: str, first: int, count: int) -> int:
         key = machine(host)
-        for port in range(first, MAX_PORT + 1):
-            if port not in self._own and (key, port) not in self._taken:
-                self._taken.add((key, port))
+        begin = self._begins.get((key, first, count), first)
+        for port in range(begin, MAX_PORT + 2 - count):
+            run = _run(port, count)
+            if not any(one in self._own or (key, one) in self._taken for one in run):
+                self._taken.update((key, one) for one in run)
+                self._begins[key, first, count] = port + count
                 return port
         raise ValueError(f"no port from {first} up is left on {host}: lower base_port")

@@ -82,6 +82,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _drain(config.orchestrator)
     yield from _cors(config.orchestrator)
     yield from _kv_events(config)
+    yield from _ranks(config)
     yield from _files(config)
     yield from _model_names(config)
     for index, model in enumerate(config.models):
@@ -124,6 +125,19 @@ def _cors(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
         path: Path = ("orchestrator", "cors", "allow_credentials")
         message = "with allow_credentials every page could act as its reader: name the allowed_origins"
         yield Finding(path, message, also=(("orchestrator", "cors", "allowed_origins"),))
+
+
+def _ranks(config: Config) -> Iterator[Finding]:
+    for index, model in enumerate(config.models):
+        for role, pool in model.pools():
+            path: Path = ("models", index, role, "data_parallel_size")
+            size, gpus = pool.data_parallel_size, pool.gpus_per_replica
+            if size > 1 and config.orchestrator.relay_data_parallel_rank:
+                message = "with relay_data_parallel_rank clients choose the rank: give one or the other"
+                yield Finding(path, message, also=(("orchestrator", "relay_data_parallel_rank"),))
+            if pool.is_managed and pool.engine == "vllm" and pool.device == "cuda" and gpus % size:
+                message = f"{gpus} GPUs cannot be divided among {size} engines: set gpus_per_replica"
+                yield Finding(path, message, also=((*path[:-1], "gpus_per_replica"),))
 
 
 def _files(config: Config) -> Iterator[Finding]:
@@ -173,6 +187,23 @@ def _model_names(config: Config) -> Iterator[Finding]:
         earlier = first.setdefault(model.name, index)
         if earlier != index:
             yield Finding(("models", index, "name"), f"models.{earlier} has the name {model.name!r} too")
+    yield from _other_names(config, taken={name: f"models.{index}" for name, index in first.items()})
+
+
+def _other_names(config: Config, taken: dict[str, str]) -> Iterator[Finding]:
+    """Yield what is wrong with adapters and aliases; `taken` has the names of models, and who has them."""
+    for index, model in enumerate(config.models):
+        for place, name in enumerate(model.adapters):
+            if name in taken:
+                path: Path = ("models", index, "adapters", place)
+                yield Finding(path, f"{taken[name]} has the name {name!r} too")
+            taken.setdefault(name, f"models.{index}.adapters.{place}")
+    for alias, target in config.aliases.items():
+        if alias in taken:
+            yield Finding(("aliases", alias), f"{taken[alias]} has the name {alias!r} too")
+        if target not in taken:
+            message = f"there is no model or adapter {target!r}; there is: {', '.join(taken)}"
+            yield Finding(("aliases", alias), message)
 
 
 def _pools(path: Path, model: ModelConfig) -> Iterator[Finding]:
@@ -237,7 +268,7 @@ def _useless(path: Path, role: Role, pool: PoolConfig) -> Iterator[Finding]:
     if role == "prefill" and "seats" in given:
         yield Finding((*path, role, "seats"), "seats has no effect on prefill workers: give it to decode")
     if not pool.is_managed:
-        for key in sorted(given - {"urls", "served_model", "seats"}):
+        for key in sorted(given - {"urls", "served_model", "seats", "data_parallel_size"}):
             yield Finding(
                 (*path, role, key), f"{key} has no effect on urls: Baton does not start these workers"
             )
@@ -315,10 +346,12 @@ def _given(config: Config) -> Iterator[_Listener]:
                     (*path, "urls", place), *split_address(urlsplit(url).netloc), owner=model.name
                 )
             for place, worker in enumerate(pool.workers or ()):
-                for key in ("port", "side_channel_port"):
+                for key, count in (("port", 1), ("side_channel_port", pool.data_parallel_size)):
                     port = getattr(worker, key)
                     if port is not None:
-                        yield _Listener((*path, "workers", place, key), worker.host, port, owner="")
+                        where: Path = (*path, "workers", place, key)
+                        for one in range(port, port + count):
+                            yield _Listener(where, worker.host, one, owner="")
 
 
 def dotted(path: Path) -> str:

@@ -160,6 +160,7 @@ Token = Annotated[str, AfterValidator(_token)]
 Text = Annotated[str, BeforeValidator(_text)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Gpu = Annotated[int, Field(ge=0)]
+AdapterName = Annotated[str, Field(min_length=1, max_length=256)]
 Seconds = Annotated[float, Field(gt=0)]
 Zone = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -327,6 +328,19 @@ class QueueConfig(Model):
         description="A request that has waited for this many seconds is answered 503. One that would wait "
         "longer, by the recent rate, is answered 429 at once.",
     )
+    order: Reloadable[Literal["fifo", "shortest"]] = Field(
+        "fifo",
+        description="Those that wait get seats as they came (fifo), or short ones first (shortest). What a "
+        "request takes is estimated from its prompt and its limit of tokens. It is overtaken only by those "
+        "that come within three times that after it, and within half of timeout_s.",
+    )
+    priority_s: Reloadable[float] = Field(
+        0.0,
+        ge=0,
+        description="A request whose priority is lower by one goes ahead as if it had come so many seconds "
+        "earlier, and at most timeout_s earlier; with 0 nobody has a priority. It is what vLLM takes: the "
+        "header x-vllm-priority, or the field `priority`.",
+    )
 
 
 class OrchestratorConfig(Model):
@@ -370,7 +384,8 @@ class OrchestratorConfig(Model):
         LimitsConfig(), description="This section bounds how long requests take and how large they are."
     )
     queue: QueueConfig = Field(
-        QueueConfig(), description="This section bounds how many requests wait for a seat, and for how long."
+        QueueConfig(),
+        description="This section says how many requests wait for a seat, for how long, and who is next.",
     )
     # uvicorn's settings, under uvicorn's names
     backlog: int = Field(
@@ -522,6 +537,13 @@ class PoolConfig(Model):
         "wait in the orchestrator's queue. It is not for prefill workers. Of several processes each has its "
         "share of the seats.",
     )
+    data_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Each worker has this many data-parallel engines (vLLM's --data-parallel-size), each "
+        "with a cache of its own; above 1 Baton chooses among them as among workers.",
+    )
     args: list[Text] = Field([], description="The engine of every worker in the pool gets these arguments.")
     env: dict[str, Text] = Field(
         {}, description="The workers get these environment variables on top of those that they inherit."
@@ -572,6 +594,11 @@ class ModelConfig(Model):
     both: PoolConfig | None = Field(
         None, description="Each of these workers serves whole requests alone (aggregated serving)."
     )
+    adapters: list[AdapterName] = Field(
+        [],
+        description="Clients may name these LoRA adapters in place of the model, whether or not a worker "
+        "lists them. Those that workers list at /v1/models are known without it.",
+    )
     connector: ConnectorName = Field(
         NIXL.name,
         description="This connector is what the engines hand KV caches over with.",
@@ -585,6 +612,16 @@ class ModelConfig(Model):
             yield "decode", self.decode
         if self.both is not None:
             yield "both", self.both
+
+
+# Headers with which a client may choose for one request (`routing/overrides.py`).
+Override = Literal[
+    "x-baton-policy-prefill",
+    "x-baton-policy-decode",
+    "x-baton-disaggregate",
+    "x-baton-worker-prefill",
+    "x-baton-worker-decode",
+]
 
 
 class RoutingConfig(Model):
@@ -637,6 +674,17 @@ class RoutingConfig(Model):
         "warn",
         description="When a decode worker computes the prompt's KV cache again, this follows: a line in the "
         "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
+    )
+    prefill_order: Literal["fifo", "shortest"] = Field(
+        "fifo",
+        description="Prefill workers take prompts as they come (fifo), or short ones first (shortest). Each "
+        "prefill leg has a priority then, for which vLLM runs with --scheduling-policy priority, as `baton "
+        "up` starts it; the priorities of clients are not relayed.",
+    )
+    overrides: Reloadable[list[Override]] = Field(
+        [],
+        description="Clients may choose with these headers for one request: a policy, whether two workers "
+        "serve it, or a worker by its name. A request with one that is not in this list is answered 400.",
     )
 
     def hears_caches(self, role: Role) -> bool:
@@ -716,5 +764,10 @@ class Config(Model):
     )
     launch: LaunchConfig = Field(
         LaunchConfig(), description="This section says how `baton up` waits for the processes that it starts."
+    )
+    aliases: Reloadable[dict[AdapterName, str]] = Field(
+        {},
+        description="Clients may call a model or an adapter by these names, too: `aliases: {gpt-4: qwen}`. "
+        "An answer has the name that its worker gives.",
     )
     base_port: Port = Field(8100, description="Ports that are not given are allotted from this one upwards.")

@@ -103,14 +103,35 @@ class _Pages:
         return as_json({"version": __version__})
 
     async def models(self) -> Response:
-        models = [self._model(model) for model in self._state.config.models]
-        return as_json({"object": "list", "data": models})
+        return as_json({"object": "list", "data": list(self._cards().values())})
 
     async def model(self, name: str) -> Response:
-        models = {model.name: model for model in self._state.config.models}
-        if name not in models:
-            raise UnknownModel(f"no model {name[:200]!r}; there is {', '.join(models)}", param="model")
-        return as_json(self._model(models[name]))
+        cards = self._cards()
+        if name not in cards:
+            raise UnknownModel(f"no model {name[:200]!r}; there is {', '.join(cards)}", param="model")
+        return as_json(cards[name])
+
+    def _cards(self) -> dict[str, dict[str, object]]:
+        """Describe by name all that requests can name: models, then adapters, then aliases."""
+        config = self._state.config
+        cards = {model.name: self._model(model) for model in config.models}
+        for model in config.models:
+            for name in self._adapters(model):
+                adapter = {"root": name, "parent": model.name}
+                cards.setdefault(name, cards[model.name] | self._named(name) | adapter)
+        for alias, target in config.aliases.items():
+            if target in cards:
+                cards[alias] = cards[target] | self._named(alias)
+        return cards
+
+    def _named(self, name: str) -> dict[str, object]:
+        return {"id": name, "permission": [_permission(name, int(self._state.started))]}
+
+    def _adapters(self, model: ModelConfig) -> list[str]:
+        """Return the adapters that the config lists, then those that workers list."""
+        workers = [worker for worker in self._state.workers() if worker.address.model == model.name]
+        listed = {name for worker in workers for name in worker.adapters}
+        return [*model.adapters, *sorted(listed - {*model.adapters})]
 
     def _model(self, model: ModelConfig) -> dict[str, object]:
         """Describe a model with all fields that vLLM's list has: its own benchmark reads `root`, for one."""

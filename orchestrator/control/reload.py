@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.config.addresses import WorkerAddress, unmanaged
+from orchestrator.config.addresses import WorkerAddress, ranks_of, unmanaged
 from orchestrator.config.base import is_reloadable, options_of
 from orchestrator.config.file import ConfigErrors, load_config
 from orchestrator.config.keys import KeyRing, read_keys
@@ -193,14 +193,16 @@ class WorkerChanges:
     def between(cls, old: Config, new: Config, registry: Registry) -> WorkerChanges:
         """Return the changes from `old` to `new`. Raises `Conflict` if they cannot all be made."""
         before, after = _locations(old), _locations(new)
-        leaving = [registry.at(*location) for location in before if location not in after]
+        leaving = [registry.all_at(*location) for location in before if location not in after]
+        found: list[WorkerAddress] = []
         joining: list[WorkerAddress] = []
-        for location in after:
+        for location, pool in after.items():
             if location not in before and not _is_there(location, registry):
-                joining.append(_address(location, after[location], registry, joining))
+                found.append(_address(location, pool, registry, found))
+                joining += ranks_of(found[-1], pool.data_parallel_size)
         if not registry.has_room(len(joining)):
             raise ConfigRefused(f"there is no room for {len(joining)} workers more: restart")
-        return cls(tuple(worker for worker in leaving if worker is not None), tuple(joining))
+        return cls(tuple(worker for workers in leaving for worker in workers), tuple(joining))
 
     def apply(self, registry: Registry) -> None:
         for worker in self.leaving:

@@ -166,7 +166,7 @@ class Failover:
         raise CannotContinue("no worker tells the token ids of what was sent")
 
     def _askable(self, stream: CutStream) -> Iterator[Worker]:
-        pools = self._registry.pools[stream.view.model]
+        pools = self._registry.pools[stream.legs.model]
         model = stream.last.address.served_model
         ready = [*pools.both, *pools.decode, *pools.prefill]
         named_alike = [worker for worker in ready if worker.address.served_model == model]

@@ -81,6 +81,7 @@ class Legs:
     """The legs of one request have this in common; it knows which workers they have met."""
 
     # Class attributes are the defaults of what is set later, or never.
+    adapter = ""  # that its legs name in place of the model
     count = 0  # legs that were sent
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
@@ -139,6 +140,7 @@ class Leg(ABC):
     given_up_for: WorkerError | None = None  # what its reader is told then
     refusal = b""  # what its worker said when it did not serve it
     form_headers = b""  # what the head says of the form of the answer, as a header block
+    turn_header = b""  # what it says of the leg's turn in the engine's queue
     lease: KvLease | None = (
         None  # of a prefill: its own, once it has answered, or that which decode builds on
     )
@@ -277,6 +279,8 @@ class Leg(ABC):
         else:
             id_header = b"%b%b: %b\r\n" % (legs.client_id, _LEG_HEADER, self.id.encode())
         head = dispatcher.headers[codec.name] + self.form_headers + id_header + legs.headers
+        if worker.rank_header:
+            head += worker.rank_header
         return dispatcher.upstream.send(worker.origin, "POST", self.bodies.path, head, parts)
 
     async def _transcode(self, codec: Codec, document: bytes) -> Answer:
@@ -378,7 +382,7 @@ class Leg(ABC):
         elif isinstance(error, HandoffLate | HandoffStalled):
             self.legs.dispatcher.note_given_up(worker, self.epoch, error)
         elif failure is Failure.BUSY and error.retry_after_s:
-            registry.pools[self.legs.model].rest(worker, error.retry_after_s)
+            registry.rest(worker, error.retry_after_s)
 
     def _tell_unfit(self, error: WorkerUnfit) -> None:
         """Have the worker looked at; whether its answer counts against it, the end of the request shows.
@@ -411,12 +415,17 @@ class PrefillLeg(Leg):
         self._transfer = transfer
 
     def parts(self, codec: Codec) -> Parts:
-        model = self.worker.address.served_model
+        model = self.legs.adapter or self.worker.address.served_model
         return self.bodies.prefill(codec, model, self._transfer, asks_ids=self.ids_form is not None)
 
     def _note_refusal(self) -> None:
         self.ids_form = None
-        self.form_headers = b""
+        self.form_headers = self.turn_header
+
+    def stand_behind(self, turn_ms: int) -> None:
+        """Let an engine that goes by priorities compute it at its turn: the lowest one is next."""
+        self.turn_header = header_block([(b"x-vllm-priority", b"%d" % turn_ms)])
+        self.form_headers += self.turn_header
 
     def handoff(self, content: bytes) -> Handoff:
         """Return what its answer tells the decode leg. Raises `WorkerCutShort` if the worker has ended the
@@ -451,7 +460,7 @@ class AnswerLeg(Leg):
         self.handoff = lease.handoff
 
     def parts(self, codec: Codec) -> Parts:
-        model = self.worker.address.served_model
+        model = self.legs.adapter or self.worker.address.served_model
         if self.handoff is None:
             return self.bodies.whole(codec, model)
         return self.bodies.decode(codec, model, self.handoff)

@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.endpoints import ENDPOINTS
-from orchestrator.config.addresses import worker_addresses
+from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import Key, load_keys
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
@@ -99,7 +99,7 @@ class Supervisor:
     ) -> None:
         """The supervisor closes `listener` when it stops. Raises `StartError`."""
         models = [model.name for model in config.models]
-        addresses = worker_addresses(config)
+        addresses = routed_addresses(config)
         self._indexes = range(config.orchestrator.processes)
         self.config = config
         self.transport = transport

@@ -9,7 +9,7 @@ replaced in between.
 | a request that | gets |
 |---|---|
 | comes while a seat is free | a permit at once: nobody waits then |
-| comes while none is free | a place in the queue, first in, first out |
+| comes while none is free | a place in the queue, in the order of `relay/turns.py` or of arrival |
 | comes while the queue is full, or would wait for too long to be answered in time | 429 |
 | is first in the queue with too little time left for an answer | 429; the seat goes to the next one |
 | has waited for `timeout_s` | 503 |
@@ -31,6 +31,7 @@ from typing import Final
 
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
+from orchestrator.relay.turns import MOST_PRIORITY, Turn, Turns, behind_s
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
@@ -53,14 +54,27 @@ _LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more
 class Demand:
     """A request that has to wait asks for this."""
 
-    __slots__ = ("deadline", "is_stream", "size", "tokens")
+    __slots__ = ("deadline", "is_stream", "priority", "size", "tokens", "work")
 
-    def __init__(self, tokens: int, size: int, deadline: float, is_stream: bool) -> None:
-        """`size` is in bytes, `deadline` a moment of the event loop's clock."""
+    def __init__(
+        self,
+        tokens: int,
+        size: int,
+        deadline: float,
+        is_stream: bool,
+        work: float = 0.0,
+        priority: int = 0,
+    ) -> None:
+        """`size` is in bytes, `deadline` a moment of the event loop's clock. `work` is in seconds, and need
+        be right only beside that of others; the lower `priority` goes first. Both are for a gate that
+        `is_ordered`.
+        """
         self.tokens = tokens
         self.size = size
         self.deadline = deadline
         self.is_stream = is_stream
+        self.work = work
+        self.priority = priority
 
 
 class Estimate:
@@ -94,14 +108,17 @@ class Estimate:
         return self.mean + 4 * self.deviation
 
 
-class _Waiter:
-    __slots__ = ("demand", "since", "turn")
+class _Waiter(Turn):
+    __slots__ = ("demand", "seat", "since")
 
-    def __init__(self, demand: Demand, since: float, turn: asyncio.Future[BatonError | None]) -> None:
-        """`turn` brings None when the seat is taken for it."""
+    def __init__(
+        self, demand: Demand, since: float, at: float, seat: asyncio.Future[BatonError | None]
+    ) -> None:
+        """`at` is its turn. `seat` brings None when the seat is taken for it."""
+        super().__init__(at)
         self.demand = demand
         self.since = since
-        self.turn = turn
+        self.seat = seat
 
 
 class Gate:
@@ -121,7 +138,9 @@ class Gate:
         "_telemetry",
         "_time",
         "_tokens",
+        "_turns",
         "_waiters",
+        "_work",
         "free",
         "seats",
     )
@@ -133,11 +152,15 @@ class Gate:
         self.free = 0
         self.seats = 0
         self._model = model
+        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()  # a queue that can be left from its middle
+        self._turns: Turns[_Waiter] | None = (
+            None  # of the same, unless the first to come is the first to be served
+        )
+        self._work = 0.0  # the mean of what those ask for who have to wait
         self.reconfigure(limits)
         self._telemetry = telemetry
         self._time = time
         self._cell = telemetry.layout.queue_cell(index)
-        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()  # a queue that can be left from its middle
         self._tokens = 0
         self._bytes = 0
         # Only requests that ended while no seat was free count: others wait for such as these.
@@ -151,6 +174,11 @@ class Gate:
     def waiting(self) -> int:
         return len(self._waiters)
 
+    @property
+    def is_ordered(self) -> bool:
+        """It matters what somebody asks for who has to wait."""
+        return self._turns is not None
+
     async def wait(self, demand: Demand) -> None:
         """Wait for a permit. Raises `TooBusy` or `Overloaded`; then, or if cancelled, nothing is held."""
         if not self.seats:
@@ -158,7 +186,7 @@ class Gate:
             return
         waiter = self._enqueue(demand)
         try:
-            refusal = await waiter.turn
+            refusal = await waiter.seat
         except BaseException:
             self._leave(waiter)
             raise
@@ -175,9 +203,16 @@ class Gate:
 
     def reconfigure(self, limits: QueueConfig) -> None:
         """Bound the queue by these limits; requests that wait already stay, but not for longer than the new
-        limits let them.
+        limits let them. They keep their turns; where turns are new, those are as they came.
         """
         self._limits = limits
+        is_ordered = limits.order == "shortest" or limits.priority_s > 0
+        if is_ordered and self._turns is None:
+            self._turns = Turns()
+            for waiter in self._waiters:
+                self._turns.add(waiter)
+        elif not is_ordered:
+            self._turns = None
 
     def resize(self, seats: int) -> None:
         """Let there be so many seats from now on."""
@@ -188,7 +223,7 @@ class Gate:
     def sweep(self) -> None:
         """Send away those that have waited for too long."""
         latest = self._time() - self._limits.timeout_s
-        while (first := self._first()) is not None and first.since <= latest:
+        while (first := self._oldest()) is not None and first.since <= latest:
             message = f"no seat for the model '{self._model}' within {self._limits.timeout_s:g} s"
             error = Overloaded(message, retry_after_s=self._retry_after_s())
             self._end(first, self._refused(error, RejectReason.WAITED))
@@ -196,22 +231,39 @@ class Gate:
     # --- the queue ------------------------------------------------------------------------------
 
     def _enqueue(self, demand: Demand) -> _Waiter:
-        """Put a request at the end of the queue. Raises `TooBusy`."""
+        """Put a request into the queue. Raises `TooBusy`."""
         now = self._time()
         if not self._has_room(demand):
             raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
-        if not self._may_wait(demand, now):
+        turns = self._turns
+        at = now if turns is None else now + self._late_s(demand)
+        if not self._may_wait(demand, now, at):
             raise self._too_late()
-        waiter = _Waiter(demand, now, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(demand, now, at, asyncio.get_running_loop().create_future())
         self._waiters[waiter] = None
+        if turns is not None:
+            turns.add(waiter)
         self._count(demand, 1)
         return waiter
+
+    def _late_s(self, demand: Demand) -> float:
+        """Return by how much its turn comes after its arrival (`relay/turns.py`)."""
+        limits = self._limits
+        late_s = 0.0
+        if limits.order == "shortest":
+            self._work += (demand.work - self._work) / 16 if self._work else demand.work
+            own_s = self._held_s.mean * demand.work / self._work if self._work else 0.0
+            late_s = behind_s(own_s, limits.timeout_s / 2)
+        if limits.priority_s and demand.priority:
+            priority = max(-MOST_PRIORITY, min(demand.priority, MOST_PRIORITY))
+            late_s += max(-limits.timeout_s, min(priority * limits.priority_s, limits.timeout_s))
+        return late_s
 
     def _leave(self, waiter: _Waiter) -> None:
         """Forget a request that was stopped: before its turn, or with the permit on its way."""
         if waiter in self._waiters:
             self._remove(waiter)
-        elif not waiter.turn.cancelled() and waiter.turn.result() is None:
+        elif not waiter.seat.cancelled() and waiter.seat.result() is None:
             self.free += 1
             self._dispatch()
 
@@ -227,9 +279,19 @@ class Gate:
 
     def _first(self) -> _Waiter | None:
         """Return who is next. A request that was stopped a moment ago is not."""
+        if self._turns is None:
+            return self._oldest()
+        while (waiter := self._turns.first()) is not None:
+            if not waiter.seat.done():
+                return waiter
+            self._remove(waiter)
+        return None
+
+    def _oldest(self) -> _Waiter | None:
+        """Return who of those that wait has come first."""
         while self._waiters:
             waiter = next(iter(self._waiters))
-            if not waiter.turn.done():
+            if not waiter.seat.done():
                 return waiter
             self._remove(waiter)
         return None
@@ -237,10 +299,13 @@ class Gate:
     def _end(self, waiter: _Waiter, error: BatonError | None) -> None:
         """End a wait: with a permit, or with this error."""
         self._remove(waiter)
-        waiter.turn.set_result(error)
+        waiter.seat.set_result(error)
 
     def _remove(self, waiter: _Waiter) -> None:
         del self._waiters[waiter]
+        waiter.is_over = True
+        if self._turns is not None:
+            self._turns.tidy(len(self._waiters))
         self._count(waiter.demand, -1)
 
     def _has_room(self, demand: Demand) -> bool:
@@ -270,13 +335,19 @@ class Gate:
         if record.first_byte or took_s > estimate.mean:
             estimate.note(took_s)
 
-    def _wait_s(self) -> float:
-        """Estimate how long the next one would wait: seats get free at the rate at which they did."""
-        return (len(self._waiters) + 1) * self._held_s.mean / self.seats if self.seats else 0.0
+    def _wait_s(self, ahead: int) -> float:
+        """Estimate how long one would wait behind so many: seats get free at the rate at which they did."""
+        return (ahead + 1) * self._held_s.mean / self.seats if self.seats else 0.0
 
-    def _may_wait(self, demand: Demand, now: float) -> bool:
-        """Tell whether it would have its turn soon enough, and be answered in time then."""
-        wait_s = self._wait_s() * _CAUTION
+    def _may_wait(self, demand: Demand, now: float, at: float) -> bool:
+        """Tell whether it would have its turn soon enough, and be answered in time then; `at` is its turn."""
+        if self._is_in_time(demand, now, len(self._waiters)):
+            return True
+        turns = self._turns
+        return turns is not None and self._is_in_time(demand, now, turns.ahead_of(at))
+
+    def _is_in_time(self, demand: Demand, now: float, ahead: int) -> bool:
+        wait_s = self._wait_s(ahead) * _CAUTION
         needed_s = self._first_byte_s[demand.is_stream].most
         return wait_s <= self._limits.timeout_s and now + wait_s + needed_s <= demand.deadline
 
@@ -301,7 +372,7 @@ class Gate:
 
     def _retry_after_s(self) -> int:
         """Return after how many seconds those who wait now will have been served."""
-        return max(1, min(math.ceil(self._wait_s()), _LONGEST_RETRY_AFTER_S))
+        return max(1, min(math.ceil(self._wait_s(len(self._waiters))), _LONGEST_RETRY_AFTER_S))
 
 
 class Admission:

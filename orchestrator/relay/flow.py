@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
@@ -51,9 +52,13 @@ from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.relay.admission import Admission, Demand
 from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
+from orchestrator.relay.relayed import PRIORITY
 from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
+from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
+from orchestrator.routing.overrides import BEGIN as OVERRIDE
+from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
@@ -66,6 +71,9 @@ from orchestrator.workers.worker import Worker
 # Looking a member up in its enumeration costs as much as a call.
 _DISAGGREGATED: Final = Path.DISAGGREGATED
 _AGGREGATED: Final = Path.AGGREGATED
+# Tokens of an answer that names no limit: published traces have 211 to 343 (Azure 2023, Mooncake).
+_USUAL_ANSWER: Final = 256
+_DIGITS: Final = 20  # more are no number that anybody reckons with
 _DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
 
@@ -115,13 +123,22 @@ class Flow:
         self._retry_budget = RetryBudget(lambda: admission.admitted)
         self._watch = HandoffWatch(dispatcher, self._retry_budget, self._releases.start)
         self.ledger.watch = self._watch
+        self._aliases: Mapping[str, str] = {}
+        self._overrides = Overrides(dispatcher.registry, routing)
+        self._orders_prefills = routing.prefill_order == "shortest"
+        self._wall_s = time.time() - dispatcher.time()  # from our clock to everybody's
         self.reconfigure(routing, limits)
 
+    def rename(self, aliases: Mapping[str, str]) -> None:
+        """Let clients name models and adapters by these aliases from now on."""
+        self._aliases = aliases
+
     def reconfigure(self, routing: RoutingConfig, limits: LimitsConfig) -> None:
-        """Go by these sections from now on, but for the lease and failover, which need a restart."""
+        """Go by these sections from now on, but for what needs a restart."""
         self._routing = routing
         for route in self._routes.values():
             route.planner.reconfigure(routing)
+        self._overrides.reconfigure(routing)
         self._responder.reconfigure(routing, limits)
         self._watch.reconfigure(routing)
 
@@ -131,12 +148,15 @@ class Flow:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
         self._telemetry.begin(scope.record)
-        route = self._routes[view.model]
+        try:
+            route = self._routes[view.model]
+        except KeyError:
+            route = self._adapters_route(view.model)
         gate = route.gate
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
         else:
-            await gate.wait(_demand(scope, view))
+            await gate.wait(_demand(scope, view, route))
         try:
             request = self._begin(scope, view, route)
         except BaseException:
@@ -180,20 +200,53 @@ class Flow:
             view = view.for_model(_only(self._routes))
         route = self._routes.get(view.model)
         if route is None:
-            raise UnknownModel(_unknown_model(view.model, self._routes), param="model")
+            target = self._aliases.get(view.model)
+            if target is not None:
+                view = view.for_model(target)
+            route = self._routes.get(view.model)
+            if route is None:
+                route = self._adapters_route(view.model)
         record = scope.record
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
         return view
 
+    def _route_of(self, view: RequestView) -> Route:
+        """Return where a request goes that was accepted."""
+        return self._routes.get(view.model) or self._adapters_route(view.model)
+
+    def _adapters_route(self, name: str) -> Route:
+        """Return where the requests for an adapter go. Raises `UnknownModel`."""
+        pools = self._dispatcher.registry.adapters.find(name)
+        if pools is None:
+            raise UnknownModel(_unknown_model(name, (*self._routes, *self._aliases)), param="model")
+        base = self._routes[pools.model]
+        return Route(base.index, pools, base.gate, base.planner, base.connector, name)
+
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
         scope.record.admitted = scope.now()
+        headers = scope.relayed_headers()
+        if headers and OVERRIDE in headers:  # or in a value
+            route, headers = self._overridden(scope, route), _without_overrides(headers)
         plan = self._plan(scope, view, route, ())
         adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, scope.record.endpoint, route.connector, scope.endpoint.form)
-        legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers(), _client_id(scope, view))
+        legs = Legs(self._dispatcher, view.model, bodies, headers, _client_id(scope, view))
+        if route.adapter:
+            legs.model, legs.adapter = route.pools.model, route.adapter
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
+
+    def _overridden(self, scope: RequestScope, route: Route) -> Route:
+        """Return where a request goes whose headers choose otherwise than the config. Raises
+        `ClientError`.
+        """
+        wanted = self._overrides.wanted(scope.exchange.headers)
+        if not wanted:
+            return route
+        planner = self._overrides.planner(route.planner, wanted)
+        pools = self._overrides.pools(route.pools, wanted)
+        return Route(route.index, pools, route.gate, planner, route.connector, route.adapter)
 
     def _plan_again(self, request: AdmittedRequest) -> None:
         """Choose other workers. Nothing may come between this and their seats."""
@@ -228,9 +281,9 @@ class Flow:
         if endpoint.asks_holder or endpoint.has_holders:
             mark = endpoint.holder(view, scope.exchange)
         if mark is not None:
-            worker = self._holder(mark, None if endpoint.asks_holder else view.model)
+            worker = self._holder(mark, None if endpoint.asks_holder else self._route_of(view).pools.model)
             return Asked(view, self._routes[worker.address.model], None, (), worker)
-        route = self._routes[view.model]
+        route = self._route_of(view)
         is_whole = endpoint.needs_one_worker or view.is_refusable or view.limit > route.pools.max_model_len
         whole_reason = _why_whole(endpoint, view) if is_whole else view.whole_reason
         return Asked(view, route, whole_reason, self._named(avoid))
@@ -270,7 +323,8 @@ class Flow:
         plan = _plan_for(worker)
         _note_plan(record, plan)
         bodies = LegBodies(view, endpoint.target(exchange), route.connector, endpoint.form)
-        legs = Legs(self._dispatcher, worker.address.model, bodies, scope.relayed_headers())
+        headers = _without_overrides(scope.relayed_headers())
+        legs = Legs(self._dispatcher, worker.address.model, bodies, headers)
         leg = HolderLeg(legs, worker, endpoint.method)
         with leg:
             await self._responder.answer(AdmittedRequest(scope, view, route, legs, plan, None), leg)
@@ -282,6 +336,8 @@ class Flow:
         transfer = self._dispatcher.ids.fresh()
         leg.handoff = _pair(request.route.connector, transfer, worker)
         prefill = PrefillLeg(request.legs, worker, leg.worker, None, transfer)
+        if self._orders_prefills:
+            self._order(request, prefill)
         with ParallelPrefill(prefill, leg, self._releases, lambda: _note_gone_over(request)):
             await self._responder.answer(request, leg)
 
@@ -296,6 +352,8 @@ class Flow:
         """Have the prompt's KV cache made for `decode`. Raises as `Leg.read` does."""
         scope, ids_form = request.scope, self._ids_form(request, worker, decode) if worker.token_ids else None
         leg = PrefillLeg(request.legs, worker, decode, ids_form)
+        if self._orders_prefills:
+            self._order(request, leg)
         with leg:
             scope.watch(leg)
             request.legs.last = worker
@@ -313,6 +371,17 @@ class Flow:
             request.first_handoff = lease.handoff
         request.note_prefilled()
         return lease
+
+    def _order(self, request: AdmittedRequest, leg: PrefillLeg) -> None:
+        """Give a leg its turn in the engine's queue, in milliseconds of the wall clock: workers may have
+        other orchestrators, too.
+        """
+        choice = request.plan.prefill_choice
+        own_s = -1.0 if choice is None else choice.own_s()
+        if own_s < 0.0:
+            own_s = work_s(request.view.prompt_tokens(), 0.0, 0.0)
+        came = request.scope.record.received + self._wall_s
+        leg.stand_behind(int((came + behind_s(own_s, MOST_BEHIND_S)) * 1000))
 
     def _ids_form(self, request: AdmittedRequest, prefill: Worker, decode: Worker) -> TokenIdsForm | None:
         """Return how the prompt's token ids go from worker to worker; None if they do not."""
@@ -448,9 +517,40 @@ def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
     return b"" if "request_id" in view.own else None
 
 
-def _demand(scope: RequestScope, view: RequestView) -> Demand:
+def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
+    """Return what a request asks of the gate."""
     record = scope.record
-    return Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
+    demand = Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
+    if route.gate.is_ordered:
+        answer = max(view.limit or _number(view.field("max_output_tokens")), 0) or _USUAL_ANSWER
+        demand.work = work_s(route.planner.new_tokens(view), demand.tokens, answer * max(view.choices(), 1))
+        demand.priority = _priority(view)
+    return demand
+
+
+def _without_overrides(headers: bytes) -> bytes:
+    """Leave what is the orchestrator's out of a header block."""
+    lines = headers.splitlines(keepends=True)
+    return b"".join([line for line in lines if not line.startswith(OVERRIDE)])
+
+
+def _priority(view: RequestView) -> int:
+    """Return the priority of a request as vLLM takes it; what is none is for the worker to refuse."""
+    value = view.header(PRIORITY)
+    if value is not None:
+        try:
+            return int(value[:_DIGITS])
+        except ValueError:
+            pass
+    return _number(view.field("priority"))
+
+
+def _number(value: memoryview | None) -> int:
+    """Return the number that a field has; 0 if it has none."""
+    try:
+        return 0 if value is None else int(bytes(value[:_DIGITS]).strip(b'"'))
+    except ValueError:
+        return 0
 
 
 def _why_whole(endpoint: Endpoint, view: RequestView) -> str:

@@ -11,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from orchestrator.routing.overrides import HEADERS as OVERRIDES
+
+PRIORITY: Final = b"x-vllm-priority"
+
 # From the client to both workers.
 TO_WORKERS: Final[Mapping[bytes, str]] = {
     b"accept": "says which form of an embedding the client wants",
     b"traceparent": "continues the client's trace",
     b"tracestate": "continues the client's trace",
     b"x-session-id": "names the session, as the field `session_id` does",
-    b"x-vllm-priority": "is the priority, before the field `priority`, where the scheduler goes by it",
+    PRIORITY: "is the priority, before the field `priority`, where the scheduler goes by it",
     b"endpoint-load-metrics-format": "asks for the worker's load with an answer that is not streamed",
 }
 
@@ -28,6 +32,14 @@ DATA_PARALLEL_RANK: Final = b"x-data-parallel-rank"
 LOAD_METRICS: Final = b"endpoint-load-metrics"
 
 
-def relayed_to_workers(*, has_rank: bool) -> frozenset[bytes]:
-    """Return the names of the client's fields that workers get; `has_rank` if a client may name a rank."""
-    return frozenset([*TO_WORKERS, DATA_PARALLEL_RANK] if has_rank else TO_WORKERS)
+def relayed_to_workers(*, has_rank: bool, has_priority: bool = True) -> frozenset[bytes]:
+    """Return the names of the client's fields that workers get; `has_rank` if a client may name a rank,
+    `has_priority` unless priorities are the orchestrator's. Overrides are among them, and taken out again by
+    the flow (`relay/flow.py`): to look for them costs nothing this way.
+    """
+    names = {*TO_WORKERS, *OVERRIDES}
+    if has_rank:
+        names.add(DATA_PARALLEL_RANK)
+    if not has_priority:
+        names.discard(PRIORITY)
+    return frozenset(names)

@@ -105,6 +105,18 @@ class Planner:
             return self.prefill.prediction(worker)
         return self.whole.prediction(worker)
 
+    def varied(self, routing: RoutingConfig) -> Planner:
+        """Return a planner that goes by another section; it shares what is the same in both."""
+        other = Planner(self._model, self.routing or routing, random=self.random, time=self.time)
+        other.prefill, other.decode, other.whole = self.prefill, self.decode, self.whole
+        other.links, other.revisions, other.auto = self.links, self.revisions, self.auto
+        other.reconfigure(routing)
+        return other
+
+    def new_tokens(self, request: Request) -> float:
+        """Estimate how many tokens of the prompt are in no prefill worker's cache."""
+        return self.prefill.new_tokens(request)
+
     def plan(
         self, request: Request, pools: Pools, whole_reason: str | None, avoid: Collection[Worker] = ()
     ) -> Plan:

@@ -74,7 +74,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine: Label  # "vllm" or "sim"
     engine_version: Label
     block_size: Count | None = None  # tokens per KV block
-    kv_tokens: Count | None = None  # that fit into the KV cache
+    kv_tokens: Count | None = None  # that fit into the KV cache of one engine
+    data_parallel_size: Count | None = None  # so many engines are behind this server
     dtype: Label | None = None
     # What must fit between workers that hand KV caches over to each other: `wire/compatibility.py`.
     path: Label | None = None  # the model as the engine was told to load it

@@ -33,6 +33,7 @@ from orchestrator.workers.states import FULL_SERVICE, IN_SERVICE, NEVER, Event, 
 from orchestrator.workers.troubles import (
     DENIES,
     FAILS,
+    FEWER_ENGINES,
     GARBAGE,
     OTHER_MODEL,
     REFUSES,
@@ -55,6 +56,7 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # eve
 # one that `baton up` starts, which watches it too, has more: loading a model takes minutes.
 PATIENCE_S = 3.0
 PATIENCE_MANAGED_S = 600.0
+MAX_ADAPTERS, MAX_ADAPTER = 1000, 256  # of a worker that are known, and characters of each
 MAX_NAMES, MAX_NAME = 5, 60  # models of a worker that are shown, and characters of each
 TELL_EVERY_S = 5.0  # a reason that changes to and fro is told no more often
 COMPLAINT_S = 60.0  # between two lines about what keeps workers from being probed
@@ -87,6 +89,7 @@ class Introduction(msgspec.Struct, frozen=True):
 
     info: WorkerInfo | None  # None without our plugin
     max_model_len: int | None
+    adapters: tuple[str, ...] = ()  # that it lists beside its model
 
 
 class Probe(Protocol):
@@ -220,7 +223,9 @@ class Prober:
             if was_denied:
                 registry.note_cleared(worker)
             if introduction is not None:
-                registry.announce(worker, introduction.info, introduction.max_model_len)
+                registry.announce(
+                    worker, introduction.info, introduction.max_model_len, introduction.adapters
+                )
             self._let_in(worker, is_new=introduction is not None)
 
     def _let_in(self, worker: Worker, *, is_new: bool) -> None:
@@ -308,6 +313,14 @@ def _details(worker: Worker, trouble: Trouble) -> str:
 class _ModelCard(msgspec.Struct):
     id: str
     max_model_len: Count | None = None
+    parent: str | None = None  # the model that an adapter is of
+
+
+class _Served(msgspec.Struct):
+    """A worker serves the model that it is asked for."""
+
+    max_model_len: int | None
+    adapters: tuple[str, ...]
 
 
 class _ModelList(msgspec.Struct):
@@ -339,8 +352,8 @@ class HttpProbe:
             await self._check_health(worker)
             if not is_known or worker.is_denied:
                 return await self._introduction(worker)
-            if self._is_name_due(worker):
-                await self._card(worker)
+            if self._is_name_due(worker) and (await self._card(worker)).adapters != worker.adapters:
+                return await self._introduction(worker)
             return None
         except ProbeFailed:
             raise
@@ -368,11 +381,12 @@ class HttpProbe:
         """Ask a worker what it can do, each time that it comes back: it may be another version."""
         info = await self._info(worker)
         card = await self._card(worker)
+        _check_rank(worker, info)
         if worker.is_denied:
             await self._check_serves(worker)
-        return Introduction(info, card.max_model_len)
+        return Introduction(info, card.max_model_len, card.adapters)
 
-    async def _card(self, worker: Worker) -> _ModelCard:
+    async def _card(self, worker: Worker) -> _Served:
         """Ask with the key for what the worker says of its model. Raises `ProbeUnfit` if it has another."""
         status, content = await self._ask(worker, "/v1/models")
         if status != httpx.codes.OK:
@@ -382,7 +396,7 @@ class HttpProbe:
         served = worker.address.served_model
         for card in cards:
             if card.id == served:
-                return card
+                return _Served(card.max_model_len, _adapters(cards, served))
         names = _listed(card.id for card in cards)
         raise ProbeUnfit(f"it serves {names}, not {served!r}", OTHER_MODEL)
 
@@ -451,6 +465,19 @@ async def _bounded(stream: object) -> bytes:
         if len(content) > MAX_PAGE_BYTES:
             raise _BadPage(f"an answer to a probe has more than {MAX_PAGE_BYTES} bytes")
     return bytes(content)
+
+
+def _check_rank(worker: Worker, info: WorkerInfo | None) -> None:
+    """Raise `ProbeUnfit` if the worker says that it has no such data-parallel engine."""
+    engines, rank = info.data_parallel_size if info is not None else None, worker.address.rank
+    if engines is not None and rank is not None and rank >= engines:
+        raise ProbeUnfit(f"it has {engines} data-parallel engines, and none of rank {rank}", FEWER_ENGINES)
+
+
+def _adapters(cards: Iterable[_ModelCard], served: str) -> tuple[str, ...]:
+    """Return the names of the adapters among the cards: those that have a parent."""
+    names = (card.id for card in cards if card.parent is not None and card.id != served)
+    return tuple(islice((name for name in names if 0 < len(name) <= MAX_ADAPTER), MAX_ADAPTERS))
 
 
 def _failed(path: str, status: int, *, is_unfit: bool) -> ProbeFailed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 
 from orchestrator.config.addresses import WorkerAddress
@@ -17,6 +17,7 @@ from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role, WorkerInfo
 from orchestrator.workers import lifecycle
+from orchestrator.workers.adapters import Adapters
 from orchestrator.workers.compatibility import Misfit, misfits
 from orchestrator.workers.lifecycle import Situation
 from orchestrator.workers.news import News
@@ -44,22 +45,24 @@ class Registry:
         *,
         health: HealthConfig | None = None,
         routing: RoutingConfig | None = None,
+        adapters: Mapping[str, Sequence[str]] | None = None,
         time: Callable[[], float] = time.monotonic,
         random: Random | None = None,
     ) -> None:
         """`transport` is what the orchestrator may send: json, orjson or msgpack.
 
         `loads` is given where other processes send to the same workers: one load per address, and as many
-        more as workers can be added. `health` and `routing` are the config's sections. `random` makes jitter.
+        more as workers can be added. `health` and `routing` are the config's sections. `adapters` are those
+        of each model in the config. `random` makes jitter.
         """
         self._roster = Roster(addresses, transport, loads)
         self._time = time
         self._random = random or Random()  # noqa: S311  # no secret
         self.health = health or HealthConfig()
-        routing = routing or RoutingConfig()
-        self._routing = routing
+        self._routing = routing or RoutingConfig()
         self._refused: set[Worker] = set()  # for not fitting the others
-        self.pools = {model: Pools(model, self.health, routing, time=time) for model in models}
+        self.pools = {model: self._made_pools(model) for model in models}
+        self.adapters = Adapters(dict.fromkeys(self.pools, ()) | dict(adapters or {}), self._made_pools)
         self.news = News()
         self._cleared: dict[Worker, float] = {}  # when a probe did that (`note_cleared`)
 
@@ -72,9 +75,19 @@ class Registry:
         """Judge workers by these sections from now on; what was decided stays."""
         self.health = health
         self._routing = routing
+        self.adapters.reconfigure(health, routing)
         for model, pools in self.pools.items():
             pools.reconfigure(health, routing)
             self._refresh(model)
+
+    def _made_pools(self, model: str) -> Pools:
+        return Pools(model, self.health, self._routing, time=self._time)
+
+    def part(self, pools: Pools, members: Iterable[Worker]) -> Pools:
+        """Return pools of the same model for one request, with only these workers; nobody updates them."""
+        made = self._made_pools(pools.model)
+        made.update(members)
+        return made
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self.workers)
@@ -87,10 +100,24 @@ class Registry:
 
     # --- what a worker announces ----------------------------------------------------------------
 
-    def announce(self, worker: Worker, info: WorkerInfo | None, max_model_len: int | None) -> None:
+    def announce(
+        self,
+        worker: Worker,
+        info: WorkerInfo | None,
+        max_model_len: int | None,
+        adapters: tuple[str, ...] = (),
+    ) -> None:
         """Note what a worker says of itself, and tell of it; see `Worker.announce`."""
-        worker.announce(info, max_model_len)
+        has_others = adapters != worker.adapters
+        worker.announce(info, max_model_len, adapters)
+        if has_others:
+            self._refresh(worker.address.model)
         self.news.changed.tell()
+
+    def rest(self, worker: Worker, seconds: float) -> None:
+        """Let a worker rest that said for how long it is too busy; see `Pools.rest`."""
+        self.pools[worker.address.model].rest(worker, seconds)
+        self.adapters.rest(worker, seconds)
 
     def misfit(self, worker: Worker) -> Misfit | None:
         """Return why a worker, which is well and has announced itself, cannot join the others of its model;
@@ -224,6 +251,10 @@ class Registry:
         """Return the worker that serves `model` in this role at `url`, also one that is being removed."""
         return self._roster.at(model, role, url)
 
+    def all_at(self, model: str, role: Role, url: str) -> list[Worker]:
+        """Return the same, all data-parallel engines of it."""
+        return self._roster.all_at(model, role, url)
+
     def next_index(self, model: str, role: Role) -> int:
         """Return the index that goes into the name of the next worker to be added."""
         return self._roster.next_index(model, role)
@@ -265,7 +296,7 @@ class Registry:
         if life is None:
             return
         worker.become(life)
-        self.announce(worker, snapshot.info, snapshot.max_model_len)
+        self.announce(worker, snapshot.info, snapshot.max_model_len, snapshot.adapters)
         worker.last_error, worker.reason = snapshot.last_error, snapshot.reason
         worker.is_drained = snapshot.is_drained
         if worker.is_denied and worker.state is WorkerState.READY:
@@ -308,7 +339,9 @@ class Registry:
         self.news.changed.tell()
 
     def _refresh(self, model: str) -> None:
-        self.pools[model].update(self._roster.of_model(model))
+        members = tuple(self._roster.of_model(model))
+        self.pools[model].update(members)
+        self.adapters.update(model, members)
 
 
 def _refuses_misfits(routing: RoutingConfig) -> bool:

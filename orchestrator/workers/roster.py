@@ -35,8 +35,12 @@ class Roster:
 
     def at(self, model: str, role: Role, url: str) -> Worker | None:
         """Return the worker that serves `model` in this role at `url`, also one that is being removed."""
+        return next(iter(self.all_at(model, role, url)), None)
+
+    def all_at(self, model: str, role: Role, url: str) -> list[Worker]:
+        """Return the same, all data-parallel engines of it."""
         there = (model, role, url)
-        return next((worker for worker in self.workers if _served_at(worker.address) == there), None)
+        return [worker for worker in self.workers if _served_at(worker.address)[:3] == there]
 
     def of_model(self, model: str) -> Iterator[Worker]:
         return (worker for worker in self.workers if worker.address.model == model)
@@ -50,7 +54,7 @@ class Roster:
         """Return the index that goes into the name of the next worker to be added."""
         prefix = f"{model}/{role}/"
         names = (worker.name for worker in self.workers if worker.name.startswith(prefix))
-        return max((int(name.removeprefix(prefix)) for name in names), default=-1) + 1
+        return max((int(name.removeprefix(prefix).partition(".")[0]) for name in names), default=-1) + 1
 
     def has_room(self, count: int) -> bool:
         """Return whether so many workers can be added; only shared memory has bounds."""
@@ -104,5 +108,5 @@ class Roster:
         return (slot for slot, load in enumerate(loads) if slot not in taken and not any(load.legs))
 
 
-def _served_at(address: WorkerAddress) -> tuple[str, str, str]:
-    return address.model, address.role, address.url
+def _served_at(address: WorkerAddress) -> tuple[str, str, str, int | None]:
+    return address.model, address.role, address.url, address.rank

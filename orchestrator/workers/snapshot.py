@@ -25,6 +25,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None
     last_error: str | None
     reason: str | None = None
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +41,4 @@ class WorkerStatus:
     is_drained: bool = False  # takes no new legs until the operator says so, whatever its state
     reason: str | None = None  # as `last_error`, in words that everybody may read
     cache: CacheStatus | None = None  # None if routing does not go by caches
+    adapters: tuple[str, ...] = ()  # that it lists beside its model

@@ -44,6 +44,9 @@ WRONG_KEY = "give both sides the same key: {env} here, --api-key or VLLM_API_KEY
 OTHER_MODEL = Trouble(
     "serves another model", "set models.*.served_model to a name that it serves, or correct its URL"
 )
+FEWER_ENGINES = Trouble(
+    "has fewer data-parallel engines than the config says", "correct models.*.data_parallel_size"
+)
 GARBAGE = Trouble("answers what cannot be read", "is there another service at its URL?")
 DENIES = Trouble("denies requests", "is there a proxy before it, or another service at its URL?")
 STALLS = Trouble("does not get on with what it was handed over", "does its engine stand still?")

@@ -37,6 +37,7 @@ class Worker(ABC):
 
     __slots__ = (
         "_transport",
+        "adapters",
         "address",
         "answered",
         "codec",
@@ -57,6 +58,7 @@ class Worker(ABC):
         "newest_begun",
         "origin",
         "proven_epoch",
+        "rank_header",
         "reason",
         "revision",
         "slot",
@@ -78,6 +80,8 @@ class Worker(ABC):
         self.address = address
         self.slot = slot
         self.name = address.name
+        rank = address.rank  # what the head of its legs says, as a header block
+        self.rank_header = b"" if rank is None else b"x-data-parallel-rank: %d\r\n" % rank
         self.origin = Origin(address.host, address.port, tls)
         self.state = WorkerState.STARTING
         self.epoch = 0
@@ -88,6 +92,7 @@ class Worker(ABC):
         self.proven_epoch = -1  # in which it took a leg in the form that it announced
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
+        self.adapters: tuple[str, ...] = ()  # that it lists beside its model
         self.kv_tokens: int | None = None  # that fit into its KV cache
         self.revision: str | None = None  # pairs can be kept within one; None if it does not say
         self.zone: str | None = address.zone  # hand-offs within one take the same time
@@ -148,10 +153,13 @@ class Worker(ABC):
 
     # --- what it announces ----------------------------------------------------------------------
 
-    def announce(self, info: WorkerInfo | None, max_model_len: int | None) -> None:
+    def announce(
+        self, info: WorkerInfo | None, max_model_len: int | None, adapters: tuple[str, ...] = ()
+    ) -> None:
         """Note what the worker says of itself; one without our plugin says None and gets plain JSON."""
         self.info = info
         self.max_model_len = max_model_len
+        self.adapters = adapters
         self.kv_tokens = None if info is None else info.kv_tokens
         self.revision = revision_of(info)
         self.lease_s = None if info is None else info.kv_lease_s
@@ -166,7 +174,7 @@ class Worker(ABC):
     def distrust(self) -> None:
         """Send plain JSON from now on until the worker is restarted, as it has refused what it announced."""
         self.distrusted_epoch = self.epoch
-        self.announce(self.info, self.max_model_len)
+        self.announce(self.info, self.max_model_len, self.adapters)
 
     # --- what happens to it ---------------------------------------------------------------------
 
@@ -203,6 +211,7 @@ class Worker(ABC):
             max_model_len=self.max_model_len,
             last_error=self.last_error,
             reason=self.reason,
+            adapters=self.adapters,
         )
 
     def status(self) -> WorkerStatus:
@@ -216,6 +225,7 @@ class Worker(ABC):
             self.is_drained,
             self.reason,
             cache_status(self.cache_figures()),
+            self.adapters,
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from launch.engines.base import PlanError
 from launch.plan import worker_specs
-from tests.launch.planning import around, config, gpus, model, only_worker, plan_of
+from tests.launch.planning import around, config, gpus, model, only_worker, plan_of, value_of
 
 
 def test_the_orchestrator() -> None:
@@ -84,3 +84,26 @@ def test_log_names_differ() -> None:
     plan = plan_of(config(*({"name": name, "path": "dir", "both": {}} for name in names)))
     logs = [spec.log_name for spec in plan.workers]
     assert logs == ["a+b-both-0.log", "a%2Bb-both-0.log", "a%20b-both-0.log", "..+a-both-0.log"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sim"])
+def test_prefill_workers_go_by_priorities_where_short_prompts_go_first(engine: str) -> None:
+    pools = {"prefill": {"engine": engine}, "decode": {"engine": engine}}
+    made = config(model(**pools), routing={"prefill_order": "shortest"})
+    prefill, decode = plan_of(made).workers
+    assert value_of("--scheduling-policy", prefill) == "priority"
+    assert "--scheduling-policy" not in decode.argv
+    assert all("--scheduling-policy" not in spec.argv for spec in plan_of(config(model(**pools))).workers)
+
+
+def test_data_parallel_engines_share_a_process_and_its_gpus() -> None:
+    pool = {"data_parallel_size": 2, "gpus_per_replica": 4}
+    (spec,) = plan_of(config(model(both=pool))).workers
+    assert value_of("--data-parallel-size", spec) == "2"
+    assert value_of("--tensor-parallel-size", spec) == "2"
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert spec.listens == (("127.0.0.1", 8100), ("127.0.0.1", 9100), ("127.0.0.1", 9101))
+    (spec,) = plan_of(config(model(both=pool | {"engine": "sim", "gpus_per_replica": 1}))).workers
+    assert value_of("--data-parallel-size", spec) == "2"
+    (spec,) = plan_of(config(model(both={"data_parallel_size": 2, "gpus_per_replica": 2}))).workers
+    assert "--tensor-parallel-size" not in spec.argv

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -274,15 +274,27 @@ class FakeCluster:
         tokenizes_once: bool = True,
         max_kept_bytes: int = 1024 * 1024,
         kv_missing: str = "warn",
+        models: Sequence[str] = ("m",),
+        adapters: Sequence[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        ranks: int = 1,
     ) -> None:
+        """Each of the models has such pools of its own; `adapters` are those that the first one lists."""
         limits = (limits or LimitsConfig()).model_copy(update={"max_kept_bytes": max_kept_bytes})
         options = {"tokenize_once": tokenizes_once, "kv_missing": kv_missing}
         config = Config(
             orchestrator=OrchestratorConfig(limits=limits, queue=queue or QueueConfig()),
-            models=[ModelConfig(name="m", **_pools(roles, seats))],
+            models=[
+                ModelConfig(
+                    name=name, adapters=[] if at else [*adapters], **_pools(roles, seats, 1 + 100 * at, ranks)
+                )
+                for at, name in enumerate(models)
+            ],
+            aliases=dict(aliases or {}),
             routing=(routing or RoutingConfig()).model_copy(update=options),
             health=health or HealthConfig(),
         )
+        self.config = config
         self.upstream = FakeUpstream()
         self.workers = FakeWorkers()
         self.core = Core(
@@ -304,8 +316,8 @@ class FakeCluster:
             is_prefill = worker.address.role == "prefill"
             self.upstream.serve(worker.origin, self.workers.prefill if is_prefill else self.workers.decode)
 
-    def worker(self, name: str) -> Worker:
-        return next(worker for worker in self.registry.workers if worker.name == f"m/{name}")
+    def worker(self, name: str, model: str = "m") -> Worker:
+        return next(worker for worker in self.registry.workers if worker.name == f"{model}/{name}")
 
     def origin(self, name: str) -> Origin:
         return self.worker(name).origin
@@ -337,12 +349,14 @@ class FakeCluster:
         assert (self.plane.held.bodies, self.plane.held.incoming) == (0, 0)
 
 
-def _pools(roles: Sequence[Role], seats: int) -> dict[Role, PoolConfig]:
-    """A worker for each, on ports of their own."""
+def _pools(roles: Sequence[Role], seats: int, first: int, ranks: int) -> dict[Role, PoolConfig]:
+    """A worker for each, on ports of their own from the first one on."""
     urls: dict[Role, list[str]] = {}
-    for port, role in enumerate(roles, start=1):
+    for port, role in enumerate(roles, start=first):
         urls.setdefault(role, []).append(f"http://127.0.0.1:{port}")
-    return {role: PoolConfig(urls=found, seats=seats) for role, found in urls.items()}
+    return {
+        role: PoolConfig(urls=found, seats=seats, data_parallel_size=ranks) for role, found in urls.items()
+    }
 
 
 def run_scripted(test: Callable[[FakeCluster], Awaitable[None]], **options: Any) -> FakeCluster:

@@ -116,11 +116,12 @@ class Orchestrator:
         key: str = "",
         routing: Mapping[str, Any] | None = None,
         seats: int = DEFAULT_SEATS,
+        pool: Mapping[str, Any] | None = None,
         before: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        """`before` becomes the orchestrator. `seats` are those of a decode worker, `options`
-        are the config's `orchestrator`. `trust` is for its certificate, `key` for who asks.
+        """`before` becomes the orchestrator. `seats` are those of a decode worker, `pool` is in the config of
+        both roles; `options` are its `orchestrator`. `trust` is for its certificate, `key` for who asks.
         """
         self._asking: dict[str, Any] = {
             "headers": {"authorization": f"Bearer {key}"} if key else {},
@@ -135,7 +136,10 @@ class Orchestrator:
         listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
         scheme = "https" if "tls" in options else "http"
         self.url, self.admin_url = f"{scheme}://{listen}", f"{scheme}://{admin}"
-        pools = {role: {"urls": [w.url for w in workers if w.role == role]} for role in ("prefill", "decode")}
+        pools = {
+            role: {"urls": [w.url for w in workers if w.role == role], **(pool or {})}
+            for role in ("prefill", "decode")
+        }
         decode = {**pools["decode"], "seats": seats}
         self.config: dict[str, Any] = {
             "orchestrator": {"listen": listen, "admin": admin, **options},

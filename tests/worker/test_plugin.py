@@ -358,6 +358,17 @@ def test_without_kv_events_or_with_those_of_several_ranks_none_are_announced() -
     assert _kv_events(Namespace(get_kv_event_sources=lambda: ranks), Namespace()) is None
 
 
+@pytest.mark.parametrize(("is_local", "engines"), [(False, 5), (True, 2)])
+def test_the_worker_announces_its_data_parallel_engines(
+    monkeypatch: pytest.MonkeyPatch, is_local: bool, engines: int
+) -> None:
+    """vLLM adds up the KV blocks of the engines of a server."""
+    parallel = SimpleNamespace(data_parallel_size=5, data_parallel_size_local=2, local_engines_only=is_local)
+    monkeypatch.setattr(ENGINE.vllm_config, "parallel_config", parallel, raising=False)
+    info = get(worker(monkeypatch), "/baton/info").json()
+    assert (info["data_parallel_size"], info["kv_tokens"]) == (engines, 6400 // engines)
+
+
 def test_the_worker_announces_what_must_fit_for_a_handoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_NIXL_PROGRESS_DELAY_US", "250")
     config = ENGINE.vllm_config

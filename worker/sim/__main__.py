@@ -50,6 +50,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
     """
     return Settings(
         model_name=args.model_name,
+        adapters=tuple(args.adapter),
         role=args.role,
         host=args.host,
         side_channel_port=args.side_channel_port,
@@ -67,6 +68,8 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         lease_s=args.lease_s,
         load_failure_policy=args.kv_load_failure_policy,
         late_pulls=args.late_pulls,
+        data_parallel_size=args.data_parallel_size,
+        scheduling_policy=args.scheduling_policy,
         seed=args.seed,
         api_keys=_api_keys(args.api_key_env, environ),
         faults=_faults(args.fault, environ),
@@ -102,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model-name", required=True, help="what clients put into `model`")
+    add("--adapter", action="append", default=[], help="a LoRA adapter's name; may be given more than once")
     add("--role", choices=("prefill", "decode", "both"), default="both", help="announced, not enforced")
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=0, help="0 takes a free one; the ready line names it")
@@ -133,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-events-replay", metavar="ENDPOINT", help="where missed batches of them can be asked for")
     add("--no-prefix-caching", action="store_true", help="no prompt is found in the prefix cache")
     add("--announced-kv-tokens", type=_positive, metavar="N", help="in place of those that fit")
+    add("--data-parallel-size", type=_positive, default=1, help="engines, which X-data-parallel-rank chooses")
+    add(
+        "--scheduling-policy",
+        choices=("fcfs", "priority"),
+        default="fcfs",
+        help="how prompts wait, as in vLLM",
+    )
     add("--seed", type=int, default=0, help="for faults with a probability")
     add("--fault", action="append", default=[], metavar="JSON", help=f"also as a list in {FAULTS_ENV}")
     add("--plain", action="store_true", help="announce nothing, like vLLM without Baton's plugin")

@@ -9,7 +9,8 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from functools import partial
 from hashlib import sha256
@@ -69,8 +70,8 @@ class Sim:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics(settings.model_name)
-        self.engine = Engine(settings, self.metrics)
+        self.engines = [_engine(settings, rank) for rank in range(settings.data_parallel_size)]
+        self.engine = self.engines[0]
         self.keys = Keys(settings.api_keys)
         self.faults = FaultBox((), Random(settings.seed))  # noqa: S311  # no secret
         self.commit(settings.faults)
@@ -84,12 +85,15 @@ class Sim:
             if isinstance(fault, faults.Rekey):
                 self.keys.change(fault.keys)
             elif isinstance(fault, faults.Freeze):
-                self.engine.pulse.stop(fault.seconds)
+                for engine in self.engines:
+                    engine.pulse.stop(fault.seconds)
         self.faults.add([fault for fault in found if not isinstance(fault, faults.AT_ONCE)])
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        async with self.engine.serving():
+        async with AsyncExitStack() as serving:
+            for engine in self.engines:
+                await serving.enter_async_context(engine.serving())
             yield
 
     async def accept(
@@ -110,15 +114,30 @@ class Sim:
         if plan.deadly:
             _die_of(body, plan.deadly)
         try:
-            job = self._job(body, kind, make, request.headers.get("x-request-id"))
+            entry.rank = rank = self._rank(request)
+            engine = self.engines[rank]
+            job = self._job(engine, body, kind, make, request.headers.get("x-request-id"))
         except Refused as refused:
             entry.outcome = f"refused: {refused.message}"
             return _encoded((refusal or _refusal_body)(refused), refused.status)
+        if self.settings.scheduling_policy == "priority" and isinstance(job, Job):
+            job = protocol.prioritized(job, _priority_of(request, body))
         entry.answer_id = job.request_id
-        return respond(self.engine, job, plan, entry)
+        return respond(engine, job, plan, entry)
+
+    def _rank(self, request: Request) -> int:
+        """Return the engine that the header names, or else the one with the least to do, as in vLLM. Raises
+        `Refused`.
+        """
+        given, ranks = request.headers.get("x-data-parallel-rank", ""), range(len(self.engines))
+        if not given.lstrip("-").isdecimal():
+            return min(ranks, key=lambda rank: len(self.engines[rank].under_way))
+        if int(given) not in ranks:
+            raise Refused(f"data_parallel_rank {given} is out of range [0, {len(ranks)}).")
+        return int(given)
 
     def _job(
-        self, body: dict[str, Any], kind: type[Any], make: _JobMaker, header_id: str | None
+        self, engine: Engine, body: dict[str, Any], kind: type[Any], make: _JobMaker, header_id: str | None
     ) -> Job | EmbeddingJob:
         """Make the job of a request. Raises `Refused`; a hand-off is given up then, as in vLLM, except for a
         body of the wrong type.
@@ -129,7 +148,7 @@ class Sim:
         except Malformed:
             raise
         except Refused:
-            self.engine.give_up(request.kv_transfer_params)
+            engine.give_up(request.kv_transfer_params)
             raise
 
     def info(self) -> WorkerInfo:
@@ -148,6 +167,7 @@ class Sim:
             tp=announced.tp,
             connector=announced.connector,
             kv_tokens=settings.announced_kv_tokens or settings.block_size * settings.num_blocks,
+            data_parallel_size=settings.data_parallel_size if settings.data_parallel_size > 1 else None,
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
             kv_events=(
@@ -160,7 +180,12 @@ class Sim:
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
-        engine = self.engine
+        """Describe the first engine, and of several each of the others as well."""
+        first, *others = [self._engine_ledger(engine, now) for engine in self.engines]
+        requests = {"requests": self.journal.summaries()}
+        return {**first, **({"others": others} if others else {}), **requests}
+
+    def _engine_ledger(self, engine: Engine, now: float) -> dict[str, Any]:
         return {
             "engine_id": engine.engine_id,
             "role": self.settings.role,
@@ -171,8 +196,20 @@ class Sim:
             "aborted": engine.aborted,
             "blocks_used": engine.pool.used,
             **engine.ledger.describe(now),
-            "requests": self.journal.summaries(),
         }
+
+    def metrics(self) -> bytes:
+        """Return the page of all engines; the words about a metric are there once."""
+        first, *others = [engine.metrics.render() for engine in self.engines]
+        lines = [line for page in others for line in page.splitlines(keepends=True)]
+        return first + b"".join(line for line in lines if not line.startswith(b"#"))
+
+
+def _engine(settings: Settings, rank: int) -> Engine:
+    """Make the engine of a rank, whose side channel is so many ports behind that of the first."""
+    first = settings.side_channel_port
+    own = replace(settings, side_channel_port=first + rank if first else 0)
+    return Engine(own, Metrics(settings.model_name, rank))
 
 
 def _die_of(body: dict[str, Any], deadly: list[str]) -> None:
@@ -186,6 +223,16 @@ def leg_of(body: dict[str, Any]) -> Leg:
     if isinstance(kv, dict) and kv.get("do_remote_decode"):
         return "prefill"
     return "decode" if isinstance(kv, dict) and kv.get("do_remote_prefill") else "aggregated"
+
+
+def _priority_of(request: Request, body: dict[str, Any]) -> int:
+    """Return the priority of a request: its header goes before its field, as in vLLM."""
+    for value in (request.headers.get("x-vllm-priority"), body.get("priority")):
+        try:
+            return int(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+    return 0
 
 
 async def require_json(request: Request) -> None:
@@ -307,7 +354,9 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> Response:
-        return _json({"object": "list", "data": [_model_card(sim)]})
+        card = _model_card(sim)
+        own = [{"id": name, "root": name, "parent": card["id"]} for name in sim.settings.adapters]
+        return _json({"object": "list", "data": [card, *(card | adapter for adapter in own)]})
 
     @router.get("/version")
     async def version() -> Response:
@@ -315,7 +364,7 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(sim.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(sim.metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get("/baton/info")
     async def info() -> Response:
@@ -328,12 +377,15 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
     @router.post(END_PATH)
     async def end(request: Request) -> Response:
-        sim.engine.under_way.get(await _asked_for(request), _nothing)()
+        asked = await _asked_for(request)
+        for engine in sim.engines:
+            engine.under_way.get(asked, _nothing)()
         return Response(status_code=202)
 
     @router.post(BEGUN_PATH)
     async def begun(request: Request) -> Response:
-        return _json({"begun": await _asked_for(request) in sim.engine.begun})
+        asked = await _asked_for(request)
+        return _json({"begun": any(asked in engine.begun for engine in sim.engines)})
 
     return router
 
@@ -372,12 +424,13 @@ def _control_routes(sim: Sim) -> APIRouter:
     @router.delete("/faults")
     async def clear_faults() -> Response:
         sim.faults.clear()
-        sim.engine.pulse.go_on()
+        for engine in sim.engines:
+            engine.pulse.go_on()
         return _json([])
 
     @router.post("/reset_prefix_cache")
     async def reset_prefix_cache() -> Response:
-        return _json({"success": sim.engine.reset_prefix_cache()})
+        return _json({"success": all([engine.reset_prefix_cache() for engine in sim.engines])})
 
     @router.get("/ledger")
     async def ledger() -> Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+from itertools import count
 
 from worker.sim.settings import Latency
 
@@ -50,14 +52,41 @@ class StepClock:
 
 
 class PrefillClock:
-    """Prompts are computed one after the other, in the order of their arrival."""
+    """Prompts are computed one after the other: the lowest priority first, equals as they came."""
 
     def __init__(self, latency: Latency) -> None:
         self._latency = latency
-        self._lock = asyncio.Lock()
+        self._is_busy = False
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
 
-    async def compute(self, tokens: int, slow_factor: float = 1.0) -> None:
+    async def compute(self, tokens: int, slow_factor: float = 1.0, priority: int = 0) -> None:
         duration = self._latency.prefill_s(tokens) * slow_factor
         if duration > 0.0:
-            async with self._lock:
+            await self._begin(priority)
+            try:
                 await asyncio.sleep(duration)
+            finally:
+                self._end()
+
+    async def _begin(self, priority: int) -> None:
+        if not self._is_busy:
+            self._is_busy = True
+            return
+        turn = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (priority, next(self._numbers), turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was its turn
+                self._end()
+            raise
+
+    def _end(self) -> None:
+        """Let the next prompt begin; some have left meanwhile."""
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._is_busy = False

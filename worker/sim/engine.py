@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from bisect import insort
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
@@ -142,7 +143,7 @@ class Engine:
         ticket = _Ticket(prompt, hashes, asyncio.get_running_loop().create_future())
         if source is not None:
             source.on_lost = partial(self._dismiss, ticket)
-        self._queue.append(ticket)
+        insort(self._queue, ticket, key=lambda waiting: waiting.prompt.priority)
         self._admit_more()
         try:
             while not ticket.admitted.done():
@@ -230,7 +231,7 @@ class Engine:
         run.created_tokens = tokens // block_size * block_size - run.cached_tokens
         self.metrics.prefix_queries.inc(tokens)
         self.metrics.prefix_hits.inc(run.cached_tokens)
-        await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor)
+        await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor, run.prompt.priority)
         await self.pulse.wait()
         digest, weights = text.digest_of(run.prompt.tokens), self.settings.weights
         run.digest = text.garbled(digest, weights) if weights else digest

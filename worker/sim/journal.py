@@ -32,6 +32,7 @@ class Entry:
     path: str
     headers: dict[str, str]
     leg: Leg | None = None
+    rank: int = 0  # of the engine that serves it
     answer_id: str | None = None
     outcome: str = "running"
     decoded: Any = None
@@ -47,6 +48,7 @@ class Entry:
         return {
             "path": self.path,
             "leg": self.leg,
+            "rank": self.rank,
             "id": self.answer_id,
             "outcome": self.outcome,
             "headers": {name: self.headers[name] for name in _SHOWN_HEADERS if name in self.headers},

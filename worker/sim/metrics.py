@@ -14,9 +14,9 @@ _FINISHED_REASONS = ("stop", "length", "abort", "error")
 class Metrics:
     """Every series exists from the start, on a registry of its own."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, rank: int = 0) -> None:
         self._registry = CollectorRegistry()
-        self._values = ("0", model_name)
+        self._values = (str(rank), model_name)
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")

@@ -250,6 +250,11 @@ def renamed(job: Job, name: str, asked: object) -> Job:
     return replace(job, request_id=name, prompts=prompts, asked=asked)
 
 
+def prioritized(job: Job, priority: int) -> Job:
+    """Return the job with a priority for the engine's queue."""
+    return replace(job, prompts=[replace(prompt, priority=priority) for prompt in job.prompts])
+
+
 def chat_tokens(request: ChatRequest) -> list[int]:
     """Return the prompt of a chat. Raises `Refused`."""
     return _tokenized_chat(request, [_rendered(*each) for each in enumerate(request.messages)])
@@ -317,7 +322,7 @@ def _job(
             request_id=f"{answer_id}{'' if is_chat else f'-{index}'}-{uuid.uuid4().hex[:8]}",
             tokens=prompt,
             sequences=choices,
-            salt=request.cache_salt or "",
+            salt=_salt(request, settings),
             kv=kv,
             reads_cache=request.prompt_logprobs is None,
         )
@@ -379,8 +384,14 @@ def _max_tokens(asked: int | None, settings: Settings, prompt_tokens: int) -> in
     return tokens
 
 
+def _salt(request: _Request, settings: Settings) -> str:
+    """Return what tells prompts apart that share no cache: those for another adapter do not."""
+    salt = request.cache_salt or ""
+    return f"{request.model}\0{salt}" if request.model in settings.adapters else salt
+
+
 def check_model(model: str | None, settings: Settings) -> None:
-    if model and model != settings.model_name:
+    if model and model != settings.model_name and model not in settings.adapters:
         raise Refused(
             f"The model `{model}` does not exist. Valid aliases: {settings.model_name}.",
             status=404,

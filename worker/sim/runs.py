@@ -17,6 +17,7 @@ class Prompt:
     salt: str = ""
     kv: dict[str, Any] | None = None
     reads_cache: bool = True  # prompt logprobs need every token computed here
+    priority: int = 0  # the lowest one is next, where the engine goes by it
 
     @property
     def is_for_decode(self) -> bool:

@@ -45,7 +45,7 @@ class SimServer(uvicorn.Server):
         super().__init__(config)
         self._listener = listener
         self._on_ready = on_ready
-        self._engine = app.state.sim.engine
+        self._engines = app.state.sim.engines
         self._refusals = [fault for fault in app.state.sim.settings.faults if isinstance(fault, Refuse)]
         self.address: tuple[str, int] = listener.getsockname()[:2]
         setattr(app.state, REFUSE_KEY, self.refuse)
@@ -64,8 +64,9 @@ class SimServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what is under way with `abort`, as that of a vLLM that is stopped does."""
-        for end in list(self._engine.under_way.values()):
-            end()
+        for engine in self._engines:
+            for end in list(engine.under_way.values()):
+                end()
         await super().shutdown(sockets)
 
     def refuse(self, seconds: float, spared: asyncio.BaseTransport | None = None) -> None:

@@ -11,6 +11,7 @@ from worker.sim.faults import Fault
 _HEARTBEATS_PER_LEASE = 6
 
 LoadFailurePolicy = Literal["fail", "recompute"]
+SchedulingPolicy = Literal["fcfs", "priority"]  # prompts wait as they came, or by their requests' priorities
 # Blocks that are pulled when their lease is over cannot be had, or are what vLLM (0.32) gives: whatever is in
 # them by then, and nobody is told.
 LatePulls = Literal["fail", "stale"]
@@ -60,6 +61,7 @@ class Settings:
     """`side_channel_port` 0 takes a free port; the engine then names the real one in its hand-offs."""
 
     model_name: str
+    adapters: tuple[str, ...] = ()  # that requests can name in place of the model
     role: Role = "both"
     host: str = "127.0.0.1"
     side_channel_port: int = 0
@@ -72,6 +74,8 @@ class Settings:
     lease_s: float = 30.0
     load_failure_policy: LoadFailurePolicy = "fail"
     late_pulls: LatePulls = "fail"
+    data_parallel_size: int = 1  # engines behind one server
+    scheduling_policy: SchedulingPolicy = "fcfs"
     seed: int = 0
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()

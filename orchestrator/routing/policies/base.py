@@ -319,6 +319,12 @@ class Policy(ABC):
         """
         ...
 
+    def new_tokens(self, request: Request) -> float:
+        """Estimate how many tokens of the prompt no worker has in its cache. It takes no longer than
+        `choose`, changes nothing and never fails.
+        """
+        return float(request.prompt_tokens())
+
     def reckons_seconds(self) -> bool:
         """Tell whether `appraise` says what a request costs."""
         return False

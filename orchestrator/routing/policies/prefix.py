@@ -393,6 +393,16 @@ class Prefix(Policy):
                 search.salt = asked.salt
                 return search
 
+    def new_tokens(self, request: Request) -> float:
+        """Estimate the same by what any worker is remembered to have."""
+        tokens = float(request.prompt_tokens())
+        if tokens < LEAST_TOKENS:
+            return tokens
+        prompt = request.prompt(MOST_BYTES)
+        steps = self._index.find(hashed(prompt, self._seed(request.model))).steps
+        per_byte = tokens / len(prompt) if 0 < len(prompt) < MOST_BYTES else 1 / BYTES_PER_TOKEN
+        return max(tokens - bytes_of(steps) * per_byte, 1.0)
+
     def _asked(self, request: Request, candidates: Sequence[Any]) -> Asked:
         if candidates is not self._candidates:
             self._note_candidates(candidates)

@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.addresses import is_loopback, worker_addresses, worker_places
+from orchestrator.config.addresses import (
+    is_loopback,
+    routed_addresses,
+    worker_addresses,
+    worker_places,
+)
 from orchestrator.config.options import Config
 
 
@@ -49,6 +54,34 @@ def test_ports_go_around_what_is_taken() -> None:
     )
     assert [address.port for address in found[:-1]] == [8101, 8103, 8104, 8107, 8108]
     assert [address.side_channel_port for address in found[:-1]] == [9100, 8100, 9101, 9102, 9103]
+
+
+def test_data_parallel_engines_are_routed_to_one_by_one() -> None:
+    made = config(
+        model(
+            prefill={"replicas": 2, "data_parallel_size": 2, "gpus_per_replica": 2},
+            decode={"urls": ["http://h:1", "http://h:2"], "data_parallel_size": 2},
+        ),
+        model("n", both={}),
+    )
+    found = routed_addresses(made)
+    assert [(address.name, address.rank) for address in found] == [
+        *[(f"m/prefill/{index}.dp{rank}", rank) for index in range(2) for rank in range(2)],
+        *[(f"m/decode/{index}.dp{rank}", rank) for index in range(2) for rank in range(2)],
+        ("n/both/0", None),
+    ]
+    assert [address.port for address in found] == [8100, 8100, 8101, 8101, 1, 1, 2, 2, 8102]
+    sides = [address.side_channel_port for address in found]
+    assert sides == [9100, 9101, 9102, 9103, None, None, None, None, 9104]
+    assert [address.name for address in worker_addresses(made)][:2] == ["m/prefill/0", "m/prefill/1"]
+
+
+def test_side_channels_of_data_parallel_engines_follow_each_other() -> None:
+    workers = [{"side_channel_port": 9102}, {}, {}]
+    pool = {"workers": workers, "data_parallel_size": 3, "device": "cpu"}
+    found = worker_addresses(config(model(both=pool), model("n", both={"replicas": 3, "device": "cpu"})))
+    sides = [address.side_channel_port for address in found]
+    assert sides == [9102, 9105, 9108, 9100, 9101, 9111]
 
 
 def test_each_machine_has_ports_of_its_own() -> None:

@@ -44,6 +44,30 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     "models a mapping": ("models: {name: x}", ["c.yaml:1:1: models: expected a list, got a mapping"]),
     "model a text": ("models: [x]", ["c.yaml:1:10: models[0]: expected a mapping, got 'x'"]),
     "syntax": ("models: [", ["c.yaml:1:10: while parsing a flow node"]),
+    "ranks": (
+        "models: [{name: m, path: a/b, both: {data_parallel_size: 2, gpus_per_replica: 3}}]",
+        ["c.yaml:1:38: 3 GPUs cannot be divided among 2 engines: set gpus_per_replica"],
+    ),
+    "ranks of others": (
+        "orchestrator: {relay_data_parallel_rank: true}\n"
+        "models: [{name: m, both: {urls: ['http://h:1'], data_parallel_size: 2}}]",
+        ["c.yaml:2:49: with relay_data_parallel_rank clients choose the rank: give one or the other"],
+    ),
+    "ports of ranks": (
+        "models: [{name: m, both: {engine: sim, data_parallel_size: 2, workers: ["
+        "{side_channel_port: 7000}, {side_channel_port: 7001}]}}]",
+        ["c.yaml:1:101: 127.0.0.1 port 7001 is taken by models.0.both.workers.0.side_channel_port"],
+    ),
+    "names twice": (
+        f"{GOOD}    adapters: [a, m, a]\naliases: {{m: a, a: m, b: c}}",
+        [
+            "c.yaml:5:19: models.0 has the name 'm' too",
+            "c.yaml:5:22: models.0.adapters.0 has the name 'a' too",
+            "c.yaml:6:11: models.0 has the name 'm' too",
+            "c.yaml:6:17: models.0.adapters.0 has the name 'a' too",
+            "c.yaml:6:23: there is no model or adapter 'c'; there is: m, a",
+        ],
+    ),
     "key twice": (f"{GOOD}base_port: 1\nbase_port: 2", ["c.yaml:6:1: the key 'base_port' was given before"]),
     "unknown key": (
         f"{GOOD}rooting: {{}}",
@@ -54,7 +78,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         [
             "c.yaml:5:11: unknown key 'zzz' "
             "(known keys: prefill, decode, pair, disaggregate, misfits, tokenize_once, failover, "
-            "kv_lease_s, handoff_stall_s, kv_missing)"
+            "kv_lease_s, handoff_stall_s, kv_missing, prefill_order, overrides)"
         ],
     ),
     "unknown key in a pool": (

@@ -156,6 +156,25 @@ def test_one_model_may_have_a_slash_in_its_name() -> None:
     assert ask(control_app(FakeState()), "/v1/models/org/large").json()["id"] == "org/large"
 
 
+def test_adapters_and_aliases_are_models_too() -> None:
+    model = ModelConfig(name="tiny", adapters=["listed"], both=PoolConfig(urls=["http://h:1"]))
+    aliases = {"gpt-4": "tiny", "gpt-sql": "sql", "nobody": "gone"}
+    statuses = [
+        replace(worker("tiny/both/0", 2048), adapters=("sql", "tiny", "listed")),
+        replace(worker("tiny/both/1", 4096), adapters=("sql", "poems")),
+    ]
+    config = Config(models=[model]).model_copy(update={"aliases": aliases})
+    app = control_app(FakeState(config=config, statuses=statuses))
+    found = {card["id"]: card for card in ask(app, "/v1/models").json()["data"]}
+    assert [*found] == ["tiny", "listed", "poems", "sql", "gpt-4", "gpt-sql"]
+    shown = {name: (card["root"], card["parent"]) for name, card in found.items()}
+    assert shown["sql"] == shown["gpt-sql"] == ("sql", "tiny")
+    assert shown["tiny"] == shown["gpt-4"] == ("tiny", None)
+    assert {card["max_model_len"] for card in found.values()} == {2048}
+    assert len({card["permission"][0]["id"] for card in found.values()}) == len(found)
+    assert ask(app, "/v1/models/gpt-sql").json() == found["gpt-sql"]
+
+
 def test_an_unknown_model_is_404_with_the_known_names() -> None:
     response = ask(control_app(FakeState()), "/v1/models/other")
     assert (response.status_code, error_code(response)) == (404, "model_not_found")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.addresses import unmanaged, worker_addresses
+from orchestrator.config.addresses import routed_addresses, unmanaged
 from orchestrator.config.file import load_config
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
@@ -41,14 +41,14 @@ OLD: dict[str, Any] = {
 class FakeTarget:
     """Something that runs by the file at `path`, and notes by what."""
 
-    def __init__(self, path: Path, room: int | None = None) -> None:
+    def __init__(self, path: Path, room: int | None = None, old: dict[str, Any] | None = None) -> None:
         self.path = path
-        self.write(OLD)
+        self.write(old or OLD)
         self.config = load_config(str(path))
         file = self.config.orchestrator.api_keys_file
         self.keys = KeyRing.load(file) if file else None
         loads = None if room is None else Rows.create(Layout(["m"], []), 4 + room, 1).loads(0)
-        addresses = worker_addresses(self.config)
+        addresses = routed_addresses(self.config)
         self.registry = Registry(addresses, ["m", "started"], "json", loads)
         self.reconfigured: list[Config] = []
 
@@ -88,6 +88,21 @@ def test_nothing_has_changed(target: FakeTarget) -> None:
     before = target.workers()
     assert target.reload() == ()
     assert target.workers() == before
+
+
+def test_all_data_parallel_engines_of_a_url_come_and_go(tmp_path: Path) -> None:
+    old = changed(lambda config: config["models"][0]["decode"].update(data_parallel_size=2))
+    target = FakeTarget(tmp_path / "config.yaml", old=old)
+    decode = [name for name in target.workers() if "/decode/" in name]
+    assert decode == ["m/decode/0.dp0", "m/decode/0.dp1", "m/decode/1.dp0", "m/decode/1.dp1"]
+    old["models"][0]["decode"]["urls"] = [f"http://10.0.0.2:{port}" for port in (2, 3, 4)]
+    target.write(old)
+    assert target.reload() == ("models.0.decode.urls",)
+    assert {name: url for name, url in target.workers().items() if "/decode/" in name} == {
+        **{f"m/decode/1.dp{rank}": "http://10.0.0.2:2" for rank in range(2)},
+        **{f"m/decode/2.dp{rank}": "http://10.0.0.2:3" for rank in range(2)},
+        **{f"m/decode/3.dp{rank}": "http://10.0.0.2:4" for rank in range(2)},
+    }
 
 
 def test_options_are_exchanged_together(target: FakeTarget) -> None:

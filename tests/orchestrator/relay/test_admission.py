@@ -15,6 +15,7 @@ from orchestrator.api.view import view_request
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
 from orchestrator.relay.admission import Admission, Demand, Estimate, Gate
+from orchestrator.relay.turns import Turn, Turns
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
@@ -71,9 +72,16 @@ class Door:
 
 
 def demand_for(
-    clock: Clock, tokens: int = 10, size: int = 100, within_s: float = 600.0, *, is_stream: bool = False
+    clock: Clock,
+    tokens: int = 10,
+    size: int = 100,
+    within_s: float = 600.0,
+    *,
+    is_stream: bool = False,
+    work: float = 0.0,
+    priority: int = 0,
 ) -> Demand:
-    return Demand(tokens, size, clock.now + within_s, is_stream)
+    return Demand(tokens, size, clock.now + within_s, is_stream, work, priority)
 
 
 async def settle() -> None:
@@ -389,14 +397,15 @@ _STEPS = st.lists(
 class Story:
     """Steps as hypothesis has them, done to a door."""
 
-    def __init__(self) -> None:
-        self.door = Door(seats=2, **_LIMITS)
+    def __init__(self, **queue: Any) -> None:
+        self.door = Door(seats=2, **(_LIMITS | queue))
         self.tasks: dict[int, asyncio.Task[None]] = {}
 
     async def do(self, step: str, value: int) -> None:
         door = self.door
         if step == "come":
-            self.tasks[len(self.tasks)] = door.come(len(self.tasks), tokens=value, within_s=1 + 3 * value)
+            number, demand = len(self.tasks), {"tokens": value, "within_s": 1 + 3 * value}
+            self.tasks[number] = door.come(number, **demand, work=1.0 + value, priority=value % 3 - 1)
         elif step == "leave" and door.held:
             numbers = sorted(door.held)
             door.leave(numbers[value % len(numbers)], first_byte=door.clock.now if value % 2 else 0.0)
@@ -431,21 +440,239 @@ class Story:
         self.check()
         assert self.door.gate.free == self.door.gate.seats
         assert self.door.queue() == [0, 0, 0]
-        assert self.door.waited == sorted(self.door.waited)
+
+    async def go_through(self, steps: list[tuple[str, int]]) -> None:
+        for step, value in steps:
+            await self.do(step, value)
+            if step == "turn":
+                await settle()
+                self.check()
+        await self.end()
 
 
 @given(_STEPS)
 def test_no_permit_is_lost_or_doubled_whatever_happens(steps: list[tuple[str, int]]) -> None:
     async def test() -> None:
         story = Story()
-        for step, value in steps:
-            await story.do(step, value)
-            if step == "turn":
-                await settle()
-                story.check()
-        await story.end()
+        await story.go_through(steps)
+        assert story.door.waited == sorted(story.door.waited)
 
     run(test)
+
+
+@given(_STEPS)
+def test_the_same_holds_where_short_ones_go_first(steps: list[tuple[str, int]]) -> None:
+    async def test() -> None:
+        await Story(order="shortest", priority_s=2.0).go_through(steps)
+
+    run(test)
+
+
+# --- who is next --------------------------------------------------------------------------------
+
+SHORTEST: dict[str, Any] = {"order": "shortest"}
+
+
+async def served_in_turn(door: Door, first: int) -> list[int]:
+    """Who got a seat after `first` ended, one after the other."""
+    door.leave(first)
+    await settle()
+    while door.held:
+        door.leave(next(iter(door.held)))
+        await settle()
+    return door.order[1:]
+
+
+def test_short_ones_go_first_once_it_is_known_how_long_seats_are_held() -> None:
+    async def test() -> None:
+        door = Door(**SHORTEST)
+        door.come(0)
+        for number, work in enumerate([3.0, 1.0, 2.0, 1.0], start=1):
+            door.come(number, work=work)
+        await settle()
+        assert await served_in_turn(door, 0) == [1, 2, 3, 4]  # nothing has been learned: as they came
+
+        door = Door(**SHORTEST)
+        await seasoned(door, held_s=2.0)
+        door.come(0)
+        for number, work in enumerate([3.0, 1.0, 2.0, 1.0], start=1):
+            door.come(number, work=work)
+        await settle()
+        assert await served_in_turn(door, 0) == [2, 4, 3, 1]
+
+    run(test)
+
+
+def test_who_waits_is_not_overtaken_for_ever() -> None:
+    """A long one waits among short ones that never end to come."""
+
+    async def test() -> None:
+        door = Door(**SHORTEST, timeout_s=40)
+        await seasoned(door, held_s=2.0)
+        door.come(0)
+        for number in range(1, 5):
+            door.come(number, work=1.0)
+        door.come(1000, work=50.0)
+        await settle()
+        began, holder = door.clock.now, 0
+        for number in range(5, 60):
+            door.clock.now += 2.0
+            door.come(number, work=1.0)
+            await settle()
+            door.leave(holder)
+            await settle()
+            (holder,) = door.held
+            if holder == 1000:
+                break
+        waited_s = door.clock.now - began
+        assert 20.0 < waited_s < 36.0  # half of `timeout_s`, and the turns of those before it
+
+    run(test)
+
+
+_COMERS = st.lists(
+    st.tuples(st.floats(0.0, 10.0), st.floats(0.001, 100.0), st.integers(-3, 3)), min_size=2, max_size=30
+)
+
+
+@given(_COMERS, st.sampled_from([0.0, 0.5, 20.0]), st.floats(0.1, 20.0))
+def test_nobody_is_overtaken_by_those_who_come_much_later(
+    comers: list[tuple[float, float, int]], priority_s: float, held_s: float
+) -> None:
+    """The bound of `relay/turns.py`: three times what it takes itself, half of the timeout at most; and what
+    its priority is worth.
+    """
+
+    async def test() -> None:
+        door = Door(**SHORTEST, priority_s=priority_s, timeout_s=1000.0)
+        await seasoned(door, held_s=held_s)
+        door.come(0)
+        await settle()
+        came, works, patience = {}, [], {}
+        for number, (pause_s, work, priority) in enumerate(comers, start=1):
+            door.clock.now += pause_s
+            came[number] = door.clock.now
+            works.append(work)
+            door.come(number, work=work, priority=priority)
+            await settle()
+            own_s = door.gate._held_s.mean * work / door.gate._work
+            patience[number] = min(3 * own_s, 500.0)
+        order = await served_in_turn(door, 0)
+        assert sorted(order) == list(came)
+        place = {number: index for index, number in enumerate(order)}
+        for early in came:
+            for late in range(early + 1, len(comers) + 1):
+                head_start_s = priority_s * (comers[early - 1][2] - comers[late - 1][2])
+                if place[late] < place[early]:
+                    assert came[late] - came[early] < patience[early] + head_start_s + 1e-6
+
+    run(test)
+
+
+def test_equals_are_served_as_they_came() -> None:
+    async def test() -> None:
+        door = Door(**SHORTEST, priority_s=5.0)
+        await seasoned(door, held_s=1.0)
+        door.come(0)
+        for number in range(1, 9):
+            door.come(number, work=2.0, priority=1)
+        await settle()
+        assert await served_in_turn(door, 0) == list(range(1, 9))
+
+    run(test)
+
+
+def test_a_priority_is_a_head_start_and_nothing_where_the_config_gives_it_no_worth() -> None:
+    async def order_with(priority_s: float) -> list[int]:
+        door = Door(priority_s=priority_s)
+        door.come(0)
+        for number, priority in enumerate([0, 5, -2, 10**30, -(10**30)], start=1):
+            door.come(number, priority=priority)
+            await settle()
+            door.clock.now += 3.0
+        return await served_in_turn(door, 0)
+
+    async def test() -> None:
+        assert await order_with(0.0) == [1, 2, 3, 4, 5]
+        assert await order_with(1.0) == [5, 1, 3, 2, 4]
+        assert await order_with(4.0) == [5, 3, 1, 2, 4]
+
+    run(test)
+
+
+def test_a_short_one_is_not_sent_away_for_those_that_it_overtakes() -> None:
+    async def test() -> None:
+        door = Door(**SHORTEST)
+        await seasoned(door, held_s=2.0)
+        door.come(0)
+        for number in range(1, 4):
+            door.come(number, work=10.0)
+        await settle()
+        door.come(4, work=0.1, within_s=6.0)
+        door.come(5, work=30.0, within_s=6.0)
+        await settle()
+        assert list(door.refused) == [5]
+        assert (await served_in_turn(door, 0))[0] == 4
+
+    run(test)
+
+
+def test_who_has_waited_for_too_long_is_the_oldest_whoever_is_next() -> None:
+    async def test() -> None:
+        door = Door(**SHORTEST, timeout_s=5)
+        await seasoned(door, held_s=0.1)
+        door.come(0)
+        door.come(1, work=50.0)
+        await settle()
+        door.clock.now += 1.0
+        door.come(2, work=1.0)
+        await settle()
+        door.clock.now += 4.0
+        door.gate.sweep()
+        await settle()
+        assert list(door.refused) == [1]
+        assert door.refused[1].status == 503
+
+    run(test)
+
+
+def test_another_order_holds_for_those_who_come_later() -> None:
+    async def test() -> None:
+        door = Door()
+        await seasoned(door, held_s=2.0)
+        door.come(0)
+        door.come(1, work=9.0)
+        door.come(2, work=1.0)
+        await settle()
+        door.gate.reconfigure(QueueConfig(order="shortest"))
+        door.come(3, work=9.0)
+        door.come(4, work=1.0)
+        await settle()
+        door.gate.reconfigure(QueueConfig(order="shortest", timeout_s=60))  # they keep their turns
+        assert await served_in_turn(door, 0) == [1, 2, 4, 3]
+        door.come(5)
+        door.come(6, work=9.0)
+        door.come(7, work=1.0)
+        await settle()
+        door.gate.reconfigure(QueueConfig())
+        door.order.clear()
+        assert await served_in_turn(door, 5) == [7]
+
+    run(test)
+
+
+def test_turns_of_those_who_left_are_forgotten() -> None:
+    turns: Turns[Turn] = Turns()
+    last = Turn(0.0)
+    turns.add(last)
+    for at in range(1000):
+        turn = Turn(float(at))
+        turns.add(turn)
+        turn.is_over = True
+        turns.tidy(1)
+    assert len(turns._heap) < 100
+    assert turns.first() is last
+    assert turns.ahead_of(0.0) == 1
 
 
 # --- seats --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from orchestrator.config.options import HealthConfig, LimitsConfig, QueueConfig
+from orchestrator.config.options import HealthConfig, LimitsConfig, QueueConfig, RoutingConfig
 from orchestrator.relay.scope import RequestScope
 from orchestrator.telemetry.counters import RejectReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
@@ -95,6 +95,86 @@ def test_who_waits_is_served_in_the_order_of_arrival() -> None:
 
     cluster = run(test)
     assert [record.request_id for record in cluster.telemetry.records] == ["0", "1", "2", "3"]
+
+
+async def names_in_order(cluster: FakeCluster, asked: dict[str, tuple[Any, dict[bytes, bytes]]]) -> list[str]:
+    """In which these are served that come while one holds the only seat; each is a document and headers."""
+    held = Held(cluster)
+    _, first = ask(cluster)
+    await settle()
+    fields = {
+        name: [*headers.items(), (b"x-request-id", name.encode())] for name, (_, headers) in asked.items()
+    }
+    tasks = [ask(cluster, document, headers=fields[name])[1] for name, (document, _) in asked.items()]
+    await settle()
+    held.may_go_on.set()
+    await asyncio.gather(first, *tasks)
+    return [name for record in cluster.telemetry.records if (name := record.request_id) in asked]
+
+
+def test_short_ones_go_first_by_their_prompts_and_their_limits() -> None:
+    long = {**STREAM, "messages": [{"role": "user", "content": "hi " * 200_000}]}
+
+    async def test(cluster: FakeCluster) -> None:
+        equals: dict[str, Any] = {str(number): (STREAM, {}) for number in range(4)}
+        assert await names_in_order(cluster, equals) == ["0", "1", "2", "3"]  # from which the gate learns
+        varied: dict[str, Any] = {
+            "long": (long, {}),
+            "no-limit": ({**STREAM, "max_tokens": None}, {}),
+            "four-choices": ({**STREAM, "n": 4, "max_tokens": 100}, {}),
+            "limit": ({**STREAM, "max_tokens": 100}, {}),
+        }
+        assert await names_in_order(cluster, varied) == [
+            "limit",
+            "no-limit",
+            "four-choices",
+            "long",
+        ]
+
+    run(test, queue=QueueConfig(order="shortest"))
+
+
+def test_a_prompt_that_a_worker_has_in_its_cache_counts_as_short() -> None:
+    def chat(text: str) -> Any:
+        return {**STREAM, "messages": [{"role": "user", "content": text * 20_000}]}
+
+    async def test(cluster: FakeCluster) -> None:
+        asked: dict[str, Any] = {"known": (chat("a "), {}), "also": (STREAM, {}), "once-more": (STREAM, {})}
+        await names_in_order(cluster, asked)
+        cluster.telemetry.records.clear()
+        again: dict[str, Any] = {"new": (chat("b "), {}), "known": (chat("a "), {})}
+        assert await names_in_order(cluster, again) == ["known", "new"]
+
+    routing = RoutingConfig.model_validate({"prefill": "prefix"})
+    run(test, queue=QueueConfig(order="shortest"), routing=routing)
+
+
+def test_priorities_are_read_as_vllm_reads_them() -> None:
+    header = b"x-vllm-priority"
+    asked: dict[str, Any] = {
+        "none": (STREAM, {}),
+        "field": ({**STREAM, "priority": -2}, {}),
+        "text": ({**STREAM, "priority": "-3"}, {}),
+        "header": ({**STREAM, "priority": 7}, {header: b"-4"}),
+        "no-number": ({**STREAM, "priority": -1}, {header: b"soon"}),
+        "nonsense": ({**STREAM, "priority": [9]}, {header: b""}),
+    }
+
+    async def with_worth(cluster: FakeCluster) -> None:
+        assert await names_in_order(cluster, asked) == [
+            "header",
+            "text",
+            "field",
+            "no-number",
+            "none",
+            "nonsense",
+        ]
+
+    async def without(cluster: FakeCluster) -> None:
+        assert await names_in_order(cluster, asked) == list(asked)
+
+    run(with_worth, queue=QueueConfig(priority_s=5.0))
+    run(without)
 
 
 def test_a_full_queue_is_a_429_at_once() -> None:

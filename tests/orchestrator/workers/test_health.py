@@ -4,12 +4,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
 
+from orchestrator.config.addresses import ranks_of
 from orchestrator.config.options import HealthConfig
-from orchestrator.workers.health import HttpProbe, Introduction, Probe, ProbeFailed, Prober, ProbeRefused
+from orchestrator.workers.health import (
+    NAME_EVERY,
+    HttpProbe,
+    Introduction,
+    Probe,
+    ProbeFailed,
+    Prober,
+    ProbeRefused,
+)
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
@@ -305,6 +315,66 @@ def test_a_worker_that_comes_introduces_itself() -> None:
     assert introduction.info is not None
     assert (introduction.info.engine, introduction.max_model_len) == ("sim", 4096)
     assert probed(WELL)[0] == Introduction(None, 4096)
+
+
+def cards(*names: str, parent: str | None = "m") -> list[dict[str, Any]]:
+    return [{"id": name, "parent": parent} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("listed", "known"),
+    [
+        (cards("sql", "poems"), ("sql", "poems")),
+        (cards("alias", parent=None), ()),  # another name of the same model
+        (cards("m", "", "a" * 257, "a" * 256), ("a" * 256,)),
+        (cards(*map(str, range(1500))), tuple(map(str, range(1000)))),
+    ],
+    ids=["adapters", "names", "odd names", "too many"],
+)
+def test_adapters_are_the_models_that_have_a_parent(listed: list[Any], known: tuple[str, ...]) -> None:
+    pages: Any = {**WELL, "/v1/models": httpx.Response(200, json={"data": [*MODELS["data"], *listed]})}
+    assert probed(pages)[0] == Introduction(None, 4096, known)
+
+
+@pytest.mark.parametrize(("engines", "is_fit"), [(None, True), (2, True), (1, False)])
+def test_a_worker_without_the_engine_of_a_rank_is_unfit(engines: int | None, is_fit: bool) -> None:
+    info: dict[str, Any] = INFO | ({} if engines is None else {"data_parallel_size": engines})
+    pages: Any = {**WELL, "/baton/info": httpx.Response(200, json=info)}
+
+    async def scenario() -> None:
+        transport = httpx.MockTransport(lambda request: pages.get(request.url.path, httpx.Response(404)))
+        _, second = ranks_of(address("decode", 0), 2)
+        await HttpProbe(None, transport=transport)(Registry([second], ["m"], "json").workers[0])
+
+    if is_fit:
+        asyncio.run(scenario())
+    else:
+        with pytest.raises(ProbeFailed, match="it has 1 data-parallel engines, and none of rank 1"):
+            asyncio.run(scenario())
+
+
+def test_a_worker_in_service_is_asked_again_when_it_lists_other_adapters() -> None:
+    data: list[Any] = [*MODELS["data"]]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200 if request.url.path != "/baton/info" else 404, json={"data": data})
+
+    async def scenario() -> list[tuple[str, ...] | None]:
+        probe: Probe = HttpProbe(None, transport=httpx.MockTransport(answer))
+        worker = Registry([address("decode", 0)], ["m"], "json").workers[0]
+        worker.state = WorkerState.READY
+        seen: list[tuple[str, ...] | None] = []
+        for change in ([], cards("sql"), []):
+            data.extend(change)
+            for _ in range(NAME_EVERY):
+                introduction = await probe(worker)
+                seen += [None if introduction is None else introduction.adapters]
+                if introduction is not None:
+                    worker.announce(introduction.info, introduction.max_model_len, introduction.adapters)
+        return seen
+
+    pause: list[tuple[str, ...] | None] = [None] * (NAME_EVERY - 1)
+    assert asyncio.run(scenario()) == [*pause, None, *pause, ("sql",), *pause, None]
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,23 @@ def test_a_prompt_that_is_given_up_makes_room() -> None:
             await short
 
     asyncio.run(give_up())
+
+
+def test_prompts_are_computed_by_their_priorities_and_those_that_left_are_passed_over() -> None:
+    async def in_order() -> list[str]:
+        clock, computed = PrefillClock(Latency(prefill_us_per_token=1000)), []
+
+        async def compute(name: str, priority: int) -> None:
+            await clock.compute(5, priority=priority)
+            computed.append(name)
+
+        names = {"first": 9, "late": 2, "left": -1, "soon": 1, "equal": 1, "next": 0, "stopped": 3}
+        tasks = {name: asyncio.create_task(compute(name, priority)) for name, priority in names.items()}
+        await asyncio.sleep(0)
+        tasks["left"].cancel()
+        tasks["late"].add_done_callback(lambda _: tasks["stopped"].cancel())  # in its turn
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        await compute("again", 0)
+        return computed
+
+    assert asyncio.run(in_order()) == ["first", "next", "soon", "equal", "late", "again"]

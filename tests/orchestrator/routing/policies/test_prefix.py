@@ -257,3 +257,27 @@ def test_the_reason_has_the_numbers() -> None:
         "It costs the least, 0.206 s: 0.111 for legs under way, 0.095 for 272 of 10000 tokens that are new "
         "there, 0.000 for what they evict."
     )
+
+
+# --- what the order of the queue goes by ---------------------------------------------------------
+
+
+def test_new_tokens_are_those_that_no_worker_has_and_asking_changes_nothing() -> None:
+    site, prompt = Site(), text(40_000)
+    ask = site.policy.new_tokens
+    assert ask(FakeRequest(prompt)) == ask(FakeRequest(prompt)) == 10_000
+    assert ask(FakeRequest(b"short")) == 1
+    site.serve(prompt[:20_480])
+    assert ask(FakeRequest(prompt)) == pytest.approx(10_000 - 5120, rel=0.01)
+    assert ask(FakeRequest(prompt[:20_480])) == pytest.approx(1, abs=10)
+    plain = POLICIES["round_robin"].make(Context("m", "prefill", Random(1), lambda: 0.0))
+    assert plain.new_tokens(FakeRequest(prompt)) == 10_000
+
+
+def test_a_choice_tells_what_its_own_leg_should_take_at_the_pace_of_its_worker() -> None:
+    site = Site(count=1)
+    for seed in range(30):
+        site.serve(text(40_000, seed), rate=3.0)
+    choice = site.choose(text(40_000, 99))
+    assert choice.own_s() == pytest.approx(3.0 * choice.expected_s, rel=0.1)
+    assert Choice(site.workers[0], "It is there.").own_s() == -1.0
