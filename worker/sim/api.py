@@ -430,7 +430,7 @@ def _control_routes(sim: Sim) -> APIRouter:
 
     @router.post("/reset_prefix_cache")
     async def reset_prefix_cache() -> Response:
-        return _json({"success": all([engine.reset_prefix_cache() for engine in sim.engines])})
+        return _json({"success": all(engine.reset_prefix_cache() for engine in sim.engines)})
 
     @router.get("/ledger")
     async def ledger() -> Response:
