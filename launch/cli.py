@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from launch import init
+from launch import explain_route, init
 from launch.arguments import Parser
 from launch.bench import options
 from launch.completion import SHELLS
@@ -71,6 +71,7 @@ def _parser() -> Parser:
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
+    _add_explain_route(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     _add_completion(commands)
@@ -78,6 +79,13 @@ def _parser() -> Parser:
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = explain_route.ABOUT
+    parser = commands.add_parser("explain-route", help=text, description=text, allow_abbrev=False)
+    explain_route.add_options(parser)
+    parser.set_defaults(command=_explain_route)
 
 
 def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -244,6 +252,10 @@ def _worker(arguments: argparse.Namespace) -> int:
         raise _Usage(f"{arguments.config}: no worker {arguments.name!r}; there are:{names}")
     sys.stdout.flush()
     os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
+
+
+def _explain_route(arguments: argparse.Namespace) -> int:
+    return explain_route.run(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from typing import Any, Final
 from xxhash import xxh3_64_intdigest
 
 from orchestrator.routing.policies.base import (
-    C,
     CacheEvent,
     Choice,
     Cleared,
@@ -111,11 +110,8 @@ class KvEvents(Prefix):
 
     # --- what is asked for ----------------------------------------------------------------------
 
-    def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
-        choice = super().choose(request, candidates)
-        if isinstance(choice, PrefixChoice):
-            choice.salt = _salt_of(request, self._model)
-        return choice
+    def _salt(self, request: Request) -> bytes:
+        return _salt_of(request, self._model)
 
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
         super().ended(choice, outcome)
