@@ -33,7 +33,6 @@ from orchestrator.routing.policies.prefix import (
     HEAD,
     HEAD_BYTES,
     MOST_SHARED,
-    Asked,
     Load,
     Prefix,
     PrefixChoice,
@@ -111,10 +110,8 @@ class KvEvents(Prefix):
 
     # --- what is asked for ----------------------------------------------------------------------
 
-    def _asked(self, request: Request, candidates: Sequence[Any]) -> Asked:
-        asked = super()._asked(request, candidates)
-        asked.salt = _salt_of(request, self._model)
-        return asked
+    def _salt(self, request: Request) -> bytes:
+        return _salt_of(request, self._model)
 
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
         super().ended(choice, outcome)

@@ -301,12 +301,12 @@ class Asked:
 
     __slots__ = ("candidates", "hashes", "per_byte", "salt", "tokens")
 
-    def __init__(self, request: Request, candidates: Sequence[Any], seed: int) -> None:
-        """`seed` tells prompts apart that share no cache."""
+    def __init__(self, request: Request, candidates: Sequence[Any], seed: int, salt: bytes) -> None:
+        """`seed` tells prompts apart that share no cache, `salt` those with equal tokens."""
+        self.salt = salt
         self.candidates = candidates
         self.tokens = tokens = float(request.prompt_tokens())
         self.hashes = b""
-        self.salt = b""  # for a policy that tells prompts with equal tokens apart
         self.per_byte = 1 / BYTES_PER_TOKEN
         if tokens >= LEAST_TOKENS:
             prompt = request.prompt(MOST_BYTES)
@@ -390,7 +390,6 @@ class Prefix(Policy):
             found = self._found(asked)
             search = self._searched(asked, found, None)
             if self._is_settled(candidates, search, found):
-                search.salt = asked.salt
                 return search
 
     def new_tokens(self, request: Request) -> float:
@@ -406,7 +405,11 @@ class Prefix(Policy):
     def _asked(self, request: Request, candidates: Sequence[Any]) -> Asked:
         if candidates is not self._candidates:
             self._note_candidates(candidates)
-        return Asked(request, candidates, self._seed(request.model))
+        return Asked(request, candidates, self._seed(request.model), self._salt(request))
+
+    def _salt(self, request: Request) -> bytes:
+        """Return what a policy that knows tokens tells prompts with equal ones apart by."""
+        return b""
 
     def _found(self, asked: Asked) -> Found | None:
         return self._index.find(asked.hashes) if asked.hashes else None
@@ -435,6 +438,7 @@ class Prefix(Policy):
         delayed = 1.0 + queued
         search = PrefixChoice(candidates[0], self, self._time(), tokens, asked.per_byte, delayed)
         search.prices = prices
+        search.salt = asked.salt
         spared_s = 0.0
         levels: Levels | None = None
         if found is not None and found.steps:
@@ -614,6 +618,7 @@ class Prefix(Policy):
             self._note_candidates(candidates)
         delayed = 1.0 + self._queued
         look = PrefixChoice(candidates[index], self, self._time(), asked.tokens, asked.per_byte, delayed)
+        look.salt = asked.salt
         levels = Levels()
         if found is not None and found.steps:
             levels = self._levels(found, len(candidates), asked.per_byte)
@@ -628,7 +633,6 @@ class Prefix(Policy):
             choice = self._look(asked, index, found)
             if self._is_settled(asked.candidates, choice, found):
                 choice.why = why
-                choice.salt = asked.salt
                 return choice
 
     def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:

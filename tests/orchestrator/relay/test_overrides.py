@@ -63,7 +63,7 @@ def test_what_is_not_allowed_is_refused_and_nothing_sent(name: str, path: str) -
     ("header", "value", "allowed"),
     [
         ("x-baton-policy-prefill", "best", "kv_events, least_loaded, least_tokens, power_of_two, prefix, "),
-        ("x-baton-policy-decode", "", "least_loaded, "),
+        ("x-baton-policy-decode", "", "kv_events, least_loaded, "),
         ("x-baton-disaggregate", "Always", "always, auto, strict, never"),
         ("x-baton-worker-prefill", "m/decode/0", "m/prefill/0, m/prefill/1"),
         ("x-baton-worker-decode", "decode/0", "m/decode/0, m/decode/1"),
