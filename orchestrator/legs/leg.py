@@ -77,8 +77,7 @@ class Denial:
 class Legs:
     """The legs of one request have this in common; it knows which workers they have met."""
 
-    # Class attributes are the defaults of what is set later, or never.
-    count = 0  # legs that were sent
+    # Class attributes are the defaults of what is seldom looked at: to find one costs as much as to set three.
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
@@ -95,6 +94,7 @@ class Legs:
         self.bodies = bodies
         self.headers = headers
         self.id = dispatcher.ids.fresh()  # ours, for the workers
+        self.count = 0  # legs that were sent
 
     def count_denials(self) -> None:
         """Count against the workers what they denied, for others have served the request: it was not the
@@ -112,27 +112,27 @@ class Legs:
 class Leg(ABC):
     """A leg owns its place on a worker, the answer, and how long that has been silent."""
 
-    # Class attributes are the defaults of what is set later, or never.
+    # Class attributes are the defaults of what is set later, or seldom looked at: to find one costs as much as
+    # to set three. `PrefillLeg` sets the others as this does, for it does not call this.
     epoch = _NOT_SENT  # of the worker, when the leg was sent
     id = ""  # its own `x-request-id`, once it is sent
     answer: Answer | None = None  # once the leg was written
     sent = 0.0  # when it was written
     heard = 0.0  # the same, or when more of its answer was last seen
     seen_arrivals = 0  # of its answer, when that was last looked at
-    is_plain = False  # it goes as JSON without token ids, whatever the worker announces
-    is_documents_fault = False  # that it does: the worker takes other documents as it announced
-    is_given_up = False  # see `give_up`
+    is_documents_fault = False  # that it is plain: the worker takes other documents as it announced
     given_up_for: WorkerError | None = None  # what its reader is told then
     refusal = b""  # what its worker said when it did not serve it
-    form_headers = b""  # what the head says of the form of the answer, as a header block
-    lease: KvLease | None = (
-        None  # of a prefill: its own, once it has answered, or that which decode builds on
-    )
 
     def __init__(self, legs: Legs, worker: Worker) -> None:
         self.legs = legs
         self.bodies = legs.bodies
         self.worker = worker
+        self.is_plain = False  # it goes as JSON without token ids, whatever the worker announces
+        self.is_given_up = False  # see `give_up`
+        self.form_headers = b""  # what the head says of the form of the answer, as a header block
+        # Of a prefill: its own, once it has answered; or that which decode builds on.
+        self.lease: KvLease | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} on {self.worker.name}: {self.answer!r}>"
@@ -245,22 +245,23 @@ class Leg(ABC):
             document = self.bodies.to_transcode(codec)
             if document is not None:
                 return self._transcode(codec, document)
-        legs, worker = self.legs, self.worker
+        legs, worker, bodies = self.legs, self.worker, self.bodies
         dispatcher = legs.dispatcher
-        legs.count += 1
-        self.id = f"{legs.id}-{legs.count}"
-        if self.bodies.form.names_legs:
-            self.id = response_id(worker.name)
-            self.bodies.call(self.id)
+        legs.count = count = legs.count + 1
+        if bodies.form.names_legs:
+            self.id = name = response_id(worker.name)
+            bodies.call(name)
+        else:
+            self.id = name = f"{legs.id}-{count}"
         try:
             parts = self.parts(codec)
         except NotEncodable as error:
             dispatcher.note_not_encodable(error)
             codec, parts = JSON, self.parts(JSON)
         self.epoch = worker.epoch
-        id_header = f"x-request-id: {self.id}\r\n".encode()
+        id_header = f"x-request-id: {name}\r\n".encode()
         head = dispatcher.headers[codec.name] + self.form_headers + id_header + legs.headers
-        return dispatcher.upstream.send(worker.origin, "POST", self.bodies.path, head, parts)
+        return dispatcher.upstream.send(worker.origin, "POST", bodies.path, head, parts)
 
     async def _transcode(self, codec: Codec, document: bytes) -> Answer:
         """Send a large body, which is encoded in another process."""
@@ -308,16 +309,21 @@ class Leg(ABC):
         put that way, and the next one may.
         """
         worker = self.worker
-        if self.is_documents_fault:
-            self.legs.dispatcher.note_not_encodable(NotEncodable("the worker does not take it as msgpack"))
-        elif self.is_plain:
-            self.legs.dispatcher.note_refused_form(worker)
+        if self.is_plain:
+            self._note_plain(worker)
         elif worker.proven_epoch != worker.epoch and self.bodies.codec is None:
             worker.proven_epoch = worker.epoch
         if worker.failures:
             worker.failures = 0
         if self.lease is not None:
             self._begin(self.lease)
+
+    def _note_plain(self, worker: Worker) -> None:
+        dispatcher = self.legs.dispatcher
+        if self.is_documents_fault:
+            dispatcher.note_not_encodable(NotEncodable("the worker does not take it as msgpack"))
+        else:
+            dispatcher.note_refused_form(worker)
 
     def _begin(self, lease: KvLease) -> None:
         """Note that an answer has begun that builds on a hand-off. Raises `HandoffLate` if it is too late."""
@@ -381,6 +387,8 @@ class PrefillLeg(Leg):
         self.legs = legs  # as the base has it: a call of that costs more than all of this
         self.bodies = legs.bodies
         self.worker = worker
+        self.is_plain = self.is_given_up = False
+        self.lease = None
         self.decode = decode
         self.ids_form = ids_form
         self.form_headers = _ID_HEADERS[ids_form]

@@ -164,10 +164,11 @@ class Flow:
 
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
-        scope.record.admitted = scope.now()
+        record, endpoint = scope.record, scope.endpoint
+        record.admitted = self._dispatcher.time()
         plan = self._plan(scope, view, route, ())
-        adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
-        bodies = LegBodies(adapted, scope.record.endpoint, route.connector, scope.endpoint.form)
+        adapted, conversion = endpoint.adapt(view, scope.exchange)
+        bodies = LegBodies(adapted, record.endpoint, route.connector, endpoint.form)
         legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
 
@@ -267,7 +268,7 @@ class Flow:
         request.prefill = leg
         if request.first_handoff is None:
             request.first_handoff = lease.handoff
-        request.note_prefilled()
+        request.note_prefilled(lease.opened)
         return lease
 
     def _ids_form(self, request: AdmittedRequest, prefill: Worker, decode: Worker) -> TokenIdsForm | None:
@@ -368,7 +369,7 @@ class Flow:
 
 def _note_gone_over(request: AdmittedRequest) -> None:
     """Note that a prefill leg beside its decode leg has answered."""
-    request.note_prefilled()
+    request.note_prefilled(request.scope.now())
     if request.plan.wants_ends:
         tell_prefilled(request, None)
 
