@@ -41,7 +41,7 @@ class HttpExchange(Exchange):
     request by it, if there is one, is the reader's, and `body` is filled by it.
     """
 
-    # Class attributes are the defaults of what is seldom looked at: to find one costs as much as to set three.
+    # Class attributes are defaults of what is seldom looked at: to find one costs as much as to set three.
     is_counted = True
     task: asyncio.Task[None] | None = None  # of the handler
 

@@ -77,7 +77,7 @@ class Denial:
 class Legs:
     """The legs of one request have this in common; it knows which workers they have met."""
 
-    # Class attributes are the defaults of what is seldom looked at: to find one costs as much as to set three.
+    # Class attributes are defaults of what is seldom looked at: to find one costs as much as to set three.
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
@@ -112,8 +112,8 @@ class Legs:
 class Leg(ABC):
     """A leg owns its place on a worker, the answer, and how long that has been silent."""
 
-    # Class attributes are the defaults of what is set later, or seldom looked at: to find one costs as much as
-    # to set three. `PrefillLeg` sets the others as this does, for it does not call this.
+    # Class attributes are defaults of what is set later, or seldom looked at: to find one costs as much as to
+    # set three. `PrefillLeg` sets the others itself.
     epoch = _NOT_SENT  # of the worker, when the leg was sent
     id = ""  # its own `x-request-id`, once it is sent
     answer: Answer | None = None  # once the leg was written

@@ -143,7 +143,7 @@ _KV_WORDS: Final = tuple(f" kv={name}" if name else "" for name in _KV)
 
 
 def _stage_words(record: RequestRecord) -> str:
-    if record.prefill_ms and record.first_byte and record.status == 200:  # as nearly all: all stages were told
+    if record.prefill_ms and record.first_byte and record.status == 200:  # then all stages were told
         total = milliseconds(record.finished - record.received)
         queue, prefill, decode = record.queue_ms, record.prefill_ms, record.decode_ms
         return f" queue_ms={queue} prefill_ms={prefill} decode_first_byte_ms={decode} total_ms={total}"
