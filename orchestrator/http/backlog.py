@@ -14,11 +14,10 @@ MANY_HELD: Final = 64  # reads, before they are joined
 class Backlog:
     """A backlog gives bytes in order of arrival, in pieces that the event loop has time for."""
 
-    size = 0  # bytes
-    is_body_unwanted = False  # for the time being: the application has enough of it
-
     def __init__(self) -> None:
         self.max_step = MAX_STEP
+        self.size = 0  # bytes
+        self.is_body_unwanted = False  # for the time being: the application has enough of it
         self._pieces: deque[bytes | memoryview] = deque()
 
     @property

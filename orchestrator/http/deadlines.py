@@ -64,7 +64,6 @@ class Deadlines:
     It may be left over from an earlier phase: what it was for, whoever is told of its end finds out.
     """
 
-    began = 0.0  # when the present head or body began; 0.0 until it is known to need a deadline
     _paused_at = 0.0
     _unsent_before = ANY_SIZE  # bytes, when the sweep last looked
 
@@ -73,6 +72,7 @@ class Deadlines:
         self._limits = limits
         self._keep_alive_s = keep_alive_s
         self.at = NEVER  # by the loop's clock
+        self.began = 0.0  # when the present head or body began; 0.0 until it is known to need a deadline
 
     def connected(self, transport: asyncio.Transport) -> None:
         """Wait for a head from a client that has connected."""

@@ -41,16 +41,10 @@ class HttpExchange(Exchange):
     request by it, if there is one, is the reader's, and `body` is filled by it.
     """
 
-    # Class attributes are the defaults of what most requests never change.
+    # Class attributes are defaults of what is seldom looked at: to find one costs as much as to set three.
     is_counted = True
-    is_gone = False
-    is_started = False
-    is_complete = False
     task: asyncio.Task[None] | None = None  # of the handler
-    body_size = 0  # bytes received
-    added = b""  # a header block that goes out with the answer, whoever answers
 
-    _request_id: str | None = None
     _on_leave: Callable[[], None] | None = None
     _on_writable: Callable[[], None] | None = None
     _drains: Waiters | None = None
@@ -69,6 +63,10 @@ class HttpExchange(Exchange):
         self.headers = head.headers
         self.content_length = head.content_length
         self.keep_alive = head.keep_alive  # what is left of the connection can be used for another request
+        self.is_gone = self.is_started = self.is_complete = False
+        self.body_size = 0  # bytes received
+        self.added = b""  # a header block that goes out with the answer, whoever answers
+        self._request_id: str | None = None
 
     def __repr__(self) -> str:
         return f"<HttpExchange {self.method} {self.path!r} of {self.client}>"

@@ -79,27 +79,25 @@ class Reader(Holder):
 
     __deletable__ = ("_connection",)  # mypyc's word for what `close()` deletes
 
-    in_head = False
-    incoming: HttpExchange | None = None  # whose body is being read
-    is_deaf = False  # what else comes is thrown away
-    is_paused = False  # nothing comes for now
-
-    _url = b""
-    _head_bytes = 0  # of the present head, without the read in which it began
-    _feed_bytes = 0  # in the present read
-    _quiet_bytes = 0  # since the last piece of a body: chunk extensions, trailers
-    _is_upgrade = False  # the parser will stop behind the present head
-    _is_resuming = False  # the parser is being shown a head that we have had
-    _data: bytes | memoryview = b""  # of the present read
-    _is_at_start = False  # the present head, or that of a request to come, begins with a read
-    _start = b""  # of the present head, as far as it came in earlier reads
-    _counted = 0  # bytes of a head and of the backlog that are counted as held
-    _seen = 0  # bytes of the incoming body that were counted
-    _is_counted = False  # something of what is coming in is
-
     def __init__(self, connection: Receiver, limits: ServerLimits, deadlines: Deadlines) -> None:
         """`close()` must follow, else reader and connection are left to the garbage collector."""
         self.backlog = Backlog()
+        self.in_head = False
+        self.incoming: HttpExchange | None = None  # whose body is being read
+        self.is_deaf = False  # what else comes is thrown away
+        self.is_paused = False  # nothing comes for now
+        self._url = b""
+        self._head_bytes = 0  # of the present head, without the read in which it began
+        self._feed_bytes = 0  # in the present read
+        self._quiet_bytes = 0  # since the last piece of a body: chunk extensions, trailers
+        self._is_upgrade = False  # the parser will stop behind the present head
+        self._is_resuming = False  # the parser is being shown a head that we have had
+        self._data: bytes | memoryview = b""  # of the present read
+        self._is_at_start = False  # the present head, or that of a request to come, begins with a read
+        self._start = b""  # of the present head, as far as it came in earlier reads
+        self._counted = 0  # bytes of a head and of the backlog that are counted as held
+        self._seen = 0  # bytes of the incoming body that were counted
+        self._is_counted = False  # something of what is coming in is
         self._connection = connection
         self._limits = limits
         self._deadlines = deadlines
@@ -123,11 +121,11 @@ class Reader(Holder):
     def feed(self, data: bytes | memoryview) -> None:
         """Parse `data`, of which there may be `backlog.max_step`, or the rest of a body of known length."""
         self._data = data
-        if not self.in_head:
-            self._is_at_start = self.incoming is None
         self._feed_bytes = size = len(data)
         if self.in_head:
             self._head_bytes += size
+        else:
+            self._is_at_start = self.incoming is None
         self._quiet_bytes += size
         try:
             self._parser.feed_data(data)

@@ -56,22 +56,24 @@ class KvLease:
         "is_asked_for",
         "is_handed_back",
         "ledger",
+        "opened",
         "state",
         "worker",
     )
 
     def __init__(
-        self, ledger: LeaseLedger, worker: Worker, handoff: Handoff, expires: float, good_until: float
+        self, ledger: LeaseLedger, worker: Worker, handoff: Handoff, opened: float, lease_s: float
     ) -> None:
-        """`worker` pins the blocks. `expires` is a moment of our clock, counted from the arrival of the
-        answer; until `good_until` the hand-off may be sent, and an answer to it may begin.
+        """`worker` pins the blocks. `opened` is a moment of our clock, the arrival of the answer; until
+        `good_until` the hand-off may be sent, and an answer to it may begin.
         """
         self.ledger = ledger
         self.worker = worker
         self.epoch = worker.epoch  # after a restart the blocks are gone
         self.handoff = handoff
-        self.expires = expires
-        self.good_until = good_until
+        self.opened = opened
+        self.expires = expires = opened + lease_s
+        self.good_until = expires - lease_s * MARGIN
         self.state: LeaseState = _HELD
         self.is_handed_back = False  # a release leg looks after it, or it was too late for one
         self.is_asked_for = False  # whether its decode leg has begun
@@ -136,9 +138,7 @@ class LeaseLedger:
 
     def lease(self, worker: Worker, handoff: Handoff) -> KvLease:
         """Open a lease for a prefill that has just been answered."""
-        lease_s = worker.lease_s or self._lease_s
-        expires = self._time() + lease_s
-        lease = KvLease(self, worker, handoff, expires, expires - lease_s * MARGIN)
+        lease = KvLease(self, worker, handoff, self._time(), worker.lease_s or self._lease_s)
         self.open.add(lease)
         return lease
 

@@ -80,9 +80,7 @@ class Denial:
 class Legs:
     """The legs of one request have this in common; it knows which workers they have met."""
 
-    # Class attributes are the defaults of what is set later, or never.
-    adapter = ""  # that its legs name in place of the model
-    count = 0  # legs that were sent
+    # Class attributes are defaults of what is seldom looked at: to find one costs as much as to set three.
     last: Worker | None = None  # that a leg was sent to
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
@@ -109,6 +107,8 @@ class Legs:
         self.headers = headers
         self.client_id = client_id
         self.id = dispatcher.ids.fresh()  # ours, for the workers
+        self.adapter = ""  # that its legs name in place of the model
+        self.count = 0  # legs that were sent
 
     def count_denials(self) -> None:
         """Count against the workers what they denied, for others have served the request: it was not the
@@ -126,7 +126,8 @@ class Legs:
 class Leg(ABC):
     """A leg owns its place on a worker, the answer, and how long that has been silent."""
 
-    # Class attributes are the defaults of what is set later, or never.
+    # Class attributes are defaults of what is set later, or seldom looked at: to find one costs as much as to
+    # set three. `PrefillLeg` sets the others itself.
     epoch = _NOT_SENT  # of the worker, when the leg was sent
     id = ""  # its name (`wire/info.py`), once it is sent
     is_for_client = False  # its answer is what the client gets
@@ -134,21 +135,20 @@ class Leg(ABC):
     sent = 0.0  # when it was written
     heard = 0.0  # the same, or when more of its answer was last seen
     seen_arrivals = 0  # of its answer, when that was last looked at
-    is_plain = False  # it goes as JSON without token ids, whatever the worker announces
-    is_documents_fault = False  # that it does: the worker takes other documents as it announced
-    is_given_up = False  # see `give_up`
+    is_documents_fault = False  # that it is plain: the worker takes other documents as it announced
     given_up_for: WorkerError | None = None  # what its reader is told then
     refusal = b""  # what its worker said when it did not serve it
-    form_headers = b""  # what the head says of the form of the answer, as a header block
-    turn_header = b""  # what it says of the leg's turn in the engine's queue
-    lease: KvLease | None = (
-        None  # of a prefill: its own, once it has answered, or that which decode builds on
-    )
+    turn_header = b""  # what the head says of the leg's turn in the engine's queue
 
     def __init__(self, legs: Legs, worker: Worker) -> None:
         self.legs = legs
         self.bodies = legs.bodies
         self.worker = worker
+        self.is_plain = False  # it goes as JSON without token ids, whatever the worker announces
+        self.is_given_up = False  # see `give_up`
+        self.form_headers = b""  # what the head says of the form of the answer, as a header block
+        # Of a prefill: its own, once it has answered; or that which decode builds on.
+        self.lease: KvLease | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} on {self.worker.name}: {self.answer!r}>"
@@ -261,27 +261,29 @@ class Leg(ABC):
             document = self.bodies.to_transcode(codec)
             if document is not None:
                 return self._transcode(codec, document)
-        legs, worker = self.legs, self.worker
+        legs, worker, bodies = self.legs, self.worker, self.bodies
         dispatcher = legs.dispatcher
-        legs.count += 1
-        self.id = f"{legs.id}-{legs.count}"
-        if self.bodies.form.names_legs:
-            self.id = response_id(worker.name)
-            self.bodies.call(self.id)
+        legs.count = count = legs.count + 1
+        if bodies.form.names_legs:
+            self.id = name = response_id(worker.name)
+            bodies.call(name)
+        else:
+            self.id = name = f"{legs.id}-{count}"
         try:
             parts = self.parts(codec)
         except NotEncodable as error:
             dispatcher.note_not_encodable(error)
             codec, parts = JSON, self.parts(JSON)
         self.epoch = worker.epoch
-        if not self.is_for_client or legs.client_id is None:
-            id_header = f"x-request-id: {self.id}\r\n".encode()
+        client_id = legs.client_id
+        if client_id is None or not self.is_for_client:
+            id_header = f"x-request-id: {name}\r\n".encode()
         else:
-            id_header = b"%b%b: %b\r\n" % (legs.client_id, _LEG_HEADER, self.id.encode())
+            id_header = b"%b%b: %b\r\n" % (client_id, _LEG_HEADER, name.encode())
         head = dispatcher.headers[codec.name] + self.form_headers + id_header + legs.headers
         if worker.rank_header:
             head += worker.rank_header
-        return dispatcher.upstream.send(worker.origin, "POST", self.bodies.path, head, parts)
+        return dispatcher.upstream.send(worker.origin, "POST", bodies.path, head, parts)
 
     async def _transcode(self, codec: Codec, document: bytes) -> Answer:
         """Send a large body, which is encoded in another process."""
@@ -336,16 +338,21 @@ class Leg(ABC):
         put that way, and the next one may.
         """
         worker = self.worker
-        if self.is_documents_fault:
-            self.legs.dispatcher.note_not_encodable(NotEncodable("the worker does not take it as msgpack"))
-        elif self.is_plain:
-            self.legs.dispatcher.note_refused_form(worker)
+        if self.is_plain:
+            self._note_plain(worker)
         elif worker.proven_epoch != worker.epoch and self.bodies.codec is None:
             worker.proven_epoch = worker.epoch
         if worker.failures:
             worker.failures = 0
         if self.lease is not None:
             self._begin(self.lease)
+
+    def _note_plain(self, worker: Worker) -> None:
+        dispatcher = self.legs.dispatcher
+        if self.is_documents_fault:
+            dispatcher.note_not_encodable(NotEncodable("the worker does not take it as msgpack"))
+        else:
+            dispatcher.note_refused_form(worker)
 
     def _begin(self, lease: KvLease) -> None:
         """Note that an answer has begun that builds on a hand-off. Raises `HandoffLate` if it is too late."""
@@ -409,6 +416,8 @@ class PrefillLeg(Leg):
         self.legs = legs  # as the base has it: a call of that costs more than all of this
         self.bodies = legs.bodies
         self.worker = worker
+        self.is_plain = self.is_given_up = False
+        self.lease = None
         self.decode = decode
         self.ids_form = ids_form
         self.form_headers = _ID_HEADERS[ids_form]

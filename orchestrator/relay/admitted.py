@@ -16,10 +16,18 @@ from orchestrator.routing.plan import Plan
 class AdmittedRequest:
     """A request that was given a permit is on its way through the workers."""
 
-    prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on
-    retries: Retries | None = None  # once a leg has failed
-    first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
-    continuation: Continuation | None = None  # once another worker goes on with the stream
+    __slots__ = (
+        "continuation",
+        "conversion",
+        "first_handoff",
+        "legs",
+        "plan",
+        "prefill",
+        "retries",
+        "route",
+        "scope",
+        "view",
+    )
 
     def __init__(
         self,
@@ -37,8 +45,12 @@ class AdmittedRequest:
         self.legs = legs
         self.plan = plan
         self.conversion = conversion
+        self.prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on
+        self.retries: Retries | None = None  # once a leg has failed
+        self.first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
+        self.continuation: Continuation | None = None  # once another worker goes on with the stream
 
-    def note_prefilled(self) -> None:
-        """Note that the KV cache of the prompt is there, or has gone over."""
+    def note_prefilled(self, moment: float) -> None:
+        """Note that the KV cache of the prompt is there, or has gone over, since this moment."""
         if not self.scope.has_begun:
-            self.scope.record.prefill_done = self.scope.now()
+            self.scope.record.prefill_done = moment

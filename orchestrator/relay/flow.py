@@ -225,13 +225,14 @@ class Flow:
 
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
-        scope.record.admitted = scope.now()
+        record, endpoint = scope.record, scope.endpoint
+        record.admitted = self._dispatcher.time()
         headers = scope.relayed_headers()
         if headers and OVERRIDE in headers:  # or in a value
             route, headers = self._overridden(scope, route), _without_overrides(headers)
         plan = self._plan(scope, view, route, ())
-        adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
-        bodies = LegBodies(adapted, scope.record.endpoint, route.connector, scope.endpoint.form)
+        adapted, conversion = endpoint.adapt(view, scope.exchange)
+        bodies = LegBodies(adapted, record.endpoint, route.connector, endpoint.form)
         legs = Legs(self._dispatcher, view.model, bodies, headers, _client_id(scope, view))
         if route.adapter:
             legs.model, legs.adapter = route.pools.model, route.adapter
@@ -369,7 +370,7 @@ class Flow:
         request.prefill = leg
         if request.first_handoff is None:
             request.first_handoff = lease.handoff
-        request.note_prefilled()
+        request.note_prefilled(lease.opened)
         return lease
 
     def _order(self, request: AdmittedRequest, leg: PrefillLeg) -> None:
@@ -481,7 +482,7 @@ class Flow:
 
 def _note_gone_over(request: AdmittedRequest) -> None:
     """Note that a prefill leg beside its decode leg has answered."""
-    request.note_prefilled()
+    request.note_prefilled(request.scope.now())
     if request.plan.wants_ends:
         tell_prefilled(request, None)
 

@@ -28,7 +28,7 @@ class Prefilled(Outcome):
     __slots__ = ("_handoff",)
 
     def __init__(self, moment: float, handoff: Handoff) -> None:
-        super().__init__(_ANSWERED, moment, handoff.prefill_cached_tokens, handoff.prompt_tokens)
+        super().__init__(_ANSWERED, moment, handoff.prefill_cached_tokens, handoff.prompt_tokens())
         self._handoff = handoff
 
     def prompt_ids(self) -> Sequence[int] | None:

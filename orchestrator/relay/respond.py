@@ -150,7 +150,7 @@ def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[K
             view,
             content,
             cached_tokens=handoff.prefill_cached_tokens,
-            created_tokens=handoff.prefill_created_tokens,
+            created_tokens=handoff.created_tokens(),
         )
     except WorkerFailed as failed:
         raise reported(failed.status, failed.content, leg.path) from failed
@@ -170,7 +170,7 @@ def _events(request: AdmittedRequest, leg: AnswerLeg) -> Events:
         view,
         hides_usage=leg.bodies.asks_hidden_usage,
         cached_tokens=handoff.prefill_cached_tokens,
-        created_tokens=handoff.prefill_created_tokens,
+        created_tokens=handoff.created_tokens(),
     )
 
 

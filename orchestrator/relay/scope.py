@@ -78,7 +78,7 @@ class RequestScope:
         self.transcript: Transcript | None = None  # of a stream that another worker could go on with
         self.has_begun = False  # of a stream: more than comments has been sent, or is about to be
         self._is_full = False  # the client takes no comment now
-        self.deadline = received + plane.limits.request_timeout_s
+        self.deadline = received + plane.request_timeout_s
         path = exchange.path
         endpoint = plane.endpoints.get(path)
         if endpoint is None:  # it has an id in it, or a slash behind it
@@ -119,7 +119,7 @@ class RequestScope:
         plane.held.check()
         wanted = exchange.header(b"x-request-timeout")
         if wanted is not None:
-            self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
+            self.deadline = self.record.received + _timeout(wanted, plane.request_timeout_s)
         if plane.keys is not None:
             self.record.client = plane.keys.check(
                 self.endpoint.credential(exchange), self.endpoint.wanted_key
@@ -238,9 +238,11 @@ class RequestScope:
         relayed = [field for field in self.exchange.headers if field[0] in names]
         if self.endpoint.media_type != JSON:  # it says where the parts of a form begin
             relayed += [field for field in self.exchange.headers if field[0] == b"content-type"]
-        if relayed and (self.exchange.header(TRACEPARENT) or self.exchange.header(TRACESTATE)) is not None:
+        if not relayed:
+            return b""
+        if (self.exchange.header(TRACEPARENT) or self.exchange.header(TRACESTATE)) is not None:
             relayed = without_broken_trace(relayed)
-        return header_block(relayed) if relayed else b""
+        return header_block(relayed)
 
     def response_headers(self) -> bytes:
         """Return what we say of a worker's answer, as a header block. Times are in milliseconds."""
@@ -423,6 +425,7 @@ class DataPlane:
     def reconfigure(self, limits: LimitsConfig) -> None:
         """Go by this section from now on. Open requests keep their deadlines, not their limits of silence."""
         self.limits = limits
+        self.request_timeout_s = limits.request_timeout_s  # a look at the section for each request costs more
         self.held.most = limits.max_held_bytes
 
     def handle(self, exchange: Exchange) -> Awaitable[None]:

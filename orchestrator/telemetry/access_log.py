@@ -143,6 +143,10 @@ _KV_WORDS: Final = tuple(f" kv={name}" if name else "" for name in _KV)
 
 
 def _stage_words(record: RequestRecord) -> str:
+    if record.prefill_ms and record.first_byte and record.status == 200:  # then all stages were told
+        total = milliseconds(record.finished - record.received)
+        queue, prefill, decode = record.queue_ms, record.prefill_ms, record.decode_ms
+        return f" queue_ms={queue} prefill_ms={prefill} decode_first_byte_ms={decode} total_ms={total}"
     queue_s, prefill_s, first_byte_s, total_s = record.stages()
     words = f" total_ms={milliseconds(total_s)}"
     if first_byte_s >= 0.0:

@@ -45,17 +45,17 @@ class RequestRecord:
     model_index = -1  # in the config's list of models; -1: the request names none that we know
     is_stream = False
     status = 0  # as sent, or 499 if the client was gone before a head could be sent
-    error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
+    error_code: str | None  # BatonError.code; set also when a stream failed after its 200
     prefill_worker: str | None = None
     decode_worker: str | None = None
-    handoff_given_up: str | None = None  # "late" or "stalled", for the last decode worker that had one so
+    handoff_given_up: str | None  # "late" or "stalled", for the last decode worker that had one so
     # The last plan's reasons. `str` of a choice is a sentence, which is made when it is read.
     whole_reason: str | None = None  # why one worker served all of it
     prefill_choice: object | None = None
     decode_choice: object | None = None
     bytes_in = 0
     bytes_out = 0
-    client: str | None = None  # name of the client's API key
+    client: str | None  # name of the client's API key
     in_flight_cell = -1  # belongs to Telemetry
 
     def __init__(self, request_id: str, endpoint: str, received: float) -> None:
@@ -64,6 +64,8 @@ class RequestRecord:
         self.received = received
         self.path = _NO_PATH
         self.kv = _NO_KV
+        # To find the default of a class costs as much as to set three of these.
+        self.error_code = self.handoff_given_up = self.client = None
 
     def stages(self) -> tuple[float, float, float, float]:
         """Return the seconds of each stage in the order of STAGES; -1.0 for a stage that was not completed.

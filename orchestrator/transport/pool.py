@@ -239,12 +239,11 @@ class _OriginPool:
     def message(self, method: str, target: str, headers: bytes, body: Sequence[Part]) -> list[Part]:
         """Return the request in parts, one if it is small."""
         line = self._request_lines.get((method, target)) or self._add_request_line(method, target)
-        size = 0
-        for part in body:
-            size += len(part)
+        size = len(body[0]) if len(body) == 1 else sum(map(len, body))
         length = f"content-length: {size}\r\n\r\n".encode()
         if size <= _JOIN_LIMIT:
-            return [b"".join((line, headers, length, *body))]
+            content = body[0] if len(body) == 1 else b"".join(body)
+            return [b"".join((line, headers, length, content))]
         return [b"".join((line, headers, length)), *body]
 
     def _add_request_line(self, method: str, target: str) -> bytes:
@@ -517,7 +516,8 @@ class _Connection:
     def on_headers_complete(self) -> None:
         parser = self._parser
         status = parser.get_status_code()
-        if status < 200 and status != 101:
+        answer = self._answer
+        if (status < 200 and status != 101) or answer is None:
             return
         fields = {name.lower(): value for name, value in self._fields.items()}
         self._fields.clear()
@@ -525,7 +525,6 @@ class _Connection:
             self._is_until_close = _ends_with_connection(fields)
         if status == 101 or not parser.should_keep_alive():
             _check_version(parser, status)
-        answer = cast(_PooledAnswer, self._answer)
         answer.begin(status, fields)
         if answer.is_head:
             # The parser cannot be told that no body follows, so it cannot go on: the connection is closed.

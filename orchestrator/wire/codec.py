@@ -99,8 +99,11 @@ class JsonCodec(Codec):
 
     def leg(self, common: Parts, overlay: bytes) -> Parts:
         end = common[-1]
-        if len(common) == 1 and len(end) == 2:  # {}
-            return (overlay,)
+        if len(common) == 1:
+            if 2 < len(end) <= _LARGE and len(overlay) > 2:  # nearly all
+                return (b"".join((end[:-1], b",", overlay[1:])),)
+            if len(end) == 2:  # {}
+                return (overlay,)
         if len(overlay) == 2:
             return common
         if len(end) <= _LARGE:

@@ -80,10 +80,10 @@ def judged(content: bytes, cached_tokens: int | None, created_tokens: int | None
         completion, usage = typed, typed.usage
     if completion is None:
         raise InvalidAnswer("the worker's answer is no chat or completion")
-    if completion.tells_error():
+    if completion.error is not None or completion.object == "error":  # no calls: every answer passes here
         raise failed(content)
     check_ends(completion.choices)
-    if completion.is_for_engines():
+    if completion.kv_transfer_params is not None or completion.ec_transfer_params is not None:
         content = without_transfer(content)
     return mended_usage(content, usage, cached_tokens, created_tokens)
 

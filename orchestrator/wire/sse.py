@@ -156,10 +156,7 @@ class EventStream(Events):
     bytes. All others are decoded, so it does not matter how they are spelt.
     """
 
-    # Class attributes are the defaults of what is set later, or never.
-    _whole: WholeEvents | None = None  # once a chunk ends within an event
-    _before = b"\0"  # what is around the text of an event that was judged; no event begins so
-    _after = b"\0"
+    # Class attributes are the defaults of what is set later, or never, and not looked at per event.
     _after_numbers = b"\0"  # `_after` without the numbers in it
     _lessons = 0
     _held: list[bytes] | None = None  # events from before the first that says something
@@ -184,6 +181,9 @@ class EventStream(Events):
         self._created_tokens = created_tokens
         self._choices = choices
         self._kv = _UNKNOWN
+        self._whole: WholeEvents | None = None  # once a chunk ends within an event
+        self._before = b"\0"  # what is around the text of an event that was judged; no event begins so
+        self._after = b"\0"
 
     @property
     def kv(self) -> Kv:

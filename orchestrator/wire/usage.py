@@ -19,6 +19,7 @@ Document = dict[str, Raw]
 _ANSWER: Final = msgspec.json.Decoder(AnswerWithUsage)
 _CACHED: Final = b'"cached_tokens":'
 _CREATED: Final = b'"created_cache_tokens":'
+_ENDS: Final[tuple[bytes, ...]] = (b",", b"}")  # of a number in an object
 _OBJECT: Final = msgspec.json.Decoder(Document)
 _json: Final = msgspec.json.Encoder()
 
@@ -58,9 +59,12 @@ def mended_usage(
         return Kv.UNKNOWN, content
     reported = details.cached_tokens
     outcome = Kv.TRANSFERRED if reported == usage.prompt_tokens else Kv.RECOMPUTED
-    changed = _with_count(content, _CACHED, reported, cached_tokens)
-    if changed is not None:
-        changed = _with_count(changed, _CREATED, details.created_cache_tokens, created_tokens)
+    changed: bytes | None = content
+    if cached_tokens is not None:
+        changed = _with_count(content, _CACHED, reported, cached_tokens)
+    created = details.created_cache_tokens
+    if created_tokens is not None and created is not None and changed is not None:
+        changed = _with_count(changed, _CREATED, created, created_tokens)
     return outcome, _rebuilt(content, cached_tokens, created_tokens) if changed is None else changed
 
 
@@ -74,19 +78,18 @@ def _typed_usage(content: bytes) -> AnswerUsage | None:
         return None
 
 
-def _with_count(content: bytes, key: bytes, reported: int | None, wanted: int | None) -> bytes | None:
+def _with_count(content: bytes, key: bytes, reported: int, wanted: int) -> bytes | None:
     """Return the answer with another count, by its place; None if that is not beyond doubt.
 
     A quote within a JSON string is escaped, so `key` is found as a key or not at all.
     """
-    if wanted is None or reported is None or wanted == reported:
+    if wanted == reported:
         return content
-    found, number = content.find(key), str(reported).encode()
-    at = found + len(key)
-    end = at + len(number)
-    is_alone = found >= 0 and content.find(key, at) < 0
-    if is_alone and content.startswith((number + b",", number + b"}"), at):
-        return b"".join((content[:at], str(wanted).encode(), content[end:]))
+    before, found, behind = content.rpartition(key)
+    number = b"%d" % reported
+    end = len(number)
+    if found and behind[end : end + 1] in _ENDS and behind.startswith(number) and key not in before:
+        return b"%b%b%d%b" % (before, key, wanted, behind[end:])
     return None
 
 

@@ -8,8 +8,16 @@ connector keeps no state and does no I/O, so one object serves all requests.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Final
+
+import msgspec
+from msgspec import Raw
 
 from orchestrator.compiled import mypyc_attr
+from orchestrator.wire.shapes import NULL, PrefillUsage
+
+_CACHE_COUNT: Final = b"cache_"  # is in the name of each count of created tokens, and hardly in another
+_USAGE: Final = msgspec.json.Decoder(PrefillUsage)
 
 
 class InvalidHandoff(ValueError):
@@ -38,27 +46,45 @@ class Handoff:
     one use.
     """
 
-    __slots__ = ("params", "prefill_cached_tokens", "prefill_created_tokens", "prompt_tokens", "token_ids")
+    __slots__ = ("params", "prefill_cached_tokens", "token_ids", "usage")
 
     def __init__(
         self,
         params: bytes,
         prefill_cached_tokens: int | None = None,
         token_ids: TokenIds | None = None,
-        prefill_created_tokens: int | None = None,
-        prompt_tokens: int | None = None,
+        usage: Raw = NULL,
     ) -> None:
         """`params` are the decode leg's `kv_transfer_params`, a JSON object that is not empty.
 
-        `prefill_cached_tokens`, `prefill_created_tokens`: what the client's usage must say was found in the
-        prefix cache and added to it; None if nobody knows. `prompt_tokens`: how many the prefill worker
-        counted, if it said so.
+        `prefill_cached_tokens`: what the client's usage must say was found in the prefix cache; None if
+        nobody knows. `usage` is that of the prefill worker's answer, as JSON, decoded when it is asked for.
         """
         self.params = params
         self.prefill_cached_tokens = prefill_cached_tokens
-        self.prefill_created_tokens = prefill_created_tokens
-        self.prompt_tokens = prompt_tokens
         self.token_ids = token_ids
+        self.usage = usage
+
+    def created_tokens(self) -> int | None:
+        """Return how many tokens the prefill worker has added to its prefix cache, if it said so."""
+        if _CACHE_COUNT not in bytes(self.usage):
+            return None
+        usage = self._decoded()
+        return None if usage is None else usage.created_tokens()
+
+    def prompt_tokens(self) -> int | None:
+        """Return how many tokens the prefill worker counted in the prompt, if it said so."""
+        usage = self._decoded()
+        if usage is None or usage.prompt_tokens is not None:
+            return None if usage is None else usage.prompt_tokens
+        return usage.all_prompt_tokens()
+
+    def _decoded(self) -> PrefillUsage | None:
+        try:
+            usage: PrefillUsage | None = _USAGE.decode(self.usage)
+        except msgspec.DecodeError:  # null, or nothing that we know
+            return None
+        return usage
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

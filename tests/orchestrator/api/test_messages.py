@@ -289,5 +289,5 @@ def test_the_same_in_msgpack() -> None:
 def test_a_prefill_answer_tells_what_was_added_to_the_cache() -> None:
     answer = {"type": "message", "usage": usage(5, 0, 16), "kv_transfer_params": params_of("r")}
     handoff = handoff_from(json.dumps(answer).encode())
-    assert (handoff.prefill_cached_tokens, handoff.prefill_created_tokens) == (16, 16)
-    assert handoff.prompt_tokens == 21
+    assert (handoff.prefill_cached_tokens, handoff.created_tokens()) == (16, 16)
+    assert handoff.prompt_tokens() == 21

@@ -231,7 +231,7 @@ def test_a_decode_leg_is_the_clients_document_with_our_name() -> None:
 
 def test_a_prefill_answer_tells_what_was_added_to_the_cache() -> None:
     answer = made(usage=usage(21, 0, 16), kv_transfer_params=params_of("r"))
-    assert handoff_from(json.dumps(answer).encode()).prefill_created_tokens == 16
+    assert handoff_from(json.dumps(answer).encode()).created_tokens() == 16
 
 
 # --- who holds a response -----------------------------------------------------------------------
