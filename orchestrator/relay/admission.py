@@ -27,7 +27,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
@@ -94,11 +94,24 @@ class Estimate:
         return self.mean + 4 * self.deviation
 
 
+class Turn(Protocol):
+    """A turn is a future, or what stands for one where no event loop runs. It is None once the seat is
+    taken, and else why there is none.
+    """
+
+    def done(self) -> bool: ...
+
+    def cancelled(self) -> bool: ...
+
+    def result(self) -> BatonError | None: ...
+
+    def set_result(self, result: BatonError | None, /) -> None: ...
+
+
 class _Waiter:
     __slots__ = ("demand", "since", "turn")
 
-    def __init__(self, demand: Demand, since: float, turn: asyncio.Future[BatonError | None]) -> None:
-        """`turn` brings None when the seat is taken for it."""
+    def __init__(self, demand: Demand, since: float, turn: Turn) -> None:
         self.demand = demand
         self.since = since
         self.turn = turn
@@ -156,9 +169,10 @@ class Gate:
         if not self.seats:
             self.free -= 1
             return
-        waiter = self._enqueue(demand)
+        turn: asyncio.Future[BatonError | None] = asyncio.get_running_loop().create_future()
+        waiter = self.enqueue(demand, turn)
         try:
-            refusal = await waiter.turn
+            refusal = await turn
         except BaseException:
             self._leave(waiter)
             raise
@@ -195,14 +209,14 @@ class Gate:
 
     # --- the queue ------------------------------------------------------------------------------
 
-    def _enqueue(self, demand: Demand) -> _Waiter:
-        """Put a request at the end of the queue. Raises `TooBusy`."""
+    def enqueue(self, demand: Demand, turn: Turn) -> _Waiter:
+        """Put a request at the end of the queue: `turn` is set when its wait is over. Raises `TooBusy`."""
         now = self._time()
         if not self._has_room(demand):
             raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
         if not self._may_wait(demand, now):
             raise self._too_late()
-        waiter = _Waiter(demand, now, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(demand, now, turn)
         self._waiters[waiter] = None
         self._count(demand, 1)
         return waiter
