@@ -25,9 +25,13 @@ ALLOWED = {
         "orchestrator.control.reload",  # where a running orchestrator gets its config from
         "orchestrator.errors",
         "orchestrator.loop.signals",
+        "orchestrator.relay.admission",  # this and what follows: `launch/simulate` runs them in virtual time
+        "orchestrator.routing",
         "orchestrator.run",
+        "orchestrator.telemetry",
         "orchestrator.transport",
         "orchestrator.wire",
+        "orchestrator.workers",
     ),
 }
 
