@@ -205,6 +205,12 @@ class LogConfig(Model):
         True,
         description="Each request gets one line in the log, which never holds text of prompts or answers.",
     )
+    decisions: str | None = Field(
+        None,
+        description="This file gets a line per request, for `baton simulate`: when it came, how long it and "
+        "its answer were, the salted hashes of what its prompt begins with, where it was sent, how that "
+        "went. There is no text in it.",
+    )
     slow_request_s: Seconds = Field(
         30.0,
         description="A request that takes longer than this many seconds gets a warning line with the time "

@@ -159,6 +159,8 @@ class Flow:
         record = scope.record
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
+        if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
+            record.request = view
         self._telemetry.begin(record)
         return view
 
@@ -357,7 +359,10 @@ class Flow:
         """Give back what the request holds, for it has ended."""
         if request.plan.wants_ends:
             tell_ended(request)
-        request.route.gate.give_back(request.scope.record)
+        record = request.scope.record
+        request.route.gate.give_back(record)
+        if record.request is not None and request.first_handoff is not None:
+            record.cached_tokens = request.first_handoff.prefill_cached_tokens
         if request.prefill is not None:
             self._releases.settle(request.prefill)
         if request.retries is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from orchestrator.routing.policies.base import Request
 from orchestrator.wire.usage import Kv
 
 
@@ -26,7 +27,8 @@ class RequestRecord:
 
     Moments are `loop.time()`, 0.0 for never.
 
-    It holds no text of a prompt or an answer, and nothing that a client chose except a valid request id.
+    It holds no text of a prompt or an answer, and nothing that a client chose except a valid request id; but
+    where decisions are logged it has the request, which goes with it.
     """
 
     request_id: str
@@ -56,6 +58,10 @@ class RequestRecord:
     bytes_in = 0
     bytes_out = 0
     client: str | None = None  # name of the client's API key
+    # For the log of decisions alone: the request, until its line is written, and what was told of tokens.
+    request: Request | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None  # of the prompt, as the first prefill worker found them
     in_flight_cell = -1  # belongs to Telemetry
 
     def __init__(self, request_id: str, endpoint: str, received: float) -> None:
