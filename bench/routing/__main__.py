@@ -14,13 +14,14 @@ from typing import Final
 
 from bench.routing.cases import Case, TraceOf, of_agents, of_file
 from bench.routing.formulas import FORMULAS, enter
+from bench.routing.rules import RULES
 from launch.simulate.figures import SPREAD, Figures
 from launch.simulate.site import Conditions
 
 OURS: Final = ("least_loaded", "prefix")
 GOOD: Final = 0.9  # the load that a policy carries has so many good requests
-RATES: Final = (0.5, 4.0)  # between which that load is looked for
-CLOSE: Final = 0.02
+RATES: Final = (1.0, 3.0)  # between which that load is looked for
+CLOSE: Final = 0.04
 PREFILL_NAMES: Final = tuple(f"m/prefill/{index}" for index in range(8))
 
 Traces = dict[str, TraceOf]
@@ -175,9 +176,17 @@ def modes(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[str]:
         if name in traces
     ]
     cases.append(Case("agentic 0.1 sessions/s, 6P+10D", of_agents(160, 0.1), 1.0, 6, 10))
-    names = ("prefix@always", *more, "prefix+prefix@never")
+    fixed = ("prefix@always", *(f"prefix@always/{rule}" for rule in RULES), "prefix+prefix@never")
     for case in cases:
-        yield from _table(case.name, {name: case.figures(name, seeds) for name in names})
+        found = {name: case.figures(name, seeds) for name in (*fixed, *more)}
+        yield from _table(case.name, found)
+        best = max(fixed, key=lambda name: found[name]["good"])
+        yield f"Best fixed rule in hindsight: `{best}`."
+        for name in more:
+            tpot = found[name]["tpot_p99_s"] / found[fixed[0]]["tpot_p99_s"]
+            good = found[name]["good"] - found[best]["good"]
+            yield f"`{name}`: good {good:+.3f} by that; TPOT p99 x {tpot:.2f} of `always`."
+        yield ""
 
 
 # --- tables -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.routing import rules
 from bench.routing.agentic import agentic
 from launch.simulate.experiment import Experiment
 from launch.simulate.figures import Figures, Slo, summed_up
@@ -69,9 +70,11 @@ class Case:
         return other
 
     def figures(self, variant: str, seeds: range) -> Figures:
+        """Return the mean over the seeds; `VARIANT/RULE` has a fixed rule stand before the planner."""
         return summed_up([self._figures_of(variant, seed) for seed in seeds])
 
     def _figures_of(self, variant: str, seed: int) -> Figures:
+        variant, _, rule = variant.partition("/")
         is_whole = variant.endswith("@never")
         workers = (0, self.prefill + self.decode) if is_whole else (self.prefill, self.decode)
         slow = self._slowness
@@ -83,6 +86,7 @@ class Case:
             slo=Slo(5.0 * slow, 0.1 * slow),
             latency=_slower(LARGE, slow),
             conditions=self._conditions,
+            before=rules.before(rule) if rule else None,
         )
         figures = experiment.figures_of(seed, routing_of(variant, self._config.routing))
         return {name: value / slow if name.endswith("_s") else value for name, value in figures.items()}

@@ -6,10 +6,10 @@ and the ends of these, which policies and the gate hear of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 from launch.simulate.engine import Engine, EngineModel
 from launch.simulate.heap import VirtualClock
@@ -24,6 +24,7 @@ from orchestrator.routing.policies.base import End, Outcome
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role, WorkerInfo
+from orchestrator.workers.pools import Pools
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerSnapshot
 from orchestrator.workers.states import NEVER, WorkerState
@@ -86,12 +87,22 @@ class Job:
         self.ended_at = 0.0
 
 
+class Plans(Protocol):
+    """Requests are planned by the orchestrator's planner, or by what stands before it in a comparison."""
+
+    def plan(self, request: SimulatedRequest, pools: Pools, whole_reason: str | None) -> Plan:
+        """Return who serves a request. Raises `Unavailable`."""
+
+    def hear(self, role: Role, note: bytes) -> None:
+        """Hear what another process has shared."""
+
+
 class Front:
     """A front is one of the processes that serve: a gate and a planner of its own."""
 
     __slots__ = ("gate", "planner", "sweeps")
 
-    def __init__(self, gate: Gate, planner: Planner) -> None:
+    def __init__(self, gate: Gate, planner: Plans) -> None:
         self.gate = gate
         self.planner = planner
         self.sweeps = False  # a sweep is due
@@ -136,8 +147,11 @@ class Site:
         block_tokens: int,
         seed: int,
         conditions: Conditions,
+        before: Callable[[Planner], Plans] | None = None,
     ) -> None:
-        """The workers are those of the config's `model`, routed by `routing`; `engines` are what they run."""
+        """The workers are those of the config's `model`, routed by `routing`; `engines` are what they run.
+        `before` makes what stands before the planner, if anything does.
+        """
         self.clock = VirtualClock()
         self.jobs: list[Job] = []
         self._model = model.name
@@ -151,6 +165,7 @@ class Site:
             worker: self._engine(worker, engines[worker.address.role], seed, conditions)
             for worker in registry.workers
         }
+        self._before = before
         self._fronts = self._made_fronts(config, routing, registry, seed, conditions)
         for moment, name in conditions.restarts:
             self.clock.at(self.clock.now + moment, self._restart, name)
@@ -176,7 +191,8 @@ class Site:
             share = partial(self._share, index) if count > 1 and conditions.shares else None
             random = Random(f"planner {index} {seed}")  # noqa: S311  # no secret
             planner = Planner(self._model, routing, random=random, time=self.clock.time, share=share)
-            fronts.append(Front(_gate(config, registry, self.clock), planner))
+            plans = planner if self._before is None else self._before(planner)
+            fronts.append(Front(_gate(config, registry, self.clock), plans))
         return fronts
 
     # --- several processes ----------------------------------------------------------------------
