@@ -19,6 +19,7 @@ from launch.simulate.figures import SPREAD, Figures
 from launch.simulate.site import Conditions
 
 OURS: Final = ("least_loaded", "prefix")
+NAMES: Final = (*OURS, *FORMULAS)
 GOOD: Final = 0.9  # the load that a policy carries has so many good requests
 RATES: Final = (1.0, 3.0)  # between which that load is looked for
 CLOSE: Final = 0.04
@@ -36,7 +37,7 @@ def main() -> int:
     for name in names:
         started = time.monotonic()
         print(f"\n### {name}\n")
-        for line in TABLES[name](traces, seeds, arguments.more):
+        for line in TABLES[name](traces, seeds, arguments.policies):
             print(line, flush=True)
         print(f"({time.monotonic() - started:.0f} s)", file=sys.stderr)
     return 0
@@ -48,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=5, help="default: 5")
     parser.add_argument("--only", help=f"tables with commas between: {', '.join(TABLES)}")
     parser.add_argument(
-        "--more", type=lambda text: text.split(","), default=[], help="further variants, e.g. prefix@auto"
+        "--policies",
+        type=lambda text: text.split(","),
+        default=NAMES,
+        help=f"variants with commas between, as of `baton simulate`; default: {','.join(NAMES)}",
     )
     return parser
 
@@ -81,34 +85,48 @@ def _loads(traces: Traces) -> Iterator[Case]:
         yield Case(f"agentic {rate:g} sessions/s, 6P+10D", of_agents(160, rate), 1.0, 6, 10)
 
 
-def policies(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[str]:
+def policies(traces: Traces, seeds: range, names: Sequence[str]) -> Iterator[str]:
     """Our policies and the formulas under each load, and how `prefix` stands to the best formula."""
+    matrix: dict[str, dict[str, Figures]] = {}
     for case in _loads(traces):
-        found = {name: case.figures(name, seeds) for name in (*OURS, *more, *FORMULAS)}
+        found = {name: case.figures(name, seeds) for name in names}
+        matrix[case.name] = found
         yield from _table(case.name, found)
-        best = {
-            key: (min if key.startswith("ttft") else max)(found[name][key] for name in FORMULAS)
-            for key in ("ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "good")
-        }
-        for name in ("prefix", *more):
-            yield _beside(name, found[name], best)
+        formulas = [figures for name, figures in found.items() if name in FORMULAS]
+        for name in found if formulas else ():
+            if name not in FORMULAS:
+                yield _beside(name, found[name], formulas)
         yield ""
+    yield from _matrix(matrix)
 
 
-def _beside(name: str, figures: Figures, best: Figures) -> str:
+def _matrix(found: dict[str, dict[str, Figures]]) -> Iterator[str]:
+    """Yield one table of all cases: TTFT p50 / p99 in seconds, and the share of good requests."""
+    yield f"| | {' | '.join(found)} |"
+    yield f"|---|{'---|' * len(found)}"
+    for name in next(iter(found.values())):
+        cells = [
+            f"{case[name]['ttft_p50_s']:.2f} / {case[name]['ttft_p99_s']:.1f} {case[name]['good']:.3f}"
+            for case in found.values()
+        ]
+        yield f"| `{name}` | {' | '.join(cells)} |"
+
+
+def _beside(name: str, figures: Figures, formulas: Sequence[Figures]) -> str:
     ratios = ", ".join(
-        f"{key[5:8]} {figures[key] / best[key]:.2f}" for key in ("ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
+        f"{key[5:8]} {figures[key] / min(other[key] for other in formulas):.2f}"
+        for key in ("ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
     )
-    more = figures["good"] - best["good"]
+    more = figures["good"] - max(other["good"] for other in formulas)
     return f"`{name}` by the best formula in each figure: {ratios}; good {more:+.3f}."
 
 
-def carried(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[str]:
+def carried(traces: Traces, seeds: range, names: Sequence[str]) -> Iterator[str]:
     """The highest rate of the conversations at which enough requests are good."""
     case = Case("conversation", traces["conversation"], 1.0, 8, 8)
     yield f"| conversation, 8P+8D | rate with good >= {GOOD} |"
     yield "|---|---|"
-    for name in (*OURS, *more, *FORMULAS):
+    for name in names:
         yield f"| `{name}` | {_carried(case, name, seeds):.2f} |"
 
 
@@ -126,16 +144,15 @@ def _carried(case: Case, variant: str, seeds: range) -> float:
 # --- what is not as it should be ----------------------------------------------------------------
 
 
-def slow(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[str]:
+def slow(traces: Traces, seeds: range, names: Sequence[str]) -> Iterator[str]:
     """A prefill worker that is five times slower, which nobody is told."""
-    names = (*OURS, *more, *FORMULAS)
     for label, found in (("no worker slow", {}), ("one of 8 five times slower", {PREFILL_NAMES[3]: 5.0})):
         case = Case(label, traces["conversation"], 1.2, 8, 8, conditions=Conditions(slow=found))
         title = f"conversation x1.2, 8P+8D, {label}"
         yield from _table(title, {name: case.figures(name, seeds) for name in names})
 
 
-def conditions(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[str]:
+def conditions(traces: Traces, seeds: range, names: Sequence[str]) -> Iterator[str]:
     """`prefix` where its index, its estimates or its processes are not as they should be."""
     conversation = traces["conversation"]
     restarts = [(600.0 / 1.8 + 60.0 * index, name) for index, name in enumerate(PREFILL_NAMES[:4])]
@@ -162,7 +179,7 @@ def conditions(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[st
 # --- one worker or two --------------------------------------------------------------------------
 
 
-def modes(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[str]:
+def modes(traces: Traces, seeds: range, names: Sequence[str]) -> Iterator[str]:
     """Two workers for each request, one, or as `auto` decides."""
     mixes = [
         ("conversation", 1.8, 8, 8),
@@ -178,11 +195,12 @@ def modes(traces: Traces, seeds: range, more: Sequence[str]) -> Iterator[str]:
     cases.append(Case("agentic 0.1 sessions/s, 6P+10D", of_agents(160, 0.1), 1.0, 6, 10))
     fixed = ("prefix@always", *(f"prefix@always/{rule}" for rule in RULES), "prefix+prefix@never")
     for case in cases:
-        found = {name: case.figures(name, seeds) for name in (*fixed, *more)}
+        ours = [name for name in names if name.endswith("@auto")]
+        found = {name: case.figures(name, seeds) for name in (*fixed, *ours)}
         yield from _table(case.name, found)
         best = max(fixed, key=lambda name: found[name]["good"])
         yield f"Best fixed rule in hindsight: `{best}`."
-        for name in more:
+        for name in ours:
             tpot = found[name]["tpot_p99_s"] / found[fixed[0]]["tpot_p99_s"]
             good = found[name]["good"] - found[best]["good"]
             yield f"`{name}`: good {good:+.3f} by that; TPOT p99 x {tpot:.2f} of `always`."
