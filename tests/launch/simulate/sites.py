@@ -64,6 +64,13 @@ def conversations(count: int, rate: float, seed: int = 0) -> list[dict[str, Any]
             new = max(1, int(random.lognormvariate(2.3, 1.0)))
             blocks = blocks + list(range(name, name + new))
             name += new
-            rows.append(row(int(turn_ms), len(blocks) * 512, random.randint(50, 600), tuple(blocks)))
+            rows.append(
+                row(
+                    int(turn_ms),
+                    len(blocks) * 512 - random.randint(0, 400),
+                    random.randint(50, 600),
+                    tuple(blocks),
+                )
+            )
             turn_ms += random.uniform(20_000, 90_000)
     return sorted(rows, key=lambda each: float(each["timestamp"]))[:count]
