@@ -183,6 +183,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         return run(arguments, _load(arguments))
     except SimulationError as error:
         raise _Usage(one_line(f"baton simulate: {error}")) from error
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
 
 
 def _bench(arguments: argparse.Namespace) -> int:
