@@ -13,6 +13,8 @@ import msgspec
 import pytest
 
 from launch.simulate.formats import read_trace
+from launch.simulate.trace import Arrival
+from launch.simulate.view import SimulatedRequest
 from orchestrator.config.file import ConfigErrors, load_config
 from orchestrator.errors import StartError
 from orchestrator.telemetry.decisions import BLOCK_BYTES, Decision, DecisionLog, names_of
@@ -58,14 +60,11 @@ def test_what_is_no_whole_block_has_no_name() -> None:
 # --- the log ------------------------------------------------------------------------------------
 
 
-class Asked:
-    """A request, as far as the log looks at it."""
+class Asked(SimulatedRequest):
+    """A request of 700 tokens."""
 
-    def prompt_tokens(self) -> int:
-        return 700
-
-    def body_bytes(self) -> int:
-        return 2800
+    def __init__(self) -> None:
+        super().__init__("m", Arrival(0, 0.0, 700, 1), 512)
 
     def prompt(self, most: int) -> bytes:
         return b"secret " * 400
