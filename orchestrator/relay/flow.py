@@ -55,7 +55,7 @@ from orchestrator.relay.scope import RequestScope
 from orchestrator.routing.planner import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
-from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.states import IN_SERVICE
 from orchestrator.workers.worker import Worker
@@ -160,7 +160,7 @@ class Flow:
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
         if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
-            record.request = view
+            record.logged = LoggedRequest(view)
         self._telemetry.begin(record)
         return view
 
@@ -361,8 +361,8 @@ class Flow:
             tell_ended(request)
         record = request.scope.record
         request.route.gate.give_back(record)
-        if record.request is not None and request.first_handoff is not None:
-            record.cached_tokens = request.first_handoff.prefill_cached_tokens
+        if record.logged is not None and request.first_handoff is not None:
+            record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
         if request.prefill is not None:
             self._releases.settle(request.prefill)
         if request.retries is not None:

@@ -72,9 +72,9 @@ class Responder:
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
         kv, content = _judged(request, leg, content)
-        record = request.scope.record
-        if record.request is not None:
-            record.output_tokens = output_tokens_of(content)
+        logged = request.scope.record.logged
+        if logged is not None:
+            logged.output_tokens = output_tokens_of(content)
         if kv is _RECOMPUTED:
             self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _relayed_back(leg.answer), content)
@@ -94,8 +94,8 @@ class Responder:
             raise WorkerCutShort(str(error)) from error
         finally:
             scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
-            if scope.record.request is not None:
-                scope.record.output_tokens = events.output_tokens()
+            if scope.record.logged is not None:
+                scope.record.logged.output_tokens = events.output_tokens()
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()

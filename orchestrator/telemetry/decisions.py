@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from orchestrator.errors import StartError
 from orchestrator.telemetry.logs import LineWriter
-from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.record import LoggedRequest, RequestRecord
 
 BLOCK_BYTES: Final = 1024  # of a prompt: so long a beginning can be known again, and each multiple of it
 MOST_BYTES: Final = 1 << 20  # of a prompt are looked at
@@ -78,11 +78,13 @@ class DecisionLog:
         self._salt = salt
         self._writer = LineWriter(self._fd, is_for_people=False)
         self._writer.start()
-        self._pending: deque[tuple[RequestRecord, float]] = deque()
+        self._pending: deque[tuple[RequestRecord, LoggedRequest, float]] = deque()
 
     def note(self, records: Iterable[RequestRecord], offset: float) -> None:
-        """Have a line for each of these that has its request. `offset` makes moments seconds since 1970."""
-        self._pending.extend((record, offset) for record in records if record.request is not None)
+        """Have a line for each of these that is to have one. `offset` makes moments seconds since 1970."""
+        for record in records:
+            if record.logged is not None:
+                self._pending.append((record, record.logged, offset))
 
     async def run(self) -> None:
         """Write lines until cancelled."""
@@ -96,11 +98,11 @@ class DecisionLog:
         """Write lines of the oldest records: so many, or until so many bytes of prompts were hashed."""
         lines = bytearray()
         while self._pending and records > 0 and size > 0:
-            record, offset = self._pending.popleft()
-            lines += self._line(record, offset)
+            record, logged, offset = self._pending.popleft()
+            lines += self._line(record, logged, offset)
             records -= 1
-            size -= 0 if record.request is None else min(record.request.body_bytes(), MOST_BYTES)
-            record.request = None
+            size -= min(logged.request.body_bytes(), MOST_BYTES)
+            record.logged = None
         if lines:
             self._writer.write(bytes(lines))
 
@@ -110,17 +112,15 @@ class DecisionLog:
         self._writer.close()
         os.close(self._fd)
 
-    def _line(self, record: RequestRecord, offset: float) -> bytes:
-        request = record.request
-        if request is None:
-            return b""
+    def _line(self, record: RequestRecord, logged: LoggedRequest, offset: float) -> bytes:
+        request = logged.request
         decision = Decision(
             received=round(record.received + offset, 6),
             model=self._models[record.model_index],
             prompt_tokens=request.prompt_tokens(),
             status=record.status,
-            output_tokens=record.output_tokens,
-            cached_tokens=record.cached_tokens,
+            output_tokens=logged.output_tokens,
+            cached_tokens=logged.cached_tokens,
             ttft_s=round(record.first_byte - record.received, 6) if record.first_byte else None,
             prefill_worker=record.prefill_worker,
             decode_worker=record.decode_worker,

@@ -22,13 +22,24 @@ _NO_PATH: Final = Path.NONE
 _NO_KV: Final = Kv.NONE
 
 
+class LoggedRequest:
+    """The log of decisions wants to know this beside what is in the record."""
+
+    __slots__ = ("cached_tokens", "output_tokens", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.output_tokens: int | None = None  # as the usage told
+        self.cached_tokens: int | None = None  # of the prompt, as the first prefill worker found them
+
+
 class RequestRecord:
     """A record is filled in by `relay/scope.py` as its request goes.
 
     Moments are `loop.time()`, 0.0 for never.
 
     It holds no text of a prompt or an answer, and nothing that a client chose except a valid request id; but
-    where decisions are logged it has the request, which goes with it.
+    where decisions are logged it has the request until its line is written.
     """
 
     request_id: str
@@ -58,10 +69,7 @@ class RequestRecord:
     bytes_in = 0
     bytes_out = 0
     client: str | None = None  # name of the client's API key
-    # For the log of decisions alone: the request, until its line is written, and what was told of tokens.
-    request: Request | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None  # of the prompt, as the first prefill worker found them
+    logged: LoggedRequest | None = None  # if it has a line in the log of decisions, until that is written
     in_flight_cell = -1  # belongs to Telemetry
 
     def __init__(self, request_id: str, endpoint: str, received: float) -> None:

@@ -18,6 +18,7 @@ from launch.simulate.view import SimulatedRequest
 from orchestrator.config.file import ConfigErrors, load_config
 from orchestrator.errors import StartError
 from orchestrator.telemetry.decisions import BLOCK_BYTES, Decision, DecisionLog, names_of
+from orchestrator.telemetry.record import LoggedRequest
 from tests.orchestrator.fakes import FakeCluster, FakeExchange
 from tests.orchestrator.records import ANSWERED, request_record
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, simulated
@@ -71,8 +72,12 @@ class Asked(SimulatedRequest):
 
 
 def records(count: int) -> list[Any]:
-    changes: dict[str, Any] = {"model_index": 0, "prefill_worker": "m/prefill/0", "output_tokens": 9}
-    return [request_record(**{**ANSWERED, **changes}, request=Asked()) for _ in range(count)]
+    changes: dict[str, Any] = {"model_index": 0, "prefill_worker": "m/prefill/0"}
+    made = [request_record(**{**ANSWERED, **changes}, logged=LoggedRequest(Asked())) for _ in range(count)]
+    for record in made:
+        assert record.logged is not None
+        record.logged.output_tokens = 9
+    return made
 
 
 def test_a_line_per_request_that_is_to_be_logged(tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_a_line_per_request_that_is_to_be_logged(tmp_path: Path) -> None:
     assert decision.received == pytest.approx(1e9 + kept[0].received)
     assert len(decision.names()) == 2
     assert "secret" not in lines[0]
-    assert all(record.request is None for record in kept)  # bodies are not held on to
+    assert all(record.logged is None for record in kept)  # bodies are not held on to
 
 
 def test_a_turn_of_the_event_loop_is_bounded(tmp_path: Path) -> None:
@@ -123,7 +128,7 @@ def test_nothing_is_kept_while_it_is_off() -> None:
         cluster = FakeCluster()
         body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
         await cluster.serve(FakeExchange(json.dumps(body).encode()))
-        assert [record.request for record in cluster.telemetry.records] == [None]
+        assert [record.logged for record in cluster.telemetry.records] == [None]
         await cluster.aclose()
 
     asyncio.run(run())
