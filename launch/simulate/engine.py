@@ -89,6 +89,12 @@ class Engine:
         self._at = clock.now  # the moment that all this is of
         self._version = 0  # of the next event
 
+    @property
+    def is_idle(self) -> bool:
+        """Say whether nothing is computed or waits, and no KV cache is held."""
+        has_work = self._prompt is not None or self._prompts or self._received or self._batch
+        return not has_work and self._kv_tokens == 0.0
+
     # --- what it is asked for -------------------------------------------------------------------
 
     def prefill(self, job: Job, *, is_whole: bool) -> None:

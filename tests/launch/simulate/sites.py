@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.simulate.experiment import Experiment
 from launch.simulate.formats import read_trace
-from launch.simulate.site import Conditions, Job
+from launch.simulate.site import Conditions, Job, Site
 from launch.simulate.variants import routing_of
 from orchestrator.config.options import Config
 
@@ -42,14 +42,17 @@ def trace_file(folder: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def jobs_of(
-    folder: Path, rows: list[dict[str, Any]], config: Config, variant: str | None = None
-) -> list[Job]:
-    """What became of these requests, without noise."""
+def site_of(folder: Path, rows: list[dict[str, Any]], config: Config, variant: str | None = None) -> Site:
+    """A site that has served these requests, without noise."""
     trace = read_trace(trace_file(folder, rows), "m")
     experiment = Experiment(config, config.models[0], trace, conditions=Conditions(noise=0.0))
     routing = config.routing if variant is None else routing_of(variant, config.routing)
-    return experiment.site(0, routing).jobs
+    return experiment.site(0, routing)
+
+
+def jobs_of(folder: Path, rows: list[dict[str, Any]], config: Config) -> list[Job]:
+    """What became of these requests."""
+    return site_of(folder, rows, config).jobs
 
 
 def conversations(count: int, rate: float, seed: int = 0) -> list[dict[str, Any]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launch.simulate.cache import PrefixCache
 from launch.simulate.figures import tpot_s, ttft_s
 from launch.simulate.heap import VirtualClock
-from tests.launch.simulate.sites import STEPS, config_of, jobs_of, row
+from tests.launch.simulate.sites import STEPS, config_of, jobs_of, row, site_of
 
 near = pytest.approx
 
@@ -139,3 +142,48 @@ def test_what_is_due_at_once_happens_in_the_order_in_which_it_was_asked_for() ->
     clock.run()
     assert seen == ["first", "a", "b", "c"]
     assert clock.now == 5.0
+
+
+# --- whatever comes -----------------------------------------------------------------------------
+
+ROWS = st.lists(
+    st.builds(
+        row,
+        st.integers(0, 20_000),
+        st.integers(1, 4000),
+        st.integers(0, 60),
+        st.lists(st.integers(0, 5), max_size=8).map(tuple),
+    ),
+    min_size=1,
+    max_size=25,
+)
+TIMES = st.fixed_dictionaries(
+    {
+        "prefill_us_per_token": st.sampled_from([0.1, 90, 2000]),
+        "prefill_ns_per_token_squared": st.sampled_from([0, 0.6]),
+        "transfer_us_per_token": st.sampled_from([0, 8]),
+        "decode_ms_per_token": st.sampled_from([0, 28]),
+        "decode_ns_per_kv_token": st.sampled_from([0, 40]),
+        "num_blocks": st.sampled_from([4, 100_000]),
+    }
+)
+
+
+@settings(deadline=None)
+@given(rows=ROWS, times=TIMES, prefill=st.integers(0, 2), variant=st.sampled_from(["prefix", "random@never"]))
+def test_all_end_and_nothing_is_held(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[dict[str, Any]],
+    times: dict[str, float],
+    prefill: int,
+    variant: str,
+) -> None:
+    config = config_of(prefill, 2, sim=times, routing={"decode": "least_tokens"})
+    site = site_of(tmp_path_factory.mktemp("traces"), rows, config, variant)
+    assert len(site.jobs) == len(rows)
+    for job in site.jobs:
+        assert job.received_at <= job.first_at <= job.ended_at + 1e-9
+        assert job.first_at - job.received_at >= job.computed_s - 1e-6
+        assert 0 <= job.cached_tokens < job.arrival.prompt_tokens
+    assert {worker.in_flight for worker in site.engines} == {0}
+    assert all(engine.is_idle for engine in site.engines.values())
