@@ -103,8 +103,14 @@ def _add(
 
 def _check(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
+    from launch.engines.base import PlanError
+    from launch.surroundings import check_environment
     from orchestrator.config.printing import one_line
 
+    try:
+        check_environment(os.environ)
+    except PlanError as error:
+        raise _Usage(str(error)) from error
     names = ", ".join(model.name for model in config.models)
     print(one_line(f"{arguments.config}: right; models: {names}"))
     return Exit.OK

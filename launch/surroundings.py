@@ -14,6 +14,7 @@ from launch.engines.base import PlanError, Surroundings
 from launch.engines.vllm import OUR_PLUGIN
 from launch.plan import ProcessSpec
 from orchestrator.config.addresses import is_loopback
+from orchestrator.config.checks import environment_fault
 from orchestrator.config.keys import worker_key
 from orchestrator.config.printing import one_line
 from orchestrator.errors import SettingError
@@ -35,12 +36,22 @@ def look_around() -> Surroundings:
 
 
 def _environ() -> Mapping[str, str]:
-    """Return the environment, the workers' key as it is sent. Raises `PlanError` if that can be no key."""
+    """Return the environment, the workers' key as it is sent. Raises `PlanError` if that can be no key, or a
+    variable of ours says what it cannot.
+    """
+    check_environment(os.environ)
     try:
         key = worker_key(os.environ)
     except SettingError as error:
         raise PlanError(str(error)) from error
     return os.environ if key is None else {**os.environ, WORKER_KEY_ENV: key}
+
+
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Raise `PlanError` if a variable of ours says what it cannot."""
+    fault = environment_fault(environ)
+    if fault is not None:
+        raise PlanError(one_line(" ".join(fault)))
 
 
 def _vllm_plugins() -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from orchestrator.config.files import is_world_writable, read_file
 from orchestrator.config.options import OrchestratorConfig
@@ -36,6 +36,11 @@ class KeyFileError(ValueError):
 class Key:
     name: str
     digest: bytes  # SHA-256 of the key
+
+
+# In which header fields keys are sent.
+BEARER: Final = "Authorization: Bearer KEY"
+ANTHROPICS: Final = f"x-api-key: KEY, or {BEARER}"
 
 
 class KeyRing:
@@ -65,12 +70,13 @@ class KeyRing:
         """Let these keys be valid from now on, and no others."""
         self._keys = tuple(keys)
 
-    def check(self, authorization: bytes | None) -> str:
-        """Return the name of the key that an `Authorization` value carries; raises `Unauthorized`.
+    def check(self, authorization: bytes | None, wanted: str = BEARER) -> str:
+        """Return the name of the key that an `Authorization` value carries. Raises `Unauthorized`, which
+        tells the client to send what is `wanted`.
 
         The presented token is hashed, and its digest is compared with every key's, whether or not one fits.
         """
-        presented = sha256(_token(authorization)).digest()
+        presented = sha256(_token(authorization, wanted)).digest()
         found: str | None = None
         for key in self._keys:
             if hmac.compare_digest(key.digest, presented):
@@ -115,13 +121,13 @@ def worker_key(environ: Mapping[str, str]) -> str | None:
     return key or None
 
 
-def _token(authorization: bytes | None) -> bytes:
+def _token(authorization: bytes | None, wanted: str) -> bytes:
     if authorization is None:
-        raise Unauthorized("an API key is needed: send Authorization: Bearer KEY")
+        raise Unauthorized(f"an API key is needed: send {wanted}")
     scheme, _, token = authorization.strip().partition(b" ")
     token = token.strip()
     if scheme.lower() != b"bearer" or not token:
-        raise Unauthorized("expected Authorization: Bearer KEY")
+        raise Unauthorized(f"expected {wanted}")
     if len(token) > MAX_TOKEN_BYTES or not token.isascii():
         raise Unauthorized("the API key is not valid")
     return token
