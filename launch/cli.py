@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from launch import init
+from launch.arguments import Parser
 from launch.bench import options
+from launch.completion import SHELLS
 from launch.exits import Exit
 from launch.simulate import options as simulation
 from orchestrator import __version__
@@ -48,8 +51,8 @@ class _Usage(Exception):
     """The user must change what the message says; it may have several lines."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="baton",
         description="Disaggregated LLM serving: one OpenAI API in front of prefill and decode workers.",
         epilog="exit codes:\n" + "\n".join(f"  {code.value:3}  {code.meaning}" for code in Exit),
@@ -58,12 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_init(commands)
     up = _add(commands, "up", _up, "start all that CONFIG puts on this machine; Ctrl-C stops it")
     up.add_argument(
         "--dry-run", action="store_true", help="print what would be started, as `baton plan` does"
     )
     _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
+    _add_doctor(commands)
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
@@ -71,19 +76,69 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_options(simulate)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
+    _add_completion(commands)
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
 
 
+def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = "write a config to start from, with comments, and its schema for editors"
+    parser = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default=init.DEFAULT_FILE, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=init.ENGINES,
+        default="vllm",
+        help="sim: simulated workers; vllm: vLLM on the CPU; gpu: vLLM on two GPUs; default: %(default)s",
+    )
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    parser.set_defaults(command=_init)
+
+
+def _add_completion(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = 'print a script that lets a shell complete words: eval "$(baton completion bash)"'
+    parser = commands.add_parser("completion", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(command=_completion)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = "look for what keeps the cluster of CONFIG from serving, and say what to do"
+    doctor = _add(commands, "doctor", _doctor, text)
+    doctor.add_argument(
+        "--static", action="store_true", help="ask no worker, and start none: files, settings, this machine"
+    )
+    doctor.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="a line for each check, or JSON"
+    )
+    doctor.add_argument(
+        "--timeout-s",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long a worker may take for an answer; default: %(default)g",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return seconds
+
+
 def _version() -> str:
     return f"baton {__version__} ({'compiled' if is_compiled() else 'pure Python'})"
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, text: str
-) -> argparse.ArgumentParser:
+def _add(commands: argparse._SubParsersAction[Parser], name: str, command: Command, text: str) -> Parser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="the YAML file")
     parser.add_argument(
@@ -113,6 +168,20 @@ def _check(arguments: argparse.Namespace) -> int:
         raise _Usage(str(error)) from error
     names = ", ".join(model.name for model in config.models)
     print(one_line(f"{arguments.config}: right; models: {names}"))
+    return Exit.OK
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    try:
+        return init.init(arguments.file, arguments.engine, force=arguments.force)
+    except init.InitError as error:
+        raise _Usage(str(error)) from error
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from launch.completion import script
+
+    print(script(_parser(), arguments.shell), end="")
     return Exit.OK
 
 
@@ -191,6 +260,13 @@ def _simulate(arguments: argparse.Namespace) -> int:
         raise _Usage(one_line(f"baton simulate: {error}")) from error
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from launch.doctor.command import run
+
+    return run(arguments, config)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -600,6 +600,12 @@ class RoutingConfig(Model):
         description="A request goes to two workers (always, strict) or to one (never). While no prefill "
         "worker is left, always lets decode workers prefill, and strict answers 503.",
     )
+    misfits: Reloadable[Literal["refuse", "allow"]] = Field(
+        "refuse",
+        description="Prefill and decode workers of a model whose announcements say that they cannot hand KV "
+        "caches over to each other, for instance for another dtype or block size, are kept out of service "
+        "(refuse) or taken all the same (allow).",
+    )
     tokenize_once: Reloadable[bool] = Field(
         True,
         description="Decode workers that announce it get the prompt's token ids, so that they need not "
@@ -624,6 +630,11 @@ class RoutingConfig(Model):
         description="When a decode worker computes the prompt's KV cache again, this follows: a line in the "
         "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
     )
+
+    @property
+    def keeps_revisions(self) -> bool:
+        """Say whether the workers of a pair must be of one revision."""
+        return getattr(self, "pair", "any") == "same_revision"
 
 
 class HealthConfig(Model):

@@ -45,7 +45,8 @@ WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
 
 
 # Nobody's announcement is longer; a worker may be something else than it should be.
-Label = Annotated[str, msgspec.Meta(max_length=256)]
+MAX_LABEL = 256
+Label = Annotated[str, msgspec.Meta(max_length=MAX_LABEL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
@@ -62,6 +63,13 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     block_size: Count | None = None  # tokens per KV block
     kv_tokens: Count | None = None  # that fit into the KV cache
     dtype: Label | None = None
+    # What must fit between workers that hand KV caches over to each other: `wire/compatibility.py`.
+    path: Label | None = None  # the model as the engine was told to load it
+    revision: Label | None = None  # of the model's files
+    kv_dtype: Label | None = None
+    tp: Count | None = None  # tensor parallel size
+    connector: Label | None = None  # that hands KV caches over; "none" without one
+    nixl_delay_us: Count | None = None  # NIXL's progress thread sleeps so long; 0: it never does
     max_model_len: Count | None = None
     # The forms of a prompt's ids that it gives as prefill and takes as decode.
     token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []

@@ -53,7 +53,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         f"{GOOD}routing: {{zzz: 1}}",
         [
             "c.yaml:5:11: unknown key 'zzz' "
-            "(known keys: prefill, decode, disaggregate, tokenize_once, failover, kv_lease_s, "
+            "(known keys: prefill, decode, disaggregate, misfits, tokenize_once, failover, kv_lease_s, "
             "handoff_stall_s, kv_missing)"
         ],
     ),
