@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from launch import init
+from launch import explain_route, init
 from launch.arguments import Parser
 from launch.bench import options
 from launch.completion import SHELLS
@@ -74,6 +74,7 @@ def _parser() -> Parser:
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
     simulate = _add(commands, "simulate", _simulate, simulation.ABOUT)
     simulation.add_options(simulate)
+    _add_explain_route(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     _add_completion(commands)
@@ -81,6 +82,13 @@ def _parser() -> Parser:
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = explain_route.ABOUT
+    parser = commands.add_parser("explain-route", help=text, description=text, allow_abbrev=False)
+    explain_route.add_options(parser)
+    parser.set_defaults(command=_explain_route)
 
 
 def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -260,6 +268,10 @@ def _simulate(arguments: argparse.Namespace) -> int:
         raise _Usage(one_line(f"baton simulate: {error}")) from error
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+
+
+def _explain_route(arguments: argparse.Namespace) -> int:
+    return explain_route.run(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute
 from orchestrator.wire.compatibility import NO_CONNECTOR
 from orchestrator.wire.info import MAX_LABEL, Encoding, Role, WorkerInfo
 from worker import ending
-from worker.info import decodes, role_from_env, token_ids, transport_from_env
+from worker.info import decodes, role_from_env, token_ids, transport_from_env, zone_from_env
 from worker.nixl_thread import delay_from_env
 from worker.revision import revision_of
 
@@ -90,6 +90,7 @@ def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding)
         max_model_len=model.max_model_len,
         token_ids=token_ids(transport),
         kv_lease_s=_lease_s(transfer),
+        zone=zone_from_env(),
     )
 
 

@@ -29,6 +29,7 @@ class NewWorker(Model):
     role: Role
     url: Url
     served_model: str | None = None
+    zone: str | None = None
 
 
 class WorkerPages:
@@ -47,7 +48,7 @@ class WorkerPages:
             known = ", ".join(self._registry.pools)
             raise UnknownModel(f"no model {new.model[:MAX_NAME]!r}; there is {known}", param="model")
         index = self._registry.next_index(new.model, new.role)
-        address = unmanaged(new.model, new.role, index, new.url, new.served_model)
+        address = unmanaged(new.model, new.role, index, new.url, new.served_model, new.zone)
         return _answer(self._registry.add(address).status(), 201)
 
     async def drain(self, name: str) -> Response:

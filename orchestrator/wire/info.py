@@ -35,6 +35,8 @@ LEG_HEADER = "X-Baton-Leg"
 TRANSPORT_ENV = "BATON_TRANSPORT"
 # This holds where the variable is unset or empty, on either side. docs/transport.md has the measurements.
 DEFAULT_TRANSPORT: Encoding = "orjson"
+# The zone that a worker announces; unset or empty: none.
+ZONE_ENV = "BATON_ZONE"
 # How long NIXL's progress thread waits between two looks; see `worker/nixl_thread.py`.
 NIXL_DELAY_ENV = "BATON_NIXL_PROGRESS_DELAY_US"
 DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()` counts
@@ -73,6 +75,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_model_len: Count | None = None
     # The forms of a prompt's ids that it gives as prefill and takes as decode.
     token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []
+    zone: Label | None = None  # the part of the network that it is in
     kv_lease_s: float | None = None  # as prefill it pins blocks that nobody pulls for so long
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from orchestrator.wire.info import DEFAULT_TRANSPORT, WorkerInfo
 from tests.worker.asgi import MSGPACK, get, post
-from worker.info import decodes, role_from_env, transport_from_env
+from worker.info import decodes, role_from_env, transport_from_env, zone_from_env
 from worker.plugin import BatonPlugin
 from worker.token_ids import pack
 
@@ -377,6 +377,8 @@ def test_json_is_always_among_the_encodings() -> None:
 def test_empty_is_unset() -> None:
     assert transport_from_env({}) == transport_from_env({"BATON_TRANSPORT": ""}) == DEFAULT_TRANSPORT
     assert role_from_env({}) == role_from_env({"BATON_ROLE": ""}) == "both"
+    assert zone_from_env({}) is zone_from_env({"BATON_ZONE": ""}) is None
+    assert zone_from_env({"BATON_ZONE": "a"}) == "a"
 
 
 def test_wrong_values_are_errors_that_list_the_right_ones() -> None:

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, WorkerInfo
-from worker.info import decodes, token_ids
+from worker.info import decodes, token_ids, zone_from_env
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, messages, protocol, responses, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
@@ -151,6 +151,7 @@ class Sim:
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
             kv_lease_s=settings.lease_s,
+            zone=zone_from_env(),
         )
 
     def ledger(self, now: float) -> dict[str, Any]:

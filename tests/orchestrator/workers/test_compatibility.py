@@ -101,6 +101,9 @@ def test_versions_of_engines_may_differ_where_pairs_are_kept_within_one() -> Non
     join(registry, "prefill/0", A)
     assert join(registry, "decode/0", newer) == "unfit"
     assert "routing.pair: same_revision" in (find(registry, "decode/0").last_error or "")
+    registry = new()
+    registry.reconfigure(HealthConfig(), RoutingConfig(pair="same_revision"))
+    assert [join(registry, "prefill/0", A), join(registry, "decode/0", newer)] == ["ready", "ready"]
 
 
 def test_workers_that_serve_a_whole_path_keep_their_place() -> None:
