@@ -19,7 +19,7 @@ from launch.simulate.figures import SPREAD, Figures
 from launch.simulate.site import Conditions
 
 OURS: Final = ("least_loaded", "prefix")
-NAMES: Final = (*OURS, *FORMULAS)
+NAMES: Final = (*OURS, "prefix@auto", *FORMULAS)
 GOOD: Final = 0.9  # the load that a policy carries has so many good requests
 RATES: Final = (1.0, 3.0)  # between which that load is looked for
 CLOSE: Final = 0.04

@@ -13,7 +13,8 @@ from typing import Final
 from launch.simulate.cache import PrefixCache
 from launch.simulate.site import Plans
 from launch.simulate.view import SimulatedRequest
-from orchestrator.routing.planner import Plan, Planner
+from orchestrator.routing.plan import Plan
+from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies.base import Choice
 from orchestrator.wire.info import Role
 from orchestrator.workers.pools import Pools

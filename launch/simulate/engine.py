@@ -48,7 +48,9 @@ Told = Callable[[Any], None]
 
 
 class Engine:
-    """It tells `on_prefilled` of prompts that are computed for others, and `on_ended` of whole answers."""
+    """It tells `on_prefilled` of prompts that are computed for others, `on_begun` of first tokens, and
+    `on_ended` of whole answers.
+    """
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Engine:
         random: Random,
         *,
         on_prefilled: Told,
+        on_begun: Told,
         on_ended: Told,
         noise: float = 0.0,
         slowness: float = 1.0,
@@ -74,6 +77,7 @@ class Engine:
         self._clock = clock
         self._random = random
         self._on_prefilled = on_prefilled
+        self._on_begun = on_begun
         self._on_ended = on_ended
         self._noise = noise
         self._slowness = slowness
@@ -193,7 +197,7 @@ class Engine:
         (job, is_whole), self._prompt = self._prompt, None
         self.cache.put(job.arrival.blocks)
         if is_whole:
-            job.first_at = self._at
+            self._begin_answer(job, 0.0)
             self._join(job, job.arrival.output_tokens - 1)
         else:
             self._on_prefilled(job)
@@ -215,8 +219,11 @@ class Engine:
             self._received.popleft()
             self.cache.put(arrival.blocks)
             self._join(job, arrival.output_tokens)
-            step_s, _ = self._step()
-            job.first_at = self._at + step_s
+            self._begin_answer(job, self._step()[0])
+
+    def _begin_answer(self, job: Job, wait_s: float) -> None:
+        job.first_at = self._at + wait_s
+        self._clock.at(job.first_at, self._on_begun, job)
 
     def _join(self, job: Job, tokens: int) -> None:
         """Let a request run for so many tokens more."""

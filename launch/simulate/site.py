@@ -19,7 +19,8 @@ from orchestrator.config.addresses import WorkerAddress, WorkerPlace, unmanaged,
 from orchestrator.config.options import Config, ModelConfig, RoutingConfig
 from orchestrator.errors import BatonError, TooBusy, Unavailable
 from orchestrator.relay.admission import SWEEP_S, Admission, Demand, Gate
-from orchestrator.routing.planner import Plan, Planner
+from orchestrator.routing.plan import Plan
+from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies.base import End, Outcome
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.record import RequestRecord
@@ -177,6 +178,7 @@ class Site:
             self.clock,
             Random(f"{worker.name} {seed}"),  # noqa: S311  # no secret
             on_prefilled=self._prefilled,
+            on_begun=self._begun,
             on_ended=self._ended,
             noise=conditions.noise,
             slowness=conditions.slow.get(worker.name, 1.0),
@@ -277,6 +279,11 @@ class Site:
         choice.worker.count_leg(-1)
         job.record.prefill_done = self.clock.now
         self.engines[plan.decode].receive(job)
+
+    def _begun(self, job: Job) -> None:
+        plan = job.plan
+        if plan is not None and plan.wants_ends:
+            plan.begun(job.record.prefill_done or job.record.admitted, self.clock.now)
 
     def _ended(self, job: Job) -> None:
         plan = job.plan
