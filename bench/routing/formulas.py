@@ -55,11 +55,11 @@ class Worker:
 
 
 class FormulaChoice(Choice[Any]):
-    def __init__(self, chosen: Any, policy: Policy, worker: Worker, new_tokens: int, own_s: float) -> None:
+    def __init__(self, chosen: Any, policy: Policy, worker: Worker, new_tokens: int, leg_s: float) -> None:
         super().__init__(chosen, "It has the least of the formula.", policy)
         self.known = worker
         self.new_tokens = new_tokens
-        self.own_s = own_s
+        self.leg_s = leg_s
 
 
 class Formula(Policy):
@@ -99,7 +99,7 @@ class Formula(Policy):
     def _begin(self, worker: Worker, choice: FormulaChoice) -> None:
         if not worker.expected_s:
             worker.begun = self.now()
-        worker.expected_s.append(choice.own_s)
+        worker.expected_s.append(choice.leg_s)
         worker.requests += 1
         worker.served += 1
         worker.new_tokens += choice.new_tokens
@@ -107,7 +107,7 @@ class Formula(Policy):
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
         assert isinstance(choice, FormulaChoice)
         worker = choice.known
-        worker.expected_s.remove(choice.own_s)
+        worker.expected_s.remove(choice.leg_s)
         worker.begun = self.now()
         worker.requests -= 1
         worker.new_tokens -= choice.new_tokens
