@@ -130,6 +130,8 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
+        if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
+            scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)
         route = self._routes[view.model]
         gate = route.gate
@@ -184,8 +186,6 @@ class Flow:
         record = scope.record
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
-        if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
-            record.logged = LoggedRequest(view)
         return view
 
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
