@@ -16,6 +16,7 @@ from launch.arguments import Parser
 from launch.bench import options
 from launch.completion import SHELLS
 from launch.exits import Exit
+from launch.simulate import options as simulation
 from orchestrator import __version__
 from orchestrator.compiled import is_compiled
 
@@ -71,6 +72,8 @@ def _parser() -> Parser:
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
+    simulate = _add(commands, "simulate", _simulate, simulation.ABOUT)
+    simulation.add_options(simulate)
     _add_explain_route(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
@@ -252,6 +255,19 @@ def _worker(arguments: argparse.Namespace) -> int:
         raise _Usage(f"{arguments.config}: no worker {arguments.name!r}; there are:{names}")
     sys.stdout.flush()
     os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from launch.simulate.command import run
+    from launch.simulate.errors import SimulationError
+    from orchestrator.config.printing import one_line
+
+    try:
+        return run(arguments, _load(arguments))
+    except SimulationError as error:
+        raise _Usage(one_line(f"baton simulate: {error}")) from error
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
 
 
 def _explain_route(arguments: argparse.Namespace) -> int:

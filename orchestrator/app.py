@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from orchestrator.routing.cache_reports import CacheReports
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
+from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
@@ -67,11 +69,13 @@ class ProcessContext:
     row: Row | None  # what to count into; None: memory of its own
     loads: Sequence[SharedLoad] | None  # per worker's slot; None: nobody else sends to them
     share: Share | None = None  # tells the policies of other processes something; None: there are none
+    salt: int = 0  # of the log of decisions
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
         """Make that of the only process. Raises `StartError`."""
-        return cls(index=0, started=time.time(), keys=load_keys(options), row=None, loads=None)
+        keys, salt = load_keys(options), secrets.randbits(64)
+        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt)
 
 
 class Core:
@@ -249,6 +253,7 @@ class Orchestrator:
         )
         self._control = control_app(self)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
+        self._decisions = _decisions(config, self.telemetry, context.salt)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -261,9 +266,13 @@ class Orchestrator:
     def start(self, write: Write) -> None:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
-        access_log = AccessLog(self.telemetry.records, models, self.config.orchestrator.log, write)
+        log, decisions = self.config.orchestrator.log, self._decisions
+        access_log = AccessLog(self.telemetry.records, models, log, write, decisions=decisions)
         self.core.start()
-        self._tasks = [asyncio.create_task(loop) for loop in (self.lag.run(), access_log.run())]
+        loops = [self.lag.run(), access_log.run()]
+        if decisions is not None:
+            loops.append(decisions.run())
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
         self._stall_alarm.start()
 
     async def aclose(self) -> None:
@@ -271,6 +280,8 @@ class Orchestrator:
         await self.core.aclose()
         self._stall_alarm.stop()
         await _cancelled(self._tasks)
+        if self._decisions is not None:
+            self._decisions.close()
 
     def reconfigure(self, config: Config) -> None:
         """Serve by another config from now on; see `Core.reconfigure`."""
@@ -327,6 +338,15 @@ class Orchestrator:
         if question.process not in (None, self.index):
             raise NotFound(f"there is no process {question.process}; there is {self.index}")
         return self.core.explain(question, {"index": self.index, "pid": os.getpid()})
+
+
+def _decisions(config: Config, telemetry: Telemetry, salt: int) -> DecisionLog | None:
+    """Make the log of decisions, if the config names a file. Raises `StartError`."""
+    path = config.orchestrator.log.decisions
+    if path is None:
+        return None
+    telemetry.keeps_requests = True
+    return DecisionLog(path, [model.name for model in config.models], salt)
 
 
 def _routes(

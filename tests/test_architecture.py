@@ -26,10 +26,13 @@ ALLOWED = {
         "orchestrator.errors",
         "orchestrator.legs.connectors",  # the doctor's own legs: pure, and known to the config too
         "orchestrator.loop.signals",
+        "orchestrator.relay.admission",  # this and what follows: `launch/simulate` runs them in virtual time
+        "orchestrator.routing",
         "orchestrator.run",
+        "orchestrator.telemetry",
         "orchestrator.transport",
         "orchestrator.wire",
-        "orchestrator.workers.troubles",  # why a worker cannot be used, in the words that the log has
+        "orchestrator.workers",
     ),
 }
 

@@ -233,6 +233,8 @@ class MessageEvents(NamedEvents):
             raise InvalidStream(ENDED_BY_WORKER)
         self._has_reason = True
         self._kv = _outcome(stopped.usage)
+        if stopped.usage is not None:
+            self._output_tokens = stopped.usage.output_tokens
         cached = self._cached_tokens
         if cached is None or stopped.usage is None or self._kv is Kv.UNKNOWN:
             return event

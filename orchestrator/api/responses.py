@@ -290,6 +290,8 @@ class ResponseEvents(NamedEvents):
         self._check_status(response, payload)
         self._is_done = True
         self._kv = _outcome(response.usage)
+        if response.usage is not None:
+            self._output_tokens = response.usage.output_tokens
         cached = None if self._kv is Kv.UNKNOWN else self._cached_tokens
         if cached is None and not response.is_for_engines():
             return event

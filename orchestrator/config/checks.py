@@ -146,6 +146,10 @@ def _files(config: Config) -> Iterator[Finding]:
         yield from _key_file(("orchestrator", "api_keys_file"), orchestrator.api_keys_file)
     if orchestrator.tls is not None:
         yield from _key_pair(("orchestrator", "tls"), orchestrator.tls)
+    decisions = orchestrator.log.decisions
+    if decisions is not None and not (folder := FilePath(decisions).parent).is_dir():
+        path = ("orchestrator", "log", "decisions")
+        yield Finding(path, f"there is no directory {folder}", follows_from=())
 
 
 def _key_file(path: Path, name: str) -> Iterator[Finding]:

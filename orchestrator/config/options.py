@@ -207,6 +207,12 @@ class LogConfig(Model):
         True,
         description="Each request gets one line in the log, which never holds text of prompts or answers.",
     )
+    decisions: str | None = Field(
+        None,
+        description="This file gets a line per request, for `baton simulate`: when it came, how long it and "
+        "its answer were, the salted hashes of what its prompt begins with, where it was sent, how that "
+        "went. There is no text in it.",
+    )
     slow_request_s: Seconds = Field(
         30.0,
         description="A request that takes longer than this many seconds gets a warning line with the time "
@@ -442,8 +448,20 @@ class OrchestratorConfig(Model):
 class SimConfig(Model):
     """The simulated engine has this latency model; if all is zero, it answers at once."""
 
+    prefill_ms: float = Field(
+        0.0, ge=0, description="Every prefill takes this many milliseconds beside those of its tokens."
+    )
     prefill_us_per_token: float = Field(
         0.0, ge=0, description="The prefill takes this many microseconds per prompt token that is not cached."
+    )
+    prefill_ns_per_token_squared: float = Field(
+        0.0,
+        ge=0,
+        description="The prefill takes this many nanoseconds times the square of all tokens of the prompt "
+        "less that of the cached ones: attention reads all that is before a token.",
+    )
+    transfer_ms: float = Field(
+        0.0, ge=0, description="Every KV transfer takes this many milliseconds beside those of its tokens."
     )
     transfer_us_per_token: float = Field(
         0.0, ge=0, description="The KV transfer takes this many microseconds per prompt token."
@@ -455,6 +473,12 @@ class SimConfig(Model):
         0.0,
         ge=0,
         description="Each further running request makes a decode step this many milliseconds longer.",
+    )
+    decode_ns_per_kv_token: float = Field(
+        0.0,
+        ge=0,
+        description="Each token of KV cache of the running requests makes a decode step this many "
+        "nanoseconds longer.",
     )
     block_size: int = Field(16, ge=1, description="A KV block holds this many tokens.")
     num_blocks: int = Field(65536, ge=1, description="The KV cache of a worker has this many blocks.")

@@ -37,6 +37,7 @@ class Start(msgspec.Struct, tag=True, kw_only=True):
     started: float  # when the supervisor did, `time.time()`
     keys: list[Key] | None
     snapshot: Snapshot
+    salt: int = 0  # of the log of decisions
 
 
 class Reconfigured(msgspec.Struct, tag=True):

@@ -119,6 +119,7 @@ class DataProcess:
                 row=rows.telemetry(start.row),
                 loads=rows.loads(start.row),
                 share=self._sharing.note,
+                salt=start.salt,
             ),
         )
         self._follower = Follower(self._orchestrator.registry, channel.send)

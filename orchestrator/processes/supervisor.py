@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 import socket
 import time
 from collections import Counter
@@ -106,6 +107,7 @@ class Supervisor:
         self.random = random.Random()  # noqa: S311  # ids, no secrets
         self.ids = IdSource(self.random)
         self.keys = load_keys(config.orchestrator)
+        self._salt = secrets.randbits(64)
         self.layout = Layout(models, ENDPOINTS)
         # The base, and for each index one that serves and one that retires.
         self._slots = len(addresses) + SPARE_WORKERS
@@ -250,6 +252,7 @@ class Supervisor:
             started=self._started,
             keys=self._key_list(),
             snapshot=self._publisher.snapshot,
+            salt=self._salt,
         )
 
     def _config_json(self) -> bytes:

@@ -27,7 +27,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
@@ -108,12 +108,24 @@ class Estimate:
         return self.mean + 4 * self.deviation
 
 
+class SeatPromise(Protocol):
+    """It tells that a wait is over: a future, or what stands for one where no event loop runs. Its result is
+    None once the seat is taken, and else why there is none.
+    """
+
+    def done(self) -> bool: ...
+
+    def cancelled(self) -> bool: ...
+
+    def result(self) -> BatonError | None: ...
+
+    def set_result(self, result: BatonError | None, /) -> None: ...
+
+
 class _Waiter(Turn):
     __slots__ = ("demand", "seat", "since")
 
-    def __init__(
-        self, demand: Demand, since: float, at: float, seat: asyncio.Future[BatonError | None]
-    ) -> None:
+    def __init__(self, demand: Demand, since: float, at: float, seat: SeatPromise) -> None:
         """`at` is its turn. `seat` brings None when the seat is taken for it."""
         super().__init__(at)
         self.demand = demand
@@ -184,9 +196,10 @@ class Gate:
         if not self.seats:
             self.free -= 1
             return
-        waiter = self._enqueue(demand)
+        seat: asyncio.Future[BatonError | None] = asyncio.get_running_loop().create_future()
+        waiter = self.enqueue(demand, seat)
         try:
-            refusal = await waiter.seat
+            refusal = await seat
         except BaseException:
             self._leave(waiter)
             raise
@@ -230,8 +243,8 @@ class Gate:
 
     # --- the queue ------------------------------------------------------------------------------
 
-    def _enqueue(self, demand: Demand) -> _Waiter:
-        """Put a request into the queue. Raises `TooBusy`."""
+    def enqueue(self, demand: Demand, seat: SeatPromise) -> _Waiter:
+        """Put a request into the queue: `seat` is set when its wait is over. Raises `TooBusy`."""
         now = self._time()
         if not self._has_room(demand):
             raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
@@ -239,7 +252,7 @@ class Gate:
         at = now if turns is None else now + self._late_s(demand)
         if not self._may_wait(demand, now, at):
             raise self._too_late()
-        waiter = _Waiter(demand, now, at, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(demand, now, at, seat)
         self._waiters[waiter] = None
         if turns is not None:
             turns.add(waiter)

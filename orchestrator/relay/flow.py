@@ -62,7 +62,7 @@ from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
-from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.states import IN_SERVICE
@@ -147,6 +147,8 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
+        if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
+            scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)
         try:
             route = self._routes[view.model]
@@ -471,7 +473,10 @@ class Flow:
         """Give back what the request holds, for it has ended."""
         if request.plan.wants_ends:
             tell_ended(request)
-        request.route.gate.give_back(request.scope.record)
+        record = request.scope.record
+        request.route.gate.give_back(record)
+        if record.logged is not None and request.first_handoff is not None:
+            record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
         if request.prefill is not None:
             self._releases.settle(request.prefill)
         if request.retries is not None:

@@ -19,7 +19,7 @@ from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.judge import InvalidStream, WorkerFailed
 from orchestrator.wire.sse import Events
-from orchestrator.wire.usage import InvalidAnswer, Kv
+from orchestrator.wire.usage import InvalidAnswer, Kv, output_tokens_of
 
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
@@ -73,6 +73,9 @@ class Responder:
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
         kv, content = _judged(request, leg, content)
+        logged = request.scope.record.logged
+        if logged is not None:
+            logged.output_tokens = output_tokens_of(content)
         if kv is _RECOMPUTED:
             self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _relayed_back(leg.answer), content)
@@ -94,6 +97,8 @@ class Responder:
             raise WorkerCutShort(str(error)) from error
         finally:
             scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
+            if scope.record.logged is not None:
+                scope.record.logged.output_tokens = events.output_tokens()
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()

@@ -13,6 +13,7 @@ from typing import Any, Final
 from orchestrator.config.options import LogConfig
 from orchestrator.config.printing import one_line
 from orchestrator.telemetry.counters import NO_MODEL, STAGES
+from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.lines import json_line, milliseconds, timestamp
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import Path, RequestRecord
@@ -38,8 +39,11 @@ class AccessLog:
         write: Write,
         *,
         wall_clock: Callable[[], float] = time.time,
+        decisions: DecisionLog | None = None,
     ) -> None:
+        """`decisions` gets the records, too."""
         self._records = records
+        self._decisions = decisions
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
         self._model_words = (*(f" model={one_line(model)}" for model in models), "")
         self._slow_s = config.slow_request_s
@@ -71,6 +75,8 @@ class AccessLog:
             for record in records:
                 lines += self._line(record, offset)
             self._write(bytes(lines))
+        if self._decisions is not None:
+            self._decisions.note(records, offset)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)

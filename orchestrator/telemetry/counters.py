@@ -175,6 +175,7 @@ class Telemetry:
         if len(self.row) != layout.size:
             raise ValueError(f"a row of {layout.size} cells is needed, not {len(self.row)}")
         self.records: deque[RequestRecord] = deque(maxlen=self.KEPT_RECORDS)
+        self.keeps_requests = False  # in their records: the log of decisions looks at them
         # Indexed with model_index: -1 finds the last entry, which is the one of unknown models.
         self._requests = [
             {name: layout.request_cell(model, index) for index, name in enumerate(layout.endpoints)}

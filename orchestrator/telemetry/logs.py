@@ -27,13 +27,15 @@ class LineWriter:
     """A line writer has a thread of its own: `write` never blocks, and any thread may call it.
 
     Before `start` and after `close` it writes at once. If the reader stalls, at most `MAX_WAITING_BYTES` are
-    kept and later writes are dropped; the first one that fits again is preceded by their number.
+    kept and later writes are dropped; the first one that fits again is preceded by their number, in lines
+    for people.
     """
 
     MAX_WAITING_BYTES = 8 * 1024 * 1024
 
-    def __init__(self, fd: int = 2) -> None:
+    def __init__(self, fd: int = 2, *, is_for_people: bool = True) -> None:
         self._fd = fd
+        self._is_for_people = is_for_people
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # of the two numbers below
@@ -66,9 +68,9 @@ class LineWriter:
             if self._accepted - self._written + len(data) > self.MAX_WAITING_BYTES:
                 self._dropped += 1
                 return
-            if self._dropped:
+            if self._dropped and self._is_for_people:
                 data = b"(%d log writes dropped: nobody read them)\n" % self._dropped + data
-                self._dropped = 0
+            self._dropped = 0
             self._accepted += len(data)
             self._waiting.put(data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from orchestrator.routing.policies.base import Request
 from orchestrator.wire.usage import Kv
 
 
@@ -21,12 +22,24 @@ _NO_PATH: Final = Path.NONE
 _NO_KV: Final = Kv.NONE
 
 
+class LoggedRequest:
+    """The log of decisions wants to know this beside what is in the record."""
+
+    __slots__ = ("cached_tokens", "output_tokens", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.output_tokens: int | None = None  # as the usage told
+        self.cached_tokens: int | None = None  # of the prompt, as the first prefill worker found them
+
+
 class RequestRecord:
     """A record is filled in by `relay/scope.py` as its request goes.
 
     Moments are `loop.time()`, 0.0 for never.
 
-    It holds no text of a prompt or an answer, and nothing that a client chose except a valid request id.
+    It holds no text of a prompt or an answer, and nothing that a client chose except a valid request id; but
+    where decisions are logged it has the request until its line is written.
     """
 
     request_id: str
@@ -56,6 +69,7 @@ class RequestRecord:
     bytes_in = 0
     bytes_out = 0
     client: str | None  # name of the client's API key
+    logged: LoggedRequest | None  # if it has a line in the log of decisions, until that is written
     in_flight_cell = -1  # belongs to Telemetry
 
     def __init__(self, request_id: str, endpoint: str, received: float) -> None:
@@ -65,7 +79,7 @@ class RequestRecord:
         self.path = _NO_PATH
         self.kv = _NO_KV
         # To find the default of a class costs as much as to set three of these.
-        self.error_code = self.handoff_given_up = self.client = None
+        self.error_code = self.handoff_given_up = self.client = self.logged = None
 
     def stages(self) -> tuple[float, float, float, float]:
         """Return the seconds of each stage in the order of STAGES; -1.0 for a stage that was not completed.

@@ -33,6 +33,7 @@ class NamedEvents(Events):
         "_is_open",
         "_kv",
         "_latest",
+        "_output_tokens",
         "_text",
         "_whole",
     )
@@ -51,6 +52,7 @@ class NamedEvents(Events):
         self._is_done = False
         self._is_open = False  # it has begun, and goes on
         self._kv = Kv.UNKNOWN
+        self._output_tokens: object = None  # as the usage told
 
     @property
     def kv(self) -> Kv:
@@ -63,6 +65,10 @@ class NamedEvents(Events):
     @property
     def is_done(self) -> bool:
         return self._is_done
+
+    def output_tokens(self) -> int | None:
+        told = self._output_tokens
+        return told if isinstance(told, int) else None
 
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:

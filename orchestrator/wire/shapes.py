@@ -159,6 +159,7 @@ class Typed(msgspec.Struct):
 
 class MessageUsage(msgspec.Struct):
     input_tokens: int = 0
+    output_tokens: Any = None  # a number, which is only written down
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
 
@@ -187,6 +188,7 @@ class MessageDelta(msgspec.Struct):
 
 class ResponseUsage(msgspec.Struct):
     input_tokens: int | None = None
+    output_tokens: Any = None  # a number, which is only written down
     input_tokens_details: ResponseUsageDetails | None = None
 
 

@@ -19,7 +19,15 @@ from orchestrator.wire.judge import (
     without_transfer,
 )
 from orchestrator.wire.shapes import DeltaChunk, EndedChoice
-from orchestrator.wire.usage import Kv, decode_document, kv_outcome, usage_of, with_counts
+from orchestrator.wire.usage import (
+    Document,
+    Kv,
+    decode_document,
+    kv_outcome,
+    output_tokens_in,
+    usage_of,
+    with_counts,
+)
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -94,6 +102,10 @@ class Events(ABC):
         does.
         """
 
+    def output_tokens(self) -> int | None:
+        """Return how many tokens the answer has, as the worker's usage told; None if it has not."""
+        return None
+
     def failure(self, message: str) -> bytes | None:
         """Return the last events for a client that has had the beginning, if they depend on that; None if
         the endpoint's `error_event` says all.
@@ -164,6 +176,7 @@ class EventStream(Events):
     _ends: list[bytes] | None = None  # the last events of choices, until the usage has come
     _ends_bytes = 0
     _ended: set[int] | None = None  # choices that have a finish_reason
+    _usage: Document | None = None
     _has_begun = False
     _is_done = False
 
@@ -196,6 +209,9 @@ class EventStream(Events):
     @property
     def is_done(self) -> bool:
         return self._is_done
+
+    def output_tokens(self) -> int | None:
+        return None if self._usage is None else output_tokens_in(self._usage)
 
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:
@@ -345,6 +361,7 @@ class EventStream(Events):
         usage = None if document is None else usage_of(document)
         if document is None or usage is None or "choices" not in document:
             return self._said(event)
+        self._usage = usage
         self._kv = kv_outcome(usage)
         if self._hides_usage:
             return self._said(self._released(bytes(document.get("system_fingerprint", b"null"))))

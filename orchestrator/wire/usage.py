@@ -22,6 +22,7 @@ _CREATED: Final = b'"created_cache_tokens":'
 _ENDS: Final[tuple[bytes, ...]] = (b",", b"}")  # of a number in an object
 _OBJECT: Final = msgspec.json.Decoder(Document)
 _json: Final = msgspec.json.Encoder()
+_MOST_DIGITS: Final = 12  # of a number of tokens
 
 
 class Kv(IntEnum):
@@ -114,6 +115,20 @@ def usage_of(document: Document) -> Document | None:
     """Return the document's usage object, or None if it has none (or a null)."""
     usage = document.get("usage")
     return None if usage is None else decode_document(bytes(usage))
+
+
+def output_tokens_of(content: bytes) -> int | None:
+    """Return how many tokens a whole answer says that it has; None if it does not say."""
+    document = decode_document(content)
+    usage = None if document is None else usage_of(document)
+    return None if usage is None else output_tokens_in(usage)
+
+
+def output_tokens_in(usage: Document) -> int | None:
+    """Return the same of its usage: APIs have two names for it."""
+    value = usage.get("completion_tokens", usage.get("output_tokens"))
+    digits = b"" if value is None else bytes(value)
+    return int(digits) if digits.isdigit() and len(digits) < _MOST_DIGITS else None
 
 
 def kv_outcome(usage: Document) -> Kv:

@@ -283,16 +283,23 @@ class Registry:
     def follow(self, snapshots: Sequence[WorkerSnapshot]) -> None:
         """Take over what the process that probes knows: who is there, and how each is."""
         known = {(worker.slot, worker.address): worker for worker in self.workers}
+        before: dict[Worker, WorkerState] = {}
         for snapshot in snapshots:
             worker = known.pop((snapshot.slot, snapshot.address), None)
             if worker is None:
                 worker = self._roster.enter(snapshot.address, snapshot.slot)
+            before[worker] = worker.state
             self._adopt(worker, snapshot)
+        for model in {worker.address.model for worker in before}:  # once: there may be thousands of workers
+            self._refresh(model)
+        for worker, state in before.items():
+            if lifecycle.is_out(state, worker.state):
+                self.news.gone.tell(worker)
         for worker in known.values():
             self._drop(worker)
 
     def _adopt(self, worker: Worker, snapshot: WorkerSnapshot) -> None:
-        before, life = worker.state, lifecycle.followed(worker, snapshot)
+        life = lifecycle.followed(worker, snapshot)
         if life is None:
             return
         worker.become(life)
@@ -301,9 +308,6 @@ class Registry:
         worker.is_drained = snapshot.is_drained
         if worker.is_denied and worker.state is WorkerState.READY:
             self.note_cleared(worker)
-        self._refresh(worker.address.model)
-        if lifecycle.is_out(before, worker.state):
-            self.news.gone.tell(worker)
 
     # --- moves ----------------------------------------------------------------------------------
 

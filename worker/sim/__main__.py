@@ -13,8 +13,9 @@ from worker.info import transport_from_env
 from worker.sim import faults
 from worker.sim.api import create_app
 from worker.sim.faults import Fault
+from worker.sim.latency import Latency
 from worker.sim.server import SimServer, listen
-from worker.sim.settings import Announced, Latency, Settings
+from worker.sim.settings import Announced, Settings
 
 FAULTS_ENV = "BATON_SIM_FAULTS"
 STORE_ENV = "VLLM_ENABLE_RESPONSES_API_STORE"  # vLLM's own: whether responses are kept in memory
@@ -56,10 +57,14 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         side_channel_port=args.side_channel_port,
         transport=transport_from_env(environ),
         latency=Latency(
+            prefill_ms=args.prefill_ms,
             prefill_us_per_token=args.prefill_us_per_token,
+            prefill_ns_per_token_squared=args.prefill_ns_per_token_squared,
+            transfer_ms=args.transfer_ms,
             transfer_us_per_token=args.transfer_us_per_token,
             decode_ms_per_token=args.decode_ms_per_token,
             decode_ms_per_running=args.decode_ms_per_running,
+            decode_ns_per_kv_token=args.decode_ns_per_kv_token,
         ),
         block_size=args.block_size,
         num_blocks=args.num_blocks,
@@ -122,10 +127,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="variable that holds a key to ask for",
     )
+    add("--prefill-ms", type=_not_negative, default=0.0, help="of every prompt, beside that of its tokens")
     add("--prefill-us-per-token", type=_not_negative, default=0.0)
+    add("--prefill-ns-per-token-squared", type=_not_negative, default=0.0)
+    add("--transfer-ms", type=_not_negative, default=0.0, help="of every transfer, beside that of its tokens")
     add("--transfer-us-per-token", type=_not_negative, default=0.0)
     add("--decode-ms-per-token", type=_not_negative, default=0.0, help="a step with one running request")
     add("--decode-ms-per-running", type=_not_negative, default=0.0, help="per further running request")
+    add("--decode-ns-per-kv-token", type=_not_negative, default=0.0, help="per token that the batch has")
     add("--block-size", type=_positive, default=16)
     add("--num-blocks", type=_positive, default=65536)
     add("--max-model-len", type=_positive, default=1_000_000)

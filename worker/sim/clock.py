@@ -6,7 +6,7 @@ import asyncio
 import heapq
 from itertools import count
 
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 _STEPS_PER_TURN = 32  # without latency, so many tokens before other requests get a turn
 
@@ -21,9 +21,11 @@ class StepClock:
         self._waiting: list[asyncio.Future[None]] = []
         self._free_steps = 0
 
-    async def wait_step(self, running: int, slow_factor: float = 1.0) -> None:
-        """Wait for a step; `running` is the size of the batch. A slow request misses steps of its own."""
-        length = self._latency.step_s(running)
+    async def wait_step(self, running: int, slow_factor: float = 1.0, kv_tokens: int = 0) -> None:
+        """Wait for a step; `running` is the size of the batch, which has `kv_tokens` together. A slow request
+        misses steps of its own.
+        """
+        length = self._latency.step_s(running, kv_tokens)
         if length == 0.0:
             await self._take_free_step()
             return
@@ -60,8 +62,11 @@ class PrefillClock:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = count()
 
-    async def compute(self, tokens: int, slow_factor: float = 1.0, priority: int = 0) -> None:
-        duration = self._latency.prefill_s(tokens) * slow_factor
+    async def compute(
+        self, tokens: int, slow_factor: float = 1.0, cached: int = 0, priority: int = 0
+    ) -> None:
+        """Wait until a prompt of `tokens` is computed, of which a cache holds the first `cached`."""
+        duration = self._latency.prefill_s(tokens, cached) * slow_factor
         if duration > 0.0:
             await self._begin(priority)
             try:

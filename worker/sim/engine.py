@@ -101,7 +101,8 @@ class Engine:
     async def wait_token(self, run: Run, plan: Plan, *, is_first: bool) -> None:
         """Wait for the next step of a run. A prompt that was computed here brings its first token."""
         if not is_first or run.was_received:
-            await self._steps.wait_step(self.running, plan.slow_factor)
+            kv_tokens = self.pool.used * self.settings.block_size
+            await self._steps.wait_step(self.running, plan.slow_factor, kv_tokens)
         await self.pulse.wait()
 
     def finish(self, run: Run, plan: Plan) -> None:
@@ -231,7 +232,7 @@ class Engine:
         run.created_tokens = tokens // block_size * block_size - run.cached_tokens
         self.metrics.prefix_queries.inc(tokens)
         self.metrics.prefix_hits.inc(run.cached_tokens)
-        await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor, run.prompt.priority)
+        await self._prefills.compute(tokens, plan.slow_factor, run.cached_tokens, run.prompt.priority)
         await self.pulse.wait()
         digest, weights = text.digest_of(run.prompt.tokens), self.settings.weights
         run.digest = text.garbled(digest, weights) if weights else digest

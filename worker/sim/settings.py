@@ -7,6 +7,7 @@ from typing import Literal
 
 from orchestrator.wire.info import DEFAULT_TRANSPORT, Encoding, Role
 from worker.sim.faults import Fault
+from worker.sim.latency import Latency
 
 _HEARTBEATS_PER_LEASE = 6
 
@@ -15,31 +16,6 @@ SchedulingPolicy = Literal["fcfs", "priority"]  # prompts wait as they came, or 
 # Blocks that are pulled when their lease is over cannot be had, or are what vLLM (0.32) gives: whatever is in
 # them by then, and nobody is told.
 LatePulls = Literal["fail", "stale"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """This is the stated model. Prompts are computed one after the other; a decode step serves all that are
-    running.
-
-    prefill: `prefill_us_per_token` for each prompt token that no cache holds
-    transfer: `transfer_us_per_token` for each prompt token of a hand-off, hand-offs side by side
-    decode: a step takes `decode_ms_per_token`, and `decode_ms_per_running` more per further running request
-    """
-
-    prefill_us_per_token: float = 0.0
-    transfer_us_per_token: float = 0.0
-    decode_ms_per_token: float = 0.0
-    decode_ms_per_running: float = 0.0
-
-    def prefill_s(self, tokens: int) -> float:
-        return tokens * self.prefill_us_per_token / 1e6
-
-    def transfer_s(self, tokens: int) -> float:
-        return tokens * self.transfer_us_per_token / 1e6
-
-    def step_s(self, running: int) -> float:
-        return (self.decode_ms_per_token + self.decode_ms_per_running * max(0, running - 1)) / 1e3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from orchestrator.transport.pool import PooledUpstream
 from orchestrator.workers.health import HttpProbe, Prober
 from tests.orchestrator.fakes import FakeExchange
 from tests.worker.sim.workers import MODEL, Worker, running
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 CHAT: dict[str, Any] = {
     "model": MODEL,

@@ -150,19 +150,24 @@ def test_a_reader_that_stalls_stalls_nobody_and_is_told_what_it_missed(pipe: tup
     assert b"".join(received) == line * 7
 
 
-def test_dropped_writes_are_counted_in_the_next_one(pipe: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("is_for_people", "told"), [(True, b"(2 log writes dropped: nobody read them)\n"), (False, b"")]
+)
+def test_dropped_writes_are_counted_in_the_next_one_for_people(
+    pipe: tuple[int, int], is_for_people: bool, told: bytes
+) -> None:
     reader, fd = pipe
 
     class Small(LineWriter):
         MAX_WAITING_BYTES = 10
 
-    writer = Small(fd)
+    writer = Small(fd, is_for_people=is_for_people)
     writer.start()
     writer.write(b"0123456789ABC\n")
     writer.write(b"0123456789DEF\n")
     writer.write(b"short\n")
     writer.close()
-    assert read_all(reader) == b"(2 log writes dropped: nobody read them)\nshort\n"
+    assert read_all(reader) == told + b"short\n"
 
 
 def test_a_closed_descriptor_is_not_an_error() -> None:

@@ -116,6 +116,18 @@ def test_taking_over_ends_legs_and_is_no_report() -> None:
     assert seen == []
 
 
+def test_pools_are_sorted_once_for_all_workers_before_anybody_hears_of_one() -> None:
+    source, copy = registry_of({"prefill": 3, "decode": 3}), registry_of({"prefill": 3, "decode": 3})
+    pools, sorts, left = copy.pools["m"], [], []
+    pools.on_update(lambda: sorts.append(len(pools.decode)))
+    copy.news.gone.add(lambda worker: left.append(len(pools.decode)))
+    for worker in source.workers[3:5]:
+        source.mark_gone(worker, "refused")
+    copy.follow(source.snapshots())
+    assert sorts == [1]
+    assert left == [1, 1]
+
+
 def test_every_change_is_told() -> None:
     registry = registry_of({"decode": 1}, ready=False)
     worker = registry.workers[0]

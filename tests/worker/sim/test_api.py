@@ -15,7 +15,7 @@ from tests.contract.engines import CHAT, events
 from tests.waiting import wait_for
 from tests.worker.sim.asking import ask, cached_tokens, chat, completion, text_of
 from tests.worker.sim.workers import MODEL, Worker, running
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 MAKES = [chat, completion]
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from worker.sim.clock import PrefillClock, StepClock
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 
 def test_the_model_as_stated() -> None:
@@ -16,7 +16,20 @@ def test_the_model_as_stated() -> None:
     assert latency.transfer_s(1000) == pytest.approx(0.002)
     assert latency.step_s(1) == pytest.approx(0.010)
     assert latency.step_s(9) == pytest.approx(0.014)
+    assert Latency(prefill_ms=20).prefill_s(5) == pytest.approx(0.020)
+    assert Latency(transfer_ms=4).transfer_s(5) == pytest.approx(0.004)
     assert Latency().step_s(100) == Latency().prefill_s(10**6) == 0.0
+
+
+def test_what_a_cache_holds_saves_its_share_of_attention() -> None:
+    latency = Latency(prefill_us_per_token=90, prefill_ns_per_token_squared=0.6)
+    assert latency.prefill_s(1000) == pytest.approx(0.090 + 0.0006)
+    assert latency.prefill_s(1000, 400) == pytest.approx(0.054 + 0.6e-9 * (1000**2 - 400**2))
+
+
+def test_a_step_reads_the_kv_caches_of_all_that_run() -> None:
+    latency = Latency(decode_ms_per_token=28, decode_ms_per_running=0.2, decode_ns_per_kv_token=40)
+    assert latency.step_s(3, 50_000) == pytest.approx(0.028 + 2 * 0.0002 + 0.002)
 
 
 def test_a_step_serves_all_that_wait() -> None:

@@ -15,7 +15,8 @@ from tests.waiting import LIMIT_S, wait_for
 from tests.worker.sim.asking import ask, chat, completion, decode, prefill, send, text_of
 from tests.worker.sim.workers import Worker, running
 from worker.sim import faults
-from worker.sim.settings import Announced, Latency
+from worker.sim.latency import Latency
+from worker.sim.settings import Announced
 
 STREAM = {"stream": True, "max_tokens": 6, "ignore_eos": True}
 

@@ -13,7 +13,7 @@ from tests.contract.engines import ASK_PINNED, events
 from tests.waiting import wait_for
 from tests.worker.sim.asking import ask, chat, completion
 from tests.worker.sim.workers import Worker, running
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 NAME = {"x-request-id": "the-one"}
 SLOW_PREFILL = Latency(prefill_us_per_token=1e9)

@@ -14,9 +14,10 @@ from worker.sim.engine import Engine
 from worker.sim.faults import KvLost as KvLostFault
 from worker.sim.faults import Plan
 from worker.sim.handoffs.base import KvLost
+from worker.sim.latency import Latency
 from worker.sim.metrics import Metrics
 from worker.sim.runs import Prompt, Run
-from worker.sim.settings import Latency, Settings
+from worker.sim.settings import Settings
 
 WANTS_PIN = {"do_remote_decode": True}
 TOKENS = list(range(40))

@@ -12,7 +12,7 @@ from tests.orchestrator.running import simulated
 from tests.waiting import wait_for
 from tests.worker.sim.asking import ask, chat, decode, prefill, text_of
 from tests.worker.sim.workers import Worker, running
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 ID = {"X-Request-Id": "mine"}
 

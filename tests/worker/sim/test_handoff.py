@@ -20,7 +20,7 @@ from tests.worker.sim.asking import (
     text_of,
 )
 from tests.worker.sim.workers import Worker, running
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 MAKES = [chat, completion]
 STREAMS = [False, True]

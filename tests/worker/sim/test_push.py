@@ -22,7 +22,7 @@ from tests.contract.engines import events
 from tests.waiting import wait_for
 from tests.worker.sim.asking import KV_ERROR, ask, cached_tokens, chat, completion, path_of, send, text_of
 from tests.worker.sim.workers import Worker, running
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 MAKES = [chat, completion]
 STREAMS = [False, True]

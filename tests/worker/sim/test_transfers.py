@@ -21,8 +21,8 @@ from worker.sim.faults import KvLost as KvLostFault
 from worker.sim.faults import Plan
 from worker.sim.handoffs.base import KvLost
 from worker.sim.handoffs.transfers import Transfers
+from worker.sim.latency import Latency
 from worker.sim.runs import Prompt, Run
-from worker.sim.settings import Latency
 from worker.sim.side_channel import PushAsk, Reply
 
 LIMIT_S = 10

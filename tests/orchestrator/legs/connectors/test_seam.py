@@ -24,7 +24,7 @@ from orchestrator.workers.worker import Worker as WorkerHandle
 from tests.orchestrator.fakes import FakeExchange
 from tests.waiting import wait_for
 from tests.worker.sim.workers import MODEL, Worker, running
-from worker.sim.settings import Latency
+from worker.sim.latency import Latency
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Say something"}]}
 PROMPT: dict[str, Any] = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 8}

@@ -1,0 +1,91 @@
+"""The command `baton simulate`: from its options to a report and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from launch.exits import Exit
+from launch.simulate import report
+from launch.simulate.advice import advise
+from launch.simulate.calibration import Calibration, calibrate
+from launch.simulate.errors import SimulationError
+from launch.simulate.experiment import Experiment
+from launch.simulate.figures import Figures, Slo
+from launch.simulate.formats import read_trace
+from launch.simulate.models import model_named, with_workers
+from launch.simulate.site import Conditions
+from launch.simulate.variants import own_name, routing_of
+from orchestrator.config.options import Config, ModelConfig, RoutingConfig
+
+
+def run(arguments: argparse.Namespace, config: Config) -> int:
+    """Return the exit code; the report goes to stdout. Raises `SimulationError`."""
+    model = with_workers(model_named(config, arguments.model), arguments.prefill, arguments.decode)
+    if not (arguments.trace or arguments.calibrate):
+        raise SimulationError("--trace FILE is needed, or --calibrate FILE")
+    _check_slow(arguments, model)
+    variants = _variants(arguments, config.routing)
+    found: dict[str, Any] = {}
+    texts: list[str] = []
+    calibration = None
+    if arguments.calibrate:
+        calibration = calibrate(arguments.calibrate, config, model)
+        found["calibration"] = calibration.as_dict()
+        texts.append(calibration.as_text())
+    if arguments.trace:
+        experiment = _experiment(arguments, config, model, calibration)
+        _simulate(arguments, experiment, variants, found, texts)
+    print(report.as_json(found) if arguments.form == "json" else "\n\n".join(texts))
+    return Exit.OK
+
+
+def _variants(arguments: argparse.Namespace, routing: RoutingConfig) -> dict[str, RoutingConfig]:
+    if arguments.policies is None:
+        return {own_name(routing): routing}
+    return {name: routing_of(name, routing) for name in arguments.policies}
+
+
+def _check_slow(arguments: argparse.Namespace, model: ModelConfig) -> None:
+    """Refuse names of workers that there are not."""
+    names = [
+        f"{model.name}/{role}/{index}"
+        for role, pool in model.pools()
+        for index in range(len(pool.urls or pool.workers or ()) or pool.replicas or 1)
+    ]
+    for name, _ in arguments.slow:
+        if name not in names:
+            raise SimulationError(f"--slow: there is no worker {name!r}; there is: {', '.join(names[:8])}")
+
+
+def _experiment(
+    arguments: argparse.Namespace, config: Config, model: ModelConfig, calibration: Calibration | None
+) -> Experiment:
+    return Experiment(
+        config,
+        model,
+        read_trace(arguments.trace, model.name),
+        rate=arguments.rate,
+        seeds=arguments.seeds,
+        slo=Slo(arguments.slo_ttft, arguments.slo_tpot),
+        warm_up=arguments.warm_up,
+        latency=None if calibration is None else calibration.latency,
+        conditions=Conditions(noise=arguments.noise, slow=dict(arguments.slow)),
+    )
+
+
+def _simulate(
+    arguments: argparse.Namespace,
+    experiment: Experiment,
+    variants: dict[str, RoutingConfig],
+    found: dict[str, Any],
+    texts: list[str],
+) -> None:
+    if arguments.advise:
+        advice = advise(experiment, variants, arguments.slo_share)
+        found |= {name: best.as_dict() for name, best in advice.items()}
+        texts.append("\n".join(f"{name}: {best.as_text()}" for name, best in advice.items()))
+        return
+    figures: dict[str, Figures] = {name: experiment.figures(routing) for name, routing in variants.items()}
+    found |= figures
+    texts.append(report.as_table(figures))
