@@ -17,6 +17,7 @@ from orchestrator.config.addresses import is_loopback
 from orchestrator.config.keys import worker_key
 from orchestrator.config.printing import one_line
 from orchestrator.errors import SettingError
+from orchestrator.interpreter import import_variables
 from orchestrator.wire.info import WORKER_KEY_ENV
 
 # vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.
@@ -31,6 +32,7 @@ def look_around() -> Surroundings:
         vllm_plugins=tuple(sorted(set(_vllm_plugins()))),
         is_directory=os.path.isdir,
         is_here=is_here,
+        imports=import_variables(os.environ),
     )
 
 

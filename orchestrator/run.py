@@ -18,6 +18,7 @@ from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import StartError
 from orchestrator.http.listeners import PublicServer, admin_served, bound
+from orchestrator.interpreter import import_variables
 from orchestrator.loop import garbage
 from orchestrator.loop.signals import hold_hangup, on_hangup, on_signals
 from orchestrator.processes.supervisor import supervise
@@ -38,6 +39,7 @@ def run(config: Config, source: ConfigSource) -> int:
     Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
     """
     hold_hangup()
+    os.environ.update(import_variables(os.environ))  # for the data processes and those for large bodies
     transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")

@@ -24,6 +24,7 @@ ALLOWED = {
         "orchestrator.config",
         "orchestrator.control.reload",  # where a running orchestrator gets its config from
         "orchestrator.errors",
+        "orchestrator.interpreter",  # what its children import is what ours do
         "orchestrator.loop.signals",
         "orchestrator.run",
         "orchestrator.transport",
