@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
+    _add_key(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
@@ -95,6 +96,25 @@ def _add(
     return parser
 
 
+def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "make API keys, which say who may ask and for what"
+    key = commands.add_parser("key", help=text, description=text, allow_abbrev=False)
+    made = key.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "new", help="make one", description="Print a new key; only its digest is kept.", allow_abbrev=False
+    )
+    made.add_argument("name", metavar="NAME", help="the log and the metrics call its owner so")
+    made.add_argument(
+        "--scope",
+        dest="scopes",
+        metavar="SCOPE",
+        action="append",
+        help="what it is for: requests (infer, if none is given), /metrics, or the whole admin listener; "
+        "may be repeated",
+    )
+    made.add_argument("--file", help="add its line to this file (orchestrator.api_keys_file)")
+    made.set_defaults(command=_new_key)
+
+
 # --- commands ---------------------------------------------------------------------------------------
 
 
@@ -105,6 +125,15 @@ def _check(arguments: argparse.Namespace) -> int:
     names = ", ".join(model.name for model in config.models)
     print(one_line(f"{arguments.config}: right; models: {names}"))
     return Exit.OK
+
+
+def _new_key(arguments: argparse.Namespace) -> int:
+    from launch.keys import KeyRefused, new_key
+
+    try:
+        return new_key(arguments.name, ",".join(arguments.scopes or ["infer"]), arguments.file)
+    except KeyRefused as error:
+        raise _Usage(str(error)) from error
 
 
 def _schema(_: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
+from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
@@ -202,6 +203,7 @@ class Orchestrator:
         self.telemetry = self.core.telemetry
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
+        self.events = Events()
         self.is_draining = False
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)

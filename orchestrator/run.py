@@ -67,7 +67,7 @@ async def _serve(
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
     probe = HttpProbe(credential)
-    prober = Prober(orchestrator.registry, probe, random=orchestrator.random)
+    prober = Prober(orchestrator.registry, probe, random=orchestrator.random, events=orchestrator.events)
     options = config.orchestrator
     reloader = Reloader(source, orchestrator)
     with bound(options.listen, options.backlog) as listener:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -96,6 +96,18 @@ def _token(value: str) -> str:
     return value
 
 
+def _worker_pattern(value: str) -> str:
+    """Return what `allow_workers` may name: a network, an address, a host name or `*.NAME`."""
+    try:
+        return str(ip_network(value))
+    except ValueError as error:
+        if re.fullmatch(r"[0-9.]+(/.*)?|[^/]*:.*", value) and "://" not in value:
+            raise ValueError(f"expected a network as ADDRESS/BITS, got {value!r}: {error}") from None
+    if value == ANY_HOST:
+        raise ValueError("a pattern for every host would protect nothing: name networks or hosts")
+    return _host_name(value)
+
+
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
 
@@ -155,6 +167,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
 HostName = Annotated[str, AfterValidator(_host_name)]
+WorkerPattern = Annotated[str, AfterValidator(_worker_pattern)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Token = Annotated[str, AfterValidator(_token)]
 Text = Annotated[str, BeforeValidator(_text)]
@@ -342,8 +355,15 @@ class OrchestratorConfig(Model):
     )
     api_keys_file: Reloadable[str | None] = Field(
         None,
-        description="This file lists the API keys, in lines `NAME SHA256HEX` (printf %s KEY | sha256sum). "
-        "Clients send KEY as bearer token.",
+        description="This file lists the API keys, in lines `NAME SHA256HEX [SCOPE,...]` (baton key new "
+        "writes them). Clients send the key as bearer token. Of the scopes, infer is for requests, metrics "
+        "for /metrics and admin for the admin listener; a line without scopes is for infer only.",
+    )
+    allow_workers: Reloadable[list[WorkerPattern]] = Field(
+        [],
+        description="A worker that is added at /admin/workers gets BATON_WORKER_API_KEY only if its URL has "
+        "one of these hosts: networks as ADDRESS/BITS, addresses, names, or `*.NAME`. Workers of this file "
+        "always get it.",
     )
     insecure_no_auth: bool = Field(
         False, description="The API may be served beyond loopback without API keys."

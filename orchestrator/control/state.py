@@ -12,6 +12,7 @@ from orchestrator.config.options import Config
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
+from orchestrator.telemetry.events import Events
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
@@ -113,6 +114,9 @@ class AdminState(Guarding, Protocol):
     def registry(self) -> Registry:
         """Return the registry that decides who serves."""
         ...
+
+    @property
+    def events(self) -> Events: ...
 
     def counts(self) -> Sequence[int]:
         """Return one row of `Telemetry`, or the sum of several."""

@@ -259,7 +259,7 @@ class Leg(ABC):
             codec, parts = JSON, self.parts(JSON)
         self.epoch = worker.epoch
         id_header = f"x-request-id: {self.id}\r\n".encode()
-        head = dispatcher.headers[codec.name] + self.form_headers + id_header + legs.headers
+        head = dispatcher.head(worker, codec.name) + self.form_headers + id_header + legs.headers
         return dispatcher.upstream.send(worker.origin, "POST", self.bodies.path, head, parts)
 
     async def _transcode(self, codec: Codec, document: bytes) -> Answer:
@@ -467,7 +467,7 @@ class HolderLeg(AnswerLeg):
     def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         legs, dispatcher = self.legs, self.legs.dispatcher
         self.epoch = self.worker.epoch
-        head = dispatcher.headers[JSON.name] + legs.headers
+        head = dispatcher.head(self.worker, JSON.name) + legs.headers
         return dispatcher.upstream.send(self.worker.origin, self._method, self.bodies.path, head, [])
 
     def succeed(self) -> None:

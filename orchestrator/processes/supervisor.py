@@ -34,6 +34,7 @@ from orchestrator.processes.membership import Publisher
 from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
+from orchestrator.telemetry.events import Events
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.health import HttpProbe, Prober
 from orchestrator.workers.registry import Registry
@@ -113,7 +114,8 @@ class Supervisor:
         )
         self._publisher = Publisher(self.registry)
         self._probe = HttpProbe(credential)
-        self._prober = Prober(self.registry, self._probe, random=self.random)
+        self.events = Events()
+        self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
         self._listener = listener
         self._started = time.time()
         self._processes: dict[ProcessHandle, asyncio.Task[None]] = {}  # with the task that watches each

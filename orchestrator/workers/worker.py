@@ -43,6 +43,7 @@ class Worker(ABC):
         "epoch",
         "failures",
         "first_byte_s",
+        "gets_credential",
         "info",
         "is_denied",
         "is_drained",
@@ -74,6 +75,7 @@ class Worker(ABC):
         self.address = address
         self.slot = slot
         self.name = address.name
+        self.gets_credential = address.gets_credential
         self.origin = Origin(address.host, address.port, tls)
         self.state = WorkerState.STARTING
         self.epoch = 0

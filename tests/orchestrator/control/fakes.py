@@ -19,6 +19,7 @@ from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
+from orchestrator.telemetry.events import Events
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.registry import Registry
@@ -34,7 +35,7 @@ CONFIG = Config.model_validate(
         ]
     }
 )
-RING = KeyRing([Key("alice", sha256(b"s3cret").digest())])
+RING = KeyRing([Key("alice", sha256(b"s3cret").digest(), frozenset({"infer", "metrics", "admin"}))])
 KEY = {"authorization": "Bearer s3cret"}
 
 
@@ -65,6 +66,7 @@ class FakeState:
     is_draining: bool = False
     started: float = field(default_factory=lambda: time.time() - 100)
     ids: IdSource = field(default_factory=lambda: IdSource(Random(1)))
+    events: Events = field(default_factory=Events)
     registry: Registry = field(default_factory=lambda: registry_of({"prefill": 1, "decode": 2}))
 
     def __post_init__(self) -> None:
