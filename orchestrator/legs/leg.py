@@ -32,8 +32,9 @@ from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher, cause_of, check_identity, refusal
 from orchestrator.legs.ledger import KvLease
-from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread
+from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread, outcome_of
 from orchestrator.telemetry.counters import LeaseState
+from orchestrator.telemetry.record import FailedAttempt
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
@@ -83,6 +84,8 @@ class Legs:
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
     has_stalled = False  # a hand-off, so that it was tried elsewhere
+    attempts: list[FailedAttempt] | None = None  # that have failed
+    was_silent = False  # the leg that failed last: it was given up for that
     was_in_service = False  # the worker of the leg that failed last: nobody had taken it out before
 
     def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
@@ -103,6 +106,19 @@ class Legs:
         for denial in self.denied or ():
             if denial.epoch == denial.worker.epoch:
                 self.dispatcher.registry.note_error(denial.worker, f"with {denial.answered}")
+
+    def note_failed(self, worker: Worker, error: WorkerError | WorkerAnswered, began: float) -> None:
+        """Note that a worker has failed the request, which it had since `began`, for its log line.
+
+        An error that any worker would answer is no failure.
+        """
+        if failure_of(error) is Failure.REFUSED:
+            return
+        outcome = "silent" if self.was_silent else outcome_of(error)
+        self.was_silent = False
+        if self.attempts is None:
+            self.attempts = []
+        self.attempts.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
 
     def has_failed(self, worker: Worker) -> bool:
         """Tell whether the worker has just failed this request, or did so before."""
@@ -173,6 +189,11 @@ class Leg(ABC):
     def is_in_service(self) -> bool:
         """Its worker still is where legs run."""
         return self.worker.state in IN_SERVICE
+
+    def lose(self) -> None:
+        """Give its answer up, as its worker is out of service and says nothing: its reader goes elsewhere."""
+        self.legs.was_silent = True
+        self.abort()
 
     def note_heard(self, now: float) -> None:
         """Note that more of its answer has come."""

@@ -18,6 +18,7 @@ class AdmittedRequest:
 
     prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on
     retries: Retries | None = None  # once a leg has failed
+    attempt_began = 0.0  # when the attempt under way did; 0.0: the first one does with the permit
     first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
     continuation: Continuation | None = None  # once another worker goes on with the stream
 

@@ -21,6 +21,21 @@ _NO_PATH: Final = Path.NONE
 _NO_KV: Final = Kv.NONE
 
 
+class FailedAttempt:
+    """A worker has failed a request, which may have been served elsewhere then."""
+
+    __slots__ = ("outcome", "seconds", "worker")
+
+    def __init__(self, worker: str, outcome: str, seconds: float) -> None:
+        """`outcome` says in a word how it has failed (`legs/retry.py`); it had the request for `seconds`."""
+        self.worker = worker
+        self.outcome = outcome
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"{self.worker}:{self.outcome}:{self.seconds:.1f}s"
+
+
 class RequestRecord:
     """A record is filled in by `relay/scope.py` as its request goes.
 
@@ -48,6 +63,8 @@ class RequestRecord:
     error_code: str | None = None  # BatonError.code; set also when a stream failed after its 200
     prefill_worker: str | None = None
     decode_worker: str | None = None
+    attempts = 1  # so often workers were chosen for it, once it was admitted
+    failed: list[FailedAttempt] | None = None  # what came to nothing, in its order; None: nothing did
     handoff_given_up: str | None = None  # "late" or "stalled", for the last decode worker that had one so
     # The last plan's reasons. `str` of a choice is a sentence, which is made when it is read.
     whole_reason: str | None = None  # why one worker served all of it
