@@ -654,7 +654,8 @@ class HealthConfig(Model):
         10.0,
         ge=0,
         description="A worker that comes back gets a growing share of the requests, and its full share after "
-        "this many seconds.",
+        "this many seconds. That shifts load to workers that are warm and have room; where there are none it "
+        "gets all at once.",
     )
 
 
