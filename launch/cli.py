@@ -5,26 +5,33 @@ Each subcommand imports what it needs, so that `baton --help` comes at once.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from launch.bench import options
-from launch.exits import Exit
-from orchestrator import __version__
-from orchestrator.compiled import is_compiled
-
+TYPE_CHECKING = False  # that of `typing` costs an import, as all that stands here before Ctrl-C is heard
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
     from launch.plan import Plan
     from orchestrator.config.options import Config
 
-Command = Callable[[argparse.Namespace], int]
+    Command = Callable[[argparse.Namespace], int]
+
+_INTERRUPTED = 130  # `Exit.INTERRUPTED`, whose import may be what is interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (`launch/exits.py`)."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # while it starts: a command that runs hears it by itself
+        return _INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from launch.exits import Exit
+
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
     try:
@@ -48,6 +55,11 @@ class _Usage(Exception):
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from launch.bench import options
+    from launch.exits import Exit
+
     parser = argparse.ArgumentParser(
         prog="baton",
         description="Disaggregated LLM serving: one OpenAI API in front of prefill and decode workers.",
@@ -76,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
+    from orchestrator import __version__
+    from orchestrator.compiled import is_compiled
+
     return f"baton {__version__} ({'compiled' if is_compiled() else 'pure Python'})"
 
 
@@ -119,9 +134,17 @@ def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
+    from launch.engines.base import PlanError
+    from launch.exits import Exit
+    from launch.surroundings import check_environment
     from orchestrator.config.printing import one_line
 
+    config = _load(arguments, starts=True)
+    try:
+        check_environment(os.environ)
+    except PlanError as error:
+        raise _Usage(one_line(str(error))) from error
+    _note_missing_gpus(arguments, config)
     names = ", ".join(model.name for model in config.models)
     print(one_line(f"{arguments.config}: right; models: {names}"))
     return Exit.OK
@@ -139,6 +162,7 @@ def _new_key(arguments: argparse.Namespace) -> int:
 def _schema(_: argparse.Namespace) -> int:
     import json
 
+    from launch.exits import Exit
     from orchestrator.config.file import json_schema
 
     print(json.dumps(json_schema(), indent=2))
@@ -146,9 +170,13 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from launch.exits import Exit
     from launch.listing import plan_text
 
-    print(plan_text(_make_plan(arguments, _load(arguments))))
+    config = _load(arguments, starts=True)
+    plan = _make_plan(arguments, config)
+    _note_missing_gpus(arguments, config)
+    print(plan_text(plan))
     return Exit.OK
 
 
@@ -160,7 +188,7 @@ def _up(arguments: argparse.Namespace) -> int:
     hold_hangup()
     from launch.local.up import up
 
-    config = _load(arguments)
+    config = _load(arguments, starts=True)
     return up(config, _make_plan(arguments, config))
 
 
@@ -169,6 +197,7 @@ def _orchestrator(arguments: argparse.Namespace) -> int:
 
     hold_hangup()
     config = _load(arguments)
+    from launch.exits import Exit
     from orchestrator.control.reload import ConfigSource
     from orchestrator.errors import SettingError, StartError
     from orchestrator.run import run
@@ -187,7 +216,7 @@ def _worker(arguments: argparse.Namespace) -> int:
     from launch.surroundings import look_around
     from orchestrator.config.printing import one_line
 
-    config = _load(arguments)
+    config = _load(arguments, starts=True)
     try:
         specs = worker_specs(config, look_around())
     except PlanError as error:
@@ -206,13 +235,36 @@ def _bench(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
-def _load(arguments: argparse.Namespace) -> Config:
+def _load(arguments: argparse.Namespace, *, starts: bool = False) -> Config:
+    """Read the config; `starts` looks at what its engines are given, too."""
     from orchestrator.config.file import ConfigErrors, load_config
 
+    more = None
+    if starts:
+        from launch.engines.flags import engine_findings
+
+        more = engine_findings
     try:
-        return load_config(arguments.config, arguments.overrides)
+        return load_config(arguments.config, arguments.overrides, more)
     except ConfigErrors as error:
         raise _Usage(str(error)) from error
+
+
+def _note_missing_gpus(arguments: argparse.Namespace, config: Config) -> None:
+    """Say on stderr which GPUs this machine has not: the file may be for another one."""
+    from launch.engines.base import PlanError
+    from launch.engines.flags import count_gpus, missing_gpus
+    from launch.plan import make_plan
+    from launch.surroundings import look_around
+    from orchestrator.config.printing import one_line
+
+    try:
+        plan = make_plan(config, arguments.config, arguments.overrides, look_around())
+    except PlanError:
+        return  # `up` and `plan` say why
+    wanted = {spec.name: spec.gpus for spec in plan.workers}
+    for sentence in missing_gpus(wanted, count_gpus()):
+        print(one_line(f"note: {sentence}"), file=sys.stderr)
 
 
 def _make_plan(arguments: argparse.Namespace, config: Config) -> Plan:

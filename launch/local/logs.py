@@ -46,7 +46,7 @@ def tail(log: Path, lines: int) -> list[str]:
 _CAUSES: Sequence[tuple[str, str]] = (
     (
         r"No module named '?vllm",
-        "vLLM is not installed in this environment: run `make setup`, or install the extra `gpu`",
+        "vLLM is not installed in this environment: run `make setup`, or `pip install vllm`",
     ),
     (r"No module named '?nixl|NIXL is not available", "NIXL is not installed in this environment"),
     (r"No module named \S+", "a Python module is missing in this environment"),

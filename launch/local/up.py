@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.logs import make_run_directory
 from launch.local.progress import make_progress
@@ -17,15 +18,17 @@ from launch.plan import Plan
 from launch.surroundings import taken_ports
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
+from orchestrator.config.printing import one_line
 
 DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
 
 
 def up(config: Config, plan: Plan) -> int:
     """Run the plan until a signal. Progress goes to stderr; stdout gets one line, once all is ready."""
-    taken = list(taken_ports(plan.processes))
-    if taken:
-        print("\n".join(taken), file=sys.stderr)
+    wanted = {spec.name: spec.gpus for spec in plan.workers}
+    lacking = [*map(one_line, missing_gpus(wanted, count_gpus())), *taken_ports(plan.processes)]
+    if lacking:
+        print("\n".join(lacking), file=sys.stderr)
         return Exit.START_FAILED
     try:
         directory = make_run_directory(os.environ, Path.cwd())

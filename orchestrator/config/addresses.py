@@ -151,6 +151,7 @@ class _Ports:
 
     config: Config
     _taken: set[tuple[str, int]] = field(default_factory=set)
+    _tried: dict[tuple[str, int], int] = field(default_factory=dict)  # by machine and base: the next to try
 
     def __post_init__(self) -> None:
         for place in worker_places(self.config):
@@ -172,8 +173,9 @@ class _Ports:
 
     def _next(self, host: str, first: int) -> int:
         key = machine(host)
-        for port in range(first, MAX_PORT + 1):
+        for port in range(self._tried.get((key, first), first), MAX_PORT + 1):
             if port not in self._own and (key, port) not in self._taken:
                 self._taken.add((key, port))
+                self._tried[key, first] = port + 1
                 return port
         raise ValueError(f"no port from {first} up is left on {host}: lower base_port")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,6 +26,12 @@ from orchestrator.wire.info import Role
 
 # vLLM's: 30.3 s passed on 0.32 until the blocks of a prefill that nobody pulled were free.
 LEASE_S = 30.0
+
+# Beyond these a number is a slip of the hand; all of them are far above what one orchestrator can look after.
+MAX_PROCESSES = 256
+MAX_WORKERS = 4096  # of all models together
+MAX_GPUS = 1024  # of one machine
+MAX_SECONDS = 1e9  # 31 years, for those who mean for ever
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})
 ANY_HOST = "*"
@@ -160,7 +167,15 @@ def _text(value: Any) -> Any:
     """Return numbers as text where only text is possible: `args: [--max-model-len, 4096]`."""
     if isinstance(value, bool) or value is None:
         raise ValueError("write the value in quotes")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("no program can be given a NUL character")
     return str(value) if isinstance(value, int | float) else value
+
+
+def _variable(value: str) -> str:
+    if not value or "=" in value or "\0" in value:
+        raise ValueError(f"expected the name of a variable, got {value!r}")
+    return value
 
 
 Address = Annotated[str, AfterValidator(_address)]
@@ -171,9 +186,10 @@ WorkerPattern = Annotated[str, AfterValidator(_worker_pattern)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Token = Annotated[str, AfterValidator(_token)]
 Text = Annotated[str, BeforeValidator(_text)]
+Variable = Annotated[str, AfterValidator(_variable)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Gpu = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Gpu = Annotated[int, Field(ge=0, lt=MAX_GPUS)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 
 
 class TlsConfig(Model):
@@ -351,6 +367,7 @@ class OrchestratorConfig(Model):
     processes: int = Field(
         1,
         ge=1,
+        le=MAX_PROCESSES,
         description="This many processes serve requests. Each of them has the limits below to itself.",
     )
     api_keys_file: Reloadable[str | None] = Field(
@@ -392,7 +409,10 @@ class OrchestratorConfig(Model):
     )
     # uvicorn's settings, under uvicorn's names
     backlog: int = Field(
-        2048, ge=1, description="At most this many connections wait in the kernel until they are accepted."
+        2048,
+        ge=1,
+        le=2**31 - 1,
+        description="At most this many connections wait in the kernel until they are accepted.",
     )
     max_connections: int | None = Field(
         None,
@@ -483,12 +503,20 @@ class WorkerConfig(Model):
     args: list[Text] = Field(
         [], description="The engine gets these arguments after those of the pool, so that these win."
     )
-    env: dict[str, Text] = Field(
+    env: dict[Variable, Text] = Field(
         {}, description="The worker gets these environment variables on top of those of the pool."
     )
 
 
 DEFAULT_SEATS = 1024  # vLLM's on its large cards
+
+
+def _max_num_seqs(args: list[str]) -> int | None:
+    """Return the last `--max-num-seqs` of an engine's arguments; None if there is none that is a number."""
+    words = [word for arg in args for word in arg.split("=", 1)]
+    found = [after for word, after in pairwise(words) if word.replace("_", "-") == "--max-num-seqs"]
+    is_number = bool(found) and found[-1].isascii() and found[-1].isdigit() and len(found[-1]) < 10
+    return int(found[-1]) or None if is_number else None
 
 
 class PoolConfig(Model):
@@ -503,10 +531,11 @@ class PoolConfig(Model):
     replicas: int | None = Field(
         None,
         ge=1,
+        le=MAX_WORKERS,
         description="This many workers are started on this machine; it is one if neither this, nor workers, "
         "nor urls are given.",
     )
-    gpus_per_replica: int = Field(1, ge=1, description="Each worker gets this many GPUs.")
+    gpus_per_replica: int = Field(1, ge=1, le=MAX_GPUS, description="Each worker gets this many GPUs.")
     workers: list[WorkerConfig] | None = Field(
         None, min_length=1, description="These workers are started, each on its own host."
     )
@@ -521,12 +550,12 @@ class PoolConfig(Model):
     seats: int = Field(
         DEFAULT_SEATS,
         ge=1,
-        description="Each worker serves this many requests at once, as vLLM's --max-num-seqs has it; more "
-        "wait in the orchestrator's queue. It is not for prefill workers. Of several processes each has its "
-        "share of the seats.",
+        description="Each worker serves this many requests at once; more wait in the orchestrator's queue. "
+        "Without it this is the --max-num-seqs of its args, if they have one. It is not for prefill workers. "
+        "Of several processes each has its share of the seats.",
     )
     args: list[Text] = Field([], description="The engine of every worker in the pool gets these arguments.")
-    env: dict[str, Text] = Field(
+    env: dict[Variable, Text] = Field(
         {}, description="The workers get these environment variables on top of those that they inherit."
     )
     sim: SimConfig = Field(SimConfig(), description="This section says how fast the simulated engine is.")
@@ -536,6 +565,16 @@ class PoolConfig(Model):
         given = [key for key in ("replicas", "workers", "urls") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of replicas, workers, urls, not {' and '.join(given)}")
+        return self
+
+    @model_validator(mode="after")
+    def _seats_of_the_engine(self) -> Self:
+        """Take the seats that the engine's arguments name, if none are given. They count as not given."""
+        if "seats" not in self.model_fields_set:
+            pools_own = _max_num_seqs(self.args)
+            each = [_max_num_seqs(worker.args) or pools_own for worker in self.workers or [WorkerConfig()]]
+            known = [seats for seats in each if seats is not None]
+            self.__dict__["seats"] = min(known, default=DEFAULT_SEATS)
         return self
 
     @property

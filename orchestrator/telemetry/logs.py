@@ -87,7 +87,10 @@ class LineWriter:
 # --- everything else that logs ------------------------------------------------------------------
 
 # What a LogRecord has of its own; anything else was given as `extra` and is a field of the line.
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName"),
+    "color_message",  # uvicorn's, with the control sequences of a terminal
+}
 
 
 class JsonFormatter(logging.Formatter):
