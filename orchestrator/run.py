@@ -22,7 +22,7 @@ from orchestrator.interpreter import import_variables
 from orchestrator.loop import garbage
 from orchestrator.loop.signals import hold_hangup, on_hangup, on_signals
 from orchestrator.processes.supervisor import supervise
-from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
+from orchestrator.telemetry.logs import LineWriter, configure_logging
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
@@ -53,7 +53,7 @@ def run(config: Config, source: ConfigSource) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if config.orchestrator.processes == 1:
-                runner.run(_serve(config, source, writer.write, transport=transport, credential=credential))
+                runner.run(_serve(config, source, writer, transport=transport, credential=credential))
             else:
                 runner.run(supervise(config, source, transport=transport, credential=credential))
     finally:
@@ -62,7 +62,7 @@ def run(config: Config, source: ConfigSource) -> int:
 
 
 async def _serve(
-    config: Config, source: ConfigSource, write: Write, *, transport: str, credential: str | None
+    config: Config, source: ConfigSource, writer: LineWriter, *, transport: str, credential: str | None
 ) -> None:
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
@@ -73,7 +73,8 @@ async def _serve(
     with bound(options.listen, options.backlog) as listener:
         async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
             prober.start()
-            orchestrator.start(write)
+            writer.on_lost = orchestrator.telemetry.log_lost
+            orchestrator.start(writer.write)
             garbage.tune()
             try:
                 await _serve_until_signalled(orchestrator, listener, reloader)

@@ -141,7 +141,8 @@ def _too_few_gpus(path: Place, pool: PoolConfig) -> Iterator[Finding]:
         given = len(worker.gpus) if worker.gpus is not None else pool.gpus_per_replica
         if needed > given:
             where = (*path, "workers", index) if worker.gpus is not None else (*path, "gpus_per_replica")
-            what = f"{place} needs {needed} GPUs for each worker, and "
+            verb = "need" if " and " in place else "needs"
+            what = f"{place} {verb} {needed} GPUs for each worker, and "
             has = f"worker {index} has {given}" if worker.gpus is not None else f"gpus_per_replica is {given}"
             yield Finding(where, what + has)
             return

@@ -70,9 +70,7 @@ def findings(config: Config) -> Iterator[Finding]:
         yield from _pools(("models", index), model)
     count = sum(_count(pool) for model in config.models for _, pool in model.pools())
     if count > MAX_WORKERS:
-        yield Finding(
-            ("models",), f"there are {count} workers in all, and at most {MAX_WORKERS} are possible"
-        )
+        yield Finding(("models",), f"there are {count} workers in all, at most {MAX_WORKERS} are possible")
     else:
         yield from _addresses(config)
 

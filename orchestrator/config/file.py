@@ -111,16 +111,16 @@ def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
 
     What is refused is left out, so that the rest can be checked too."""
     data = root.data()
-    variables = [(path, _no_variable(value)) for path, value in _with_variables(data)]
-    for path, _ in variables:
+    strange = [*_strange(data)]
+    for path, _ in strange:
         _remove(data, path)
     try:
-        return Config.model_validate(data), variables
+        return Config.model_validate(data), strange
     except ValidationError as error:
         details = error.errors(include_url=False)
-    missing = {path for path, _ in variables}
+    missing = {path for path, _ in strange}
     details = [detail for detail in details if detail["loc"] not in missing]
-    refused = [*variables, *((detail["loc"], _refusal(detail, data)) for detail in details)]
+    refused = [*strange, *((detail["loc"], _refusal(detail, data)) for detail in details)]
     for detail in details:
         _leave_out(data, detail)
     try:
@@ -132,22 +132,23 @@ def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
 # Engines may take these for something of theirs.
 _VERBATIM = frozenset({"args", "env"})
 _VARIABLE = re.compile(r"\$\{\w+\}|\$[A-Z_][A-Z0-9_]*\b")
+_MAX_INT = 2**53  # what every reader of JSON can take; nothing that is counted here is as large
 
 
-def _with_variables(data: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Yield the texts that name variables of the environment, with their places."""
+def _strange(data: Any, path: Path = ()) -> Iterator[_Refusal]:
+    """Yield the values that no option can have, with their places."""
     children = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in children:
-        if isinstance(value, str) and _VARIABLE.search(value):
-            yield (*path, key), value
+        if isinstance(value, str) and (found := _VARIABLE.search(value)):
+            yield (*path, key), f"{found[0]} stands for itself: {_NO_VARIABLES}"
+        elif type(value) is int and abs(value) > _MAX_INT:
+            yield (*path, key), f"{_name((*path, key))}: the number {_shown(value)} is too large"
         elif key not in _VERBATIM:
-            yield from _with_variables(value, (*path, key))
+            yield from _strange(value, (*path, key))
 
 
-def _no_variable(value: str) -> str:
-    found = _VARIABLE.search(value)
-    name = found[0] if found else value
-    return f"{name} stands for itself: this file has no variables; --set KEY.PATH=VALUE gives one value"
+_NO_VARIABLES = "this file has no variables; --set KEY.PATH=VALUE gives one value"
+_MERGE_KEY = "merge keys (<<) are of YAML 1.1, and this is YAML 1.2: write the keys out, or repeat an alias"
 
 
 def _leave_out(data: Any, detail: ErrorDetails) -> None:
@@ -216,6 +217,8 @@ def _refusal(detail: ErrorDetails, data: Any) -> str:
     """Return one error of pydantic in our words; `data` is the whole file."""
     path: Path = detail["loc"]
     match detail["type"]:
+        case "extra_forbidden" if path[-1] == "<<":
+            return _MERGE_KEY
         case "extra_forbidden":
             return f"unknown key {path[-1]!r}{_key_hint(str(path[-1]), _known_keys(path[:-1], data))}"
         case "missing":

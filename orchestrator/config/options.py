@@ -707,6 +707,27 @@ class LaunchConfig(Model):
     stop_timeout_s: Seconds = Field(
         15.0, description="A worker that has not ended this many seconds after SIGTERM is killed."
     )
+    log_max_mb: float = Field(
+        64.0,
+        ge=0,
+        le=1e6,
+        description="A process's log that has grown to this many MiB becomes LOG.1, and a new one begins; "
+        "with 0 it grows on.",
+    )
+    log_files: int = Field(
+        4, ge=0, le=1000, description="This many earlier logs of each process are kept: LOG.1 is the latest."
+    )
+    keep_runs: int = Field(
+        10,
+        ge=1,
+        description="The logs of this many runs are kept below `.baton`, with the run that begins.",
+    )
+    keep_mb: float = Field(
+        4096.0,
+        ge=0,
+        le=1e9,
+        description="The logs of earlier runs have at most this many MiB together; the oldest are removed.",
+    )
 
 
 class Config(Model):

@@ -23,9 +23,6 @@ MAX_DEPTH = 64
 MAX_VALUES = 20_000  # PyYAML's scanner reads some 10,000 values a second
 MAX_PROBLEMS = 100
 MAX_NUMBER = 100  # characters; int() of a long text takes quadratic time
-MAX_INT = 2**53  # what every reader of JSON can take; nothing that is counted here is as large
-
-MERGE_KEY = "merge keys (<<) are of YAML 1.1, and this is YAML 1.2: write the keys out, or repeat an alias"
 
 _TAGS = "tag:yaml.org,2002:"
 
@@ -223,8 +220,6 @@ class _Composer:
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             key = self._key(event)
             key_mark = self._mark(event.start_mark)
-            if key == "<<" and getattr(event, "style", None) is None:
-                self._add(key_mark, MERGE_KEY)
             child = self._node(next(events), events, key_mark, depth)
             if key in children:
                 self._add(key_mark, f"the key {key!r} was given before, at {_place(children[key].mark)}")
@@ -268,10 +263,7 @@ class _Composer:
         if len(value) > MAX_NUMBER and (_INT.fullmatch(value) or _FLOAT.fullmatch(value)):
             self._add(self._mark(event.start_mark), f"a number of more than {MAX_NUMBER} characters")
             return value
-        resolved = resolve(value)
-        if type(resolved) is int and abs(resolved) > MAX_INT:
-            self._add(self._mark(event.start_mark), f"the number {value} is too large")
-        return resolved
+        return resolve(value)
 
     def _check_tag(self, event: Any, kind: str) -> None:
         if event.tag not in (None, "!", f"{_TAGS}{kind}"):

@@ -87,6 +87,7 @@ class BatonCollector(Collector):
         yield from self._leases(row)
         yield self._leaked_leases(row)
         yield self._loop_lag(row)
+        yield self._log_lost(row)
         statuses = self._sources.workers()
         yield self._workers(statuses)
         yield self._worker_in_flight(statuses)
@@ -212,6 +213,13 @@ class BatonCollector(Collector):
             "baton_kv_leases_leaked",
             "Finished prefills that nobody looked after any more. Stays 0.",
             value=row[self._layout.leases_leaked],
+        )
+
+    def _log_lost(self, row: list[int]) -> Metric:
+        return CounterMetricFamily(
+            "baton_log_lines_lost",
+            "Lines of the log that were not written: the disk was full, or nobody read them.",
+            value=row[self._layout.log_lost],
         )
 
     def _loop_lag(self, row: list[int]) -> Metric:
