@@ -73,12 +73,14 @@ async def _serve(
     with bound(options.listen, options.backlog) as listener:
         async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
             prober.start()
+            watching = asyncio.create_task(orchestrator.watch.run())
             writer.on_lost = orchestrator.telemetry.log_lost
             orchestrator.start(writer.write)
             garbage.tune()
             try:
                 await _serve_until_signalled(orchestrator, listener, reloader)
             finally:
+                watching.cancel()
                 await prober.aclose()
                 await probe.aclose()
                 await orchestrator.aclose()

@@ -689,6 +689,12 @@ class HealthConfig(Model):
         description="The pause until an ejected worker is probed again does not grow beyond this many "
         "seconds.",
     )
+    slow_outlier: Reloadable[Literal["warn", "eject", "off"]] = Field(
+        "warn",
+        description="A worker whose median of first bytes, or of times between tokens, is several times that "
+        "of its peers is told as an event and in the log (warn), and also ejected unless half of its pool is "
+        "out (eject), or nothing is done (off).",
+    )
     slow_start_s: Reloadable[float] = Field(
         10.0,
         ge=0,

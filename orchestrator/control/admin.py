@@ -87,6 +87,7 @@ class _AdminPages:
             layout=state.layout,
             counts=state.counts,
             workers=state.workers,
+            figures=lambda: [(worker, state.watch.figures(worker)) for worker in state.registry.workers],
             upstream=state.upstream,
             processes=state.processes,
             process_ends=state.process_ends,

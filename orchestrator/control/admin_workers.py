@@ -7,6 +7,7 @@ Changes hold until the orchestrator ends; those that are to outlast it belong in
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 from pydantic import ValidationError
@@ -43,7 +44,14 @@ class WorkerPages:
         self._changes = changes
 
     async def all(self) -> Response:
-        return _answer(self._registry.statuses())
+        """Show all workers with their figures."""
+        return _answer([self._described(worker) for worker in self._registry.workers])
+
+    def _described(self, worker: Worker) -> dict[str, Any]:
+        figures: dict[str, Any] = msgspec.to_builtins(self._state.watch.figures(worker))
+        del figures["cells"]
+        described: dict[str, Any] = msgspec.to_builtins(worker.status())
+        return {**described, **figures}
 
     async def add(self, request: Request) -> Response:
         """Add a worker and answer 201; it serves once a probe has found it well.

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
+from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
@@ -117,6 +118,9 @@ class AdminState(Guarding, Protocol):
 
     @property
     def events(self) -> Events: ...
+
+    @property
+    def watch(self) -> WorkerWatch: ...
 
     def counts(self) -> Sequence[int]:
         """Return one row of `Telemetry`, or the sum of several."""

@@ -117,6 +117,7 @@ class DataProcess:
                 keys=None if start.keys is None else KeyRing(start.keys),
                 row=rows.telemetry(start.row),
                 loads=rows.loads(start.row),
+                figures=rows.figures(start.row),
                 share=self._sharing.note,
             ),
         )

@@ -5,7 +5,7 @@ them. There is no lock: a cell has one writer, and is eight aligned bytes, which
 
 A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
 writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
-was last heard. Row 0 is the base: what processes that have ended had counted.
+was last heard, then for each its figures. Row 0 is the base: what processes that have ended had counted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Sequence
 
 from orchestrator.telemetry.counters import Layout, sum_rows
+from orchestrator.telemetry.figures import CELLS
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.worker import SharedLoad
 
@@ -46,10 +47,12 @@ class Rows:
         self._beats = self._upstream + len(_UPSTREAM)
         self._legs = self._beats + 1
         self._heard = self._legs + workers
+        self._figures = self._heard + workers
         self.row_size = row_size(layout, workers)
         self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
         self._counters = [
             *layout.counters,
+            *range(self._figures, self._figures + workers * CELLS),
             *(self._upstream + place for place, name in enumerate(_UPSTREAM) if name not in _UPSTREAM_GAUGES),
         ]
 
@@ -91,6 +94,15 @@ class Rows:
             )
         ]
 
+    def figures(self, row: int) -> memoryview:
+        """Return the cells in which the writer of `row` counts what workers have done, slot after slot."""
+        return self._row(row)[self._figures : self._figures + self._workers * CELLS]
+
+    def figures_of(self, slot: int) -> Sequence[int]:
+        """Return what all processes have counted for the worker of a slot."""
+        start = self._figures + slot * CELLS
+        return sum_rows(self._row(row)[start : start + CELLS] for row in range(self.count))
+
     def in_flight(self, row: int) -> int:
         """Return how many requests the writer of `row` is serving."""
         return sum(self._row(row)[: self._layout.queues])
@@ -127,7 +139,7 @@ class Rows:
 
 def row_size(layout: Layout, workers: int) -> int:
     """Return the size of a row in cells."""
-    cells = layout.size + len(_UPSTREAM) + 1 + 2 * workers
+    cells = layout.size + len(_UPSTREAM) + 1 + (2 + CELLS) * workers
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line
 

@@ -24,6 +24,7 @@ from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.errors import StartError
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
@@ -115,6 +116,7 @@ class Supervisor:
         self._publisher = Publisher(self.registry)
         self._probe = HttpProbe(credential)
         self.events = Events()
+        self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
         self._listener = listener
         self._started = time.time()
@@ -128,7 +130,7 @@ class Supervisor:
         self._prober.start()
         try:
             kept = (self._keep(index) for index in self._indexes)
-            await _first_of(stop.requested.wait(), self._kill_hung(), *kept)
+            await _first_of(stop.requested.wait(), self._kill_hung(), self.watch.run(), *kept)
         finally:
             self._is_stopping = True
             self._listener.close()  # who connects now is refused, as soon as all processes have closed it too

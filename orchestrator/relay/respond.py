@@ -91,6 +91,7 @@ class Responder:
             raise WorkerCutShort(str(error)) from error
         finally:
             scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
+            scope.record.pieces = answer.arrivals
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()

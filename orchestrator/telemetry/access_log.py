@@ -38,7 +38,9 @@ class AccessLog:
         write: Write,
         *,
         wall_clock: Callable[[], float] = time.time,
+        note: Callable[[RequestRecord], None] | None = None,
     ) -> None:
+        """`note` is told of each record, whatever is written of it."""
         self._records = records
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
         self._model_words = (*(f" model={one_line(model)}" for model in models), "")
@@ -48,6 +50,7 @@ class AccessLog:
         self._tells_reasons = config.level == "debug"
         self._write = write
         self._wall_clock = wall_clock
+        self._note = note
 
     async def run(self) -> None:
         """Write lines until cancelled, then write the last ones."""
@@ -71,6 +74,9 @@ class AccessLog:
             for record in records:
                 lines += self._line(record, offset)
             self._write(bytes(lines))
+        if self._note is not None:
+            for record in records:
+                self._note(record)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)

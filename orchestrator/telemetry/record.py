@@ -70,6 +70,7 @@ class RequestRecord:
     whole_reason: str | None = None  # why one worker served all of it
     prefill_choice: object | None = None
     decode_choice: object | None = None
+    pieces = 0  # in which the last worker's stream came
     bytes_in = 0
     bytes_out = 0
     client: str | None = None  # name of the client's API key
