@@ -143,7 +143,7 @@ def _check(arguments: argparse.Namespace) -> int:
     try:
         check_environment(os.environ)
     except PlanError as error:
-        raise _Usage(one_line(str(error))) from error
+        raise _Usage(str(error)) from error
     _note_missing_gpus(arguments, config)
     names = ", ".join(model.name for model in config.models)
     print(one_line(f"{arguments.config}: right; models: {names}"))

@@ -9,17 +9,17 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, distributions
-from typing import get_args
 
 from launch.engines.base import PlanError, Surroundings
 from launch.engines.vllm import OUR_PLUGIN
 from launch.plan import ProcessSpec
 from orchestrator.config.addresses import is_loopback
+from orchestrator.config.checks import environment_fault
 from orchestrator.config.keys import worker_key
 from orchestrator.config.printing import one_line
 from orchestrator.errors import SettingError
 from orchestrator.interpreter import import_variables
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV, Encoding
+from orchestrator.wire.info import WORKER_KEY_ENV
 
 # vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.
 _UNNAMED_GROUP = "vllm.endpoint_plugins"
@@ -38,21 +38,22 @@ def look_around() -> Surroundings:
 
 
 def _environ() -> Mapping[str, str]:
-    """Return the environment, the workers' key as it is sent. Raises `PlanError` if anything is wrong."""
-    key = check_environment(os.environ)
+    """Return the environment, the workers' key as it is sent. Raises `PlanError` if that can be no key, or a
+    variable of ours says what it cannot.
+    """
+    check_environment(os.environ)
+    try:
+        key = worker_key(os.environ)
+    except SettingError as error:
+        raise PlanError(str(error)) from error
     return os.environ if key is None else {**os.environ, WORKER_KEY_ENV: key}
 
 
-def check_environment(environ: Mapping[str, str]) -> str | None:
-    """Return the workers' key. Raises `PlanError` for variables that nothing could be started with."""
-    transport = environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
-    if transport not in get_args(Encoding):
-        known = ", ".join(get_args(Encoding))
-        raise PlanError(f"{TRANSPORT_ENV} must be one of {known}, not {transport!r}")
-    try:
-        return worker_key(environ)
-    except SettingError as error:
-        raise PlanError(str(error)) from error
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Raise `PlanError` if a variable of ours says what it cannot."""
+    fault = environment_fault(environ)
+    if fault is not None:
+        raise PlanError(one_line(" ".join(fault)))
 
 
 def _vllm_plugins() -> Iterator[str]:

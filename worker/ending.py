@@ -1,69 +1,124 @@
 """`POST /v1/baton/end` asks for this, on vLLM: requests end, and nothing that was made is lost. And
 `POST /v1/baton/begun` whether anything was made.
+
+A leg is found by its name (`orchestrator/wire/info.py`), not by the engine's for it: that is made of what the
+client calls its request, and several clients may call theirs alike.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.background import BackgroundTask
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.wire.info import BEGUN_PATH, END_PATH, Begun, EndRequest
+from orchestrator.wire.info import BEGUN_PATH, END_PATH, LEG_HEADER, Begun, EndRequest
 
 ENGINE_KEY = "baton_engine"  # in the application's state: an engine whose requests `end` can end
+LEGS_KEY = "baton_legs"  # there as well: the `Running` legs
 
-# vLLM's names for a leg, made of what its `x-request-id` says; a completion's has the number of the prompt, a
-# response's that of the turn (of several, when vLLM itself calls tools, the first).
-_NAMES = ("chatcmpl-{}", "cmpl-{}-0", "{}_0")
+Running = dict[str, list[str]]  # by the name of a leg: what the engine calls its requests
+
+_NAME_HEADERS = (LEG_HEADER.lower().encode(), b"x-request-id")  # the first that is there has the name
+# Of the leg that is being served: a list that the engine's names for its requests are added to.
+_requests: ContextVar[list[str] | None] = ContextVar("baton_requests", default=None)
 
 # What the engine has said is handed out by a task of its own, in slices. vLLM's `pause_generation` waits as
 # long for it.
 _HANDED_OUT_S = 0.02
 
 
+class LegNames:
+    """This middleware knows which legs are being served, and what their requests are called in the engine."""
+
+    def __init__(self, app: ASGIApp, running: Running) -> None:
+        self._app = app
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = _name_of(scope["headers"]) if scope["type"] == "http" else None
+        if name is None:
+            await self._app(scope, receive, send)
+            return
+        requests: list[str] = []
+        self._running[name] = requests
+        token = _requests.set(requests)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            _requests.reset(token)
+            if self._running.get(name) is requests:  # not of one that was sent again meanwhile
+                del self._running[name]
+
+
+def _name_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    given = dict(headers)
+    return next((given[each].decode("latin-1") for each in _NAME_HEADERS if each in given), None)
+
+
+def follow(engine: Any) -> None:
+    """Note from now on which requests the engine is given for which leg. It must be one that `can_end`."""
+    processor = engine.output_processor
+    add = processor.add_request
+
+    def add_request(request: Any, *args: Any, **kwargs: Any) -> None:
+        add(request, *args, **kwargs)
+        requests = _requests.get()
+        if requests is not None:
+            requests.append(request.request_id)
+
+    processor.add_request = add_request
+
+
 def add_route(app: FastAPI) -> None:
+    running: Running = {}
+    setattr(app.state, LEGS_KEY, running)
+    app.add_middleware(LegNames, running=running)
     app.add_api_route(END_PATH, _end, methods=["POST"], include_in_schema=False)
     app.add_api_route(BEGUN_PATH, _begun, methods=["POST"], include_in_schema=False)
 
 
 def can_end(engine: Any) -> bool:
     """Tell whether the engine is built as `end` takes it to be: vLLM's V1 engine behind an API server is."""
-    return hasattr(getattr(engine, "output_processor", None), "external_req_ids") and hasattr(
-        getattr(engine, "engine_core", None), "abort_requests_async"
+    processor = getattr(engine, "output_processor", None)
+    return (
+        hasattr(processor, "add_request")
+        and hasattr(processor, "request_states")
+        and hasattr(getattr(engine, "engine_core", None), "abort_requests_async")
     )
 
 
-async def end(engine: Any, request_id: str) -> None:
-    """End a request that still runs; no effect on one that has ended, or that the engine does not have yet.
+async def end(engine: Any, requests: Iterable[str]) -> None:
+    """End these of the engine's requests that still run; no effect on those that have ended.
 
     `AsyncLLM.abort` alone forgets a request here before the engine does, so that an answer on its way between
     the two is dropped. So the engine is told first. What it answers to the question that follows comes behind
     all that it had made; what is still open then is ended for good.
     """
-    names = [name.format(request_id) for name in _NAMES]
-    running = _running(engine, names)
+    running = _running(engine, requests)
     if not running:
         return
     await engine.engine_core.abort_requests_async(running)
     await engine.is_sleeping()
     await asyncio.sleep(_HANDED_OUT_S)
-    await engine.abort(names)
+    await engine.abort(_running(engine, running), internal=True)
 
 
-def has_begun(engine: Any, request_id: str) -> bool:
-    """Tell whether the engine has made a token of a request; False if there is no such request any more."""
+def has_begun(engine: Any, requests: Iterable[str]) -> bool:
+    """Tell whether the engine has made a token of one of these requests; False if none of them runs."""
     states = engine.output_processor.request_states
-    names = [name.format(request_id) for name in _NAMES]
-    return any(each in states and not states[each].is_prefilling for each in _running(engine, names))
+    return any(not states[each].is_prefilling for each in _running(engine, requests))
 
 
-def _running(engine: Any, names: list[str]) -> list[str]:
-    """Return the engine's own names of the requests that still run."""
-    known = engine.output_processor.external_req_ids
-    return [each for name in names for each in known.get(name, ())]
+def _running(engine: Any, requests: Iterable[str]) -> list[str]:
+    """Return those of the engine's requests that still run."""
+    states = engine.output_processor.request_states
+    return [each for each in requests if each in states]
 
 
 async def _end(request: Request) -> Response:
@@ -77,12 +132,16 @@ async def _begun(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-async def _asked(request: Request) -> tuple[Any, str]:
-    """Return the engine, and the id of the request that is meant. Raises `HTTPException`."""
-    engine = getattr(request.app.state, ENGINE_KEY, None)
+async def _asked(request: Request) -> tuple[Any, list[str]]:
+    """Return the engine, and its names of the requests of the leg that is meant: none if that is not being
+    served. Raises `HTTPException`.
+    """
+    state = request.app.state
+    engine = getattr(state, ENGINE_KEY, None)
     if engine is None:
         raise HTTPException(404, "this server does not know its engine's requests")
     try:
-        return engine, msgspec.json.decode(await request.body(), type=EndRequest).request_id
+        name = msgspec.json.decode(await request.body(), type=EndRequest).request_id
+        return engine, getattr(state, LEGS_KEY).get(name, [])
     except msgspec.MsgspecError as error:
         raise HTTPException(400, str(error)) from error

@@ -24,9 +24,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV
+from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, MOST_NIXL_DELAY_US, NIXL_DELAY_ENV
 
-_MOST_US = 1_000_000  # some transports of UCX need to be looked at now and then
 _PLUGIN = "baton"
 _PLUGINS_ENV = "VLLM_PLUGINS"
 
@@ -59,10 +58,14 @@ def delay_from_env(environ: Mapping[str, str]) -> int:
     given = environ.get(NIXL_DELAY_ENV, "").strip()
     if not given:
         return DEFAULT_NIXL_DELAY_US if _PLUGIN in environ.get(_PLUGINS_ENV, "").split(",") else 0
-    if given.isascii() and given.isdigit() and len(given) < 10 and int(given) <= _MOST_US:
+    if given.isascii() and given.isdigit() and len(given) < 10 and int(given) <= MOST_NIXL_DELAY_US:
         return int(given)
     _log.warning(
-        "%s=%r is no number from 0 to %d: it is %d", NIXL_DELAY_ENV, given, _MOST_US, DEFAULT_NIXL_DELAY_US
+        "%s=%r is no number from 0 to %d: it is %d",
+        NIXL_DELAY_ENV,
+        given,
+        MOST_NIXL_DELAY_US,
+        DEFAULT_NIXL_DELAY_US,
     )
     return DEFAULT_NIXL_DELAY_US
 

@@ -52,6 +52,7 @@ class BatonPlugin:
         config = engine_client.vllm_config
         state.baton_info = msgspec.json.encode(_announcement(config, args, self._role, self._transport))
         if ending.can_end(engine_client):
+            ending.follow(engine_client)
             setattr(state, ending.ENGINE_KEY, engine_client)
         if self._transport != "json":
             _pack_token_ids(state, config.model_config)

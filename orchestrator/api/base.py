@@ -32,6 +32,7 @@ from typing import Final
 from orchestrator.api.leg_form import OPENAI, LegForm
 from orchestrator.api.view import RequestView, view_request
 from orchestrator.compiled import mypyc_attr
+from orchestrator.config.keys import BEARER
 from orchestrator.errors import BatonError, UnsupportedMediaType
 from orchestrator.http.exchange import Exchange
 from orchestrator.wire.judge import check_answer, judged
@@ -77,6 +78,7 @@ class Endpoint:
         self.can_continue = can_continue
         self.media_type = media_type
         self.method = "POST"
+        self.wanted_key = BEARER  # how a client is told to send its key
         self.form: LegForm = OPENAI  # how requests become legs
         self.has_holders = False  # a request may have to go to the worker that holds something
         self.asks_holder = False  # every request does, as it is: it is about what that worker holds

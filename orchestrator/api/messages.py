@@ -21,6 +21,7 @@ from msgspec import Raw
 from orchestrator.api.base import Endpoint
 from orchestrator.api.leg_form import LegForm
 from orchestrator.api.view import RequestView, view_request
+from orchestrator.config.keys import ANTHROPICS
 from orchestrator.errors import BatonError, WorkerAnswered
 from orchestrator.http.exchange import Exchange
 from orchestrator.wire.judge import (
@@ -89,6 +90,7 @@ class MessagesEndpoint(Endpoint):
     def __init__(self, *, counts: bool = False) -> None:
         super().__init__(needs_one_worker=counts, streams=not counts, can_continue=False)
         self.form = MessagesForm()
+        self.wanted_key = ANTHROPICS
 
     def read(self, body: bytes, exchange: Exchange) -> RequestView:
         view = view_request(body, exchange)

@@ -11,12 +11,13 @@ The rules are vLLM's (0.32): its request classes and `SamplingParams`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 from msgspec import Raw
 
+from orchestrator.wire.lax import bool_of, int_of
 from orchestrator.wire.shapes import AnswerFields
 
 # Fields that are judged here where they are there. Most requests have none of them.
@@ -27,7 +28,6 @@ _MOST_CHOICES: Final = 16384
 _MOST_STOPS: Final = 4
 _GREEDY_BELOW: Final = 1e-5
 _fields: Final = msgspec.json.Decoder(AnswerFields)
-_number: Final = msgspec.json.Decoder(float | None)
 
 
 def is_refusable(own_json: bytes, shared: Mapping[str, Raw]) -> bool:
@@ -35,21 +35,48 @@ def is_refusable(own_json: bytes, shared: Mapping[str, Raw]) -> bool:
     request's legs differ.
     """
     try:
-        fields = _fields.decode(own_json)
+        fields = _decoded(own_json)
         return (
             _has_wrong_choices(fields.n, shared)
             or _has_wrong_stops(fields.stop)
             or _has_wrong_least(fields, is_completion="prompt" in shared)
         )
+    except (ValueError, TypeError, OverflowError, msgspec.DecodeError):
+        return True  # of a wrong type
+
+
+def _decoded(own_json: bytes) -> AnswerFields:
+    """Return the fields, however they are spelt. Raises `ValueError` or `DecodeError` for a wrong type."""
+    try:
+        return _fields.decode(own_json)
     except msgspec.DecodeError:
-        return True  # of an unusual type; if a worker takes it, it takes it as a whole
+        given = msgspec.json.decode(own_json)
+        spelt = {name: value for name, value in given.items() if name in _READERS and value is not None}
+        read = {name: _READERS[name](value) for name, value in spelt.items()}
+        return msgspec.convert({**given, **read}, AnswerFields)
+
+
+def _int_list(value: object) -> object:
+    return [int_of(each) for each in value] if isinstance(value, list) else value
+
+
+# Numbers and switches are taken in all the spellings that vLLM takes.
+_READERS: Final[dict[str, Callable[[object], object]]] = {
+    "n": int_of,
+    "min_tokens": int_of,
+    "max_tokens": int_of,
+    "max_completion_tokens": int_of,
+    "ignore_eos": bool_of,
+    "return_token_ids": bool_of,
+    "stop_token_ids": _int_list,
+}
 
 
 def _has_wrong_choices(n: int | None, shared: Mapping[str, Raw]) -> bool:
     if n is None or n == 1:
         return False
-    temperature = _number.decode(shared["temperature"]) if "temperature" in shared else None
-    is_greedy = temperature is not None and temperature < _GREEDY_BELOW
+    temperature = msgspec.json.decode(shared["temperature"]) if "temperature" in shared else None
+    is_greedy = temperature is not None and float(temperature) < _GREEDY_BELOW
     return not 1 <= n <= _MOST_CHOICES or is_greedy
 
 

@@ -11,6 +11,8 @@ by itself, which prompt it again; a truncated prompt, whose length depends on th
 from __future__ import annotations
 
 import re
+import secrets
+import time
 from typing import Any, Final
 
 import msgspec
@@ -317,8 +319,11 @@ def _number_in(events: bytes) -> int:
 
 
 def _failure(response: Document, number: int, message: str) -> bytes:
-    """Return the last event of a stream that fails; `response` is what is known of it."""
-    known: dict[str, Any] = {"id": "", "object": "response", "created_at": 0, "output": [], **response}
+    """Return the last event of a stream that fails; `response` is what is known of it. One that has not begun
+    has an id that nobody knows.
+    """
+    made = {"id": f"resp_{secrets.token_hex(22)}", "object": "response", "created_at": int(time.time())}
+    known: dict[str, Any] = {**made, "output": [], **response}
     known |= {"status": "failed", "error": {"code": "server_error", "message": message}}
     event = {"type": "response.failed", "sequence_number": number, "response": known}
     return written(b"response.failed", _json.encode(event))

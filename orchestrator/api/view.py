@@ -5,6 +5,7 @@ One pass of msgspec gives the top level as `dict[str, Raw]`; a `Raw` is a view o
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -59,6 +60,7 @@ class RequestView(Request):
     __slots__ = (
         "_exchange",
         "common",
+        "given",
         "is_refusable",
         "is_stream",
         "limit",
@@ -83,13 +85,15 @@ class RequestView(Request):
         exchange: Exchange | None = None,
         limit: int = 0,
         is_refusable: bool = False,
+        given: int = -1,
     ) -> None:
         """`shared` are the fields that all legs share, `common` the same as one JSON object; `own` are the
         others (`OWN`), in `own_json` as well. `model` is "" if the client named none. `wants_usage` if the
         client asked for the usage event of a stream. `whole_reason` is why no hand-off is possible; None if
         the request can go in two legs. `exchange` has the client's headers. `limit` is how many tokens the
         answer may have; 0 if it does not say. `is_refusable` if a worker that decodes is likely to refuse it,
-        and one that prefills is not.
+        and one that prefills is not. `given` is how many fields the client's document has; -1 if that is not
+        known.
         """
         self._exchange = exchange
         self.shared = shared
@@ -102,6 +106,7 @@ class RequestView(Request):
         self.whole_reason = whole_reason
         self.limit = limit
         self.is_refusable = is_refusable
+        self.given = given
 
     def with_own(self, own: dict[str, Raw]) -> RequestView:
         """Return the same request with other fields of its own; none of those that the view itself tells."""
@@ -117,6 +122,7 @@ class RequestView(Request):
             self._exchange,
             self.limit,
             self.is_refusable,
+            self.given,
         )
 
     def choices(self) -> int:
@@ -128,7 +134,10 @@ class RequestView(Request):
     def refuses(self, limit: str) -> bool:
         """Tell whether workers will refuse the request for its limit of tokens, which must be positive."""
         value = self.own.get(limit)
-        return value is not None and bytes(value)[:1] in b"-0"
+        try:
+            return value is not None and lax_int(value) < 1
+        except ValueError:  # null, or for the worker to judge
+            return False
 
     def for_model(self, model: str) -> RequestView:
         """Return the same request with a model, for one whose client named none."""
@@ -145,6 +154,7 @@ class RequestView(Request):
             self._exchange,
             self.limit,
             self.is_refusable,
+            self.given,
         )
 
     # --- what routing policies may ask ----------------------------------------------------------
@@ -318,15 +328,17 @@ def view_request(body: bytes, exchange: Exchange | None = None) -> RequestView:
         exchange,
         limit,
         limit < 0 or has_stray_options or (is_judged and is_refusable(own_json, shared)),
+        len(fields),
     )
 
 
 def _count_of(value: Raw | None) -> int:
     """Return the number that a field has, in whichever of the ways that vLLM takes; 0 if it has none."""
-    text = b"1" if value is None else bytes(value).strip(b'"')
+    if value is None or _is_null(value):
+        return 1
     try:
-        return 1 if text == b"null" else max(0, int(float(text)))
-    except (ValueError, OverflowError):
+        return max(0, lax_int(value))
+    except ValueError:
         return 0
 
 
@@ -366,8 +378,23 @@ def _decode_top_level(body: bytes, *, is_small: bool, is_strict: bool = False) -
     except msgspec.DecodeError as error:
         fields = None if is_strict else _decode_pythons(body)
         if fields is None:
-            raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+            raise InvalidRequest(_lone_surrogate(body) or f"{_IS}not valid JSON: {error}") from error
         return fields
+
+
+# What stands for one character in a JSON string: a backslash, a surrogate pair, and half of one.
+_SURROGATES: Final = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+def _lone_surrogate(body: bytes) -> str | None:
+    """Say where half of a surrogate pair is in a document that is refused; None if there is none."""
+    for found in _SURROGATES.finditer(body):
+        if found[1] is not None:
+            half, at = found[1].decode(), found.start()
+            return f"the request body has half of a surrogate pair, {half}, which is no text (byte {at})"
+    return None
 
 
 def _decode_routed(own_json: bytes, own: Mapping[str, Raw], shared: Mapping[str, Raw]) -> RoutedOwn:

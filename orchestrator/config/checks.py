@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
+from typing import get_args
 from urllib.parse import urlsplit
 
 from orchestrator.config.addresses import is_loopback, machine, worker_addresses
@@ -24,7 +25,7 @@ from orchestrator.config.options import (
     split_address,
 )
 from orchestrator.config.yaml12 import Path
-from orchestrator.wire.info import Role
+from orchestrator.wire.info import MOST_NIXL_DELAY_US, NIXL_DELAY_ENV, TRANSPORT_ENV, Encoding, Role
 
 # The plan sets these for each worker; a second value would contradict the first without a word.
 RESERVED_ARGS = {
@@ -43,7 +44,22 @@ RESERVED_ENV = {
     "VLLM_NIXL_SIDE_CHANNEL_PORT": "set workers: [{side_channel_port: ...}]",
     "BATON_ROLE": "the pool decides it",
     "BATON_MODEL": "the model's name decides it",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "clients choose ids, and several may choose the same",
 }
+
+
+def environment_fault(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the name of a variable that says what it cannot, and what is wrong; None if all is well.
+
+    Workers and orchestrator find out only when they start.
+    """
+    transport, delay = environ.get(TRANSPORT_ENV), environ.get(NIXL_DELAY_ENV, "").strip()
+    if transport and transport not in get_args(Encoding):
+        return TRANSPORT_ENV, f"must be one of {', '.join(get_args(Encoding))}, not {transport!r}"
+    is_number = delay.isascii() and delay.isdigit() and len(delay) < 10
+    if delay and not (is_number and int(delay) <= MOST_NIXL_DELAY_US):
+        return NIXL_DELAY_ENV, f"must be a number from 0 to {MOST_NIXL_DELAY_US}, not {delay!r}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +262,9 @@ def _overridden(path: Path, role: Role, settings: PoolConfig | WorkerConfig) -> 
             yield Finding((*path, "args", index), f"{option} cannot be given here: {SECRET_ARGS[option]}")
     for name in settings.env.keys() & RESERVED_ENV.keys():
         yield Finding((*path, "env", name), f"{name} cannot be given here: {RESERVED_ENV[name]}")
+    fault = environment_fault(settings.env)
+    if fault is not None:
+        yield Finding((*path, "env", fault[0]), " ".join(fault))
 
 
 # --- who listens where ------------------------------------------------------------------------------

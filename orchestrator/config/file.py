@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args, get_origin
@@ -15,11 +16,18 @@ from pydantic_core import ErrorDetails
 from orchestrator.config.base import model_in, options_of
 from orchestrator.config.checks import Finding, findings
 from orchestrator.config.files import read_config
-from orchestrator.config.options import Config, ModelConfig, OrchestratorConfig
-from orchestrator.config.policies import PolicyConfig, model_for
+from orchestrator.config.options import Config, ModelConfig, OrchestratorConfig, RoutingConfig
+from orchestrator.config.policies import NAME, PolicyConfig, model_for
 from orchestrator.config.yaml12 import MAX_BYTES, Mark, Node, Path, Problem, YamlError, parse
 from orchestrator.legs.connectors import CONNECTORS
 from orchestrator.routing.policies import POLICIES
+
+# Where policies stand, each as a name or as a mapping.
+_POLICIES = frozenset(
+    ("routing", name)
+    for name, field in RoutingConfig.model_fields.items()
+    if isinstance(field.get_default(call_default_factory=True), PolicyConfig)
+)
 
 PARENTS_SEARCHED = 2  # above the config file's directory: configs/x.yaml and the project's root
 
@@ -92,9 +100,20 @@ def _with_override(root: Node, override: str) -> Node:
     if not equals or not all(key.split(".")):
         raise YamlError([Problem(mark, "expected KEY.PATH=VALUE")])
     try:
-        return root.replaced(_path(key), parse(value, mark.source, is_located=False))
+        path = _path(key)
+        return _spelt_out(root, path).replaced(path, parse(value, mark.source, is_located=False))
     except LookupError as error:
         raise YamlError([Problem(mark, error.args[0])]) from error
+
+
+def _spelt_out(root: Node, path: Path) -> Node:
+    """Return `root` with the policy that `path` leads into as a mapping, if it is a mere name there."""
+    place = path[:2]
+    node = root.find(place)
+    is_name = place in _POLICIES and node is not root and isinstance(node.value, str)
+    if len(path) < 3 or not is_name:
+        return root
+    return root.replaced(place, replace(node, value={NAME: node}))
 
 
 def _path(key: str) -> Path:

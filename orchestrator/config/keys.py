@@ -49,6 +49,11 @@ class Key:
     scopes: frozenset[Scope] = INFER  # with what they imply
 
 
+# In which header fields keys are sent.
+BEARER: Final = "Authorization: Bearer KEY"
+ANTHROPICS: Final = f"x-api-key: KEY, or {BEARER}"
+
+
 class KeyRing:
     """A ring holds all valid keys; whoever holds the ring sees new ones as soon as they are exchanged."""
 
@@ -70,14 +75,13 @@ class KeyRing:
         """Let these keys be valid from now on, and no others."""
         self._keys = tuple(keys)
 
-    def check(self, authorization: bytes | None, scope: Scope = "infer") -> str:
-        """Return the name of the key that an `Authorization` value carries.
-
-        Raises `Unauthorized` if it is none of ours, `MissingScope` if it is not for this.
+    def check(self, authorization: bytes | None, wanted: str = BEARER, *, scope: Scope = "infer") -> str:
+        """Return the name of the key that an `Authorization` value carries. Raises `Unauthorized` if it is
+        none of ours, which tells the client to send what is `wanted`, `MissingScope` if it is not for this.
 
         The presented token is hashed, and its digest is compared with every key's, whether or not one fits.
         """
-        presented = sha256(_token(authorization)).digest()
+        presented = sha256(_token(authorization, wanted)).digest()
         found: Key | None = None
         for key in self._keys:
             if hmac.compare_digest(key.digest, presented):
@@ -155,13 +159,13 @@ def worker_key(environ: Mapping[str, str]) -> str | None:
     return key or None
 
 
-def _token(authorization: bytes | None) -> bytes:
+def _token(authorization: bytes | None, wanted: str) -> bytes:
     if authorization is None:
-        raise Unauthorized("an API key is needed: send Authorization: Bearer KEY")
+        raise Unauthorized(f"an API key is needed: send {wanted}")
     scheme, _, token = authorization.strip().partition(b" ")
     token = token.strip()
     if scheme.lower() != b"bearer" or not token:
-        raise Unauthorized("expected Authorization: Bearer KEY")
+        raise Unauthorized(f"expected {wanted}")
     if len(token) > MAX_TOKEN_BYTES or not token.isascii():
         raise Unauthorized("the API key is not valid")
     return token

@@ -285,7 +285,8 @@ class LimitsConfig(Model):
     request_timeout_s: Reloadable[Seconds] = Field(
         600.0,
         description="A request is answered 504 if after this many seconds its stream has not begun, or its "
-        "whole answer is not there. A client asks for less with the header x-request-timeout, in seconds.",
+        "whole answer is not there. A client asks for less with the header x-request-timeout, in seconds. "
+        "Deadlines are looked at four times a second: one may be noticed up to 0.25 s late.",
     )
     first_byte_timeout_s: Reloadable[Seconds] = Field(
         300.0,
@@ -418,11 +419,15 @@ class OrchestratorConfig(Model):
         None,
         ge=1,
         description="At most this many client connections are open in each process; for another one a "
-        "connection is closed on which no request is in progress, or else it is answered 503. Without it, "
-        "clients have half of the descriptors that the process may open, less 64.",
+        "connection is closed on which no request is in progress, or else it is answered 503, unless it asks "
+        "for /health, /ping or /ready. Without it, clients have half of the descriptors that the process may "
+        "open, less 64.",
     )
     limit_concurrency: int | None = Field(
-        None, ge=1, description="New requests are answered 503 while this many are in progress."
+        None,
+        ge=1,
+        description="New requests are answered 503 while this many are in progress, except for /health, "
+        "/ping and /ready.",
     )
     limit_max_requests: int | None = Field(
         None,

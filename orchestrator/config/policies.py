@@ -11,9 +11,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, create_model
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from orchestrator.config.base import Model
@@ -28,6 +35,15 @@ class PolicyConfig(Model):
     """A policy's arguments are the fields of a subclass for each policy, made from its `PolicySpec`."""
 
     policy: str = Field(description=NAMED)
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        """Refuse arguments that do not fit each other, or make no sense."""
+        spec = POLICIES.get(self.policy)
+        wrong = None if spec is None or spec.fault is None else spec.fault(self.arguments)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return self
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -50,7 +66,10 @@ def model_of(spec: PolicySpec) -> type[PolicyConfig]:
     name = Literal[spec.name]  # type: ignore[name-defined]
     fields[NAME] = (name, Field(description=NAMED))
     made: type[PolicyConfig] = create_model(
-        spec.name, __base__=PolicyConfig, __doc__=spec.description, **fields
+        spec.name,
+        __base__=PolicyConfig,
+        __doc__=spec.description,
+        **fields,
     )
     return made
 

@@ -25,7 +25,8 @@ def refuse_other_sites(method: str, headers: Headers) -> None:
     if not _is_own_site(headers) and not _is_link(method, headers):
         raise Forbidden("pages of other sites may not use this listener")
     if any(not _is_own(origin, headers) for origin in headers.getlist("origin")):
-        raise Forbidden("pages of other sites may not change anything")
+        what = "read this" if method in _READS else "change anything"
+        raise Forbidden(f"pages of other sites may not {what}")
     if method not in _READS and not _is_json(headers):
         raise UnsupportedMediaType("Unsupported Media Type: Only 'application/json' is allowed")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import orjson
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from orchestrator import __version__
 from orchestrator.api.messages import PATH as MESSAGES
 from orchestrator.api.messages import error_body as messages_error
 from orchestrator.compiled import is_compiled
+from orchestrator.config.keys import ANTHROPICS, BEARER
 from orchestrator.config.keys import Scope as KeyScope
 from orchestrator.control.state import Guarding
 from orchestrator.errors import BatonError, ClientError, MethodNotAllowed, NotFound
@@ -29,6 +31,8 @@ Check = Callable[[str, Headers], None]  # of a method and the headers
 ScopeOf = Callable[[str], KeyScope]  # of a path: what a key must be for
 KEY_NAME = "baton.key"  # in the ASGI scope: the name of the key, if one was asked for
 
+# Anthropic's SDKs ask for these, with their own header field for keys.
+_FOR_ANTHROPICS: Final = ("/v1/models", MESSAGES)
 _log = logging.getLogger("baton.control")
 
 
@@ -101,7 +105,13 @@ class _Guard:
     def _check_key(self, scope: Scope) -> None:
         if self._keys is None or scope["path"] in self._open_paths:
             return
-        scope[KEY_NAME] = self._keys.check(authorization_of(scope), self._scope_of(scope["path"]))
+        takes_both = scope["path"].startswith(_FOR_ANTHROPICS)
+        authorization = authorization_of(scope)
+        if authorization is None and takes_both:
+            given = [value for name, value in scope["headers"] if name == b"x-api-key"]
+            authorization = b"Bearer " + given[-1] if given else None
+        wanted = ANTHROPICS if takes_both else BEARER
+        scope[KEY_NAME] = self._keys.check(authorization, wanted, scope=self._scope_of(scope["path"]))
 
 
 def _without_last_slash(scope: Scope) -> Scope:

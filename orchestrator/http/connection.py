@@ -126,7 +126,8 @@ class HttpProtocol(Receiver):
         self.active: HttpExchange | None = None
         self._queue: deque[HttpExchange] = deque()  # behind the active one
         self._is_next_due = False
-        self._is_silent = False  # it has not sent a whole request yet
+        self._is_silent = True  # it has not sent a whole request yet
+        self._has_room = True  # if not, it is closed behind its first answer
         self._is_closing = False
         self._is_lost = False
 
@@ -142,16 +143,7 @@ class HttpProtocol(Receiver):
         self._reader.connected(carrying)
         self._deadlines.connected(carrying)
         self._shared.sweep.add(self._deadlines, self.expire)
-        crowd = self._shared.crowd
-        self._is_silent = has_room = crowd.enter(self, self.loop.time())
-        if not has_room:
-            self._turn_away(crowd.has_time_to_part)
-
-    def _turn_away(self, is_told: bool) -> None:
-        if is_told:
-            self._reader.break_off(TooManyConnections("all connections to this server are in use"))
-        else:
-            self.give_way()
+        self._has_room = self._shared.crowd.enter(self, self.loop.time())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
@@ -279,6 +271,8 @@ class HttpProtocol(Receiver):
         if self._is_silent:
             self._is_silent = False
             self._shared.crowd.silent.pop(self, None)
+            if not self._has_room:
+                self._turn_away(exchange)
         if self._cors is not None and self._cors.answers(exchange):
             return
         if exchange.refusal is not None:
@@ -291,6 +285,13 @@ class HttpProtocol(Receiver):
             run(exchange, handler or self._otherwise), loop=self.loop, name="request"
         )
         self.tasks.add(task)
+
+    def _turn_away(self, exchange: HttpExchange) -> None:
+        """Have this request be the last, and refused unless a probe asks: it is not to think us dead."""
+        exchange.keep_alive = False
+        is_probe = exchange.head.target.path in self._shared.limits.probes
+        if exchange.refusal is None and not is_probe:
+            exchange.refusal = TooManyConnections("all connections to this server are in use")
 
     def advance(self) -> None:
         if self._queue or self._reader.backlog.size:

@@ -1,8 +1,9 @@
 """The crowd is who has a connection to a server: it says who has to leave when there is no room for another.
 
 A connection over the limit takes the place of one that has never sent a whole request, the oldest of them, or
-else of one that waits between two requests. Only if all others are in use is it turned away: it is answered
-503 and closed. So clients that connect and say nothing harm each other, not those that are known.
+else of one that waits between two requests. Only if all others are in use is it turned away: one request of
+its is answered, with what a probe asks for, or 503, and it is closed. So clients that connect and say nothing
+harm each other, not those that are known.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 from orchestrator.http.carrier import Carrier
 
 UNLIMITED: Final = sys.maxsize
-# Of the limit: so many that are turned away may take their time to read why; more are cut off at once.
+# Of the limit: so many that are turned away have time to ask, and to read why. For more the first are cut.
 PARTING_SHARE: Final = 16
 LEAST_PARTING: Final = 8
 # A crowd in which nobody rests is not looked through for each who knocks.
@@ -53,7 +54,7 @@ class Crowd:
         self.most = most
         self.open: dict[Guest, None] = {}  # in the order of arrival
         self.silent: dict[Guest, None] = {}  # of these, who has not sent a whole request yet
-        self.parting: dict[Guest, None] = {}  # who was turned away, and is told so
+        self.parting: dict[Guest, None] = {}  # who was turned away, and is told so; in the order of arrival
         self._resting: Iterator[Guest] = iter(())
         self._looked = -PATIENCE_S
         self._told = -TOLD_EVERY_S
@@ -61,19 +62,21 @@ class Crowd:
     def enter(self, guest: Guest, now: float) -> bool:
         """Take a connection in, and return True, or return False if there is no room for it.
 
-        Then it is to be told so; `has_time_to_part` says whether there is time for that.
+        Then it is to be told so, when it has asked for something; others may not have time to hear it.
         """
         if len(self.open) >= self.most and not self._make_room(now):
-            self.parting[guest] = None
+            self._part(guest)
             self._tell(now)
             return False
         self.open[guest] = self.silent[guest] = None
         return True
 
-    @property
-    def has_time_to_part(self) -> bool:
-        """Return whether who was turned away last may be told why."""
-        return len(self.parting) <= max(LEAST_PARTING, self.most // PARTING_SHARE)
+    def _part(self, guest: Guest) -> None:
+        if len(self.parting) >= max(LEAST_PARTING, self.most // PARTING_SHARE):
+            first = next(iter(self.parting))
+            self.leave(first)
+            first.give_way()
+        self.parting[guest] = None
 
     def leave(self, guest: Guest) -> None:
         """Forget a connection. This can be repeated."""

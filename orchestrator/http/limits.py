@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Final
 
 from orchestrator.config.descriptors import most_clients
 from orchestrator.config.options import OrchestratorConfig
 from orchestrator.http.hosts import Hosts
+
+PROBES: Final = frozenset({"/health", "/ping", "/ready"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class ServerLimits:
     )  # what is left of a refused body is read up to here, else the connection closes
     max_connections: int = sys.maxsize  # open at the same time; see `crowd.py`
     limit_concurrency: int | None = None  # requests in progress; more are 503
-    unlimited_paths: frozenset[str] = frozenset({"/health"})  # answered above limit_concurrency too
+    probes: frozenset[str] = PROBES  # paths, answered above max_connections and limit_concurrency, too
     hosts: Hosts | None = None  # requests for others are 421; None: for all
     sweep_s: float = 0.25
 

@@ -240,7 +240,7 @@ class Reader(Holder):
         return error
 
     def _overload(self, head: Head, limit: int) -> BatonError | None:
-        if len(self._connection.tasks) < limit or head.target.path in self._limits.unlimited_paths:
+        if len(self._connection.tasks) < limit or head.target.path in self._limits.probes:
             return None
         return Overloaded("too many requests in progress")
 

@@ -83,6 +83,11 @@ class LegBodies:
         return self._view.is_stream
 
     @property
+    def given(self) -> int:
+        """It is how many fields the client's document has; -1 if nobody knows."""
+        return self._view.given
+
+    @property
     def takes_ids(self) -> bool:
         """The prompt is text, which somebody has to tokenise, and nothing but its tokens is needed of it."""
         shared = self._view.shared

@@ -78,9 +78,7 @@ class Dispatcher:
         return self.upstream.send(worker.origin, "POST", path, self.head(worker, JSON.name), [body])
 
     async def end_leg(self, worker: Worker, id: str) -> bool:
-        """Ask a worker to end the leg of this `x-request-id`, and to answer it all the same; False if it
-        cannot.
-        """
+        """Ask a worker to end the leg of this name, and to answer it all the same; False if it cannot."""
         if worker.unendable_epoch == worker.epoch:
             return False
         try:
@@ -93,8 +91,8 @@ class Dispatcher:
         return True
 
     async def has_begun(self, worker: Worker, id: str) -> bool | None:
-        """Ask a worker whether its engine has made the first token of the leg of this `x-request-id`; return
-        None if it cannot tell.
+        """Ask a worker whether its engine has made the first token of the leg of this name; return None if
+        it cannot tell.
         """
         try:
             answer = await self.ask(worker, BEGUN_PATH, end_body(id))

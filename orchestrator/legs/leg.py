@@ -38,8 +38,10 @@ from orchestrator.telemetry.record import FailedAttempt
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
-from orchestrator.wire.info import DOCUMENT_REFUSED, TOKEN_IDS_HEADER, TokenIdsForm
+from orchestrator.wire.info import DOCUMENT_REFUSED, LEG_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.judge import ABORTED, ENDED_BY_WORKER
+from orchestrator.wire.refusals import counts_fields, recounted
+from orchestrator.wire.usage import decode_document
 from orchestrator.workers.states import IN_SERVICE, NOT_TAKEN_OUT, WorkerState
 from orchestrator.workers.worker import Worker
 
@@ -51,6 +53,7 @@ _ABORTED_MSGPACK: Final = b"\xadfinish_reason\xa5abort"
 
 _MAY_BE_REFUSALS: Final = frozenset({400, 415, 422})  # of a form that the worker announced
 _DOCUMENT_REFUSED: Final = DOCUMENT_REFUSED.encode()
+_LEG_HEADER: Final = LEG_HEADER.lower().encode()
 _NOT_SENT: Final = -1
 # Looking a member up in its enumeration costs as much as a call.
 _READY: Final = WorkerState.READY
@@ -88,15 +91,25 @@ class Legs:
     was_silent = False  # the leg that failed last: it was given up for that
     was_in_service = False  # the worker of the leg that failed last: nobody had taken it out before
 
-    def __init__(self, dispatcher: Dispatcher, model: str, bodies: LegBodies, headers: bytes) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        model: str,
+        bodies: LegBodies,
+        headers: bytes,
+        client_id: bytes | None = None,
+    ) -> None:
         """`bodies` are those of the legs to come; another worker that goes on with a stream gets others.
 
-        `headers` are the client's for workers, as a header block.
+        `headers` are the client's for workers, as a header block. So is `client_id`: what the client calls
+        its request, of which the worker that answers makes the `id` of the answer. It is b"" if the body says
+        that, None if the client leaves it to us.
         """
         self.dispatcher = dispatcher
         self.model = model
         self.bodies = bodies
         self.headers = headers
+        self.client_id = client_id
         self.id = dispatcher.ids.fresh()  # ours, for the workers
 
     def count_denials(self) -> None:
@@ -130,7 +143,8 @@ class Leg(ABC):
 
     # Class attributes are the defaults of what is set later, or never.
     epoch = _NOT_SENT  # of the worker, when the leg was sent
-    id = ""  # its own `x-request-id`, once it is sent
+    id = ""  # its name (`wire/info.py`), once it is sent
+    is_for_client = False  # its answer is what the client gets
     answer: Answer | None = None  # once the leg was written
     sent = 0.0  # when it was written
     heard = 0.0  # the same, or when more of its answer was last seen
@@ -256,7 +270,7 @@ class Leg(ABC):
             self.refusal = content
             is_lost = self.lease is not None and self.has_freed(content)  # what it was to build on
             if is_lost or not self._may_be_refusal(answer.status, content):
-                raise refusal(answer, content, self.path)
+                raise refusal(answer, self._for_client(content), self.path)
             self._note_refusal()
             self.is_plain = True
             self.check_in_service()
@@ -279,7 +293,10 @@ class Leg(ABC):
             dispatcher.note_not_encodable(error)
             codec, parts = JSON, self.parts(JSON)
         self.epoch = worker.epoch
-        id_header = f"x-request-id: {self.id}\r\n".encode()
+        if not self.is_for_client or legs.client_id is None:
+            id_header = f"x-request-id: {self.id}\r\n".encode()
+        else:
+            id_header = b"%b%b: %b\r\n" % (legs.client_id, _LEG_HEADER, self.id.encode())
         head = dispatcher.head(worker, codec.name) + self.form_headers + id_header + legs.headers
         return dispatcher.upstream.send(worker.origin, "POST", self.bodies.path, head, parts)
 
@@ -290,6 +307,13 @@ class Leg(ABC):
             return await self._send(JSON)
         self.bodies.adopt(codec, common)
         return await self._send(codec)
+
+    def _for_client(self, content: bytes) -> bytes:
+        """Return the worker's error, which may count the leg's fields, as one about the client's document."""
+        given = self.bodies.given
+        if given < 0 or not counts_fields(content):
+            return content
+        return recounted(content, given - len(decode_document(b"".join(self.parts(JSON))) or ()))
 
     @abstractmethod
     def parts(self, codec: Codec) -> Parts:
@@ -432,6 +456,7 @@ class PrefillLeg(Leg):
 class AnswerLeg(Leg):
     """The client gets the answer of this leg: decode with a hand-off, or everything on one worker."""
 
+    is_for_client = True
     handoff: Handoff | None = None  # None: it prefills as well
     # Whether it was in time, nobody can say before its answer is there: await this then, if it is given.
     settle_doubt: Callable[[], Awaitable[None]] | None = None

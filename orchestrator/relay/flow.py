@@ -37,6 +37,7 @@ from orchestrator.errors import (
     WorkerError,
 )
 from orchestrator.failover.failover import CutStream, Failover
+from orchestrator.http.ids import REQUEST_ID_HEADER
 from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Connector, Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher
@@ -56,6 +57,7 @@ from orchestrator.routing.planner import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.states import IN_SERVICE
 from orchestrator.workers.worker import Worker
@@ -168,7 +170,7 @@ class Flow:
         plan = self._plan(scope, view, route, ())
         adapted, conversion = scope.endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, scope.record.endpoint, route.connector, scope.endpoint.form)
-        legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers())
+        legs = Legs(self._dispatcher, view.model, bodies, scope.relayed_headers(), _client_id(scope, view))
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
 
     def _plan_again(self, request: AdmittedRequest) -> None:
@@ -398,6 +400,17 @@ def _only(models: Iterable[str]) -> str:
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:
     return f"the model '{model[:100]}' does not exist; there is: {', '.join(known)}"
+
+
+def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
+    """Return what the client calls its request, as `Legs` takes it.
+
+    vLLM goes by the head before the body, and takes whatever stands there.
+    """
+    given = scope.exchange.header(REQUEST_ID_HEADER)
+    if given is not None:
+        return header_block([(REQUEST_ID_HEADER, given)])
+    return b"" if "request_id" in view.own else None
 
 
 def _demand(scope: RequestScope, view: RequestView) -> Demand:

@@ -1,8 +1,9 @@
 """These are the header fields that pass between clients and workers; all others end here.
 
 A worker trusts the orchestrator. So a field of a client's is named here before a worker gets it, with what
-vLLM (0.32) makes of it. `x-request-id`, the worker's key and what tells of encodings are the orchestrator's
-own and never a client's.
+vLLM (0.32) makes of it. The worker's key and what tells of encodings are the orchestrator's own and never a
+client's. `x-request-id` goes to the worker that answers only (`flow._client_id`): what a prefill worker is
+told becomes part of what it calls the blocks that it pins.
 """
 
 from __future__ import annotations

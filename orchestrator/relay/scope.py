@@ -121,7 +121,9 @@ class RequestScope:
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.limits.request_timeout_s)
         if plane.keys is not None:
-            self.record.client = plane.keys.check(self.endpoint.credential(exchange))
+            self.record.client = plane.keys.check(
+                self.endpoint.credential(exchange), self.endpoint.wanted_key
+            )
         method = self.endpoint.method
         if exchange.method != method:
             raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)

@@ -1,8 +1,12 @@
 """A worker of ours has this beside vLLM's API: its announcement, and the end of a request.
 
     GET /baton/info  ->  200, `WorkerInfo`
-    POST /v1/baton/end {"request_id": "<the x-request-id that the leg had>"}  ->  202
+    POST /v1/baton/end {"request_id": "<the name of a leg>"}  ->  202
     POST /v1/baton/begun {"request_id": "<the same>"}  ->  200, `Begun`
+
+A leg has a name, which no other leg has: its `LEG_HEADER`, or its `x-request-id` if it has only that. The
+engine makes the answer's `id` of `x-request-id`, which is the client's where the client gives one; several
+clients may give the same.
 
 A worker without our plugin answers 404 to all of them.
 """
@@ -26,12 +30,15 @@ DOCUMENT_REFUSED = "msgpack body refused"
 # Set on a prefill leg that wants the prompt's token ids: the form of them, "list" where it is absent. The two
 # packed forms are little-endian int32, as a base64 string in JSON or as bin in a msgpack answer.
 TOKEN_IDS_HEADER = "X-Token-Ids"  # noqa: S105  # no secret
+# Set on a leg whose `x-request-id` is not its name.
+LEG_HEADER = "X-Baton-Leg"
 TRANSPORT_ENV = "BATON_TRANSPORT"
 # This holds where the variable is unset or empty, on either side. docs/transport.md has the measurements.
 DEFAULT_TRANSPORT: Encoding = "orjson"
 # How long NIXL's progress thread waits between two looks; see `worker/nixl_thread.py`.
 NIXL_DELAY_ENV = "BATON_NIXL_PROGRESS_DELAY_US"
 DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()` counts
+MOST_NIXL_DELAY_US = 1_000_000  # some transports of UCX need to be looked at now and then
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
@@ -73,7 +80,7 @@ class EndRequest(msgspec.Struct):
     all.
     """
 
-    request_id: str
+    request_id: str  # the name of the leg
 
 
 BEGUN_PATH = "/v1/baton/begun"

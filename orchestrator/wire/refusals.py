@@ -37,6 +37,14 @@ _MAX_DETAIL = 500  # characters of an explanation that is in no OpenAI error
 _HTTP_DATE = re.compile(rb"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 
 
+# vLLM's text about a field that the document lacks, or about the document as a whole, in a JSON string: the
+# first group ends where the document's fields are counted.
+_COUNTED = re.compile(
+    rb"(\{'type': '(?:missing', 'loc': 'body\.[^'.]+|[a-z_]+', 'loc': 'body)', "
+    rb"""'msg': (?:'[^']*'|\\"[^"\\]*\\"), 'input': '<dict of )(\d{1,9})(?= items>')"""
+)
+
+
 class Whose(Enum):
     """An answer that is not 200 says something about one of these."""
 
@@ -76,6 +84,19 @@ def error_body(status: int, content: bytes) -> bytes:
     kind = "invalid_request_error" if status < 500 else "upstream_error"
     fields = {name: error.get(name) for name in ("message", "type", "param", "code")}
     return msgspec.json.encode({"error": fields | {"type": fields["type"] or kind}})
+
+
+def counts_fields(content: bytes) -> bool:
+    """Tell whether a worker's error may say how many fields the document has."""
+    return b" items>" in content
+
+
+def recounted(content: bytes, more: int) -> bytes:
+    """Return a worker's error with so many fields more where it says how many the document has.
+
+    The number itself is not known here: vLLM may have added some of its own.
+    """
+    return _COUNTED.sub(lambda found: b"%b%d" % (found[1], max(0, int(found[2]) + more)), content)
 
 
 def retry_after(value: bytes | None) -> bytes | None:

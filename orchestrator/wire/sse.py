@@ -148,8 +148,8 @@ class EventStream(Events):
     """It sends the worker's own events of a chat or completion, in its own bytes.
 
     Exceptions: the usage event has the prefill worker's counts, or is withheld if the client did not ask for
-    it (what the system's fingerprint is, then stands in the event before); and what is for engines alone is
-    left out.
+    it (what the system's fingerprint is, then stands in the last event of each choice); and what is for
+    engines alone is left out.
 
     Nearly all events of a stream differ in their text alone. Once one has been judged, those that begin and
     end as it does are passed on, for in them is neither an end nor an error: that takes one look at their
@@ -164,7 +164,8 @@ class EventStream(Events):
     _lessons = 0
     _held: list[bytes] | None = None  # events from before the first that says something
     _held_bytes = 0
-    _last = b""  # the event with the last end, until its usage has come
+    _ends: list[bytes] | None = None  # the last events of choices, until the usage has come
+    _ends_bytes = 0
     _ended: set[int] | None = None  # choices that have a finish_reason
     _has_begun = False
     _is_done = False
@@ -259,22 +260,26 @@ class EventStream(Events):
             event = _DATA + payload + _END
         if not completion.choices:
             return self._without_choice(event, payload)
-        self._note_ends(completion.choices)
+        is_end = self._note_ends(completion.choices)
         if not self._has_begun and _is_role(payload):
             return self._hold(event)
         if self._ended is not None:
-            return self._ending(event)
+            return self._ending(event, is_end=is_end)
         if self._lessons < _LESSONS and self._choices == 1:
             self._learn(event)
         return self._said(event)
 
-    def _note_ends(self, choices: list[EndedChoice]) -> None:
+    def _note_ends(self, choices: list[EndedChoice]) -> bool:
+        """Note which of these choices have ended; return whether any has."""
+        is_end = False
         for choice in choices:
             if choice.finish_reason:
+                is_end = True
                 check_reason(choice.finish_reason)
                 if self._ended is None:
                     self._ended = set()
                 self._ended.add(choice.index)
+        return is_end
 
     def _learn(self, event: bytes) -> None:
         """Take what is around the text of this event as what is around that of others."""
@@ -306,25 +311,34 @@ class EventStream(Events):
         self._held.append(event)
         return b""
 
-    def _ending(self, event: bytes) -> bytes:
-        """Hold the last event back, if the usage that follows it is withheld: it gets the fingerprint that
-        vLLM writes into the last event that a client sees.
+    def _ending(self, event: bytes, *, is_end: bool) -> bytes:
+        """Hold the last event of each choice back, if the usage that follows them is withheld: they get the
+        fingerprint that vLLM writes into them for a client that does not ask for the usage.
         """
-        if not is_whole(self._ended, self._choices):
-            return self._said(event)
-        self._forget()
-        if not self._hides_usage:
+        if is_whole(self._ended, self._choices):
+            self._forget()
+            is_end = True  # or behind it, and stays there
+        if not (is_end and self._hides_usage):
             return self._said(event)
         self._has_begun = True
-        last, self._last = self._last, event
-        return self._said(last)
+        self._ends_bytes += len(event)
+        if self._ends_bytes > MAX_OPENING_BYTES:
+            raise InvalidStream("the worker's stream does not come to its end")
+        if self._ends is None:
+            self._ends = []
+        self._ends.append(event)
+        return b""
+
+    def _released(self, fingerprint: bytes) -> bytes:
+        """Return the last events of choices that were held back, with the fingerprint."""
+        ends, self._ends = self._ends, None
+        return b"" if ends is None else b"".join([_with_fingerprint(each, fingerprint) for each in ends])
 
     def _end(self, event: bytes) -> bytes:
         if not is_whole(self._ended, self._choices):
             raise InvalidStream(NOT_FINISHED)
-        last, self._last = self._last, b""
         self._is_done = True
-        return self._said(last) + event
+        return self._said(self._released(b"null")) + event
 
     def _without_choice(self, event: bytes, payload: bytes) -> bytes:
         document = decode_document(payload)
@@ -333,8 +347,7 @@ class EventStream(Events):
             return self._said(event)
         self._kv = kv_outcome(usage)
         if self._hides_usage:
-            last, self._last = self._last, b""
-            return self._said(_with_fingerprint(last, bytes(document.get("system_fingerprint", b"null"))))
+            return self._said(self._released(bytes(document.get("system_fingerprint", b"null"))))
         mended = with_counts(document, usage, self._cached_tokens, self._created_tokens)
         return self._said(_DATA + mended + _END)
 

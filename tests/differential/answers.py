@@ -35,7 +35,7 @@ def ask(client: httpx.Client, url: str, case: Case, model: str) -> httpx.Respons
         case.method,
         url + case.path.replace("@model@", model),
         content=case.content(model),
-        headers=dict(case.headers),
+        headers={name: value.encode("latin-1") for name, value in case.headers.items()},
         timeout=LIMIT_S,
     )
 

@@ -6,5 +6,6 @@ from tests.differential.case import Case
 from tests.differential.generation import GENERATION
 from tests.differential.other_paths import OTHERS
 from tests.differential.refusals import REFUSALS
+from tests.differential.request_ids import REQUEST_IDS
 
-CASES: list[Case] = [*GENERATION, *REFUSALS, *OTHERS]
+CASES: list[Case] = [*GENERATION, *REFUSALS, *REQUEST_IDS, *OTHERS]

@@ -46,24 +46,12 @@ NAMED: dict[str, Rightful] = {
         "Baton refuses at once what it reads itself, in words and codes of its own; the status is a worker's",
         ("$.error.*", "$.detail"),
     ),
-    "counted fields": Rightful(
-        "a worker says how many fields the document has, and means the leg's", ("$.error.message",)
-    ),
     "unknown model": Rightful(
         "the model is looked for by Baton, which answers as OpenAI does", ("$.error.*",)
     ),
     "given twice": Rightful(
         "of a document that gives a field twice two readers may read two values, so it is refused",
         ("status", "header content-type", "$*", "events*"),
-    ),
-    "id": Rightful(
-        "workers end a request by its name, which has to be the only one, so it is the orchestrator's; the "
-        "client's is in `x-request-id`",
-        ("$.id", "events.*.id"),
-    ),
-    "fingerprint": Rightful(
-        "it comes with the usage, which the client did not ask for; only the last choice to end has it",
-        ("events.*.system_fingerprint",),
     ),
     "Anthropic's form": Rightful(
         "an SDK of Anthropic's reads its own form of errors; what vLLM refuses before its Messages code "

@@ -95,6 +95,31 @@ def test_check(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("config")
+@pytest.mark.parametrize("command", ["check", "plan"])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("BATON_TRANSPORT", "smoke", "must be one of json, orjson, msgpack, not 'smoke'"),
+        ("BATON_NIXL_PROGRESS_DELAY_US", "1ms", "must be a number from 0 to 1000000, not '1ms'"),
+        ("BATON_NIXL_PROGRESS_DELAY_US", "9999999", "must be a number from 0 to 1000000, not '9999999'"),
+    ],
+)
+def test_the_environment_is_looked_at(
+    command: str,
+    name: str,
+    value: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main([command, "c.yaml"]) == Exit.USAGE
+    assert f"{name} {says}" in capsys.readouterr().err
+    monkeypatch.setenv(name, "")
+    assert main([command, "c.yaml"]) == Exit.OK
+
+
+@pytest.mark.usefixtures("config")
 def test_a_dry_run_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "--dry-run", "c.yaml", "--set", "base_port=4000"]) == Exit.OK
     dry = capsys.readouterr().out

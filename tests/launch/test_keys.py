@@ -29,7 +29,7 @@ def test_a_key_is_added_to_a_file(
     first, second = shown.out.splitlines()
     ring = KeyRing.load(file)
     assert ring.check(f"Bearer {first}".encode()) == "first"
-    assert ring.check(f"Bearer {second}".encode(), "admin") == "second"
+    assert ring.check(f"Bearer {second}".encode(), scope="admin") == "second"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert first not in file.read_text()
     assert shown.err.splitlines()[0] == f"{file}: first was added; a reload has it take effect"

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -228,6 +228,12 @@ def params_of(name: str) -> dict[str, Any]:
     }
 
 
+def leg_name(request: MemoryRequest) -> str:
+    """By this name a leg is ended."""
+    headers = dict(request.headers)
+    return (headers.get(b"x-baton-leg") or headers.get(b"x-request-id", b"")).decode()
+
+
 def read(request: MemoryRequest) -> dict[str, Any]:
     """A leg's document, as a worker decodes it."""
     if dict(request.headers).get(b"x-msgpack") == b"1":
@@ -337,3 +343,17 @@ def _pools(roles: Sequence[Role], seats: int) -> dict[Role, PoolConfig]:
     for port, role in enumerate(roles, start=1):
         urls.setdefault(role, []).append(f"http://127.0.0.1:{port}")
     return {role: PoolConfig(urls=found, seats=seats) for role, found in urls.items()}
+
+
+def run_scripted(test: Callable[[FakeCluster], Awaitable[None]], **options: Any) -> FakeCluster:
+    """Run a test over a cluster whose decode workers it scripts; they pull nothing, all else is at rest."""
+
+    async def main() -> FakeCluster:
+        cluster = FakeCluster(**options)
+        await test(cluster)
+        cluster.workers.pinned.clear()
+        await cluster.aclose()
+        cluster.assert_at_rest()
+        return cluster
+
+    return asyncio.run(main())

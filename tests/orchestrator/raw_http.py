@@ -87,6 +87,17 @@ async def echo(exchange: Exchange) -> None:
     exchange.respond(200, [(b"content-type", b"application/json")], json.dumps(seen).encode())
 
 
+def echo_after(gate: asyncio.Event, *, method: str = "") -> Handler:
+    """It echoes once the gate is open; only requests with this method wait for that, if one is given."""
+
+    async def gated(exchange: Exchange) -> None:
+        if method in ("", exchange.method):
+            await gate.wait()
+        await echo(exchange)
+
+    return gated
+
+
 @dataclass
 class Answer:
     status: int

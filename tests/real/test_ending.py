@@ -116,6 +116,30 @@ def test_a_decode_leg_that_is_ended_gives_the_blocks_back(trio: Cluster, stream:
     assert metric(trio.prefill, EXPIRED) == before
 
 
+def test_of_two_requests_of_one_id_the_leg_that_is_meant_is_ended(trio: Cluster) -> None:
+    long = chat("Go on", max_tokens=400, ignore_eos=True, temperature=0.5)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(base_url=trio.decode, timeout=LIMIT) as client:
+
+            async def ask(leg: str, **fields: Any) -> dict[str, Any]:
+                headers = {"x-request-id": "same", "x-baton-leg": leg}
+                answer = await client.post("/v1/chat/completions", json=long | fields, headers=headers)
+                told: dict[str, Any] = answer.json()
+                return told
+
+            asked = [asyncio.ensure_future(ask(f"leg-{number}", n=number)) for number in (1, 2)]
+            while not asked[1].done():
+                assert (await client.post(END_PATH, json={"request_id": "leg-2"})).status_code == 202
+                await asyncio.wait([asked[1]], timeout=0.1)
+            stays, ended = await asyncio.gather(*asked)
+            assert {choice["finish_reason"] for choice in ended["choices"]} == {"abort"}
+            assert [choice["finish_reason"] for choice in stays["choices"]] == ["length"]
+            assert stays["id"] == ended["id"] == "chatcmpl-same"
+
+    asyncio.run(main())
+
+
 def test_a_worker_says_how_long_its_leases_are_and_whether_an_answer_has_begun(trio: Cluster) -> None:
     url = trio.decode
     assert httpx.get(f"{trio.prefill}/baton/info", timeout=LIMIT).json()["kv_lease_s"] == 30.0

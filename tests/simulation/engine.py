@@ -200,7 +200,8 @@ class Engine:
         document = read(request)
         tokens = prompt_of(document)
         leg = self._begin(kind_of(request.target, document), document, tokens, reply)
-        leg.id = dict(request.headers).get(b"x-request-id", b"").decode()
+        headers = dict(request.headers)
+        leg.id = (headers.get(b"x-baton-leg") or headers.get(b"x-request-id", b"")).decode()
         try:
             await self._serve(leg, request, document, tokens)
             leg.is_served = leg.fault is None and leg.ended is None and not leg.is_asked_to_end

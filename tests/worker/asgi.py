@@ -29,14 +29,14 @@ class Reply:
 def post(
     app: ASGIApp, path: str, body: bytes | Iterable[bytes], headers: dict[str, str] = JSON_TYPE
 ) -> Reply:
-    return asyncio.run(_call(app, "POST", path, [body] if isinstance(body, bytes) else body, headers))
+    return asyncio.run(call(app, "POST", path, [body] if isinstance(body, bytes) else body, headers))
 
 
 def get(app: ASGIApp, path: str) -> Reply:
-    return asyncio.run(_call(app, "GET", path, [b""], {}))
+    return asyncio.run(call(app, "GET", path, [b""], {}))
 
 
-async def _call(
+async def call(
     app: ASGIApp, method: str, path: str, chunks: Iterable[bytes], headers: dict[str, str]
 ) -> Reply:
     reply = Reply()

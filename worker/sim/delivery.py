@@ -144,7 +144,7 @@ class GenerationResponse(EngineResponse):
         engine.metrics.tokenized_prompts.inc(job.tokenized)
 
     async def _send_answer(self, wire: Wire) -> None:
-        under_way, name = self._engine.under_way, self._entry.headers.get("x-request-id", id(self))
+        under_way, name = self._engine.under_way, self._entry.name
         self._work = asyncio.current_task()
         wire.error_events = self._answer.error_events
         under_way[name] = self._end
@@ -250,7 +250,7 @@ class GenerationResponse(EngineResponse):
                 if isinstance(item, Piece):
                     metrics.generation_tokens.inc()
                     if is_first:
-                        self._engine.begun.add(self._entry.headers.get("x-request-id", id(self)))
+                        self._engine.begun.add(self._entry.name)
                         metrics.first_token_seconds.observe(loop.time() - started)
                         is_first = False
                     if item.finish:

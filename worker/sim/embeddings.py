@@ -43,7 +43,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     embed_dtype: Literal["float32", "float16"] = "float32"
     endianness: Literal["native", "little", "big"] = "native"
     cache_salt: str | None = None
-    request_id: str | None = None
+    request_id: str = msgspec.field(default_factory=random_id)
     kv_transfer_params: dict[str, Any] | None = None  # for a hand-off in a request that is refused
 
 
@@ -77,7 +77,7 @@ def embedding_job(request: EmbeddingRequest, settings: Settings, header_id: str 
     dimensions = DIMENSIONS if request.dimensions is None else request.dimensions
     if not 1 <= dimensions <= DIMENSIONS:
         raise Refused(f"dimensions must be between 1 and {DIMENSIONS}, got {dimensions}.", param="dimensions")
-    answer_id = f"embd-{header_id or request.request_id or random_id()}"
+    answer_id = f"embd-{request.request_id if header_id is None else header_id}"
     return EmbeddingJob(
         request_id=answer_id,
         model=request.model or settings.model_name,

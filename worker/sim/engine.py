@@ -38,7 +38,7 @@ class Engine:
         self.running = 0
         self.sending = 0  # computed, and waiting for a decode worker to take the KV cache
         self.aborted = 0
-        # By x-request-id, or a number where there is none: ends the request, and it is answered.
+        # By the names of legs, or a number where there is none: ends the request, and it is answered.
         self.under_way: dict[str | int, Callable[[], None]] = {}
         self.begun: set[str | int] = set()  # those of them that have a token
         self.pulse = Pulse()

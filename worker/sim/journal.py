@@ -9,11 +9,13 @@ from typing import Any
 
 from fastapi import Request
 
+from orchestrator.wire.info import LEG_HEADER
 from worker.sim.faults import Leg
 
 _KEPT = 1000
 _SHOWN_HEADERS = (
     "x-request-id",
+    "x-baton-leg",
     "x-msgpack",
     "x-token-ids",
     "content-type",
@@ -34,6 +36,11 @@ class Entry:
     outcome: str = "running"
     decoded: Any = None
     raw: bytes | None = None
+
+    @property
+    def name(self) -> str | int:
+        """By this it is ended; a number if its sender gave it none."""
+        return self.headers.get(LEG_HEADER.lower()) or self.headers.get("x-request-id") or id(self)
 
     def summary(self) -> dict[str, Any]:
         """Return the entry without bodies and secrets: of other headers only the names."""

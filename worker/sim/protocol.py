@@ -27,6 +27,10 @@ _MAX_LOGPROBS = 20
 _MISSING_FIELD = re.compile("Object missing required field `(.*)`")
 
 
+def random_id() -> str:
+    return uuid.uuid4().hex[:16]
+
+
 class Refused(Exception):
     """The request cannot be served. The defaults are those of a request whose meaning is wrong."""
 
@@ -79,7 +83,7 @@ class _Request(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     use_beam_search: bool = False
     cache_salt: str | None = None
-    request_id: str = ""
+    request_id: str = msgspec.field(default_factory=random_id)
     echo: bool | None = False
     kv_transfer_params: dict[str, Any] | None = None
 
@@ -175,13 +179,14 @@ def parse(body: object, kind: type[_Any]) -> _Any:
         missing = _MISSING_FIELD.match(message)
         path = path.rstrip("`")
         if missing and not path and isinstance(body, dict):
-            message = _missing(f"body.{missing[1]}", body)
+            added: frozenset[str] = getattr(kind, "ADDED", frozenset())
+            message = _missing(f"body.{missing[1]}", len(added.union(body)))
         path += f".{missing[1]}" if missing else ""
         raise Malformed(message, param="body" + path) from error
 
 
-def _missing(place: str, body: dict[str, Any]) -> str:
-    counted = f"<dict of {len(body)} items>"
+def _missing(place: str, count: int) -> str:
+    counted = f"<dict of {count} items>"
     return str({"type": "missing", "loc": place, "msg": "Field required", "input": counted})
 
 
@@ -233,7 +238,7 @@ def chat_job(request: ChatRequest, settings: Settings, header_id: str | None) ->
     if request.top_logprobs and not request.logprobs:
         raise _wrong("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    answer_id = f"chatcmpl-{header_id or request.request_id or random_id()}"
+    answer_id = f"chatcmpl-{request.request_id if header_id is None else header_id}"
     echoed = messages[-1][1] if messages and messages[-1][0] == "assistant" else ""
     job = _job(request, settings, answer_id, [tokens], [echoed], logprobs, is_chat=True)
     return replace(job, tokenized=int(given is None))
@@ -264,7 +269,7 @@ def completion_job(request: CompletionRequest, settings: Settings, header_id: st
     texts = [_prompt_text(prompt) if request.echo else "" for prompt in prompts]
     if request.max_tokens is None:
         request.max_tokens = _DEFAULT_COMPLETION_TOKENS
-    answer_id = f"cmpl-{header_id or request.request_id or random_id()}"
+    answer_id = f"cmpl-{request.request_id if header_id is None else header_id}"
     job = _job(request, settings, answer_id, tokens, texts, request.logprobs, is_chat=False)
     return replace(job, tokenized=sum(isinstance(prompt, str) for prompt in prompts))
 
@@ -519,7 +524,3 @@ def _dump(value: object) -> str:
 def _wrong(message: str, parameter: str, value: object = None) -> Refused:
     place = f"parameter={parameter}" if value is None else f"parameter={parameter}, value={value}"
     return Refused(f"{message} ({place})", param=parameter)
-
-
-def random_id() -> str:
-    return uuid.uuid4().hex[:16]

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import orjson
@@ -26,6 +26,8 @@ from worker.sim.settings import Settings
 
 class ResponsesRequest(msgspec.Struct, kw_only=True):
     """Unknown fields are ignored."""
+
+    ADDED: ClassVar = frozenset({"tool_choice"})  # vLLM writes it into the document before it looks
 
     input: str | list[dict[str, Any]]
     model: str | None = None

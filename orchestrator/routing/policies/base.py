@@ -11,7 +11,7 @@ Policies are pure: they import nothing of the orchestrator and do no I/O; time a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from random import Random
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -233,12 +233,20 @@ class Argument:
 class PolicySpec:
     """This is a policy as the config knows it."""
 
-    __slots__ = ("arguments", "description", "make", "name")
+    __slots__ = ("arguments", "description", "fault", "make", "name")
 
     def __init__(
-        self, name: str, make: Callable[..., Policy], description: str, arguments: Sequence[Argument] = ()
+        self,
+        name: str,
+        make: Callable[..., Policy],
+        description: str,
+        arguments: Sequence[Argument] = (),
+        fault: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
-        """`make(context, **arguments)` makes a policy; each argument is given by its name."""
+        """`make(context, **arguments)` makes a policy; each argument is given by its name. `fault(arguments)`
+        says what is wrong with arguments that are right each by itself, or None.
+        """
+        self.fault = fault
         self.name = name
         self.make = make
         self.description = description

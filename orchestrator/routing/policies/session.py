@@ -8,7 +8,8 @@ do is passed over for the next in weight, and taken again later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
@@ -92,6 +93,21 @@ class Session(Policy):
 
 _NOTHING: Final = (b"null", b'""')  # values that name no session
 
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _fault(arguments: Mapping[str, Any]) -> str | None:
+    """Say why no request could have a session, or never by one of these names; None if all is well."""
+    wrong = [name for name in arguments["headers"] if not _HEADER_NAME.fullmatch(name)]
+    if wrong:
+        return f"no header has the name {wrong[0]!r}"
+    if "" in arguments["fields"]:
+        return "a field has a name"
+    if not (arguments["headers"] or arguments["fields"]):
+        return "without headers and fields no request has a session"
+    return None
+
+
 SPEC: Final = PolicySpec(
     "session",
     Session,
@@ -115,4 +131,5 @@ SPEC: Final = PolicySpec(
         ),
         Argument("margin", 1, "It may always have so many legs more than that.", least=0),
     ],
+    _fault,
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -122,6 +123,10 @@ def test_one_that_breaks_before_it_began_says_so_too() -> None:
     sent = ENDPOINT.error_event(WorkerCutShort("cut"))
     assert sent.startswith(b"event: response.failed\n")
     assert b'"sequence_number":0' in sent
+    response = json.loads(sent.partition(b"data: ")[2])["response"]
+    assert re.fullmatch(r"resp_[0-9a-f]{44}", response["id"])
+    assert response["created_at"] > 1_700_000_000
+    assert response["id"] not in ENDPOINT.error_event(WorkerCutShort("cut")).decode()
 
 
 # --- whole answers ------------------------------------------------------------------------------

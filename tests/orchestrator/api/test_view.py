@@ -35,6 +35,13 @@ def test_values_keep_their_bytes() -> None:
     [
         (b"", "empty"),
         (b"{", "not valid JSON"),
+        (b'{"model":"m","x":"\\ud800 "}', r"half of a surrogate pair, \\ud800, which is no text \(byte 18\)"),
+        (b'{"model":"m","x":"\\udc00"}', r"surrogate pair, \\udc00"),
+        (b'{"model":"m","x":"\\ud83d\\ude00\\\\\\ud83d\\u0041"}', r"pair, \\ud83d, .*byte 32"),
+        (b'{"model":"m\\uDBFF"}', r"surrogate pair, \\uDBFF"),
+        (b'{"\\uDFFF":1}', r"surrogate pair, \\uDFFF"),
+        (b'{"model":"m","x":"' + b"x" * 9000 + b'\\ud800"}', r"surrogate pair, \\ud800"),
+        (b'{"model":"m","x":"\\\\ud800', "not valid JSON"),
         (b"[]", "must be a JSON object"),
         (b'"model"', "must be a JSON object"),
         (b'{"model":"m"} {}', "not valid JSON"),

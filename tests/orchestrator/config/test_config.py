@@ -166,6 +166,34 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         f"{GOOD}routing: {{decode: {{polcy: round_robin}}}}",
         ["c.yaml:5:11: decode: unknown key 'polcy', did you mean 'policy'?"],
     ),
+    "a session that nobody has": (
+        f"{GOOD}routing: {{prefill: {{policy: session, headers: [], fields: []}}}}",
+        ["c.yaml:5:11: prefill: without headers and fields no request has a session"],
+    ),
+    "sessions under names that none can have": (
+        f"{GOOD}routing:\n  prefill: {{policy: session, headers: [x-a, 'x b']}}\n"
+        "  decode: {policy: session, headers: [''], fields: ['']}",
+        [
+            "c.yaml:6:3: prefill: no header has the name 'x b'",
+            "c.yaml:7:3: decode: no header has the name ''",
+        ],
+    ),
+    "a field without a name": (
+        f"{GOOD}routing: {{prefill: {{policy: session, fields: [a, '']}}}}",
+        ["c.yaml:5:11: prefill: a field has a name"],
+    ),
+    "engines that take clients' ids for their own": (
+        "models: [{name: m, both: {engine: sim, env: {VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: '1'}}}]",
+        ["c.yaml:1:46: VLLM_DISABLE_REQUEST_ID_RANDOMIZATION cannot be given here: clients choose ids"],
+    ),
+    "variables of ours that say what they cannot": (
+        "models: [{name: m, both: {engine: sim, env: {BATON_TRANSPORT: smoke}, "
+        "workers: [{env: {BATON_NIXL_PROGRESS_DELAY_US: fast}}]}}]",
+        [
+            "c.yaml:1:46: BATON_TRANSPORT must be one of json, orjson, msgpack, not 'smoke'",
+            "c.yaml:1:88: BATON_NIXL_PROGRESS_DELAY_US must be a number from 0 to 1000000, not 'fast'",
+        ],
+    ),
     "files of another kind": (
         f"{GOOD}orchestrator: {{api_keys_file: c.yaml, tls: {{cert: c.yaml, key: c.yaml}}}}",
         [
@@ -374,6 +402,17 @@ def test_mistakes_in_overrides_name_the_key(overrides: list[str], expected: list
     assert len(found) == len(expected), found
     for problem, start in zip(found, expected, strict=True):
         assert problem.startswith(start), found
+
+
+@pytest.mark.usefixtures("here")
+def test_a_policy_that_stands_as_a_name_is_overridden_in_its_long_form() -> None:
+    text = f"{GOOD}routing: {{prefill: round_robin, decode: session}}\n"
+    routing = load(text, ["routing.prefill.policy=prefix", "routing.decode.load_factor=2"]).routing
+    assert routing.prefill.policy == "prefix"
+    assert (routing.decode.policy, routing.decode.arguments["load_factor"]) == ("session", 2)
+    assert load(GOOD, ["routing.prefill.policy=random"]).routing.prefill.policy == "random"
+    [said] = problems(text, ["routing.prefill.polcy=random"])
+    assert said.startswith("--set routing.prefill.polcy: ")
 
 
 @pytest.mark.usefixtures("here")

@@ -164,10 +164,10 @@ def test_a_key_may_do_what_its_line_says(key_file: Path, word: str, scopes: set[
     names: tuple[Scope, ...] = ("infer", "metrics", "admin")
     for scope in names:
         if scope in scopes:
-            assert ring.check(b"Bearer s3cret", scope) == "alice"
+            assert ring.check(b"Bearer s3cret", scope=scope) == "alice"
         else:
             with pytest.raises(MissingScope, match=f"lacks the scope {scope}; it has ") as caught:
-                ring.check(b"Bearer s3cret", scope)
+                ring.check(b"Bearer s3cret", scope=scope)
             assert caught.value.status == 403
 
 

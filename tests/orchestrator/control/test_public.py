@@ -254,6 +254,18 @@ def test_everything_else_needs_one(path: str) -> None:
     assert ask(app, path, headers=KEY).status_code == (404 if path == "/nothing" else 200)
 
 
+def test_models_are_listed_for_an_sdk_of_anthropics() -> None:
+    app = control_app(FakeState(keys=RING))
+    key = KEY["authorization"].removeprefix("Bearer ")
+    for path in ("/v1/models", "/v1/models/tiny"):
+        assert ask(app, path, headers={"x-api-key": key}).status_code == 200
+        assert ask(app, path, headers={"x-api-key": "wrong"}).status_code == 401
+        assert ask(app, path, headers={"x-api-key": key, "authorization": "Bearer wrong"}).status_code == 401
+    assert ask(app, "/docs", headers={"x-api-key": key}).status_code == 401
+    said = ask(app, "/v1/models").json()["error"]["message"]
+    assert said == "an API key is needed: send x-api-key: KEY, or Authorization: Bearer KEY"
+
+
 def test_figures_of_the_process_need_a_key_where_there_are_keys() -> None:
     app = control_app(FakeState(keys=RING))
     assert ask(app, "/health?verbose").status_code == 401

@@ -151,6 +151,18 @@ def test_a_stream_that_is_cut_goes_on(document: dict[str, Any], asks_usage: bool
 
 
 @BOTH_APIS
+def test_a_stream_that_its_client_names_is_called_so_to_its_end(document: dict[str, Any]) -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.cuts = [5]
+        path = next(path for field, path in PATHS.items() if field in document)
+        answer = await cluster.ask(document, path=path, headers=[(b"x-request-id", b"mine")])
+        prefix = "chatcmpl" if "messages" in document else "cmpl"
+        assert {each["id"] for each in events_of(answer.sent)} == {f"{prefix}-mine"}
+
+    run(test)
+
+
+@BOTH_APIS
 def test_it_may_be_cut_again(document: dict[str, Any]) -> None:
     expected = told(uncut(document))
 

@@ -18,6 +18,7 @@ from tests.orchestrator.raw_http import (
     app_of,
     check_error,
     echo,
+    echo_after,
     logs_errors,
     no_errors_logged,
     post,
@@ -117,13 +118,9 @@ def test_the_first_go_on_and_the_last_are_answered_503(run: Any) -> None:
 def test_requests_that_wait_behind_another_are_bounded(run: Any) -> None:
     gate = asyncio.Event()
 
-    async def gated(exchange: Exchange) -> None:
-        await gate.wait()
-        await echo(exchange)
-
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            site = await stack.enter_async_context(serving(app_of(gated)))
+            site = await stack.enter_async_context(serving(app_of(echo_after(gate))))
             held = held_of(site)
             held.most = 100_000
             clients = [await stack.enter_async_context(site.client()) for _ in range(10)]

@@ -25,7 +25,7 @@ from orchestrator.telemetry.counters import FallbackReason, LeaseState
 from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.states import WorkerState
-from tests.orchestrator.fakes import JSON, read
+from tests.orchestrator.fakes import JSON, leg_name, read
 from tests.orchestrator.legs.one_request import (
     LIMIT,
     NO_MODEL,
@@ -600,6 +600,22 @@ def test_every_leg_has_an_id_of_its_own() -> None:
         assert len(set(ids)) == 5
 
     run(test, transport="msgpack")
+
+
+@pytest.mark.parametrize("client_id", [b"", b"x-request-id: same\r\n"])
+def test_so_has_every_leg_whose_client_names_its_request(client_id: bytes) -> None:
+    async def test(one: OneRequest) -> None:
+        for legs in (one.legs, one.another()):
+            legs.client_id = client_id
+            for leg in (PrefillLeg(legs, one.prefill, one.decode, None), AnswerLeg(legs, one.decode)):
+                with leg:
+                    await leg.read(LIMIT)
+        sent = one.cluster.upstream.requests
+        assert len({leg_name(leg) for leg in sent}) == 4
+        assert [header(leg, b"x-request-id") for leg in sent[1::2]] == [b"same" if client_id else None] * 2
+        assert [header(leg, b"x-baton-leg") for leg in sent[::2]] == [None] * 2
+
+    run(test)
 
 
 def test_a_question_has_no_id_and_none_of_the_clients_headers() -> None:

@@ -17,7 +17,7 @@ from orchestrator.legs.releases import RELEASE_TIMEOUT_S
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import END_PATH as END
-from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange
+from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange, leg_name
 from tests.simulation.loop import run_virtually
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
@@ -46,7 +46,7 @@ class Slow:
         if request.target == END:
             self._end(json.loads(request.body)["request_id"], reply)
             return
-        name = dict(request.headers)[b"x-request-id"].decode()
+        name = leg_name(request)
         self.names.append(name)
         self.has_begun.set()
         try:
@@ -75,9 +75,10 @@ class Slow:
             self.may_end.set()
 
 
-async def leave(cluster: FakeCluster, slow: Slow, document: dict[str, Any]) -> None:
+async def leave(cluster: FakeCluster, slow: Slow, document: dict[str, Any], client_id: bytes = b"") -> None:
     path = "/v1/completions" if "prompt" in document else "/v1/chat/completions"
-    exchange = FakeExchange(json.dumps(document).encode(), path=path)
+    headers = [(b"x-request-id", client_id)] if client_id else []
+    exchange = FakeExchange(json.dumps(document).encode(), path=path, headers=headers)
     serving = asyncio.create_task(cluster.serve(exchange))
     await slow.has_begun.wait()
     exchange.leave()
@@ -199,6 +200,24 @@ def test_a_decode_leg_that_has_not_answered_is_ended_and_not_closed(
         assert decode.closed == 0
         assert leases(cluster) == {"CONSUMED": 1}
         cluster.assert_at_rest()
+
+    run_virtually(main())
+
+
+def test_of_two_legs_whose_clients_call_them_alike_the_one_is_ended_whose_client_leaves() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        decode = Slow(cluster, "decode")
+        named = [(b"x-request-id", b"same")]
+        stays = asyncio.create_task(cluster.ask(CHAT, headers=named))
+        await decode.has_begun.wait()
+        decode.has_begun.clear()
+        decode.is_deaf = 1
+        await leave(cluster, decode, CHAT, b"same")
+        await cluster.aclose()
+        assert len(set(decode.names)) == 2
+        assert set(decode.ended) == {decode.names[1]}
+        assert (await stays).status == 200
 
     run_virtually(main())
 

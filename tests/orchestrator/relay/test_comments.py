@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from orchestrator.config.options import LimitsConfig
 from orchestrator.relay.scope import RequestScope
 from orchestrator.telemetry.counters import RetryReason
 from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest
-from tests.orchestrator.fakes import JSON, LAST, SSE, FakeCluster, FakeExchange, event, token
+from tests.orchestrator.fakes import JSON, LAST, SSE, FakeCluster, FakeExchange, event, run_scripted, token
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 BODY = json.dumps(CHAT).encode()
@@ -22,18 +21,6 @@ KEEP_ALIVE = b": keep-alive\n\n"
 TWO = ("prefill", "decode", "decode")
 WHOLE = token("a") + token("b") + token("c") + LAST
 ROLE = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-
-
-def run(test: Callable[[FakeCluster], Awaitable[None]], **options: Any) -> FakeCluster:
-    async def main() -> FakeCluster:
-        cluster = FakeCluster(**options)
-        await test(cluster)
-        cluster.workers.pinned.clear()  # scripted decode workers pull nothing
-        await cluster.aclose()
-        cluster.assert_at_rest()
-        return cluster
-
-    return asyncio.run(main())
 
 
 def start(cluster: FakeCluster) -> tuple[FakeExchange, asyncio.Task[FakeExchange]]:
@@ -82,7 +69,7 @@ def test_a_workers_comment_passes_before_its_first_word() -> None:
         await serving
         assert exchange.sent == PING + ROLE + token("a") + LAST
 
-    record = run(test).telemetry.records[0]
+    record = run_scripted(test).telemetry.records[0]
     assert (record.status, record.error_code) == (200, None)
 
 
@@ -110,7 +97,7 @@ def test_comments_are_dropped_while_the_client_takes_nothing() -> None:
         await serving
         assert exchange.sent == PING + token("a") + LAST
 
-    run(test)
+    run_scripted(test)
 
 
 FAILURES = {
@@ -134,7 +121,7 @@ def test_after_comments_alone_another_worker_begins_anew(failure: str) -> None:
         row, layout = cluster.telemetry.row, cluster.telemetry.layout
         assert row[layout.retries + RetryReason.DECODE] == 1
 
-    run(test, roles=TWO)
+    run_scripted(test, roles=TWO)
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -148,7 +135,7 @@ def test_after_comments_a_failure_is_an_error_event(failure: str) -> None:
         assert "error" in json.loads(failed.removeprefix(b"data: "))
         assert (done, end) == (b"data: [DONE]", b"")
 
-    assert run(test).telemetry.records[0].error_code
+    assert run_scripted(test).telemetry.records[0].error_code
 
 
 def test_a_deadline_holds_until_more_than_comments_has_come() -> None:
@@ -161,7 +148,7 @@ def test_a_deadline_holds_until_more_than_comments_has_come() -> None:
         await serving
         assert b'"deadline_exceeded"' in exchange.sent
 
-    run(test)
+    run_scripted(test)
 
 
 @pytest.mark.parametrize("said", [[PING], [b": p"], [b'data: {"id":']])
@@ -195,7 +182,7 @@ def test_a_worker_that_sends_anything_is_not_silent(said: list[bytes]) -> None:
         assert b'"deadline_exceeded"' in exchange.sent
         is_over.set()
 
-    run(test, limits=LimitsConfig(first_byte_timeout_s=8))
+    run_scripted(test, limits=LimitsConfig(first_byte_timeout_s=8))
 
 
 def test_a_stream_whose_worker_sends_comments_is_not_idle() -> None:
@@ -221,7 +208,7 @@ def test_a_stream_whose_worker_sends_comments_is_not_idle() -> None:
         await serving
         assert exchange.sent == token("a") + PING * 3 + LAST
 
-    run(test, limits=LimitsConfig(stream_idle_timeout_s=20))
+    run_scripted(test, limits=LimitsConfig(stream_idle_timeout_s=20))
 
 
 # --- Baton's own comments -----------------------------------------------------------------------
@@ -259,7 +246,7 @@ def test_while_a_worker_says_nothing_the_client_hears_of_it(silent: str) -> None
         await serving
         assert exchange.sent == KEEP_ALIVE * 2 + WHOLE
 
-    record = run(test, limits=LimitsConfig(keepalive_s=5)).telemetry.records[0]
+    record = run_scripted(test, limits=LimitsConfig(keepalive_s=5)).telemetry.records[0]
     assert (record.status, record.error_code) == (200, None)
     assert record.first_byte > record.prefill_done > 0
 
@@ -280,7 +267,7 @@ def test_a_client_that_waits_for_a_seat_hears_of_it_too() -> None:
         await asyncio.gather(first, second)
         assert exchange.sent == KEEP_ALIVE + WHOLE
 
-    run(test, limits=LimitsConfig(keepalive_s=5), seats=1)
+    run_scripted(test, limits=LimitsConfig(keepalive_s=5), seats=1)
 
 
 def test_between_two_tokens_too_but_not_while_they_flow() -> None:
@@ -306,7 +293,7 @@ def test_between_two_tokens_too_but_not_while_they_flow() -> None:
         await serving
         assert exchange.sent == token("a") + KEEP_ALIVE + token("b") + LAST
 
-    run(test, limits=LimitsConfig(keepalive_s=5))
+    run_scripted(test, limits=LimitsConfig(keepalive_s=5))
 
 
 def test_whole_answers_get_none() -> None:
@@ -323,7 +310,7 @@ def test_whole_answers_get_none() -> None:
         await serving
         assert json.loads(exchange.sent)["choices"][0]["message"]["content"] == "abc"
 
-    run(test, limits=LimitsConfig(keepalive_s=5))
+    run_scripted(test, limits=LimitsConfig(keepalive_s=5))
 
 
 def test_an_error_behind_it_is_an_event() -> None:
@@ -343,4 +330,4 @@ def test_an_error_behind_it_is_an_event() -> None:
             b"data: [DONE]\n\n"
         )
 
-    run(test, limits=LimitsConfig(keepalive_s=5))
+    run_scripted(test, limits=LimitsConfig(keepalive_s=5))

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest
-from tests.orchestrator.fakes import DONE, FINISH, JSON, LAST, SSE, FakeCluster, event, token
+from tests.orchestrator.fakes import DONE, FINISH, JSON, LAST, SSE, FakeCluster, event, run_scripted, token
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = CHAT | {"stream": True}
 TWO = ("prefill", "decode", "decode")
 PARAMS = {"remote_host": "10.0.0.1", "remote_port": 5600, "remote_block_ids": [[1]]}
 USAGE = {"prompt_tokens": 21, "prompt_tokens_details": {"cached_tokens": 21, "created_cache_tokens": 0}}
-
-
-def run(test: Callable[[FakeCluster], Awaitable[None]], **options: Any) -> FakeCluster:
-    async def main() -> FakeCluster:
-        cluster = FakeCluster(**options)
-        await test(cluster)
-        cluster.workers.pinned.clear()  # scripted decode workers pull nothing
-        await cluster.aclose()
-        cluster.assert_at_rest()
-        return cluster
-
-    return asyncio.run(main())
 
 
 def whole(**document: Any) -> LegHandler:
@@ -69,7 +55,7 @@ def test_a_body_that_is_not_whole_is_made_elsewhere(kind: str) -> None:
         assert answer.status == 200
         assert json.loads(answer.sent)["choices"][0]["message"]["content"] == "abc"
 
-    run(test, roles=TWO)
+    run_scripted(test, roles=TWO)
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -80,7 +66,7 @@ def test_a_body_that_is_not_whole_is_an_error(kind: str) -> None:
         assert answer.status in (500, 502)
         assert "message" in json.loads(answer.sent)["error"]
 
-    run(test)
+    run_scripted(test)
 
 
 def test_an_error_of_the_client_in_a_200_is_the_clients() -> None:
@@ -91,7 +77,7 @@ def test_an_error_of_the_client_in_a_200_is_the_clients() -> None:
         assert (answer.status, json.loads(answer.sent)["error"]["message"]) == (400, "too long")
         assert len(cluster.legs("decode")) == 1
 
-    run(test, roles=TWO)
+    run_scripted(test, roles=TWO)
 
 
 STREAMS = {
@@ -114,7 +100,7 @@ def test_a_stream_that_is_not_whole_ends_with_an_error_event(kind: str) -> None:
         assert (done, end) == (b"data: [DONE]", b"")
         assert answer.sent.count(b"[DONE]") == 1
 
-    assert run(test).telemetry.records[0].error_code
+    assert run_scripted(test).telemetry.records[0].error_code
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -127,7 +113,7 @@ def test_a_stream_that_says_nothing_is_made_elsewhere(kind: str) -> None:
         answer = await cluster.ask(STREAM)
         assert answer.sent == token("a") + token("b") + token("c") + LAST
 
-    run(test, roles=TWO)
+    run_scripted(test, roles=TWO)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -146,7 +132,7 @@ def test_transfer_parameters_of_an_answer_stay_here(is_stream: bool) -> None:
         assert answer.status == 200
         assert b"10.0.0.1" not in answer.sent
 
-    run(test)
+    run_scripted(test)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -173,7 +159,7 @@ def test_the_prefill_worker_tells_what_was_added_to_the_prefix_cache(is_stream: 
         sent = (await cluster.ask(asked)).sent
         assert b'"created_cache_tokens":384' in sent.replace(b": ", b":")
 
-    run(test)
+    run_scripted(test)
 
 
 def test_an_answer_that_cannot_be_used_is_not_worth_a_retry() -> None:
@@ -182,4 +168,4 @@ def test_an_answer_that_cannot_be_used_is_not_worth_a_retry() -> None:
         answer = await cluster.ask(CHAT)
         assert (answer.status, answer.answer_headers[b"x-should-retry"]) == (502, b"false")
 
-    run(test)
+    run_scripted(test)

@@ -23,6 +23,7 @@ from tests.orchestrator.fakes import (
     FakeCluster,
     FakeExchange,
     event,
+    leg_name,
     params_of,
     read,
     token,
@@ -167,6 +168,7 @@ def test_workers_see_only_what_they_should() -> None:
         (b"cookie", b"c=1"),
         (b"x-msgpack", b"1"),
         (b"x-request-id", b"mine"),
+        (b"x-baton-leg", b"theirs"),
         (b"accept", b"*/*"),
         (b"traceparent", TRACE),
         (b"x-forwarded-for", b"1.2.3.4"),
@@ -175,8 +177,9 @@ def test_workers_see_only_what_they_should() -> None:
     async def test(cluster: FakeCluster) -> None:
         await cluster.ask(CHAT, headers=sent)
         legs = [dict(request.headers) for request in cluster.upstream.requests]
-        ids = [leg.pop(b"x-request-id") for leg in legs]
-        assert len({*ids, b"mine"}) == 3
+        assert legs[0].pop(b"x-request-id") != b"mine"  # of it the engine makes what names pinned blocks
+        assert legs[1].pop(b"x-request-id") == b"mine"
+        assert legs[1].pop(b"x-baton-leg") not in (b"mine", b"theirs")
         assert (
             legs
             == [
@@ -192,6 +195,29 @@ def test_workers_see_only_what_they_should() -> None:
         )
 
     run(test, credential="ours")
+
+
+@pytest.mark.parametrize("given", [b"", b"a b", b'"\xff:;', b"x" * 20_000])
+def test_the_worker_that_answers_is_told_what_the_client_calls_its_request(given: bytes) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        for document in (CHAT, CHAT | {"request_id": "theirs"}, CHAT | {"n": 0}):
+            await cluster.ask(document, headers=[(b"x-request-id", given)])
+            assert dict(cluster.upstream.requests[-1].headers)[b"x-request-id"] == given
+        assert len(set(map(leg_name, cluster.upstream.requests))) == 5
+
+    run(test)
+
+
+def test_a_body_that_names_its_request_is_believed() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        await cluster.ask(CHAT | {"request_id": "theirs"})
+        prefill, decode = cluster.upstream.requests
+        assert b"x-request-id" not in dict(decode.headers)
+        assert b"x-baton-leg" in dict(decode.headers)
+        assert b"x-request-id" in dict(prefill.headers)
+        assert [read(leg).get("request_id") for leg in (prefill, decode)] == [None, "theirs"]
+
+    run(test)
 
 
 _OF_CLIENTS = [(name, TRACE if name == b"traceparent" else b"7") for name in TO_WORKERS]

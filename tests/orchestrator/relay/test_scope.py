@@ -262,6 +262,24 @@ def test_keys_are_asked_for(keys: KeyRing, headers: list[tuple[bytes, bytes]], s
         assert exchange.answer_headers[b"www-authenticate"] == b"Bearer"
 
 
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("/v1/chat/completions", "send Authorization: Bearer KEY"),
+        ("/v1/messages", "send x-api-key: KEY, or Authorization: Bearer KEY"),
+        ("/v1/messages/count_tokens", "send x-api-key: KEY, or Authorization: Bearer KEY"),
+    ],
+)
+def test_a_client_without_a_key_is_told_how_to_send_it(keys: KeyRing, path: str, wanted: str) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(keys=keys)
+        answer = await cluster.ask(CHAT, path=path)
+        assert json.loads(answer.sent)["error"]["message"] == f"an API key is needed: {wanted}"
+        await cluster.aclose()
+
+    asyncio.run(main())
+
+
 def test_other_limits_hold_from_the_next_request_on() -> None:
     async def main() -> None:
         cluster = FakeCluster()

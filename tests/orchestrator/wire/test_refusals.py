@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from orchestrator.wire.refusals import Whose, error_body, is_denial, is_encoded, retry_after, whose
+from orchestrator.wire.refusals import (
+    Whose,
+    counts_fields,
+    error_body,
+    is_denial,
+    is_encoded,
+    recounted,
+    retry_after,
+    whose,
+)
 
 CHAT = "/v1/chat/completions"
 OPENAI = b'{ "error": {"message": "no", "type": "BadRequestError", "param": "n", "code": 400}, "more": 1 }'
@@ -114,3 +123,24 @@ def test_what_a_worker_of_ours_says_to_an_empty_document_is_no_denial() -> None:
 )
 def test_only_identity_is_no_encoding(coding: bytes | None, expected: bool) -> None:
     assert is_encoded(coding) is expected
+
+
+LACKS = "{'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', 'input': '<dict of 5 items>'}"
+AS_A_WHOLE = LACKS.replace("missing", "value_error").replace("body.messages", "body")
+QUOTING = AS_A_WHOLE.replace("'Field required'", '"It\'s wrong"')
+WITHIN = LACKS.replace("body.messages", "body.messages.0.role")
+A_VALUE = LACKS.replace("missing", "list_type")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_counted"),
+    [(LACKS, True), (AS_A_WHOLE, True), (QUOTING, True), (WITHIN, False), (A_VALUE, False)],
+)
+def test_a_worker_that_counts_the_legs_fields_is_read_as_counting_the_clients(
+    text: str, is_counted: bool
+) -> None:
+    error = json.dumps(
+        {"error": {"message": f"2 validation errors:\n  {text}\n  {text}", "code": 400}}
+    ).encode()
+    assert counts_fields(error)
+    assert recounted(error, -2) == (error.replace(b"of 5 items", b"of 3 items") if is_counted else error)

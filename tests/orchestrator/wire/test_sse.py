@@ -341,6 +341,36 @@ def test_the_fingerprint_moves_into_the_last_event(together: bool) -> None:
     assert relayed(EventStream(), chunks) == b"".join(chunks)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_the_fingerprint_moves_into_the_last_event_of_each_choice(together: bool) -> None:
+    documents: list[Any] = [
+        {"id": "c", "choices": [choice("a") | {"index": 0}]},
+        {"id": "c", "choices": [choice("b", "stop") | {"index": 1}]},
+        {"id": "c", "choices": [choice("c") | {"index": 0}]},
+        {"id": "c", "choices": [choice("d", "length") | {"index": 0}]},
+    ]
+    told = {"id": "c", "choices": [], "usage": usage(21, 21), "system_fingerprint": "vllm-1"}
+    chunks = [*map(event, documents), event(told), DONE]
+    sent = relayed(EventStream(hides_usage=True, choices=2), [b"".join(chunks)] if together else chunks)
+    for each in (documents[1], documents[3]):
+        each["system_fingerprint"] = "vllm-1"
+    assert [json.loads(each[6:]) for each in sent.split(b"\n\n")[:-2]] == [
+        documents[0],
+        documents[2],
+        documents[1],
+        documents[3],
+    ]
+    assert relayed(EventStream(choices=2), chunks) == b"".join(chunks)
+
+
+def test_ends_without_end_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_OPENING_BYTES", 10_000)
+    stream = EventStream(hides_usage=True, choices=2)
+    ends = event({"choices": [choice("b", "stop") | {"index": 1}]}) * 1000
+    with pytest.raises(InvalidStream, match="does not come to its end"):
+        stream.feed(ends)
+
+
 def test_a_stream_of_one_token_begins_with_its_last_event() -> None:
     stream = EventStream(hides_usage=True)
     assert stream.feed(ROLE + event({"choices": [choice("a", "length")]})) == b""
