@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Final
 
 from orchestrator.telemetry.counters import Row, histogram_cells
-from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.record import FailedAttempt, RequestRecord
 from orchestrator.wire.usage import Kv
 
 # Inclusive upper bounds in seconds, half again as much each: two workers of which one is three times as slow
@@ -31,6 +31,10 @@ CELLS: Final = GAP + _HISTOGRAM
 _LEAST_PIECES: Final = 3  # of a stream: fewer have no rhythm
 
 
+# Looking a member up in its enumeration costs as much as a call.
+_TRANSFERRED: Final = Kv.TRANSFERRED
+
+
 class FigureWriter:
     """It counts finished records into the cells of the workers that served them."""
 
@@ -43,48 +47,51 @@ class FigureWriter:
         """Count one record."""
         failed = record.failed
         if failed is not None:
-            for number, attempt in enumerate(failed, 1):
-                self._add(attempt.worker, ERRORS)
-                if number < record.attempts:
-                    self._add(attempt.worker, RETRIES)
+            self._note_failed(failed, record.attempts)
         if record.status != 200 or record.error_code is not None:
             return
-        is_transferred = record.kv is Kv.TRANSFERRED
-        for worker in (record.prefill_worker, record.decode_worker):
-            if worker is not None:
-                self._add(worker, SERVED)
-                if is_transferred:
-                    self._add(worker, TRANSFERS)
-        if failed is None:  # else nobody knows whose the time was
-            self._time(record)
+        is_timed = failed is None  # else nobody knows whose the time was
+        began, prefill_done = record.admitted, record.prefill_done
+        moved = 1 if record.kv is _TRANSFERRED else 0
+        if record.prefill_worker is not None:
+            self._note_served(record.prefill_worker, moved, prefill_done - began if is_timed else -1.0)
+            began = prefill_done or began
+        if record.decode_worker is not None:
+            start = self._note_served(
+                record.decode_worker, moved, record.first_byte - began if is_timed else -1.0
+            )
+            pieces = record.pieces
+            if is_timed and pieces >= _LEAST_PIECES and start >= 0:
+                self._observe(start + GAP, (record.finished - record.first_byte) / (pieces - 1))
 
-    def _time(self, record: RequestRecord) -> None:
-        _, prefill_s, first_byte_s, _ = record.stages()
-        if record.prefill_worker is not None and prefill_s >= 0.0:
-            self._observe(record.prefill_worker, FIRST_BYTE, prefill_s)
-        if record.decode_worker is None:
-            return
-        if first_byte_s >= 0.0:
-            self._observe(record.decode_worker, FIRST_BYTE, first_byte_s)
-        if record.pieces >= _LEAST_PIECES:
-            gap_s = (record.finished - record.first_byte) / (record.pieces - 1)
-            self._observe(record.decode_worker, GAP, gap_s)
-
-    def _add(self, worker: str, cell: int) -> None:
+    def _note_served(self, worker: str, moved: int, first_byte_s: float) -> int:
+        """Return where the worker's cells begin; -1 if it has none."""
         start = self._start(worker)
-        if start is not None:
-            self._cells[start + cell] += 1
+        if start >= 0:
+            cells = self._cells
+            cells[start + SERVED] += 1
+            cells[start + TRANSFERS] += moved
+            if first_byte_s >= 0.0:
+                self._observe(start + FIRST_BYTE, first_byte_s)
+        return start
 
-    def _observe(self, worker: str, histogram: int, seconds: float) -> None:
-        start = self._start(worker)
-        if start is not None:
-            self._cells[start + histogram + bisect_left(BOUNDS, seconds)] += 1
-            self._cells[start + histogram + _HISTOGRAM - 1] += int(seconds * 1e6)
+    def _note_failed(self, failed: Sequence[FailedAttempt], attempts: int) -> None:
+        for number, attempt in enumerate(failed, 1):
+            start = self._start(attempt.worker)
+            if start >= 0:
+                self._cells[start + ERRORS] += 1
+                self._cells[start + RETRIES] += number < attempts
 
-    def _start(self, worker: str) -> int | None:
+    def _observe(self, histogram: int, seconds: float) -> None:
+        cells = self._cells
+        cells[histogram + bisect_left(BOUNDS, seconds)] += 1
+        cells[histogram + _HISTOGRAM - 1] += int(seconds * 1e6)
+
+    def _start(self, worker: str) -> int:
         slot = self._slot_of(worker)
-        start = CELLS * slot if slot is not None else len(self._cells)
-        return start if start + CELLS <= len(self._cells) else None
+        if slot is None or (slot + 1) * CELLS > len(self._cells):
+            return -1
+        return slot * CELLS
 
 
 def buckets(cells: Sequence[int], histogram: int) -> Sequence[int]:
