@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from launch.arguments import Parser
     from launch.plan import Plan
     from orchestrator.config.options import Config
 
@@ -54,13 +55,14 @@ class _Usage(Exception):
     """The user must change what the message says; it may have several lines."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     import argparse
 
+    from launch.arguments import Parser
     from launch.bench import options
     from launch.exits import Exit
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="baton",
         description="Disaggregated LLM serving: one OpenAI API in front of prefill and decode workers.",
         epilog="exit codes:\n" + "\n".join(f"  {code.value:3}  {code.meaning}" for code in Exit),
@@ -69,22 +71,92 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_init(commands)
     up = _add(commands, "up", _up, "start all that CONFIG puts on this machine; Ctrl-C stops it")
     up.add_argument(
         "--dry-run", action="store_true", help="print what would be started, as `baton plan` does"
     )
     _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
+    _add_doctor(commands)
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
     _add_key(commands)
+    _add_explain_route(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
+    _add_completion(commands)
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import explain_route
+
+    text = explain_route.ABOUT
+    parser = commands.add_parser("explain-route", help=text, description=text, allow_abbrev=False)
+    explain_route.add_options(parser)
+    parser.set_defaults(command=_explain_route)
+
+
+def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import init
+
+    text = "write a config to start from, with comments, and its schema for editors"
+    parser = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default=init.DEFAULT_FILE, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=init.ENGINES,
+        default="vllm",
+        help="sim: simulated workers; vllm: vLLM on the CPU; gpu: vLLM on two GPUs; default: %(default)s",
+    )
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    parser.set_defaults(command=_init)
+
+
+def _add_completion(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch.completion import SHELLS
+
+    text = 'print a script that lets a shell complete words: eval "$(baton completion bash)"'
+    parser = commands.add_parser("completion", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(command=_completion)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = "look for what keeps the cluster of CONFIG from serving, and say what to do"
+    doctor = _add(commands, "doctor", _doctor, text)
+    doctor.add_argument(
+        "--static", action="store_true", help="ask no worker, and start none: files, settings, this machine"
+    )
+    doctor.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="a line for each check, or JSON"
+    )
+    doctor.add_argument(
+        "--timeout-s",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long a worker may take for an answer; default: %(default)g",
+    )
+
+
+def _seconds(text: str) -> float:
+    import argparse
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return seconds
 
 
 def _version() -> str:
@@ -94,9 +166,7 @@ def _version() -> str:
     return f"baton {__version__} ({'compiled' if is_compiled() else 'pure Python'})"
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, text: str
-) -> argparse.ArgumentParser:
+def _add(commands: argparse._SubParsersAction[Parser], name: str, command: Command, text: str) -> Parser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="the YAML file")
     parser.add_argument(
@@ -111,7 +181,7 @@ def _add(
     return parser
 
 
-def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_key(commands: argparse._SubParsersAction[Parser]) -> None:
     text = "make API keys, which say who may ask and for what"
     key = commands.add_parser("key", help=text, description=text, allow_abbrev=False)
     made = key.add_subparsers(metavar="COMMAND", required=True).add_parser(
@@ -157,6 +227,23 @@ def _new_key(arguments: argparse.Namespace) -> int:
         return new_key(arguments.name, ",".join(arguments.scopes or ["infer"]), arguments.file)
     except KeyRefused as error:
         raise _Usage(str(error)) from error
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from launch import init
+
+    try:
+        return init.init(arguments.file, arguments.engine, force=arguments.force)
+    except init.InitError as error:
+        raise _Usage(str(error)) from error
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from launch.completion import script
+    from launch.exits import Exit
+
+    print(script(_parser(), arguments.shell), end="")
+    return Exit.OK
 
 
 def _schema(_: argparse.Namespace) -> int:
@@ -227,6 +314,19 @@ def _worker(arguments: argparse.Namespace) -> int:
         raise _Usage(f"{arguments.config}: no worker {arguments.name!r}; there are:{names}")
     sys.stdout.flush()
     os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
+
+
+def _explain_route(arguments: argparse.Namespace) -> int:
+    from launch import explain_route
+
+    return explain_route.run(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from launch.doctor.command import run
+
+    return run(arguments, config)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

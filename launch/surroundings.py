@@ -25,11 +25,11 @@ from orchestrator.wire.info import WORKER_KEY_ENV
 _UNNAMED_GROUP = "vllm.endpoint_plugins"
 
 
-def look_around() -> Surroundings:
-    """Look up what a plan asks for. Raises `PlanError`."""
+def look_around(environ: Mapping[str, str] = os.environ) -> Surroundings:
+    """Look up what a plan asks for, with this environment. Raises `PlanError`."""
     return Surroundings(
         python=sys.executable,
-        environ=_environ(),
+        environ=_environ(environ),
         vllm_plugins=tuple(sorted(set(_vllm_plugins()))),
         is_directory=os.path.isdir,
         is_here=is_here,
@@ -37,16 +37,16 @@ def look_around() -> Surroundings:
     )
 
 
-def _environ() -> Mapping[str, str]:
+def _environ(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Return the environment, the workers' key as it is sent. Raises `PlanError` if that can be no key, or a
     variable of ours says what it cannot.
     """
-    check_environment(os.environ)
+    check_environment(environ)
     try:
-        key = worker_key(os.environ)
+        key = worker_key(environ)
     except SettingError as error:
         raise PlanError(str(error)) from error
-    return os.environ if key is None else {**os.environ, WORKER_KEY_ENV: key}
+    return environ if key is None else {**environ, WORKER_KEY_ENV: key}
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
@@ -83,17 +83,24 @@ def taken_ports(specs: Iterable[ProcessSpec]) -> Iterator[str]:
     """Return a sentence for each address that a process of the plan would listen at and another one holds."""
     for spec in specs:
         for host, port in spec.listens:
-            try:
-                with _bound(host, port):
-                    pass
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    yield one_line(
-                        f"{spec.name}: port {port} of {host} is taken by another process: {_hint(spec)}"
-                    )
+            problem = port_problem(host, port)
+            if problem == _TAKEN:
+                yield one_line(f"{spec.name}: port {port} of {host} {problem}: {port_hint(spec)}")
 
 
-def _hint(spec: ProcessSpec) -> str:
+def port_problem(host: str, port: int) -> str | None:
+    """Return why nothing that is started here can listen there, with the port as subject; None if it can."""
+    try:
+        with _bound(host, port):
+            return None
+    except OSError as error:
+        return _TAKEN if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror or error}"
+
+
+_TAKEN = "is taken by another process"
+
+
+def port_hint(spec: ProcessSpec) -> str:
     if spec.role == "orchestrator":
         return "give another one (orchestrator.listen, orchestrator.admin)"
     return "give another one (base_port, or workers: [{port: ..., side_channel_port: ...}])"

@@ -18,9 +18,15 @@ from orchestrator.config.addresses import worker_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
-from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.control.state import (
+    ProcessEnd,
+    ProcessState,
+    ProcessStatus,
+    RouteAnswer,
+    RouteQuestion,
+)
 from orchestrator.control.worker_watch import WorkerWatch
-from orchestrator.errors import BatonError
+from orchestrator.errors import BatonError, NotFound
 from orchestrator.http.connection import Shared
 from orchestrator.http.cors import Cors
 from orchestrator.http.ids import IdSource
@@ -32,6 +38,7 @@ from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.loop.offload import Offload
 from orchestrator.loop.stall_alarm import StallAlarm
 from orchestrator.relay.admission import Admission
+from orchestrator.relay.explain import explained
 from orchestrator.relay.flow import Flow
 from orchestrator.relay.relayed import relayed_to_workers
 from orchestrator.relay.route import Route
@@ -165,6 +172,10 @@ class Core:
         route = self._routes.get(model)
         if route is not None:
             route.planner.hear(role, note)
+
+    def explain(self, question: RouteQuestion, process: Mapping[str, int]) -> RouteAnswer:
+        """Tell what would become of a request; `process` says who tells."""
+        return explained(self.flow, self.data_plane, question, process)
 
     def reconfigure(self, config: Config) -> None:
         """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
@@ -318,6 +329,11 @@ class Orchestrator:
 
     def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {}
+
+    async def explain(self, question: RouteQuestion) -> RouteAnswer:
+        if question.process not in (None, self.index):
+            raise NotFound(f"there is no process {question.process}; there is {self.index}")
+        return self.core.explain(question, {"index": self.index, "pid": os.getpid()})
 
 
 def _routes(

@@ -25,10 +25,12 @@ ALLOWED = {
         "orchestrator.control.reload",  # where a running orchestrator gets its config from
         "orchestrator.errors",
         "orchestrator.interpreter",  # what its children import is what ours do
+        "orchestrator.legs.connectors",  # the doctor's own legs: pure, and known to the config too
         "orchestrator.loop.signals",
         "orchestrator.run",
         "orchestrator.transport",
         "orchestrator.wire",
+        "orchestrator.workers.troubles",  # why a worker cannot be used, in the words that the log has
     ),
 }
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar, get_args
 
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, Encoding, Role, TokenIdsForm
+from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, ZONE_ENV, Encoding, Role, TokenIdsForm
 
 ROLE_ENV = "BATON_ROLE"
 
@@ -32,6 +32,11 @@ def transport_from_env(environ: Mapping[str, str] = os.environ) -> Encoding:
 def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:
     """Return `BATON_ROLE`; unset or empty means `both`. Raises `ValueError` if it is unknown."""
     return _choice(environ, ROLE_ENV, get_args(Role), default="both")
+
+
+def zone_from_env(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return `BATON_ZONE`; None if it is unset or empty."""
+    return environ.get(ZONE_ENV) or None
 
 
 def decodes(transport: Encoding) -> list[Encoding]:

@@ -8,6 +8,7 @@ are not even imported.
 from __future__ import annotations
 
 import inspect
+import os
 from argparse import Namespace
 from collections.abc import Iterable
 from importlib import import_module
@@ -19,9 +20,12 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import State
 from starlette.routing import BaseRoute
 
-from orchestrator.wire.info import Encoding, Role, WorkerInfo
+from orchestrator.wire.compatibility import NO_CONNECTOR
+from orchestrator.wire.info import MAX_LABEL, Encoding, Role, WorkerInfo
 from worker import ending
-from worker.info import decodes, role_from_env, token_ids, transport_from_env
+from worker.info import decodes, role_from_env, token_ids, transport_from_env, zone_from_env
+from worker.nixl_thread import delay_from_env
+from worker.revision import revision_of
 
 
 class BatonPlugin:
@@ -67,6 +71,7 @@ async def _info(request: Request) -> Response:
 
 def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding) -> WorkerInfo:
     """Make the announcement of a `VllmConfig`. The model is the (first) name that requests give it."""
+    model, transfer = config.model_config, getattr(config, "kv_transfer_config", None)
     return WorkerInfo(
         role=role,
         model=args.served_model_name[0] if args.served_model_name else args.model,
@@ -75,11 +80,37 @@ def _announcement(config: Any, args: Namespace, role: Role, transport: Encoding)
         engine_version=import_module("vllm").__version__,
         block_size=config.cache_config.block_size,
         kv_tokens=_kv_tokens(config.cache_config),
-        dtype=str(config.model_config.dtype).removeprefix("torch."),
-        max_model_len=config.model_config.max_model_len,
+        dtype=str(model.dtype).removeprefix("torch."),
+        path=_label(getattr(model, "model", None)),
+        revision=_label(_revision(model)),
+        kv_dtype=_label(getattr(config.cache_config, "cache_dtype", None)),
+        tp=getattr(getattr(config, "parallel_config", None), "tensor_parallel_size", None),
+        connector=_connector(transfer),
+        nixl_delay_us=None if transfer is None else delay_from_env(os.environ),
+        max_model_len=model.max_model_len,
         token_ids=token_ids(transport),
-        kv_lease_s=_lease_s(getattr(config, "kv_transfer_config", None)),
+        kv_lease_s=_lease_s(transfer),
+        zone=zone_from_env(),
     )
+
+
+def _label(value: object) -> str | None:
+    return None if value is None else str(value)[:MAX_LABEL]
+
+
+def _revision(model: Any) -> str | None:
+    """Return the revision of a `ModelConfig`, in which vLLM has resolved the name of a branch."""
+    path, given = getattr(model, "model", None), getattr(model, "revision", None)
+    return given if path is None else revision_of(str(path), given)
+
+
+# The names of one connector: the first is what vLLM (0.32) calls it besides.
+_SAME_CONNECTOR = {"NixlPullConnector": "NixlConnector"}
+
+
+def _connector(transfer: Any) -> str:
+    name = str(getattr(transfer, "kv_connector", None) or NO_CONNECTOR)
+    return _SAME_CONNECTOR.get(name, name)
 
 
 def _kv_tokens(cache: Any) -> int | None:

@@ -16,9 +16,14 @@ from time import monotonic
 
 from bench.shared.command import parser
 from orchestrator.compiled import is_compiled
+from orchestrator.config.addresses import WorkerAddress, worker_addresses
+from orchestrator.config.options import Config, RoutingConfig
+from orchestrator.routing.links import expected_s
+from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Choice, Context, End, Outcome, Policy, Request
 from orchestrator.routing.policies.prefix_index import MOST_BYTES, WIDTH, PrefixIndex, hashed
+from orchestrator.workers.registry import Registry
 
 POOLS = (1, 8, 1000)
 SIZES = (200, 2000, 48_000, MOST_BYTES)
@@ -113,6 +118,36 @@ def paired(decode: str, count: int, rounds: int) -> float:
     return least_us(pair, rounds)
 
 
+def planned(count: int, zones: int, disaggregate: str, rounds: int) -> float:
+    """Return microseconds of a plan and its end, half of `count` workers in each pool, in so many zones;
+    transfers between two zones take ten times as long.
+    """
+    registry = Registry(_addresses(count // 2), ["m"], "json", time=monotonic, random=Random(1))
+    for worker in registry.workers:
+        registry.mark_ready(worker)
+    pools = registry.pools["m"]
+    routing = {"prefill": "prefix", "decode": "least_tokens", "disaggregate": disaggregate}
+    planner = Planner("m", RoutingConfig.model_validate(routing), random=Random(1), time=monotonic)
+    for index in range(8 * zones * zones):
+        one, other = pools.prefill[index % zones], pools.decode[index // zones % zones]
+        for worker, zone in ((one, index % zones), (other, index // zones % zones)):
+            worker.zone = str(zone)
+        seconds = expected_s(1000.0) * (1 if one.zone == other.zone else 10)
+        planner.links.note(one, other, 1000.0, seconds, monotonic())
+    for pool in (pools.prefill, pools.decode):
+        for index, worker in enumerate(pool):
+            worker.zone = str(index % zones)
+    request = Prompt(2000)
+    return least_us(lambda: planner.plan(request, pools, None).close(monotonic()), rounds)
+
+
+def _addresses(count: int) -> list[WorkerAddress]:
+    urls = [f"http://10.0.{index // 250}.{index % 250}:80" for index in range(count)]
+    pool = {"urls": urls}
+    model = {"name": "m", "prefill": pool, "decode": {"urls": [url.replace("10.0", "10.1") for url in urls]}}
+    return [*worker_addresses(Config.model_validate({"models": [model]}))]
+
+
 def bytes_per_step(size: int, count: int) -> float:
     """Return the bytes of memory that each step of so many different prompts takes."""
     random = Random(1)
@@ -140,6 +175,10 @@ def main() -> None:
             print(f"{name} among {count}: {', '.join(figures)}")
     for decode in ("least_loaded", "least_tokens"):
         print(f"a pair by prefix and {decode} among 1000: {paired(decode, 1000, rounds):.0f} us")
+    for zones in (1, 2, 16):
+        for disaggregate in ("always", "auto"):
+            spent = planned(1000, zones, disaggregate, rounds)
+            print(f"a plan among 1000 in {zones} zones, disaggregate {disaggregate}: {spent:.0f} us")
     for size, count in ((300, 45_000), (1_100, 50_000), (4_096, 50_000), (50_000, 10_000)):
         print(f"memory for each step of prompts of {size} bytes: {bytes_per_step(size, count):.0f} bytes")
 

@@ -34,6 +34,7 @@ class WorkerAddress:
     port: int
     side_channel_port: int | None  # None for workers that Baton never starts
     is_managed: bool  # started by `baton up` or `baton worker`
+    zone: str | None = None  # that the config says it is in
     gets_credential: bool = True  # it is sent BATON_WORKER_API_KEY, if there is one
 
 
@@ -113,7 +114,14 @@ def _places(model: ModelConfig, role: Role, pool: PoolConfig) -> Iterator[Worker
 
 def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
     if place.url is not None:
-        return unmanaged(place.model.name, place.role, place.index, place.url, place.pool.served_model)
+        return unmanaged(
+            place.model.name,
+            place.role,
+            place.index,
+            place.url,
+            place.pool.served_model,
+            place.pool.zone_of(place.url),
+        )
     host = place.worker.host
     port = place.worker.port or ports.next_http(host)
     return WorkerAddress(
@@ -126,10 +134,13 @@ def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
         port=port,
         side_channel_port=place.worker.side_channel_port or ports.next_side_channel(host),
         is_managed=True,
+        zone=place.worker.zone or place.pool.zone,
     )
 
 
-def unmanaged(model: str, role: Role, index: int, url: str, served_model: str | None) -> WorkerAddress:
+def unmanaged(
+    model: str, role: Role, index: int, url: str, served_model: str | None, zone: str | None = None
+) -> WorkerAddress:
     """Return the address of a worker that Baton never starts. `url` is as the config's type has it."""
     host, port = split_address(urlsplit(url).netloc)
     return WorkerAddress(
@@ -142,6 +153,7 @@ def unmanaged(model: str, role: Role, index: int, url: str, served_model: str | 
         port=port,
         side_channel_port=None,
         is_managed=False,
+        zone=zone,
     )
 
 

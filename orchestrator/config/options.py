@@ -190,6 +190,7 @@ Variable = Annotated[str, AfterValidator(_variable)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Gpu = Annotated[int, Field(ge=0, lt=MAX_GPUS)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Zone = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class TlsConfig(Model):
@@ -505,6 +506,9 @@ class WorkerConfig(Model):
         description="The worker runs on the GPUs with these numbers; without it on the next ones of its "
         "host.",
     )
+    zone: Zone | None = Field(
+        None, description="The worker is in this zone of the network; without it in that of the pool."
+    )
     args: list[Text] = Field(
         [], description="The engine gets these arguments after those of the pool, so that these win."
     )
@@ -549,6 +553,14 @@ class PoolConfig(Model):
         min_length=1,
         description="The workers already run at these URLs; Baton neither starts nor stops them.",
     )
+    zone: Zone | None = Field(
+        None,
+        description="The workers are in this zone of the network; without it in the one that they announce. "
+        "Hand-offs between two zones are expected to take the same time.",
+    )
+    zones: dict[Zone, list[Url]] = Field(
+        {}, description="Of the workers at urls, these are in these zones: a list of URLs for each zone."
+    )
     served_model: str | None = Field(
         None, description="The workers know the model by this name, if it differs from the model's name here."
     )
@@ -581,6 +593,20 @@ class PoolConfig(Model):
             known = [seats for seats in each if seats is not None]
             self.__dict__["seats"] = min(known, default=DEFAULT_SEATS)
         return self
+
+    @model_validator(mode="after")
+    def _known_urls(self) -> Self:
+        placed = [url for urls in self.zones.values() for url in urls]
+        if unknown := [url for url in placed if url not in (self.urls or ())]:
+            raise ValueError(f"zones: {unknown[0]} is none of the urls")
+        if twice := [url for url in placed if placed.count(url) > 1]:
+            raise ValueError(f"zones: {twice[0]} is in several")
+        return self
+
+    def zone_of(self, url: str) -> str | None:
+        """Return the zone of a worker at this URL; None if the config does not say."""
+        found = (zone for zone, urls in self.zones.items() if url in urls)
+        return next(found, self.zone)
 
     @property
     def is_managed(self) -> bool:
@@ -630,10 +656,22 @@ class RoutingConfig(Model):
         description="This policy chooses the decode worker, or the worker that serves a request alone: its "
         "name, or a mapping with its arguments.",
     )
-    disaggregate: Reloadable[Literal["always", "strict", "never"]] = Field(
+    pair: Reloadable[Literal["any", "same_revision"]] = Field(
+        "any",
+        description="The workers of a request may be any two that are ready (any), or must have announced "
+        "the same revision of the model (same_revision); those that announce none then go together.",
+    )
+    disaggregate: Reloadable[Literal["always", "auto", "strict", "never"]] = Field(
         "always",
-        description="A request goes to two workers (always, strict) or to one (never). While no prefill "
-        "worker is left, always lets decode workers prefill, and strict answers 503.",
+        description="A request goes to two workers (always, strict), to one (never), or to whatever costs "
+        "all users together less time (auto). While no prefill worker is left, always and auto let decode "
+        "workers prefill, and strict answers 503.",
+    )
+    misfits: Reloadable[Literal["refuse", "allow"]] = Field(
+        "refuse",
+        description="Prefill and decode workers of a model whose announcements say that they cannot hand KV "
+        "caches over to each other, for instance for another dtype or block size, are kept out of service "
+        "(refuse) or taken all the same (allow).",
     )
     tokenize_once: Reloadable[bool] = Field(
         True,
@@ -659,6 +697,11 @@ class RoutingConfig(Model):
         description="When a decode worker computes the prompt's KV cache again, this follows: a line in the "
         "log (warn), and also a 502 for an answer that is not streamed (fail), or nothing (allow).",
     )
+
+    @property
+    def keeps_revisions(self) -> bool:
+        """Say whether the workers of a pair must be of one revision."""
+        return self.pair == "same_revision"
 
 
 class HealthConfig(Model):

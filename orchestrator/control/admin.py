@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from orchestrator.config.keys import Scope
 from orchestrator.control.admin_workers import WorkerPages
 from orchestrator.control.changes import Changes
+from orchestrator.control.explain import ExplainPage
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
 from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
@@ -28,6 +29,7 @@ Baton admin
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
 /admin/workers/{name}/undrain       POST: takes legs again
+/admin/explain                      POST a request: who would serve it, and why; ?path= is its path
 /admin/reload                       POST: read the config file again
 """
 
@@ -49,6 +51,7 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
     add_page(app, "/admin/events", pages.events, "What has happened of late.", "admin")
+    app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
     return guarded(app, state, frozenset(), check=refuse_other_sites, scope_of=_scope_of)

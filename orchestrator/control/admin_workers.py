@@ -33,6 +33,7 @@ class NewWorker(Model):
     role: Role
     url: Url
     served_model: str | None = None
+    zone: str | None = None
 
 
 class WorkerPages:
@@ -63,7 +64,7 @@ class WorkerPages:
             known = ", ".join(self._registry.pools)
             raise UnknownModel(f"no model {new.model[:MAX_NAME]!r}; there is {known}", param="model")
         index = self._registry.next_index(new.model, new.role)
-        address = unmanaged(new.model, new.role, index, new.url, new.served_model)
+        address = unmanaged(new.model, new.role, index, new.url, new.served_model, new.zone)
         is_allowed = is_allowed_worker(address.host, self._state.config.orchestrator.allow_workers)
         worker = self._registry.add(replace(address, gets_credential=is_allowed))
         how = "" if is_allowed else ", without the credential of workers, as allow_workers does not name it"

@@ -243,4 +243,6 @@ def _address(
     """Return the address of a worker that joins; `others` join as well."""
     model, role, url = location
     before = sum((other.model, other.role) == (model, role) for other in others)
-    return unmanaged(model, role, registry.next_index(model, role) + before, url, pool.served_model)
+    return unmanaged(
+        model, role, registry.next_index(model, role) + before, url, pool.served_model, pool.zone_of(url)
+    )

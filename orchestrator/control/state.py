@@ -45,6 +45,28 @@ class ProcessEnd(StrEnum):
     DIED = "died"
 
 
+# --- explanations -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RouteQuestion:
+    """An operator asks what would become of a request."""
+
+    path: str  # of the data plane
+    headers: list[tuple[bytes, bytes]]  # names in lower case
+    body: bytes
+    avoid: tuple[str, ...] = ()  # names of workers
+    process: int | None = None  # the index of the one that is to tell; None: any
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAnswer:
+    """A process answers with what it would do, or with the error that the client would get."""
+
+    status: int
+    content: bytes  # JSON
+
+
 # --- what pages may see -------------------------------------------------------------------------
 
 
@@ -133,3 +155,7 @@ class AdminState(Guarding, Protocol):
     def processes(self) -> Sequence[ProcessStatus]: ...
 
     def process_ends(self) -> Mapping[ProcessEnd, int]: ...
+
+    async def explain(self, question: RouteQuestion) -> RouteAnswer:
+        """Tell what would become of a request. Raises `Unavailable` if no process can tell."""
+        ...

@@ -58,7 +58,17 @@ class Cut(msgspec.Struct, tag=True):
     """The process is to end now; open requests are cut."""
 
 
-ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut | Shared
+class Explain(msgspec.Struct, tag=True, kw_only=True):
+    """The process is to tell what would become of a request (`control.state.RouteQuestion`)."""
+
+    number: int  # of the question: the answer has the same
+    path: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    avoid: tuple[str, ...]
+
+
+ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut | Shared | Explain
 
 
 # --- to the supervisor --------------------------------------------------------------------------
@@ -74,7 +84,15 @@ class ReplacementDue(msgspec.Struct, tag=True):
     """
 
 
-ToSupervisor = ServingBegun | ReplacementDue | Report | Shared
+class Explained(msgspec.Struct, tag=True):
+    """This is the answer to an `Explain`."""
+
+    number: int
+    status: int
+    content: bytes
+
+
+ToSupervisor = ServingBegun | ReplacementDue | Report | Shared | Explained
 
 # --- the channel --------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.app import Orchestrator, ProcessContext
 from orchestrator.config.keys import KeyRing, worker_key
 from orchestrator.config.options import Config, OrchestratorConfig
+from orchestrator.control.state import RouteQuestion
 from orchestrator.errors import StartError
 from orchestrator.http.listeners import TICK_S, Draining, PublicServer
 from orchestrator.loop import garbage
@@ -26,6 +27,8 @@ from orchestrator.loop.signals import on_signals
 from orchestrator.processes.channel import (
     Channel,
     Cut,
+    Explain,
+    Explained,
     Reconfigured,
     Replaced,
     ReplacementDue,
@@ -163,6 +166,8 @@ class DataProcess:
                 case Shared():
                     for note in message.notes:
                         self._orchestrator.core.hear(note.model, note.role, note.content)
+                case Explain():
+                    self._channel.send(self._explained(message))
                 case Replaced():
                     self._server.leave()
                 case Stop():
@@ -171,6 +176,12 @@ class DataProcess:
                     self._server.cut()
         _log.error("the supervisor is gone: this process ends")
         self._server.cut()
+
+    def _explained(self, message: Explain) -> Explained:
+        question = RouteQuestion(message.path, message.headers, message.body, message.avoid)
+        process = {"index": self._orchestrator.index, "pid": os.getpid()}
+        answer = self._orchestrator.core.explain(question, process)
+        return Explained(message.number, answer.status, answer.content)
 
     def _reconfigure(self, message: Reconfigured) -> None:
         if self._orchestrator.keys is not None and message.keys is not None:

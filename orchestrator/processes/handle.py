@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from orchestrator.control.state import ProcessState
+from orchestrator.control.state import ProcessState, RouteAnswer, RouteQuestion
 from orchestrator.processes.channel import (
     Channel,
     Cut,
+    Explain,
+    Explained,
     Reconfigured,
     Replaced,
     ReplacementDue,
@@ -60,6 +62,8 @@ class ProcessHandle:
         self._is_due: asyncio.Future[bool] = loop.create_future()
         self._beats = 0
         self._silent_looks = 0  # in a row
+        self._questions = 0
+        self._asked: dict[int, asyncio.Future[RouteAnswer | None]] = {}  # by their numbers
         self._end, self._process = _started(listener.fileno(), rows_fd)
 
     def __repr__(self) -> str:
@@ -90,6 +94,27 @@ class ProcessHandle:
         """Tell the process what another one shares, if it can listen."""
         if self._channel is not None:
             self._channel.offer(message)
+
+    async def explain(self, question: RouteQuestion) -> RouteAnswer | None:
+        """Have the process tell what would become of a request; None if it ends first. A process that does
+        not answer is waited for: who asks has a limit.
+        """
+        self._questions = number = self._questions + 1
+        answer: asyncio.Future[RouteAnswer | None] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            self._tell(
+                Explain(
+                    number=number,
+                    path=question.path,
+                    headers=question.headers,
+                    body=question.body,
+                    avoid=question.avoid,
+                )
+            )
+            return await answer
+        finally:
+            del self._asked[number]
 
     def stop(self) -> None:
         """Have the process drain and end."""
@@ -141,6 +166,9 @@ class ProcessHandle:
         for answer in (self._is_serving, self._is_due):
             if not answer.done():
                 answer.set_result(False)
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_result(None)
 
     async def _talk(self) -> None:
         self._channel = await Channel.open(self._end, _decoder)
@@ -178,6 +206,13 @@ class ProcessHandle:
                     self._publisher.note(message)
                 case Shared():
                     self._pass_on(self, message)
+                case Explained():
+                    self._note_explained(message)
+
+    def _note_explained(self, message: Explained) -> None:
+        asked = self._asked.get(message.number)
+        if asked is not None and not asked.done():  # else nobody waits any more
+            asked.set_result(RouteAnswer(message.status, message.content))
 
     def _move(self, before: ProcessState, after: ProcessState, news: asyncio.Future[bool]) -> None:
         if self.state is before:  # else it is stopping

@@ -9,6 +9,7 @@ None outlives the supervisor: they end when their channel closes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -23,9 +24,15 @@ from orchestrator.config.keys import Key, load_keys
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
-from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.control.state import (
+    ProcessEnd,
+    ProcessState,
+    ProcessStatus,
+    RouteAnswer,
+    RouteQuestion,
+)
 from orchestrator.control.worker_watch import WorkerWatch
-from orchestrator.errors import StartError
+from orchestrator.errors import NotFound, StartError, Unavailable
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
 from orchestrator.loop.signals import on_hangup, on_signals
@@ -49,6 +56,7 @@ STABLE_S = 10.0  # a process that served for so long did not end too soon
 STOP_MARGIN_S = 15.0  # from the limit of draining to a cut: KV is released, connections are closed
 LOOKS = 5  # at a process that may hang, within the limit; it beats at least as often
 CUT_S = 15.0  # from a cut to SIGKILL
+EXPLAIN_S = 5.0  # until a process has told what would become of a request
 
 _log = logging.getLogger("baton.supervisor")
 
@@ -166,6 +174,21 @@ class Supervisor:
 
     def process_ends(self) -> Mapping[ProcessEnd, int]:
         return self._ends
+
+    async def explain(self, question: RouteQuestion) -> RouteAnswer:
+        """Have a process tell what would become of a request: the one that is asked for, or the first."""
+        serving = [process for process in self._processes if process.state is ProcessState.SERVING]
+        if question.process is not None:
+            serving = [process for process in serving if process.index == question.process]
+            if not serving:
+                raise NotFound(f"no process {question.process} serves")
+        with contextlib.suppress(TimeoutError):
+            for process in serving:
+                async with asyncio.timeout(EXPLAIN_S):
+                    answer = await process.explain(question)
+                if answer is not None:
+                    return answer
+        raise Unavailable("no process can tell now")
 
     # --- one process after the other ------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from orchestrator.legs.leg import Legs, PrefillLeg
 from orchestrator.legs.retry import Retries
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
-from orchestrator.routing.planner import Plan
+from orchestrator.routing.plan import Plan
 
 
 class AdmittedRequest:

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from orchestrator.api.base import Endpoint
 from orchestrator.api.holders import mark_of
 from orchestrator.api.view import InvalidRequest, RequestView
 from orchestrator.config.options import LimitsConfig, RoutingConfig
@@ -53,7 +54,7 @@ from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
 from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
-from orchestrator.routing.planner import Plan
+from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import Path, RequestRecord
@@ -67,6 +68,27 @@ _DISAGGREGATED: Final = Path.DISAGGREGATED
 _AGGREGATED: Final = Path.AGGREGATED
 _DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
+
+
+class Asked:
+    """All that decides what would become of a request."""
+
+    __slots__ = ("avoid", "holder", "route", "view", "whole_reason")
+
+    def __init__(
+        self,
+        view: RequestView,
+        route: Route,
+        whole_reason: str | None,
+        avoid: tuple[Worker, ...],
+        holder: Worker | None = None,
+    ) -> None:
+        """`holder` is given if it alone can serve the request. Others are as in `Planner.plan`."""
+        self.view = view
+        self.route = route
+        self.whole_reason = whole_reason
+        self.avoid = avoid
+        self.holder = holder
 
 
 class Flow:
@@ -108,6 +130,7 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
+        self._telemetry.begin(scope.record)
         route = self._routes[view.model]
         gate = route.gate
         if gate.free > 0:  # then nobody waits, and this is a permit
@@ -161,7 +184,6 @@ class Flow:
         record = scope.record
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
-        self._telemetry.begin(record)
         return view
 
     def _begin(self, scope: RequestScope, view: RequestView, route: Route) -> AdmittedRequest:
@@ -186,12 +208,9 @@ class Flow:
     def _plan(self, scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
         """Choose who serves the request, and note it in its record."""
         whole_reason = view.whole_reason
-        if scope.endpoint.needs_one_worker:
-            whole_reason = "this endpoint needs one worker"
-        elif view.is_refusable:
-            whole_reason = whole_reason or "its decode worker is likely to refuse it"
-        elif view.limit > route.pools.max_model_len:
-            whole_reason = whole_reason or "more tokens asked for than the model can have"
+        most = route.pools.max_model_len
+        if scope.endpoint.needs_one_worker or view.is_refusable or view.limit > most:
+            whole_reason = _why_whole(scope.endpoint, view)
         mark = scope.endpoint.holder(view, scope.exchange) if scope.endpoint.has_holders else None
         if mark is not None:
             plan = _plan_for(self._holder(mark, route.pools.model, avoid))
@@ -199,6 +218,29 @@ class Flow:
             plan = route.planner.plan(view, route.pools, whole_reason, avoid)
         _note_plan(scope.record, plan)
         return plan
+
+    def dry_run(self, scope: RequestScope, body: bytes, avoid: Collection[str]) -> Asked:
+        """Return what is needed to tell what would become of a request, which is neither sent nor counted;
+        workers with these names are avoided. Raises `BatonError`.
+        """
+        endpoint = scope.endpoint
+        view = endpoint.read(b"", scope.exchange) if endpoint.asks_holder else self._accept(scope, body)
+        mark = None
+        if endpoint.asks_holder or endpoint.has_holders:
+            mark = endpoint.holder(view, scope.exchange)
+        if mark is not None:
+            worker = self._holder(mark, None if endpoint.asks_holder else view.model)
+            return Asked(view, self._routes[worker.address.model], None, (), worker)
+        route = self._routes[view.model]
+        is_whole = endpoint.needs_one_worker or view.is_refusable or view.limit > route.pools.max_model_len
+        whole_reason = _why_whole(endpoint, view) if is_whole else view.whole_reason
+        return Asked(view, route, whole_reason, self._named(avoid))
+
+    def _named(self, names: Collection[str]) -> tuple[Worker, ...]:
+        found = [self._dispatcher.registry.find(name) for name in names]
+        if None in found:
+            raise ClientError(f"there is no worker of one of these names: {', '.join(names)}", param="avoid")
+        return tuple([worker for worker in found if worker is not None])
 
     # --- what only one worker has ---------------------------------------------------------------
 
@@ -416,6 +458,15 @@ def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
 def _demand(scope: RequestScope, view: RequestView) -> Demand:
     record = scope.record
     return Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
+
+
+def _why_whole(endpoint: Endpoint, view: RequestView) -> str:
+    """Return why one worker has to serve a request."""
+    if endpoint.needs_one_worker:
+        return "this endpoint needs one worker"
+    if view.is_refusable:
+        return view.whole_reason or "its decode worker is likely to refuse it"
+    return view.whole_reason or "more tokens asked for than the model can have"
 
 
 def _plan_for(worker: Worker) -> Plan:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from orchestrator.legs.connectors.base import Handoff
+from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.retry import Failure
 from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.routing.policies.base import End, Outcome
@@ -45,6 +46,14 @@ def tell_prefilled(request: AdmittedRequest, handoff: Handoff | None) -> None:
     if choice is not None and choice.policy is not None:
         now = request.scope.now()
         choice.ended(Outcome(_ANSWERED, now) if handoff is None else Prefilled(now, handoff))
+
+
+def tell_begun(request: AdmittedRequest, leg: AnswerLeg) -> None:
+    """Tell that the first event of a stream has come, unless the hand-off is not the plan's own."""
+    plan = request.plan
+    made_by = None if leg.lease is None else leg.lease.worker
+    if made_by is plan.prefill:
+        plan.begun(leg.sent, request.scope.record.first_byte)
 
 
 def tell_failed(request: AdmittedRequest, failure: Failure) -> None:

@@ -12,6 +12,7 @@ from orchestrator.legs.dispatch import reported
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
 from orchestrator.relay.admitted import AdmittedRequest
+from orchestrator.relay.outcomes import tell_begun
 from orchestrator.relay.relayed import LOAD_METRICS
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Answer
@@ -84,6 +85,8 @@ class Responder:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(request.view)
                 scope.begin_stream(_relayed_back(answer))
+                if request.plan.wants_ends:
+                    tell_begun(request, leg)
             await self._forward(scope, answer, opening, events)
         except WorkerFailed as failed:
             raise reported(failed.status, failed.content, leg.path) from failed

@@ -35,6 +35,8 @@ LEG_HEADER = "X-Baton-Leg"
 TRANSPORT_ENV = "BATON_TRANSPORT"
 # This holds where the variable is unset or empty, on either side. docs/transport.md has the measurements.
 DEFAULT_TRANSPORT: Encoding = "orjson"
+# The zone that a worker announces; unset or empty: none.
+ZONE_ENV = "BATON_ZONE"
 # How long NIXL's progress thread waits between two looks; see `worker/nixl_thread.py`.
 NIXL_DELAY_ENV = "BATON_NIXL_PROGRESS_DELAY_US"
 DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()` counts
@@ -45,7 +47,8 @@ WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
 
 
 # Nobody's announcement is longer; a worker may be something else than it should be.
-Label = Annotated[str, msgspec.Meta(max_length=256)]
+MAX_LABEL = 256
+Label = Annotated[str, msgspec.Meta(max_length=MAX_LABEL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
@@ -62,9 +65,17 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     block_size: Count | None = None  # tokens per KV block
     kv_tokens: Count | None = None  # that fit into the KV cache
     dtype: Label | None = None
+    # What must fit between workers that hand KV caches over to each other: `wire/compatibility.py`.
+    path: Label | None = None  # the model as the engine was told to load it
+    revision: Label | None = None  # of the model's files
+    kv_dtype: Label | None = None
+    tp: Count | None = None  # tensor parallel size
+    connector: Label | None = None  # that hands KV caches over; "none" without one
+    nixl_delay_us: Count | None = None  # NIXL's progress thread sleeps so long; 0: it never does
     max_model_len: Count | None = None
     # The forms of a prompt's ids that it gives as prefill and takes as decode.
     token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []
+    zone: Label | None = None  # the part of the network that it is in
     kv_lease_s: float | None = None  # as prefill it pins blocks that nobody pulls for so long
 
 

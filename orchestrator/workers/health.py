@@ -225,7 +225,17 @@ class Prober:
                 registry.note_cleared(worker)
             if introduction is not None:
                 registry.announce(worker, introduction.info, introduction.max_model_len)
+            self._let_in(worker, is_new=introduction is not None)
+
+    def _let_in(self, worker: Worker, *, is_new: bool) -> None:
+        """Note that a worker is well. One that has just introduced itself must fit the others, too."""
+        registry = self._registry
+        misfit = registry.misfit(worker) if is_new else None
+        if misfit is None:
             registry.mark_ready(worker)
+            return
+        with self._teller.telling(worker, Trouble(misfit.reason)):
+            registry.note_unfit(worker, misfit.why, misfit.reason)
 
     def _complain(self, worker: Worker, why: str) -> None:
         """Say that workers cannot be probed, which is no worker's fault, from time to time."""

@@ -135,6 +135,21 @@ class Pools:
         found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.in_flight]
         return tuple(found or others) or workers
 
+    def preview(self, role: Role, avoid: Collection[Worker] = ()) -> tuple[Worker, ...]:
+        """Return the `candidates` that a request would have now; nobody's turn comes nearer by that."""
+        workers = self._of(role)
+        if not avoid and self.is_steady:
+            return workers
+        credits = [worker.credit for worker in workers]
+        found = self.candidates(role, avoid)
+        for worker, credit in zip(workers, credits, strict=True):
+            worker.credit = credit
+        return found
+
+    def rests_s(self, worker: Worker) -> float:
+        """Return for how many seconds a worker has asked not to be sent more."""
+        return max(self._resting.get(worker, NEVER) - self._time(), 0.0)
+
     def allot(self, seats: Mapping[Role, int]) -> None:
         """Let each worker have so many seats, by role."""
         self._seats = seats

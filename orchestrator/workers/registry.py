@@ -17,6 +17,7 @@ from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role, WorkerInfo
 from orchestrator.workers import lifecycle
+from orchestrator.workers.compatibility import Misfit, misfits
 from orchestrator.workers.lifecycle import Situation
 from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
@@ -56,6 +57,8 @@ class Registry:
         self._random = random or Random()  # noqa: S311  # no secret
         self.health = health or HealthConfig()
         routing = routing or RoutingConfig()
+        self._routing = routing
+        self._refused: set[Worker] = set()  # for not fitting the others
         self.pools = {model: Pools(model, self.health, routing, time=time) for model in models}
         self.news = News()
         self._cleared: dict[Worker, float] = {}  # when a probe did that (`note_cleared`)
@@ -68,6 +71,7 @@ class Registry:
     def reconfigure(self, health: HealthConfig, routing: RoutingConfig) -> None:
         """Judge workers by these sections from now on; what was decided stays."""
         self.health = health
+        self._routing = routing
         for model, pools in self.pools.items():
             pools.reconfigure(health, routing)
             self._refresh(model)
@@ -88,6 +92,23 @@ class Registry:
         worker.announce(info, max_model_len)
         self.news.changed.tell()
 
+    def misfit(self, worker: Worker) -> Misfit | None:
+        """Return why a worker, which is well and has announced itself, cannot join the others of its model;
+        None if it can.
+
+        Those that have to go in its favour are sent away here.
+        """
+        if not _refuses_misfits(self._routing):
+            return None
+        refused = [other for other in self._refused if other.state is WorkerState.UNFIT]
+        others, within = self._roster.of_model(worker.address.model), self._routing.keeps_revisions
+        for found in misfits(worker, others, refused, within_revision=within):
+            self._refused.add(found.worker)
+            if found.worker is worker:
+                return found
+            self.note_unfit(found.worker, found.why, found.reason)
+        return None
+
     # --- what probes see ------------------------------------------------------------------------
 
     def mark_ready(self, worker: Worker) -> None:
@@ -96,6 +117,7 @@ class Registry:
         if lifecycle.is_standing_still(worker, now):
             return
         worker.last_error = worker.reason = None
+        self._refused.discard(worker)
         self._note(worker, Event.ANSWERED)
 
     def note_cleared(self, worker: Worker) -> None:
@@ -290,6 +312,7 @@ class Registry:
     def _drop(self, worker: Worker) -> None:
         self._roster.drop(worker)
         self._cleared.pop(worker, None)
+        self._refused.discard(worker)
         self._refresh(worker.address.model)
         self.news.removed.tell(worker)
         self._keep_half(worker)
@@ -297,6 +320,10 @@ class Registry:
 
     def _refresh(self, model: str) -> None:
         self.pools[model].update(self._roster.of_model(model))
+
+
+def _refuses_misfits(routing: RoutingConfig) -> bool:
+    return routing.misfits == "refuse" and routing.disaggregate != "never"  # which hands nothing over
 
 
 def _blame(worker: Worker, why: str | None, reason: str | None) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.transport.base import Origin
 from orchestrator.wire.codec import CODECS, JSON, Codec
+from orchestrator.wire.compatibility import revision_of
 from orchestrator.wire.info import TokenIdsForm, WorkerInfo
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
@@ -57,6 +58,7 @@ class Worker(ABC):
         "origin",
         "proven_epoch",
         "reason",
+        "revision",
         "slot",
         "stalled",
         "state",
@@ -64,6 +66,7 @@ class Worker(ABC):
         "token_ids",
         "unendable_epoch",
         "warm_from",
+        "zone",
     )
 
     def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
@@ -87,6 +90,8 @@ class Worker(ABC):
         self.distrusted_epoch = -1  # in which it refused one
         self.max_model_len: int | None = None
         self.kv_tokens: int | None = None  # that fit into its KV cache
+        self.revision: str | None = None  # pairs can be kept within one; None if it does not say
+        self.zone: str | None = address.zone  # hand-offs within one take the same time
         self.last_error: str | None = None  # for the operator
         self.reason: str | None = None  # the same in words that everybody may read (`workers/troubles.py`)
         self.is_denied = False  # a leg was denied, and no probe has shown since that requests are served
@@ -141,7 +146,9 @@ class Worker(ABC):
         self.info = info
         self.max_model_len = max_model_len
         self.kv_tokens = None if info is None else info.kv_tokens
+        self.revision = revision_of(info)
         self.lease_s = None if info is None else info.kv_lease_s
+        self.zone = self.address.zone or (None if info is None else info.zone)
         if self.distrusted_epoch == self.epoch:
             info = None
         is_understood = info is not None and self._transport in info.decodes

@@ -169,6 +169,34 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "usage: baton" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["chek", "c.yaml"], "check"),
+        (["docter", "c.yaml"], "doctor"),
+        (["doctor", "c.yaml", "--statik"], "--static"),
+        (["up", "c.yaml", "--dryrun"], "--dry-run"),
+        (["bench", "--profile=ful", "http://127.0.0.1:1"], "full"),
+    ],
+)
+def test_the_nearest_word_is_named(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == Exit.USAGE
+    assert capsys.readouterr().err.endswith(f", did you mean {meant!r}?\n")
+
+
+@pytest.mark.parametrize("arguments", [["xyzzy"], ["check", "c.yaml", "--zzz"]])
+def test_what_is_near_to_nothing_gets_no_hint(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "did you mean" not in capsys.readouterr().err
+
+
 def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from orchestrator.wire.info import DEFAULT_TRANSPORT, WorkerInfo
 from tests.worker.asgi import MSGPACK, get, post
-from worker.info import decodes, role_from_env, transport_from_env
+from worker.info import decodes, role_from_env, transport_from_env, zone_from_env
 from worker.plugin import BatonPlugin
 from worker.token_ids import pack
 
@@ -329,9 +329,25 @@ def test_the_worker_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         block_size=128,
         kv_tokens=6400,
         dtype="bfloat16",
+        connector="none",
         max_model_len=32768,
         token_ids=["list", "base64", "bin"],
     )
+
+
+def test_the_worker_announces_what_must_fit_for_a_handoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_NIXL_PROGRESS_DELAY_US", "250")
+    config = ENGINE.vllm_config
+    monkeypatch.setattr(config.model_config, "model", "org/" + "m" * 300, raising=False)
+    monkeypatch.setattr(config.model_config, "revision", "0123abcd", raising=False)
+    monkeypatch.setattr(config.cache_config, "cache_dtype", "fp8", raising=False)
+    monkeypatch.setattr(config, "parallel_config", SimpleNamespace(tensor_parallel_size=2), raising=False)
+    transfer = SimpleNamespace(kv_connector="NixlPullConnector")
+    monkeypatch.setattr(config, "kv_transfer_config", transfer, raising=False)
+    info = msgspec.json.decode(get(worker(monkeypatch), "/baton/info").body, type=WorkerInfo)
+    assert (info.path, info.revision) == (("org/" + "m" * 300)[:256], "0123abcd")
+    assert (info.kv_dtype, info.tp, info.connector) == ("fp8", 2, "NixlConnector")
+    assert info.nixl_delay_us == 250
 
 
 def test_by_default_it_parses_with_orjson_for_both_roles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,6 +377,8 @@ def test_json_is_always_among_the_encodings() -> None:
 def test_empty_is_unset() -> None:
     assert transport_from_env({}) == transport_from_env({"BATON_TRANSPORT": ""}) == DEFAULT_TRANSPORT
     assert role_from_env({}) == role_from_env({"BATON_ROLE": ""}) == "both"
+    assert zone_from_env({}) is zone_from_env({"BATON_ZONE": ""}) is None
+    assert zone_from_env({"BATON_ZONE": "a"}) == "a"
 
 
 def test_wrong_values_are_errors_that_list_the_right_ones() -> None:

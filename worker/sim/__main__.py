@@ -14,7 +14,7 @@ from worker.sim import faults
 from worker.sim.api import create_app
 from worker.sim.faults import Fault
 from worker.sim.server import SimServer, listen
-from worker.sim.settings import Latency, Settings
+from worker.sim.settings import Announced, Latency, Settings
 
 FAULTS_ENV = "BATON_SIM_FAULTS"
 STORE_ENV = "VLLM_ENABLE_RESPONSES_API_STORE"  # vLLM's own: whether responses are kept in memory
@@ -71,7 +71,24 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         api_keys=_api_keys(args.api_key_env, environ),
         faults=_faults(args.fault, environ),
         stores_responses=environ.get(STORE_ENV) == "1",
+        announced=_announced(args),
+        weights=args.weights,
+        advertised_port=args.advertised_side_channel_port,
+        clock_offset_s=args.clock_offset_s,
         record=args.record,
+    )
+
+
+def _announced(args: argparse.Namespace) -> Announced:
+    return Announced(
+        is_plain=args.plain,
+        path=args.model_path,
+        revision=args.revision,
+        dtype=args.dtype,
+        kv_dtype=args.kv_cache_dtype,
+        tp=args.tensor_parallel_size,
+        connector=args.connector,
+        engine_version=args.engine_version,
     )
 
 
@@ -110,6 +127,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--late-pulls", choices=("fail", "stale"), default="fail", help="stale: another prompt's KV, as vLLM")
     add("--seed", type=int, default=0, help="for faults with a probability")
     add("--fault", action="append", default=[], metavar="JSON", help=f"also as a list in {FAULTS_ENV}")
+    add("--plain", action="store_true", help="announce nothing, like vLLM without Baton's plugin")
+    add("--model-path", help="announced, like the six that follow")
+    add("--revision")
+    add("--dtype", default="bfloat16")
+    add("--kv-cache-dtype", default="auto")
+    add("--tensor-parallel-size", type=_positive, default=1)
+    add("--connector", default="sim", help="none: it says that it has none")
+    add("--engine-version")
+    add(
+        "--weights",
+        default="",
+        metavar="NAME",
+        help="the model has these weights, and answers with other words",
+    )
+    add("--advertised-side-channel-port", type=_positive, help="what hand-offs say instead of the real one")
+    add("--clock-offset-s", type=float, default=0.0, help="the Date in answers is wrong by so much")
     add("--record", type=_not_negative_int, nargs="?", const=100, default=0, help="keep the last N bodies")
     return parser
 

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
@@ -22,10 +23,10 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, WorkerInfo
-from worker.info import decodes, token_ids
+from worker.info import decodes, token_ids, zone_from_env
 from worker.msgpack_route import route_class
 from worker.sim import faults, frames, messages, protocol, responses, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
@@ -58,6 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_plain_routes(sim))
     app.include_router(_control_routes(sim))
     app.add_middleware(RequireKey, keys=sim.keys)
+    if settings.clock_offset_s:
+        app.add_middleware(WrongClock, offset_s=settings.clock_offset_s)
     return app
 
 
@@ -130,18 +133,25 @@ class Sim:
             raise
 
     def info(self) -> WorkerInfo:
-        settings = self.settings
+        settings, announced = self.settings, self.settings.announced
         return WorkerInfo(
             role=settings.role,
             model=settings.model_name,
             decodes=decodes(settings.transport),
             engine="sim",
-            engine_version=frames.VERSION,
+            engine_version=announced.engine_version or frames.VERSION,
             block_size=settings.block_size,
+            dtype=announced.dtype,
+            path=announced.path or settings.model_name,
+            revision=announced.revision,
+            kv_dtype=announced.kv_dtype,
+            tp=announced.tp,
+            connector=announced.connector,
             kv_tokens=settings.block_size * settings.num_blocks,
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
             kv_lease_s=settings.lease_s,
+            zone=zone_from_env(),
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
@@ -304,7 +314,12 @@ def _plain_routes(sim: Sim) -> APIRouter:
 
     @router.get("/baton/info")
     async def info() -> Response:
+        if sim.settings.announced.is_plain:
+            return _json_error(HTTPStatus.NOT_FOUND)
         return _encoded(msgspec.json.encode(sim.info()))
+
+    if sim.settings.announced.is_plain:
+        return router
 
     @router.post(END_PATH)
     async def end(request: Request) -> Response:
@@ -401,6 +416,10 @@ def _model_card(sim: Sim) -> dict[str, Any]:
     }
 
 
+def _json_error(status: HTTPStatus) -> Response:
+    return _encoded(orjson.dumps({"detail": status.phrase}), status)
+
+
 def _json(content: object) -> Response:
     return _encoded(orjson.dumps(content))
 
@@ -433,6 +452,23 @@ _HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, A
     Refused: _answer_refused,
     RequestValidationError: _answer_invalid,
 }
+
+
+class WrongClock:
+    """The Date of all answers is that of a clock that is wrong by so much."""
+
+    def __init__(self, app: ASGIApp, offset_s: float) -> None:
+        self._app = app
+        self._offset_s = offset_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = formatdate(time.time() + self._offset_s, usegmt=True).encode()
+                message["headers"] = [*message.get("headers", ()), (b"date", date)]
+            await send(message)
+
+        await self._app(scope, receive, send_dated)
 
 
 class Keys:

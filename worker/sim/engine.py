@@ -213,7 +213,8 @@ class Engine:
         self.metrics.prefix_hits.inc(run.cached_tokens)
         await self._prefills.compute(tokens - run.cached_tokens, plan.slow_factor)
         await self.pulse.wait()
-        run.digest = text.digest_of(run.prompt.tokens)
+        digest, weights = text.digest_of(run.prompt.tokens), self.settings.weights
+        run.digest = text.garbled(digest, weights) if weights else digest
 
     async def _send(self, run: Run, plan: Plan) -> None:
         """Push the KV cache if the hand-off is of that kind. Raises `KvLost`.

@@ -87,6 +87,10 @@ class KvLost(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     """The hand-off fails: a prefill leg's pins cannot be pulled, a decode leg's pull fails."""
 
 
+class KvGarbled(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="kv_garbled"):
+    """A KV cache that is pulled arrives, but it is not what was sent: the answer is other text."""
+
+
 class Slow(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="slow"):
     """The request takes `factor` times what the latency model says, and `seconds` more before the first
     token.
@@ -96,7 +100,7 @@ class Slow(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="s
     seconds: float = 0.0
 
 
-Fault = Refuse | Rekey | Freeze | Die | Error | Stall | Reset | Truncate | Garbage | KvLost | Slow
+Fault = Refuse | Rekey | Freeze | Die | Error | Stall | Reset | Truncate | Garbage | KvLost | KvGarbled | Slow
 Placed = Error | Stall | Reset | Truncate | Garbage
 AT_ONCE = (Refuse, Rekey, Freeze)  # these do not wait for a request
 
@@ -130,6 +134,7 @@ class Plan:
         self._placed = [fault for fault in faults if isinstance(fault, Placed)]
         self.deadly = [fault.contains for fault in faults if isinstance(fault, Die)]
         self.kv_lost = any(isinstance(fault, KvLost) for fault in faults)
+        self.kv_garbled = any(isinstance(fault, KvGarbled) for fault in faults)
         slow = [fault for fault in faults if isinstance(fault, Slow)]
         self.slow_factor = max((fault.factor for fault in slow), default=1.0)
         self.slow_s = sum(fault.seconds for fault in slow)

@@ -42,6 +42,20 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """A worker says this of itself, true or not, so that others can tell whether they fit it."""
+
+    is_plain: bool = False  # it announces nothing, like vLLM without our plugin
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = "bfloat16"
+    kv_dtype: str = "auto"
+    tp: int = 1
+    connector: str = "sim"
+    engine_version: str | None = None  # None: the real one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`side_channel_port` 0 takes a free port; the engine then names the real one in its hand-offs."""
 
@@ -62,6 +76,10 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     stores_responses: bool = False  # as with VLLM_ENABLE_RESPONSES_API_STORE=1
+    announced: Announced = field(default_factory=Announced)
+    weights: str = ""  # a model with other weights answers with other words
+    advertised_port: int | None = None  # of the side channel, in hand-offs; None: the real one
+    clock_offset_s: float = 0.0  # of the Date in its answers
     record: int = 0  # how many request bodies GET /sim/requests keeps
 
     @property

@@ -70,6 +70,12 @@ def render_chat(messages: Sequence[tuple[str, str]], *, add_generation_prompt: b
     return text + "<|im_start|>assistant\n" if add_generation_prompt else text
 
 
+def garbled(digest: bytes, by: str = "") -> bytes:
+    """Return a digest that is answered as long as `digest` is, but with other words."""
+    other = hashlib.sha256(by.encode() + digest[1:_DIGEST_BYTES]).digest()
+    return digest[:1] + other[1:] + digest[_DIGEST_BYTES:]
+
+
 def digest_of(tokens: Sequence[int]) -> bytes:
     """Return bytes that stand for the KV cache of a prompt. The first one says how long the answer is."""
     said = _words_said(tokens)

@@ -168,11 +168,72 @@ class Choice(Generic[C]):
     def __str__(self) -> str:
         return self._reason
 
+    def own_s(self) -> float:
+        """Return how many seconds the leg itself is expected to take; -1.0 if the policy does not reckon
+        that.
+        """
+        return -1.0
+
     def ended(self, outcome: Outcome) -> None:
         """Tell the policy that chose how the leg ended, whatever became of it; only the first call counts."""
         policy, self.policy = self.policy, None
         if policy is not None:
             policy.ended(self, outcome)
+
+    def prompt_tokens(self) -> float:
+        """Return how many tokens the prompt was reckoned with; -1 if that was not asked."""
+        return -1.0
+
+    def terms(self) -> dict[str, float]:
+        """Return the numbers that spoke for the worker when it was chosen, by name; seconds end with `_s`."""
+        return {}
+
+
+class Reasoned(Choice[Any]):
+    """It is chosen for a reason that is not its policy's own."""
+
+    __slots__ = ("_why",)
+
+    def __init__(self, worker: Any, why: object, policy: Policy | None = None) -> None:
+        super().__init__(worker, "", policy)
+        self._why = why
+
+    def __str__(self) -> str:
+        return str(self._why)
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Appraisal(ABC):
+    """An appraisal says what a request would cost at workers, in seconds, and can have one of them chosen.
+
+    It is made without any change to the policy, and is good until the policy chooses, or hears, the next
+    time.
+    """
+
+    def __init__(self, tokens: float = 0.0) -> None:
+        """`tokens` are those of the prompt, if they were asked for."""
+        self.tokens = tokens
+        self.indexes: list[int] = []  # of the candidates that were looked at, in turn: of equals the first
+        self.costs: list[float] = []  # of each of these
+
+    @abstractmethod
+    def take(self, index: int, why: object | None = None) -> Choice[Any]:
+        """Choose the candidate with this index, which need not be the cheapest. If `why` is given, `str` of
+        it is the reason, for others have decided.
+        """
+        ...
+
+
+class Explanation:
+    """An explanation says what a policy would choose, and the numbers of all that it could choose."""
+
+    __slots__ = ("index", "reason", "terms")
+
+    def __init__(self, index: int, reason: str, terms: list[dict[str, float]]) -> None:
+        """`terms` are those of each candidate (`Choice.terms`)."""
+        self.index = index
+        self.reason = reason
+        self.terms = terms
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -192,6 +253,26 @@ class Policy(ABC):
         """
         ...
 
+    def reckons_seconds(self) -> bool:
+        """Tell whether `appraise` says what a request costs."""
+        return False
+
+    def appraise(self, request: Request, candidates: Sequence[Any]) -> Appraisal | None:
+        """Reckon what the request would cost at the candidates, in seconds: where it prefills the time to the
+        first token, where it decodes what the load adds to its answer. None if the policy does not.
+
+        What it chooses next is what it would have chosen without the call.
+        """
+        return None
+
+    def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation | None:
+        """Tell what `choose` would choose now. None if the policy cannot tell.
+
+        What it chooses next is what it would have chosen without the call, if the source of chance is put
+        back to where it was.
+        """
+        return None
+
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:  # noqa: B027  # most need not know
         """Hear that a leg has ended. It is called once for each `Choice` that was made with `policy`, and
         never fails.
@@ -199,6 +280,14 @@ class Policy(ABC):
 
     def hear(self, note: bytes) -> None:  # noqa: B027  # most share nothing
         """Hear what the same policy of another process has shared. It never fails, whatever the note is."""
+
+
+def explained(choice: Choice[Any], candidates: Sequence[Any], terms: list[dict[str, float]]) -> Explanation:
+    """Return what a choice, of which nothing may be left, tells with the `terms` of all candidates."""
+    index = 0
+    while candidates[index] is not choice.worker:
+        index += 1
+    return Explanation(index, str(choice), terms)
 
 
 # --- what the config and the docs need to know --------------------------------------------------

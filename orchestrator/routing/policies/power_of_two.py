@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from orchestrator.routing.policies.base import C, Choice, Context, Policy, PolicySpec, Request
+from orchestrator.routing.policies.base import (
+    C,
+    Choice,
+    Context,
+    Explanation,
+    Policy,
+    PolicySpec,
+    Request,
+    explained,
+)
 
 REASON: Final = "It has the fewer legs under way of two that were drawn at random."
 ALONE: Final = "There is no other worker."
@@ -26,6 +35,10 @@ class PowerOfTwo(Policy):
             second += 1
         one, other = candidates[first], candidates[second]
         return Choice(one if one.in_flight <= other.in_flight else other, REASON)
+
+    def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
+        choice = self.choose(request, candidates)
+        return explained(choice, candidates, [{"legs": candidate.in_flight} for candidate in candidates])
 
 
 SPEC: Final = PolicySpec(

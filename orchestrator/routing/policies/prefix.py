@@ -15,11 +15,13 @@ from typing import Any, Final
 from xxhash import xxh3_64_intdigest
 
 from orchestrator.routing.policies.base import (
+    Appraisal,
     Argument,
     C,
     Choice,
     Context,
     End,
+    Explanation,
     Outcome,
     Policy,
     PolicySpec,
@@ -194,9 +196,11 @@ class PrefixChoice(Choice[Any]):
         "load",
         "matched",
         "others_s",
+        "prices",
         "ties",
         "tokens",
         "wait_s",
+        "why",
     )
 
     def __init__(self, worker: Any, policy: Policy, now: float, tokens: float, delayed: float) -> None:
@@ -215,14 +219,39 @@ class PrefixChoice(Choice[Any]):
         self.expected_s = 0.0  # of its own leg, at a rate of 1
         self.ties = 1
         self.draws = True  # equals are drawn; else the first one stays
+        self.prices: PrefixAppraisal | None = None  # what all workers cost goes there, and none is kept
+        self.why: object | None = None  # instead of our own reason
+
+    def prompt_tokens(self) -> float:
+        return self.tokens
+
+    def prefill_s(self) -> float:
+        """Return the seconds that the prompt takes there, without what is before it."""
+        return seconds(self.tokens, self.matched) * (self.load.price if self.load is not None else 1.0)
+
+    def terms(self) -> dict[str, float]:
+        return {
+            "cost_s": self.cost,
+            "wait_s": self.wait_s,
+            "own_s": self.cost - self.wait_s - self.evict_s,
+            "evict_s": self.evict_s,
+            "tokens": self.tokens,
+            "cached_tokens": self.matched,
+            "rate": self.load.price if self.load is not None else 1.0,
+        }
 
     def __str__(self) -> str:
+        if self.why is not None:
+            return str(self.why)
         own_s = self.cost - self.wait_s - self.evict_s
         return (
             f"It costs the least, {self.cost:.3f} s: {self.wait_s:.3f} for legs under way, {own_s:.3f} for "
             f"{self.tokens - self.matched:.0f} of {self.tokens:.0f} tokens that are new there, "
             f"{self.evict_s:.3f} for what they evict."
         )
+
+    def own_s(self) -> float:
+        return self.expected_s * self.load.price if self.load is not None else -1.0
 
 
 class Levels:
@@ -242,6 +271,46 @@ class Levels:
         self.holders.append(holders)
         self.tokens.append(tokens)
         self.spared.append(self.spared_s)
+
+
+class Asked:
+    """A request was asked about its prompt."""
+
+    __slots__ = ("candidates", "hashes", "per_byte", "request", "tokens")
+
+    def __init__(self, request: Request, candidates: Sequence[Any], seed: int) -> None:
+        """`seed` tells prompts apart that share no cache."""
+        self.candidates = candidates
+        self.tokens = tokens = float(request.prompt_tokens())
+        self.hashes = b""
+        self.per_byte = 1 / BYTES_PER_TOKEN
+        if tokens >= LEAST_TOKENS:
+            prompt = request.prompt(MOST_BYTES)
+            self.hashes = hashed(prompt, seed)
+            if 0 < len(prompt) < MOST_BYTES:
+                self.per_byte = tokens / len(prompt)
+
+
+class PrefixAppraisal(Appraisal):
+    """Beside each cost it has how many tokens of the prompt should be in the worker's cache."""
+
+    def __init__(self, policy: Prefix, asked: Asked) -> None:
+        super().__init__(asked.tokens)
+        self._policy = policy
+        self.asked = asked
+        self.cached: list[float] = []
+
+    def add(self, index: int, cost: float, cached: float) -> None:
+        self.indexes.append(index)
+        self.costs.append(cost)
+        self.cached.append(cached)
+
+    def look(self, index: int) -> PrefixChoice:
+        """Return what the request would find at this candidate; nothing is chosen."""
+        return self._policy.looked_at(self.asked, index)
+
+    def take(self, index: int, why: object | None = None) -> PrefixChoice:
+        return self._policy.taken(self.asked, index, why)
 
 
 class Prefix(Policy):
@@ -273,6 +342,7 @@ class Prefix(Policy):
         self._stamp = 0  # of `_present`
         self._first = -1  # at which of the candidates the last search began, or ended if they are many
         self._mark = 0  # the number of the search
+        self._queued = 0.0  # the mean number of legs per worker, as the last search has it
         self._mean_s = 0.0  # expected, per leg
         self._scale = 1.0  # the median rate
         self._ends = 0
@@ -283,44 +353,49 @@ class Prefix(Policy):
         """Choose the worker at least cost; equals take turns, or chance decides. Costs of a pool of more than
         `LOOKED_AT` workers are reckoned for those that know the prompt, and for so many others in turn.
         """
-        if candidates is not self._candidates:
-            self._note_candidates(candidates)
-        tokens = float(request.prompt_tokens())
-        hashes = b""
-        per_byte = 1 / BYTES_PER_TOKEN
-        if tokens >= LEAST_TOKENS:
-            prompt = request.prompt(MOST_BYTES)
-            hashes = hashed(prompt, self._seed(request.model))
-            if 0 < len(prompt) < MOST_BYTES:
-                per_byte = tokens / len(prompt)
+        asked = self._asked(request, candidates)
         while True:
-            found = self._index.find(hashes) if hashes else None
-            search = self._searched(candidates, found, tokens, per_byte)
+            found = self._found(asked)
+            search = self._searched(asked, found, None)
             if self._is_settled(candidates, search, found):
                 return search
+
+    def _asked(self, request: Request, candidates: Sequence[Any]) -> Asked:
+        if candidates is not self._candidates:
+            self._note_candidates(candidates)
+        return Asked(request, candidates, self._seed(request.model))
+
+    def _found(self, asked: Asked) -> Found | None:
+        return self._index.find(asked.hashes) if asked.hashes else None
 
     def _seed(self, model: str) -> int:
         """Return what tells prompts for adapters apart: they share no cache."""
         return 0 if model == self._model else xxh3_64_intdigest(model)
 
-    def _searched(
-        self, candidates: Sequence[C], found: Found | None, tokens: float, per_byte: float
-    ) -> PrefixChoice:
+    def _note_turn(self, count: int) -> None:
+        """Let the next search begin elsewhere."""
+        first = (self._first + 1) % count
+        self._first = (first + LOOKED_AT) % count if count > LOOKED_AT else first
+
+    def _searched(self, asked: Asked, found: Found | None, prices: PrefixAppraisal | None) -> PrefixChoice:
+        """Look at the workers, and keep the best; if `prices` is given, only note there what all cost."""
         self._mark += 1
+        candidates, tokens = asked.candidates, asked.tokens
         count = len(candidates)
-        first = self._first = (self._first + 1) % count
-        last = first + count
-        if count > LOOKED_AT:
-            last = first + LOOKED_AT
-            self._first = last if last < count else last - count
+        first = (self._first + 1) % count
+        last = first + min(count, LOOKED_AT)
+        if prices is None:
+            self._note_turn(count)
         flights = [candidates[index - count].in_flight for index in range(first, last)]
         queued = sum(flights) / len(flights)
-        delayed = 1.0 + (queued if queued < MOST_QUEUED else MOST_QUEUED)
+        self._queued = queued = queued if queued < MOST_QUEUED else MOST_QUEUED
+        delayed = 1.0 + queued
         search = PrefixChoice(candidates[0], self, self._time(), tokens, delayed)
+        search.prices = prices
         spared_s = 0.0
         levels: Levels | None = None
         if found is not None and found.steps:
-            levels = self._levels(found, count, per_byte)
+            levels = self._levels(found, count, asked.per_byte)
             spared_s = levels.spared_s
             if self._search_holders(search, candidates, levels):
                 levels = None
@@ -404,6 +479,9 @@ class Prefix(Policy):
         if load.holder.size + new * BYTES_PER_TOKEN > load.holder.capacity and load.holder.runs:
             evict_s = self._evicted_s(load, new, search.began)
         cost = wait_s + search.delayed * load.price * own_s + evict_s
+        if search.prices is not None:
+            search.prices.add(load.index, cost, cached)
+            return
         if search.load is not None:
             if cost > search.cost:
                 return
@@ -449,6 +527,61 @@ class Prefix(Policy):
         if self._share is not None:
             self._share(_note(load, choice.expected_s, b"" if found is None else found.hashes))
         return True
+
+    # --- without a choice -----------------------------------------------------------------------
+
+    def reckons_seconds(self) -> bool:
+        return True
+
+    @property
+    def scale(self) -> float:
+        """Return how long legs take at most workers, by what is expected at a rate of 1."""
+        return self._scale
+
+    @property
+    def queued(self) -> float:
+        """Return the mean number of legs under way per worker of the last choice or appraisal."""
+        return self._queued
+
+    def appraise(self, request: Request, candidates: Sequence[Any]) -> PrefixAppraisal:
+        asked = self._asked(request, candidates)
+        made = PrefixAppraisal(self, asked)
+        self._searched(asked, self._found(asked), made)
+        return made
+
+    def looked_at(self, asked: Asked, index: int) -> PrefixChoice:
+        """Return what a request would find at the candidate with this index; nothing is chosen."""
+        return self._look(asked, index, self._found(asked))
+
+    def _look(self, asked: Asked, index: int, found: Found | None) -> PrefixChoice:
+        candidates = asked.candidates
+        if candidates is not self._candidates:  # others were looked at since
+            self._note_candidates(candidates)
+        look = PrefixChoice(candidates[index], self, self._time(), asked.tokens, 1.0 + self._queued)
+        levels = Levels()
+        if found is not None and found.steps:
+            levels = self._levels(found, len(candidates), asked.per_byte)
+        self._try_holder(look, candidates, levels, self._present[index])
+        return look
+
+    def taken(self, asked: Asked, index: int, why: object | None) -> PrefixChoice:
+        """Choose the candidate with this index."""
+        self._note_turn(len(asked.candidates))
+        while True:
+            found = self._found(asked)
+            choice = self._look(asked, index, found)
+            if self._is_settled(asked.candidates, choice, found):
+                choice.why = why
+                return choice
+
+    def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
+        asked = self._asked(request, candidates)
+        first = self._first
+        found = self._found(asked)
+        choice = self._searched(asked, found, None)
+        self._first = first
+        terms = [self._look(asked, index, found).terms() for index in range(len(candidates))]
+        return Explanation(choice.load.index if choice.load is not None else 0, str(choice), terms)
 
     # --- workers --------------------------------------------------------------------------------
 

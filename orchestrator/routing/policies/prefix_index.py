@@ -256,10 +256,11 @@ class PrefixIndex:
 
     def _shorten(self, holder: Holder, run: Run, kept: int) -> None:
         """Shorten a run to at most so many bytes of prompt; a step is left in any case."""
-        before, last = run.size(), run.begin + 1
+        before, end, last = run.size(), run.end, run.begin + 1
         while run.end > last and run.size() > kept:
             run.end -= 1
         if run.size() > kept:
+            run.end = end  # all of it goes
             self._drop(holder, run)
             return
         holder.size -= before - run.size()

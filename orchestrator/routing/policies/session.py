@@ -14,7 +14,17 @@ from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
 
-from orchestrator.routing.policies.base import Argument, C, Choice, Context, Policy, PolicySpec, Request
+from orchestrator.routing.policies.base import (
+    Argument,
+    C,
+    Choice,
+    Context,
+    Explanation,
+    Policy,
+    PolicySpec,
+    Request,
+    explained,
+)
 
 NO_SESSION: Final = "It has the fewest legs under way: the request names no session."
 
@@ -89,6 +99,16 @@ class Session(Policy):
             if loads[index] < loads[best]:
                 best = index
         return Choice(candidates[best], NO_SESSION)
+
+    def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
+        turn = self._turn
+        choice = self.choose(request, candidates)
+        self._turn = turn
+        terms = [{"legs": float(candidate.in_flight)} for candidate in candidates]
+        if isinstance(choice, SessionChoice):
+            for one in terms:
+                one["most_legs"] = choice.limit
+        return explained(choice, candidates, terms)
 
 
 _NOTHING: Final = (b"null", b'""')  # values that name no session

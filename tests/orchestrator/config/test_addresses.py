@@ -98,3 +98,23 @@ def test_ipv6_hosts_are_bracketed_in_urls() -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+# --- zones --------------------------------------------------------------------------------------
+
+
+def zones_of(pool: dict[str, Any]) -> list[str | None]:
+    config = Config.model_validate({"models": [{"name": "m", "path": "p", "both": pool}]})
+    return [address.zone for address in worker_addresses(config)]
+
+
+def test_a_worker_is_in_its_own_zone_or_that_of_its_pool() -> None:
+    assert zones_of({"replicas": 2}) == [None, None]
+    assert zones_of({"replicas": 2, "zone": "a"}) == ["a", "a"]
+    assert zones_of({"workers": [{"zone": "b"}, {}], "zone": "a"}) == ["b", "a"]
+
+
+def test_workers_that_are_not_ours_are_in_zones_by_their_urls() -> None:
+    urls = ["http://h:1", "http://h:2", "http://h:3"]
+    assert zones_of({"urls": urls, "zones": {"a": ["http://H:1"], "b": ["http://h:3/"]}}) == ["a", None, "b"]
+    assert zones_of({"urls": urls, "zones": {"a": ["http://h:1"]}, "zone": "c"}) == ["a", "c", "c"]

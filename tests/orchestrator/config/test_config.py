@@ -53,8 +53,8 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         f"{GOOD}routing: {{zzz: 1}}",
         [
             "c.yaml:5:11: unknown key 'zzz' "
-            "(known keys: prefill, decode, disaggregate, tokenize_once, failover, kv_lease_s, "
-            "handoff_stall_s, kv_missing)"
+            "(known keys: prefill, decode, pair, disaggregate, misfits, tokenize_once, failover, "
+            "kv_lease_s, handoff_stall_s, kv_missing)"
         ],
     ),
     "unknown key in a pool": (
@@ -69,9 +69,21 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         f"{GOOD}routing: {{prefill: cache_aware}}",
         [f"c.yaml:5:11: prefill: 'cache_aware' is not possible (allowed: {', '.join(POLICIES)})"],
     ),
-    "disaggregate auto does not exist yet": (
-        f"{GOOD}routing:\n  disaggregate: auto",
-        ["c.yaml:6:3: disaggregate: 'auto' is not possible (allowed: always, strict, never)"],
+    "unknown way to disaggregate": (
+        f"{GOOD}routing:\n  disaggregate: often",
+        ["c.yaml:6:3: disaggregate: 'often' is not possible (allowed: always, auto, strict, never)"],
+    ),
+    "unknown way to pair": (
+        f"{GOOD}routing:\n  pair: some",
+        ["c.yaml:6:3: pair: 'some' is not possible (allowed: any, same_revision)"],
+    ),
+    "a zone of a worker that is not there": (
+        "models: [{name: m, both: {urls: ['http://h:1'], zones: {a: ['http://h:2']}}}]",
+        ["c.yaml:1:20: both: zones: http://h:2 is none of the urls"],
+    ),
+    "a worker in two zones": (
+        "models: [{name: m, both: {urls: ['http://h:1'], zones: {a: ['http://h:1'], b: ['http://h:1']}}}]",
+        ["c.yaml:1:20: both: zones: http://h:1 is in several"],
     ),
     "no is a text": (
         f"{GOOD}orchestrator: {{log: {{access: no}}}}",

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.keys import Key, KeyRing
 from orchestrator.config.options import Config
-from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus, RouteAnswer, RouteQuestion
 from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
@@ -90,6 +90,9 @@ class FakeState:
 
     def processes(self) -> list[ProcessStatus]:
         return [ProcessStatus(0, 71, ProcessState.SERVING, 5)]
+
+    async def explain(self, question: RouteQuestion) -> RouteAnswer:
+        raise NotImplementedError
 
     def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {ProcessEnd.DIED: 2}

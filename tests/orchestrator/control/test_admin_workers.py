@@ -42,12 +42,12 @@ def test_workers_are_listed_with_all_that_is_known(admin: Admin) -> None:
 
 
 def test_a_worker_is_added_under_the_next_name(admin: Admin) -> None:
-    answer = admin.ask("POST", body=NEW | {"served_model": "theirs"})
+    answer = admin.ask("POST", body=NEW | {"served_model": "theirs", "zone": "a"})
     assert answer.status_code == 201
     assert (answer.json()["address"]["name"], answer.json()["state"]) == ("m/decode/2", "starting")
     address = admin.registry.workers[-1].address
     assert (address.host, address.port, address.served_model) == ("10.0.0.7", 8100, "theirs")
-    assert not address.is_managed
+    assert (address.zone, address.is_managed) == ("a", False)
 
 
 @pytest.mark.parametrize(

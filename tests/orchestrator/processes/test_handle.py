@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from orchestrator.control.state import ProcessState
+from orchestrator.control.state import ProcessState, RouteAnswer, RouteQuestion
 from orchestrator.processes import handle
 from orchestrator.processes.channel import Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.processes
 OBEDIENT = """
 import socket, sys, msgspec
 from orchestrator.processes.channel import (
-    Cut, Replaced, ReplacementDue, ServingBegun, Snapshot, Start, Stop, ToProcess
+    Cut, Explain, Explained, Replaced, ReplacementDue, ServingBegun, Snapshot, Start, Stop, ToProcess
 )
 from orchestrator.processes.membership import Report
 from orchestrator.processes.sharing import Shared
@@ -60,6 +60,10 @@ while True:
             tell(Report(workers[0].address.name, workers[0].epoch, Event.LOST, "reset"))
         case Shared() as message:
             tell(message)
+        case Explain(number=number, body=body):
+            if body == b"die":
+                sys.exit(8)
+            tell(Explained(number, 200, body))
         case Replaced():
             tell(ReplacementDue())
         case Stop():
@@ -152,6 +156,20 @@ async def test_snapshots_go_down_and_reports_come_up(monkeypatch: pytest.MonkeyP
         assert (first.state, first.last_error) == (WorkerState.SUSPECT, "reset")
         made.stop()
         assert await task == 2
+
+
+def question(body: bytes) -> RouteQuestion:
+    return RouteQuestion("/v1/completions", [(b"x-session-id", b"a")], body, ("m/decode/0",))
+
+
+@in_loop
+async def test_a_process_is_asked_what_would_become_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(OBEDIENT, monkeypatch) as (made, task, _):
+        asked = [made.explain(question(body)) for body in (b"1", b"2", b"3")]  # it cannot listen yet
+        assert await asyncio.gather(*asked) == [RouteAnswer(200, body) for body in (b"1", b"2", b"3")]
+        assert await made.explain(question(b"die")) is None
+        assert await task == 8
+        assert made._asked == {}
 
 
 @in_loop

@@ -107,6 +107,24 @@ def test_least_loaded_sees_what_other_processes_load(make: Any) -> None:
         assert [loads[f"{MODEL}/decode/{index}"] for index in range(2)] == [count, count]
 
 
+def test_any_process_tells_what_would_become_of_a_request(make: Any) -> None:
+    orchestrator = make()
+    serving = {process["index"]: process["pid"] for process in orchestrator.serving()}
+    url, body = f"{orchestrator.admin_url}/admin/explain", {"model": MODEL, "prompt": "x" * 1000}
+    for index, pid in serving.items():
+        query = {"path": "/v1/completions", "process": index}
+        told = httpx.post(url, params=query, json=body).json()
+        assert told["process"] == {"index": index, "pid": pid}
+        assert told["plan"]["path"] == "disaggregated"
+        assert len(told["decode"]["candidates"]) == 2
+    told = httpx.post(url, params={"path": "/v1/completions"}, json=body).json()
+    assert told["process"]["pid"] in serving.values()
+    assert httpx.post(url, params={"process": 99}, json=body).status_code == 404
+    assert httpx.post(url, content=b"{", headers={"content-type": "application/json"}).status_code == 400
+    assert httpx.post(url, json={"model": "other", "messages": []}).status_code == 404
+    assert orchestrator.answered() == 0
+
+
 def test_a_worker_that_is_gone_is_gone_for_all(make: Any) -> None:
     with simulated("prefill", "decode") as workers:
         orchestrator = make(workers=workers)

@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
-from orchestrator.routing.planner import Plan, Planner
+from orchestrator.routing.plan import Plan
+from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies.base import Choice, End, Outcome, Policy, Request
 from tests.orchestrator.cluster import Clock, registry_of
 from tests.orchestrator.routing.requests import FakeRequest

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import TokenIdsForm, WorkerInfo
@@ -134,3 +135,15 @@ def test_it_tells_what_it_is() -> None:
     worker = worker_for("json")
     with seat(worker):
         assert repr(worker) == "<OwnWorker m/decode/0 starting in_flight=1>"
+
+
+def test_the_zone_of_the_config_comes_before_the_announced_one() -> None:
+    registry = registry_of({"decode": 2})
+    one, other = registry.workers
+    other.address = replace(other.address, zone="a")
+    info = structs.replace(announcement("json"), zone="b")
+    for worker in (one, other):
+        worker.announce(info, None)
+    assert (one.zone, other.zone) == ("b", "a")
+    one.announce(None, None)
+    assert one.zone is None

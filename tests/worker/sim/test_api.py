@@ -203,6 +203,11 @@ def test_what_it_says_of_itself() -> None:
             "max_model_len": 800,
             "token_ids": ["list", "base64", "bin"],
             "kv_lease_s": 30.0,
+            "path": MODEL,
+            "dtype": "bfloat16",
+            "kv_dtype": "auto",
+            "tp": 1,
+            "connector": "sim",
         }
         (card,) = worker.client.get("/v1/models").json()["data"]
         assert (card["id"], card["max_model_len"]) == (MODEL, 800)

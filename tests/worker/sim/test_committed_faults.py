@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from tests.waiting import LIMIT_S, wait_for
 from tests.worker.sim.asking import ask, chat, completion, decode, prefill, send, text_of
 from tests.worker.sim.workers import Worker, running
 from worker.sim import faults
-from worker.sim.settings import Latency
+from worker.sim.settings import Announced, Latency
 
 STREAM = {"stream": True, "max_tokens": 6, "ignore_eos": True}
 
@@ -247,3 +249,40 @@ def test_keys_are_changed_while_it_runs() -> None:
 def test_a_worker_can_have_another_key_from_the_start() -> None:
     with running(faults=(faults.Rekey(keys=("other",)),)) as worker:
         assert worker.client.get("/v1/models").status_code == 401
+
+
+def test_a_garbled_kv_cache_is_answered_with_other_words(prefiller: Worker, decoder: Worker) -> None:
+    document = chat("Garbled", seed=1)
+    right = decode(decoder, document, prefill(prefiller, document)).json()
+    decoder.add_fault("kv_garbled", leg="decode", count=1)
+    wrong = decode(decoder, document, prefill(prefiller, document)).json()
+    assert wrong["choices"][0]["message"] != right["choices"][0]["message"]
+    assert decode(decoder, document, prefill(prefiller, document)).json()["choices"] == right["choices"]
+
+
+# --- what a worker says of itself, true or not
+
+
+def test_a_worker_can_be_plain() -> None:
+    with running(announced=Announced(is_plain=True)) as worker:
+        assert worker.client.get("/baton/info").status_code == 404
+        assert worker.post("/v1/baton/end", {"request_id": "x"}).status_code == 404
+        assert ask(worker, chat()).status_code == 200
+
+
+def test_other_weights_answer_with_other_words(worker: Worker) -> None:
+    with running(weights="tuned") as other:
+        said = [ask(each, chat("Who?", seed=1)).json()["choices"] for each in (worker, other, other)]
+    assert said[0] != said[1] == said[2]
+
+
+@pytest.mark.parametrize("offset_s", [-3600.0, 3600.0])
+def test_a_wrong_clock(offset_s: float) -> None:
+    with running(clock_offset_s=offset_s) as worker:
+        (date,) = worker.client.get("/health").headers.get_list("date")
+    assert abs(parsedate_to_datetime(date).timestamp() - time.time() - offset_s) < 60
+
+
+def test_handoffs_can_name_another_port() -> None:
+    with running(role="prefill", advertised_port=1) as worker:
+        assert prefill(worker, chat())["remote_port"] == 1

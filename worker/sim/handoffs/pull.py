@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from worker.sim import side_channel
+from worker.sim import side_channel, text
 from worker.sim.faults import Plan
 from worker.sim.handoffs.base import Kind, KvLost, Source
 from worker.sim.handoffs.leases import Leases
@@ -97,8 +97,8 @@ class Pull(Kind):
             "remote_engine_id": self._engine_id,
             "remote_request_id": request_id,
             "remote_host": self._settings.host,
-            "remote_port": self.port,
-            "tp_size": 1,
+            "remote_port": self._settings.advertised_port or self.port,
+            "tp_size": self._settings.announced.tp,
             "dcp_size": 1,
             "pp_size": 1,
             "remote_num_tokens": len(run.prompt.tokens),
@@ -169,7 +169,7 @@ class _Claim(Source):
         digest = await remote.pull()
         self._is_open = False
         await asyncio.sleep(self._kind.transfer_s(tokens) * plan.slow_factor)
-        return digest
+        return text.garbled(digest) if plan.kv_garbled else digest
 
     def keep_alive(self) -> None:
         """Say that a hand-off that waits in the queue is still wanted."""

@@ -108,6 +108,18 @@ def test_a_prompt_larger_than_the_cache_is_known_by_its_beginning() -> None:
     assert held(index, holder, text(100_000)) == 20_480
 
 
+def test_what_is_too_coarse_to_be_shortened_goes_as_a_whole() -> None:
+    index = PrefixIndex(LARGE)
+    holder = index.holder(LARGE)
+    beginning = text(12_288)
+    for seed in (2, 3):
+        send(index, holder, beginning + text(6144, seed), now=float(seed))
+    holder.capacity = holder.size - 6144 + 2 * FINE  # less is left of the older end than a step has there
+    send(index, holder, beginning + text(6144, 3), now=4.0)
+    assert held(index, holder, beginning + text(6144, 2)) == 12_288
+    assert holder.size == sum(run.size() for run in holder.runs) == 12_288 + 6144
+
+
 def test_who_is_cleared_holds_nothing_and_others_hold_what_they_did() -> None:
     index = PrefixIndex(LARGE)
     one, other = index.holder(LARGE), index.holder(LARGE)

@@ -1,0 +1,117 @@
+"""The doctor asks workers as the orchestrator would, with its key."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Self
+
+import httpx
+import msgspec
+
+from orchestrator.config.addresses import WorkerAddress
+from orchestrator.wire.info import WorkerInfo
+
+# A server makes its Date anew each second, of whole seconds: it may lie so far behind its clock.
+DATE_GRAIN_S = 2.0
+
+
+class Unanswered(Exception):
+    """A worker gave no answer. Its cause is what the client library or the socket said."""
+
+
+@dataclass
+class Offset:
+    """How far a worker's clock is ahead of ours, in seconds: each answer narrows the range."""
+
+    least: float = float("-inf")
+    most: float = float("inf")
+
+    def note(self, date: str | None, sent: float, received: float) -> None:
+        """Take an answer's Date, which was made between these moments; `time.time()`."""
+        try:
+            said = parsedate_to_datetime(date or "").timestamp()
+        except ValueError:
+            return
+        self.least = max(self.least, said - received)
+        self.most = min(self.most, said + DATE_GRAIN_S - sent)
+
+    @property
+    def is_known(self) -> bool:
+        return self.least > float("-inf")
+
+    @property
+    def surely_s(self) -> float:
+        """Return by how much the clocks differ at least, negative if the worker's is behind."""
+        return self.least if self.least > 0 else min(self.most, 0.0)
+
+
+@dataclass
+class Patient:
+    """A patient is a worker, and what is known of it so far."""
+
+    address: WorkerAddress
+    info: WorkerInfo | None = None
+    max_model_len: int | None = None
+    is_well: bool = False  # it can be asked for answers
+    offset: Offset = field(default_factory=Offset)
+
+    @property
+    def name(self) -> str:
+        return self.address.name
+
+
+class Client:
+    """It asks workers with the key that the orchestrator would send. Enter it to use it."""
+
+    def __init__(self, key: str | None, timeout_s: float) -> None:
+        self.key = key
+        self.timeout_s = timeout_s
+        self._http = httpx.AsyncClient(
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            trust_env=False,
+            verify=ssl.create_default_context(),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._http.aclose()
+
+    async def get(self, patient: Patient, path: str, *, with_key: bool = True) -> httpx.Response:
+        """Ask for a page. Raises `Unanswered`."""
+        return await self._ask(patient, "GET", path, None, with_key=with_key)
+
+    async def post(self, patient: Patient, path: str, document: Any) -> httpx.Response:
+        """Ask for an answer. Raises `Unanswered`."""
+        return await self._ask(patient, "POST", path, msgspec.json.encode(document), with_key=True)
+
+    async def _ask(
+        self, patient: Patient, method: str, path: str, content: bytes | None, *, with_key: bool
+    ) -> httpx.Response:
+        headers = {"content-type": "application/json"} if content is not None else {}
+        if with_key and self.key:
+            headers["authorization"] = f"Bearer {self.key}"
+        sent, url = time.time(), patient.address.url + path
+        try:
+            answer = await self._http.request(method, url, content=content, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise Unanswered(f"{type(error).__name__}: {error}") from error
+        patient.offset.note(answer.headers.get("date"), sent, time.time())
+        return answer
+
+
+def said_in(answer: httpx.Response) -> str:
+    """Return in short what an answer that is no success says."""
+    text = answer.text.strip()
+    try:
+        error = answer.json()
+        error = error.get("error", error)
+        text = str(error.get("message", text)) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        pass
+    return f"{answer.status_code} {text[:200]}".strip()

@@ -1,0 +1,90 @@
+"""Workers hand KV caches over to each other only if they agree on what a KV cache is made of.
+
+These are the fields of their announcements (`wire/info.py`) that must be equal. They are what vLLM's NIXL
+connector (0.32) puts into its compatibility hash, or checks when two engines meet, as far as a server knows
+them; what it finds there fails each hand-off of the pair. A field that a worker leaves out fits anything.
+
+| field | of prefill and decode |
+|---|---|
+| path, engine, dtype, kv_dtype, block_size, connector | equal |
+| tp | one divides the other: vLLM splits or joins the heads |
+| engine_version | equal, unless pairs are kept within one revision: engines of two refuse each other |
+| revision | may differ, as in a rolling update; pairs can be kept within one, see `revision_of` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from orchestrator.wire.info import WorkerInfo
+
+NO_CONNECTOR: Final = "none"
+
+# What to do about a field that differs.
+ADVICE: Final[Mapping[str, str]] = {
+    "path": "start both with the same model (models.*.path, or --model)",
+    "engine": "give both pools the same engine",
+    "dtype": "give both the same --dtype",
+    "kv_dtype": "give both the same --kv-cache-dtype",
+    "block_size": "give both the same --block-size",
+    "connector": "give both the same --kv-transfer-config",
+    "engine_version": "install one version, or let pairs be kept within one (routing.pair: same_revision)",
+    "tp": "choose values of --tensor-parallel-size of which one divides the other",
+}
+NO_CONNECTOR_ADVICE: Final = "start it with --kv-transfer-config, or put it into the pool `both`"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two workers announce different values in a field in which they must agree."""
+
+    field: str
+    mine: object
+    theirs: object
+
+    @property
+    def advice(self) -> str:
+        return ADVICE[self.field]
+
+
+def differences(
+    mine: WorkerInfo, theirs: WorkerInfo, *, within_revision: bool = False
+) -> tuple[Difference, ...]:
+    """Return why two workers cannot hand KV caches over to each other; empty if they can.
+
+    `within_revision`: pairs are kept within one revision, so that others need not fit.
+    """
+    return tuple(_differences(mine, theirs, within_revision))
+
+
+def _differences(mine: WorkerInfo, theirs: WorkerInfo, within_revision: bool) -> Iterator[Difference]:
+    for field in ADVICE:
+        if within_revision and field == "engine_version":
+            continue
+        own, other = getattr(mine, field), getattr(theirs, field)
+        if own is not None and other is not None and not _fits(field, own, other):
+            yield Difference(field, own, other)
+
+
+def _fits(field: str, own: object, other: object) -> bool:
+    if field == "tp" and isinstance(own, int) and isinstance(other, int):
+        least, most = sorted((own, other))
+        return least > 0 and most % least == 0
+    return own == other
+
+
+def lacks_connector(info: WorkerInfo) -> bool:
+    """Return whether a worker says that it can hand no KV cache over."""
+    return info.connector == NO_CONNECTOR
+
+
+def revision_of(info: WorkerInfo | None) -> str | None:
+    """Return what must be equal in a pair that is kept within one revision; None if the worker does not say.
+
+    It names the model's revision and the engine's version: engines of two versions refuse each other.
+    """
+    if info is None:
+        return None
+    return f"{info.revision or ''}@{info.engine_version}"
