@@ -5,30 +5,34 @@ Each subcommand imports what it needs, so that `baton --help` comes at once.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from launch import explain_route, init
-from launch.arguments import Parser
-from launch.bench import options
-from launch.completion import SHELLS
-from launch.exits import Exit
-from launch.simulate import options as simulation
-from orchestrator import __version__
-from orchestrator.compiled import is_compiled
-
+TYPE_CHECKING = False  # that of `typing` costs an import, as all that stands here before Ctrl-C is heard
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from launch.arguments import Parser
     from launch.plan import Plan
     from orchestrator.config.options import Config
 
-Command = Callable[[argparse.Namespace], int]
+    Command = Callable[[argparse.Namespace], int]
+
+_INTERRUPTED = 130  # `Exit.INTERRUPTED`, whose import may be what is interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (`launch/exits.py`)."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # while it starts: a command that runs hears it by itself
+        return _INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from launch.exits import Exit
+
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
     try:
@@ -52,6 +56,12 @@ class _Usage(Exception):
 
 
 def _parser() -> Parser:
+    import argparse
+
+    from launch.arguments import Parser
+    from launch.bench import options
+    from launch.exits import Exit
+
     parser = Parser(
         prog="baton",
         description="Disaggregated LLM serving: one OpenAI API in front of prefill and decode workers.",
@@ -72,8 +82,8 @@ def _parser() -> Parser:
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
-    simulate = _add(commands, "simulate", _simulate, simulation.ABOUT)
-    simulation.add_options(simulate)
+    _add_simulate(commands)
+    _add_key(commands)
     _add_explain_route(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
@@ -85,13 +95,23 @@ def _parser() -> Parser:
 
 
 def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import explain_route
+
     text = explain_route.ABOUT
     parser = commands.add_parser("explain-route", help=text, description=text, allow_abbrev=False)
     explain_route.add_options(parser)
     parser.set_defaults(command=_explain_route)
 
 
+def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch.simulate import options as simulation
+
+    simulation.add_options(_add(commands, "simulate", _simulate, simulation.ABOUT))
+
+
 def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import init
+
     text = "write a config to start from, with comments, and its schema for editors"
     parser = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
     parser.add_argument(
@@ -108,6 +128,8 @@ def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_completion(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch.completion import SHELLS
+
     text = 'print a script that lets a shell complete words: eval "$(baton completion bash)"'
     parser = commands.add_parser("completion", help=text, description=text, allow_abbrev=False)
     parser.add_argument("shell", choices=SHELLS)
@@ -133,6 +155,8 @@ def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _seconds(text: str) -> float:
+    import argparse
+
     try:
         seconds = float(text)
     except ValueError:
@@ -143,6 +167,9 @@ def _seconds(text: str) -> float:
 
 
 def _version() -> str:
+    from orchestrator import __version__
+    from orchestrator.compiled import is_compiled
+
     return f"baton {__version__} ({'compiled' if is_compiled() else 'pure Python'})"
 
 
@@ -161,25 +188,57 @@ def _add(commands: argparse._SubParsersAction[Parser], name: str, command: Comma
     return parser
 
 
+def _add_key(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = "make API keys, which say who may ask and for what"
+    key = commands.add_parser("key", help=text, description=text, allow_abbrev=False)
+    made = key.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "new", help="make one", description="Print a new key; only its digest is kept.", allow_abbrev=False
+    )
+    made.add_argument("name", metavar="NAME", help="the log and the metrics call its owner so")
+    made.add_argument(
+        "--scope",
+        dest="scopes",
+        metavar="SCOPE",
+        action="append",
+        help="what it is for: requests (infer, if none is given), /metrics, or the whole admin listener; "
+        "may be repeated",
+    )
+    made.add_argument("--file", help="add its line to this file (orchestrator.api_keys_file)")
+    made.set_defaults(command=_new_key)
+
+
 # --- commands ---------------------------------------------------------------------------------------
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
     from launch.engines.base import PlanError
+    from launch.exits import Exit
     from launch.surroundings import check_environment
     from orchestrator.config.printing import one_line
 
+    config = _load(arguments, starts=True)
     try:
         check_environment(os.environ)
     except PlanError as error:
         raise _Usage(str(error)) from error
+    _note_missing_gpus(arguments, config)
     names = ", ".join(model.name for model in config.models)
     print(one_line(f"{arguments.config}: right; models: {names}"))
     return Exit.OK
 
 
+def _new_key(arguments: argparse.Namespace) -> int:
+    from launch.keys import KeyRefused, new_key
+
+    try:
+        return new_key(arguments.name, ",".join(arguments.scopes or ["infer"]), arguments.file)
+    except KeyRefused as error:
+        raise _Usage(str(error)) from error
+
+
 def _init(arguments: argparse.Namespace) -> int:
+    from launch import init
+
     try:
         return init.init(arguments.file, arguments.engine, force=arguments.force)
     except init.InitError as error:
@@ -188,6 +247,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _completion(arguments: argparse.Namespace) -> int:
     from launch.completion import script
+    from launch.exits import Exit
 
     print(script(_parser(), arguments.shell), end="")
     return Exit.OK
@@ -196,6 +256,7 @@ def _completion(arguments: argparse.Namespace) -> int:
 def _schema(_: argparse.Namespace) -> int:
     import json
 
+    from launch.exits import Exit
     from orchestrator.config.file import json_schema
 
     print(json.dumps(json_schema(), indent=2))
@@ -203,9 +264,13 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from launch.exits import Exit
     from launch.listing import plan_text
 
-    print(plan_text(_make_plan(arguments, _load(arguments))))
+    config = _load(arguments, starts=True)
+    plan = _make_plan(arguments, config)
+    _note_missing_gpus(arguments, config)
+    print(plan_text(plan))
     return Exit.OK
 
 
@@ -217,7 +282,7 @@ def _up(arguments: argparse.Namespace) -> int:
     hold_hangup()
     from launch.local.up import up
 
-    config = _load(arguments)
+    config = _load(arguments, starts=True)
     return up(config, _make_plan(arguments, config))
 
 
@@ -226,6 +291,7 @@ def _orchestrator(arguments: argparse.Namespace) -> int:
 
     hold_hangup()
     config = _load(arguments)
+    from launch.exits import Exit
     from orchestrator.control.reload import ConfigSource
     from orchestrator.errors import SettingError, StartError
     from orchestrator.run import run
@@ -244,7 +310,7 @@ def _worker(arguments: argparse.Namespace) -> int:
     from launch.surroundings import look_around
     from orchestrator.config.printing import one_line
 
-    config = _load(arguments)
+    config = _load(arguments, starts=True)
     try:
         specs = worker_specs(config, look_around())
     except PlanError as error:
@@ -258,6 +324,7 @@ def _worker(arguments: argparse.Namespace) -> int:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
+    from launch.exits import Exit
     from launch.simulate.command import run
     from launch.simulate.errors import SimulationError
     from orchestrator.config.printing import one_line
@@ -271,6 +338,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _explain_route(arguments: argparse.Namespace) -> int:
+    from launch import explain_route
+
     return explain_route.run(arguments)
 
 
@@ -287,13 +356,36 @@ def _bench(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
-def _load(arguments: argparse.Namespace) -> Config:
+def _load(arguments: argparse.Namespace, *, starts: bool = False) -> Config:
+    """Read the config; `starts` looks at what its engines are given, too."""
     from orchestrator.config.file import ConfigErrors, load_config
 
+    more = None
+    if starts:
+        from launch.engines.flags import engine_findings
+
+        more = engine_findings
     try:
-        return load_config(arguments.config, arguments.overrides)
+        return load_config(arguments.config, arguments.overrides, more)
     except ConfigErrors as error:
         raise _Usage(str(error)) from error
+
+
+def _note_missing_gpus(arguments: argparse.Namespace, config: Config) -> None:
+    """Say on stderr which GPUs this machine has not: the file may be for another one."""
+    from launch.engines.base import PlanError
+    from launch.engines.flags import count_gpus, missing_gpus
+    from launch.plan import make_plan
+    from launch.surroundings import look_around
+    from orchestrator.config.printing import one_line
+
+    try:
+        plan = make_plan(config, arguments.config, arguments.overrides, look_around())
+    except PlanError:
+        return  # `up` and `plan` say why
+    wanted = {spec.name: spec.gpus for spec in plan.workers}
+    for sentence in missing_gpus(wanted, count_gpus()):
+        print(one_line(f"note: {sentence}"), file=sys.stderr)
 
 
 def _make_plan(arguments: argparse.Namespace, config: Config) -> Plan:

@@ -5,6 +5,7 @@ It is made without a look at the machine: `up`, `up --dry-run`, `plan` and `work
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from launch.engines.base import PlanError, Surroundings, Worker
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
 from orchestrator.config.options import WILDCARDS, Config, join_address, split_address
 from orchestrator.config.printing import is_secret_variable
+from orchestrator.interpreter import PATH_ENV
 from orchestrator.wire.info import Role
 
 
@@ -113,7 +115,7 @@ def _orchestrator(
         name="orchestrator",
         role="orchestrator",
         argv=(around.python, "-m", "launch.cli", "orchestrator", config_path, *sets),
-        env={},
+        env=dict(around.imports),
         ready_url=f"{public_url(config)}/health",
         listens=tuple(split_address(address) for address in addresses if address is not None),
         log_name="orchestrator.log",
@@ -132,12 +134,18 @@ def _worker(worker: Worker) -> ProcessSpec:
         name=address.name,
         role=address.role,
         argv=(worker.around.python, *command.argv, *worker.user_args),
-        env=command.env,
+        env=_with_imports(command.env, worker.around),
         ready_url=f"{address.url}/health",
         listens=tuple((address.host, port) for port in ports),
         log_name=_log_name(address),
         gpus=worker.gpus,
     )
+
+
+def _with_imports(env: Mapping[str, str], around: Surroundings) -> dict[str, str]:
+    """Return the worker's environment: where it names a PYTHONPATH and we need one, ours comes first."""
+    paths = [given[PATH_ENV] for given in (around.imports, env) if given.get(PATH_ENV)]
+    return {**around.imports, **env, **({PATH_ENV: os.pathsep.join(paths)} if paths else {})}
 
 
 def _log_name(address: WorkerAddress) -> str:

@@ -18,6 +18,7 @@ from orchestrator.config.checks import environment_fault
 from orchestrator.config.keys import worker_key
 from orchestrator.config.printing import one_line
 from orchestrator.errors import SettingError
+from orchestrator.interpreter import import_variables
 from orchestrator.wire.info import WORKER_KEY_ENV
 
 # vLLM loads these groups as a whole when VLLM_PLUGINS is not set; endpoint plugins only when named.
@@ -32,6 +33,7 @@ def look_around(environ: Mapping[str, str] = os.environ) -> Surroundings:
         vllm_plugins=tuple(sorted(set(_vllm_plugins()))),
         is_directory=os.path.isdir,
         is_here=is_here,
+        imports=import_variables(os.environ),
     )
 
 

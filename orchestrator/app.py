@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from orchestrator.control.state import (
     RouteAnswer,
     RouteQuestion,
 )
+from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.errors import BatonError, NotFound
 from orchestrator.http.connection import Shared
 from orchestrator.http.cors import Cors
@@ -47,6 +49,8 @@ from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
+from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.figures import CELLS, FigureWriter
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
@@ -54,8 +58,9 @@ from orchestrator.wire.info import Role
 from orchestrator.workers.kv_events import KvEventFeeds
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
-from orchestrator.workers.worker import SharedLoad
+from orchestrator.workers.worker import SharedLoad, Worker
 
+OWN_SPARE = 1024  # slots for workers that are added, where only one process serves
 Share = Callable[[str, Role, bytes], None]  # of a model's policy for a role
 
 
@@ -68,6 +73,7 @@ class ProcessContext:
     keys: KeyRing | None
     row: Row | None  # what to count into; None: memory of its own
     loads: Sequence[SharedLoad] | None  # per worker's slot; None: nobody else sends to them
+    figures: Row | None = None  # where it counts what workers have done; None: in memory of its own
     share: Share | None = None  # tells the policies of other processes something; None: there are none
     salt: int = 0  # of the log of decisions
 
@@ -234,6 +240,12 @@ class Orchestrator:
         self.telemetry = self.core.telemetry
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
+        self.events = Events()
+        slots = len(self.registry.workers) + OWN_SPARE
+        self._figures: Row = context.figures or array("q", bytes(8 * CELLS * slots))
+        self._slots_of: tuple[Worker, ...] = ()
+        self._slots: dict[str, int] = {}
+        self.watch = WorkerWatch(config, self.registry, self._figures_of, self.events)
         self.is_draining = False
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
@@ -266,8 +278,11 @@ class Orchestrator:
     def start(self, write: Write) -> None:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
+        figures = FigureWriter(self._figures, self._slot_of)
         log, decisions = self.config.orchestrator.log, self._decisions
-        access_log = AccessLog(self.telemetry.records, models, log, write, decisions=decisions)
+        access_log = AccessLog(
+            self.telemetry.records, models, log, write, note=figures.note, decisions=decisions
+        )
         self.core.start()
         loops = [self.lag.run(), access_log.run()]
         if decisions is not None:
@@ -313,6 +328,16 @@ class Orchestrator:
         record.finished = now
         record.status, record.error_code = error.status, error.code
         self.telemetry.finish(record)
+
+    def _slot_of(self, name: str) -> int | None:
+        workers = self.registry.workers
+        if workers is not self._slots_of:
+            self._slots_of, self._slots = workers, {worker.name: worker.slot for worker in workers}
+        return self._slots.get(name)
+
+    def _figures_of(self, slot: int) -> Sequence[int]:
+        start = slot * CELLS
+        return list(self._figures[start : start + CELLS]) or [0] * CELLS
 
     # --- for the control plane ------------------------------------------------------------------
 

@@ -77,6 +77,7 @@ MODULES = (
     *(f"orchestrator.routing.policies.{policy}" for policy in _POLICIES),
     "orchestrator.telemetry.access_log",
     "orchestrator.telemetry.counters",
+    "orchestrator.telemetry.figures",
     "orchestrator.telemetry.lines",
     "orchestrator.telemetry.record",
     "orchestrator.transport.answer",

@@ -83,6 +83,14 @@ class Forbidden(ClientError):
     code = "forbidden"
 
 
+class MissingScope(Forbidden):
+    """The API key is right, but not for this; to ask again with it does not help."""
+
+    type = "permission_error"
+    code = "missing_scope"
+    should_retry = False
+
+
 class NotFound(ClientError):
     status = 404
     code = "not_found"

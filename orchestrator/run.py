@@ -18,10 +18,11 @@ from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import StartError
 from orchestrator.http.listeners import PublicServer, admin_served, bound
+from orchestrator.interpreter import import_variables
 from orchestrator.loop import garbage
 from orchestrator.loop.signals import hold_hangup, on_hangup, on_signals
 from orchestrator.processes.supervisor import supervise
-from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
+from orchestrator.telemetry.logs import LineWriter, configure_logging
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
@@ -39,6 +40,7 @@ def run(config: Config, source: ConfigSource) -> int:
     Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
     """
     hold_hangup()
+    os.environ.update(import_variables(os.environ))  # for the data processes and those for large bodies
     transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
@@ -52,7 +54,7 @@ def run(config: Config, source: ConfigSource) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if config.orchestrator.processes == 1:
-                runner.run(_serve(config, source, writer.write, transport=transport, credential=credential))
+                runner.run(_serve(config, source, writer, transport=transport, credential=credential))
             else:
                 runner.run(supervise(config, source, transport=transport, credential=credential))
     finally:
@@ -61,24 +63,27 @@ def run(config: Config, source: ConfigSource) -> int:
 
 
 async def _serve(
-    config: Config, source: ConfigSource, write: Write, *, transport: str, credential: str | None
+    config: Config, source: ConfigSource, writer: LineWriter, *, transport: str, credential: str | None
 ) -> None:
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
     probe = HttpProbe(credential)
-    prober = Prober(orchestrator.registry, probe, random=orchestrator.random)
+    prober = Prober(orchestrator.registry, probe, random=orchestrator.random, events=orchestrator.events)
     options = config.orchestrator
     reloader = Reloader(source, orchestrator)
     with bound(options.listen, options.backlog) as listener:
         async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
             prober.start()
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
-            orchestrator.start(write)
+            watching = asyncio.create_task(orchestrator.watch.run())
+            writer.on_lost = orchestrator.telemetry.log_lost
+            orchestrator.start(writer.write)
             garbage.tune()
             try:
                 await _serve_until_signalled(orchestrator, listener, reloader)
             finally:
                 alarm.cancel()
+                watching.cancel()
                 await prober.aclose()
                 await probe.aclose()
                 await orchestrator.aclose()

@@ -24,6 +24,7 @@ ALLOWED = {
         "orchestrator.config",
         "orchestrator.control.reload",  # where a running orchestrator gets its config from
         "orchestrator.errors",
+        "orchestrator.interpreter",  # what its children import is what ours do
         "orchestrator.legs.connectors",  # the doctor's own legs: pure, and known to the config too
         "orchestrator.loop.signals",
         "orchestrator.relay.admission",  # this and what follows: `launch/simulate` runs them in virtual time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Sequence
 
@@ -98,6 +99,8 @@ def explain(error: WorkerError) -> tuple[str, str]:
 
 def _cause(cause: BaseException) -> str:
     """Without the numbers that event loops put before it."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {cause.verify_message} (--cacert FILE names who signed it)"
     if isinstance(cause, TimeoutError):
         return "timed out"
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)

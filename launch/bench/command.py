@@ -58,10 +58,10 @@ def _run(arguments: argparse.Namespace) -> int:
         plot.check(arguments.plot)
     bench = _Bench(arguments)
     if arguments.ab:
-        return _run_loop(bench.run_ab(_arms(arguments.urls)))
+        return _run_loop(bench.run_ab(_arms(arguments.urls, arguments.cacert)))
     if len(arguments.urls) != 1:
         raise WrongUsage("one URL is needed, such as http://127.0.0.1:8000")
-    return _run_loop(bench.run_profile(Endpoint.parse(arguments.urls[0])))
+    return _run_loop(bench.run_profile(Endpoint.parse(arguments.urls[0], arguments.cacert)))
 
 
 def _run_loop(main: Coroutine[Any, Any, int]) -> int:
@@ -80,13 +80,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _arms(arguments: Iterable[str]) -> dict[str, Endpoint]:
+def _arms(arguments: Iterable[str], cacert: str | None) -> dict[str, Endpoint]:
     arms: dict[str, Endpoint] = {}
     for argument in arguments:
         label, equals, url = argument.partition("=")
         if not equals or not re.fullmatch(r"[\w.+-]+", label) or label in arms:
             raise WrongUsage(f"{argument!r}: --ab takes LABEL=URL, with labels that differ")
-        arms[label] = Endpoint.parse(url)
+        arms[label] = Endpoint.parse(url, cacert)
     if len(arms) < 2:
         raise WrongUsage("--ab needs two endpoints or more, as LABEL=URL")
     return arms

@@ -23,8 +23,10 @@ class Endpoint:
     url: str  # normalised, to be shown
 
     @classmethod
-    def parse(cls, url: str) -> Endpoint:
-        """From a URL with or without `/v1` at its end. Raises `WrongUsage`."""
+    def parse(cls, url: str, cacert: str | None = None) -> Endpoint:
+        """From a URL with or without `/v1` at its end; `cacert` names a file of certificates that are trusted
+        instead of the machine's. Raises `WrongUsage`.
+        """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -36,9 +38,18 @@ class Endpoint:
             raise WrongUsage(f"a URL is no place for a key; set {' or '.join(KEY_VARIABLES)}")
         path = parts.path.rstrip("/")
         base = path if path.endswith("/v1") else f"{path}/v1"
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        tls = _trusting(cacert) if parts.scheme == "https" else None
         origin = Origin(host, port or _PORTS[parts.scheme], tls)
         return cls(origin, base, f"{parts.scheme}://{parts.netloc}{base}")
+
+
+def _trusting(cacert: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=cacert)
+    except ssl.SSLError as error:
+        raise WrongUsage(f"--cacert {cacert}: no certificates in PEM form") from error
+    except OSError as error:
+        raise WrongUsage(f"--cacert {cacert}: {error.strerror}") from error
 
 
 def authorization(environ: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -40,6 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "urls", metavar="URL", nargs="*", help="http://HOST:PORT; with --ab two or more LABEL=URL"
     )
+    parser.add_argument(
+        "--cacert", metavar="FILE", help="trust certificates that are signed by these, in PEM form"
+    )
     _add_load(parser)
     _add_slo(parser)
     _add_results(parser)

@@ -24,7 +24,7 @@ def check(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise WrongUsage("--plot needs matplotlib: pip install 'baton-serve[bench]'") from error
+        raise WrongUsage("--plot needs matplotlib: pip install matplotlib") from error
 
 
 def plot(result: Result | AbResult, path: str) -> None:

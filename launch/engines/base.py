@@ -30,6 +30,7 @@ class Surroundings:
     vllm_plugins: Sequence[str]  # those that vLLM loads when VLLM_PLUGINS is not set
     is_directory: Callable[[str], bool]
     is_here: Callable[[str], bool]  # whether a host is this machine
+    imports: Mapping[str, str] = field(default_factory=dict)  # set for every process: where it imports from
 
 
 @dataclass(frozen=True, slots=True)

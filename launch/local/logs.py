@@ -22,8 +22,12 @@ def make_run_directory(environ: Mapping[str, str], cwd: Path) -> Path:
     state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     try:
         return _made(cwd / ".baton" / name).relative_to(cwd)
-    except OSError:
-        return _made(state / "baton" / name)
+    except OSError as here:
+        try:
+            return _made(state / "baton" / name)
+        except OSError as there:
+            why = f"{cwd / '.baton'}: {here.strerror}; {state / 'baton'}: {there.strerror}"
+            raise OSError(why) from there
 
 
 def _made(path: Path) -> Path:
@@ -46,7 +50,7 @@ def tail(log: Path, lines: int) -> list[str]:
 _CAUSES: Sequence[tuple[str, str]] = (
     (
         r"No module named '?vllm",
-        "vLLM is not installed in this environment: run `make setup`, or install the extra `gpu`",
+        "vLLM is not installed in this environment: run `make setup`, or `pip install vllm`",
     ),
     (r"No module named '?nixl|NIXL is not available", "NIXL is not installed in this environment"),
     (r"No module named \S+", "a Python module is missing in this environment"),

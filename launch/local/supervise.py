@@ -16,6 +16,7 @@ from launch.exits import Exit
 from launch.local.logs import likely_cause, tail
 from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.local.progress import Progress
+from launch.local.upkeep import LEAST_FREE, Upkeep, free_bytes, no_space
 from launch.plan import Plan, ProcessSpec
 from orchestrator.config.printing import masked, one_line
 from orchestrator.loop.signals import on_hangup
@@ -37,6 +38,8 @@ class Limits:
     first_delay_s: float = 1.0  # before a process that died is started again
     longest_delay_s: float = 30.0
     stable_s: float = 60.0  # after so long a run the next delay is the first again
+    log_bytes: int = 0  # a larger log is rotated; 0: none is
+    log_files: int = 4  # that are kept of each
 
 
 class StartFailed(Exception):
@@ -127,6 +130,8 @@ class _Cluster:
         self._members = [
             _Member(spec, run_directory / spec.log_name, limits, progress, guard) for spec in plan.processes
         ]
+        logs = [run_directory / spec.log_name for spec in plan.processes]
+        self._upkeep = Upkeep(logs, limits.log_bytes, limits.log_files, progress)
         self.is_ready = False
         self._explain_at: float | None = None  # loop time; set once every process is up
 
@@ -180,6 +185,7 @@ class _Cluster:
         if not self._guard.is_alive():
             raise GuardGone
         self.progress.tick()
+        self._upkeep.tend(asyncio.get_running_loop().time())
         await asyncio.sleep(POLL_S)
 
     async def _probe(self) -> None:
@@ -309,11 +315,13 @@ def _report(name: str, code: int, log: Path) -> str:
     lines = tail(log, 200)
     shown = [f"  | {one_line(masked(line))}" for line in lines[-SHOWN_LINES:]] or ["  | (no output)"]
     head = f"{one_line(name)} ended while starting, with {describe_exit(code)}. Its last lines ({log}):"
-    return "\n".join([head, *shown]) + _because(lines, code)
+    return "\n".join([head, *shown]) + _because(lines, code, log)
 
 
-def _because(lines: Sequence[str], code: int) -> str:
+def _because(lines: Sequence[str], code: int, log: Path | None = None) -> str:
     cause = likely_cause(lines, code)
+    if cause is None and log is not None and free_bytes(log.parent) < LEAST_FREE:
+        cause = no_space(log.parent)
     return f"\nlikely cause: {cause}" if cause else ""
 
 

@@ -9,28 +9,37 @@ import shlex
 import sys
 from pathlib import Path
 
+from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.logs import make_run_directory
 from launch.local.progress import make_progress
 from launch.local.supervise import Limits, supervise
+from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
 from launch.surroundings import taken_ports
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
+from orchestrator.config.printing import one_line
 
+MIB = 1024 * 1024
 DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
 
 
 def up(config: Config, plan: Plan) -> int:
     """Run the plan until a signal. Progress goes to stderr; stdout gets one line, once all is ready."""
-    taken = list(taken_ports(plan.processes))
-    if taken:
-        print("\n".join(taken), file=sys.stderr)
+    wanted = {spec.name: spec.gpus for spec in plan.workers}
+    lacking = [*map(one_line, missing_gpus(wanted, count_gpus())), *taken_ports(plan.processes)]
+    if lacking:
+        print("\n".join(lacking), file=sys.stderr)
         return Exit.START_FAILED
     try:
         directory = make_run_directory(os.environ, Path.cwd())
     except OSError as error:
         print(f"cannot make a directory for the logs: {error}", file=sys.stderr)
+        return Exit.START_FAILED
+    prune(directory, config.launch.keep_runs, int(config.launch.keep_mb * MIB))
+    if free_bytes(directory) < LEAST_FREE:
+        print(no_space(directory), file=sys.stderr)
         return Exit.START_FAILED
     raise_limit()
     logs = {spec.name: str(directory / spec.log_name) for spec in plan.processes}
@@ -43,6 +52,8 @@ def up(config: Config, plan: Plan) -> int:
 def _limits(config: Config) -> Limits:
     return Limits(
         start_s=config.launch.start_timeout_s,
+        log_bytes=int(config.launch.log_max_mb * MIB),
+        log_files=config.launch.log_files,
         stop_worker_s=config.launch.stop_timeout_s,
         stop_orchestrator_s=config.orchestrator.timeout_graceful_shutdown + DRAIN_MARGIN_S,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from orchestrator.config.options import (
@@ -36,6 +36,7 @@ class WorkerAddress:
     is_managed: bool  # started by `baton up` or `baton worker`
     rank: int | None = None  # of a data-parallel engine of the worker; None if it has only one
     zone: str | None = None  # that the config says it is in
+    gets_credential: bool = True  # it is sent BATON_WORKER_API_KEY, if there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,23 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_allowed_worker(host: str, allowed: Iterable[str]) -> bool:
+    """Return whether one of `orchestrator.allow_workers` is this host.
+
+    A name is compared with names only: whoever answers for it could have it lead anywhere.
+    """
+    return any(_is_meant(host.lower().removesuffix("."), pattern) for pattern in allowed)
+
+
+def _is_meant(host: str, pattern: str) -> bool:
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:])
+    try:
+        return ip_address(host) in ip_network(pattern)
+    except ValueError:  # one of them is a name
+        return host == pattern
 
 
 def machine(host: str) -> str:

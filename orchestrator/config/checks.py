@@ -15,6 +15,7 @@ from orchestrator.config.addresses import is_loopback, machine, worker_addresses
 from orchestrator.config.files import read_file
 from orchestrator.config.keys import KeyFileError, KeyRing
 from orchestrator.config.options import (
+    MAX_WORKERS,
     WILDCARDS,
     Config,
     ModelConfig,
@@ -87,7 +88,16 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _model_names(config)
     for index, model in enumerate(config.models):
         yield from _pools(("models", index), model)
-    yield from _addresses(config)
+    count = sum(_count(pool) for model in config.models for _, pool in model.pools())
+    if count > MAX_WORKERS:
+        yield Finding(("models",), f"there are {count} workers in all, at most {MAX_WORKERS} are possible")
+    else:
+        yield from _addresses(config)
+
+
+def _count(pool: PoolConfig) -> int:
+    """Count the workers of a pool without making any."""
+    return len(pool.urls or pool.workers or ()) or pool.replicas or 1
 
 
 # --- the orchestrator -------------------------------------------------------------------------------

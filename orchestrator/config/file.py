@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.config.base import model_in
+from orchestrator.config.base import model_in, options_of
 from orchestrator.config.checks import Finding, findings
+from orchestrator.config.files import read_config
 from orchestrator.config.options import Config, ModelConfig, OrchestratorConfig, RoutingConfig
 from orchestrator.config.policies import NAME, PolicyConfig, model_for
 from orchestrator.config.yaml12 import MAX_BYTES, Mark, Node, Path, Problem, YamlError, parse
@@ -37,10 +40,13 @@ class ConfigErrors(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str, overrides: Sequence[str] = (), more: Callable[[Config], Iterator[Finding]] | None = None
+) -> Config:
     """Return the config in the file at `path` with each `key.path=value` of `overrides` put over it.
 
-    Relative file names in it are resolved (see `_found`). Raises `ConfigErrors`.
+    Relative file names in it are resolved (see `_found`). `more` finds mistakes that only its caller knows.
+    Raises `ConfigErrors`.
     """
     try:
         root = parse(_content(path), path)
@@ -51,7 +57,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     problems = [_problem(root, *place_and_message) for place_and_message in refused]
     if config is not None:
         config = _with_found_files(config, FilePath(path).parent)
-        fresh = (finding for finding in findings(config) if not _is_void(finding, refused))
+        found = (*findings(config), *(more(config) if more is not None else ()))
+        fresh = (finding for finding in found if not _is_void(finding, refused))
         problems += [_problem(root, finding.path, finding.message) for finding in fresh]
     if problems or config is None:
         raise ConfigErrors(problems)
@@ -66,8 +73,7 @@ def json_schema() -> dict[str, Any]:
 
 def _content(path: str) -> bytes:
     try:
-        with FilePath(path).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        return read_config(path, MAX_BYTES)
     except OSError as error:
         raise ConfigErrors([Problem(Mark(path), error.strerror or str(error))]) from error
 
@@ -124,11 +130,16 @@ def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
 
     What is refused is left out, so that the rest can be checked too."""
     data = root.data()
+    strange = [*_strange(data)]
+    for path, _ in strange:
+        _remove(data, path)
     try:
-        return Config.model_validate(data), []
+        return Config.model_validate(data), strange
     except ValidationError as error:
         details = error.errors(include_url=False)
-    refused = [(detail["loc"], _refusal(detail, data)) for detail in details]
+    missing = {path for path, _ in strange}
+    details = [detail for detail in details if detail["loc"] not in missing]
+    refused = [*strange, *((detail["loc"], _refusal(detail, data)) for detail in details)]
     for detail in details:
         _leave_out(data, detail)
     try:
@@ -137,9 +148,36 @@ def _validated(root: Node) -> tuple[Config | None, list[_Refusal]]:
         return None, refused
 
 
+# Engines may take these for something of theirs.
+_VERBATIM = frozenset({"args", "env"})
+_VARIABLE = re.compile(r"\$\{\w+\}|\$[A-Z_][A-Z0-9_]*\b")
+_MAX_INT = 2**53  # what every reader of JSON can take; nothing that is counted here is as large
+
+
+def _strange(data: Any, path: Path = ()) -> Iterator[_Refusal]:
+    """Yield the values that no option can have, with their places."""
+    children = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in children:
+        if isinstance(value, str) and (found := _VARIABLE.search(value)):
+            yield (*path, key), f"{found[0]} stands for itself: {_NO_VARIABLES}"
+        elif type(value) is int and abs(value) > _MAX_INT:
+            yield (*path, key), f"{_name((*path, key))}: the number {_shown(value)} is too large"
+        elif key not in _VERBATIM:
+            yield from _strange(value, (*path, key))
+
+
+_NO_VARIABLES = "this file has no variables; --set KEY.PATH=VALUE gives one value"
+_MERGE_KEY = "merge keys (<<) are of YAML 1.1, and this is YAML 1.2: write the keys out, or repeat an alias"
+
+
 def _leave_out(data: Any, detail: ErrorDetails) -> None:
-    path = _key_path(detail["loc"])  # without an item the others would change their places
-    if not path or detail["type"] == "missing":
+    if detail["type"] != "missing":
+        _remove(data, detail["loc"])
+
+
+def _remove(data: Any, place: Path) -> None:
+    path = _key_path(place)  # without an item the others would change their places
+    if not path:
         return
     *way, last = path
     for key in way:
@@ -198,12 +236,13 @@ def _refusal(detail: ErrorDetails, data: Any) -> str:
     """Return one error of pydantic in our words; `data` is the whole file."""
     path: Path = detail["loc"]
     match detail["type"]:
+        case "extra_forbidden" if path[-1] == "<<":
+            return _MERGE_KEY
         case "extra_forbidden":
-            known = _instead(str(path[-1]), _known_keys(path[:-1], data), "known keys")
-            return f"unknown key {path[-1]!r}{known}"
+            return f"unknown key {path[-1]!r}{_key_hint(str(path[-1]), _known_keys(path[:-1], data))}"
         case "missing":
             return f"{path[-1]!r} is missing"
-    return f"{_name(path)}: {_value_refusal(detail, data)}"
+    return f"{_name(path[:-1] if path[-1:] == ('[key]',) else path)}: {_value_refusal(detail, data)}"
 
 
 def _value_refusal(detail: ErrorDetails, data: Any) -> str:
@@ -248,6 +287,24 @@ def _instead(given: str, possible: Sequence[str], title: str) -> str:
     nearest = difflib.get_close_matches(given, possible, n=1)
     hint = f", did you mean {nearest[0]!r}?" if nearest else ""
     return f"{hint} ({title}: {', '.join(possible)})" if title == "allowed" or not nearest else hint
+
+
+def _key_hint(key: str, known: Sequence[str]) -> str:
+    """Return what an unknown key may stand for: a key of another section, or one with nearly its name."""
+    sections = [
+        name.removesuffix(key).rstrip(".") for name in _all_options() if f".{name}".endswith(f".{key}")
+    ]
+    if sections and key not in known:
+        places = [f"in {section}" if section else "at the top of the file" for section in sections]
+        return f", it belongs {' or '.join(dict.fromkeys(places))}"
+    return _instead(key, known, "known keys")
+
+
+@cache
+def _all_options() -> tuple[str, ...]:
+    """Return the names of all options, those of the three roles once."""
+    roles = re.compile(r"^models\.\*\.(prefill|decode|both)(?=\.)")
+    return tuple(dict.fromkeys(roles.sub("models.*.ROLE", name) for name, _ in options_of(Config)))
 
 
 def _known_keys(path: Path, data: Any) -> Sequence[str]:

@@ -1,4 +1,9 @@
-"""API keys say who may ask. Only their digests are known, and a comparison tells nothing by its time."""
+"""API keys say who may ask, and for what. Only their digests are known, and a comparison tells nothing by its
+time.
+
+A key has scopes: `infer` is for requests to models, `metrics` for `/metrics`, `admin` for everything of the
+admin listener. A line of the file that names none is a client's: `infer`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self, get_args
 
 from orchestrator.config.files import is_world_writable, read_file
 from orchestrator.config.options import OrchestratorConfig
-from orchestrator.errors import SettingError, StartError, Unauthorized
+from orchestrator.errors import MissingScope, SettingError, StartError, Unauthorized
 from orchestrator.wire.info import WORKER_KEY_ENV
+
+Scope = Literal["infer", "metrics", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+INFER: Final[frozenset[Scope]] = frozenset({"infer"})
+_IMPLIED: Final[dict[Scope, frozenset[Scope]]] = {"admin": frozenset({"metrics"})}
 
 # Longer tokens are refused unhashed; OpenAI's own keys have about 170 characters.
 MAX_TOKEN_BYTES = 1024
@@ -36,6 +46,7 @@ class KeyFileError(ValueError):
 class Key:
     name: str
     digest: bytes  # SHA-256 of the key
+    scopes: frozenset[Scope] = INFER  # with what they imply
 
 
 # In which header fields keys are sent.
@@ -51,39 +62,39 @@ class KeyRing:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read lines `NAME SHA256HEX`; empty lines and lines that start with # do not count.
+        """Read lines `NAME SHA256HEX [SCOPE,...]`; empty lines and lines that start with # do not count.
 
         Raises `KeyFileError` with all problems at once, `OSError` if the file cannot be read.
         """
-        try:
-            text = read_file(path).decode("utf-8-sig")  # some editors begin a file with a BOM
-        except UnicodeDecodeError:
-            raise KeyFileError([f"{path}: not UTF-8 text"]) from None
-        keys, problems = _parse(text)
-        if not keys and not problems:
-            problems = ["1: no keys: every request would be refused"]
-        if problems:
-            raise KeyFileError([f"{path}:{problem}" for problem in problems])
+        keys = keys_in(path)
+        if not keys:
+            raise KeyFileError([f"{path}:1: no keys: every request would be refused"])
         return cls(keys)
 
     def exchange(self, keys: Iterable[Key]) -> None:
         """Let these keys be valid from now on, and no others."""
         self._keys = tuple(keys)
 
-    def check(self, authorization: bytes | None, wanted: str = BEARER) -> str:
-        """Return the name of the key that an `Authorization` value carries. Raises `Unauthorized`, which
-        tells the client to send what is `wanted`.
+    def check(self, authorization: bytes | None, wanted: str = BEARER, *, scope: Scope = "infer") -> str:
+        """Return the name of the key that an `Authorization` value carries. Raises `Unauthorized` if it is
+        none of ours, which tells the client to send what is `wanted`, `MissingScope` if it is not for this.
 
         The presented token is hashed, and its digest is compared with every key's, whether or not one fits.
         """
         presented = sha256(_token(authorization, wanted)).digest()
-        found: str | None = None
+        found: Key | None = None
         for key in self._keys:
             if hmac.compare_digest(key.digest, presented):
-                found = key.name
+                found = key
         if found is None:
             raise Unauthorized("the API key is not valid")
-        return found
+        if scope not in found.scopes:
+            raise MissingScope(f"this API key lacks the scope {scope}; it has {_listed(found.scopes)}")
+        return found.name
+
+    def lacking(self) -> tuple[Scope, ...]:
+        """Return the scopes that no key has."""
+        return tuple(scope for scope in SCOPES if all(scope not in key.scopes for key in self._keys))
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys)
@@ -95,14 +106,28 @@ class KeyRing:
         return f"KeyRing({', '.join(key.name for key in self._keys)})"
 
 
+def keys_in(path: str | Path) -> list[Key]:
+    """Return the keys in a file, which may have none; see `KeyRing.load`."""
+    try:
+        text = read_file(path).decode("utf-8-sig")  # some editors begin a file with a BOM
+    except UnicodeDecodeError:
+        raise KeyFileError([f"{path}: not UTF-8 text"]) from None
+    keys, problems = _parse(text)
+    if problems:
+        raise KeyFileError([f"{path}:{problem}" for problem in problems])
+    return keys
+
+
 def load_keys(options: OrchestratorConfig) -> KeyRing | None:
     """Return the keys of the config's file, None if everybody may ask. Raises `StartError`."""
     if options.api_keys_file is None:
         return None
     try:
-        return read_keys(options.api_keys_file)
+        ring = read_keys(options.api_keys_file)
     except (OSError, KeyFileError) as error:
         raise StartError(f"api_keys_file: {error}") from error
+    warn_of_missing_scopes(ring, options)
+    return ring
 
 
 def read_keys(path: str) -> KeyRing:
@@ -111,6 +136,19 @@ def read_keys(path: str) -> KeyRing:
     if is_world_writable(path):
         _log.warning("%s can be written by everybody on this machine: chmod o-w", path)
     return ring
+
+
+def warn_of_missing_scopes(keys: KeyRing, options: OrchestratorConfig) -> None:
+    """Say in the log what nobody can do with these keys."""
+    lacking = keys.lacking()
+    if "infer" in lacking:
+        _log.warning("no key in %s has the scope infer: every request is refused", options.api_keys_file)
+    if "admin" in lacking and options.admin is not None:
+        _log.warning(
+            "no key in %s has the scope admin: the admin API at %s is closed; a line `NAME SHA256HEX "
+            "SCOPE,...` without scopes is for infer only (baton key new NAME --scope admin)",
+            *(options.api_keys_file, options.admin),
+        )
 
 
 def worker_key(environ: Mapping[str, str]) -> str | None:
@@ -143,18 +181,46 @@ def _parse(text: str) -> tuple[list[Key], list[str]]:
         if problem := _problem(words, keys):
             problems.append(f"{number}: {problem}")
         else:
-            keys.append(Key(words[0], bytes.fromhex(words[1])))
+            keys.append(Key(words[0], bytes.fromhex(words[1]), scopes_in(words[2]) if words[2:] else INFER))
     return keys, problems
+
+
+def line_of(key: Key) -> str:
+    """Return the line of a key in a file."""
+    return f"{key.name} {key.digest.hex()} {','.join(scope for scope in SCOPES if scope in key.scopes)}"
+
+
+def name_problem(name: str) -> str | None:
+    """Return why a key cannot have this name; None if it can."""
+    return None if _name(name) else "a name is 1 to 64 letters, digits and . _ -"
+
+
+def scopes_problem(word: str) -> str | None:
+    """Return why a word does not name scopes; None if it does."""
+    is_right = set(word.split(",")) <= set(SCOPES)
+    return None if is_right else f"scopes are {', '.join(SCOPES)}, with commas between them"
+
+
+def scopes_in(word: str) -> frozenset[Scope]:
+    """Return the scopes that a word names, with what they imply."""
+    named = frozenset(scope for scope in SCOPES if scope in word.split(","))
+    return named.union(*(_IMPLIED.get(scope, ()) for scope in named))
+
+
+def _listed(scopes: Iterable[Scope]) -> str:
+    return " and ".join(scope for scope in SCOPES if scope in scopes)
 
 
 def _problem(words: list[str], keys: list[Key]) -> str | None:
     """Return what is wrong with a line, without its words: it may hold a key instead of the key's hash."""
-    if len(words) != 2:
-        return f"expected NAME SHA256HEX, got {len(words)} word{'s' if len(words) > 1 else ''}"
-    if not _name(words[0]):
-        return "a name is 1 to 64 letters, digits and . _ -"
+    if len(words) not in (2, 3):
+        return f"expected NAME SHA256HEX [SCOPE,...], got {len(words)} word{'s' if len(words) > 1 else ''}"
+    if problem := name_problem(words[0]):
+        return problem
     if not _digest(words[1]):
         return "expected the SHA-256 of the key as 64 hexadecimal digits (printf %s KEY | sha256sum)"
+    if len(words) == 3 and (problem := scopes_problem(words[2])):
+        return problem
     if any(key.name == words[0] for key in keys):
         return "this name is already taken by an earlier line"
     if any(key.digest == bytes.fromhex(words[1]) for key in keys):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,6 +26,12 @@ from orchestrator.wire.info import Role
 
 # vLLM's: 30.3 s passed on 0.32 until the blocks of a prefill that nobody pulled were free.
 LEASE_S = 30.0
+
+# Beyond these a number is a slip of the hand; all of them are far above what one orchestrator can look after.
+MAX_PROCESSES = 256
+MAX_WORKERS = 4096  # of all models together
+MAX_GPUS = 1024  # of one machine
+MAX_SECONDS = 1e9  # 31 years, for those who mean for ever
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})
 ANY_HOST = "*"
@@ -96,6 +103,18 @@ def _token(value: str) -> str:
     return value
 
 
+def _worker_pattern(value: str) -> str:
+    """Return what `allow_workers` may name: a network, an address, a host name or `*.NAME`."""
+    try:
+        return str(ip_network(value))
+    except ValueError as error:
+        if re.fullmatch(r"[0-9.]+(/.*)?|[^/]*:.*", value) and "://" not in value:
+            raise ValueError(f"expected a network as ADDRESS/BITS, got {value!r}: {error}") from None
+    if value == ANY_HOST:
+        raise ValueError("a pattern for every host would protect nothing: name networks or hosts")
+    return _host_name(value)
+
+
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
 
@@ -148,20 +167,30 @@ def _text(value: Any) -> Any:
     """Return numbers as text where only text is possible: `args: [--max-model-len, 4096]`."""
     if isinstance(value, bool) or value is None:
         raise ValueError("write the value in quotes")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("no program can be given a NUL character")
     return str(value) if isinstance(value, int | float) else value
+
+
+def _variable(value: str) -> str:
+    if not value or "=" in value or "\0" in value:
+        raise ValueError(f"expected the name of a variable, got {value!r}")
+    return value
 
 
 Address = Annotated[str, AfterValidator(_address)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
 HostName = Annotated[str, AfterValidator(_host_name)]
+WorkerPattern = Annotated[str, AfterValidator(_worker_pattern)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Token = Annotated[str, AfterValidator(_token)]
 Text = Annotated[str, BeforeValidator(_text)]
+Variable = Annotated[str, AfterValidator(_variable)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Gpu = Annotated[int, Field(ge=0)]
+Gpu = Annotated[int, Field(ge=0, lt=MAX_GPUS)]
 AdapterName = Annotated[str, Field(min_length=1, max_length=256)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Zone = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -360,12 +389,20 @@ class OrchestratorConfig(Model):
     processes: int = Field(
         1,
         ge=1,
+        le=MAX_PROCESSES,
         description="This many processes serve requests. Each of them has the limits below to itself.",
     )
     api_keys_file: Reloadable[str | None] = Field(
         None,
-        description="This file lists the API keys, in lines `NAME SHA256HEX` (printf %s KEY | sha256sum). "
-        "Clients send KEY as bearer token.",
+        description="This file lists the API keys, in lines `NAME SHA256HEX [SCOPE,...]` (baton key new "
+        "writes them). Clients send the key as bearer token. Of the scopes, infer is for requests, metrics "
+        "for /metrics and admin for the admin listener; a line without scopes is for infer only.",
+    )
+    allow_workers: Reloadable[list[WorkerPattern]] = Field(
+        [],
+        description="A worker that is added at /admin/workers gets BATON_WORKER_API_KEY only if its URL has "
+        "one of these hosts: networks as ADDRESS/BITS, addresses, names, or `*.NAME`. Workers of this file "
+        "always get it.",
     )
     insecure_no_auth: bool = Field(
         False, description="The API may be served beyond loopback without API keys."
@@ -395,7 +432,10 @@ class OrchestratorConfig(Model):
     )
     # uvicorn's settings, under uvicorn's names
     backlog: int = Field(
-        2048, ge=1, description="At most this many connections wait in the kernel until they are accepted."
+        2048,
+        ge=1,
+        le=2**31 - 1,
+        description="At most this many connections wait in the kernel until they are accepted.",
     )
     max_connections: int | None = Field(
         None,
@@ -511,12 +551,20 @@ class WorkerConfig(Model):
     args: list[Text] = Field(
         [], description="The engine gets these arguments after those of the pool, so that these win."
     )
-    env: dict[str, Text] = Field(
+    env: dict[Variable, Text] = Field(
         {}, description="The worker gets these environment variables on top of those of the pool."
     )
 
 
 DEFAULT_SEATS = 1024  # vLLM's on its large cards
+
+
+def _max_num_seqs(args: list[str]) -> int | None:
+    """Return the last `--max-num-seqs` of an engine's arguments; None if there is none that is a number."""
+    words = [word for arg in args for word in arg.split("=", 1)]
+    found = [after for word, after in pairwise(words) if word.replace("_", "-") == "--max-num-seqs"]
+    is_number = bool(found) and found[-1].isascii() and found[-1].isdigit() and len(found[-1]) < 10
+    return int(found[-1]) or None if is_number else None
 
 
 class PoolConfig(Model):
@@ -531,10 +579,11 @@ class PoolConfig(Model):
     replicas: int | None = Field(
         None,
         ge=1,
+        le=MAX_WORKERS,
         description="This many workers are started on this machine; it is one if neither this, nor workers, "
         "nor urls are given.",
     )
-    gpus_per_replica: int = Field(1, ge=1, description="Each worker gets this many GPUs.")
+    gpus_per_replica: int = Field(1, ge=1, le=MAX_GPUS, description="Each worker gets this many GPUs.")
     workers: list[WorkerConfig] | None = Field(
         None, min_length=1, description="These workers are started, each on its own host."
     )
@@ -557,9 +606,9 @@ class PoolConfig(Model):
     seats: int = Field(
         DEFAULT_SEATS,
         ge=1,
-        description="Each worker serves this many requests at once, as vLLM's --max-num-seqs has it; more "
-        "wait in the orchestrator's queue. It is not for prefill workers. Of several processes each has its "
-        "share of the seats.",
+        description="Each worker serves this many requests at once; more wait in the orchestrator's queue. "
+        "Without it this is the --max-num-seqs of its args, if they have one. It is not for prefill workers. "
+        "Of several processes each has its share of the seats.",
     )
     data_parallel_size: int = Field(
         1,
@@ -569,7 +618,7 @@ class PoolConfig(Model):
         "with a cache of its own; above 1 Baton chooses among them as among workers.",
     )
     args: list[Text] = Field([], description="The engine of every worker in the pool gets these arguments.")
-    env: dict[str, Text] = Field(
+    env: dict[Variable, Text] = Field(
         {}, description="The workers get these environment variables on top of those that they inherit."
     )
     sim: SimConfig = Field(SimConfig(), description="This section says how fast the simulated engine is.")
@@ -579,6 +628,16 @@ class PoolConfig(Model):
         given = [key for key in ("replicas", "workers", "urls") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of replicas, workers, urls, not {' and '.join(given)}")
+        return self
+
+    @model_validator(mode="after")
+    def _seats_of_the_engine(self) -> Self:
+        """Take the seats that the engine's arguments name, if none are given. They count as not given."""
+        if "seats" not in self.model_fields_set:
+            pools_own = _max_num_seqs(self.args)
+            each = [_max_num_seqs(worker.args) or pools_own for worker in self.workers or [WorkerConfig()]]
+            known = [seats for seats in each if seats is not None]
+            self.__dict__["seats"] = min(known, default=DEFAULT_SEATS)
         return self
 
     @model_validator(mode="after")
@@ -754,11 +813,18 @@ class HealthConfig(Model):
         description="The pause until an ejected worker is probed again does not grow beyond this many "
         "seconds.",
     )
+    slow_outlier: Reloadable[Literal["warn", "eject", "off"]] = Field(
+        "warn",
+        description="A worker whose median of first bytes, or of times between tokens, is several times that "
+        "of its peers is told as an event and in the log (warn), and also ejected unless half of its pool is "
+        "out (eject), or nothing is done (off).",
+    )
     slow_start_s: Reloadable[float] = Field(
         10.0,
         ge=0,
         description="A worker that comes back gets a growing share of the requests, and its full share after "
-        "this many seconds.",
+        "this many seconds. That shifts load to workers that are warm and have room; where there are none it "
+        "gets all at once.",
     )
 
 
@@ -770,6 +836,27 @@ class LaunchConfig(Model):
     )
     stop_timeout_s: Seconds = Field(
         15.0, description="A worker that has not ended this many seconds after SIGTERM is killed."
+    )
+    log_max_mb: float = Field(
+        64.0,
+        ge=0,
+        le=1e6,
+        description="A process's log that has grown to this many MiB becomes LOG.1, and a new one begins; "
+        "with 0 it grows on.",
+    )
+    log_files: int = Field(
+        4, ge=0, le=1000, description="This many earlier logs of each process are kept: LOG.1 is the latest."
+    )
+    keep_runs: int = Field(
+        10,
+        ge=1,
+        description="The logs of this many runs are kept below `.baton`, with the run that begins.",
+    )
+    keep_mb: float = Field(
+        4096.0,
+        ge=0,
+        le=1e9,
+        description="The logs of earlier runs have at most this many MiB together; the oldest are removed.",
     )
 
 

@@ -6,20 +6,25 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from orchestrator.config.keys import Scope
 from orchestrator.control.admin_workers import WorkerPages
+from orchestrator.control.changes import Changes
 from orchestrator.control.explain import ExplainPage
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
 from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.state import AdminState
+from orchestrator.errors import BatonError
 
 INDEX = """\
 Baton admin
 
-/metrics
+/metrics                            with a key for metrics or admin; all others: admin
 /admin/processes
+/admin/events                       what has happened of late; ?after=NUMBER
 /admin/workers                      POST {"model", "role", "url"} adds a worker
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
@@ -42,17 +47,29 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     pages = _AdminPages(state)
     add_page(app, "/", pages.index, "This list.", "admin")
     add_page(app, "/metrics", pages.metrics, "Prometheus text format.", "admin")
-    _add_worker_pages(app, WorkerPages(state.registry))
+    changes = Changes(state.events)
+    _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
+    add_page(app, "/admin/events", pages.events, "What has happened of late.", "admin")
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
-        app.add_api_route("/admin/reload", _reload_page(reload), methods=["POST"])
-    return guarded(app, state, frozenset(), check=refuse_other_sites)
+        app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
+    return guarded(app, state, frozenset(), check=refuse_other_sites, scope_of=_scope_of)
 
 
-def _reload_page(reload: Reload) -> Callable[[], Awaitable[Response]]:
-    async def page() -> Response:
-        return as_json({"changed": await reload()})
+def _scope_of(path: str) -> Scope:
+    return "metrics" if path == "/metrics" else "admin"
+
+
+def _reload_page(reload: Reload, changes: Changes) -> Callable[[Request], Awaitable[Response]]:
+    async def page(request: Request) -> Response:
+        try:
+            changed = await reload()
+        except BatonError as error:
+            changes.note(request, "admin.reload_refused", f"the config was refused: {error.message}")
+            raise
+        changes.note(request, "admin.reload", f"the config was reloaded: {', '.join(changed) or 'no change'}")
+        return as_json({"changed": changed})
 
     return page
 
@@ -73,6 +90,7 @@ class _AdminPages:
             layout=state.layout,
             counts=state.counts,
             workers=state.workers,
+            figures=lambda: [(worker, state.watch.figures(worker)) for worker in state.registry.workers],
             upstream=state.upstream,
             processes=state.processes,
             process_ends=state.process_ends,
@@ -85,6 +103,10 @@ class _AdminPages:
 
     async def metrics(self) -> Response:
         return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
+
+    async def events(self, after: int = 0) -> Response:
+        events = self._state.events.after(after)
+        return Response(msgspec.json.encode(events), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from orchestrator.config.options import Config
 from orchestrator.control.state import ProcessEnd, ProcessStatus
+from orchestrator.control.worker_watch import Figures
 from orchestrator.telemetry.counters import (
     LAG_BOUNDS,
     QUEUE_UNITS,
@@ -35,11 +36,13 @@ from orchestrator.telemetry.counters import (
     RetryReason,
     histogram_cells,
 )
+from orchestrator.telemetry.figures import BOUNDS, FIRST_BYTE, GAP
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.usage import Kv
 from orchestrator.workers.figures import COUNTERS, CacheFigures
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.states import WorkerState
+from orchestrator.workers.worker import Worker
 
 KV_EVENT_COUNTS = [CacheFigures._fields[place] for place in COUNTERS]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -56,6 +59,7 @@ class Sources:
     processes: Callable[[], Sequence[ProcessStatus]]
     process_ends: Callable[[], Mapping[ProcessEnd, int]]
     info: Callable[[], Mapping[str, str]]
+    figures: Callable[[], Sequence[tuple[Worker, Figures]]] = lambda: ()
 
 
 class BatonCollector(Collector):
@@ -89,11 +93,13 @@ class BatonCollector(Collector):
         yield from self._leases(row)
         yield self._leaked_leases(row)
         yield self._loop_lag(row)
+        yield self._log_lost(row)
         statuses = self._sources.workers()
         yield self._workers(statuses)
         yield self._worker_in_flight(statuses)
         yield from self._caches(statuses)
         yield from self._kv_events(statuses)
+        yield from self._worker_figures(self._sources.figures())
         yield from self._upstream(self._sources.upstream())
         yield self._process_in_flight(self._sources.processes())
         yield self._process_ends(self._sources.process_ends())
@@ -218,6 +224,13 @@ class BatonCollector(Collector):
             value=row[self._layout.leases_leaked],
         )
 
+    def _log_lost(self, row: list[int]) -> Metric:
+        return CounterMetricFamily(
+            "baton_log_lines_lost",
+            "Lines of the log that were not written: the disk was full, or nobody read them.",
+            value=row[self._layout.log_lost],
+        )
+
     def _loop_lag(self, row: list[int]) -> Metric:
         family = HistogramMetricFamily(
             "baton_event_loop_lag_seconds", "How late the event loop calls what is due.", labels=()
@@ -285,6 +298,21 @@ class BatonCollector(Collector):
                     counted.add_metric((status.address.name, what), getattr(events, what))
         yield from (followed, counted)
 
+    def _worker_figures(self, found: Sequence[tuple[Worker, Figures]]) -> Iterator[Metric]:
+        known = [(_names_of(worker), figures) for worker, figures in found]
+        for name, what, counted in _COUNTERS:
+            yield _per_worker(CounterMetricFamily, f"baton_worker_{name}", what, known, counted)
+        for name, what, value in _GAUGES:
+            yield _per_worker(GaugeMetricFamily, f"baton_worker_{name}", what, known, value)
+        for name, what, histogram in (
+            ("first_byte", "Time to a worker's first byte; of a prefill worker, to its answer.", FIRST_BYTE),
+            ("inter_token", "Time between two pieces of a worker's streams, as the mean of each.", GAP),
+        ):
+            family = HistogramMetricFamily(f"baton_worker_{name}_seconds", what, labels=_WORKER_LABELS)
+            for names, figures in known:
+                _add_histogram(family, names, list(figures.cells), histogram, BOUNDS)
+            yield family
+
     def _upstream(self, stats: UpstreamStats) -> Iterator[Metric]:
         family = GaugeMetricFamily(
             "baton_upstream_connections", "Open connections to workers.", labels=("state",)
@@ -317,6 +345,45 @@ class BatonCollector(Collector):
         for reason in ProcessEnd:
             family.add_metric((reason,), ends.get(reason, 0))
         return family
+
+
+_WORKER_LABELS = ("model", "role", "worker")
+_COUNTERS: Sequence[tuple[str, str, Callable[[Figures], float | None]]] = (
+    ("requests", "Requests in which a worker had its part to the end.", lambda f: f.served),
+    ("errors", "Requests that a worker failed.", lambda f: f.errors),
+    ("retries", "Requests that a worker failed and another attempt followed.", lambda f: f.retries),
+    ("transfers", "Hand-offs that a worker gave or took over.", lambda f: f.transfers),
+)
+_GAUGES: Sequence[tuple[str, str, Callable[[Figures], float | None]]] = (
+    ("seats", "Requests that a worker serves at once.", lambda f: f.seats),
+    ("share", "Part of its usual load that a worker takes now: below 1 in slow start.", lambda f: f.share),
+    ("state_since_seconds", "When a worker came to its state, as seconds since 1970.", lambda f: f.since),
+    ("slow", "Whether a worker is far slower than its peers.", lambda f: f.is_slow),
+    ("rate", "Requests per second, of the last half minute.", lambda f: f.rate),
+    ("first_byte_p50_seconds", "Median of the last half minute.", lambda f: f.first_byte_p50),
+    ("first_byte_p99_seconds", "99th percentile of the last half minute.", lambda f: f.first_byte_p99),
+    ("inter_token_p50_seconds", "Median of the last half minute.", lambda f: f.inter_token_p50),
+    ("inter_token_p99_seconds", "99th percentile of the last half minute.", lambda f: f.inter_token_p99),
+)
+
+
+def _names_of(worker: Worker) -> tuple[str, str, str]:
+    return worker.address.model, worker.address.role, worker.name
+
+
+def _per_worker(
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
+    name: str,
+    what: str,
+    known: Sequence[tuple[tuple[str, str, str], Figures]],
+    value: Callable[[Figures], float | None],
+) -> Metric:
+    family = kind(name, what, labels=_WORKER_LABELS)
+    for names, figures in known:
+        number = value(figures)
+        if number is not None:
+            family.add_metric(names, float(number))
+    return family
 
 
 def _add_row(family: CounterMetricFamily, row: list[int], first: int, names: Iterable[str]) -> Metric:

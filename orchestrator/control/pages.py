@@ -20,6 +20,7 @@ from orchestrator.api.messages import PATH as MESSAGES
 from orchestrator.api.messages import error_body as messages_error
 from orchestrator.compiled import is_compiled
 from orchestrator.config.keys import ANTHROPICS, BEARER
+from orchestrator.config.keys import Scope as KeyScope
 from orchestrator.control.state import Guarding
 from orchestrator.errors import BatonError, ClientError, MethodNotAllowed, NotFound
 from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
@@ -27,6 +28,8 @@ from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
 HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
 
 Check = Callable[[str, Headers], None]  # of a method and the headers
+ScopeOf = Callable[[str], KeyScope]  # of a path: what a key must be for
+KEY_NAME = "baton.key"  # in the ASGI scope: the name of the key, if one was asked for
 
 # Anthropic's SDKs ask for these, with their own header field for keys.
 _FOR_ANTHROPICS: Final = ("/v1/models", MESSAGES)
@@ -40,9 +43,18 @@ def add_page(
     app.add_api_route(path, page, methods=["HEAD"], include_in_schema=False)
 
 
-def guarded(app: FastAPI, state: Guarding, open_paths: frozenset[str], check: Check | None = None) -> FastAPI:
-    """Put what all pages share around `app`. `check` raises a `BatonError` for requests that it refuses."""
-    app.add_middleware(_Guard, state=state, open_paths=open_paths, check=check)
+def guarded(
+    app: FastAPI,
+    state: Guarding,
+    open_paths: frozenset[str],
+    check: Check | None = None,
+    scope_of: ScopeOf = lambda path: "infer",
+) -> FastAPI:
+    """Put what all pages share around `app`. `check` raises a `BatonError` for requests that it refuses.
+
+    Where there are keys, one with the scope that `scope_of` names is needed, but for `open_paths`.
+    """
+    app.add_middleware(_Guard, state=state, open_paths=open_paths, check=check, scope_of=scope_of)
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
@@ -51,13 +63,19 @@ class _Guard:
     """This ASGI middleware gives request ids, checks API keys, and turns errors into answers."""
 
     def __init__(
-        self, app: ASGIApp, state: Guarding, open_paths: frozenset[str], check: Check | None
+        self,
+        app: ASGIApp,
+        state: Guarding,
+        open_paths: frozenset[str],
+        check: Check | None,
+        scope_of: ScopeOf,
     ) -> None:
         self._app = app
         self._check = check
         self._keys = state.keys
         self._ids = state.ids
         self._open_paths = open_paths
+        self._scope_of = scope_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,7 +110,8 @@ class _Guard:
         if authorization is None and takes_both:
             given = [value for name, value in scope["headers"] if name == b"x-api-key"]
             authorization = b"Bearer " + given[-1] if given else None
-        self._keys.check(authorization, ANTHROPICS if takes_both else BEARER)
+        wanted = ANTHROPICS if takes_both else BEARER
+        scope[KEY_NAME] = self._keys.check(authorization, wanted, scope=self._scope_of(scope["path"]))
 
 
 def _without_last_slash(scope: Scope) -> Scope:
@@ -119,6 +138,13 @@ def authorization_of(scope: Scope) -> bytes | None:
     """Return the header that carries the key; of several, the last."""
     values: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
     return values[-1] if values else None
+
+
+def who_asks(scope: Scope) -> str:
+    """Return who sent a request, for the log: the name of the key, if there are keys, and the address."""
+    host, *_ = scope.get("client") or ("an unknown address",)
+    key = scope.get(KEY_NAME)
+    return f"{f'key {key}' if key else 'somebody without a key'} at {host}"
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from hashlib import sha256
 from typing import Any
 
@@ -22,6 +22,7 @@ from starlette.responses import Response
 from orchestrator import __version__
 from orchestrator.api.openapi import describe_data_plane
 from orchestrator.config.options import ModelConfig
+from orchestrator.control.docs_page import docs_page
 from orchestrator.control.pages import add_page, as_json, authorization_of, build_info, guarded
 from orchestrator.control.state import State
 from orchestrator.errors import UnknownModel
@@ -37,15 +38,12 @@ MAX_TROUBLED = 32
 
 
 def control_app(state: State) -> FastAPI:
-    """Return the app of health, readiness, version, models and docs.
-
-    `/docs` loads its page from FastAPI's default CDN; without internet use `/openapi.json`.
-    """
+    """Return the app of health, readiness, version, models and docs."""
     app = _ControlPlane(
         title="Baton",
         version=__version__,
+        docs_url=None,  # FastAPI's page loads its parts from elsewhere
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     pages = _Pages(state)
@@ -65,6 +63,7 @@ def control_app(state: State) -> FastAPI:
     add_page(app, "/version", pages.version, "Baton's version.", "health")
     add_page(app, "/v1/models", pages.models, "The models that requests can name.", "models")
     add_page(app, "/v1/models/{name:path}", pages.model, "One model.", "models")
+    app.add_api_route("/docs", pages.docs_of(app), methods=["GET", "HEAD"], include_in_schema=False)
     return guarded(app, state, OPEN_PATHS)
 
 
@@ -84,6 +83,12 @@ class _Pages:
         if is_verbose and self._state.keys is not None:  # what a process is and holds is not for everybody
             self._state.keys.check(authorization_of(request.scope))
         return as_json({"status": "ok"} | (_figures(self._state) if is_verbose else {}))
+
+    def docs_of(self, app: FastAPI) -> Callable[[], Awaitable[Response]]:
+        async def docs() -> Response:
+            return docs_page(app.openapi())
+
+        return docs
 
     async def load(self) -> Response:
         return as_json({"server_load": self._state.telemetry.in_flight})

@@ -21,9 +21,10 @@ from typing import Any, Protocol
 from orchestrator.config.addresses import WorkerAddress, ranks_of, unmanaged
 from orchestrator.config.base import is_reloadable, options_of
 from orchestrator.config.file import ConfigErrors, load_config
-from orchestrator.config.keys import KeyRing, read_keys
+from orchestrator.config.keys import KeyRing, read_keys, warn_of_missing_scopes
 from orchestrator.config.options import Config, PoolConfig
 from orchestrator.errors import Conflict
+from orchestrator.telemetry.events import Events
 from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
@@ -53,6 +54,9 @@ class Reconfigurable(Protocol):
     def registry(self) -> Registry:
         """Return the registry that decides which workers are there."""
         ...
+
+    @property
+    def events(self) -> Events: ...
 
     def reconfigure(self, config: Config) -> None:
         """Go by `config` from now on, but for its workers. This cannot fail."""
@@ -87,8 +91,11 @@ class Reloader:
         except Conflict as error:
             for line in error.message.splitlines():
                 _log.error("not reloaded: %s", line)
+            self._target.events.note("admin.reload_refused", f"not reloaded: {error.message}", who="SIGHUP")
         else:
-            _log.info("reloaded: %s", ", ".join(changed) or "nothing has changed")
+            what = f"reloaded: {', '.join(changed) or 'nothing has changed'}"
+            _log.info("%s", what)
+            self._target.events.note("admin.reload", what, who="SIGHUP")
 
     async def reload(self) -> tuple[str, ...]:
         """Read the file again and apply it; returns the keys that have changed. Raises `Conflict`."""
@@ -116,6 +123,7 @@ class Reloader:
         changed = [change.key for change in changes]
         if keys is not None and target.keys is not None and set(keys) != set(target.keys):
             target.keys.exchange(keys)
+            warn_of_missing_scopes(keys, config.orchestrator)
             changed.append(KEYS_FILE)
         target.reconfigure(config)
         workers.apply(target.registry)

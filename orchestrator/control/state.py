@@ -9,9 +9,11 @@ from typing import Protocol
 
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
+from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
+from orchestrator.telemetry.events import Events
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
@@ -135,6 +137,12 @@ class AdminState(Guarding, Protocol):
     def registry(self) -> Registry:
         """Return the registry that decides who serves."""
         ...
+
+    @property
+    def events(self) -> Events: ...
+
+    @property
+    def watch(self) -> WorkerWatch: ...
 
     def counts(self) -> Sequence[int]:
         """Return one row of `Telemetry`, or the sum of several."""

@@ -154,12 +154,13 @@ class Failover:
     async def _tokenize(self, stream: CutStream, body: bytes) -> tuple[Ids, int | None]:
         """Ask one worker after the other for token ids, and the length of its context."""
         for worker in self._askable(stream):
-            question = Question(stream.legs, worker, TOKENIZE, body)
+            question, began = Question(stream.legs, worker, TOKENIZE, body), stream.legs.dispatcher.time()
             stream.watch(question)
             try:
                 return tokenized(await question.read(_MAX_TOKENS_BYTES))
             except (WorkerError, WorkerAnswered) as error:
                 question.note_failed(error)
+                stream.legs.note_failed(worker, error, began)
                 continue
             finally:
                 question.abort()

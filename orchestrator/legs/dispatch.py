@@ -65,14 +65,17 @@ class Dispatcher:
         self._offload = offload
         self._telemetry = telemetry
         authorization = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
-        self.headers: Final = {  # of a leg, by the name of its codec, as header blocks
-            codec.name: header_block([*codec.headers, _IDENTITY, *authorization])
-            for codec in (*CODECS.values(), FORM)
-        }
+        # Of a leg, by the name of its codec, as header blocks; the second ones are without the credential.
+        self.headers: Final = _blocks(authorization)
+        self.bare_headers: Final = _blocks([])
+
+    def head(self, worker: Worker, codec: str) -> bytes:
+        """Return what the heads of all legs to a worker have in this codec, as a header block."""
+        return self.headers[codec] if worker.gets_credential else self.bare_headers[codec]
 
     def ask(self, worker: Worker, path: str, body: bytes) -> Coroutine[Any, Any, Answer]:
         """Send a worker a question beside the legs, as JSON. It raises as `Upstream.send` does."""
-        return self.upstream.send(worker.origin, "POST", path, self.headers[JSON.name], [body])
+        return self.upstream.send(worker.origin, "POST", path, self.head(worker, JSON.name), [body])
 
     async def end_leg(self, worker: Worker, id: str) -> bool:
         """Ask a worker to end the leg of this name, and to answer it all the same; False if it cannot."""
@@ -101,7 +104,7 @@ class Dispatcher:
     async def expired_leases(self, worker: Worker) -> float | None:
         """Ask a prefill worker how many of its leases have run out; return None if it does not say."""
         try:
-            sent = self.upstream.send(worker.origin, "GET", _METRICS, self.headers[JSON.name], [])
+            sent = self.upstream.send(worker.origin, "GET", _METRICS, self.head(worker, JSON.name), [])
             return _total(await self._answer_of(await sent, _METRICS, _MAX_METRICS_BYTES))
         except (WorkerError, WorkerAnswered, OutOfResources):
             return None
@@ -161,6 +164,13 @@ class Dispatcher:
             self.registry.note_lost(worker, worker.epoch, why)
         else:
             self.registry.mark_gone(worker, why, trouble_of(cause).what)
+
+
+def _blocks(authorization: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
+    return {
+        codec.name: header_block([*codec.headers, _IDENTITY, *authorization])
+        for codec in (*CODECS.values(), FORM)
+    }
 
 
 def _total(metrics: bytes) -> float | None:

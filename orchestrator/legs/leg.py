@@ -32,8 +32,9 @@ from orchestrator.legs.bodies import LegBodies
 from orchestrator.legs.connectors.base import Handoff, InvalidHandoff
 from orchestrator.legs.dispatch import Dispatcher, cause_of, check_identity, refusal
 from orchestrator.legs.ledger import KvLease
-from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread
+from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread, outcome_of
 from orchestrator.telemetry.counters import LeaseState
+from orchestrator.telemetry.record import FailedAttempt
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
@@ -85,6 +86,8 @@ class Legs:
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
     has_stalled = False  # a hand-off, so that it was tried elsewhere
+    attempts: list[FailedAttempt] | None = None  # that have failed
+    was_silent = False  # the leg that failed last: it was given up for that
     was_in_service = False  # the worker of the leg that failed last: nobody had taken it out before
 
     def __init__(
@@ -117,6 +120,19 @@ class Legs:
         for denial in self.denied or ():
             if denial.epoch == denial.worker.epoch:
                 self.dispatcher.registry.note_error(denial.worker, f"with {denial.answered}")
+
+    def note_failed(self, worker: Worker, error: WorkerError | WorkerAnswered, began: float) -> None:
+        """Note that a worker has failed the request, which it had since `began`, for its log line.
+
+        An error that any worker would answer is no failure.
+        """
+        if failure_of(error) is Failure.REFUSED:
+            return
+        outcome = "silent" if self.was_silent else outcome_of(error)
+        self.was_silent = False
+        if self.attempts is None:
+            self.attempts = []
+        self.attempts.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
 
     def has_failed(self, worker: Worker) -> bool:
         """Tell whether the worker has just failed this request, or did so before."""
@@ -189,6 +205,11 @@ class Leg(ABC):
     def is_in_service(self) -> bool:
         """Its worker still is where legs run."""
         return self.worker.state in IN_SERVICE
+
+    def lose(self) -> None:
+        """Give its answer up, as its worker is out of service and says nothing: its reader goes elsewhere."""
+        self.legs.was_silent = True
+        self.abort()
 
     def note_heard(self, now: float) -> None:
         """Note that more of its answer has come."""
@@ -280,7 +301,8 @@ class Leg(ABC):
             id_header = f"x-request-id: {name}\r\n".encode()
         else:
             id_header = b"%b%b: %b\r\n" % (client_id, _LEG_HEADER, name.encode())
-        head = dispatcher.headers[codec.name] + self.form_headers + id_header + legs.headers
+        heads = dispatcher.headers if worker.gets_credential else dispatcher.bare_headers
+        head = heads[codec.name] + self.form_headers + id_header + legs.headers
         if worker.rank_header:
             head += worker.rank_header
         return dispatcher.upstream.send(worker.origin, "POST", bodies.path, head, parts)
@@ -510,7 +532,7 @@ class HolderLeg(AnswerLeg):
     def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         legs, dispatcher = self.legs, self.legs.dispatcher
         self.epoch = self.worker.epoch
-        head = dispatcher.headers[JSON.name] + legs.headers
+        head = dispatcher.head(self.worker, JSON.name) + legs.headers
         return dispatcher.upstream.send(self.worker.origin, self._method, self.bodies.path, head, [])
 
     def succeed(self) -> None:

@@ -36,6 +36,7 @@ from orchestrator.errors import (
     HandoffStalled,
     WorkerAnswered,
     WorkerCutShort,
+    WorkerOut,
     WorkerUnfit,
     WorkerUnreachable,
 )
@@ -99,6 +100,31 @@ def failure_of(error: BatonError) -> Failure:
     if isinstance(error, WorkerAnswered):
         return _failure_answered(error)
     return Failure.FAILED
+
+
+# How the log calls what happened; an error of the worker's own is called by its status.
+_OUTCOMES: dict[Failure, str] = {
+    Failure.UNREACHABLE: "unreachable",
+    Failure.LOST: "cut_short",
+    Failure.LATE: "late",
+    Failure.STALLED: "stalled",
+    Failure.BUSY: "busy",
+    Failure.FAILED: "garbage",
+    Failure.UNFIT: "unfit",
+    Failure.REFUSED: "refused",
+}
+
+
+def outcome_of(error: BatonError) -> str:
+    """Return a word for what a leg raised, for the log."""
+    failure = failure_of(error)
+    if isinstance(error, WorkerOut):
+        return "out_of_service"
+    if failure is Failure.LOST and isinstance(error, WorkerAnswered):
+        return "engine_ended"
+    if failure is Failure.FAILED and isinstance(error, WorkerAnswered):
+        return f"answered_{error.status}"
+    return _OUTCOMES[failure]
 
 
 def _failure_answered(error: WorkerAnswered) -> Failure:

@@ -82,7 +82,9 @@ async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writ
     configure_logging(config.orchestrator.log, write)
     writer.start()
     rows = rows_of(rows_fd, config, start)
-    await DataProcess(config, start, rows, channel).run(listener, write)
+    process = DataProcess(config, start, rows, channel)
+    writer.on_lost = process.note_log_lost
+    await process.run(listener, write)
 
 
 def rows_of(fd: int, config: Config, start: Start) -> Rows:
@@ -118,6 +120,7 @@ class DataProcess:
                 keys=None if start.keys is None else KeyRing(start.keys),
                 row=rows.telemetry(start.row),
                 loads=rows.loads(start.row),
+                figures=rows.figures(start.row),
                 share=self._sharing.note,
                 salt=start.salt,
             ),
@@ -149,6 +152,10 @@ class DataProcess:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._channel.close()
+
+    def note_log_lost(self, lines: int) -> None:
+        """Note how many lines of this process's log were lost so far."""
+        self._orchestrator.telemetry.log_lost(lines)
 
     async def _obey(self) -> None:
         while (message := await self._channel.receive()) is not None:

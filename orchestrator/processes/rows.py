@@ -5,8 +5,8 @@ them. There is no lock: a cell has one writer, and is eight aligned bytes, which
 
 A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
 writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
-was last heard, then for each what is known of its caches. Row 0 is the base: what processes that have ended
-had counted.
+was last heard, then for each its figures, then for each what is known of its caches. Row 0 is the base: what
+processes that have ended had counted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Sequence
 
 from orchestrator.telemetry.counters import Layout, sum_rows
+from orchestrator.telemetry.figures import CELLS
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.figures import COUNTERS, CacheFigures
 from orchestrator.workers.worker import SharedLoad
@@ -30,7 +31,7 @@ SPARE_WORKERS = 64
 
 _UPSTREAM = UpstreamStats._fields
 _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
-_FIGURES = len(CacheFigures._fields)
+_CACHE_CELLS = len(CacheFigures._fields)
 
 
 class Rows:
@@ -50,12 +51,14 @@ class Rows:
         self._legs = self._beats + 1
         self._heard = self._legs + workers
         self._figures = self._heard + workers
+        self._caches = self._figures + workers * CELLS
         self.row_size = row_size(layout, workers)
         self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
         self._counters = [
             *layout.counters,
+            *range(self._figures, self._figures + workers * CELLS),
             *(self._upstream + place for place, name in enumerate(_UPSTREAM) if name not in _UPSTREAM_GAUGES),
-            *(self._figures + slot * _FIGURES + place for slot in range(workers) for place in COUNTERS),
+            *(self._caches + slot * _CACHE_CELLS + place for slot in range(workers) for place in COUNTERS),
         ]
 
     @classmethod
@@ -100,8 +103,17 @@ class Rows:
         ]
 
     def _cache_cells(self, row: int, slot: int) -> memoryview:
-        first = row * self.row_size + self._figures + slot * _FIGURES
-        return self._cells[first : first + _FIGURES]
+        first = row * self.row_size + self._caches + slot * _CACHE_CELLS
+        return self._cells[first : first + _CACHE_CELLS]
+
+    def figures(self, row: int) -> memoryview:
+        """Return the cells in which the writer of `row` counts what workers have done, slot after slot."""
+        return self._row(row)[self._figures : self._figures + self._workers * CELLS]
+
+    def figures_of(self, slot: int) -> Sequence[int]:
+        """Return what all processes have counted for the worker of a slot."""
+        start = self._figures + slot * CELLS
+        return sum_rows(self._row(row)[start : start + CELLS] for row in range(self.count))
 
     def in_flight(self, row: int) -> int:
         """Return how many requests the writer of `row` is serving."""
@@ -139,7 +151,7 @@ class Rows:
 
 def row_size(layout: Layout, workers: int) -> int:
     """Return the size of a row in cells."""
-    cells = layout.size + len(_UPSTREAM) + 1 + (2 + _FIGURES) * workers
+    cells = layout.size + len(_UPSTREAM) + 1 + (2 + CELLS + _CACHE_CELLS) * workers
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line
 

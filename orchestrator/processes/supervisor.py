@@ -32,6 +32,7 @@ from orchestrator.control.state import (
     RouteAnswer,
     RouteQuestion,
 )
+from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.errors import NotFound, StartError, Unavailable
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
@@ -42,6 +43,7 @@ from orchestrator.processes.membership import Publisher
 from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
+from orchestrator.telemetry.events import Events
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
@@ -124,7 +126,9 @@ class Supervisor:
         )
         self._publisher = Publisher(self.registry)
         self._probe = HttpProbe(credential)
-        self._prober = Prober(self.registry, self._probe, random=self.random)
+        self.events = Events()
+        self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
+        self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
         self._listener = listener
         self._started = time.time()
         self._processes: dict[ProcessHandle, asyncio.Task[None]] = {}  # with the task that watches each
@@ -138,7 +142,7 @@ class Supervisor:
         try:
             kept = (self._keep(index) for index in self._indexes)
             alarm = CacheAlarm(self.registry)
-            await _first_of(stop.requested.wait(), self._kill_hung(), alarm.run(), *kept)
+            await _first_of(stop.requested.wait(), self._kill_hung(), alarm.run(), self.watch.run(), *kept)
         finally:
             self._is_stopping = True
             self._listener.close()  # who connects now is refused, as soon as all processes have closed it too

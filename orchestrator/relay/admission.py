@@ -407,6 +407,7 @@ class Admission:
         self._seats = seats
         self.gates = {model: Gate(model, index, queue, telemetry, time) for index, model in enumerate(pools)}
         for model, found in pools.items():
+            found.allot(seats.get(model, {}))
             found.on_update(functools.partial(self._resize, model))
             self._resize(model)
 
@@ -439,14 +440,11 @@ class Admission:
 def seats_of(pools: Pools, seats: Mapping[Role, int]) -> int:
     """Count how many requests may hold one of these workers; 0 if no worker takes any.
 
-    A worker on trial takes one, one in slow start a part that grows. Legs that run on workers out of use hold
-    no seat of the others, so they come on top; as they end, this is too high until it is worked out again.
+    A worker on trial takes one. One in slow start has all of its seats: it is asked less often while others
+    have room, but nobody waits while it has. Legs that run on workers out of use hold no seat of the others,
+    so they come on top; as they end, this is too high until it is worked out again.
     """
-    in_use = sum(
-        max(1, int(pools.share(worker) * seats.get(role, DEFAULT_SEATS)))
-        for role in SEATED
-        for worker in getattr(pools, role)
-    )
+    in_use = sum(seats.get(role, DEFAULT_SEATS) * len(getattr(pools, role)) for role in SEATED)
     others = [worker for worker in pools.others if worker.address.role in SEATED]
     trials = sum(worker.state is WorkerState.PROBING for worker in others)
     if not (in_use or trials):

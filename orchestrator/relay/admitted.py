@@ -17,6 +17,7 @@ class AdmittedRequest:
     """A request that was given a permit is on its way through the workers."""
 
     __slots__ = (
+        "attempt_began",
         "continuation",
         "conversion",
         "first_handoff",
@@ -47,6 +48,7 @@ class AdmittedRequest:
         self.conversion = conversion
         self.prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on
         self.retries: Retries | None = None  # once a leg has failed
+        self.attempt_began = 0.0  # when the attempt under way did; 0.0: the first one does with the permit
         self.first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
         self.continuation: Continuation | None = None  # once another worker goes on with the stream
 

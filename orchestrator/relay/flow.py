@@ -256,6 +256,7 @@ class Flow:
         legs = request.legs
         if legs.last is not None:
             legs.failed = (*(legs.failed or ()), legs.last)
+        request.scope.record.attempts += 1
         request.plan = self._plan(request.scope, request.view, request.route, legs.failed or ())
         if request.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
             self._forget_prefill(request)
@@ -329,8 +330,13 @@ class Flow:
         headers = _without_overrides(scope.relayed_headers())
         legs = Legs(self._dispatcher, worker.address.model, bodies, headers)
         leg = HolderLeg(legs, worker, endpoint.method)
-        with leg:
-            await self._responder.answer(AdmittedRequest(scope, view, route, legs, plan, None), leg)
+        request = AdmittedRequest(scope, view, route, legs, plan, None)
+        try:
+            with leg:
+                await self._responder.answer(request, leg)
+        except (WorkerError, WorkerAnswered) as error:
+            _note_attempt(request, error)
+            raise
 
     # --- attempts -------------------------------------------------------------------------------
 
@@ -399,6 +405,7 @@ class Flow:
     ) -> None:
         """Raise `error` for good if what has failed is not to be tried again, or `Poison`."""
         failure = failure_of(error)
+        _note_attempt(request, error)
         if request.plan.wants_ends:
             tell_failed(request, failure)
         if not self._may_help(request, failure):
@@ -579,9 +586,23 @@ def _note_plan(record: RequestRecord, plan: Plan) -> None:
     record.prefill_choice, record.decode_choice = plan.prefill_choice, plan.decode_choice
     if plan.prefill is None:
         record.path = _AGGREGATED
+        record.prefill_worker = None  # one of an earlier attempt has no part in this one
     else:
         record.path = _DISAGGREGATED
         record.prefill_worker = plan.prefill.name
+
+
+def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered) -> None:
+    """Note in the record which worker has failed the request, and how long it had it."""
+    legs, record, worker = request.legs, request.scope.record, request.legs.last
+    if worker is None:
+        return
+    began = request.attempt_began or record.admitted
+    if worker is not request.plan.prefill:
+        began = max(began, record.prefill_done)
+    legs.note_failed(worker, error, began)
+    record.failed = legs.attempts
+    request.attempt_began = request.scope.now()
 
 
 def _retry_reason(request: AdmittedRequest) -> RetryReason:

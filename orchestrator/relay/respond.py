@@ -99,6 +99,7 @@ class Responder:
             scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
             if scope.record.logged is not None:
                 scope.record.logged.output_tokens = events.output_tokens()
+            scope.record.pieces = answer.arrivals
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()

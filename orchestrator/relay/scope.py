@@ -179,7 +179,7 @@ class RequestScope:
                 leg.seen_arrivals = leg.answer.arrivals
                 leg.note_heard(now)
             leg.sweep(now)
-            self._sweep_leg(leg, leg.answer, now - leg.heard)
+            self._sweep_leg(leg, now - leg.heard)
 
     def _note_progress(self, now: float) -> None:
         """Note that more of a stream has gone out since the last sweep."""
@@ -201,10 +201,10 @@ class RequestScope:
             self._start_early(_EVENT_STREAM)
         self.exchange.feed(_KEEP_ALIVE)
 
-    def _sweep_leg(self, leg: Leg, answer: Answer, silence_s: float) -> None:
+    def _sweep_leg(self, leg: Leg, silence_s: float) -> None:
         limits = self._plane.limits
         if silence_s > limits.leg_silence_s and not leg.is_in_service:
-            answer.abort()  # lost: whoever reads it finds another worker
+            leg.lose()
         elif self.has_begun:
             if silence_s > limits.stream_idle_timeout_s:
                 self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))

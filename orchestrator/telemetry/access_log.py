@@ -16,7 +16,7 @@ from orchestrator.telemetry.counters import NO_MODEL, STAGES
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.lines import json_line, milliseconds, timestamp
 from orchestrator.telemetry.logs import Write
-from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.telemetry.record import FailedAttempt, Path, RequestRecord
 from orchestrator.wire.usage import Kv
 
 _log: Final = logging.getLogger("baton.requests")
@@ -39,9 +39,10 @@ class AccessLog:
         write: Write,
         *,
         wall_clock: Callable[[], float] = time.time,
+        note: Callable[[RequestRecord], None] | None = None,
         decisions: DecisionLog | None = None,
     ) -> None:
-        """`decisions` gets the records, too."""
+        """`note` is told of each record, whatever is written of it; `decisions` gets them, too."""
         self._records = records
         self._decisions = decisions
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
@@ -52,6 +53,7 @@ class AccessLog:
         self._tells_reasons = config.level == "debug"
         self._write = write
         self._wall_clock = wall_clock
+        self._note = note
 
     async def run(self) -> None:
         """Write lines until cancelled, then write the last ones."""
@@ -77,6 +79,9 @@ class AccessLog:
             self._write(bytes(lines))
         if self._decisions is not None:
             self._decisions.note(records, offset)
+        if self._note is not None:
+            for record in records:
+                self._note(record)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)
@@ -90,6 +95,8 @@ class AccessLog:
         workers = _worker_words(record.prefill_worker, record.decode_worker)
         if record.handoff_given_up:
             workers += f" handoff_given_up={record.handoff_given_up}"
+        if record.failed:
+            workers += _attempt_words(record.attempts, record.failed)
         line = (
             f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
             f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
@@ -125,6 +132,8 @@ class AccessLog:
             "prefill_reason": _reason(record.prefill_choice),
             "decode_reason": _reason(record.decode_choice),
             "handoff_given_up": record.handoff_given_up,
+            "attempts": record.attempts if record.admitted else 0,
+            "failed": [_attempt_fields(attempt) for attempt in record.failed] if record.failed else None,
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
             "client": record.client,
@@ -133,11 +142,12 @@ class AccessLog:
     def _warn(self, record: RequestRecord) -> None:
         stages = dict(zip(STAGES, record.stages(), strict=True))
         _log.warning(
-            "slow request %s: %s; model %s, workers %s%s",
+            "slow request %s: %s; model %s, workers %s%s%s",
             record.request_id,
             ", ".join(f"{name} {seconds:.3f} s" for name, seconds in stages.items() if seconds >= 0.0),
             self._models[record.model_index] or "unknown",
             " -> ".join(filter(None, (record.prefill_worker, record.decode_worker))) or "none",
+            _attempt_words(record.attempts, record.failed) if record.failed else "",
             _reason_words(record),
         )
 
@@ -162,6 +172,15 @@ def _stage_words(record: RequestRecord) -> str:
     if queue_s >= 0.0:
         words = f" queue_ms={record.queue_ms or milliseconds(queue_s)}{words}"
     return words
+
+
+def _attempt_words(attempts: int, failed: Sequence[FailedAttempt]) -> str:
+    return f" attempts={attempts} failed={','.join(one_line(str(attempt)) for attempt in failed)}"
+
+
+def _attempt_fields(attempt: FailedAttempt) -> dict[str, Any]:
+    ms = _ms(attempt.seconds)
+    return {"worker": attempt.worker, "outcome": attempt.outcome, "ms": ms}
 
 
 def _ms(seconds: float) -> float | None:

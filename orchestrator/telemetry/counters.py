@@ -134,7 +134,8 @@ class Layout:
         self.poison = self.rejections + len(RejectReason)
         self.handoffs = self.poison + 1
         self.lag = self.handoffs + len(HandoffTrouble)
-        self.size = self.lag + histogram_cells(LAG_BOUNDS)
+        self.log_lost = self.lag + histogram_cells(LAG_BOUNDS)
+        self.size = self.log_lost + 1
 
     @property
     def counters(self) -> range:
@@ -228,6 +229,10 @@ class Telemetry:
 
     def handoff_given_up(self, trouble: HandoffTrouble) -> None:
         self.row[self.layout.handoffs + trouble] += 1
+
+    def log_lost(self, lines: int) -> None:
+        """Note how many lines of the log were lost so far."""
+        self.row[self.layout.log_lost] = lines
 
     def loop_lag(self, seconds: float) -> None:
         _observe(self.row, self.layout.lag, LAG_BOUNDS, seconds)

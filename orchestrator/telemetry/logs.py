@@ -7,7 +7,6 @@ to a terminal.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -19,6 +18,7 @@ from orchestrator.config.printing import one_line
 from orchestrator.telemetry.lines import json_line, timestamp
 
 Write = Callable[[bytes], None]
+_NEWLINE = 10
 
 # --- writing ------------------------------------------------------------------------------------
 
@@ -28,7 +28,8 @@ class LineWriter:
 
     Before `start` and after `close` it writes at once. If the reader stalls, at most `MAX_WAITING_BYTES` are
     kept and later writes are dropped; the first one that fits again is preceded by their number, in lines
-    for people.
+    for people. So is the first one after a disk was full, whose last line is ended first. `lost` counts lines
+    of both kinds.
     """
 
     MAX_WAITING_BYTES = 8 * 1024 * 1024
@@ -43,6 +44,11 @@ class LineWriter:
         self._dropped = 0
         self._written = 0  # by the thread only
         self._is_stuck = False
+        self._is_cut = False  # what was written last ends in the middle of a line
+        self._gap = 0  # lines that were lost since the last that was written
+        self._why = ""
+        self.lost = 0
+        self.on_lost: Callable[[int], None] = lambda lost: None  # is told `lost`, by any thread
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -67,6 +73,7 @@ class LineWriter:
         with self._lock:
             if self._accepted - self._written + len(data) > self.MAX_WAITING_BYTES:
                 self._dropped += 1
+                self._note_lost(data.count(b"\n"))
                 return
             if self._dropped and self._is_for_people:
                 data = b"(%d log writes dropped: nobody read them)\n" % self._dropped + data
@@ -80,16 +87,47 @@ class LineWriter:
             self._written += len(data)
 
     def _write_now(self, data: bytes) -> None:
-        view = memoryview(data)
-        with contextlib.suppress(OSError):  # nobody is left to tell
-            while view:
-                view = view[os.write(self._fd, view) :]
+        head = self._after_gap()
+        whole, done = memoryview(head + data), 0
+        try:
+            while done < len(whole):
+                done += os.write(self._fd, whole[done:])
+        except OSError as error:  # a full disk; or nobody is left to tell
+            if done >= len(head):
+                self._gap = 0
+            if done:
+                self._is_cut = whole[done - 1] != _NEWLINE
+            self._note_gap(bytes(whole[max(done, len(head)) :]).count(b"\n"), error)
+        else:
+            self._gap = 0
+            self._is_cut = False
+
+    def _after_gap(self) -> bytes:
+        """Return what stands before the first line after some were lost."""
+        if not self._gap:
+            return b""
+        end = b"\n" if self._is_cut else b""
+        if not self._is_for_people:
+            return end
+        return end + b"(%d log lines lost: %s)\n" % (self._gap, self._why.encode())
+
+    def _note_gap(self, lost: int, error: OSError) -> None:
+        self._gap += lost
+        self._why = error.strerror or str(error)
+        self._note_lost(lost)
+
+    def _note_lost(self, lines: int) -> None:
+        self.lost += lines
+        self.on_lost(self.lost)
 
 
 # --- everything else that logs ------------------------------------------------------------------
 
 # What a LogRecord has of its own; anything else was given as `extra` and is a field of the line.
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName"),
+    "color_message",  # uvicorn's, with the control sequences of a terminal
+}
 
 
 class JsonFormatter(logging.Formatter):

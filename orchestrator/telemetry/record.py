@@ -33,6 +33,21 @@ class LoggedRequest:
         self.cached_tokens: int | None = None  # of the prompt, as the first prefill worker found them
 
 
+class FailedAttempt:
+    """A worker has failed a request, which may have been served elsewhere then."""
+
+    __slots__ = ("outcome", "seconds", "worker")
+
+    def __init__(self, worker: str, outcome: str, seconds: float) -> None:
+        """`outcome` says in a word how it has failed (`legs/retry.py`); it had the request for `seconds`."""
+        self.worker = worker
+        self.outcome = outcome
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"{self.worker}:{self.outcome}:{self.seconds:.1f}s"
+
+
 class RequestRecord:
     """A record is filled in by `relay/scope.py` as its request goes.
 
@@ -61,11 +76,14 @@ class RequestRecord:
     error_code: str | None  # BatonError.code; set also when a stream failed after its 200
     prefill_worker: str | None = None
     decode_worker: str | None = None
+    attempts = 1  # so often workers were chosen for it, once it was admitted
+    failed: list[FailedAttempt] | None = None  # what came to nothing, in its order; None: nothing did
     handoff_given_up: str | None  # "late" or "stalled", for the last decode worker that had one so
     # The last plan's reasons. `str` of a choice is a sentence, which is made when it is read.
     whole_reason: str | None = None  # why one worker served all of it
     prefill_choice: object | None = None
     decode_choice: object | None = None
+    pieces = 0  # in which the last worker's stream came
     bytes_in = 0
     bytes_out = 0
     client: str | None  # name of the client's API key

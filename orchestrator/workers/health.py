@@ -23,6 +23,7 @@ from typing import Protocol, cast
 import httpx
 import msgspec
 
+from orchestrator.telemetry.events import Events
 from orchestrator.transport.base import host_header
 from orchestrator.transport.shortage import is_shortage
 from orchestrator.wire.info import Count, WorkerInfo
@@ -117,14 +118,17 @@ class Prober:
         *,
         random: Random,
         time: Callable[[], float] = time.monotonic,
+        events: Events | None = None,
     ) -> None:
-        """`time` is the registry's clock; `random` makes the jitter of pauses."""
+        """`time` is the registry's clock; `random` makes the jitter of pauses; `events` hear what becomes of
+        workers.
+        """
         self._registry = registry
         self._ask = probe
         self._random = random
         self._time = time
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
-        self._teller = _Teller(time)
+        self._teller = _Teller(time, events or Events())
         self._settling: asyncio.Task[None] | None = None
         self._is_closed = False
         self._complained = -COMPLAINT_S
@@ -251,10 +255,13 @@ def _named(error: Exception) -> str:
 
 
 class _Teller:
-    """It logs what becomes of workers, and why one cannot be used: once for each reason."""
+    """It tells the log and the events what becomes of workers, and the log why one cannot be used: once for
+    each reason.
+    """
 
-    def __init__(self, time: Callable[[], float]) -> None:
+    def __init__(self, time: Callable[[], float], events: Events) -> None:
         self._time = time
+        self._events = events
         self._troubles: dict[Worker, Trouble] = {}  # that the probe whose result is being noted has seen
         self._told: dict[Worker, tuple[str | None, float]] = {}  # the reason, and when
         self._first: dict[Worker, float] = {}  # when the first probe of a worker that starts failed
@@ -282,7 +289,9 @@ class _Teller:
         why = f": {worker.last_error}" if worker.last_error else ""
         advice = f"; {trouble.advice}" if is_out and trouble.advice else ""
         level = logging.WARNING if is_out else logging.INFO
-        _log.log(level, "%s is %s (%s)%s%s", worker.name, worker.state, event, why, advice)
+        text = f"{worker.name} is {worker.state} ({event}){why}{advice}"
+        _log.log(level, "%s", text)
+        self._events.note(f"worker.{worker.state}", text, subject=worker.name)
         if is_out:
             self._note_told(worker, worker.reason)
         elif worker.state is WorkerState.READY:
@@ -332,9 +341,9 @@ class HttpProbe:
 
     def __init__(self, credential: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """Workers get `credential` as bearer token. A test's `transport` stands in for the network."""
-        authorization = {"authorization": f"Bearer {credential}"} if credential else {}
+        self._authorization = {"authorization": f"Bearer {credential}"} if credential else {}
         self._client = httpx.AsyncClient(
-            headers={"accept-encoding": "identity", **authorization},
+            headers={"accept-encoding": "identity"},
             timeout=None,  # noqa: S113  # whoever asks has limits of its own
             limits=httpx.Limits(max_connections=None),
             trust_env=False,
@@ -437,7 +446,8 @@ class HttpProbe:
 
     async def _ask(self, worker: Worker, path: str, document: bytes | None = None) -> tuple[int, bytes]:
         """Return status and body of a page, of `MAX_PAGE_BYTES` at most, as it came. Raises `_BadPage`."""
-        headers = {"host": host_header(worker.origin)}
+        authorization = self._authorization if worker.gets_credential else {}
+        headers = {"host": host_header(worker.origin), **authorization}
         if document is not None:
             headers["content-type"] = "application/json"
         method, url = "GET" if document is None else "POST", worker.address.url + path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from orchestrator.config.options import HealthConfig, RoutingConfig
@@ -28,6 +28,7 @@ class Pools:
         "_on_update",
         "_prefills_locally",
         "_resting",
+        "_seats",
         "_slow_start_s",
         "_time",
         "_trials",
@@ -55,6 +56,7 @@ class Pools:
         self._is_prefill_lost = False  # workers have served as prefill, and none does now
         self._on_update: list[Callable[[], None]] = []
         self._trials: dict[Role, list[Worker]] = {}
+        self._seats: Mapping[Role, int] = {}  # of each worker; see `has_room`
         self._resting: dict[Worker, float] = {}  # until when they asked not to be sent more
         self._warm_at = NEVER  # when the last slow start is over
         self._time = time
@@ -118,14 +120,18 @@ class Pools:
         """Return who may take the next request: not those in `avoid`, nor those at rest, if there is any
         other.
 
-        A worker in slow start is among them as often as its share says, one on trial while it has no leg.
+        A worker in slow start is among them as often as its share says, and whenever all others are full;
+        one on trial while it has no leg.
         """
         now = self._time()
         self._settle(now)
         workers = self._of(role)
         others = [worker for worker in workers if worker not in avoid]
         others = [worker for worker in others if worker not in self._resting] or others
-        found = [worker for worker in others if self._has_turn(worker, now)]
+        has_warm = self._has_warm(others, now)
+        found = [worker for worker in others if not has_warm or self._has_turn(worker, now)]
+        if not any(self.has_room(worker) for worker in found):
+            found = [worker for worker in others if self.has_room(worker)] or found
         found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.in_flight]
         return tuple(found or others) or workers
 
@@ -144,18 +150,37 @@ class Pools:
         """Return for how many seconds a worker has asked not to be sent more."""
         return max(self._resting.get(worker, NEVER) - self._time(), 0.0)
 
-    def share(self, worker: Worker) -> float:
-        """Return how much of its usual part a worker takes now, from `MIN_SHARE` to 1."""
-        return self._share(worker, self._time())
+    def allot(self, seats: Mapping[Role, int]) -> None:
+        """Let each worker have so many seats, by role."""
+        self._seats = seats
 
-    def _share(self, worker: Worker, now: float) -> float:
+    def has_room(self, worker: Worker) -> bool:
+        """Tell whether a worker could begin with one more at once. One that prefills takes one prompt after
+        another.
+        """
+        role = worker.address.role
+        return worker.in_flight < (1 if role == "prefill" else self._seats.get(role, sys.maxsize))
+
+    def share(self, worker: Worker) -> float:
+        """Return how much of its usual part a worker takes now, from `MIN_SHARE` to 1.
+
+        Slow start shifts load to warm peers: without any it takes all of its part.
+        """
+        now = self._time()
+        peers = self._of(worker.address.role)
+        return self._ramp(worker, now) if self._has_warm(peers, now) else 1.0
+
+    def _has_warm(self, workers: Sequence[Worker], now: float) -> bool:
+        return any(now - worker.warm_from >= self._slow_start_s for worker in workers)
+
+    def _ramp(self, worker: Worker, now: float) -> float:
         warm_s = now - worker.warm_from
         if warm_s >= self._slow_start_s:
             return 1.0
         return max(warm_s / self._slow_start_s, MIN_SHARE)
 
     def _has_turn(self, worker: Worker, now: float) -> bool:
-        share = self._share(worker, now)
+        share = self._ramp(worker, now)
         if share == 1.0:
             return True
         worker.credit += share

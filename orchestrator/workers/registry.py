@@ -207,6 +207,17 @@ class Registry:
             _blame(worker, f"answered {worker.failures} legs in a row {how}", "answers requests with errors")
             self._note(worker, Event.ERRED)
 
+    def note_slow(self, worker: Worker, why: str) -> bool:
+        """Eject a worker that is far slower than its peers; return False if that would be beyond half of the
+        pool, and it stays.
+        """
+        if not lifecycle.may_be_out(worker, self._roster.pool_of(worker)):
+            return False
+        if worker.state is WorkerState.READY:
+            _blame(worker, f"far slower than its peers: {why}", "is far slower than its peers")
+            self._note(worker, Event.SLOW)
+        return True
+
     def note_seen(
         self, worker: Worker, epoch: int, event: Event, why: str | None, reason: str | None = None
     ) -> None:

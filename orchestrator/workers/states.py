@@ -1,8 +1,8 @@
 """A table has the life of a worker: the states it can be in, what can happen to it, and the state after that.
 
 Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED, SILENT and UNFIT (`workers/health.py`), legs see
-REFUSED, LOST, STALLED, ERRED, DENIED and PROVEN (the flow), the operator drains, NEEDED follows from what
-happens to others of the pool.
+REFUSED, LOST, STALLED, ERRED, DENIED and PROVEN (the flow), the operator drains, SLOW is what figures say
+(`control/worker_watch.py`), NEEDED follows from what happens to others of the pool.
 
 A client could cause what a leg saw as DENIED, so it only has the worker looked at; a probe, in which no
 client has a part, says UNFIT.
@@ -41,6 +41,7 @@ class Event(StrEnum):
     DENIED = "denied"  # a leg was answered as no worker of ours answers
     UNFIT = "unfit"  # a probe was, or it found another model there
     PROVEN = "proven"  # a leg on trial succeeded
+    SLOW = "slow"  # it is far slower than its peers
     NEEDED = "needed"  # more than half of what is left of its pool is ejected
     DRAIN = "drain"
     UNDRAIN = "undrain"
@@ -89,6 +90,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.STALLED: _SUSPECT,
         Event.SILENT: _EJECTED,
         Event.ERRED: _EJECTED,
+        Event.SLOW: _EJECTED,
         Event.DRAIN: _DRAINING,
     },
     _SUSPECT: {

@@ -46,6 +46,7 @@ class Worker(ABC):
         "epoch",
         "failures",
         "first_byte_s",
+        "gets_credential",
         "info",
         "is_denied",
         "is_drained",
@@ -82,6 +83,7 @@ class Worker(ABC):
         self.name = address.name
         rank = address.rank  # what the head of its legs says, as a header block
         self.rank_header = b"" if rank is None else b"x-data-parallel-rank: %d\r\n" % rank
+        self.gets_credential = address.gets_credential
         self.origin = Origin(address.host, address.port, tls)
         self.state = WorkerState.STARTING
         self.epoch = 0

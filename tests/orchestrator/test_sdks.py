@@ -67,7 +67,7 @@ class Front:
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     folder = tmp_path_factory.mktemp("sdks")
     keys = folder / "keys"
-    keys.write_text(f"someone {hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    keys.write_text(f"someone {hashlib.sha256(KEY.encode()).hexdigest()} infer,admin\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(STORE_ENV, "1")
         with (

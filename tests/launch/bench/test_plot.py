@@ -44,5 +44,5 @@ def test_what_is_no_picture() -> None:
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(WrongUsage, match=r"pip install 'baton-serve\[bench\]'"):
+    with pytest.raises(WrongUsage, match="pip install matplotlib"):
         plot.check("a.png")

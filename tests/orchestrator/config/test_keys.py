@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.keys import Key, KeyFileError, KeyRing, load_keys
+from orchestrator.config.keys import Key, KeyFileError, KeyRing, Scope, load_keys
 from orchestrator.config.options import OrchestratorConfig
-from orchestrator.errors import StartError, Unauthorized
+from orchestrator.errors import MissingScope, StartError, Unauthorized
 
 
 def digest(key: str) -> str:
@@ -143,3 +143,50 @@ def test_a_start_fails_with_what_is_wrong_with_the_key_file(key_file: Path, text
     reason = "No such file" if text is None else f"{key_file}:1: expected NAME SHA256HEX"
     with pytest.raises(StartError, match=f"^api_keys_file: .*{reason}"):
         load_keys(OrchestratorConfig(api_keys_file=str(key_file)))
+
+
+# --- scopes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "scopes"),
+    [
+        ("", {"infer"}),  # a file from before there were scopes: its keys are clients'
+        ("infer", {"infer"}),
+        ("metrics", {"metrics"}),
+        ("admin", {"admin", "metrics"}),
+        ("admin,infer", {"admin", "metrics", "infer"}),
+    ],
+)
+def test_a_key_may_do_what_its_line_says(key_file: Path, word: str, scopes: set[Scope]) -> None:
+    key_file.write_text(f"alice {digest('s3cret')} {word}\n")
+    ring = KeyRing.load(key_file)
+    names: tuple[Scope, ...] = ("infer", "metrics", "admin")
+    for scope in names:
+        if scope in scopes:
+            assert ring.check(b"Bearer s3cret", scope=scope) == "alice"
+        else:
+            with pytest.raises(MissingScope, match=f"lacks the scope {scope}; it has ") as caught:
+                ring.check(b"Bearer s3cret", scope=scope)
+            assert caught.value.status == 403
+
+
+@pytest.mark.parametrize("word", ["root", "admin,", ",", "infer,root", "Admin"])
+def test_other_scopes_are_a_mistake_in_the_line(key_file: Path, word: str) -> None:
+    key_file.write_text(f"# one\nalice {digest('s3cret')} {word}\n")
+    with pytest.raises(KeyFileError) as caught:
+        KeyRing.load(key_file)
+    assert caught.value.problems == [
+        f"{key_file}:2: scopes are infer, metrics, admin, with commas between them"
+    ]
+
+
+def test_what_nobody_may_do_is_said_at_the_start(key_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key_file.write_text(f"alice {digest('s3cret')}\n")
+    load_keys(OrchestratorConfig(api_keys_file=str(key_file), admin="127.0.0.1:1"))
+    assert "no key in" in caplog.text
+    assert "has the scope admin" in caplog.text
+    caplog.clear()
+    key_file.write_text(f"alice {digest('s3cret')} infer,admin\n")
+    load_keys(OrchestratorConfig(api_keys_file=str(key_file), admin="127.0.0.1:1"))
+    assert caplog.text == ""

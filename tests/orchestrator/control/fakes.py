@@ -16,9 +16,12 @@ from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.keys import Key, KeyRing
 from orchestrator.config.options import Config
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus, RouteAnswer, RouteQuestion
+from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
+from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.figures import CELLS
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.registry import Registry
@@ -34,7 +37,7 @@ CONFIG = Config.model_validate(
         ]
     }
 )
-RING = KeyRing([Key("alice", sha256(b"s3cret").digest())])
+RING = KeyRing([Key("alice", sha256(b"s3cret").digest(), frozenset({"infer", "metrics", "admin"}))])
 KEY = {"authorization": "Bearer s3cret"}
 
 
@@ -65,9 +68,11 @@ class FakeState:
     is_draining: bool = False
     started: float = field(default_factory=lambda: time.time() - 100)
     ids: IdSource = field(default_factory=lambda: IdSource(Random(1)))
+    events: Events = field(default_factory=Events)
     registry: Registry = field(default_factory=lambda: registry_of({"prefill": 1, "decode": 2}))
 
     def __post_init__(self) -> None:
+        self.watch = WorkerWatch(self.config, self.registry, lambda slot: (0,) * CELLS, self.events)
         self.lag = LoopLagMonitor(self.telemetry)
         self.layout = self.telemetry.layout
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -238,6 +239,15 @@ def test_the_schema_describes_the_data_plane_too() -> None:
     assert chat["requestBody"]["content"]["application/json"]["schema"]["required"] == ["messages"]
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert ask(app, "/openapi.json").json() == document
+
+
+def test_the_docs_page_needs_nothing_from_elsewhere() -> None:
+    answer = ask(control_app(FakeState()), "/docs")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert re.findall(r"(?:src|href)=.?([^\s>\"]+)", answer.text) == ["/openapi.json"]
+    assert "<script" not in answer.text
+    assert "http" not in answer.text.replace("<!doctype html>", "").replace("HTTPValidationError", "")
+    assert "<code>/v1/chat/completions</code>" in answer.text
 
 
 def test_the_docs_page_is_there() -> None:

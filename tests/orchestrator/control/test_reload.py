@@ -21,6 +21,7 @@ from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Argument, PolicySpec
 from orchestrator.routing.policies.round_robin import RoundRobin
 from orchestrator.telemetry.counters import Layout
+from orchestrator.telemetry.events import Events
 from orchestrator.workers.registry import Registry
 from tests.orchestrator.cluster import seat
 
@@ -50,6 +51,7 @@ class FakeTarget:
         loads = None if room is None else Rows.create(Layout(["m"], []), 4 + room, 1).loads(0)
         addresses = routed_addresses(self.config)
         self.registry = Registry(addresses, ["m", "started"], "json", loads)
+        self.events = Events()
         self.reconfigured: list[Config] = []
 
     def write(self, config: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_to
 def orchestrator(tmp_path_factory: pytest.TempPathFactory, request: Any) -> Iterator[Orchestrator]:
     directory: Path = tmp_path_factory.mktemp("browsers")
     keys = directory / "keys"
-    keys.write_text(f"me {sha256(KEY.encode()).hexdigest()}\n")
+    keys.write_text(f"me {sha256(KEY.encode()).hexdigest()} infer,admin\n")
     options = {"api_keys_file": str(keys), "allowed_hosts": ["baton.example"]}
     with simulated("prefill", "decode") as workers, starting(directory, workers) as start:
         cors = {"allowed_origins": [PAGE]}

@@ -103,6 +103,22 @@ def test_a_question_has_the_workers_key() -> None:
     run(test, credential="secret")
 
 
+def test_no_leg_and_no_question_has_the_key_where_the_worker_is_not_to_get_it() -> None:
+    async def test(one: OneRequest) -> None:
+        one.decode.gets_credential = False
+        one.serve(one.decode, answers(200, b"{}"))
+        answer = await dispatcher_of(one).ask(one.decode, "/tokenize", b"{}")
+        await answer.read(LIMIT)
+        leg = AnswerLeg(one.legs, one.decode)
+        with leg:
+            await leg.read(LIMIT)
+        sent = one.sent_to(one.decode)
+        assert len(sent) == 2
+        assert [header(leg, b"authorization") for leg in sent] == [None, None]
+
+    run(test, credential="secret")
+
+
 # --- the end of a leg ---------------------------------------------------------------------------
 
 

@@ -300,7 +300,7 @@ def test_ctrl_c_reaches_everybody_and_still_drains(make: Any) -> None:
 def test_keys_are_those_of_the_start(make: Any, tmp_path: Path) -> None:
     """A process that is started later knows them too, whatever has become of the file."""
     file = tmp_path / "keys"
-    file.write_text(f"alice {sha256(b's3cret').hexdigest()}\n")
+    file.write_text(f"alice {sha256(b's3cret').hexdigest()} infer,admin\n")
     orchestrator = make(api_keys_file=str(file), key="s3cret")
     file.unlink()
     first = orchestrator.serving()[0]["pid"]

@@ -726,7 +726,8 @@ def test_a_worker_on_trial_has_one_seat() -> None:
     assert admission.gates["m"].seats == 8
 
 
-def test_seats_of_a_worker_in_slow_start_grow_with_its_share() -> None:
+def test_a_worker_in_slow_start_has_all_of_its_seats() -> None:
+    """It is asked less often while others have room; nobody waits while it has."""
     clock = Clock()
     admission, registry = admission_over({"decode": 2}, clock=clock, slow_start_s=8)
     registry.mark_gone(registry.workers[1], "refused")
@@ -736,7 +737,18 @@ def test_seats_of_a_worker_in_slow_start_grow_with_its_share() -> None:
         admission.sweep()
         seen.append(admission.gates["m"].seats)
         clock.now += 4
-    assert seen == [5, 6, 8, 8]
+    assert seen == [8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("role", ["decode", "both"])
+def test_the_only_worker_has_all_of_its_seats_as_soon_as_it_is_back(role: Role) -> None:
+    clock = Clock()
+    admission, registry = admission_over({role: 1}, clock=clock, slow_start_s=8)
+    gate, before = admission.gates["m"], admission.gates["m"].seats
+    registry.mark_gone(registry.workers[0], "refused")
+    assert gate.seats == 0
+    registry.mark_ready(registry.workers[0])
+    assert gate.seats == before
 
 
 def test_who_is_the_last_suspect_keeps_its_seats() -> None:

@@ -85,6 +85,8 @@ def test_a_json_line_has_all_fields() -> None:
         "prefill_reason": "It is the next in turn.",
         "decode_reason": "It has the fewest legs under way.",
         "handoff_given_up": None,
+        "attempts": 1,
+        "failed": None,
         "bytes_in": 10,
         "bytes_out": 20,
         "client": "alice",

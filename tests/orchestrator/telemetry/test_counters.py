@@ -65,6 +65,7 @@ def test_blocks_of_the_layout_fill_the_row_without_overlap() -> None:
         range(LAYOUT.poison, LAYOUT.poison + 1),
         range(LAYOUT.handoffs, LAYOUT.handoffs + len(HandoffTrouble)),
         range(LAYOUT.lag, LAYOUT.lag + histogram_cells(LAG_BOUNDS)),
+        range(LAYOUT.log_lost, LAYOUT.log_lost + 1),
     ]
     assert [cell for block in blocks for cell in block] == list(range(LAYOUT.size))
 

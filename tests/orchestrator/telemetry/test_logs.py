@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -175,3 +176,41 @@ def test_a_closed_descriptor_is_not_an_error() -> None:
     os.close(reader)
     LineWriter(fd).write(b"nobody reads this\n")
     os.close(fd)
+
+
+def test_after_a_full_disk_lines_are_whole_again_and_what_was_lost_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = bytearray()
+    room = 8
+
+    def write(fd: int, data: bytes) -> int:
+        taken = bytes(data)[: room - len(disk)]
+        if not taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        disk.extend(taken)
+        return len(taken)
+
+    monkeypatch.setattr("orchestrator.telemetry.logs.os.write", write)
+    told: list[int] = []
+    writer = LineWriter()
+    writer.on_lost = told.append
+    writer.write(b"one\n")
+    writer.write(b"two and more\n")
+    writer.write(b"three\nfour\n")
+    room = 10_000
+    writer.write(b"five\n")
+    writer.write(b"six\n")
+    assert bytes(disk).decode().splitlines() == [
+        "one",
+        "two ",
+        "(3 log lines lost: No space left on device)",
+        "five",
+        "six",
+    ]
+    assert (writer.lost, told) == (3, [1, 3])
+
+
+def test_colours_of_uvicorn_are_no_field() -> None:
+    record = record_of("started", color_message="\x1b[36mstarted\x1b[0m")
+    assert "color" not in JsonFormatter().format(record)

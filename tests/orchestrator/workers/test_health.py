@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -393,6 +394,23 @@ def test_a_worker_in_service_is_asked_again_when_it_lists_other_adapters() -> No
 def test_a_worker_that_is_not_as_it_should_be(pages: dict[str, httpx.Response | Exception], why: str) -> None:
     with pytest.raises(ProbeFailed, match=why):
         probed(pages)
+
+
+@pytest.mark.parametrize("gets_it", [True, False])
+def test_the_key_goes_only_to_workers_that_are_to_get_it(gets_it: bool) -> None:
+    asked: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers.get("authorization"))
+        return WELL.get(request.url.path, httpx.Response(404))
+
+    async def scenario() -> None:
+        there = replace(address("decode", 0), gets_credential=gets_it)
+        registry = Registry([there], ["m"], "json")
+        await HttpProbe("secret", transport=httpx.MockTransport(answer))(registry.workers[0])
+
+    asyncio.run(scenario())
+    assert set(asked) == ({"Bearer secret"} if gets_it else {None})
 
 
 def test_nobody_listens_there() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 
 import pytest
 
 from orchestrator.config.options import RoutingConfig
+from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
@@ -59,6 +61,56 @@ def test_who_is_alone_serves_all_from_the_start() -> None:
     registry = registry_of({"decode": 1})
     back_from_gone(registry, registry.workers[0])
     assert turns(registry) == {"decode/0": 100}
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "both"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_slow_start_is_no_reason_where_nobody_is_warm(role: Role, count: int) -> None:
+    registry = registry_of({role: count}, slow_start_s=10)
+    pools = registry.pools["m"]
+    for worker in registry.workers:
+        registry.mark_gone(worker, "refused")
+    for worker in registry.workers:
+        registry.mark_ready(worker)
+    assert [pools.share(worker) for worker in registry.workers] == [1.0] * count
+    for _ in range(10):
+        assert len(pools.candidates(role)) == count
+
+
+def test_the_last_warm_worker_leaves_those_that_are_not_warm_everything() -> None:
+    registry = registry_of({"decode": 3}, slow_start_s=10)
+    pools, (warm, *cold) = registry.pools["m"], registry.workers
+    for worker in cold:
+        back_from_gone(registry, worker)
+    assert [pools.share(worker) for worker in cold] == [0.125, 0.125]
+    registry.drain(warm)
+    assert [pools.share(worker) for worker in cold] == [1.0, 1.0]
+    assert len(pools.candidates("decode")) == 2
+
+
+@pytest.mark.parametrize(("role", "seats"), [("decode", 2), ("both", 2), ("prefill", 1)])
+def test_who_is_cold_takes_what_the_warm_ones_have_no_room_for(role: Role, seats: int) -> None:
+    registry = registry_of({role: 2}, slow_start_s=10)
+    pools, (warm, cold) = registry.pools["m"], registry.workers
+    pools.allot({"decode": 2, "both": 2})
+    back_from_gone(registry, cold)
+    assert sum(pools.candidates(role) == (warm,) for _ in range(16)) == 14
+    with contextlib.ExitStack() as held:
+        for _ in range(seats):
+            held.enter_context(seat(warm))
+        for _ in range(16):
+            assert cold in pools.candidates(role)
+        for _ in range(seats):
+            held.enter_context(seat(cold))
+        assert warm in pools.candidates(role)  # nobody has room: slow start holds again
+
+
+def test_who_is_avoided_is_no_warm_peer() -> None:
+    registry = registry_of({"decode": 3}, slow_start_s=10)
+    pools, (warm, *cold) = registry.pools["m"], registry.workers
+    for worker in cold:
+        back_from_gone(registry, worker)
+    assert pools.candidates("decode", [warm]) == tuple(cold)
 
 
 def test_a_worker_that_starts_long_after_the_others_starts_slowly() -> None:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import pytest
+
+from orchestrator.telemetry.figures import (
+    BOUNDS,
+    CELLS,
+    ERRORS,
+    FIRST_BYTE,
+    GAP,
+    RETRIES,
+    SERVED,
+    TRANSFERS,
+    FigureWriter,
+    buckets,
+    quantile,
+    total_s,
+)
+from orchestrator.telemetry.record import FailedAttempt, RequestRecord
+from tests.orchestrator.records import ANSWERED, request_record
+
+SLOTS = {"m/prefill/0": 0, "m/decode/0": 1, "m/decode/1": 2}
+
+
+def counted(*records: RequestRecord) -> dict[str, list[int]]:
+    cells = array("q", bytes(8 * CELLS * len(SLOTS)))
+    writer = FigureWriter(cells, SLOTS.get)
+    for record in records:
+        writer.note(record)
+    return {name: list(cells[slot * CELLS : (slot + 1) * CELLS]) for name, slot in SLOTS.items()}
+
+
+def answered(**changes: Any) -> RequestRecord:
+    """Admitted after 0.5 s, prefilled in 1 s, the first byte after 0.25 s more, ended 3.25 s later."""
+    own = {"prefill_worker": "m/prefill/0", "decode_worker": "m/decode/0"}
+    return request_record(**(ANSWERED | own | changes))
+
+
+def test_each_worker_has_its_own_part() -> None:
+    found = counted(answered(pieces=14), answered(decode_worker="m/decode/1"))
+    assert [found[name][SERVED] for name in SLOTS] == [2, 1, 1]
+    assert [found[name][TRANSFERS] for name in SLOTS] == [2, 1, 1]
+    assert total_s(found["m/prefill/0"], FIRST_BYTE) == pytest.approx(2.0)
+    assert total_s(found["m/decode/0"], FIRST_BYTE) == pytest.approx(0.25)
+    assert total_s(found["m/decode/0"], GAP) == pytest.approx(0.25)
+    assert total_s(found["m/decode/1"], GAP) == 0.0
+
+
+def test_a_failure_is_the_failed_workers_and_its_time_is_nobodys() -> None:
+    failed = [FailedAttempt("m/decode/1", "cut_short", 3.0)]
+    found = counted(answered(failed=failed, attempts=2))
+    assert (found["m/decode/1"][ERRORS], found["m/decode/1"][RETRIES]) == (1, 1)
+    assert (found["m/decode/0"][ERRORS], found["m/decode/0"][SERVED]) == (0, 1)
+    assert sum(buckets(found["m/decode/0"], FIRST_BYTE)) == 0
+
+
+def test_the_last_failure_is_no_retry() -> None:
+    failed = [FailedAttempt("m/decode/1", "cut_short", 3.0)]
+    found = counted(answered(failed=failed, attempts=1, status=502, error_code="worker_cut_short"))
+    assert (found["m/decode/1"][ERRORS], found["m/decode/1"][RETRIES]) == (1, 0)
+    assert [found[name][SERVED] for name in SLOTS] == [0, 0, 0]
+
+
+def test_workers_that_are_not_there_any_more_are_left_out() -> None:
+    found = counted(answered(decode_worker="m/decode/9"))
+    assert [found[name][SERVED] for name in SLOTS] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("seconds", [0.0007, 0.004, 0.02, 0.3, 5.0, 60.0])
+def test_quantiles_are_right_within_a_fifth(seconds: float) -> None:
+    counts = [0] * (len(BOUNDS) + 1)
+    counts[next(index for index, bound in enumerate(BOUNDS) if seconds <= bound)] = 10
+    median = quantile(counts, 0.5)
+    assert median is not None
+    assert 0.75 * seconds <= median <= 1.35 * seconds
+
+
+def test_quantiles_of_nothing_and_of_what_is_above_all_bounds() -> None:
+    assert quantile([0] * (len(BOUNDS) + 1), 0.5) is None
+    assert quantile([0] * len(BOUNDS) + [3], 0.5) == BOUNDS[-1]
