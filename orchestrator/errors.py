@@ -86,7 +86,6 @@ class Forbidden(ClientError):
 class MissingScope(Forbidden):
     """The API key is right, but not for this; to ask again with it does not help."""
 
-    type = "permission_error"
     code = "missing_scope"
     should_retry = False
 

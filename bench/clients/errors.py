@@ -45,6 +45,7 @@ def told() -> dict[str, BatonError]:
         errors.UnsupportedMediaType("Unsupported Media Type"),
         errors.Unauthorized("the API key is not valid"),
         errors.Forbidden("pages of other sites may not use this listener"),
+        errors.MissingScope("the API key has not the scope that this needs"),
         errors.NotFound("nothing is there"),
         errors.UnknownModel("no model 'x'; there is m", param="model"),
         errors.UnknownResponse("resp_1"),

@@ -85,7 +85,7 @@ WRONG = {
     "a key with a line break": (
         f'"a\\nb": 1\n{SIM % ""}',
         "c.yaml:1:1: unknown key 'a\\nb' (known keys: orchestrator, models, routing, health, launch, "
-        "base_port)\n",
+        "aliases, base_port)\n",
     ),
     "a variable's name that is none": (
         SIM % ", env: {'A=B': x}",
