@@ -278,7 +278,7 @@ class Orchestrator:
     def start(self, write: Write) -> None:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
-        figures = FigureWriter(self._figures, self._slot_of)
+        figures = FigureWriter(self._figures, self._slots_now)
         log, decisions = self.config.orchestrator.log, self._decisions
         access_log = AccessLog(
             self.telemetry.records, models, log, write, note=figures.note, decisions=decisions
@@ -329,11 +329,11 @@ class Orchestrator:
         record.status, record.error_code = error.status, error.code
         self.telemetry.finish(record)
 
-    def _slot_of(self, name: str) -> int | None:
+    def _slots_now(self) -> Mapping[str, int]:
         workers = self.registry.workers
         if workers is not self._slots_of:
             self._slots_of, self._slots = workers, {worker.name: worker.slot for worker in workers}
-        return self._slots.get(name)
+        return self._slots
 
     def _figures_of(self, slot: int) -> Sequence[int]:
         start = slot * CELLS

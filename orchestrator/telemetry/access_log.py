@@ -39,10 +39,10 @@ class AccessLog:
         write: Write,
         *,
         wall_clock: Callable[[], float] = time.time,
-        note: Callable[[RequestRecord], None] | None = None,
+        note: Callable[[Sequence[RequestRecord]], None] | None = None,
         decisions: DecisionLog | None = None,
     ) -> None:
-        """`note` is told of each record, whatever is written of it; `decisions` gets them, too."""
+        """`note` is told of all records, whatever is written of it; `decisions` gets them, too."""
         self._records = records
         self._decisions = decisions
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
@@ -80,8 +80,7 @@ class AccessLog:
         if self._decisions is not None:
             self._decisions.note(records, offset)
         if self._note is not None:
-            for record in records:
-                self._note(record)
+            self._note(records)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)

@@ -7,7 +7,7 @@ pays nothing for them. A worker has `CELLS` cells of int64 in a row; rows of sev
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -27,6 +27,7 @@ TRANSFERS: Final = 3  # hand-offs that it has given, or taken over
 FIRST_BYTE: Final = 4  # of a prefill worker its whole answer
 GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two pieces of a stream, as the mean of one stream
 CELLS: Final = GAP + _HISTOGRAM
+_FIRST_BYTE_SUM: Final = GAP - 1
 
 _LEAST_PIECES: Final = 3  # of a stream: fewer have no rhythm
 
@@ -38,60 +39,60 @@ _TRANSFERRED: Final = Kv.TRANSFERRED
 class FigureWriter:
     """It counts finished records into the cells of the workers that served them."""
 
-    def __init__(self, cells: Row, slot_of: Callable[[str], int | None]) -> None:
-        """`slot_of` tells where a worker's cells are; None for one that is not there any more."""
+    def __init__(self, cells: Row, slots: Callable[[], Mapping[str, int]]) -> None:
+        """`slots` tells where the cells of the workers are that are there now."""
         self._cells = cells
-        self._slot_of = slot_of
+        self._slots = slots
+        self._most = len(cells) // CELLS
 
-    def note(self, record: RequestRecord) -> None:
-        """Count one record."""
-        failed = record.failed
-        if failed is not None:
-            self._note_failed(failed, record.attempts)
-        if record.status != 200 or record.error_code is not None:
-            return
-        is_timed = failed is None  # else nobody knows whose the time was
-        began, prefill_done = record.admitted, record.prefill_done
-        moved = 1 if record.kv is _TRANSFERRED else 0
+    def note(self, records: Sequence[RequestRecord]) -> None:
+        """Count some records."""
+        slots = self._slots()
+        for record in records:
+            if record.failed is not None:
+                self._note_failed(slots, record.failed, record.attempts)
+            if record.status == 200 and record.error_code is None:
+                self._note_served(slots, record)
+
+    def _note_served(self, slots: Mapping[str, int], record: RequestRecord) -> None:
+        is_timed = record.failed is None  # else nobody knows whose the time was
+        moved = record.kv is _TRANSFERRED
+        began, done = record.admitted, record.prefill_done
         if record.prefill_worker is not None:
-            self._note_served(record.prefill_worker, moved, prefill_done - began if is_timed else -1.0)
-            began = prefill_done or began
-        if record.decode_worker is not None:
-            start = self._note_served(
-                record.decode_worker, moved, record.first_byte - began if is_timed else -1.0
-            )
+            slot = slots.get(record.prefill_worker, -1)
+            if 0 <= slot < self._most:
+                self._count(slot * CELLS, moved, done - began if is_timed else -1.0)
+            began = done or began
+        if record.decode_worker is None:
+            return
+        slot = slots.get(record.decode_worker, -1)
+        if 0 <= slot < self._most:
+            self._count(slot * CELLS, moved, record.first_byte - began if is_timed else -1.0)
             pieces = record.pieces
-            if is_timed and pieces >= _LEAST_PIECES and start >= 0:
-                self._observe(start + GAP, (record.finished - record.first_byte) / (pieces - 1))
+            if is_timed and pieces >= _LEAST_PIECES:
+                gap_s = (record.finished - record.first_byte) / (pieces - 1)
+                _observe(self._cells, slot * CELLS + GAP, gap_s)
 
-    def _note_served(self, worker: str, moved: int, first_byte_s: float) -> int:
-        """Return where the worker's cells begin; -1 if it has none."""
-        start = self._start(worker)
-        if start >= 0:
-            cells = self._cells
-            cells[start + SERVED] += 1
-            cells[start + TRANSFERS] += moved
-            if first_byte_s >= 0.0:
-                self._observe(start + FIRST_BYTE, first_byte_s)
-        return start
-
-    def _note_failed(self, failed: Sequence[FailedAttempt], attempts: int) -> None:
-        for number, attempt in enumerate(failed, 1):
-            start = self._start(attempt.worker)
-            if start >= 0:
-                self._cells[start + ERRORS] += 1
-                self._cells[start + RETRIES] += number < attempts
-
-    def _observe(self, histogram: int, seconds: float) -> None:
+    def _count(self, start: int, moved: bool, first_byte_s: float) -> None:
         cells = self._cells
-        cells[histogram + bisect_left(BOUNDS, seconds)] += 1
-        cells[histogram + _HISTOGRAM - 1] += int(seconds * 1e6)
+        cells[start] += 1  # SERVED
+        if moved:
+            cells[start + TRANSFERS] += 1
+        if first_byte_s >= 0.0:  # as `_observe` does, without a call
+            cells[start + FIRST_BYTE + bisect_left(BOUNDS, first_byte_s)] += 1
+            cells[start + _FIRST_BYTE_SUM] += int(first_byte_s * 1e6)
 
-    def _start(self, worker: str) -> int:
-        slot = self._slot_of(worker)
-        if slot is None or (slot + 1) * CELLS > len(self._cells):
-            return -1
-        return slot * CELLS
+    def _note_failed(self, slots: Mapping[str, int], failed: Sequence[FailedAttempt], attempts: int) -> None:
+        for number, attempt in enumerate(failed, 1):
+            slot = slots.get(attempt.worker, -1)
+            if 0 <= slot < self._most:
+                self._cells[slot * CELLS + ERRORS] += 1
+                self._cells[slot * CELLS + RETRIES] += number < attempts
+
+
+def _observe(cells: Row, histogram: int, seconds: float) -> None:
+    cells[histogram + bisect_left(BOUNDS, seconds)] += 1
+    cells[histogram + _HISTOGRAM - 1] += int(seconds * 1e6)
 
 
 def buckets(cells: Sequence[int], histogram: int) -> Sequence[int]:

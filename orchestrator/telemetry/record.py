@@ -77,7 +77,7 @@ class RequestRecord:
     prefill_worker: str | None = None
     decode_worker: str | None = None
     attempts = 1  # so often workers were chosen for it, once it was admitted
-    failed: list[FailedAttempt] | None = None  # what came to nothing, in its order; None: nothing did
+    failed: list[FailedAttempt] | None  # what came to nothing, in its order; None: nothing did
     handoff_given_up: str | None  # "late" or "stalled", for the last decode worker that had one so
     # The last plan's reasons. `str` of a choice is a sentence, which is made when it is read.
     whole_reason: str | None = None  # why one worker served all of it
@@ -97,7 +97,7 @@ class RequestRecord:
         self.path = _NO_PATH
         self.kv = _NO_KV
         # To find the default of a class costs as much as to set three of these.
-        self.error_code = self.handoff_given_up = self.client = self.logged = None
+        self.error_code = self.handoff_given_up = self.client = self.logged = self.failed = None
 
     def stages(self) -> tuple[float, float, float, float]:
         """Return the seconds of each stage in the order of STAGES; -1.0 for a stage that was not completed.

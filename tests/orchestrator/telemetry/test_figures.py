@@ -27,9 +27,7 @@ SLOTS = {"m/prefill/0": 0, "m/decode/0": 1, "m/decode/1": 2}
 
 def counted(*records: RequestRecord) -> dict[str, list[int]]:
     cells = array("q", bytes(8 * CELLS * len(SLOTS)))
-    writer = FigureWriter(cells, SLOTS.get)
-    for record in records:
-        writer.note(record)
+    FigureWriter(cells, lambda: SLOTS).note(records)
     return {name: list(cells[slot * CELLS : (slot + 1) * CELLS]) for name, slot in SLOTS.items()}
 
 
