@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import tempfile
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -67,7 +67,7 @@ class Workers:
 
 
 def main() -> None:
-    given = _arguments()
+    given = arguments()
     trace = read_trace(str(given.trace), "")
     requests = planned(trace, given.requests, given.speed * given.pace, given.shorten, given.seed)
     names = [name for name in given.policies if not _is_missing(name)]
@@ -76,33 +76,42 @@ def main() -> None:
     print("\n".join(table(rows, 1 / given.pace)))
 
 
-def _arguments() -> Namespace:
+def arguments(given: Sequence[str] | None = None) -> Namespace:
     options = parser(__doc__)
     add = options.add_argument
     add(
         "--trace", type=Path, required=True, help="a file of Mooncake's, or another that baton simulate reads"
     )
     add("--requests", type=positive, default=300, help="the first so many of it; default: 300")
-    add("--speed", type=float, default=1.0, help="they come so many times as fast; default: 1")
-    add("--pace", type=float, default=1.0, help="all goes so many times as fast, engines too; default: 1")
+    add("--speed", type=_rate, default=1.0, help="they come so many times as fast; default: 1")
+    add("--pace", type=_rate, default=1.0, help="all goes so many times as fast, engines too; default: 1")
     add("--shorten", type=positive, default=8, help="answers are so many times as short; default: 8")
     add("--workers", type=_sizes, default=(8, 8), metavar="P+D", help="default: 8+8")
     add("--rounds", type=positive, default=2, help="default: 2")
     add("--seed", type=int, default=0, help="draws moments that the trace does not tell apart; default: 0")
     names = [*OURS, *THEIRS]
     add("--policies", type=_names, default=names, help=f"with commas between; default: {','.join(names)}")
-    return options.parse_args()
+    return options.parse_args(given)
 
 
 def _sizes(text: str) -> tuple[int, int]:
-    prefill, decode = map(positive, text.split("+"))
-    return prefill, decode
+    prefill, plus, decode = text.partition("+")
+    if not (plus and prefill.isdecimal() and decode.isdecimal()):
+        raise ArgumentTypeError(f"{text}: expected numbers of workers, such as 8+8")
+    return positive(prefill), positive(decode)
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < float("inf"):
+        raise ArgumentTypeError(f"{text} is not positive and finite")
+    return rate
 
 
 def _names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in OURS and name not in THEIRS]:
-        raise ValueError(f"unknown: {', '.join(unknown)}")
+        raise ArgumentTypeError(f"{', '.join(unknown)}: there is {', '.join([*OURS, *THEIRS])}")
     return names
 
 
