@@ -86,7 +86,6 @@ class Legs:
     failed: tuple[Worker, ...] | None = None  # workers that are not to be asked again
     denied: tuple[Denial, ...] | None = None  # what workers that were not fit for it have answered
     has_stalled = False  # a hand-off, so that it was tried elsewhere
-    attempts: list[FailedAttempt] | None = None  # that have failed
     was_silent = False  # the leg that failed last: it was given up for that
     was_in_service = False  # the worker of the leg that failed last: nobody had taken it out before
 
@@ -112,6 +111,7 @@ class Legs:
         self.id = dispatcher.ids.fresh()  # ours, for the workers
         self.adapter = ""  # that its legs name in place of the model
         self.count = 0  # legs that were sent
+        self.attempts: list[FailedAttempt] | None = None  # that have failed
 
     def count_denials(self) -> None:
         """Count against the workers what they denied, for others have served the request: it was not the

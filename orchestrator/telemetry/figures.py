@@ -7,6 +7,7 @@ pays nothing for them. A worker has `CELLS` cells of int64 in a row; rows of sev
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
@@ -27,13 +28,38 @@ TRANSFERS: Final = 3  # hand-offs that it has given, or taken over
 FIRST_BYTE: Final = 4  # of a prefill worker its whole answer
 GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two pieces of a stream, as the mean of one stream
 CELLS: Final = GAP + _HISTOGRAM
-_FIRST_BYTE_SUM: Final = GAP - 1
 
 _LEAST_PIECES: Final = 3  # of a stream: fewer have no rhythm
 
 
 # Looking a member up in its enumeration costs as much as a call.
 _TRANSFERRED: Final = Kv.TRANSFERRED
+_NOTHING: Final[tuple[float, ...]] = ()
+
+
+class Batch:
+    """Workers have served this in a batch of records."""
+
+    __slots__ = ("first_bytes", "gaps", "not_moved")
+
+    def __init__(self) -> None:
+        self.first_bytes: dict[str, list[float]] = defaultdict(list)  # seconds, one of each request
+        self.gaps: dict[str, list[float]] = defaultdict(list)
+        self.not_moved: Counter[str] = Counter()  # how many of these were no transfers
+
+    def add(self, record: RequestRecord) -> None:
+        """Note a request that was served at the first attempt."""
+        began, done = record.admitted, record.prefill_done
+        prefill, decode = record.prefill_worker, record.decode_worker
+        if prefill is not None:
+            self.first_bytes[prefill].append(done - began)
+            began = done or began
+        if decode is not None:
+            self.first_bytes[decode].append(record.first_byte - began)
+            if record.pieces >= _LEAST_PIECES:
+                self.gaps[decode].append((record.finished - record.first_byte) / (record.pieces - 1))
+        if record.kv is not _TRANSFERRED:
+            self.not_moved.update(worker for worker in (prefill, decode) if worker is not None)
 
 
 class FigureWriter:
@@ -43,56 +69,59 @@ class FigureWriter:
         """`slots` tells where the cells of the workers are that are there now."""
         self._cells = cells
         self._slots = slots
-        self._most = len(cells) // CELLS
 
     def note(self, records: Sequence[RequestRecord]) -> None:
-        """Count some records."""
-        slots = self._slots()
+        """Count some records. Most are alike, so they are counted together: a worker at a time."""
+        batch = Batch()
         for record in records:
             if record.failed is not None:
-                self._note_failed(slots, record.failed, record.attempts)
+                self._note_failures(record.failed, record.attempts)
             if record.status == 200 and record.error_code is None:
-                self._note_served(slots, record)
+                if record.failed is None:
+                    batch.add(record)
+                else:
+                    self._note_untimed(record)
+        self._count(batch)
 
-    def _note_served(self, slots: Mapping[str, int], record: RequestRecord) -> None:
-        is_timed = record.failed is None  # else nobody knows whose the time was
-        moved = record.kv is _TRANSFERRED
-        began, done = record.admitted, record.prefill_done
-        if record.prefill_worker is not None:
-            slot = slots.get(record.prefill_worker, -1)
-            if 0 <= slot < self._most:
-                self._count(slot * CELLS, moved, done - began if is_timed else -1.0)
-            began = done or began
-        if record.decode_worker is None:
-            return
-        slot = slots.get(record.decode_worker, -1)
-        if 0 <= slot < self._most:
-            self._count(slot * CELLS, moved, record.first_byte - began if is_timed else -1.0)
-            pieces = record.pieces
-            if is_timed and pieces >= _LEAST_PIECES:
-                gap_s = (record.finished - record.first_byte) / (pieces - 1)
-                _observe(self._cells, slot * CELLS + GAP, gap_s)
-
-    def _count(self, start: int, moved: bool, first_byte_s: float) -> None:
+    def _count(self, batch: Batch) -> None:
         cells = self._cells
-        cells[start] += 1  # SERVED
-        if moved:
-            cells[start + TRANSFERS] += 1
-        if first_byte_s >= 0.0:  # as `_observe` does, without a call
-            cells[start + FIRST_BYTE + bisect_left(BOUNDS, first_byte_s)] += 1
-            cells[start + _FIRST_BYTE_SUM] += int(first_byte_s * 1e6)
+        for worker, first_bytes in batch.first_bytes.items():
+            start = self._start(worker)
+            if start >= 0:
+                served = len(first_bytes)
+                cells[start + SERVED] += served
+                cells[start + TRANSFERS] += served - batch.not_moved[worker]
+                self._observe(start + FIRST_BYTE, first_bytes)
+                self._observe(start + GAP, batch.gaps.get(worker, _NOTHING))
 
-    def _note_failed(self, slots: Mapping[str, int], failed: Sequence[FailedAttempt], attempts: int) -> None:
+    def _observe(self, histogram: int, seconds: Sequence[float]) -> None:
+        cells = self._cells
+        taken = [one for one in seconds if one >= 0.0]
+        for bucket, count in Counter([bisect_left(BOUNDS, one) for one in taken]).items():
+            cells[histogram + bucket] += count
+        cells[histogram + _HISTOGRAM - 1] += int(sum(taken) * 1e6)
+
+    def _note_untimed(self, record: RequestRecord) -> None:
+        """Count a request that was served at a later attempt: nobody knows whose its time was."""
+        for worker in (record.prefill_worker, record.decode_worker):
+            start = -1 if worker is None else self._start(worker)
+            if start >= 0:
+                self._cells[start + SERVED] += 1
+                self._cells[start + TRANSFERS] += record.kv is _TRANSFERRED
+
+    def _note_failures(self, failed: Sequence[FailedAttempt], attempts: int) -> None:
         for number, attempt in enumerate(failed, 1):
-            slot = slots.get(attempt.worker, -1)
-            if 0 <= slot < self._most:
-                self._cells[slot * CELLS + ERRORS] += 1
-                self._cells[slot * CELLS + RETRIES] += number < attempts
+            start = self._start(attempt.worker)
+            if start >= 0:
+                self._cells[start + ERRORS] += 1
+                self._cells[start + RETRIES] += number < attempts
 
-
-def _observe(cells: Row, histogram: int, seconds: float) -> None:
-    cells[histogram + bisect_left(BOUNDS, seconds)] += 1
-    cells[histogram + _HISTOGRAM - 1] += int(seconds * 1e6)
+    def _start(self, worker: str) -> int:
+        """Return where the worker's cells begin; -1 if it has none."""
+        slot = self._slots().get(worker)
+        if slot is None or (slot + 1) * CELLS > len(self._cells):
+            return -1
+        return slot * CELLS
 
 
 def buckets(cells: Sequence[int], histogram: int) -> Sequence[int]:

@@ -83,7 +83,7 @@ class RequestRecord:
     whole_reason: str | None = None  # why one worker served all of it
     prefill_choice: object | None = None
     decode_choice: object | None = None
-    pieces = 0  # in which the last worker's stream came
+    pieces: int  # in which the last worker's stream came
     bytes_in = 0
     bytes_out = 0
     client: str | None  # name of the client's API key
@@ -96,6 +96,7 @@ class RequestRecord:
         self.received = received
         self.path = _NO_PATH
         self.kv = _NO_KV
+        self.pieces = 0
         # To find the default of a class costs as much as to set three of these.
         self.error_code = self.handoff_given_up = self.client = self.logged = self.failed = None
 

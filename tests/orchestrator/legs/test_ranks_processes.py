@@ -15,6 +15,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.processes
 
 RANKS = 2
+LATENCY = ["--prefill-us-per-token", "100"]  # so that a cache is worth more than any noise
 
 
 def ledger(worker: SimWorker) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def is_drained(prefill: SimWorker, client: httpx.Client) -> bool:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_conversations_stay_with_an_engine_and_hand_over_to_any(tmp_path: Path, processes: int) -> None:
     with (
-        simulated("prefill", "decode", options=["--data-parallel-size", str(RANKS)]) as workers,
+        simulated("prefill", "decode", options=["--data-parallel-size", str(RANKS), *LATENCY]) as workers,
         starting(tmp_path, workers) as start,
     ):
         orchestrator = start(
