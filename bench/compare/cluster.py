@@ -56,12 +56,14 @@ def at_work(router: Router, workers: Workers, cores: Set[int]) -> Iterator[Targe
         site = Site(free_port(), workers.prefill, workers.decode, Path(folder))
         with running(router.command(site), site.port, cores=cores, env=router.env) as pid:
             target = Target(pid, site.port, workers.decode)
-            _wait_until_ready(target)
+            wait_until_answered(target)
             yield target
 
 
-def _wait_until_ready(target: Target) -> None:
-    """Routers listen before they have found their workers."""
+def wait_until_answered(target: Process) -> None:
+    """Return once a router has answered a small chat: it may listen before it has found its workers. Raises
+    `Failed`.
+    """
     end = time.monotonic() + READY_LIMIT_S
     while (answer := _ask(target)) is not None:
         if time.monotonic() > end:
@@ -69,7 +71,7 @@ def _wait_until_ready(target: Target) -> None:
         time.sleep(0.1)
 
 
-def _ask(target: Target) -> str | None:
+def _ask(target: Process) -> str | None:
     """Say what is wrong with the answer to a small chat, or return None."""
     url = f"{target.url}/v1/chat/completions"
     try:
