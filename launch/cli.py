@@ -222,6 +222,7 @@ def _check(arguments: argparse.Namespace) -> int:
     except PlanError as error:
         raise _Usage(str(error)) from error
     _note_missing_gpus(arguments, config)
+    _note_missing_scopes(config)
     names = ", ".join(model.name for model in config.models)
     print(one_line(f"{arguments.config}: right; models: {names}"))
     return Exit.OK
@@ -369,6 +370,17 @@ def _load(arguments: argparse.Namespace, *, starts: bool = False) -> Config:
         return load_config(arguments.config, arguments.overrides, more)
     except ConfigErrors as error:
         raise _Usage(str(error)) from error
+
+
+def _note_missing_scopes(config: Config) -> None:
+    """Say on stderr what nobody can do with the keys, as the orchestrator's log does."""
+    from orchestrator.config.keys import missing_scopes, read_keys
+    from orchestrator.config.printing import one_line
+
+    file = config.orchestrator.api_keys_file
+    if file is not None:
+        for told in missing_scopes(read_keys(file), config.orchestrator):
+            print(one_line(f"note: {told}"), file=sys.stderr)
 
 
 def _note_missing_gpus(arguments: argparse.Namespace, config: Config) -> None:

@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:VALUE",
-        help="a header of the request; may be repeated",
+        help="a header of the request; may be repeated. The admin listener is asked with the key in "
+        f"{' or '.join(KEY_VARIABLES)}, or else with an authorization header that is given here",
     )
     parser.add_argument(
         "--avoid", action="append", default=[], metavar="WORKER", help="one that has failed the request"

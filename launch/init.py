@@ -25,7 +25,7 @@ _HEAD = """\
 orchestrator:
   listen: 127.0.0.1:8000      # the OpenAI API; beyond loopback it wants api_keys_file
   admin: 127.0.0.1:8001       # /metrics and /admin, for the operator
-  # api_keys_file: keys       # lines `NAME SHA256HEX`: printf %s KEY | sha256sum
+  # api_keys_file: keys       # of API keys: baton key new NAME --scope infer --file keys
   # processes: 2              # more of them for many short answers
 
 models:

@@ -24,6 +24,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     model = with_workers(model_named(config, arguments.model), arguments.prefill, arguments.decode)
     if not (arguments.trace or arguments.calibrate):
         raise SimulationError("--trace FILE is needed, or --calibrate FILE")
+    if arguments.advise and (arguments.prefill is not None or arguments.decode is not None):
+        raise SimulationError("--advise looks for the numbers of workers itself: without --prefill, --decode")
     _check_slow(arguments, model)
     variants = _variants(arguments, config.routing)
     found: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from orchestrator.telemetry.decisions import BLOCK_BYTES, Decision
 
 MOONCAKE_BLOCK: Final = 512  # tokens
 AZURE_COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+MOST_PAUSE_S: Final = 86_400.0  # between two requests
 COARSE_S: Final = 1.0  # steps of time from here on are taken for rounding, if many requests share one
 _NAMES: Final = 1 << 64  # blocks have names below
 
@@ -38,7 +39,19 @@ class MooncakeRow(msgspec.Struct):
 
 
 def read_trace(path: str, model: str) -> Trace:
-    """Read a trace; of a log of decisions, the requests for `model`. Raises `SimulationError`."""
+    """Read a trace; of a log of decisions, the served requests for `model`. Raises `SimulationError`."""
+    trace = _read(path, model)
+    moments = sorted(arrival.at_s for arrival in trace.arrivals)
+    for earlier, later in pairwise(moments):
+        if later - earlier > MOST_PAUSE_S:
+            raise SimulationError(
+                f"{path}: nothing comes for {later - earlier:.0f} s after {earlier - moments[0]:.0f} s: more "
+                f"than a day is taken for a mistake (Mooncake's timestamps are milliseconds)"
+            )
+    return trace
+
+
+def _read(path: str, model: str) -> Trace:
     lines = list(_lines(path))
     if not lines:
         raise SimulationError(f"{path}: there is no request in it")
@@ -137,10 +150,14 @@ def _azure_row(path: str, number: int, line: str) -> tuple[float, int, int]:
 
 
 def _read_decisions(path: str, lines: list[tuple[int, str]], model: str) -> Trace:
-    rows = [_decoded(path, number, line, Decision) for number, line in lines]
-    rows = sorted((row for row in rows if row.model == model), key=lambda row: row.received)
+    found = [_decoded(path, number, line, Decision) for number, line in lines]
+    served = [row for row in found if row.model == model and row.status < 400]  # others were no work
+    rows = sorted(served, key=lambda row: row.received)
     if not rows:
-        raise SimulationError(f"{path}: there is no request for the model '{model}' in it")
+        there = ", ".join(sorted({row.model for row in found})) or "none"
+        raise SimulationError(
+            f"{path}: there is no served request for the model '{model}' in it; models in it: {there}"
+        )
     first = rows[0].received
     arrivals = [_own_arrival(index, row, first) for index, row in enumerate(rows)]
     return Trace(arrivals, BLOCK_BYTES // BYTES_PER_TOKEN)

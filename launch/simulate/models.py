@@ -25,6 +25,7 @@ LARGE: Final = Latency(
 )
 LARGE_KV_TOKENS: Final = 2700 * 512  # what is left of 640 GB beside the weights, at 320 KiB each
 TIMES: Final = tuple(name for name in SimConfig.model_fields if name in Latency.__slots__)
+PREFILL_TIMES: Final = tuple(name for name in TIMES if name.startswith("prefill_"))
 
 
 def engine_models(model: ModelConfig, latency: Latency | None = None) -> dict[Role, EngineModel]:
@@ -34,13 +35,23 @@ def engine_models(model: ModelConfig, latency: Latency | None = None) -> dict[Ro
     pools = dict(model.pools())
     if latency is None and not any(_has_times(pool) for pool in pools.values()):
         latency = LARGE
+    prefill = pools.get("prefill")
     return {
-        role: EngineModel(latency or latency_of(pool.sim), _kv_tokens(pool), pool.seats)
+        role: EngineModel(
+            latency or latency_of(pool.sim, None if prefill is None else prefill.sim),
+            _kv_tokens(pool),
+            pool.seats,
+        )
         for role, pool in pools.items()
     }
 
 
-def latency_of(sim: SimConfig) -> Latency:
+def latency_of(sim: SimConfig, prefill: SimConfig | None = None) -> Latency:
+    """Return how long an engine takes for what. Where its section says nothing of prefill, it takes as long
+    for that as one of `prefill` does.
+    """
+    if prefill is not None and not any(getattr(sim, name) for name in PREFILL_TIMES):
+        sim = sim.model_copy(update={name: getattr(prefill, name) for name in PREFILL_TIMES})
     return Latency(**{name: getattr(sim, name) for name in TIMES})
 
 

@@ -157,6 +157,9 @@ def _files(config: Config) -> Iterator[Finding]:
     if orchestrator.tls is not None:
         yield from _key_pair(("orchestrator", "tls"), orchestrator.tls)
     decisions = orchestrator.log.decisions
+    if decisions is not None and FilePath(decisions).is_dir():
+        path = ("orchestrator", "log", "decisions")
+        yield Finding(path, f"{decisions} is a folder: name a file")
     if decisions is not None and not (folder := FilePath(decisions).parent).is_dir():
         path = ("orchestrator", "log", "decisions")
         yield Finding(path, f"there is no directory {folder}", follows_from=())
@@ -282,7 +285,7 @@ def _useless(path: Path, role: Role, pool: PoolConfig) -> Iterator[Finding]:
     if role == "prefill" and "seats" in given:
         yield Finding((*path, role, "seats"), "seats has no effect on prefill workers: give it to decode")
     if not pool.is_managed:
-        for key in sorted(given - {"urls", "served_model", "seats", "data_parallel_size"}):
+        for key in sorted(given - {"urls", "served_model", "seats", "data_parallel_size", "zone", "zones"}):
             yield Finding(
                 (*path, role, key), f"{key} has no effect on urls: Baton does not start these workers"
             )

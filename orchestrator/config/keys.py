@@ -138,17 +138,22 @@ def read_keys(path: str) -> KeyRing:
     return ring
 
 
+def missing_scopes(keys: KeyRing, options: OrchestratorConfig) -> Iterator[str]:
+    """Say what nobody can do with these keys."""
+    lacking, file = keys.lacking(), options.api_keys_file
+    if "infer" in lacking:
+        yield f"no key in {file} has the scope infer: every request is refused"
+    if "admin" in lacking and options.admin is not None:
+        yield (
+            f"no key in {file} has the scope admin: the admin API at {options.admin} is closed; a line "
+            "`NAME SHA256HEX SCOPE,...` without scopes is for infer only (baton key new NAME --scope admin)"
+        )
+
+
 def warn_of_missing_scopes(keys: KeyRing, options: OrchestratorConfig) -> None:
     """Say in the log what nobody can do with these keys."""
-    lacking = keys.lacking()
-    if "infer" in lacking:
-        _log.warning("no key in %s has the scope infer: every request is refused", options.api_keys_file)
-    if "admin" in lacking and options.admin is not None:
-        _log.warning(
-            "no key in %s has the scope admin: the admin API at %s is closed; a line `NAME SHA256HEX "
-            "SCOPE,...` without scopes is for infer only (baton key new NAME --scope admin)",
-            *(options.api_keys_file, options.admin),
-        )
+    for told in missing_scopes(keys, options):
+        _log.warning("%s", told)
 
 
 def worker_key(environ: Mapping[str, str]) -> str | None:

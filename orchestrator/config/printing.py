@@ -56,7 +56,7 @@ _FILES: Final = frozenset({"file", "path", "dir", "env"})  # where a secret is, 
 
 _patterns: Final[Sequence[tuple[re.Pattern[str], str]]] = (
     # a URL with user and password, or secrets in its query
-    (re.compile(r"(\w://)(?:[^/?#\s]*|[^/?#\s@:]*:(?!\d+[/?#])[^\s@]*)@"), rf"\1{MASK}@"),
+    (re.compile(r"(\w://)(?:[^/?#\s]+|[^/?#\s@:]*:(?!\d+[/?#])[^\s@]*)@"), rf"\1{MASK}@"),
     (
         re.compile(
             r"([?&][\w.-]*(?:key|token|secret|passw|auth|credential|sig)[\w.-]*=)[^&#\s'\"]+", re.IGNORECASE

@@ -287,7 +287,7 @@ class Flow:
         if mark is not None:
             worker = self._holder(mark, None if endpoint.asks_holder else self._route_of(view).pools.model)
             return Asked(view, self._routes[worker.address.model], None, (), worker)
-        route = self._route_of(view)
+        route = self._overridden(scope, self._route_of(view))
         is_whole = endpoint.needs_one_worker or view.is_refusable or view.limit > route.pools.max_model_len
         whole_reason = _why_whole(endpoint, view) if is_whole else view.whole_reason
         return Asked(view, route, whole_reason, self._named(avoid))

@@ -17,7 +17,7 @@ from typing import Final, get_args
 
 from orchestrator.config.options import Override, RoutingConfig
 from orchestrator.config.policies import PolicyConfig, policy_named
-from orchestrator.errors import ClientError
+from orchestrator.errors import ClientError, Unavailable
 from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies import POLICIES
 from orchestrator.wire.info import Role
@@ -34,6 +34,7 @@ _WORKER: Final[Mapping[str, tuple[Role, ...]]] = {
     "x-baton-worker-prefill": ("prefill",),
     "x-baton-worker-decode": ("decode", "both"),
 }
+_WORKER_PREFILL: Final = "x-baton-worker-prefill"
 _DISAGGREGATE: Final = "x-baton-disaggregate"
 _MOST_SHOWN: Final = 20  # names of workers in a message
 _MOST_CHARS: Final = 100  # of a client's value there
@@ -79,6 +80,8 @@ class Overrides:
         if _DISAGGREGATE in wanted:
             _check(_DISAGGREGATE, wanted[_DISAGGREGATE], _values("disaggregate"))
             changes["disaggregate"] = wanted[_DISAGGREGATE]
+        elif _WORKER_PREFILL in wanted and self._routing.disaggregate != "never":
+            changes["disaggregate"] = "strict"  # else a decode worker would serve if this one cannot
         if not changes:
             return base
         key_of_all = (base, tuple(f"{key}: {value}" for key, value in changes.items()))
@@ -89,7 +92,7 @@ class Overrides:
 
     def pools(self, base: Pools, wanted: Mapping[str, str]) -> Pools:
         """Return the pools with no other workers in a role than those that are wanted. Raises
-        `ClientError`.
+        `ClientError`, and `Unavailable` if such a worker is out of service.
         """
         found = base
         for name, roles in _WORKER.items():
@@ -98,6 +101,8 @@ class Overrides:
                 fitting = [worker for worker in members if worker.address.role in roles]
                 _check(name, wanted[name], [worker.name for worker in fitting])
                 chosen = next(worker for worker in fitting if worker.name == wanted[name])
+                if chosen in base.others:
+                    raise Unavailable(f"{chosen.name}, which the header {name} asks for, is out of service")
                 found = self._registry.part(found, _without_others(_members(found), chosen, roles))
         return found
 

@@ -82,3 +82,20 @@ def test_on_a_full_disk_the_file_stays_as_it_was(
     monkeypatch.undo()
     assert file.read_text() == f"alice {'0' * 64}\n"
     assert capsys.readouterr().err == f"cannot write {file}: No space left on device\n"
+
+
+def test_check_says_what_nobody_can_do_with_the_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, config = tmp_path / "keys", tmp_path / "c.yaml"
+    config.write_text(
+        f"orchestrator: {{api_keys_file: {file}, admin: '127.0.0.1:28001'}}\nmodels: [{{name: m, both: {{engine: sim}}}}]\n"
+    )
+    assert main(["key", "new", "alice", "--file", str(file)]) == Exit.OK
+    capsys.readouterr()
+    assert main(["check", str(config)]) == Exit.OK
+    assert f"note: no key in {file} has the scope admin" in capsys.readouterr().err
+    assert main(["key", "new", "root", "--scope", "admin", "--file", str(file)]) == Exit.OK
+    capsys.readouterr()
+    assert main(["check", str(config)]) == Exit.OK
+    assert "note: no key" not in capsys.readouterr().err

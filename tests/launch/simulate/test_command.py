@@ -285,6 +285,10 @@ REFUSED = {
     "an unknown model": (["--model", "n"], "there is no model 'n'; there is: m"),
     "an unknown worker": (["--slow", "m/prefill/9=2"], "there is no worker 'm/prefill/9'"),
     "no result of a bench": (["--calibrate", "CONFIG"], "is no result of baton bench"),
+    "advice with numbers": (
+        ["--advise", "--prefill", "0"],
+        "--advise looks for the numbers of workers itself",
+    ),
     "no file": (["--calibrate", "/gone"], "/gone: No such file"),
 }
 

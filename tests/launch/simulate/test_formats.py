@@ -122,7 +122,15 @@ WRONG = {
         '{"received": 1, "model": "m", "prompt_tokens": 3, "blocks": "xyz"}\n',
         r":1: .*blocks",
     ),
-    "only other models": ('{"received": 1, "model": "n", "prompt_tokens": 3}\n', "for the model 'm'"),
+    "only other models": (
+        '{"received": 1, "model": "n", "prompt_tokens": 3}\n',
+        "for the model 'm' in it; models in it: n",
+    ),
+    "only what was refused": (
+        '{"received": 1, "model": "m", "prompt_tokens": 3, "status": 400}\n',
+        "no served request for the model 'm'",
+    ),
+    "seconds for milliseconds": (GOOD + GOOD.replace("1", "1e300", 1), "nothing comes for .* a mistake"),
 }
 
 

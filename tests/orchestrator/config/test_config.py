@@ -290,7 +290,8 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "settings for urls": (
-        "models: [{name: m, both: {urls: ['http://h'], args: [x], served_model: n}}]",
+        "models: [{name: m, both: {urls: ['http://h'], args: [x], served_model: n, "
+        "zone: b, zones: {a: ['http://h']}}}]",
         ["c.yaml:1:47: args has no effect on urls: Baton does not start these workers"],
     ),
     "seats of prefill workers": (

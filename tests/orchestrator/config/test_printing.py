@@ -107,6 +107,7 @@ def test_other_options_are_shown(option: str) -> None:
         (f"HF_TOKEN={SECRET} python", "HF_TOKEN=*** python"),
         (f"args: {{'api_key': ['{SECRET}'], 'port': 1}}", "args: {'api_key': [***], 'port': 1}"),
         ("hf_abcdefghijkl", "***"),
+        ("ipc://@baton-kv-events-28100", "ipc://@baton-kv-events-28100"),  # a name in the kernel, no user
         ("http://127.0.0.1:8000/v1?model=a@b", "http://127.0.0.1:8000/v1?model=a@b"),
         ("a@b.example", "a@b.example"),
     ],

@@ -56,6 +56,22 @@ def refused(cluster: FakeCluster, *args: Any, **options: Any) -> tuple[int, str]
     return answer.status, error["message"]
 
 
+def test_what_headers_choose_is_told() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        whole = told(cluster, headers=[(b"x-baton-disaggregate", b"never")])
+        assert (whole["plan"]["path"], whole["plan"]["prefill"]) == ("aggregated", None)
+        for name in ("m/decode/0", "m/decode/1"):
+            chosen = told(cluster, headers=[(b"x-baton-worker-decode", name.encode())])
+            assert chosen["plan"]["decode"] == name
+        status, message = refused(cluster, headers=[(b"x-baton-disaggregate", b"sometimes")])
+        assert (status, "allowed: always, auto" in message) == (400, True)
+        status, message = refused(cluster, headers=[(b"x-baton-policy-decode", b"random")])
+        assert (status, "is not allowed here" in message) == (400, True)
+
+    overrides = ["x-baton-disaggregate", "x-baton-worker-decode"]
+    run(test, routing=RoutingConfig.model_validate({"overrides": overrides}))
+
+
 @pytest.mark.parametrize("decode", [*POLICIES])
 @pytest.mark.parametrize("prefill", [*POLICIES])
 def test_what_is_told_is_what_happens(prefill: str, decode: str) -> None:
