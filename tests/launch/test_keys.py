@@ -89,7 +89,8 @@ def test_check_says_what_nobody_can_do_with_the_keys(
 ) -> None:
     file, config = tmp_path / "keys", tmp_path / "c.yaml"
     config.write_text(
-        f"orchestrator: {{api_keys_file: {file}, admin: '127.0.0.1:28001'}}\nmodels: [{{name: m, both: {{engine: sim}}}}]\n"
+        f"orchestrator: {{api_keys_file: {file}, admin: '127.0.0.1:28001'}}\n"
+        "models: [{name: m, both: {engine: sim}}]\n"
     )
     assert main(["key", "new", "alice", "--file", str(file)]) == Exit.OK
     capsys.readouterr()
