@@ -6,38 +6,33 @@ answers may be left reachable; it relies only on what `uvicorn.Server` does with
 
 A connection has a reader, which makes requests of what comes (`reader.py`; `head.py` judges them,
 `backlog.py` holds what has to wait), an exchange for each request (`http_exchange.py`), and deadlines
-(`deadlines.py`). The rest is here: in which order requests are answered, and how a connection ends.
+(`deadlines.py`); how it ends is in `ending.py`. The rest is here: in which order requests are answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from uvicorn.server import ServerState
 
-from orchestrator.errors import BatonError, RequestTimeout, TooManyConnections
+from orchestrator.errors import BatonError, TooManyConnections
 from orchestrator.http.carrier import Addresses
 from orchestrator.http.cors import Cors
 from orchestrator.http.crowd import Crowd, Guest
-from orchestrator.http.deadlines import NEVER, Deadlines, Sweep
+from orchestrator.http.deadlines import Deadlines, Sweep
+from orchestrator.http.ending import Ending
 from orchestrator.http.exchange import FormError, Handler, form_error
 from orchestrator.http.held import HeldBytes
 from orchestrator.http.http_exchange import HttpExchange, refuse, run
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
-from orchestrator.http.reader import Reader, Receiver
-
-logger: Final = logging.getLogger("baton.server")
+from orchestrator.http.reader import Reader
 
 NO_HANDLERS: Final[Mapping[str, Handler]] = {}
 MAX_PIPELINED: Final = 64  # requests in one read; the connection closes after the last one taken
-RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER
 
 
 class Shared:
@@ -86,7 +81,7 @@ class Shared:
             connection.is_ending = True
 
 
-class HttpProtocol(Receiver):
+class HttpProtocol(Ending):
     """A client connection is an `asyncio.Protocol`, which `uvicorn.Server` shuts down.
 
     A client that closes only its sending half counts as gone: HTTP clients do not do that, and a closed
@@ -197,12 +192,6 @@ class HttpProtocol(Receiver):
         active = self.active
         is_answered = active is None or active.is_complete
         return is_answered and not self._transport.get_write_buffer_size()
-
-    def unsent(self) -> int:
-        return self._transport.get_write_buffer_size()
-
-    def give_way(self) -> None:
-        self.cut(resets=False)
 
     # --- the server's side
 
@@ -347,63 +336,6 @@ class HttpProtocol(Receiver):
         for exchange in self._queue:
             exchange.body.discard()
         self._queue.clear()
-
-    def _close(self) -> None:
-        self._reader.is_deaf = True
-        self._is_closing = True
-        self._deadlines.await_writes()
-        self._transport.close()
-
-    def linger(self) -> None:
-        """Close behind the answer, but read on for a while.
-
-        Closing a socket with unread data sends a reset, and that may destroy the answer on its way.
-        """
-        self._reader.is_deaf = True
-        self._is_closing = True
-        self._reader.incoming = None
-        self._reader.resume()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._deadlines.linger()
-
-    def cut(self, *, resets: bool) -> None:
-        self._reader.is_deaf = True
-        self._is_closing = True
-        if resets:
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        self._transport.abort()
-
-    # --- the sweep's side
-
-    def expire(self, now: float) -> None:
-        """Act on a deadline that has passed. It may be left over from an earlier phase."""
-        active, reader = self.active, self._reader
-        if self._is_closing or (self.is_write_paused and (active is None or active is not reader.incoming)):
-            self._check_progress(now)
-        elif active is None:
-            self._expire_idle()
-        elif active is reader.incoming and not (reader.is_paused or active.body.awaits_continue):
-            reader.break_off(RequestTimeout("the request's body came too slowly"))
-        else:
-            self._deadlines.at = NEVER
-
-    def _expire_idle(self) -> None:
-        if self._reader.in_head:
-            self._reader.break_off_head()
-        else:
-            self._close()
-
-    def _check_progress(self, now: float) -> None:
-        """Cut a client off that takes too little of what is written to it."""
-        if self._is_closing and not self._transport.get_write_buffer_size():
-            self._transport.abort()  # the kernel goes on sending
-            return
-        lag = self._deadlines.lag(now)
-        if lag is not None:
-            logger.info("%s is cut off: it took %d bytes, and %d wait", self.addresses.client, *lag)
-            self.cut(resets=True)  # or the kernel would keep what it has, for as long as the client likes
 
 
 def _addresses(transport: asyncio.BaseTransport) -> Addresses:

@@ -12,18 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from abc import abstractmethod
 from typing import Any, Final
 
 import httptools
 
 from orchestrator.errors import BatonError, BodyTooLarge, ClientError, Overloaded
 from orchestrator.http.backlog import Backlog
-from orchestrator.http.crowd import Guest
 from orchestrator.http.deadlines import Deadlines
 from orchestrator.http.head import OTHER_PROTOCOL, Head, Judge, max_head_bytes, unfinished_error
-from orchestrator.http.held import Holder
 from orchestrator.http.http_exchange import HttpExchange
+from orchestrator.http.intake import Intake, Receiver
 from orchestrator.http.limits import ServerLimits
 
 logger: Final = logging.getLogger("baton.server")
@@ -38,46 +36,12 @@ _REQUEST_LINE: Final = re.compile(rb"(?:^|\n)([A-Z_-]+) +([^ \r\n]+) +([A-Z]+/)"
 _PROTOCOL: Final = b"HTTP/"
 
 
-class Receiver(Guest):
-    """A reader sees its connection as a receiver, which answers one request after the other."""
-
-    active: HttpExchange | None  # the one in progress
-    max_requests: int | None  # the server ends after so many
-
-    @abstractmethod
-    def is_last(self) -> bool:
-        """Return whether `max_requests` are about to be served, if they are limited."""
-        ...
-
-    @abstractmethod
-    def accept(self, exchange: HttpExchange) -> None:
-        """Answer a request in its turn: its head is complete, or nothing more of it will be."""
-        ...
-
-    @abstractmethod
-    def advance(self) -> None:
-        """Go on behind the exchange in progress, which is over on both sides."""
-        ...
-
-    @abstractmethod
-    def schedule(self) -> None:
-        """Have `Reader.read_on()` called in the next turn of the loop."""
-        ...
-
-    @abstractmethod
-    def linger(self) -> None:
-        """Close behind the answer, as the rest of what comes cannot be read."""
-        ...
-
-
-class Reader(Holder):
+class Reader(Intake):
     """A reader reads the requests of one connection.
 
     It does so with llhttp in its strict mode, which itself refuses bare LF, obs-fold, NUL, both
     `content-length` and `transfer-encoding`, and malformed lengths and chunks.
     """
-
-    __deletable__ = ("_connection",)  # mypyc's word for what `close()` deletes
 
     def __init__(self, connection: Receiver, limits: ServerLimits, deadlines: Deadlines) -> None:
         """`close()` must follow, else reader and connection are left to the garbage collector."""
@@ -322,41 +286,6 @@ class Reader(Holder):
         if exchange.body_size > limits.max_body_bytes + limits.drain_bytes:
             self.break_off(BodyTooLarge("the body has no end"))
 
-    # --- memory
-
-    def _count(self) -> None:
-        """Count what has come in and waits, for the rest of a request or for its turn."""
-        incoming, size = self.incoming, self.backlog.size
-        if self.in_head:
-            size += self._quiet_bytes
-        more, self._counted = size - self._counted, size
-        if incoming is not None:
-            new, self._seen = incoming.body_size - self._seen, incoming.body_size
-            more += incoming.body.count(new)
-        if size or incoming is not None:
-            self._is_counted = True
-            self._connection.held.note(self, more)
-        elif self._is_counted:
-            self._is_counted = False
-            self._connection.held.forget(self, -more)
-
-    def _uncount(self) -> None:
-        self._is_counted = False
-        size, self._counted = self._counted, 0
-        self._connection.held.forget(self, size)
-
-    def give_way(self, error: BatonError) -> None:
-        active = self._connection.active
-        if self.in_head or self.incoming is not None:
-            self.break_off(error)
-        else:
-            self.is_deaf = True
-            if active is not None:
-                active.keep_alive = False
-        self.backlog.clear()
-        self._uncount()
-        self._set_reading()
-
     # --- time
 
     def _await_more(self) -> None:
@@ -384,29 +313,6 @@ class Reader(Holder):
             self.break_off(ClientError("chunk extensions or trailers are too long"))
         else:
             self._deadlines.await_body()
-
-    def pause(self) -> None:
-        """Pause reading: the application has enough of the body for now."""
-        self.backlog.is_body_unwanted = True
-        self._set_reading()
-
-    def resume(self) -> None:
-        """Resume reading. This can be repeated."""
-        self.backlog.is_body_unwanted = False
-        self._set_reading()
-
-    def _set_reading(self) -> None:
-        is_to_pause = self.backlog.is_to_pause
-        if is_to_pause == self.is_paused or self._transport.is_closing():
-            return
-        self.is_paused = is_to_pause
-        if is_to_pause:
-            self._deadlines.pause()
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
-            if self.incoming is not None and self.incoming is self._connection.active:
-                self._deadlines.forgive_pause()
 
 
 def _parser_for(reader: Reader) -> Any:
