@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from orchestrator.api.endpoints import ENDPOINTS, entry_of, spellings
+from orchestrator.api.endpoints import ENDPOINTS, UPLOADS, entry_of, spellings
 from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
@@ -149,6 +149,7 @@ class Core:
         self.flow.rename(config.aliases)
         self.data_plane = DataPlane(
             self.flow.serve,
+            self.flow.serve_upload,
             {path: make(self._offload) for path, make in ENDPOINTS.items()},
             limits=limits,
             telemetry=self.telemetry,
@@ -249,7 +250,7 @@ class Orchestrator:
         self.is_draining = False
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
-        server_limits = ServerLimits.of(config.orchestrator)
+        server_limits = ServerLimits.of(config.orchestrator, uploads=spellings(UPLOADS))
         plane = self._data_plane
         cors = Cors(config.orchestrator.cors) if config.orchestrator.cors is not None else None
         self._protocols = Protocols(
@@ -302,7 +303,7 @@ class Orchestrator:
         """Serve by another config from now on; see `Core.reconfigure`."""
         self.config = config
         self.core.reconfigure(config)
-        self._protocols.limit(ServerLimits.of(config.orchestrator))
+        self._protocols.limit(ServerLimits.of(config.orchestrator, uploads=spellings(UPLOADS)))
 
     # --- the end (`listeners.Draining`) -------------------------------------------------------------
 

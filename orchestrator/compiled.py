@@ -60,6 +60,7 @@ MODULES = (
     "orchestrator.legs.leg",
     "orchestrator.legs.parallel",
     "orchestrator.legs.releases",
+    "orchestrator.legs.upload_leg",
     "orchestrator.relay.admission",
     "orchestrator.relay.flow",
     "orchestrator.relay.admitted",

@@ -249,6 +249,14 @@ class WorkerCutShort(WorkerError):
     code = "worker_cut_short"
 
 
+class UploadLost(WorkerCutShort):
+    """A worker was lost in the middle of an upload, whose beginning was not kept: only its client can send it
+    again.
+    """
+
+    code = "upload_lost"
+
+
 class WorkerGarbage(WorkerError):
     """The answer was not HTTP, or not what this leg must answer with. A retry would repeat the work."""
 

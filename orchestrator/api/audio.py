@@ -1,6 +1,7 @@
 """Transcriptions and translations of speech are asked for by a form with a file in it.
 
-One worker makes them. The form goes to it in the client's own bytes, all but the name of the model.
+One worker makes them. The form goes to it in the client's own bytes, all but the name of the model, and while
+it comes in if it is large (`upload.py`).
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from msgspec import Raw
 
 from orchestrator.api.leg_form import LegForm
 from orchestrator.api.one_leg import OneLegEndpoint
+from orchestrator.api.upload import STREAM, Upload, is_stream
 from orchestrator.api.view import TRANSFER_FIELDS, InvalidRequest, RequestView
 from orchestrator.http.exchange import Exchange
+from orchestrator.http.held import HeldBytes
 from orchestrator.wire.codec import FORM, Parts
 from orchestrator.wire.forms import InvalidForm, Span, text_fields
-from orchestrator.wire.lax import bool_of
 
 PATHS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")
 MEDIA_TYPE: Final = b"multipart/form-data"
 
 _WHY_WHOLE: Final = "speech is understood by one worker"
-_NAMES: Final = ("model", "stream", "vllm_xargs", *sorted(TRANSFER_FIELDS))
+_NAMES: Final = ("model", STREAM, "vllm_xargs", *sorted(TRANSFER_FIELDS))
 _json: Final = msgspec.json.Encoder()
 
 
@@ -32,15 +34,22 @@ class AudioEndpoint(OneLegEndpoint):
     def __init__(self) -> None:
         super().__init__(streams=True)
         self.media_type = MEDIA_TYPE
+        self.takes_uploads = True
         self.form = LegForm(gives_ids=False, codec=FORM)
 
+    def upload(self, exchange: Exchange, held: HeldBytes) -> Upload:
+        return Upload(exchange, _NAMES, _judge, held)
+
     def read(self, body: bytes, exchange: Exchange) -> RequestView:
+        """Return what is routed on, of a form or its beginning."""
+        content_type = exchange.header(b"content-type") or b""
         try:
-            spans = text_fields(body, exchange.header(b"content-type") or b"", _NAMES)
+            spans = text_fields(body, content_type, _NAMES, is_whole=False)
             fields = {name: body[span.start : span.end].decode() for name, span in spans.items()}
         except (InvalidForm, UnicodeDecodeError) as error:
             raise InvalidRequest(f"the form cannot be read: {error}") from error
-        _refuse_transfer(fields)
+        for name, value in fields.items():
+            _judge(name, value)
         model = fields.get("model", "")
         own = {"model": Raw(_json.encode(model))}
         return RequestView(
@@ -49,7 +58,7 @@ class AudioEndpoint(OneLegEndpoint):
             own,
             _json.encode(own),
             model,
-            _is_stream(fields),
+            is_stream(fields),
             True,  # nothing is asked for in a form but what the client asks for
             _WHY_WHOLE,
             exchange,
@@ -64,17 +73,13 @@ def _around(body: bytes, model: Span | None) -> Parts:
     return view[: model.start], view[model.end :]
 
 
-def _is_stream(fields: dict[str, str]) -> bool:
-    try:
-        return bool_of(fields.get("stream") or "false")
-    except ValueError as error:
-        raise InvalidRequest(f"the field 'stream' is wrong: {error}", "stream") from error
-
-
-def _refuse_transfer(fields: dict[str, str]) -> None:
-    """Raise `InvalidRequest` for what only the orchestrator may say to a worker; escapes could hide it."""
-    arguments = fields.get("vllm_xargs", "")
-    if "_transfer_params" in arguments or "\\" in arguments:
-        raise InvalidRequest("'vllm_xargs' can have no transfer parameters, and no escapes", "vllm_xargs")
-    for name in TRANSFER_FIELDS & fields.keys():
+def _judge(name: str, value: str) -> None:
+    """Raise `InvalidRequest` for what is wrong, and for what only the orchestrator may say to a worker, which
+    escapes could hide.
+    """
+    if name == "vllm_xargs" and ("_transfer_params" in value or "\\" in value):
+        raise InvalidRequest("'vllm_xargs' can have no transfer parameters, and no escapes", name)
+    if name in TRANSFER_FIELDS:
         raise InvalidRequest(f"the field '{name}' is not taken from clients", name)
+    if name == STREAM:
+        is_stream({name: value})

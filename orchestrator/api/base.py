@@ -30,11 +30,13 @@ from abc import ABC, abstractmethod
 from typing import Final
 
 from orchestrator.api.leg_form import OPENAI, LegForm
+from orchestrator.api.upload import Upload
 from orchestrator.api.view import RequestView, view_request
 from orchestrator.compiled import mypyc_attr
 from orchestrator.config.keys import BEARER
 from orchestrator.errors import BatonError, UnsupportedMediaType
 from orchestrator.http.exchange import Exchange
+from orchestrator.http.held import HeldBytes
 from orchestrator.wire.judge import check_answer, judged
 from orchestrator.wire.sse import Events, EventStream, error_event
 from orchestrator.wire.usage import Kv
@@ -80,6 +82,7 @@ class Endpoint:
         self.method = "POST"
         self.wanted_key = BEARER  # how a client is told to send its key
         self.form: LegForm = OPENAI  # how requests become legs
+        self.takes_uploads = False  # its bodies are forms that may be too large to be kept
         self.has_holders = False  # a request may have to go to the worker that holds something
         self.asks_holder = False  # every request does, as it is: it is about what that worker holds
 
@@ -90,6 +93,12 @@ class Endpoint:
     def read(self, body: bytes, exchange: Exchange) -> RequestView:
         """Return what is routed on. Raises `InvalidRequest`."""
         return view_request(body, exchange)
+
+    def upload(self, exchange: Exchange, held: HeldBytes) -> Upload:
+        """Return what takes in the body of a request; for one that `takes_uploads`. What is kept of it is
+        counted in `held`. Raises `ClientError`.
+        """
+        raise NotImplementedError
 
     def holder(self, view: RequestView, exchange: Exchange) -> str | None:
         """Return the mark (`api/holders.py`) of the only worker that can serve the request; None if any can.

@@ -77,6 +77,10 @@ ENDPOINTS: dict[str, Callable[[Offload], Endpoint]] = {
 }
 
 
+UPLOADS = AUDIO
+"""Of these the bodies may be large, and are sent on as they come."""
+
+
 def entry_of(path: str) -> str | None:
     """Return the entry of `ENDPOINTS` that a path belongs to; None if the data plane does not have it."""
     if path in ENDPOINTS:

@@ -157,6 +157,20 @@ class RequestView(Request):
             self.given,
         )
 
+    def without_body(self) -> RequestView:
+        """Return the same request without the fields that all legs share, for one that is not kept."""
+        return RequestView(
+            {},
+            (),
+            self.own,
+            self.own_json,
+            self.model,
+            self.is_stream,
+            self.wants_usage,
+            self.whole_reason,
+            self._exchange,
+        )
+
     # --- what routing policies may ask ----------------------------------------------------------
 
     def body_bytes(self) -> int:

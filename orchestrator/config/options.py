@@ -262,6 +262,12 @@ class LimitsConfig(Model):
         ge=1024,
         description="A request whose body has more than this many bytes is answered 413.",
     )
+    max_upload_bytes: Reloadable[int] = Field(
+        64 * 1024 * 1024,
+        ge=1024,
+        description="A form with a file in it, such as speech, may have this many bytes where that is more "
+        "than max_body_bytes. One of more than 1 MiB is sent on as it comes: it is not held in memory.",
+    )
     max_answer_bytes: Reloadable[int] = Field(
         64 * 1024 * 1024,
         ge=1024,

@@ -64,6 +64,7 @@ class AsgiExchange(Exchange):
         self._is_flushed.set()
         self._on_leave: Callable[[], None] | None = None
         self._on_writable: Callable[[], None] | None = None
+        self._on_body: Callable[[], None] | None = None
 
     async def __aenter__(self) -> AsgiExchange:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
@@ -127,6 +128,19 @@ class AsgiExchange(Exchange):
         self._is_body_taken = True
         return await self._body
 
+    @property
+    def is_body_taken(self) -> bool:
+        return self._body.done() and not self._chunks
+
+    def take_body(self) -> bytes:
+        if self._body.done():
+            self._body.result()  # which raises what has failed
+        chunks, self._chunks = self._chunks, []
+        return b"".join(chunks)
+
+    def on_body(self, callback: Callable[[], None] | None) -> None:
+        self._on_body = callback
+
     async def _read(self) -> None:
         """Collect the body, then watch for the client to leave."""
         while (message := await self._receive())["type"] != "http.disconnect":
@@ -143,12 +157,16 @@ class AsgiExchange(Exchange):
             self._body.set_exception(BodyTooLarge(f"the body is over {self._max_body_bytes} bytes"))
         elif is_last:
             self._body.set_result(b"".join(self._chunks))
+        if self._on_body is not None:
+            self._on_body()
 
     def _leave(self) -> None:
         self.is_gone = True
         callback, self._on_leave = self._on_leave, None
         if not self._body.done():
             self._body.set_exception(ClientGone("the client left"))
+            if self._on_body is not None:
+                self._on_body()
         self._unsent.clear()
         self._is_flushed.set()
         if callback is not None:

@@ -83,6 +83,16 @@ class Body:
             self.release()
         return b"".join(pieces)
 
+    def take_some(self, is_answered: bool) -> bytes:
+        """Return what has come, b"" if there is nothing, and ask for more; see `Exchange.take_body()`."""
+        if self.failure is not None:
+            raise self.failure
+        if self.is_cut:
+            raise ClientGone("the client left")
+        if not self.is_received:
+            self.want(is_answered)
+        return self.read_piece() if self.pieces else b""
+
     def want(self, is_answered: bool) -> None:
         """Have the client send the body, and the connection read it. Call this while more is to come."""
         connection = self._connection

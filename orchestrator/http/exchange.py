@@ -95,6 +95,29 @@ class Exchange(ABC):
         """
         ...
 
+    @property
+    @abstractmethod
+    def is_body_taken(self) -> bool:
+        """Return whether `take_body()` has returned the whole body."""
+        ...
+
+    @abstractmethod
+    def take_body(self) -> bytes:
+        """Return what has come of the body since the last call, and ask the client for more; in place of
+        `read_body()`, where the body is not to be kept. It never waits: b"" if there is nothing now.
+
+        Raises as `read_body()` does. While nobody calls it, the client is not read on past a small bound.
+        """
+        ...
+
+    @abstractmethod
+    def on_body(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback`, synchronously, whenever `take_body()` may have something, or raises.
+
+        There is one callback at a time; None removes it.
+        """
+        ...
+
     @abstractmethod
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Write the whole answer at once. `content-length` is added; HEAD gets no body."""

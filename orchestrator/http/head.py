@@ -276,8 +276,8 @@ def _end_with(head: Head, error: BatonError) -> BatonError:
 
 def _body_error(head: Head, limits: ServerLimits) -> BatonError | None:
     size = head.content_length or 0
-    if size > limits.max_body_bytes:
-        error = BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes")
+    if size > limits.max_body_bytes and size > limits.most_of(head.target.path):
+        error = BodyTooLarge(f"the body is over {limits.most_of(head.target.path)} bytes")
         return _end_with(head, error) if size > limits.drain_bytes else error
     if b"content-encoding" in head.fields and _is_encoded(head.headers):
         return UnsupportedEncoding("send the body without content-encoding")

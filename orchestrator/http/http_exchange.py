@@ -14,12 +14,14 @@ from orchestrator.http.carrier import Carrier
 from orchestrator.http.exchange import Exchange, Handler, Headers
 from orchestrator.http.head import NO_TARGET, Head
 from orchestrator.http.ids import valid_request_id
-from orchestrator.http.waiters import Waiters
+from orchestrator.http.waiters import Callback, Waiters
 from orchestrator.wire.headers import fields_of, header_block
 
 logger: Final = logging.getLogger("baton.server")
 
 JOIN_LIMIT: Final = 16 * 1024  # copying a smaller body behind its head is cheaper than a second buffer
+# Of what is left of a body that nobody wants, to keep the connection: as much as a body has without a file.
+WORTH_READING: Final = 16 * 1024 * 1024
 NO_BODY: Final[tuple[int, ...]] = (204, 304)  # statuses whose answers have no body
 
 
@@ -109,6 +111,16 @@ class HttpExchange(Exchange):
     def read_body(self) -> Coroutine[Any, Any, bytes]:
         return self.body.read(self.is_started)
 
+    @property
+    def is_body_taken(self) -> bool:
+        return self.body.is_received and not self.body.pieces
+
+    def take_body(self) -> bytes:
+        return self.body.take_some(self.is_started)
+
+    def on_body(self, callback: Callable[[], None] | None) -> None:
+        self.body.waiters = None if callback is None else Callback(callback)
+
     # --- what the connection reports
 
     def leave(self) -> None:
@@ -186,7 +198,8 @@ class HttpExchange(Exchange):
 
     def _is_end_near(self) -> bool:
         """Return whether the rest of the body comes, and is worth to be read."""
-        return not self.body.awaits_continue and self.body.failure is None
+        rest = (self.content_length or 0) - self.body_size
+        return rest <= WORTH_READING and not self.body.awaits_continue and self.body.failure is None
 
     def feed(self, chunk: bytes) -> bool:
         connection = self.connection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +28,8 @@ class ServerLimits:
     max_header_bytes: int = 32 * 1024  # all header fields as sent; more is 431
     max_headers: int = 100  # fields; more is 431
     max_body_bytes: int = 16 * 1024 * 1024  # more is 413
+    max_upload_bytes: int = 64 * 1024 * 1024  # the same for `uploads`
+    uploads: frozenset[str] = frozenset()  # paths whose bodies are sent on as they come
     drain_bytes: int = (
         1024 * 1024
     )  # what is left of a refused body is read up to here, else the connection closes
@@ -36,9 +39,16 @@ class ServerLimits:
     hosts: Hosts | None = None  # requests for others are 421; None: for all
     sweep_s: float = 0.25
 
+    def most_of(self, path: str) -> int:
+        """Return how many bytes a body for this path may have."""
+        most = self.max_body_bytes
+        return max(self.max_upload_bytes, most) if path in self.uploads else most
+
     @classmethod
-    def of(cls, config: OrchestratorConfig, listen: str | None = None) -> ServerLimits:
-        """Return those of the listener at `listen`, else of the data plane's."""
+    def of(
+        cls, config: OrchestratorConfig, listen: str | None = None, uploads: Iterable[str] = ()
+    ) -> ServerLimits:
+        """Return those of the listener at `listen`, else of the data plane's, which has `uploads`."""
         limits = config.limits
         return cls(
             header_timeout_s=limits.header_timeout_s,
@@ -46,6 +56,8 @@ class ServerLimits:
             body_timeout_s=limits.body_timeout_s,
             write_timeout_s=limits.client_write_timeout_s,
             max_body_bytes=limits.max_body_bytes,
+            max_upload_bytes=limits.max_upload_bytes,
+            uploads=frozenset(uploads),
             max_connections=config.max_connections or most_clients(),
             limit_concurrency=config.limit_concurrency,
             hosts=Hosts.of(config.allowed_hosts, listen or config.listen),

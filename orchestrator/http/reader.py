@@ -280,10 +280,13 @@ class Reader(Intake):
 
     def _on_large_body(self, exchange: HttpExchange) -> None:
         """Refuse a chunked body that is over the limit, and read it to its end if that is near."""
-        limits = self._limits
-        if not (exchange.is_complete or exchange.body.is_discarding):
-            exchange.body.fail(BodyTooLarge(f"the body is over {limits.max_body_bytes} bytes"))
-        if exchange.body_size > limits.max_body_bytes + limits.drain_bytes:
+        limits, body = self._limits, exchange.body
+        most = limits.most_of(exchange.head.target.path)
+        if exchange.body_size <= most and not body.is_discarding:
+            return
+        if not (exchange.is_complete or body.is_discarding):
+            body.fail(BodyTooLarge(f"the body is over {most} bytes"))
+        if exchange.body_size > max(most, limits.max_body_bytes) + limits.drain_bytes:
             self.break_off(BodyTooLarge("the body has no end"))
 
     # --- time

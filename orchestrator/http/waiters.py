@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Waiters:
@@ -24,3 +25,13 @@ class Waiters:
         for waiter in futures:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+class Callback(Waiters):
+    """Somebody is called instead, each time."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def wake(self) -> None:
+        self._call()

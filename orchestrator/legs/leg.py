@@ -307,6 +307,13 @@ class Leg(ABC):
             head += worker.rank_header
         return dispatcher.upstream.send(worker.origin, "POST", bodies.path, head, parts)
 
+    def _id_header(self, name: str) -> bytes:
+        """Return what its head says of its name, and of the client's request."""
+        client_id = self.legs.client_id
+        if client_id is None or not self.is_for_client:
+            return f"x-request-id: {name}\r\n".encode()
+        return b"%b%b: %b\r\n" % (client_id, _LEG_HEADER, name.encode())
+
     async def _transcode(self, codec: Codec, document: bytes) -> Answer:
         """Send a large body, which is encoded in another process."""
         common = await self.legs.dispatcher.transcode(document)

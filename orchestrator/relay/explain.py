@@ -59,6 +59,16 @@ class DryExchange(Exchange):
     async def read_body(self) -> bytes:
         raise RuntimeError(_NOBODY)
 
+    @property
+    def is_body_taken(self) -> bool:
+        return True
+
+    def take_body(self) -> bytes:
+        raise RuntimeError(_NOBODY)
+
+    def on_body(self, callback: Callable[[], None] | None) -> None:
+        raise RuntimeError(_NOBODY)
+
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         raise RuntimeError(_NOBODY)
 

@@ -27,15 +27,19 @@ from typing import Final
 
 from orchestrator.api.base import Endpoint
 from orchestrator.api.holders import mark_of
+from orchestrator.api.upload import MODEL, Upload
 from orchestrator.api.view import InvalidRequest, RequestView
 from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import (
+    BatonError,
     ClientError,
     NotFound,
     Poison,
     Unavailable,
     UnknownModel,
+    UploadLost,
     WorkerAnswered,
+    WorkerCutShort,
     WorkerError,
 )
 from orchestrator.failover.failover import CutStream, Failover
@@ -49,6 +53,7 @@ from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, HolderLeg
 from orchestrator.legs.parallel import ParallelPrefill
 from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
+from orchestrator.legs.upload_leg import UploadLeg
 from orchestrator.relay.admission import Admission, Demand
 from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
@@ -136,6 +141,7 @@ class Flow:
     def reconfigure(self, routing: RoutingConfig, limits: LimitsConfig) -> None:
         """Go by these sections from now on, but for what needs a restart."""
         self._routing = routing
+        self._limits = limits
         for route in self._routes.values():
             route.planner.reconfigure(routing)
         self._overrides.reconfigure(routing)
@@ -187,6 +193,46 @@ class Flow:
         finally:
             self._settle(request)
 
+    async def serve_upload(self, scope: RequestScope, upload: Upload) -> None:
+        """Answer one request whose body may be large, through its scope. Raises `BatonError`.
+
+        It has its permit, and with that its seat, from when the beginning of the form has come: what follows
+        has nowhere else to go. A client that is slow to send the rest keeps the seat until the deadlines of
+        bodies end it.
+        """
+        await upload.begin(self._limits.max_body_bytes, needs_model=self._has_several_names())
+        scope.record.bytes_in = upload.kept_size
+        if upload.is_whole:
+            return await self.serve(scope, upload.hand_over())
+        view = self._accept(scope, upload.content()).without_body()
+        upload.model = "" if upload.fields.get(MODEL) else view.model
+        scope.record.is_stream = False  # nobody knows before the form is whole, and nothing is sent by then
+        self._telemetry.begin(scope.record)
+        route = self._route_of(view)
+        gate = route.gate
+        if gate.free > 0:
+            gate.free -= 1
+        else:
+            await gate.wait(_demand(scope, view, route))
+        try:
+            request = self._begin(scope, view, route)
+        except BaseException:
+            gate.give_back(scope.record)
+            raise
+        try:
+            while True:
+                leg = UploadLeg(request.legs, request.plan.decode, upload)
+                try:
+                    with leg:
+                        return await self._responder.answer_upload(request, leg, upload)
+                except (WorkerError, WorkerAnswered) as error:
+                    if not upload.is_kept:
+                        raise _upload_lost(request, error) from error
+                    self._allow_another(request, error, upload.content())
+                    self._plan_again(request)
+        finally:
+            self._settle(request)
+
     async def aclose(self) -> None:
         await self._releases.aclose()
 
@@ -212,6 +258,11 @@ class Flow:
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
         return view
+
+    def _has_several_names(self) -> bool:
+        """Tell whether it depends on the name of the model where a request goes."""
+        names, adapters = self._routes, self._dispatcher.registry.adapters
+        return len(names) > 1 or bool(self._aliases) or any(adapters.of_model(name) for name in names)
 
     def _route_of(self, view: RequestView) -> Route:
         """Return where a request goes that was accepted."""
@@ -490,6 +541,16 @@ class Flow:
             request.retries.close()
             if request.scope.record.status == 200:
                 request.legs.count_denials()
+
+
+def _upload_lost(request: AdmittedRequest, error: WorkerError | WorkerAnswered) -> BatonError:
+    """Return what the client is told of a leg that has failed, which cannot be sent again from here."""
+    _note_attempt(request, error)
+    if request.plan.wants_ends:
+        tell_failed(request, failure_of(error))
+    if isinstance(error, WorkerCutShort):
+        return UploadLost("the worker was lost, and not all that it had of the upload is kept: send it again")
+    return error
 
 
 def _note_gone_over(request: AdmittedRequest) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from orchestrator.api.upload import Upload
 from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import KvMissing, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
 from orchestrator.legs.dispatch import reported
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.releases import Releases
+from orchestrator.legs.upload_leg import UploadLeg
 from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.relay.outcomes import tell_begun
 from orchestrator.relay.relayed import LOAD_METRICS
@@ -60,6 +62,16 @@ class Responder:
                     _send(request.scope, Kv.LOCAL, head, body)
         finally:
             self._end(request, leg)
+
+    async def answer_upload(self, request: AdmittedRequest, leg: UploadLeg, upload: Upload) -> None:
+        """Send the leg as its body comes in, and relay the answer. Raises as `UploadLeg.upload` and
+        `Leg.read` do.
+        """
+        request.scope.watch(leg)
+        request.legs.last = leg.worker
+        await leg.upload()
+        request.scope.record.is_stream = upload.is_stream
+        await self.answer(request, leg)
 
     def _end(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         """End the leg for its request, be it answered, failed, or not wanted any more."""

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from orchestrator.api.base import JSON, Endpoint
+from orchestrator.api.upload import Upload
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import LimitsConfig
 from orchestrator.errors import (
@@ -96,6 +97,8 @@ class RequestScope:
         self.exchange.on_leave(self._client_left)
         try:
             self._admit()
+            if self.endpoint.takes_uploads:
+                return await self._serve_upload()
             body = await self.exchange.read_body()
             self.record.bytes_in = len(body)
             self._plane.held.bodies += len(body)
@@ -110,6 +113,16 @@ class RequestScope:
             self._fail(BatonError("internal error"))
         finally:
             self._close()
+
+    async def _serve_upload(self) -> None:
+        plane = self._plane
+        upload = self.endpoint.upload(self.exchange, plane.held)
+        try:
+            await plane.serve_upload(self, upload)
+        finally:
+            upload.release()
+            self.record.bytes_in = upload.received
+            plane.held.bodies += upload.received  # for `_close`, which takes that back
 
     def _admit(self) -> None:
         """Judge the request by its head."""
@@ -386,6 +399,7 @@ def _without_slash(path: str) -> str | None:
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
+ServeUpload = Callable[[RequestScope, Upload], Awaitable[None]]
 
 
 class DataPlane:
@@ -394,6 +408,7 @@ class DataPlane:
     def __init__(
         self,
         serve: Serve,
+        serve_upload: ServeUpload,
         endpoints: Mapping[str, Endpoint],
         *,
         limits: LimitsConfig,
@@ -406,10 +421,12 @@ class DataPlane:
         """It is to be made inside the running event loop, whose clock `time` is.
 
         `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
-        it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`.
+        it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`;
+        `serve_upload` does where the endpoint `takes_uploads`.
         `relayed` are names of header fields: workers get those of the client's.
         """
         self.serve = serve
+        self.serve_upload = serve_upload
         self.endpoints = endpoints
         self.entry_of = entry_of
         self.telemetry = telemetry

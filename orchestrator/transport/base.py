@@ -14,7 +14,17 @@ from typing import NamedTuple
 from orchestrator.compiled import mypyc_attr
 from orchestrator.transport.answer import Answer, Sink
 
-__all__ = ["Answer", "Origin", "Part", "Sink", "Upstream", "UpstreamStats", "host_header", "request"]
+__all__ = [
+    "Answer",
+    "Origin",
+    "Part",
+    "Sending",
+    "Sink",
+    "Upstream",
+    "UpstreamStats",
+    "host_header",
+    "request",
+]
 
 # What a leg's body may be made of (memoryviews: of bytes). Parts are written one after the other, without
 # joining large ones, and must not change until the answer's head is there: a retry sends them again.
@@ -33,6 +43,55 @@ def host_header(origin: Origin) -> str:
     """Return the `host` of a request there: the port is left out where it is the scheme's own."""
     host = f"[{origin.host.partition('%')[0]}]" if ":" in origin.host else origin.host
     return host if origin.port == (443 if origin.tls else 80) else f"{host}:{origin.port}"
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Sending(ABC):
+    """A sending is a request whose body is written bit by bit, as it comes from somewhere else. It is sent
+    once: nothing of it is kept.
+
+    `answer` may begin, or fail, before the body is whole; whoever holds it ends it as any other.
+    """
+
+    answer: Answer
+
+    @property
+    @abstractmethod
+    def is_full(self) -> bool:
+        """Return whether the worker has yet to take what was written: `wait()` before the next piece."""
+        ...
+
+    @property
+    @abstractmethod
+    def is_over(self) -> bool:
+        """Return whether more of the body is of no use: the worker has refused it, or is lost, or has
+        answered.
+        """
+        ...
+
+    @abstractmethod
+    def write(self, piece: Part) -> None:
+        """Write a piece of the body, which is not empty and must not change any more. It is dropped once the
+        sending is over.
+        """
+        ...
+
+    @abstractmethod
+    def end(self) -> None:
+        """Note that the body is whole."""
+        ...
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait for the worker: until it has taken what was written, or its answer, or the connection, has
+        come on; or for `wake()`. Only the sender waits, until it reads the answer.
+        """
+        ...
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Have `wait()` return, as there may be more to write."""
+        ...
 
 
 class UpstreamStats(NamedTuple):
@@ -65,6 +124,16 @@ class Upstream(ABC):
         is this machine's fault. Once it returns the leg counts as written, and everything that goes wrong
         later is raised by the answer's methods.
         Cancelling closes the connection; how much was written is then unknown.
+        """
+        ...
+
+    @abstractmethod
+    async def open(
+        self, origin: Origin, method: str, target: str, headers: bytes, size: int | None
+    ) -> Sending:
+        """Write the head of a request, on a fresh connection: nothing is there to be sent again.
+
+        The body has `size` bytes, or goes in chunks if that is None. The rest is as in `send()`.
         """
         ...
 

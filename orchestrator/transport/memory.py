@@ -24,7 +24,7 @@ from orchestrator.errors import (
     WorkerGarbage,
     WorkerUnreachable,
 )
-from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats
+from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats
 from orchestrator.transport.memory_answer import MemoryAnswer, Writer
 from orchestrator.wire.headers import fields_of
 
@@ -94,6 +94,27 @@ class MemoryUpstream(Upstream):
         task.add_done_callback(self._tasks.discard)
         return reply.start(task)
 
+    async def open(
+        self, origin: Origin, method: str, target: str, headers: bytes, size: int | None
+    ) -> Sending:
+        """Send a body bit by bit; the worker gets it when it is whole."""
+        worker = await self._connect(origin)
+        body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def serve(reply: MemoryReply) -> None:
+            content = await body
+            if size is not None and len(content) != size:
+                raise ValueError(f"{len(content)} bytes of a body were sent in place of {size}")
+            request = MemoryRequest(origin, method, target, tuple(fields_of(headers)), content)
+            self.requests.append(request)
+            await worker.handler(request, reply)
+
+        reply = MemoryReply(self._replies, is_head=method == "HEAD")
+        task = asyncio.create_task(self._served(serve(reply), reply))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return MemorySending(reply.start(task), body)
+
     def stats(self) -> UpstreamStats:
         return UpstreamStats(0, len(self._replies), self._connects, 0, 0)
 
@@ -124,8 +145,11 @@ class MemoryUpstream(Upstream):
         return worker
 
     async def _serve(self, handler: LegHandler, request: MemoryRequest, reply: MemoryReply) -> None:
+        await self._served(handler(request, reply), reply)
+
+    async def _served(self, work: Awaitable[None], reply: MemoryReply) -> None:
         try:
-            await handler(request, reply)
+            await work
         except Exception as error:  # a worker's mistake must not pass for an answer: aclose() raises it
             self._failures.append(error)
             reply.cut_short()
@@ -134,6 +158,40 @@ class MemoryUpstream(Upstream):
             raise
         else:
             reply.end()
+
+
+class MemorySending(Sending):
+    """The worker takes all of it, at once."""
+
+    def __init__(self, answer: Answer, body: asyncio.Future[bytes]) -> None:
+        """`body` is given when it is whole."""
+        self.answer = answer
+        self._body = body
+        self._pieces: list[Part] = []
+        self._more: asyncio.Future[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return False
+
+    @property
+    def is_over(self) -> bool:
+        return self._body.done()
+
+    def write(self, piece: Part) -> None:
+        self._pieces.append(piece)
+
+    def end(self) -> None:
+        if not self._body.done():
+            self._body.set_result(b"".join(self._pieces))
+
+    async def wait(self) -> None:
+        self._more = asyncio.get_running_loop().create_future()
+        await self._more
+
+    def wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
 
 
 class MemoryReply(Writer):

@@ -23,7 +23,7 @@ from orchestrator.errors import (
     WorkerGarbage,
     WorkerUnreachable,
 )
-from orchestrator.transport.base import Answer, Origin, Part, Upstream, UpstreamStats, host_header
+from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats, host_header
 from orchestrator.transport.shortage import is_shortage
 
 # So many bytes in a row may be no body: a head, informational heads, trailers, chunk extensions.
@@ -37,6 +37,8 @@ _JOIN_LIMIT: Final = 32 * 1024
 _MAX_REQUEST_LINES: Final = 64
 
 _FIRST_BYTE: Final = ord("H")  # of an answer
+
+_REFUSED: Final = 300  # statuses from here on: the worker does not want the request
 
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
@@ -92,6 +94,17 @@ class PooledUpstream(Upstream):
         if connection.is_write_held:
             await self._drain(answer)
         return answer
+
+    async def open(
+        self, origin: Origin, method: str, target: str, headers: bytes, size: int | None
+    ) -> Sending:
+        pool = self._pools.get(origin) or self._add_pool(origin)
+        opening = pool.opening(method, target, headers, size)
+        answer = _PooledAnswer(self, pool, _NOTHING, method == "HEAD")
+        connection = await self.connect(pool)
+        connection.carry(answer, [opening])
+        connection.is_reusable = False  # before the body is whole
+        return _PooledSending(answer, is_chunked=size is None)
 
     def stats(self) -> UpstreamStats:
         busy = sum(connection.is_busy for connection in self._connections)
@@ -246,6 +259,12 @@ class _OriginPool:
             return [b"".join((line, headers, length, content))]
         return [b"".join((line, headers, length)), *body]
 
+    def opening(self, method: str, target: str, headers: bytes, size: int | None) -> bytes:
+        """Return the head of a request whose body follows."""
+        line = self._request_lines.get((method, target)) or self._add_request_line(method, target)
+        framing = "transfer-encoding: chunked" if size is None else f"content-length: {size}"
+        return b"".join((line, headers, framing.encode(), b"\r\n\r\n"))
+
     def _add_request_line(self, method: str, target: str) -> bytes:
         """Make and keep a request line. Raises `ValueError` if there is a line break in it."""
         if len(self._request_lines) >= _MAX_REQUEST_LINES:
@@ -280,6 +299,10 @@ class _PooledAnswer(Answer):
         """Wait until the request is written, or something else happened that `head()` will tell."""
         while self.connection is not None and self.connection.is_write_held and not self.status:
             await self._news(0)
+
+    def news(self) -> asyncio.Future[None]:
+        """Return a future that is done when something has happened: more is written, or has come."""
+        return self._news(0)
 
     # --- for the connection ---------------------------------------------------------------------
 
@@ -334,6 +357,51 @@ class _PooledAnswer(Answer):
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
+
+
+class _PooledSending(Sending):
+    """It writes to the connection of an answer for as long as that has one."""
+
+    __slots__ = ("_is_chunked", "_pooled", "answer")
+
+    def __init__(self, answer: _PooledAnswer, *, is_chunked: bool) -> None:
+        self.answer = answer
+        self._pooled = answer
+        self._is_chunked = is_chunked
+
+    @property
+    def is_full(self) -> bool:
+        connection = self._pooled.connection
+        return connection is not None and connection.is_write_held
+
+    @property
+    def is_over(self) -> bool:
+        return self._pooled.connection is None or self._pooled.status >= _REFUSED
+
+    def write(self, piece: Part) -> None:
+        connection = self._pooled.connection
+        if connection is None:
+            return
+        if self._is_chunked:
+            connection.write([b"%x\r\n" % len(piece), piece, b"\r\n"])
+        else:
+            connection.write([piece])
+
+    def end(self) -> None:
+        connection = self._pooled.connection
+        if connection is None:
+            return
+        if self._is_chunked:
+            connection.write([b"0\r\n\r\n"])
+        if not self._pooled.status:
+            connection.is_reusable = True
+
+    async def wait(self) -> None:
+        if self._pooled.connection is not None:
+            await self._pooled.news()
+
+    def wake(self) -> None:
+        self._pooled.written()
 
 
 class _Connection:
@@ -411,6 +479,10 @@ class _Connection:
             self._transport.write(message[0])
         else:
             self._transport.writelines(message)
+
+    def write(self, parts: list[Part]) -> None:
+        """Write more of a request."""
+        self._transport.writelines(parts)
 
     def pause_reading(self) -> None:
         if not self._is_read_held:

@@ -136,6 +136,19 @@ class FakeExchange(Exchange):
             raise ClientGone("the client left")
         return self._body
 
+    @property
+    def is_body_taken(self) -> bool:
+        return not self._body
+
+    def take_body(self) -> bytes:
+        if self.is_gone:
+            raise ClientGone("the client left")
+        body, self._body = self._body, b""
+        return body
+
+    def on_body(self, callback: Callable[[], None] | None) -> None:
+        pass  # all of it is there from the beginning
+
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         self.start(status, headers)
         self.finish(body)
