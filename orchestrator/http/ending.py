@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import struct
 from typing import Final
@@ -15,6 +16,7 @@ from orchestrator.http.reader import Reader
 
 logger: Final = logging.getLogger("baton.server")
 
+_LEFT: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)  # the last one is Linux's
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER
 
 
@@ -74,8 +76,15 @@ class Ending(Receiver):
             self._expire_idle()
         elif active is reader.incoming and not (reader.is_paused or active.body.awaits_continue):
             reader.break_off(RequestTimeout("the request's body came too slowly"))
+        elif active is reader.incoming and reader.is_paused:
+            self._look_for_client()
         else:
             self._deadlines.at = NEVER
+
+    def _look_for_client(self) -> None:
+        """Close if the client has left, which is not heard while nothing is read; else look again soon."""
+        if _has_left(self._transport):
+            self._transport.abort()
 
     def _expire_idle(self) -> None:
         if self._reader.in_head:
@@ -92,3 +101,12 @@ class Ending(Receiver):
         if lag is not None:
             logger.info("%s is cut off: it took %d bytes, and %d wait", self.addresses.client, *lag)
             self.cut(resets=True)  # or the kernel would keep what it has, for as long as the client likes
+
+
+def _has_left(transport: asyncio.Transport) -> bool:
+    """Return whether the other side has closed, as far as its kernel has told ours: an end waits behind
+    what was sent before it, a reset does not.
+    """
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _LEFT)
+    return bool(poll.poll(0))

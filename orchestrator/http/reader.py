@@ -314,7 +314,7 @@ class Reader(Intake):
         """Wait for more of the active exchange's body."""
         if self._quiet_bytes > self._limits.max_header_bytes:
             self.break_off(ClientError("chunk extensions or trailers are too long"))
-        else:
+        elif not self.is_paused:
             self._deadlines.await_body()
 
 

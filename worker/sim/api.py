@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, KvEventsInfo, WorkerInfo
 from worker.info import decodes, token_ids, zone_from_env
 from worker.msgpack_route import route_class
-from worker.sim import faults, frames, messages, protocol, responses, text
+from worker.sim import audio, faults, frames, messages, protocol, responses, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
 from worker.sim.embeddings import EmbeddingJob, EmbeddingRequest, EmbeddingResponse, embedding_job
 from worker.sim.engine import Engine
@@ -357,6 +357,11 @@ def _plain_routes(sim: Sim) -> APIRouter:
         card = _model_card(sim)
         own = [{"id": name, "root": name, "parent": card["id"]} for name in sim.settings.adapters]
         return _json({"object": "list", "data": [card, *(card | adapter for adapter in own)]})
+
+    @router.post(audio.PATHS[0])
+    @router.post(audio.PATHS[1])
+    async def hear(request: Request) -> Response:
+        return await audio.heard(request, sim.settings.model_name)
 
     @router.get("/version")
     async def version() -> Response:

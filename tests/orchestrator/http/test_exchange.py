@@ -103,6 +103,35 @@ def test_a_large_body(host: Open, run: Any) -> None:
     run(main)
 
 
+def test_a_body_piece_by_piece(host: Open, run: Any) -> None:
+    async def handler(exchange: Exchange) -> None:
+        more = asyncio.Event()
+        exchange.on_body(more.set)
+        pieces = []
+        while not exchange.is_body_taken:
+            more.clear()
+            pieces.append(exchange.take_body())
+            if not (pieces[-1] or exchange.is_body_taken):
+                await more.wait()
+        exchange.on_body(None)
+        assert exchange.take_body() == b""
+        exchange.respond(200, [], b"".join(pieces))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for i in range(10):
+            yield b"%d" % i * 100_000
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with host(handler) as client:
+            whole = b"".join([piece async for piece in slowly()])
+            for content in (whole, b"", b"a", slowly()):
+                answer = await client.post("/", content=content)
+                assert answer.content == (content if isinstance(content, bytes) else whole)
+
+    run(main)
+
+
 def test_a_stream(host: Open, run: Any) -> None:
     async def handler(exchange: Exchange) -> None:
         await exchange.read_body()

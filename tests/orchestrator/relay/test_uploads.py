@@ -269,6 +269,29 @@ def test_a_client_that_leaves_ends_the_leg() -> None:
     run(test)
 
 
+def test_a_client_that_leaves_is_missed_though_nothing_is_read() -> None:
+    async def hear(worker: Worker, *streams: Any) -> None:
+        await worker.goes_on.wait()
+
+    async def test(at: World) -> None:
+        at.worker.hear = hear
+        async with at.server.client() as client:
+            client.send(sized(form(MODEL, speech(64 * 1024 * 1024))))
+            (connection,) = await connections(at)
+            await until(lambda: connection._reader.is_paused)
+            assert at.seats_taken == 1
+            client.reset()
+            await at.wait_rest()
+        at.worker.goes_on.set()
+
+    run(test)
+
+
+async def connections(at: World) -> list[Any]:
+    await until(lambda: at.worker.begun == 1)
+    return list(at.server.state.connections)
+
+
 def test_a_client_that_is_too_slow_is_told_so() -> None:
     async def test(at: World) -> None:
         async with at.server.client() as client:
