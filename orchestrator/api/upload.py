@@ -45,7 +45,8 @@ class Upload:
         self.received = 0  # bytes
         self.kept_size = 0  # bytes of the beginning that are counted
         self.model = ""  # which the client must mean, if it has not said yet; set it before `restart()`
-        self._exchange = exchange
+        self._source = exchange.source
+        self._content_length = exchange.content_length
         self._judge = judge
         self._held = held
         self._kept: list[Piece] = []
@@ -60,7 +61,7 @@ class Upload:
         first `most` bytes, and `Overloaded`.
         """
         wakes = asyncio.Event()
-        self._exchange.on_body(wakes.set)
+        self._source.on_more(wakes.set)
         try:
             while not self._has_begun(needs_model):
                 wakes.clear()
@@ -69,7 +70,7 @@ class Upload:
                 elif self.kept_size > most:
                     raise ClientError(f"the field '{MODEL}' is not in the first {most} bytes", param=MODEL)
         finally:
-            self._exchange.on_body(None)
+            self._source.on_more(None)
 
     def content(self) -> bytes:
         """Return what is kept."""
@@ -95,14 +96,14 @@ class Upload:
 
     def on_more(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` whenever `take()` may have something, or raises; None: do not any more."""
-        self._exchange.on_body(callback)
+        self._source.on_more(callback)
 
     def restart(self, model: str) -> int | None:
         """Begin to give the form to a worker that calls the model so; return how many bytes it will have,
         None if that is not known. All that was taken must be kept.
         """
         self._is_given = False
-        size, named = self._exchange.content_length, self._scanner.found.get(MODEL)
+        size, named = self._content_length, self._scanner.found.get(MODEL)
         if named is None and model == self.model:
             self._model = None
             return size
@@ -133,11 +134,11 @@ class Upload:
         )
 
     def _receive(self) -> list[Piece]:
-        data = self._exchange.take_body()
+        data = self._source.take_some()
         self.received += len(data)
         try:
             pieces = self._scanner.feed(data) if data else []
-            if self._exchange.is_body_taken:
+            if self._source.is_taken:
                 self._scanner.finish()
                 self.is_whole = True
         except InvalidForm as error:

@@ -12,7 +12,7 @@ from random import SystemRandom
 from typing import Any
 
 from orchestrator.errors import BatonError, BodyTooLarge, ClientGone
-from orchestrator.http.exchange import Exchange, Headers, error_answer
+from orchestrator.http.exchange import BodySource, Exchange, Headers, error_answer
 from orchestrator.http.ids import IdSource, request_id_from
 from orchestrator.wire.headers import fields_of
 
@@ -54,8 +54,7 @@ class AsgiExchange(Exchange):
         self._receive = receive
         self._send = send
         self._max_body_bytes = max_body_bytes
-        self._chunks: list[bytes] = []
-        self._body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._body = AsgiBody()
         self._is_body_taken = False
         self._is_aborted = False
         self._unsent: list[Message] = []
@@ -64,7 +63,6 @@ class AsgiExchange(Exchange):
         self._is_flushed.set()
         self._on_leave: Callable[[], None] | None = None
         self._on_writable: Callable[[], None] | None = None
-        self._on_body: Callable[[], None] | None = None
 
     async def __aenter__(self) -> AsgiExchange:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
@@ -90,8 +88,8 @@ class AsgiExchange(Exchange):
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
-        if self._body.done():
-            self._body.exception()  # a failure that nobody asked for is no news
+        if self._body.whole.done():
+            self._body.whole.exception()  # a failure that nobody asked for is no news
         for task in self._tasks:
             if not task.cancelled():
                 task.result()
@@ -126,20 +124,11 @@ class AsgiExchange(Exchange):
         if self._is_body_taken:
             raise RuntimeError("the body was read before")
         self._is_body_taken = True
-        return await self._body
+        return await self._body.whole
 
     @property
-    def is_body_taken(self) -> bool:
-        return self._body.done() and not self._chunks
-
-    def take_body(self) -> bytes:
-        if self._body.done():
-            self._body.result()  # which raises what has failed
-        chunks, self._chunks = self._chunks, []
-        return b"".join(chunks)
-
-    def on_body(self, callback: Callable[[], None] | None) -> None:
-        self._on_body = callback
+    def source(self) -> BodySource:
+        return self._body
 
     async def _read(self) -> None:
         """Collect the body, then watch for the client to leave."""
@@ -149,24 +138,23 @@ class AsgiExchange(Exchange):
             self._leave()
 
     def _add(self, chunk: bytes, *, is_last: bool) -> None:
-        if self._body.done():
+        body = self._body
+        if body.whole.done():
             return
-        self._chunks.append(chunk)
+        body.chunks.append(chunk)
         self.body_size += len(chunk)
         if self.body_size > self._max_body_bytes:
-            self._body.set_exception(BodyTooLarge(f"the body is over {self._max_body_bytes} bytes"))
+            body.whole.set_exception(BodyTooLarge(f"the body is over {self._max_body_bytes} bytes"))
         elif is_last:
-            self._body.set_result(b"".join(self._chunks))
-        if self._on_body is not None:
-            self._on_body()
+            body.whole.set_result(b"".join(body.chunks))
+        body.note()
 
     def _leave(self) -> None:
         self.is_gone = True
         callback, self._on_leave = self._on_leave, None
-        if not self._body.done():
-            self._body.set_exception(ClientGone("the client left"))
-            if self._on_body is not None:
-                self._on_body()
+        if not self._body.whole.done():
+            self._body.whole.set_exception(ClientGone("the client left"))
+            self._body.note()
         self._unsent.clear()
         self._is_flushed.set()
         if callback is not None:
@@ -239,6 +227,33 @@ class AsgiExchange(Exchange):
         self._is_flushed.set()
         if self._on_writable is not None and not (self.is_complete or self.is_gone):
             self._on_writable()
+
+
+class AsgiBody(BodySource):
+    """This is the body of a request, which its server sends without being asked."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []  # that nobody has taken
+        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._on_more: Callable[[], None] | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        return self.whole.done() and not self.chunks
+
+    def take_some(self) -> bytes:
+        if self.whole.done():
+            self.whole.result()  # which raises what has failed
+        chunks, self.chunks = self.chunks, []
+        return b"".join(chunks)
+
+    def on_more(self, callback: Callable[[], None] | None) -> None:
+        self._on_more = callback
+
+    def note(self) -> None:
+        """Tell who waits that something has happened."""
+        if self._on_more is not None:
+            self._on_more()
 
 
 def _pairs(headers: Headers) -> Sequence[tuple[bytes, bytes]]:

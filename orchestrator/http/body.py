@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from orchestrator.errors import BatonError, ClientGone
 from orchestrator.http.carrier import Carrier
-from orchestrator.http.waiters import Waiters
+from orchestrator.http.exchange import BodySource
+from orchestrator.http.waiters import Callback, Waiters
 
 HIGH_WATER: Final = 256 * 1024  # unread bytes after which who reads piece by piece stops the reading
 # So many pieces are joined: an object for every few bytes costs many times more.
 MAX_PIECES: Final = 4096
 
 
-class Body:
+class Body(BodySource):
     """A body holds pieces until they are read: at once, or one by one, but not both.
 
     The connection says what comes by `take()`, `end()`, `fail()` and `leave()`.
@@ -83,14 +85,20 @@ class Body:
             self.release()
         return b"".join(pieces)
 
-    def take_some(self, is_answered: bool) -> bytes:
-        """Return what has come, b"" if there is nothing, and ask for more; see `Exchange.take_body()`."""
+    @property
+    def is_taken(self) -> bool:
+        return self.is_received and not self.pieces
+
+    def on_more(self, callback: Callable[[], None] | None) -> None:
+        self.waiters = None if callback is None else Callback(callback)
+
+    def take_some(self) -> bytes:
         if self.failure is not None:
             raise self.failure
         if self.is_cut:
             raise ClientGone("the client left")
         if not self.is_received:
-            self.want(is_answered)
+            self.want(is_answered=False)
         return self.read_piece() if self.pieces else b""
 
     def want(self, is_answered: bool) -> None:

@@ -18,6 +18,36 @@ Headers = Sequence[tuple[bytes, bytes]] | bytes
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
+class BodySource(ABC):
+    """A source gives the body of a request as it comes in, before its answer begins. While nobody takes of
+    it, the client is not read on past a small bound.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def is_taken(self) -> bool:
+        """Return whether `take_some()` has returned the whole body."""
+        ...
+
+    @abstractmethod
+    def take_some(self) -> bytes:
+        """Return what has come since the last call, and ask the client for more. It never waits: b"" if there
+        is nothing now. Raises as `Exchange.read_body()` does.
+        """
+        ...
+
+    @abstractmethod
+    def on_more(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback`, synchronously, whenever `take_some()` may have something, or raises.
+
+        There is one callback at a time; None removes it.
+        """
+        ...
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Exchange(ABC):
     """An exchange is one HTTP request and the answer to it. All of it happens on the event loop's thread.
 
@@ -97,25 +127,8 @@ class Exchange(ABC):
 
     @property
     @abstractmethod
-    def is_body_taken(self) -> bool:
-        """Return whether `take_body()` has returned the whole body."""
-        ...
-
-    @abstractmethod
-    def take_body(self) -> bytes:
-        """Return what has come of the body since the last call, and ask the client for more; in place of
-        `read_body()`, where the body is not to be kept. It never waits: b"" if there is nothing now.
-
-        Raises as `read_body()` does. While nobody calls it, the client is not read on past a small bound.
-        """
-        ...
-
-    @abstractmethod
-    def on_body(self, callback: Callable[[], None] | None) -> None:
-        """Call `callback`, synchronously, whenever `take_body()` may have something, or raises.
-
-        There is one callback at a time; None removes it.
-        """
+    def source(self) -> BodySource:
+        """Return what gives the body piece by piece, where `read_body()` would keep too much."""
         ...
 
     @abstractmethod

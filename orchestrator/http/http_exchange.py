@@ -11,10 +11,10 @@ from typing import Any, Final
 from orchestrator.errors import BatonError, ClientGone, Unavailable
 from orchestrator.http.body import Body
 from orchestrator.http.carrier import Carrier
-from orchestrator.http.exchange import Exchange, Handler, Headers
+from orchestrator.http.exchange import BodySource, Exchange, Handler, Headers
 from orchestrator.http.head import NO_TARGET, Head
 from orchestrator.http.ids import valid_request_id
-from orchestrator.http.waiters import Callback, Waiters
+from orchestrator.http.waiters import Waiters
 from orchestrator.wire.headers import fields_of, header_block
 
 logger: Final = logging.getLogger("baton.server")
@@ -112,14 +112,8 @@ class HttpExchange(Exchange):
         return self.body.read(self.is_started)
 
     @property
-    def is_body_taken(self) -> bool:
-        return self.body.is_received and not self.body.pieces
-
-    def take_body(self) -> bytes:
-        return self.body.take_some(self.is_started)
-
-    def on_body(self, callback: Callable[[], None] | None) -> None:
-        self.body.waiters = None if callback is None else Callback(callback)
+    def source(self) -> BodySource:
+        return self.body
 
     # --- what the connection reports
 

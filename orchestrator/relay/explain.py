@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.control.state import RouteAnswer, RouteQuestion
 from orchestrator.errors import BatonError, ClientError
-from orchestrator.http.exchange import Exchange, Headers
+from orchestrator.http.exchange import BodySource, Exchange, Headers
 from orchestrator.relay.admission import Gate
 from orchestrator.relay.flow import Asked, Flow
 from orchestrator.relay.scope import DataPlane, RequestScope
@@ -60,13 +60,7 @@ class DryExchange(Exchange):
         raise RuntimeError(_NOBODY)
 
     @property
-    def is_body_taken(self) -> bool:
-        return True
-
-    def take_body(self) -> bytes:
-        raise RuntimeError(_NOBODY)
-
-    def on_body(self, callback: Callable[[], None] | None) -> None:
+    def source(self) -> BodySource:
         raise RuntimeError(_NOBODY)
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:

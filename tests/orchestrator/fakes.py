@@ -25,7 +25,7 @@ from orchestrator.config.options import (
     RoutingConfig,
 )
 from orchestrator.errors import ClientGone
-from orchestrator.http.exchange import Exchange
+from orchestrator.http.exchange import BodySource, Exchange
 from orchestrator.http.ids import IdSource, request_id_from
 from orchestrator.relay.scope import RequestScope
 from orchestrator.transport.base import Origin
@@ -137,17 +137,8 @@ class FakeExchange(Exchange):
         return self._body
 
     @property
-    def is_body_taken(self) -> bool:
-        return not self._body
-
-    def take_body(self) -> bytes:
-        if self.is_gone:
-            raise ClientGone("the client left")
-        body, self._body = self._body, b""
-        return body
-
-    def on_body(self, callback: Callable[[], None] | None) -> None:
-        pass  # all of it is there from the beginning
+    def source(self) -> BodySource:
+        return FakeBody(self, self._body)
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         self.start(status, headers)
@@ -179,6 +170,27 @@ class FakeExchange(Exchange):
 
     def abort(self) -> None:
         self.is_aborted = True
+
+
+class FakeBody(BodySource):
+    """All of it is there from the beginning."""
+
+    def __init__(self, exchange: FakeExchange, body: bytes) -> None:
+        self._exchange = exchange
+        self._body = body
+
+    @property
+    def is_taken(self) -> bool:
+        return not self._body
+
+    def take_some(self) -> bytes:
+        if self._exchange.is_gone:
+            raise ClientGone("the client left")
+        body, self._body = self._body, b""
+        return body
+
+    def on_more(self, callback: Callable[[], None] | None) -> None:
+        pass
 
 
 class FakeWorkers:

@@ -106,15 +106,15 @@ def test_a_large_body(host: Open, run: Any) -> None:
 def test_a_body_piece_by_piece(host: Open, run: Any) -> None:
     async def handler(exchange: Exchange) -> None:
         more = asyncio.Event()
-        exchange.on_body(more.set)
-        pieces = []
-        while not exchange.is_body_taken:
+        source, pieces = exchange.source, []
+        source.on_more(more.set)
+        while not source.is_taken:
             more.clear()
-            pieces.append(exchange.take_body())
-            if not (pieces[-1] or exchange.is_body_taken):
+            pieces.append(source.take_some())
+            if not (pieces[-1] or source.is_taken):
                 await more.wait()
-        exchange.on_body(None)
-        assert exchange.take_body() == b""
+        source.on_more(None)
+        assert source.take_some() == b""
         exchange.respond(200, [], b"".join(pieces))
 
     async def slowly() -> AsyncIterator[bytes]:
