@@ -70,6 +70,7 @@ def told() -> dict[str, BatonError]:
         errors.WorkerUnfit(401),
         errors.WorkerUnreachable("no connection to the worker"),
         errors.WorkerCutShort("the worker closed the connection"),
+        errors.UploadLost("the worker was lost in the middle of an upload"),
         errors.HandoffLate("it began after the lease"),
         errors.HandoffStalled("no first byte"),
     ]
