@@ -205,8 +205,6 @@ def _with_usage(
 class MessageEvents(NamedEvents):
     """It sends the worker's events of a message. Its end is `message_stop`, behind a reason to stop."""
 
-    __slots__ = ("_has_reason",)
-
     def __init__(self, *, cached_tokens: int | None, created_tokens: int | None) -> None:
         super().__init__(b"content_block_delta", cached_tokens=cached_tokens, created_tokens=created_tokens)
         self._has_reason = False

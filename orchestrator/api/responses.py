@@ -255,8 +255,6 @@ def _with_usage(response: Document, cached_tokens: int, created_tokens: int | No
 class ResponseEvents(NamedEvents):
     """It sends the worker's events of a response, to the one that has the whole of it."""
 
-    __slots__ = ("_created", "_may_be_cancelled")
-
     def __init__(
         self, *, cached_tokens: int | None, created_tokens: int | None, may_be_cancelled: bool
     ) -> None:

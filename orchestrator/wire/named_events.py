@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Final
+from typing import ClassVar, Final
 
 from orchestrator.compiled import mypyc_attr
 from orchestrator.wire.judge import InvalidStream, failed
-from orchestrator.wire.sse import MAX_OPENING_BYTES, Events, WholeEvents, payload_of, split_events
+from orchestrator.wire.sse import JudgedEvents, WholeEvents, payload_of, split_events
 from orchestrator.wire.usage import Document, Kv, decode_document
 
 _END: Final = b"\n\n"
@@ -15,28 +15,14 @@ _EVENT: Final = b"event:"
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class NamedEvents(Events):
+class NamedEvents(JudgedEvents):
     """It sends the worker's own events; a subclass knows what those are for that say more than text.
 
     Nearly all events of a stream are of one name, pieces of text. These are passed on with one look at their
     bytes; all others are given to `_named`, once.
     """
 
-    __slots__ = (
-        "_cached_tokens",
-        "_created_tokens",
-        "_following",
-        "_has_begun",
-        "_held",
-        "_held_bytes",
-        "_is_done",
-        "_is_open",
-        "_kv",
-        "_latest",
-        "_output_tokens",
-        "_text",
-        "_whole",
-    )
+    _last: ClassVar[str] = "its last event"
 
     def __init__(self, text: bytes, *, cached_tokens: int | None, created_tokens: int | None) -> None:
         """`text` is the name of the events that bring text; the numbers are those of `Endpoint.events`."""
@@ -44,27 +30,11 @@ class NamedEvents(Events):
         self._following = _END + self._text
         self._cached_tokens = cached_tokens
         self._created_tokens = created_tokens
-        self._whole: WholeEvents | None = None  # once a chunk ends within an event
-        self._held: list[bytes] = []  # events from before the first that says something
-        self._held_bytes = 0
+        self._whole = None
         self._latest = b""  # events that the client has
-        self._has_begun = False
-        self._is_done = False
         self._is_open = False  # it has begun, and goes on
         self._kv = Kv.UNKNOWN
         self._output_tokens: object = None  # as the usage told
-
-    @property
-    def kv(self) -> Kv:
-        return self._kv
-
-    @property
-    def has_begun(self) -> bool:
-        return self._has_begun
-
-    @property
-    def is_done(self) -> bool:
-        return self._is_done
 
     def output_tokens(self) -> int | None:
         told = self._output_tokens
@@ -78,10 +48,6 @@ class NamedEvents(Events):
             self._latest = chunk
             return chunk
         return self._judged(chunk)
-
-    def finish(self) -> None:
-        if not self._is_done or (self._whole is not None and self._whole.has_pending):
-            raise InvalidStream("the worker's stream ended without its last event")
 
     # --- one event after the other --------------------------------------------------------------
 
@@ -112,22 +78,6 @@ class NamedEvents(Events):
         does.
         """
         ...
-
-    def _said(self, event: bytes) -> bytes:
-        """Return an event that says something, with those that were held back until one does."""
-        if self._has_begun:
-            return event
-        self._has_begun = True
-        held, self._held = self._held, []
-        return b"".join([*held, event])
-
-    def _hold(self, event: bytes) -> bytes:
-        """Hold back an event that says nothing, until one does."""
-        self._held_bytes += len(event)
-        if self._held_bytes > MAX_OPENING_BYTES:
-            raise InvalidStream("the worker's stream says nothing at great length")
-        self._held.append(event)
-        return b""
 
 
 def name_of(event: bytes) -> bytes:

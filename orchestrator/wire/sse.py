@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -156,7 +156,56 @@ class WholeEvents:
         pending += data
 
 
-class EventStream(Events):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class JudgedEvents(Events):
+    """Streams whose events are judged have this in common: what is held back until something is said."""
+
+    # Class attributes are the defaults of what is set later, or never, and not looked at per event.
+    _held: list[bytes] | None = None  # events from before the first that says something
+    _held_bytes = 0
+    _has_begun = False
+    _is_done = False
+
+    _whole: WholeEvents | None  # once a chunk ends within an event
+    _kv: Kv
+    _last: ClassVar[str]  # what it ends with
+
+    @property
+    def kv(self) -> Kv:
+        return self._kv
+
+    @property
+    def has_begun(self) -> bool:
+        return self._has_begun
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_done
+
+    def finish(self) -> None:
+        if not self._is_done or (self._whole is not None and self._whole.has_pending):
+            raise InvalidStream(f"the worker's stream ended without {self._last}")
+
+    def _said(self, event: bytes) -> bytes:
+        """Return an event that says something, with those that were held back until one does."""
+        if not event:
+            return event
+        self._has_begun = True
+        held, self._held = self._held, None
+        return event if held is None else b"".join(held) + event
+
+    def _hold(self, event: bytes) -> bytes:
+        """Hold back an event that says nothing, until one does."""
+        self._held_bytes += len(event)
+        if self._held_bytes > MAX_OPENING_BYTES:
+            raise InvalidStream("the worker's stream says nothing at great length")
+        if self._held is None:
+            self._held = []
+        self._held.append(event)
+        return b""
+
+
+class EventStream(JudgedEvents):
     """It sends the worker's own events of a chat or completion, in its own bytes.
 
     Exceptions: the usage event has the prefill worker's counts, or is withheld if the client did not ask for
@@ -171,14 +220,11 @@ class EventStream(Events):
     # Class attributes are the defaults of what is set later, or never, and not looked at per event.
     _after_numbers = b"\0"  # `_after` without the numbers in it
     _lessons = 0
-    _held: list[bytes] | None = None  # events from before the first that says something
-    _held_bytes = 0
+    _last: ClassVar[str] = "[DONE]"
     _ends: list[bytes] | None = None  # the last events of choices, until the usage has come
     _ends_bytes = 0
     _ended: set[int] | None = None  # choices that have a finish_reason
     _usage: Document | None = None
-    _has_begun = False
-    _is_done = False
 
     def __init__(
         self,
@@ -194,21 +240,9 @@ class EventStream(Events):
         self._created_tokens = created_tokens
         self._choices = choices
         self._kv = _UNKNOWN
-        self._whole: WholeEvents | None = None  # once a chunk ends within an event
+        self._whole = None
         self._before = b"\0"  # what is around the text of an event that was judged; no event begins so
         self._after = b"\0"
-
-    @property
-    def kv(self) -> Kv:
-        return self._kv
-
-    @property
-    def has_begun(self) -> bool:
-        return self._has_begun
-
-    @property
-    def is_done(self) -> bool:
-        return self._is_done
 
     def output_tokens(self) -> int | None:
         return None if self._usage is None else output_tokens_in(self._usage)
@@ -226,10 +260,6 @@ class EventStream(Events):
         ):
             return chunk
         return self._judged(chunk)
-
-    def finish(self) -> None:
-        if not self._is_done or (self._whole is not None and self._whole.has_pending):
-            raise InvalidStream("the worker's stream ended without [DONE]")
 
     # --- one event after the other --------------------------------------------------------------
 
@@ -309,23 +339,6 @@ class EventStream(Events):
         self._before = self._after = self._after_numbers = b"\0"
 
     # --- what is held back ----------------------------------------------------------------------
-
-    def _said(self, event: bytes) -> bytes:
-        """Return an event that says something, with those that were held back until one does."""
-        if not event:
-            return event
-        self._has_begun = True
-        held, self._held = self._held, None
-        return event if held is None else b"".join(held) + event
-
-    def _hold(self, event: bytes) -> bytes:
-        self._held_bytes += len(event)
-        if self._held_bytes > MAX_OPENING_BYTES:
-            raise InvalidStream("the worker's stream says nothing at great length")
-        if self._held is None:
-            self._held = []
-        self._held.append(event)
-        return b""
 
     def _ending(self, event: bytes, *, is_end: bool) -> bytes:
         """Hold the last event of each choice back, if the usage that follows them is withheld: they get the
