@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
             # Without a password OpenSSL would ask for one on the terminal.
             SSLContext(PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password=lambda: "")
         except SSLError as error:
-            why = error.reason or str(error)
+            why = error.reason or re.sub(r" \(_ssl\.c:\d+\)$", "", str(error))
             message = f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}"
             yield Finding(path, message, follows_from=())
 
