@@ -33,6 +33,7 @@ from orchestrator.http.cors import Cors
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
 from orchestrator.http.listeners import Protocols, uvicorn_config
+from orchestrator.http.tls import certificate_of
 from orchestrator.legs.connectors import CONNECTORS
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.loop.lag import LoopLagMonitor
@@ -235,6 +236,7 @@ class Orchestrator:
         self.index = context.index
         self.started = context.started
         self.keys = context.keys
+        self.certificate = certificate_of(config.orchestrator)
         self.random = self.core.random
         self.ids = self.core.ids
         self.registry = self.core.registry
@@ -326,7 +328,8 @@ class Orchestrator:
 
     def server_config(self) -> uvicorn.Config:
         """Return how uvicorn serves the public listener."""
-        return uvicorn_config(self, self.config.orchestrator, self._protocols, random=self.random)
+        options, certificate = self.config.orchestrator, self.certificate
+        return uvicorn_config(self, options, self._protocols, random=self.random, certificate=certificate)
 
     def note_refused(self, error: BatonError) -> None:
         """Count and log a request that the server refused before it got here."""
