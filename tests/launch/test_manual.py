@@ -15,9 +15,12 @@ from orchestrator.config.base import is_reloadable, options_of
 from orchestrator.config.options import Config
 from orchestrator.routing.policies import POLICIES
 
-NAMES = {
-    re.sub(r"^models\.\*\.(prefill|decode|both)", "models.*.ROLE", name) for name, _ in options_of(Config)
-}
+
+def folded(name: str) -> str:
+    return re.sub(r"^models\.\*\.(prefill|decode|both)", "models.*.ROLE", name)
+
+
+NAMES = {folded(name) for name, _ in options_of(Config)}
 
 
 def test_every_option_is_explained() -> None:
