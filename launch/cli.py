@@ -131,6 +131,9 @@ def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
         default="vllm",
         help="sim: simulated workers; vllm: vLLM on the CPU; gpu: vLLM on two GPUs; default: %(default)s",
     )
+    parser.add_argument(
+        "--example", metavar="NAME", help="copy an example config instead: quickstart, sim, gpu-1p1d, ..."
+    )
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
     parser.set_defaults(command=_init)
 
@@ -249,7 +252,7 @@ def _init(arguments: argparse.Namespace) -> int:
     from launch import init
 
     try:
-        return init.init(arguments.file, arguments.engine, force=arguments.force)
+        return init.init(arguments.file, arguments.engine, arguments.example, force=arguments.force)
     except init.InitError as error:
         raise _Usage(str(error)) from error
 
