@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -11,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from orchestrator.api.audio import PATHS
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, simulated, starting
@@ -126,3 +129,19 @@ def test_a_worker_that_is_killed_in_the_middle_is_told_of(
     assert answer.status_code == 502
     assert answer.json()["error"]["code"] == "upload_lost"
     wait_for(lambda: in_flight(orchestrator) == 0, "the seat")
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+def test_clients_that_send_the_model_first_or_last(
+    orchestrator: Orchestrator, tmp_path: Path, size: int
+) -> None:
+    (tmp_path / "a.wav").write_bytes(bytes(size))
+    told = f"{size} {hashlib.sha256(bytes(size)).hexdigest()}"
+    with OpenAI(base_url=f"{orchestrator.url}/v1", api_key="-", max_retries=0) as client:
+        heard = client.audio.transcriptions.create(model=MODEL, file=tmp_path / "a.wav")
+        assert heard.text == told
+    fields = ["-F", f"file=@{tmp_path}/a.wav", "-F", f"model={MODEL}"]
+    for more in ([], ["-H", "transfer-encoding: chunked"]):
+        command = ["curl", "--silent", "--show-error", *fields, *more, orchestrator.url + PATHS[0]]
+        ran = subprocess.run(command, capture_output=True, check=True)
+        assert json.loads(ran.stdout)["text"] == told
