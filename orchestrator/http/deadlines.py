@@ -111,7 +111,8 @@ class Deadlines:
 
     def forgive_pause(self) -> None:
         """Wait for more of a body; the time for which it was not read was not the client's."""
-        self.began += self.loop.time() - self._paused_at
+        if self.began:  # else it has begun to be waited for in the pause
+            self.began += self.loop.time() - self._paused_at
         self.await_body()
 
     # --- what the client takes
