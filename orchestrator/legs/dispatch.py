@@ -154,16 +154,16 @@ class Dispatcher:
         """Count a hand-off that a worker had for too long, and tell the registry."""
         is_late = isinstance(error, HandoffLate)
         self._telemetry.handoff_given_up(HandoffTrouble.LATE if is_late else HandoffTrouble.STALLED)
-        self.registry.note_stalled(worker, epoch, error.message)
+        self.registry.judge.note_stalled(worker, epoch, error.message)
 
     def note_unreachable(self, worker: Worker, error: WorkerUnreachable) -> None:
         """Tell the registry that a connection could not be made: refused is certain, too slow a suspicion."""
         cause = cause_of(error)
         why = repr(cause)
         if isinstance(cause, TimeoutError):
-            self.registry.note_lost(worker, worker.epoch, why)
+            self.registry.judge.note_lost(worker, worker.epoch, why)
         else:
-            self.registry.mark_gone(worker, why, trouble_of(cause).what)
+            self.registry.judge.mark_gone(worker, why, trouble_of(cause).what)
 
 
 def _blocks(authorization: list[tuple[bytes, bytes]]) -> dict[str, bytes]:

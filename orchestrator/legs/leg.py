@@ -119,7 +119,7 @@ class Legs:
         """
         for denial in self.denied or ():
             if denial.epoch == denial.worker.epoch:
-                self.dispatcher.registry.note_error(denial.worker, f"with {denial.answered}")
+                self.dispatcher.registry.judge.note_error(denial.worker, f"with {denial.answered}")
 
     def note_failed(self, worker: Worker, error: WorkerError | WorkerAnswered, began: float) -> None:
         """Note that a worker has failed the request, which it had since `began`, for its log line.
@@ -403,11 +403,11 @@ class Leg(ABC):
         if isinstance(error, WorkerUnreachable):
             self.legs.dispatcher.note_unreachable(worker, error)
         elif failure is Failure.LOST:
-            registry.note_lost(worker, self.epoch, repr(cause_of(error)))
+            registry.judge.note_lost(worker, self.epoch, repr(cause_of(error)))
         elif isinstance(error, WorkerUnfit):
             self._tell_unfit(error)
         elif failure is Failure.FAILED:
-            registry.note_error(worker)
+            registry.judge.note_error(worker)
         elif isinstance(error, HandoffLate | HandoffStalled):
             self.legs.dispatcher.note_given_up(worker, self.epoch, error)
         elif failure is Failure.BUSY and error.retry_after_s:
@@ -421,7 +421,7 @@ class Leg(ABC):
         legs, worker = self.legs, self.worker
         legs.denied = (*(legs.denied or ()), Denial(worker, self.epoch, error.answered))
         if not isinstance(error, PathMissing):
-            legs.dispatcher.registry.note_denied(worker, self.epoch, error.answered)
+            legs.dispatcher.registry.judge.note_denied(worker, self.epoch, error.answered)
 
 
 class PrefillLeg(Leg):
@@ -578,7 +578,7 @@ class Question(Leg):
         """Have the worker looked at if it has answered as none of ours does."""
         if isinstance(error, WorkerUnfit) and not isinstance(error, PathMissing):
             worker = self.worker
-            self.legs.dispatcher.registry.note_denied(worker, worker.epoch, error.answered)
+            self.legs.dispatcher.registry.judge.note_denied(worker, worker.epoch, error.answered)
 
     def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         return self.legs.dispatcher.ask(self.worker, self._path, self._body)

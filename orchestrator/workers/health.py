@@ -1,6 +1,6 @@
 """Active probes find out which workers are there, what they can decode, and how long a prompt may be.
 
-A probe only says what it saw; what follows from that is in `workers/states.py` and `workers/registry.py`.
+A probe only says what it saw; what follows from that is in `workers/states.py` and `workers/judge.py`.
 
 | the worker | is asked |
 |---|---|
@@ -205,42 +205,42 @@ class Prober:
         return left_s if is_last else timeout_s
 
     async def _probe(self, worker: Worker) -> None:
-        registry, asked, was_denied = self._registry, self._time(), worker.is_denied
+        judge, asked, was_denied = self._registry.judge, self._time(), worker.is_denied
         try:
             async with asyncio.timeout(self._limit_s(worker)):
                 introduction = await self._ask(worker)
         except TimeoutError:
             with self._teller.telling(worker, SILENT):
-                registry.note_missed(worker, asked)
+                judge.note_missed(worker, asked)
         except ProbeRefused as error:
             with self._teller.telling(worker, REFUSES):
-                registry.mark_gone(worker, str(error))
+                judge.mark_gone(worker, str(error))
         except ProbeImpossible as error:
             self._complain(worker, str(error))
         except Exception as error:
             with self._teller.telling(
                 worker, getattr(error, "trouble", None) or trouble_of(error)
             ) as trouble:
-                note = registry.note_unfit if isinstance(error, ProbeUnfit) else registry.note_failed
+                note = judge.note_unfit if isinstance(error, ProbeUnfit) else judge.note_failed
                 note(worker, _named(error), trouble.what)
         else:
             if was_denied:
-                registry.note_cleared(worker)
+                judge.note_cleared(worker)
             if introduction is not None:
-                registry.announce(
+                self._registry.announce(
                     worker, introduction.info, introduction.max_model_len, introduction.adapters
                 )
             self._let_in(worker, is_new=introduction is not None)
 
     def _let_in(self, worker: Worker, *, is_new: bool) -> None:
         """Note that a worker is well. One that has just introduced itself must fit the others, too."""
-        registry = self._registry
-        misfit = registry.misfit(worker) if is_new else None
+        judge = self._registry.judge
+        misfit = judge.misfit(worker) if is_new else None
         if misfit is None:
-            registry.mark_ready(worker)
+            judge.mark_ready(worker)
             return
         with self._teller.telling(worker, Trouble(misfit.reason)):
-            registry.note_unfit(worker, misfit.why, misfit.reason)
+            judge.note_unfit(worker, misfit.why, misfit.reason)
 
     def _complain(self, worker: Worker, why: str) -> None:
         """Say that workers cannot be probed, which is no worker's fault, from time to time."""

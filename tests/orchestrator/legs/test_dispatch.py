@@ -142,8 +142,8 @@ def test_a_worker_that_cannot_end_legs_is_asked_once_until_it_comes_back(status:
         assert not await dispatcher_of(one).end_leg(one.decode, "id-2")
         assert len(one.sent_to(one.decode)) == 1
         assert one.told_of(one.decode) == TRUSTED
-        one.cluster.registry.mark_gone(one.decode, "it has ended")
-        one.cluster.registry.mark_ready(one.decode)
+        one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
+        one.cluster.registry.judge.mark_ready(one.decode)
         serve_ends(one, answers(202, b""))
         assert await dispatcher_of(one).end_leg(one.decode, "id-3")
 
@@ -247,8 +247,8 @@ def test_a_worker_that_refused_its_form_gets_plain_json_until_it_comes_back(
         assert one.decode.name in caplog.text
         assert (one.decode.codec.name, one.decode.token_ids) == ("json", ())
         assert one.fallbacks() == {FallbackReason.REFUSED: 1}
-        one.cluster.registry.mark_gone(one.decode, "it has ended")
-        one.cluster.registry.mark_ready(one.decode)
+        one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
+        one.cluster.registry.judge.mark_ready(one.decode)
         one.announce(one.decode, "json", "msgpack", token_ids=("bin",))
         assert (one.decode.codec.name, one.decode.token_ids) == ("msgpack", ("bin",))
 

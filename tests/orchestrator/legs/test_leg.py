@@ -208,7 +208,7 @@ def test_a_worker_that_others_have_seen_end_may_have_been_ended_by_this_leg(even
 
         def is_noticed() -> None:
             if event == "mark_gone":
-                registry.mark_gone(one.decode, "a probe was refused")
+                registry.judge.mark_gone(one.decode, "a probe was refused")
             else:
                 registry.drain(one.decode)
 
@@ -224,8 +224,8 @@ def test_a_leg_of_an_earlier_epoch_tells_nothing_of_a_loss() -> None:
         leg = AnswerLeg(one.legs, one.decode)
 
         def comes_back() -> None:
-            one.cluster.registry.mark_gone(one.decode, "it has ended")
-            one.cluster.registry.mark_ready(one.decode)
+            one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
+            one.cluster.registry.judge.mark_ready(one.decode)
 
         await ended_by(leg, WorkerCutShort, comes_back)
         assert leg.epoch < one.decode.epoch
@@ -274,7 +274,7 @@ def test_an_error_that_is_no_workers_tells_nothing() -> None:
 
 def test_a_worker_out_of_service_gets_no_leg_and_no_blame() -> None:
     async def test(one: OneRequest) -> None:
-        one.cluster.registry.mark_gone(one.decode, "it has ended")
+        one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
         leg = AnswerLeg(one.legs, one.decode)
         assert not leg.is_in_service
         with pytest.raises(WorkerOut), leg:
@@ -430,7 +430,7 @@ def test_a_leg_is_not_sent_again_to_a_worker_that_is_out_by_then() -> None:
         one.announce(one.decode, "json", "msgpack")
 
         async def refuses_and_ends(request: MemoryRequest, reply: MemoryReply) -> None:
-            one.cluster.registry.mark_gone(one.decode, "it has ended")
+            one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
             reply.answer(400, b"{}", JSON)
 
         one.serve(one.decode, refuses_and_ends)

@@ -142,7 +142,7 @@ def test_a_worker_that_says_nothing_and_is_given_up_was_silent() -> None:
         asked = asyncio.create_task(cluster.ask(CHAT))
         await asyncio.sleep(1.0)
         worker = cluster.worker("prefill/0")
-        cluster.registry.note_seen(worker, worker.epoch, Event.SILENT, "no answer to a probe")
+        cluster.registry.judge.note_seen(worker, worker.epoch, Event.SILENT, "no answer to a probe")
         assert (await asked).status == 200
 
     record = run(test)

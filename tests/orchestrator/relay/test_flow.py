@@ -439,7 +439,7 @@ def test_only_post_is_served() -> None:
 
 def test_no_worker_is_a_503_at_once() -> None:
     async def test(cluster: FakeCluster) -> None:
-        cluster.registry.mark_gone(cluster.worker("decode/0"), "test")
+        cluster.registry.judge.mark_gone(cluster.worker("decode/0"), "test")
         answer = await cluster.ask(CHAT)
         assert answer.status == 503
         assert answer.answer_headers[b"retry-after"] == b"1"

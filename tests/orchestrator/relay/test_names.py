@@ -182,10 +182,10 @@ def test_who_has_an_adapter_changes_while_it_is_asked_for() -> None:
     async def test(cluster: FakeCluster) -> None:
         only = cluster.worker("decode/1")
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 200
-        cluster.registry.mark_gone(only, "killed")
+        cluster.registry.judge.mark_gone(only, "killed")
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 503
         assert (await cluster.ask(DOCUMENT | {"model": "m"})).status == 200
-        cluster.registry.mark_ready(only)
+        cluster.registry.judge.mark_ready(only)
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 200
         for worker in cluster.registry.workers:
             cluster.registry.announce(worker, None, None, ())

@@ -190,12 +190,12 @@ def test_a_worker_that_serves_whole_requests_is_asked_by_its_name() -> None:
 def test_a_prefill_worker_that_is_not_there_is_not_replaced_by_a_decode_worker() -> None:
     async def test(cluster: FakeCluster) -> None:
         wanted = {"x-baton-worker-prefill": "m/prefill/0"}
-        cluster.registry.mark_gone(cluster.worker("prefill/0"), "killed")
+        cluster.registry.judge.mark_gone(cluster.worker("prefill/0"), "killed")
         for more in ({}, {"x-baton-disaggregate": "always"}):
             answer = await ask(cluster, **wanted, **more)
             assert answer.status == 503
             assert message(answer).startswith("m/prefill/0, which the header x-baton-worker-prefill asks for")
-        cluster.registry.mark_ready(cluster.worker("prefill/0"))
+        cluster.registry.judge.mark_ready(cluster.worker("prefill/0"))
         cluster.upstream.refuse(cluster.origin("prefill/0"))
         assert (await ask(cluster, **wanted)).status >= 500  # it fails, and no other is asked
 
@@ -204,7 +204,7 @@ def test_a_prefill_worker_that_is_not_there_is_not_replaced_by_a_decode_worker()
 
 def test_a_worker_that_is_not_there_is_not_replaced_by_another() -> None:
     async def test(cluster: FakeCluster) -> None:
-        cluster.registry.mark_gone(cluster.worker("decode/0"), "killed")
+        cluster.registry.judge.mark_gone(cluster.worker("decode/0"), "killed")
         answer = await ask(cluster, **{"x-baton-worker-decode": "m/decode/0"})
         assert answer.status == 503
         assert message(answer) == (
@@ -212,7 +212,7 @@ def test_a_worker_that_is_not_there_is_not_replaced_by_another() -> None:
         )
         answer = await ask(cluster, **{"x-baton-worker-decode": "m/decode/1"})
         assert answer.status == 200
-        cluster.registry.mark_ready(cluster.worker("decode/0"))
+        cluster.registry.judge.mark_ready(cluster.worker("decode/0"))
         cluster.upstream.refuse(cluster.origin("decode/1"))
         answer = await ask(cluster, **{"x-baton-worker-decode": "m/decode/1"})
         assert answer.status >= 500

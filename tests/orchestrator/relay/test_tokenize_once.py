@@ -292,8 +292,8 @@ def test_a_restarted_worker_is_believed_again() -> None:
         worker = cluster.worker("decode/0")
         worker.distrust()
         assert worker.token_ids == ()
-        cluster.registry.mark_gone(worker, "test")
-        cluster.registry.mark_ready(worker)
+        cluster.registry.judge.mark_gone(worker, "test")
+        cluster.registry.judge.mark_ready(worker)
         cluster.registry.announce(worker, announced("msgpack"), None)
         assert worker.token_ids == ("bin", "base64", "list")
 
