@@ -46,16 +46,16 @@ def misfits(
         return []
     if lacks_connector(info):
         return [Misfit(worker, f"it has no KV connector: {NO_CONNECTOR_ADVICE}", "has no KV connector")]
-    judge = _Judge(within_revision)
+    comparison = _Comparison(within_revision)
     peers = [other for other in others if other is not worker and other.address.role in _PAIR]
-    return judge.misfits(worker, peers, refused)
+    return comparison.misfits(worker, peers, refused)
 
 
 def _is_whole(workers: Iterable[Worker]) -> bool:
     return {worker.address.role for worker in workers} == _PAIR
 
 
-class _Judge:
+class _Comparison:
     def __init__(self, within_revision: bool) -> None:
         self._within_revision = within_revision
 

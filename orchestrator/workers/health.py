@@ -28,6 +28,7 @@ from orchestrator.transport.base import host_header
 from orchestrator.transport.shortage import is_shortage
 from orchestrator.wire.info import Count, WorkerInfo
 from orchestrator.wire.refusals import is_denial, is_encoded
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.lifecycle import verdict_at
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import FULL_SERVICE, IN_SERVICE, NEVER, Event, WorkerState
@@ -83,14 +84,6 @@ class ProbeUnfit(ProbeFailed):
 
 class ProbeImpossible(Exception):
     """This machine could not open the probe's connection, for want of something of its own."""
-
-
-class Introduction(msgspec.Struct, frozen=True):
-    """A worker that comes into service, or back into it, says this of itself."""
-
-    info: WorkerInfo | None  # None without our plugin
-    max_model_len: int | None
-    adapters: tuple[str, ...] = ()  # that it lists beside its model
 
 
 class Probe(Protocol):

@@ -20,7 +20,9 @@ CLEARED_S = 5.0  # how long a worker is left alone that a probe has cleared of h
 
 
 class Judge:
-    """A judge moves workers from state to state. Only it does, but for a registry that follows another."""
+    """A judge hears what is seen of the workers of a registry, and moves them from state to state by it. Only
+    a registry that follows another one does so, too.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""This module decides from plain data what an event does to a worker; the registry applies and tells it.
+"""This module decides from plain data what an event does to a worker; the judge applies and tells it.
 
 The table of states (`workers/states.py`) says where an event leads. Three things go beyond it: at most half
 of a pool is out on suspicion, an ejected worker is asked again later each time, and a suspect has until its

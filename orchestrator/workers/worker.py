@@ -1,7 +1,7 @@
 """A worker has a name and an address, a state, and a load.
 
-Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) where
-nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
+Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) and
+its judge where nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
 all of them.
 """
 
@@ -105,7 +105,7 @@ class Worker(ABC):
         # Hand-offs that decode takes over; each process knows its own.
         self.first_byte_s = 0.0  # the slowest first byte of late; see `note_begun`
         self.newest_begun = NEVER  # when that leg was written which was written last of all that have begun
-        self.stalled = NEVER  # when a hand-off last stalled here; the registry's
+        self.stalled = NEVER  # when a hand-off last stalled here; the judge's
         self.failures = 0  # legs in a row that were answered with a 5xx; 0 once one succeeded
         # What the operator wants.
         self.is_drained = False
@@ -191,7 +191,7 @@ class Worker(ABC):
         )
 
     def become(self, life: Life) -> None:
-        """Take on what an event has changed. Only the registry calls this."""
+        """Take on what an event has changed. Only the judge and a registry that follows call this."""
         self.state = life.state
         self.epoch = life.epoch
         self.failures = life.failures

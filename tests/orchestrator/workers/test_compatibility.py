@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.wire.info import Role, WorkerInfo
-from orchestrator.workers.health import Introduction, Prober
+from orchestrator.workers.health import Prober
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker

@@ -15,12 +15,12 @@ from orchestrator.config.options import HealthConfig
 from orchestrator.workers.health import (
     NAME_EVERY,
     HttpProbe,
-    Introduction,
     Probe,
     ProbeFailed,
     Prober,
     ProbeRefused,
 )
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
