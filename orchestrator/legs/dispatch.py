@@ -79,12 +79,12 @@ class Dispatcher:
 
     async def end_leg(self, worker: Worker, id: str) -> bool:
         """Ask a worker to end the leg of this name, and to answer it all the same; False if it cannot."""
-        if worker.unendable_epoch == worker.epoch:
+        if not worker.abilities.can_end(worker.epoch):
             return False
         try:
             await self._ask_to_end(worker, id)
         except (WorkerAnswered, WorkerUnfit):  # 404: plain vLLM, or something else
-            worker.unendable_epoch = worker.epoch
+            worker.abilities.unendable_epoch = worker.epoch
             return False
         except (WorkerError, OutOfResources):
             return False

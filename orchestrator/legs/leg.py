@@ -34,7 +34,7 @@ from orchestrator.legs.dispatch import Dispatcher, cause_of, check_identity, ref
 from orchestrator.legs.ledger import KvLease
 from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread, outcome_of
 from orchestrator.telemetry.counters import LeaseState
-from orchestrator.telemetry.record import FailedAttempt
+from orchestrator.telemetry.record import Attempts, FailedAttempt
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
@@ -111,7 +111,7 @@ class Legs:
         self.id = dispatcher.ids.fresh()  # ours, for the workers
         self.adapter = ""  # that its legs name in place of the model
         self.count = 0  # legs that were sent
-        self.attempts: list[FailedAttempt] | None = None  # that have failed
+        self.attempts: Attempts | None = None  # None: none has failed
 
     def count_denials(self) -> None:
         """Count against the workers what they denied, for others have served the request: it was not the
@@ -130,9 +130,13 @@ class Legs:
             return
         outcome = "silent" if self.was_silent else outcome_of(error)
         self.was_silent = False
+        self.tried().failed.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
+
+    def tried(self) -> Attempts:
+        """Return what is noted of the attempts, once there is something to note."""
         if self.attempts is None:
-            self.attempts = []
-        self.attempts.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
+            self.attempts = Attempts()
+        return self.attempts
 
     def has_failed(self, worker: Worker) -> bool:
         """Tell whether the worker has just failed this request, or did so before."""
@@ -251,7 +255,7 @@ class Leg(ABC):
         what the worker refused.
         """
         while True:
-            codec = self.bodies.codec or (JSON if self.is_plain else self.worker.codec)
+            codec = self.bodies.codec or (JSON if self.is_plain else self.worker.abilities.codec)
             self.answer = answer = await self._send(codec)
             self.heard = self.sent = self.legs.dispatcher.time()
             if self.is_given_up:
@@ -334,11 +338,11 @@ class Leg(ABC):
         cannot take of this document.
         """
         worker = self.worker
-        is_announced = worker.codec is not JSON or bool(worker.token_ids)
+        is_announced = worker.abilities.codec is not JSON or bool(worker.abilities.token_ids)
         if self.is_plain or self.bodies.codec is not None or not is_announced:
             return False
         self.is_documents_fault = status < 500 and _DOCUMENT_REFUSED in content
-        is_unproven = worker.proven_epoch != worker.epoch
+        is_unproven = worker.abilities.proven_epoch != worker.epoch
         return self.is_documents_fault or (status in _MAY_BE_REFUSALS and is_unproven)
 
     def _note_refusal(self) -> None:  # noqa: B027
@@ -349,7 +353,7 @@ class Leg(ABC):
 
         Of engines that do not say what they are this is not known.
         """
-        return self.worker.info is not None and has_freed(refusal)
+        return self.worker.introduction.info is not None and has_freed(refusal)
 
     # --- what is said of the worker -------------------------------------------------------------
 
@@ -362,8 +366,8 @@ class Leg(ABC):
         worker = self.worker
         if self.is_plain:
             self._note_plain(worker)
-        elif worker.proven_epoch != worker.epoch and self.bodies.codec is None:
-            worker.proven_epoch = worker.epoch
+        elif worker.abilities.proven_epoch != worker.epoch and self.bodies.codec is None:
+            worker.abilities.proven_epoch = worker.epoch
         if worker.failures:
             worker.failures = 0
         if self.lease is not None:

@@ -41,7 +41,7 @@ def misfits(
     `others` are those of its model; those in `refused` are well, but were kept out before.
     `within_revision`: pairs are kept within one revision.
     """
-    info = worker.info
+    info = worker.introduction.info
     if info is None or worker.address.role not in _PAIR:
         return []
     if lacks_connector(info):
@@ -76,9 +76,10 @@ class _Comparison:
         return not self._differences(one, other)
 
     def _differences(self, one: Worker, other: Worker) -> Sequence[Difference]:
-        if one.info is None or other.info is None:
+        mine, theirs = one.introduction.info, other.introduction.info
+        if mine is None or theirs is None:
             return ()
-        return differences(one.info, other.info, within_revision=self._within_revision)
+        return differences(mine, theirs, within_revision=self._within_revision)
 
     def _misfit(self, worker: Worker, other: Worker) -> Misfit:
         found = self._differences(worker, other)

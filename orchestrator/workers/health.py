@@ -220,9 +220,7 @@ class Prober:
             if was_denied:
                 judge.note_cleared(worker)
             if introduction is not None:
-                self._registry.announce(
-                    worker, introduction.info, introduction.max_model_len, introduction.adapters
-                )
+                self._registry.announce(worker, introduction)
             self._let_in(worker, is_new=introduction is not None)
 
     def _let_in(self, worker: Worker, *, is_new: bool) -> None:
@@ -354,7 +352,8 @@ class HttpProbe:
             await self._check_health(worker)
             if not is_known or worker.is_denied:
                 return await self._introduction(worker)
-            if self._is_name_due(worker) and (await self._card(worker)).adapters != worker.adapters:
+            known = worker.introduction.adapters
+            if self._is_name_due(worker) and (await self._card(worker)).adapters != known:
                 return await self._introduction(worker)
             return None
         except ProbeFailed:

@@ -172,7 +172,7 @@ class Judge:
         """Move a worker as `workers/lifecycle.py` decides, and do all that follows from it."""
         pool = self._roster.pool_of(worker)
         if event is Event.STALLED:
-            worker.stalled = self._time()
+            worker.handoffs.stalled = self._time()
         situation = Situation(pool, self._health, self._time(), self._random)
         move = lifecycle.decide(worker, event, situation)
         worker.become(move.life)

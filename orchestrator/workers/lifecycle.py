@@ -128,8 +128,8 @@ def is_standing_still(worker: Worker, now: float) -> bool:
     """Return whether a worker that answers probes is still suspect, for its engine may stand still: a
     hand-off has stalled there, and nothing has come on any leg since.
     """
-    is_stalled = worker.state is WorkerState.SUSPECT and worker.heard <= worker.stalled
-    return is_stalled and now < worker.stalled + STALLED_S
+    is_stalled = worker.state is WorkerState.SUSPECT and worker.heard <= worker.handoffs.stalled
+    return is_stalled and now < worker.handoffs.stalled + STALLED_S
 
 
 def is_proven(worker: Worker) -> bool:

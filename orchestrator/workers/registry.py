@@ -16,9 +16,10 @@ from random import Random
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.errors import Conflict
-from orchestrator.wire.info import Role, WorkerInfo
+from orchestrator.wire.info import Role
 from orchestrator.workers import lifecycle
 from orchestrator.workers.adapters import Adapters
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.judge import Judge
 from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
@@ -104,16 +105,10 @@ class Registry:
 
     # --- what a worker announces ----------------------------------------------------------------
 
-    def announce(
-        self,
-        worker: Worker,
-        info: WorkerInfo | None,
-        max_model_len: int | None,
-        adapters: tuple[str, ...] = (),
-    ) -> None:
-        """Note what a worker says of itself, and tell of it; see `Worker.announce`."""
-        has_others = adapters != worker.adapters
-        worker.announce(info, max_model_len, adapters)
+    def announce(self, worker: Worker, introduction: Introduction) -> None:
+        """Note what a worker says of itself, and tell of it."""
+        has_others = introduction.adapters != worker.introduction.adapters
+        worker.announce(introduction)
         if has_others:
             self._refresh(worker.address.model)
         self.news.changed.tell()
@@ -212,7 +207,7 @@ class Registry:
         if life is None:
             return
         worker.become(life)
-        self.announce(worker, snapshot.info, snapshot.max_model_len, snapshot.adapters)
+        self.announce(worker, Introduction(snapshot.info, snapshot.max_model_len, snapshot.adapters))
         worker.last_error, worker.reason = snapshot.last_error, snapshot.reason
         worker.is_drained = snapshot.is_drained
         if worker.is_denied and worker.state is WorkerState.READY:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.api.view import view_request
+from orchestrator.workers.introduction import Introduction
 from tests.orchestrator.api.refusals import MAX_MODEL_LEN, REFUSED, TAKEN
 from tests.orchestrator.fakes import FakeCluster
 
@@ -23,7 +24,7 @@ def prefills(document: dict[str, Any]) -> int:
     async def main() -> int:
         cluster = FakeCluster()
         decode = cluster.worker("decode/0")
-        decode.announce(None, MAX_MODEL_LEN)
+        decode.announce(Introduction(None, MAX_MODEL_LEN))
         cluster.registry.judge.note_failed(decode, "to be ready anew, with what it has announced")
         cluster.registry.judge.mark_ready(decode)
         await cluster.ask({"model": "m"} | document, path=path_of(document))

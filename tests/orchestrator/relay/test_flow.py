@@ -14,6 +14,7 @@ from orchestrator.telemetry.record import Path
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import Encoding, WorkerInfo
 from orchestrator.wire.usage import Kv
+from orchestrator.workers.introduction import Introduction
 from tests.orchestrator.fakes import (
     DONE,
     FINISH,
@@ -297,7 +298,7 @@ def announce(cluster: FakeCluster, *encodings: Encoding) -> None:
         info = WorkerInfo(
             role="both", model="m", decodes=["json", *encodings], engine="sim", engine_version="0"
         )
-        cluster.registry.announce(worker, info, None)
+        cluster.registry.announce(worker, Introduction(info, None))
 
 
 def sent_as(cluster: FakeCluster) -> list[str]:

@@ -131,9 +131,8 @@ def test_a_policy_is_another_ones_for_that_request_only() -> None:
                 await ask(cluster, **({header: "session", "x-session-id": "7"} if header else {}))
 
     cluster = run(test, prefill="round_robin", decode="round_robin")
-    reasons = [
-        (str(record.prefill_choice), str(record.decode_choice)) for record in cluster.telemetry.records
-    ]
+    plans = [record.reasons for record in cluster.telemetry.records if record.reasons is not None]
+    reasons = [(str(plan.prefill_choice), str(plan.decode_choice)) for plan in plans]
     usual, prefill, decode = reasons[0], reasons[2], reasons[4]
     assert reasons == [usual, usual, prefill, prefill, decode, decode]
     assert prefill[0] != usual[0]

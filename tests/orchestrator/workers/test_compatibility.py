@@ -27,7 +27,7 @@ B = msgspec.structs.replace(A, dtype="float32")
 def join(registry: Registry, name: str, info: WorkerInfo | None) -> WorkerState:
     """A probe finds the worker well."""
     worker = find(registry, name)
-    registry.announce(worker, info, None)
+    registry.announce(worker, Introduction(info, None))
     misfit = registry.judge.misfit(worker)
     if misfit is None:
         registry.judge.mark_ready(worker)
@@ -174,7 +174,7 @@ def test_models_are_apart() -> None:
     addresses = [address("prefill", 0), address("decode", 0, model="n")]
     registry = Registry(addresses, ["m", "n"], "json", time=Clock())
     for worker, info in zip(registry.workers, (A, B), strict=True):
-        registry.announce(worker, info, None)
+        registry.announce(worker, Introduction(info, None))
         assert registry.judge.misfit(worker) is None
         registry.judge.mark_ready(worker)
 

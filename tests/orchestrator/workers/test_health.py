@@ -371,7 +371,7 @@ def test_a_worker_in_service_is_asked_again_when_it_lists_other_adapters() -> No
                 introduction = await probe(worker)
                 seen += [None if introduction is None else introduction.adapters]
                 if introduction is not None:
-                    worker.announce(introduction.info, introduction.max_model_len, introduction.adapters)
+                    worker.announce(introduction)
         return seen
 
     pause: list[tuple[str, ...] | None] = [None] * (NAME_EVERY - 1)

@@ -13,6 +13,7 @@ from orchestrator.errors import Conflict
 from orchestrator.routing.policies.base import Context
 from orchestrator.routing.policies.least_loaded import LeastLoaded
 from orchestrator.wire.codec import CODECS
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.judge import CLEARED_S, MAX_WHY
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerSnapshot
@@ -74,13 +75,13 @@ def test_least_loaded_goes_around_what_other_processes_load() -> None:
 def test_what_another_process_knows_is_taken_over() -> None:
     source = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
     copy = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
-    source.announce(source.workers[0], announcement("json", "msgpack"), 4096)
+    source.announce(source.workers[0], Introduction(announcement("json", "msgpack"), 4096))
     source.judge.mark_ready(source.workers[0])
     source.judge.mark_gone(source.workers[1], "silent")
     copy.follow(source.snapshots())
     assert copy.snapshots() == source.snapshots()
     assert names(copy.pools["m"].prefill) == ["prefill/0"]
-    assert copy.workers[0].codec is CODECS["msgpack"]
+    assert copy.workers[0].abilities.codec is CODECS["msgpack"]
 
 
 def test_a_snapshot_from_before_a_refusal_does_not_bring_the_worker_back() -> None:
@@ -134,7 +135,7 @@ def test_every_change_is_told() -> None:
     worker = registry.workers[0]
     seen: list[tuple[WorkerSnapshot, ...]] = []
     registry.news.changed.add(lambda: seen.append(registry.snapshots()))
-    registry.announce(worker, None, 4096)
+    registry.announce(worker, Introduction(None, 4096))
     registry.judge.mark_ready(worker)
     registry.judge.mark_gone(worker, "refused")
     registry.judge.mark_gone(worker, "still refused")

@@ -269,7 +269,7 @@ def test_who_announces_garbage_is_a_plain_worker_and_that_is_said_once(
             worker.script["/baton/info"] = NO_ANNOUNCEMENTS[name]
             for turn in range(3):
                 await made.wait_state(worker, READY)
-                assert made.known(worker).info is None
+                assert made.known(worker).introduction.info is None
                 assert worker.asked("/baton/info") == turn + 1
                 made.registry.judge.mark_gone(made.known(worker), "restarted")
             assert (await made.ask(CHAT)).status == 503
