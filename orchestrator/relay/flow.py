@@ -150,10 +150,7 @@ class Flow:
         if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
             scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)
-        try:
-            route = self._routes[view.model]
-        except KeyError:
-            route = self._adapters_route(view.model)
+        route = self._routes.get(view.model) or self._adapters_route(view.model)
         gate = route.gate
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
@@ -174,9 +171,8 @@ class Flow:
                             return await self._responder.answer(request, leg)
                         if route.connector.sends_both_at_once:
                             return await self._serve_at_once(request, prefill, leg)
-                        leg.take(
-                            self._unused_lease(request) or await self._prefill(request, prefill, leg.worker)
-                        )
+                        lease = self._unused_lease(request)
+                        leg.take(lease or await self._prefill(request, prefill, leg.worker))
                         leg.check_in_service()
                         return await self._responder.answer(request, leg)
                 except (WorkerError, WorkerAnswered) as error:
