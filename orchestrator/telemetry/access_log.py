@@ -14,11 +14,13 @@ from orchestrator.config.options import LogConfig
 from orchestrator.config.printing import one_line
 from orchestrator.routing.policies.base import Reasons
 from orchestrator.telemetry.counters import NO_MODEL, STAGES
-from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.lines import json_line, milliseconds, timestamp
 from orchestrator.telemetry.logs import Write
-from orchestrator.telemetry.record import Attempts, FailedAttempt, Path, RequestRecord
+from orchestrator.telemetry.record import ONE_ATTEMPT, Attempts, FailedAttempt, Path, RequestRecord
 from orchestrator.wire.usage import Kv
+
+# Takes records, and what makes their moments seconds since 1970.
+Note = Callable[[Sequence[RequestRecord], float], None]
 
 _log: Final = logging.getLogger("baton.requests")
 
@@ -40,12 +42,11 @@ class AccessLog:
         write: Write,
         *,
         wall_clock: Callable[[], float] = time.time,
-        note: Callable[[Sequence[RequestRecord]], None] | None = None,
-        decisions: DecisionLog | None = None,
+        notes: Sequence[Note] = (),
     ) -> None:
-        """`note` is told of all records, whatever is written of it; `decisions` gets them, too."""
+        """Each of `notes` is told of all records, whatever is written of them."""
         self._records = records
-        self._decisions = decisions
+        self._notes = notes
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
         self._model_words = (*(f" model={one_line(model)}" for model in models), "")
         self._slow_s = config.slow_request_s
@@ -54,7 +55,6 @@ class AccessLog:
         self._tells_reasons = config.level == "debug"
         self._write = write
         self._wall_clock = wall_clock
-        self._note = note
 
     async def run(self) -> None:
         """Write lines until cancelled, then write the last ones."""
@@ -78,10 +78,8 @@ class AccessLog:
             for record in records:
                 lines += self._line(record, offset)
             self._write(bytes(lines))
-        if self._decisions is not None:
-            self._decisions.note(records, offset)
-        if self._note is not None:
-            self._note(records)
+        for note in self._notes:
+            note(records, offset)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)
@@ -109,7 +107,7 @@ class AccessLog:
     def _fields(self, record: RequestRecord, offset: float) -> dict[str, Any]:
         queue_s, prefill_s, first_byte_s, total_s = record.stages()
         whole_reason, prefill_reason, decode_reason = _reasons(record.reasons)
-        attempts = record.attempts or _ONE_ATTEMPT
+        attempts = record.attempts or ONE_ATTEMPT
         return {
             "time": timestamp(record.finished + offset),
             "level": "info",
@@ -155,7 +153,6 @@ class AccessLog:
 _PATHS: Final = tuple(None if path is Path.NONE else path.name.lower() for path in Path)
 _KV: Final = tuple(None if kv is Kv.NONE else kv.name.lower() for kv in Kv)
 _NOTHING_TOLD: Final[tuple[str, str, str]] = ("", "", "")
-_ONE_ATTEMPT: Final = Attempts()
 _REASONS: Final[tuple[str, ...]] = ("whole_reason", "prefill_reason", "decode_reason")
 _PATH_WORDS: Final = tuple(f" path={name}" if name else "" for name in _PATHS)
 _KV_WORDS: Final = tuple(f" kv={name}" if name else "" for name in _KV)
