@@ -108,11 +108,10 @@ class Core:
 
         `clock` and `rng` (ids, jitter: no secrets) are given where time is simulated.
         """
-        models = [model.name for model in config.models]
         limits = config.orchestrator.limits
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
-        self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row)
+        self.telemetry = Telemetry(Layout([model.name for model in config.models], ENDPOINTS), context.row)
         self.registry = _registry(config, transport, context.loads, time=clock, random=self.random)
         self.admission = Admission(
             self.registry.pools,
@@ -220,7 +219,6 @@ class Orchestrator:
         self.started = context.started
         self.keys = context.keys
         self.certificate = certificate_of(config.orchestrator)
-        self.random = self.core.random
         self.ids = self.core.ids
         self.registry = self.core.registry
         self.telemetry = self.core.telemetry
@@ -230,10 +228,9 @@ class Orchestrator:
         self._figures = _WorkerFigures(self.registry, context.figures)
         self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
         self.is_draining = False
-        self._data_plane = self.core.data_plane
-        handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
+        plane = self.core.data_plane
+        handlers = dict.fromkeys(spellings(ENDPOINTS), plane.handle)
         server_limits = ServerLimits.of(config.orchestrator)
-        plane = self._data_plane
         cors = Cors(config.orchestrator.cors) if config.orchestrator.cors is not None else None
         self._protocols = Protocols(
             Shared(
@@ -255,7 +252,7 @@ class Orchestrator:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as the ASGI application of the public listener."""
         if entry_of(scope["path"]) is not None:
-            await self._data_plane(scope, receive, send)
+            await self.core.data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
@@ -299,17 +296,19 @@ class Orchestrator:
         self.is_draining = True
 
     def refuse_requests(self) -> None:
-        self._data_plane.is_refusing = True
+        self.core.data_plane.is_refusing = True
 
     def end_requests(self) -> None:
-        self._data_plane.end_all()
+        self.core.data_plane.end_all()
 
     # --- the public listener ----------------------------------------------------------------------
 
     def server_config(self) -> uvicorn.Config:
         """Return how uvicorn serves the public listener."""
         options, certificate = self.config.orchestrator, self.certificate
-        return uvicorn_config(self, options, self._protocols, random=self.random, certificate=certificate)
+        return uvicorn_config(
+            self, options, self._protocols, random=self.core.random, certificate=certificate
+        )
 
     def note_refused(self, error: BatonError) -> None:
         """Count and log a request that the server refused before it got here."""
