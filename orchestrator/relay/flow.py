@@ -70,6 +70,7 @@ from orchestrator.telemetry.counters import RetryReason, Telemetry
 from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
+from orchestrator.workers.adapters import Adapters
 from orchestrator.workers.states import IN_SERVICE
 from orchestrator.workers.worker import Worker
 
@@ -196,25 +197,13 @@ class Flow:
         has nowhere else to go. A client that is slow to send the rest keeps the seat until the deadlines of
         bodies end it.
         """
-        await upload.begin(self._limits.max_body_bytes, needs_model=self._has_several_names())
+        adapters = self._dispatcher.registry.adapters
+        needs_model = bool(self._aliases) or _has_several_names(self._routes, adapters)
+        await upload.begin(self._limits.max_body_bytes, needs_model=needs_model)
         scope.record.bytes_in = upload.kept_size
         if upload.is_whole:
             return await self.serve(scope, upload.hand_over())
-        view = self._accept(scope, upload.content()).without_body()
-        upload.model = "" if upload.fields.get(MODEL) else view.model
-        scope.record.is_stream = False  # nobody knows before the form is whole, and nothing is sent by then
-        self._telemetry.begin(scope.record)
-        route = self._route_of(view)
-        gate = route.gate
-        if gate.free > 0:
-            gate.free -= 1
-        else:
-            await gate.wait(_demand(scope, view, route))
-        try:
-            request = self._begin(scope, view, route)
-        except BaseException:
-            gate.give_back(scope.record)
-            raise
+        request = await self._admit_upload(scope, upload)
         try:
             while True:
                 leg = UploadLeg(request.legs, request.plan.decode, upload)
@@ -228,6 +217,24 @@ class Flow:
                     self._plan_again(request)
         finally:
             self._settle(request)
+
+    async def _admit_upload(self, scope: RequestScope, upload: Upload) -> AdmittedRequest:
+        """Wait for the permit of a form whose beginning is there, and choose who gets it."""
+        view = self._accept(scope, upload.content()).without_body()
+        upload.model = "" if upload.fields.get(MODEL) else view.model
+        scope.record.is_stream = False  # nobody knows before the form is whole, and nothing is sent by then
+        self._telemetry.begin(scope.record)
+        route = self._route_of(view)
+        gate = route.gate
+        if gate.free > 0:
+            gate.free -= 1
+        else:
+            await gate.wait(_demand(scope, view, route))
+        try:
+            return self._begin(scope, view, route)
+        except BaseException:
+            gate.give_back(scope.record)
+            raise
 
     async def aclose(self) -> None:
         await self._releases.aclose()
@@ -254,11 +261,6 @@ class Flow:
         record.model_index = route.index
         record.is_stream = view.is_stream and scope.endpoint.streams
         return view
-
-    def _has_several_names(self) -> bool:
-        """Tell whether it depends on the name of the model where a request goes."""
-        names, adapters = self._routes, self._dispatcher.registry.adapters
-        return len(names) > 1 or bool(self._aliases) or any(adapters.of_model(name) for name in names)
 
     def _route_of(self, view: RequestView) -> Route:
         """Return where a request goes that was accepted."""
@@ -573,6 +575,11 @@ def _only(models: Iterable[str]) -> str:
     if len(known) > 1:
         raise ClientError(f"the field 'model' is required; there is: {', '.join(known)}", param="model")
     return known[0]
+
+
+def _has_several_names(models: Collection[str], adapters: Adapters) -> bool:
+    """Tell whether it depends on the name that a request gives where it goes."""
+    return len(models) > 1 or any(adapters.of_model(name) for name in models)
 
 
 def _unknown_model(model: str, known: Iterable[str]) -> str:
