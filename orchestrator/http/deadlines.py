@@ -106,8 +106,12 @@ class Deadlines:
         self.await_body()
 
     def pause(self) -> None:
-        """Stop the clock: nothing is read from now on. The next sweep looks whether the client is there."""
-        self.at = self._paused_at = self.loop.time()
+        """Stop the clock: nothing is read from now on."""
+        self._paused_at = self.loop.time()
+
+    def look_soon(self) -> None:
+        """Have the next sweep, and all that follow, look whether the client is still there."""
+        self.at = self.loop.time()
 
     def forgive_pause(self) -> None:
         """Wait for more of a body; the time for which it was not read was not the client's."""

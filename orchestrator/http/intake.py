@@ -109,6 +109,8 @@ class Intake(Holder):
         """Pause reading: the application has enough of the body for now."""
         self.backlog.is_body_unwanted = True
         self._set_reading()
+        if self.incoming is not None and self.incoming is self._connection.active:
+            self._deadlines.look_soon()
 
     def resume(self) -> None:
         """Resume reading. This can be repeated."""

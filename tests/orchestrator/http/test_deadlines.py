@@ -349,3 +349,33 @@ def test_the_sweep_rests_while_no_connection_is_open(run: Any) -> None:
                 await until(lambda: not sweep._is_armed)
 
     run(main)
+
+
+def test_what_waits_behind_an_answer_takes_no_time_from_who_reads_that(run: Any) -> None:
+    """The client is not read on while it has yet to take the answer before."""
+    large, size = bytes(16 * 1024 * 1024), 1024 * 1024
+
+    async def handler(exchange: Exchange) -> None:
+        body = await exchange.read_body()
+        exchange.start(200, [])
+        exchange.feed(large if not body else b"%d" % len(body))
+        await exchange.drain()
+        exchange.finish()
+
+    async def main() -> None:
+        limits = lax(write_timeout_s=30)
+        async with serving(app_of(handler), limits) as site, site.client(receive_buffer=4096) as client:
+            client.send(GET)
+            await until(lambda: any(guest.is_write_paused for guest in site.protocol.shared.open))
+            client.send(post(bytes(size)))
+            await asyncio.sleep(0.3)  # many sweeps
+            status, _ = await client.head()
+            assert status == 200
+            left = len(large)
+            while left:
+                left -= int(await client.reader.readuntil(b"\r\n"), 16)
+                await client.reader.readexactly(len(large) + 2)
+            assert await client.reader.readuntil(b"0\r\n\r\n")
+            assert (await client.answer()).body == b"%d" % size
+
+    run(main)
