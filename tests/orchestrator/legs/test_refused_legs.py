@@ -12,6 +12,7 @@ from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.counters import LeaseState
 from tests.orchestrator.fakes import FakeExchange
 from tests.orchestrator.legs.test_frozen_engines import CHAT, Site, in_thread, run
+from tests.waiting import wait_for
 
 LEASE_S = 30.0
 REFUSED = [{"n": 0}, {"stream_options": {"include_usage": True}}, {"max_tokens": -1}, {"min_tokens": 99}]
@@ -57,5 +58,6 @@ def test_the_ledger_knows_what_a_refusal_has_freed(
 
 def assert_pinned(here: Site, count: int) -> None:
     """So many blocks were pinned, all of them are free, and nobody asked for any that were free already."""
+    wait_for(lambda: here.prefill.ledger()["released"] >= count, "the decode engine's word")
     ledger = here.prefill.ledger()
     assert (ledger["pinned"], ledger["released"], ledger["unknown"]) == (count, count, 0)
