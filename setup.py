@@ -68,7 +68,11 @@ def _extensions() -> list[Extension]:
     except ImportError:
         _give_up(f"mypy {MYPYC} is not installed")
         return []
-    extensions = mypycify(list(SOURCES), opt_level="3", debug_level="0", group_name=library())
+    try:
+        extensions = mypycify(list(SOURCES), opt_level="3", debug_level="0", group_name=library())
+    except SystemExit as refusal:  # of types, mostly: it has printed them
+        _give_up(f"mypyc refuses them: {refusal}")
+        return []
     for extension in extensions:
         # Nothing outside calls what is inside, so calls need no table, and may be inlined: 4 % of a request.
         extension.extra_compile_args = [*extension.extra_compile_args, "-fvisibility=hidden", "-fno-plt"]

@@ -1,8 +1,9 @@
 """The orchestrator has two forms, compiled and pure Python: this decides which one a process imports.
 
 A build is a folder with an extension for each module of `compiled.MODULES` and their common library, made by
-`launch/compile.py`. Its name is the digest of all that it depends on, so edited sources have no build until one is
-made, and run as they are. A process has one form: all modules come from one build, or all from their sources.
+`launch/compile.py`. Its name is the digest of all that it depends on, so edited sources have no build until
+one is made, and run as they are. A process has one form: all modules come from one build, or all from their
+sources.
 
 This imports the standard library only: it runs before anything else does.
 """
@@ -67,7 +68,7 @@ def take_form(environ: Mapping[str, str]) -> Form:
 def handed_down(form: Form) -> dict[str, str]:
     """Return what is set in the environment of processes that belong to one of this form.
 
-    Where the sources have been edited since, they run as they are: a process that is started again must serve.
+    Where the sources have been edited since, they run as they are: a process that follows another must serve.
     """
     return {FORM_ENV: "auto" if form.is_compiled else "pure"}
 
@@ -100,12 +101,12 @@ def _remedy() -> str:
 
 
 def is_checkout() -> bool:
-    """Tell whether our packages are in a checkout: builds are for its sources, others were built when installed."""
+    """Tell whether our packages are in a checkout: others were built when they were installed, or never."""
     return (ROOT / "setup.py").is_file() and (ROOT / "pyproject.toml").is_file()
 
 
 def is_current_in_place() -> bool:
-    """Tell whether extensions made from the present sources lie beside them, as an installation puts them there."""
+    """Tell whether extensions made from the present sources lie beside them, as after an installation."""
     return is_compiled() and (ROOT / f"{library()}__mypyc{SUFFIX}").is_file()
 
 

@@ -15,7 +15,7 @@ from orchestrator.compiled import is_compiled
 from orchestrator.form import FORM_ENV, take_form
 from tests import reaper
 
-# Of everything here, and of all processes that tests start: what is built on this machine is tested when asked for.
+# This counts for processes that tests start, too: what was built here once is tested when it is asked for.
 os.environ.setdefault(FORM_ENV, "pure")
 take_form(os.environ)
 

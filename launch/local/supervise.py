@@ -172,18 +172,12 @@ class _Cluster:
     def _start_held_back(self) -> None:
         """Start the orchestrator, which waits for its compiled form: it serves nobody without workers."""
         held = [member for member in self._members if not member.is_started]
-        if (
-            held
-            and self._building is not None
-            and (self._building.is_over() or self._may_leave_building(held))
-        ):
+        if not held or self._building is None:
+            return
+        is_waited_for = all(member.is_ready for member in self._members if member not in held)
+        if self._building.is_over() or (is_waited_for and self._building.may_be_left()):
             for member in held:
                 member.start()
-
-    def _may_leave_building(self, held: Sequence[_Member]) -> bool:
-        assert self._building is not None  # noqa: S101  # for the type checker
-        is_waited_for = all(member.is_ready for member in self._members if member not in held)
-        return is_waited_for and self._building.may_be_left()
 
     async def _is_whole(self) -> bool:
         """Return whether every model can be served.
