@@ -139,11 +139,15 @@ def build(environ: Mapping[str, str], *, again: bool) -> Path:
         raise CannotBuild(missing)
     try:
         builds = builds_folder(environ)
-        builds.mkdir(parents=True, exist_ok=True)
-        with _alone(builds):
-            return _found(builds, environ) or _made(builds, environ, again=again)
+        return _found(builds, environ) or _made_alone(builds, environ, again=again)
     except (OSError, RuntimeError) as error:
         raise CannotBuild(str(error)) from error
+
+
+def _made_alone(builds: Path, environ: Mapping[str, str], *, again: bool) -> Path:
+    builds.mkdir(parents=True, exist_ok=True)
+    with _alone(builds):
+        return _found(builds, environ) or _made(builds, environ, again=again)
 
 
 @contextmanager
