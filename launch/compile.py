@@ -84,6 +84,10 @@ def _stay_behind(process: int) -> None:
     if os.getpgrp() != os.getpid():
         os.setsid()
     os.nice(19)
+    with suppress(
+        OSError
+    ):  # the compiler takes 1.2 GB: where that is too much, it goes before an engine does
+        Path("/proc/self/oom_score_adj").write_text("1000")
     threading.Thread(target=_end_with, args=(process,), daemon=True).start()
 
 

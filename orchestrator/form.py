@@ -57,9 +57,10 @@ def take_form(environ: Mapping[str, str]) -> Form:
     """
     wish = wished(environ)
     if any(module in sys.modules for module in MODULES):
-        return Form(is_compiled(), "imported before")
-    _withdraw()
-    form = _chosen(wish, environ)
+        form = Form(is_compiled(), "imported before")
+    else:
+        _withdraw()
+        form = _chosen(wish, environ)
     if wish == "compiled" and not form.is_compiled:
         raise FormError(f"{FORM_ENV}=compiled, but {form.reason}: {_remedy()}")
     return form

@@ -280,6 +280,7 @@ def test_an_interrupted_build_leaves_nothing_in_the_way(built: Checkout, quick: 
         wait_for(lambda: here.exists() and here.read_text().endswith(" "), "a build that is under way")
         compiler = int(here.read_text())
         assert os.getpriority(os.PRIO_PROCESS, compiler) == 19
+        assert Path(f"/proc/{compiler}/oom_score_adj").read_text() == "1000\n"
         if ends == "itself":
             os.killpg(builder.pid, signal.SIGTERM)
         else:
