@@ -74,21 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _outcome(environ: Mapping[str, str], *, again: bool) -> str:
     if wished(environ) == "pure":
         return f"nothing is built: {FORM_ENV}=pure"
-    began = time.monotonic()
-    folder = build(environ, again=again)
-    return f"the compiled form is in {folder} ({time.monotonic() - began:.0f} s)"
+    return f"the compiled form is in {build(environ, again=again)}"
 
 
 def _stay_behind(process: int) -> None:
-    """Give way to others, and end with `process`, as will the compiler: it is in the group of this one."""
+    """Work in the background, and end with `process`, as will the compiler, which is in the same group."""
     if os.getpgrp() != os.getpid():
         os.setsid()
-    os.nice(19)
-    with suppress(
-        OSError
-    ):  # the compiler takes 1.2 GB: where that is too much, it goes before an engine does
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    _give_way()
     threading.Thread(target=_end_with, args=(process,), daemon=True).start()
+
+
+def _give_way() -> None:
+    """Leave the cores to others. Where memory runs out, the compiler and its 1.2 GB go before an engine does."""
+    os.nice(19)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _end_with(process: int) -> None:
@@ -168,10 +169,14 @@ def _alone(builds: Path) -> Iterator[None]:
 
 def _found(builds: Path, environ: Mapping[str, str]) -> Path | None:
     folder = builds / key(ROOT)
-    if not folder.is_dir() or not _works(ROOT, builds, environ, subprocess.DEVNULL):
-        return None
+    is_there = folder.is_dir() and _works(ROOT, builds, environ, subprocess.DEVNULL)
+    return _used(folder) if is_there else None
+
+
+def _used(folder: Path) -> Path:
+    """Have a build be among those that are kept."""
     with suppress(OSError):
-        os.utime(folder)  # it is among those that are kept
+        os.utime(folder)
     return folder
 
 
@@ -182,25 +187,32 @@ def _made(builds: Path, environ: Mapping[str, str], *, again: bool) -> Path:
     failed.unlink(missing_ok=True)
     print("building the compiled form, which takes some minutes", flush=True)
     copy = builds / "part"  # nobody else is here
-    shutil.rmtree(copy, ignore_errors=True)
     _copy(copy)
     if not _compile(copy, environ):
-        failed = builds / f"{key(copy)}.log"
-        (copy / LOG).replace(failed)
-        shutil.rmtree(copy, ignore_errors=True)
-        raise CannotBuild(f"it fails (log: {failed})")
+        raise CannotBuild(f"it fails (log: {_kept_log(builds, copy)})")
     return _publish(builds, copy)
+
+
+def _kept_log(builds: Path, copy: Path) -> Path:
+    """Move the log of what has failed to where it is looked for the next time."""
+    log = (copy / LOG).replace(builds / f"{key(copy)}.log")
+    shutil.rmtree(copy, ignore_errors=True)
+    return log
 
 
 def _copy(copy: Path) -> None:
     """Copy the sources: an edit during the build goes into the next one."""
+    shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
     for name in _COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-        elif source.exists():
-            shutil.copy(source, copy / name)
+        _copy_one(ROOT / name, copy / name)
+
+
+def _copy_one(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    elif source.exists():
+        shutil.copy(source, target)
 
 
 def _compile(copy: Path, environ: Mapping[str, str]) -> bool:
@@ -220,10 +232,13 @@ def _collect(copy: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     lines = []
     for file in sorted((*copy.glob(f"*{SUFFIX}"), *(copy / "orchestrator").rglob(f"*{SUFFIX}"))):
-        name = ".".join(file.relative_to(copy).parts)
-        lines.append(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n")
-        file.replace(folder / name)
+        moved = file.replace(folder / ".".join(file.relative_to(copy).parts))
+        lines.append(_sum(moved))
     (folder / MANIFEST).write_text("".join(lines))
+
+
+def _sum(file: Path) -> str:
+    return f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
 
 
 def _works(root: Path, builds: Path, environ: Mapping[str, str], output: int) -> bool:
@@ -237,13 +252,16 @@ def _works(root: Path, builds: Path, environ: Mapping[str, str], output: int) ->
 def _publish(builds: Path, copy: Path) -> Path:
     made = copy / "builds" / key(copy)
     (copy / LOG).replace(made / LOG)
-    folder = builds / made.name
-    if folder.exists():  # damaged
-        shutil.rmtree(folder)
-    made.replace(folder)
+    folder = _put(made, builds / made.name)
     shutil.rmtree(copy, ignore_errors=True)
     _prune(builds)
     return folder
+
+
+def _put(made: Path, folder: Path) -> Path:
+    if folder.exists():  # damaged
+        shutil.rmtree(folder)
+    return made.replace(folder)
 
 
 def _prune(builds: Path) -> None:

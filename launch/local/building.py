@@ -20,8 +20,7 @@ NAME = "compiled form"
 
 def build_spec(plan: Plan, environ: Mapping[str, str]) -> ProcessSpec | None:
     """Return what builds the compiled form; None if it is there, or nobody wants it. Raises `FormError`."""
-    is_needed = wished(environ) != "pure" and is_checkout() and not _is_there(environ)
-    if not is_needed:
+    if not _is_needed(environ):
         return None
     return ProcessSpec(
         name=NAME,
@@ -32,6 +31,10 @@ def build_spec(plan: Plan, environ: Mapping[str, str]) -> ProcessSpec | None:
         listens=(),
         log_name="compile.log",
     )
+
+
+def _is_needed(environ: Mapping[str, str]) -> bool:
+    return wished(environ) != "pure" and is_checkout() and not _is_there(environ)
 
 
 def _is_there(environ: Mapping[str, str]) -> bool:
