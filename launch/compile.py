@@ -86,7 +86,7 @@ def _stay_behind(process: int) -> None:
 
 
 def _give_way() -> None:
-    """Leave the cores to others. Where memory runs out, the compiler and its 1.2 GB go before an engine does."""
+    """Leave the cores to others. Where memory runs out, the compiler (1.2 GB) goes before an engine does."""
     os.nice(19)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
