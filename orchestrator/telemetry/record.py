@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Final
 
 from orchestrator.routing.policies.base import Request
-from orchestrator.wire.usage import Kv
+from orchestrator.wire.usage import Kv, Usage
 
 
 class Path(IntEnum):
@@ -84,6 +84,7 @@ class RequestRecord:
     prefill_choice: object | None = None
     decode_choice: object | None = None
     pieces: int  # in which the last worker's stream came
+    usage: Usage | None = None  # as the answer told it
     bytes_in = 0
     bytes_out = 0
     client: str | None  # name of the client's API key
