@@ -47,6 +47,7 @@ from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.cache_reports import CacheReports
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
+from orchestrator.telemetry.answers import AnswerWriter
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
@@ -279,10 +280,10 @@ class Orchestrator:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
         figures = FigureWriter(self._figures, self._slots_now)
+        answers = AnswerWriter(self.layout, self.telemetry.row)
         log, decisions = self.config.orchestrator.log, self._decisions
-        access_log = AccessLog(
-            self.telemetry.records, models, log, write, note=figures.note, decisions=decisions
-        )
+        notes = (figures.note, answers.note)
+        access_log = AccessLog(self.telemetry.records, models, log, write, notes=notes, decisions=decisions)
         self.core.start()
         loops = [self.lag.run(), access_log.run()]
         if decisions is not None:

@@ -18,6 +18,7 @@ from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.state import AdminState
 from orchestrator.errors import BatonError
+from orchestrator.http.certificate import not_after
 
 INDEX = """\
 Baton admin
@@ -86,6 +87,7 @@ def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:
 class _AdminPages:
     def __init__(self, state: AdminState) -> None:
         self._state = state
+        tls = state.config.orchestrator.tls
         sources = Sources(
             layout=state.layout,
             counts=state.counts,
@@ -95,6 +97,8 @@ class _AdminPages:
             processes=state.processes,
             process_ends=state.process_ends,
             info=lambda: build_info(state.transport),
+            events=lambda: state.events.counts,
+            not_after=None if tls is None else not_after(tls.cert),
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 

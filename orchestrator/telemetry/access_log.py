@@ -19,6 +19,7 @@ from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import FailedAttempt, Path, RequestRecord
 from orchestrator.wire.usage import Kv
 
+Note = Callable[[Sequence[RequestRecord]], None]
 _log: Final = logging.getLogger("baton.requests")
 
 
@@ -39,10 +40,10 @@ class AccessLog:
         write: Write,
         *,
         wall_clock: Callable[[], float] = time.time,
-        note: Callable[[Sequence[RequestRecord]], None] | None = None,
+        notes: Sequence[Note] = (),
         decisions: DecisionLog | None = None,
     ) -> None:
-        """`note` is told of all records, whatever is written of it; `decisions` gets them, too."""
+        """`notes` are told of all records, whatever is written of them; `decisions` gets them, too."""
         self._records = records
         self._decisions = decisions
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
@@ -53,7 +54,7 @@ class AccessLog:
         self._tells_reasons = config.level == "debug"
         self._write = write
         self._wall_clock = wall_clock
-        self._note = note
+        self._notes = notes
 
     async def run(self) -> None:
         """Write lines until cancelled, then write the last ones."""
@@ -79,8 +80,8 @@ class AccessLog:
             self._write(bytes(lines))
         if self._decisions is not None:
             self._decisions.note(records, offset)
-        if self._note is not None:
-            self._note(records)
+        for note in self._notes:
+            note(records)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)

@@ -6,19 +6,19 @@ pays nothing for them. A worker has `CELLS` cells of int64 in a row; rows of sev
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
-from orchestrator.telemetry.counters import Row, histogram_cells
+from orchestrator.telemetry.counters import Row, histogram_cells, observe_all
 from orchestrator.telemetry.record import FailedAttempt, RequestRecord
 from orchestrator.wire.usage import Kv
 
 # Inclusive upper bounds in seconds, half again as much each: two workers of which one is three times as slow
-# are in different buckets, and what is between two bounds is guessed right within a fifth.
-BOUNDS: Final[tuple[float, ...]] = tuple(round(0.0005 * 1.5**step, 7) for step in range(33))
+# are in different buckets, and what is between two bounds is guessed right within a fifth. The last one,
+# 1640 s, is above what a request may take by default.
+BOUNDS: Final[tuple[float, ...]] = tuple(round(0.0005 * 1.5**step, 7) for step in range(38))
 _HISTOGRAM: Final = histogram_cells(BOUNDS)
 
 SERVED: Final = 0  # requests in which it had its part to the end
@@ -91,15 +91,8 @@ class FigureWriter:
                 served = len(first_bytes)
                 cells[start + SERVED] += served
                 cells[start + TRANSFERS] += served - batch.not_moved[worker]
-                self._observe(start + FIRST_BYTE, first_bytes)
-                self._observe(start + GAP, batch.gaps.get(worker, _NOTHING))
-
-    def _observe(self, histogram: int, seconds: Sequence[float]) -> None:
-        cells = self._cells
-        taken = [one for one in seconds if one >= 0.0]
-        for bucket, count in Counter([bisect_left(BOUNDS, one) for one in taken]).items():
-            cells[histogram + bucket] += count
-        cells[histogram + _HISTOGRAM - 1] += int(sum(taken) * 1e6)
+                observe_all(cells, start + FIRST_BYTE, BOUNDS, first_bytes)
+                observe_all(cells, start + GAP, BOUNDS, batch.gaps.get(worker, _NOTHING))
 
     def _note_untimed(self, record: RequestRecord) -> None:
         """Count a request that was served at a later attempt: nobody knows whose its time was."""
