@@ -45,6 +45,7 @@ class Panel:
     title: str
     by: tuple[str, ...] = ()
     combine: str = "sum"  # how series become one line: sum, max or min
+    only: str = ""  # matchers of labels: series that are drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ WORKER_STATE: Final = Metric(
     "baton_worker_state",
     "1 for the state that a worker is in, 0 for all others.",
     (*WORKER_LABELS, "state"),
-    panel=Panel("Workers that are not ready", (*_WORKER, "state"), "max"),
+    panel=Panel("Workers that are not ready", (*_WORKER, "state"), "max", 'state!="ready"'),
 )
 WORKER_STATE_SINCE: Final = Metric(
     _W,
