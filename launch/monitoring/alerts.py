@@ -288,7 +288,7 @@ ALERTS: Final = (
         "warning",
         f"the TLS certificate of {_HERE} expires within 14 days",
         "Clients will refuse the connection once it has expired.",
-        "Put a new one in its place (`orchestrator.tls`), and restart the orchestrator.",
+        "Put a new one in its place (`orchestrator.tls`), and reload: SIGHUP, or POST `/admin/reload`.",
     ),
     Alert(
         "BatonCertificateExpired",

@@ -18,7 +18,6 @@ from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.state import AdminState
 from orchestrator.errors import BatonError
-from orchestrator.http.certificate import not_after
 
 INDEX = """\
 Baton admin
@@ -87,7 +86,6 @@ def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:
 class _AdminPages:
     def __init__(self, state: AdminState) -> None:
         self._state = state
-        tls = state.config.orchestrator.tls
         sources = Sources(
             layout=state.layout,
             counts=state.counts,
@@ -98,7 +96,7 @@ class _AdminPages:
             process_ends=state.process_ends,
             info=lambda: build_info(state.transport),
             events=lambda: state.events.counts,
-            not_after=None if tls is None else not_after(tls.cert),
+            not_after=lambda: None if state.certificate is None else state.certificate.not_after,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 

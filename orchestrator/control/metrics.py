@@ -45,7 +45,7 @@ class Sources:
     info: Callable[[], Mapping[str, str]]
     figures: Callable[[], Sequence[tuple[Worker, Figures]]] = lambda: ()
     events: Callable[[], Mapping[str, int]] = dict  # how many there were of each kind
-    not_after: float | None = None  # of the TLS certificate, in seconds since 1970
+    not_after: Callable[[], float | None] = lambda: None  # of the TLS certificate, in seconds since 1970
 
 
 class BatonCollector(Collector):
@@ -82,7 +82,7 @@ class BatonCollector(Collector):
             processes=sources.processes(),
             process_ends=sources.process_ends(),
             events=sources.events(),
-            not_after=sources.not_after,
+            not_after=sources.not_after(),
         )
 
     def _samples(self, metric: catalog.Metric, samples: Iterable[Sample]) -> Metric:

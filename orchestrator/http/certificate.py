@@ -1,4 +1,4 @@
-"""A certificate file tells when the first of its certificates expires.
+"""A file of certificates tells when the first of them expires.
 
 The standard library tells that of a peer's certificate only, so the bytes of DER around the date are read
 here.
@@ -20,15 +20,15 @@ _PIVOT: Final = 50  # RFC 5280: years from here on are of the last century
 Value = tuple[int, bytes]  # tag and content
 
 
-def not_after(path: str) -> float | None:
-    """Return when the first certificate of a PEM file expires, in seconds since 1970; None if it has none.
+def not_after(pem: bytes) -> float | None:
+    """Return when the first certificate in a PEM file expires, in seconds since 1970; None if it has none.
 
     Whether it can be served is for the listener to say.
     """
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            ends = [_end_of(ssl.PEM_cert_to_DER_cert(block)) for block in _pem_blocks(file.read())]
-    except (OSError, ValueError, IndexError):
+        blocks = _pem_blocks(pem.decode("ascii", "replace"))
+        ends = [_end_of(ssl.PEM_cert_to_DER_cert(block)) for block in blocks]
+    except (ValueError, IndexError):
         return None
     return min(ends, default=None)
 

@@ -73,7 +73,7 @@ def scrape(
             "http_parser": "httptools",
         },
         events=lambda: events or {},
-        not_after=not_after,
+        not_after=lambda: not_after,
     )
     text = asyncio.run(render([BatonCollector(config, sources), process_collector()])).decode()
     families = list(text_string_to_metric_families(text))

@@ -16,7 +16,7 @@ from orchestrator.config.keys import Key, KeyRing
 from orchestrator.config.options import LogConfig
 from orchestrator.control.metrics import BatonCollector, Sources, render
 from orchestrator.control.worker_watch import WorkerWatch
-from orchestrator.telemetry.access_log import AccessLog
+from orchestrator.telemetry.access_log import AccessLog, Note
 from orchestrator.telemetry.answers import AnswerWriter
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
@@ -39,7 +39,10 @@ class Site:
         slots = {worker.name: worker.slot for worker in registry.workers}
         figures = FigureWriter(cells, lambda: slots)
         answers = AnswerWriter(telemetry.layout, telemetry.row)
-        notes = (figures.note, answers.note)
+        notes: list[Note] = [
+            lambda records, _: figures.note(records),
+            lambda records, _: answers.note(records),
+        ]
         self.log = AccessLog(telemetry.records, ["m"], LogConfig(), lambda line: None, notes=notes)
         watch = WorkerWatch(
             self.cluster.config, registry, lambda slot: cells[slot * CELLS : (slot + 1) * CELLS], Events()

@@ -8,7 +8,9 @@ from pathlib import Path
 import certifi
 import pytest
 
+from orchestrator.config.options import TlsConfig
 from orchestrator.http.certificate import not_after
+from orchestrator.http.tls import Certificate
 from tests.orchestrator.certificate import CERT, KEY
 
 
@@ -27,26 +29,20 @@ def end_of(pem: str) -> float:
     return ssl.cert_time_to_seconds(str(certificate["notAfter"]))
 
 
-def test_the_end_of_each_certificate_is_found(tmp_path: Path) -> None:
+def test_the_end_of_each_certificate_is_found() -> None:
     found = authorities()
     assert len(found) > 50
     for pem in found:
-        file = tmp_path / "one.pem"
-        file.write_text(pem)
-        assert not_after(str(file)) == end_of(pem)
+        assert not_after(pem.encode()) == end_of(pem)
 
 
-def test_of_a_chain_the_first_end_counts(tmp_path: Path) -> None:
+def test_of_a_chain_the_first_end_counts() -> None:
     found = authorities()[:7]
-    file = tmp_path / "chain.pem"
-    file.write_text("Bag Attributes\n" + "\n".join(found))
-    assert not_after(str(file)) == min(map(end_of, found))
+    assert not_after(("Bag Attributes\n" + "\n".join(found)).encode()) == min(map(end_of, found))
 
 
-def test_a_certificate_and_its_key_may_be_in_one_file(tmp_path: Path) -> None:
-    file = tmp_path / "both.pem"
-    file.write_bytes(KEY.read_bytes() + CERT.read_bytes())
-    assert not_after(str(file)) == not_after(str(CERT)) == end_of(CERT.read_text())
+def test_a_certificate_and_its_key_may_be_in_one_file() -> None:
+    assert not_after(KEY.read_bytes() + CERT.read_bytes()) == end_of(CERT.read_text())
 
 
 BROKEN = "-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"
@@ -55,8 +51,17 @@ BROKEN = "-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"
 @pytest.mark.parametrize(
     "content", ["", "none", *(BROKEN % word for word in ("MII", "????", "MIIBAA==", "MAA=", "é"))]
 )
-def test_what_is_no_certificate_has_no_end(content: str, tmp_path: Path) -> None:
-    file = tmp_path / "broken.pem"
-    file.write_text(content)
-    assert not_after(str(file)) is None
-    assert not_after(str(tmp_path / "missing.pem")) is None
+def test_what_is_no_certificate_has_no_end(content: str) -> None:
+    assert not_after(content.encode()) is None
+
+
+def test_a_renewed_certificate_has_another_end(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(CERT.read_bytes())
+    key.write_bytes(KEY.read_bytes())
+    certificate = Certificate(TlsConfig(cert=str(cert), key=str(key)))
+    assert certificate.not_after == end_of(CERT.read_text())
+    with cert.open("a") as file:
+        file.write(authorities()[0])
+    assert certificate.renew()
+    assert certificate.not_after == min(end_of(CERT.read_text()), end_of(authorities()[0]))
