@@ -79,8 +79,7 @@ ALERTS: Final = (
         "critical",
         f"no worker of {_POOL} serves",
         "A pool has no worker left. Without decode workers requests are answered 503; without prefill "
-        "workers "
-        "decode workers do everything, unless `routing.disaggregate` forbids it.",
+        "workers decode workers do everything, unless `routing.disaggregate` forbids it.",
         "See `/admin/workers` for the state of each worker and its last error. Start workers, or undrain "
         "them.",
     ),
@@ -93,8 +92,7 @@ ALERTS: Final = (
         "A worker takes no requests: nobody listens there (gone), it answers no probes or fails requests "
         "(ejected), or it is another model or wants another key (unfit).",
         "Its last error is in `/admin/workers` and in the orchestrator's log; look into the worker's own "
-        "log. "
-        "It is taken back without help once a probe is answered.",
+        "log. It is taken back without help once a probe is answered.",
     ),
     Alert(
         "BatonWorkerRestarts",
@@ -117,8 +115,8 @@ ALERTS: Final = (
     ),
     Alert(
         "BatonWorkerFailing",
-        f"{_rate(catalog.WORKER_ERRORS)} / "
-        f"({_rate(catalog.WORKER_ERRORS)} + {_rate(catalog.WORKER_REQUESTS)}) > 0.05",
+        f"{_rate(catalog.WORKER_ERRORS)} / ({_rate(catalog.WORKER_ERRORS)} + "
+        f"{_rate(catalog.WORKER_REQUESTS)}) > 0.05",
         "5m",
         "warning",
         f"{_WORKER} fails more than 5 % of its requests",
@@ -143,8 +141,7 @@ ALERTS: Final = (
         "the first token of {{ $labels.model }} takes more than 10 s",
         "One stream in a hundred begins later than after 10 s. Set the limit to what your users expect.",
         f"`{catalog.STAGE.name}` says where the time goes: queue (too few decode seats), prefill (too few "
-        "or slow "
-        "prefill workers), decode_first_byte (the hand-off, or full decode engines).",
+        "or slow prefill workers), decode_first_byte (the hand-off, or full decode engines).",
     ),
     Alert(
         "BatonRequestsRejected",
@@ -153,13 +150,13 @@ ALERTS: Final = (
         "warning",
         f"requests to {_HERE} are turned away",
         "For five minutes requests have been answered 429 or 503 before any work on them.",
-        "queue_full, too_late and waited: more load than seats, so add decode workers or limit who floods; "
-        "memory: `limits.max_held_bytes` is reached. The log names whose requests these are.",
+        "queue_full, too_late and waited: more load than seats, so add decode workers, or limit who floods "
+        "(the access log has `client=`); memory: `limits.max_held_bytes` is reached.",
     ),
     Alert(
         "BatonSeatsSaturated",
-        f"sum without (worker) ({catalog.WORKER_IN_FLIGHT.name}) / "
-        f"sum without (worker) ({catalog.WORKER_SEATS.name}) > 0.95",
+        f"sum without (worker) ({catalog.WORKER_IN_FLIGHT.name}) / sum without (worker) "
+        f"({catalog.WORKER_SEATS.name}) > 0.95",
         "10m",
         "warning",
         f"the seats of {_POOL} are all taken",
@@ -172,11 +169,9 @@ ALERTS: Final = (
         "5m",
         "warning",
         f"decode workers of {_HERE} compute KV caches again",
-        "More than a tenth of the KV caches that were handed over were computed again by the decode worker: "
-        "answers are right, but prefill workers work for nothing.",
-        "Run `baton doctor CONFIG`: it makes real hand-offs. Look for NIXL in the logs of both workers, "
-        "and at "
-        "`--max-num-batched-tokens` and cache sizes.",
+        "More than a tenth of the KV caches that were handed over were computed again by the decode "
+        "worker: answers are right, but prefill workers work for nothing.",
+        "Run `baton doctor CONFIG`: it makes real hand-offs. Look for NIXL in the logs of both workers.",
     ),
     Alert(
         "BatonKvLeasesExpired",
@@ -185,8 +180,7 @@ ALERTS: Final = (
         "warning",
         f"KV leases of {_HERE} expire",
         "More than one finished prefill in a hundred was neither pulled nor released, so its blocks were "
-        "pinned "
-        "until the lease ran out.",
+        "pinned until the lease ran out.",
         "Lost decode workers leave leases behind; without any, look whether workers have Baton's plugin "
         "(`/admin/workers`: `info`), and whether decode workers take their legs in time.",
     ),
@@ -207,8 +201,7 @@ ALERTS: Final = (
         f"hand-offs of {_HERE} are given up",
         "Decode workers have had hand-offs for so long that prefill ran again.",
         "late: decode workers queue for longer than a lease, so lower `seats` or add workers; stalled: "
-        "look at "
-        "the decode worker's log, the transfer may hang.",
+        "look at the decode worker's log, the transfer may hang.",
     ),
     Alert(
         "BatonPrefixPredictionDrift",
@@ -218,9 +211,8 @@ ALERTS: Final = (
         f"what {_WORKER} has cached is not what routing expects",
         "The predicted contents of a prefix cache have been wrong for so long that routing does without "
         "them.",
-        "Engines evict more than routing knows of: use the policy `kv_events`, or check that "
-        "`block_size` and "
-        "the cache sizes announced are right (docs/routing.md).",
+        "Engines evict more than routing reckons with. With the policy `kv_events` they tell what they "
+        "evict (docs/routing.md).",
     ),
     Alert(
         "BatonKvEventsMissed",
@@ -239,7 +231,7 @@ ALERTS: Final = (
         "warning",
         f"a request to {_HERE} ends workers",
         "A request was given up because two workers were lost with it.",
-        "The log names it and its key (docs/reliability.md, Poison). Keep it from being sent again.",
+        "The log names it (docs/reliability.md, Poison). Keep it from being sent again.",
     ),
     Alert(
         "BatonEventLoopStalls",
@@ -247,11 +239,10 @@ ALERTS: Final = (
         "0m",
         "warning",
         f"the event loop of {_HERE} stands still",
-        "What was due came more than 0.25 s late, more than twice in five minutes: all requests of a process "
-        "waited.",
-        "The log says whether code held it up, and which, or whether the machine gave the process no "
-        "CPU. More "
-        "`orchestrator.processes` help with load.",
+        "What was due came more than 0.25 s late, more than twice in five minutes: all requests of a "
+        "process waited.",
+        "The log says whether code held it up, and which, or whether the machine gave the process no CPU. "
+        "More `orchestrator.processes` help with load.",
     ),
     Alert(
         "BatonProcessDied",

@@ -8,6 +8,7 @@ import math
 import ssl
 import subprocess
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from launch.monitoring.alerts import ALERTS, rules
 from launch.monitoring.dashboard import document
 from launch.monitoring.queries import INTERVAL, VARIABLES
 from tests.baton import baton
+from tests.launch.monitoring.expressions import declared_series
 from tests.monitoring.programs import program
 from tests.orchestrator.certificate import CERT, KEY
 from tests.waiting import wait_for
@@ -33,14 +35,21 @@ RATE_INTERVAL = "20s"
 QUERIES = sorted({target["expr"] for panel in document()["panels"] for target in panel.get("targets", ())})
 
 
-def config(listen: str, admin: str) -> dict[str, Any]:
-    """All that has metrics of its own: processes, TLS, KV events."""
+CLIENT, SCRAPER = "sk-client", "sk-prometheus"  # keys
+
+
+def config(listen: str, admin: str, keys: Path) -> dict[str, Any]:
+    """All that has metrics of its own: processes, TLS, API keys, KV events."""
+    scopes = {CLIENT: "infer", SCRAPER: "metrics"}
+    lines = [f"{scope} {sha256(key.encode()).hexdigest()} {scope}\n" for key, scope in scopes.items()]
+    keys.write_text("".join(lines))
     pool = {"engine": "sim", "replicas": 2}
     return {
         "orchestrator": {
             "listen": listen,
             "admin": admin,
             "processes": 2,
+            "api_keys_file": str(keys),
             "tls": {"cert": str(CERT), "key": str(KEY)},
         },
         "models": [{"name": MODEL, "prefill": pool, "decode": {**pool, "seats": 8}}],
@@ -58,6 +67,7 @@ class Prometheus:
             "job_name": "baton",
             "scheme": "https",
             "tls_config": {"ca_file": str(CERT), "server_name": "localhost"},
+            "authorization": {"credentials": SCRAPER},
             "static_configs": [{"targets": [target]}],
         }
         every = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
@@ -110,7 +120,8 @@ class Load:
     """A few clients that ask for the same beginning."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=str(CERT)))
+        trust, headers = ssl.create_default_context(cafile=str(CERT)), {"authorization": f"Bearer {CLIENT}"}
+        self._client = httpx.Client(base_url=url, verify=trust, headers=headers)
         self.asked = 0
 
     def ask(self) -> None:
@@ -135,7 +146,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
     folder = tmp_path_factory.mktemp("monitoring")
     listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
     path = folder / "config.yaml"
-    path.write_text(json.dumps(config(listen, admin)))
+    path.write_text(json.dumps(config(listen, admin, folder / "keys")))
     prometheus = Prometheus(folder, admin)
     with baton("up", str(path), cwd=folder, transport="orjson"), prometheus.running():
         load = Load(f"https://{listen}")
@@ -174,6 +185,13 @@ def test_the_numbers_are_those_of_the_load(watched: tuple[Prometheus, Load]) -> 
     ):
         wait_for(lambda: prometheus.values(f"sum({name})") == [count], name)  # noqa: B023
     assert prometheus.values(f'min(baton_prompt_tokens_total{{model="{MODEL}"}})')[0] > 600 * load.asked
+
+
+def test_every_name_is_declared(watched: tuple[Prometheus, Load]) -> None:
+    prometheus, _ = watched
+    names = {name for name in prometheus.ask("label/__name__/values") if name.startswith("baton_")}
+    assert names <= declared_series()
+    assert len(names) > 50
 
 
 def test_every_rule_works_and_nothing_is_wrong(watched: tuple[Prometheus, Load]) -> None:

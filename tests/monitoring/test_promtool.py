@@ -12,6 +12,7 @@ import yaml
 
 from launch.monitoring.alerts import ALERTS, Alert, rules
 from orchestrator.control.admin import admin_app
+from orchestrator.telemetry.catalog import METRICS
 from tests.monitoring.alert_cases import CASES, Case
 from tests.monitoring.programs import promtool
 from tests.orchestrator.control.fakes import FakeState, ask
@@ -30,6 +31,16 @@ def test_the_rules_have_no_fault(tmp_path: Path) -> None:
     assert f"SUCCESS: {len(ALERTS)} rules found" in promtool(
         "check", "rules", "--lint-fatal", RULES, cwd=tmp_path
     )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_has_series_as_we_have_them(name: str) -> None:
+    for written in (*CASES[name].firing, *CASES[name].quiet):
+        series, _, labels = written.partition("{")
+        found = [metric for metric in METRICS if series.startswith(metric.name)]
+        metric = max(found, key=lambda metric: len(metric.name))
+        ours = {*metric.labels, "instance", "job"} | ({"le"} if series.endswith("_bucket") else set())
+        assert set(re.findall(r'(\w+)="', labels)) == ours, written
 
 
 def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
