@@ -1,6 +1,6 @@
 """The catalog declares each metric once: `/metrics`, its documentation and the dashboard are made of it.
 
-A new metric is one entry here and one reader in `control/metrics.py`; tests fail while either is missing.
+A new metric is one entry here and one reader in `control/readings.py`; tests fail while either is missing.
 Alerts name the metrics of their expressions by these constants (`launch/monitoring/alerts.py`).
 """
 
