@@ -94,7 +94,8 @@ class ContinuedStream(Events):
 
     def usage(self) -> AnyUsage | None:
         """Return the usage of the whole stream, not of the new worker's part."""
-        _, new_tokens = tokens_in(self._events.usage())
+        usage = self._events.usage()
+        new_tokens = None if usage is None else tokens_in(usage)[1]
         if new_tokens is None:
             return None
         return AnswerUsage(self._so_far.prompt_tokens, (self._so_far.completion_tokens or 0) + new_tokens)

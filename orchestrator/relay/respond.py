@@ -73,9 +73,11 @@ class Responder:
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
         record = request.scope.record
-        kv, content, record.usage = _judged(request, leg, content)
-        if record.logged is not None:
-            record.logged.output_tokens = tokens_in(record.usage)[1]
+        kv, content, usage = _judged(request, leg, content)
+        if usage is not None:
+            record.usage = usage
+            if record.logged is not None:
+                record.logged.output_tokens = tokens_in(usage)[1]
         if kv is _RECOMPUTED:
             self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _relayed_back(leg.answer), content)
@@ -98,10 +100,10 @@ class Responder:
         finally:
             record = scope.record
             record.kv = Kv.LOCAL if leg.handoff is None else events.kv
-            record.usage = events.usage()
-            if record.logged is not None:
-                record.logged.output_tokens = tokens_in(record.usage)[1]
-            record.pieces = answer.arrivals
+            usage = events.usage()
+            record.usage = answer.arrivals if usage is None else usage
+            if record.logged is not None and usage is not None:
+                record.logged.output_tokens = tokens_in(usage)[1]
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()

@@ -39,12 +39,12 @@ class _Answers:
 
     def add(self, record: RequestRecord) -> None:
         prompt, told = tokens_in(record.usage)
-        tokens = record.pieces if told is None else told
+        tokens = told or 0
         self.prompt_tokens += prompt or 0
         self.generation_tokens += tokens
         if record.is_stream and record.first_byte:
             self.first_tokens.append(record.first_byte - record.received)
-            if tokens >= LEAST_TOKENS and record.error_code is None and record.failed is None:
+            if tokens >= LEAST_TOKENS and record.error_code is None and record.attempts is None:
                 self.gaps.append((record.finished - record.first_byte) / (tokens - 1))
 
 

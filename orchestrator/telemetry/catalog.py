@@ -372,7 +372,7 @@ WORKER_INTER_TOKEN_P50: Final = Metric(
     _W,
     _GAUGE,
     "baton_worker_inter_token_p50_seconds",
-    "Median time between two pieces of a worker's streams, of the last half minute.",
+    "Median time between two tokens of a worker's streams, of the last half minute.",
     WORKER_LABELS,
     "seconds",
 )
@@ -380,7 +380,7 @@ WORKER_INTER_TOKEN_P99: Final = Metric(
     _W,
     _GAUGE,
     "baton_worker_inter_token_p99_seconds",
-    "99th percentile of the time between two pieces of a worker's streams, of the last half minute.",
+    "99th percentile of the time between two tokens of a worker's streams, of the last half minute.",
     WORKER_LABELS,
     "seconds",
 )
@@ -398,7 +398,7 @@ WORKER_INTER_TOKEN: Final = Metric(
     _W,
     _HISTOGRAM,
     "baton_worker_inter_token_seconds",
-    "Time between two pieces of a worker's streams, as the mean of each stream.",
+    "Time between two tokens of a worker's streams, as the mean of each stream.",
     WORKER_LABELS,
     "seconds",
     BOUNDS,

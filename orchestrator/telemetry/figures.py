@@ -12,8 +12,8 @@ from itertools import accumulate
 from typing import Final
 
 from orchestrator.telemetry.counters import Row, histogram_cells, observe_all
-from orchestrator.telemetry.record import FailedAttempt, RequestRecord
-from orchestrator.wire.usage import Kv
+from orchestrator.telemetry.record import Attempts, RequestRecord
+from orchestrator.wire.usage import Kv, tokens_in
 
 # Inclusive upper bounds in seconds, half again as much each: two workers of which one is three times as slow
 # are in different buckets, and what is between two bounds is guessed right within a fifth. The last one,
@@ -26,10 +26,10 @@ ERRORS: Final = 1  # requests that it failed
 RETRIES: Final = 2  # of these, how many another attempt followed
 TRANSFERS: Final = 3  # hand-offs that it has given, or taken over
 FIRST_BYTE: Final = 4  # of a prefill worker its whole answer
-GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two pieces of a stream, as the mean of one stream
+GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two tokens of a stream, as the mean of one stream
 CELLS: Final = GAP + _HISTOGRAM
 
-_LEAST_PIECES: Final = 3  # of a stream: fewer have no rhythm
+_LEAST_TOKENS: Final = 3  # of a stream: fewer have no rhythm
 
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -56,10 +56,15 @@ class Batch:
             began = done or began
         if decode is not None:
             self.first_bytes[decode].append(record.first_byte - began)
-            if record.pieces >= _LEAST_PIECES:
-                self.gaps[decode].append((record.finished - record.first_byte) / (record.pieces - 1))
+            if record.is_stream:
+                self._add_gap(decode, record)
         if record.kv is not _TRANSFERRED:
             self.not_moved.update(worker for worker in (prefill, decode) if worker is not None)
+
+    def _add_gap(self, worker: str, record: RequestRecord) -> None:
+        _, tokens = tokens_in(record.usage)
+        if tokens is not None and tokens >= _LEAST_TOKENS:
+            self.gaps[worker].append((record.finished - record.first_byte) / (tokens - 1))
 
 
 class FigureWriter:
@@ -74,10 +79,10 @@ class FigureWriter:
         """Count some records. Most are alike, so they are counted together: a worker at a time."""
         batch = Batch()
         for record in records:
-            if record.failed is not None:
-                self._note_failures(record.failed, record.attempts)
+            if record.attempts is not None:
+                self._note_failures(record.attempts)
             if record.status == 200 and record.error_code is None:
-                if record.failed is None:
+                if record.attempts is None:
                     batch.add(record)
                 else:
                     self._note_untimed(record)
@@ -102,12 +107,12 @@ class FigureWriter:
                 self._cells[start + SERVED] += 1
                 self._cells[start + TRANSFERS] += record.kv is _TRANSFERRED
 
-    def _note_failures(self, failed: Sequence[FailedAttempt], attempts: int) -> None:
-        for number, attempt in enumerate(failed, 1):
+    def _note_failures(self, attempts: Attempts) -> None:
+        for number, attempt in enumerate(attempts.failed, 1):
             start = self._start(attempt.worker)
             if start >= 0:
                 self._cells[start + ERRORS] += 1
-                self._cells[start + RETRIES] += number < attempts
+                self._cells[start + RETRIES] += number < attempts.count
 
     def _start(self, worker: str) -> int:
         """Return where the worker's cells begin; -1 if it has none."""

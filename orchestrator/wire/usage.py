@@ -120,10 +120,12 @@ def usage_of(document: Document) -> Document | None:
     return None if usage is None else decode_document(bytes(usage))
 
 
-def tokens_in(usage: Usage | None) -> tuple[int | None, int | None]:
-    """Return how many tokens prompt and answer have; None for what the usage does not say."""
-    if usage is None:
-        return None, None
+def tokens_in(usage: Usage | int) -> tuple[int | None, int | None]:
+    """Return how many tokens prompt and answer have; None for what the usage does not say. A number is that
+    of the answer's pieces, for want of a usage: each is taken for a token.
+    """
+    if isinstance(usage, int):
+        return None, usage
     if isinstance(usage, dict):
         return _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
     prompt, answer = usage.told()

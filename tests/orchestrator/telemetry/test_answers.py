@@ -17,7 +17,7 @@ from orchestrator.telemetry.counters import (
     Layout,
     histogram_cells,
 )
-from orchestrator.telemetry.record import FailedAttempt, RequestRecord
+from orchestrator.telemetry.record import Attempts, FailedAttempt, RequestRecord
 from orchestrator.wire.shapes import AnswerUsage
 from tests.orchestrator.records import ANSWERED, request_record
 
@@ -49,7 +49,7 @@ def answered(**changes: Any) -> RequestRecord:
 
 
 def test_a_stream_has_tokens_and_a_rhythm() -> None:
-    found = Counted(answered(usage=AnswerUsage(21, 14), pieces=9), answered(usage=AnswerUsage(3, 2)))
+    found = Counted(answered(usage=AnswerUsage(21, 14)), answered(usage=AnswerUsage(3, 2)))
     assert found.tokens == (24, 16)
     assert found.first_tokens == (2, pytest.approx(3.5))
     assert found.gaps == (1, pytest.approx(0.25))  # two tokens have no rhythm
@@ -57,7 +57,7 @@ def test_a_stream_has_tokens_and_a_rhythm() -> None:
 
 
 def test_without_a_usage_pieces_are_tokens() -> None:
-    found = Counted(answered(pieces=14))
+    found = Counted(answered(usage=14))
     assert (found.tokens, found.gaps) == ((0, 14), (1, pytest.approx(0.25)))
 
 
@@ -67,10 +67,14 @@ def test_a_whole_answer_has_tokens_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"error_code": "worker_cut_short"}, {"failed": [FailedAttempt("m/decode/0", "silent", 3.0)]}]
+    "changes",
+    [
+        {"error_code": "worker_cut_short"},
+        {"attempts": Attempts([FailedAttempt("m/decode/0", "silent", 3.0)], 2)},
+    ],
 )
 def test_a_stream_that_failed_has_no_rhythm(changes: dict[str, Any]) -> None:
-    found = Counted(answered(pieces=14, **changes))
+    found = Counted(answered(usage=14, **changes))
     assert (found.first_tokens[0], found.gaps[0]) == (1, 0)
 
 

@@ -57,7 +57,8 @@ def test_a_usage_of_another_shape_is_no_evidence(usage: str) -> None:
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
-        (None, (None, None)),
+        (0, (None, 0)),
+        (14, (None, 14)),
         (AnswerUsage(21, 5), (21, 5)),
         (AnswerUsage(21, "many"), (21, None)),
         (AnswerUsage(None, True), (None, None)),
@@ -69,5 +70,5 @@ def test_a_usage_of_another_shape_is_no_evidence(usage: str) -> None:
         ({"prompt_tokens": Raw(b"9" * 400)}, (None, None)),
     ],
 )
-def test_tokens_are_what_the_usage_tells(usage: Usage | None, tokens: tuple[int | None, int | None]) -> None:
+def test_tokens_are_what_the_usage_tells(usage: Usage | int, tokens: tuple[int | None, int | None]) -> None:
     assert tokens_in(usage) == tokens
