@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 from orchestrator.compiled import mypyc_attr
 from orchestrator.wire.judge import InvalidStream, failed
 from orchestrator.wire.sse import JudgedEvents, WholeEvents, payload_of, split_events
-from orchestrator.wire.usage import Document, Kv, decode_document
+from orchestrator.wire.usage import Document, Kv, Usage, decode_document
 
 _END: Final = b"\n\n"
 _EVENT: Final = b"event:"
@@ -34,11 +34,10 @@ class NamedEvents(JudgedEvents):
         self._latest = b""  # events that the client has
         self._is_open = False  # it has begun, and goes on
         self._kv = Kv.UNKNOWN
-        self._output_tokens: object = None  # as the usage told
+        self._usage: Usage | None = None
 
-    def output_tokens(self) -> int | None:
-        told = self._output_tokens
-        return told if isinstance(told, int) else None
+    def usage(self) -> Usage | None:
+        return self._usage
 
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:
