@@ -26,7 +26,8 @@ from orchestrator.routing.policies.base import (
     Reasoned,
     Request,
 )
-from orchestrator.routing.policies.prefix import Prefix, PrefixAppraisal, PrefixChoice, seconds
+from orchestrator.routing.policies.prefix import Prefix, PrefixAppraisal
+from orchestrator.routing.policies.prefix_legs import PrefixChoice, seconds
 from orchestrator.workers.worker import Worker
 
 MEMORY_MB: Final = 64  # of each index that is kept beside those of the policies

@@ -27,17 +27,11 @@ from orchestrator.routing.policies.base import (
     Request,
     Stored,
 )
-from orchestrator.routing.policies.prefix import (
-    ARGUMENTS,
-    BYTES_PER_TOKEN,
-    HEAD,
-    HEAD_BYTES,
-    MOST_SHARED,
-    Load,
-    Prefix,
-    PrefixChoice,
-)
+from orchestrator.routing.policies.prefix import ARGUMENTS, Prefix
 from orchestrator.routing.policies.prefix_index import WIDTH, bytes_of
+from orchestrator.routing.policies.prefix_legs import Load, PrefixChoice
+from orchestrator.routing.policies.prefix_notes import HEAD, HEAD_BYTES, MOST_SHARED
+from orchestrator.routing.policies.prefix_search import BYTES_PER_TOKEN
 
 ID_BYTES: Final = 4  # of a token id
 MOST_BLOCKS: Final = 8192  # of a prompt are named: 131,072 tokens in blocks of 16

@@ -12,7 +12,7 @@ from orchestrator.routing.links import expected_s
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies.base import End, Outcome
-from orchestrator.routing.policies.prefix import seconds
+from orchestrator.routing.policies.prefix_legs import seconds
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import Clock, registry_of

@@ -23,7 +23,7 @@ from orchestrator.routing.policies.base import (
     Stored,
 )
 from orchestrator.routing.policies.kv_events import KvEvents
-from orchestrator.routing.policies.prefix import PrefixChoice
+from orchestrator.routing.policies.prefix_legs import PrefixChoice
 from tests.orchestrator.routing.policies.test_prefix import Server, text
 from tests.orchestrator.routing.requests import FakeRequest
 

@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Choice, Context, End, Outcome
-from orchestrator.routing.policies.prefix import LOOKED_AT, Prefix, PrefixChoice
+from orchestrator.routing.policies.prefix import LOOKED_AT, Prefix
+from orchestrator.routing.policies.prefix_legs import PrefixChoice
 from tests.orchestrator.routing.requests import FakeRequest
 
 

@@ -1,0 +1,238 @@
+"""Legs that the policy `prefix` has sent are kept account of here, with what their workers have to do.
+
+The seconds that a prompt should take are those of one machine; how far a worker is off is learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from orchestrator.routing.policies.base import Choice, Policy
+from orchestrator.routing.policies.prediction import Prediction
+from orchestrator.routing.policies.prefix_index import Holder
+
+# Seconds of prefill of a 70B-class model on eight H100: fixed, per token, per square of tokens. Only how they
+# stand to each other matters much: how far all workers and each of them are off is learned.
+FIXED_S: Final = 0.020
+TOKEN_S: Final = 90e-6
+TOKEN2_S: Final = 0.6e-9
+
+
+# Rates: the newest leg has this weight, the first legs more; a worker this near to the others counts as they
+# do, so that noise does not keep them apart; all are compared after so many legs.
+NEWEST: Final = 0.1
+SURE: Final = 10  # legs
+BAND: Final = 0.1
+COMPARED: Final = 16
+LEAST_RATE: Final = 1e-4
+MOST_RATE: Final = 1e4
+
+MOST_HEARD: Final = 64  # legs of other processes that are remembered of a worker
+
+
+def seconds(tokens: float, cached: float) -> float:
+    """Return how long a prefill takes at a rate of 1, if so many of its tokens are cached."""
+    return FIXED_S + TOKEN_S * (tokens - cached) + TOKEN2_S * (tokens * tokens - cached * cached)
+
+
+class Load:
+    """This is a worker as the policy knows it: its legs, its speed, and what its cache should hold."""
+
+    __slots__ = (
+        "announced",
+        "began",
+        "epoch",
+        "expected_s",
+        "floor_s",
+        "free_at",
+        "heard",
+        "holder",
+        "index",
+        "legs",
+        "mark",
+        "name",
+        "prediction",
+        "price",
+        "rate",
+        "seen",
+        "stamp",
+    )
+
+    def __init__(self, name: str, holder: Holder, rate: float, prediction: Prediction) -> None:
+        self.name = name
+        self.holder = holder
+        self.prediction = prediction
+        self.announced = holder.capacity  # bytes of prompt that fit, by what it says
+        self.epoch = -1
+        self.legs: list[PrefixChoice] = []  # in the order in which they were sent
+        self.expected_s = 0.0  # of all of them together, at a rate of 1
+        self.began = 0.0  # when the first of them can have begun
+        self.heard: list[float] = []  # expected seconds of the newest legs that other processes sent
+        self.rate = rate  # measured by expected
+        self.price = rate  # that is reckoned with
+        self.seen = 0  # legs that the rate was learned from
+        # Derived, for `wait`: when all legs should have ended; what all but the first take.
+        self.free_at = 0.0
+        self.floor_s = 0.0
+        # Of the present choice.
+        self.stamp = -1  # of the candidates that it was last among
+        self.index = -1  # among those
+        self.mark = -1  # the number of the search that has looked at it
+
+    def add(self, leg: PrefixChoice, now: float) -> None:
+        own_s = leg.expected_s * self.price
+        if self.legs:
+            self.free_at += own_s
+            self.floor_s += own_s
+        else:
+            self.began = now
+            self.free_at = now + own_s
+        self.legs.append(leg)
+        self.expected_s += leg.expected_s
+
+    def drop(self, leg: PrefixChoice, now: float) -> None:
+        """Take a leg out that has ended; the next one can have begun now. `settle` is to follow."""
+        legs = self.legs
+        if legs[0] is leg:
+            del legs[0]
+            self.began = now
+        else:
+            legs.remove(leg)
+        self.expected_s = self.expected_s - leg.expected_s if legs else 0.0
+
+    def become(self, scale: float) -> None:
+        """Reckon with its rate as it stands to the `scale` of all; a small difference is none. `settle` is to
+        follow.
+        """
+        if not self.seen:
+            self.rate = scale
+        relative = self.rate / scale
+        if relative > 1.0 + BAND:
+            relative -= BAND
+        elif relative < 1.0 - BAND:
+            relative += BAND
+        else:
+            relative = 1.0
+        self.price = scale * relative
+
+    def settle(self) -> None:
+        """Reckon anew what `wait` goes by."""
+        first = self.legs[0].expected_s if self.legs else 0.0
+        self.free_at = self.began + self.expected_s * self.price
+        self.floor_s = (self.expected_s - first) * self.price
+
+    def hear(self, expected_s: float) -> None:
+        """Note a leg of another process."""
+        self.heard.append(expected_s)
+        if len(self.heard) > 2 * MOST_HEARD:
+            self.heard = self.heard[-MOST_HEARD:]
+
+    def others_s(self, count: int, mean_s: float) -> float:
+        """Return the expected seconds, at a rate of 1, of so many legs of other processes: these are the last
+        ones that were heard of, and what was not heard of has the mean.
+        """
+        known = min(count, len(self.heard))
+        total_s = (count - known) * mean_s
+        if known:
+            total_s += sum(self.heard[-known:])
+        if not self.legs:  # then one of them is under way; half of it, for all that is known
+            total_s -= 0.5 * (self.heard[-known] if known else mean_s)
+        return total_s
+
+    def wait(self, now: float) -> float:
+        """Return the seconds of the legs under way that are left. A leg that takes longer than it should
+        does not hide those behind it.
+        """
+        left = self.free_at - now
+        return left if left > self.floor_s else self.floor_s
+
+
+class PrefixChoice(Choice[Any]):
+    """It is the cheapest worker for one request of those that were looked at; and remembers, once it is made,
+    what its leg is expected to take.
+    """
+
+    __slots__ = (
+        "began",
+        "cost",
+        "delayed",
+        "draws",
+        "evict_s",
+        "expected_s",
+        "expects",
+        "hashes",
+        "load",
+        "matched",
+        "others_s",
+        "per_byte",
+        "prices",
+        "salt",
+        "ties",
+        "tokens",
+        "wait_s",
+        "why",
+    )
+
+    def __init__(
+        self, worker: Any, policy: Policy, now: float, tokens: float, per_byte: float, delayed: float
+    ) -> None:
+        """The prompt has so many `tokens`, and so many `per_byte`. `delayed` is how often each second of work
+        counts: once, and once for each leg behind it.
+        """
+        self.worker = worker
+        self.policy = policy
+        self.began = now
+        self.tokens = tokens
+        self.per_byte = per_byte
+        self.delayed = delayed
+        self.load: Load | None = None
+        self.cost = 0.0
+        self.wait_s = 0.0
+        self.evict_s = 0.0
+        self.expects = 0.0  # tokens of the prompt that should be in the worker's cache
+        self.matched = 0.0  # tokens of these that are reckoned with
+        self.others_s = 0.0  # expected of legs of other processes, at a rate of 1
+        self.expected_s = 0.0  # of its own leg, at a rate of 1
+        self.ties = 1
+        self.draws = True  # equals are drawn; else the first one stays
+        self.prices: Any = None  # what all workers cost goes there, and none is kept
+        self.why: object | None = None  # instead of our own reason
+
+        self.hashes = b""  # of the prompt's steps
+        self.salt = b""  # for a policy that tells prompts with equal tokens apart
+
+    def prompt_tokens(self) -> float:
+        return self.tokens
+
+    def prefill_s(self) -> float:
+        """Return the seconds that the prompt takes there, without what is before it."""
+        return seconds(self.tokens, self.matched) * (self.load.price if self.load is not None else 1.0)
+
+    def terms(self) -> dict[str, float]:
+        return {
+            "cost_s": self.cost,
+            "wait_s": self.wait_s,
+            "own_s": self.cost - self.wait_s - self.evict_s,
+            "evict_s": self.evict_s,
+            "tokens": self.tokens,
+            "cached_tokens": self.matched,
+            "rate": self.load.price if self.load is not None else 1.0,
+        }
+
+    def __str__(self) -> str:
+        if self.why is not None:
+            return str(self.why)
+        own_s = self.cost - self.wait_s - self.evict_s
+        return (
+            f"It costs the least, {self.cost:.3f} s: {self.wait_s:.3f} for legs under way, {own_s:.3f} for "
+            f"{self.tokens - self.matched:.0f} of {self.tokens:.0f} tokens that are new there, "
+            f"{self.evict_s:.3f} for what they evict.{self._distrusted()}"
+        )
+
+    def own_s(self) -> float:
+        return self.expected_s * self.load.price if self.load is not None else -1.0
+
+    def _distrusted(self) -> str:
+        if self.load is None or self.load.prediction.is_trusted:
+            return ""
+        return " What should be in its cache does not count, as too much of it was not there of late."
