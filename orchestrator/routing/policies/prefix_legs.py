@@ -5,9 +5,10 @@ The seconds that a prompt should take are those of one machine; how far a worker
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
-from orchestrator.routing.policies.base import Choice, Policy
+from orchestrator.routing.policies.base import Appraisal, Choice, Policy
 from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.routing.policies.prefix_index import Holder
 
@@ -16,17 +17,8 @@ from orchestrator.routing.policies.prefix_index import Holder
 FIXED_S: Final = 0.020
 TOKEN_S: Final = 90e-6
 TOKEN2_S: Final = 0.6e-9
-
-
-# Rates: the newest leg has this weight, the first legs more; a worker this near to the others counts as they
-# do, so that noise does not keep them apart; all are compared after so many legs.
-NEWEST: Final = 0.1
-SURE: Final = 10  # legs
-BAND: Final = 0.1
-COMPARED: Final = 16
-LEAST_RATE: Final = 1e-4
-MOST_RATE: Final = 1e4
-
+BYTES_PER_TOKEN: Final = 4
+BAND: Final = 0.1  # a worker whose rate is this near to the others' counts as they do: noise must not choose
 MOST_HEARD: Final = 64  # legs of other processes that are remembered of a worker
 
 
@@ -64,7 +56,7 @@ class Load:
         self.prediction = prediction
         self.announced = holder.capacity  # bytes of prompt that fit, by what it says
         self.epoch = -1
-        self.legs: list[PrefixChoice] = []  # in the order in which they were sent
+        self.legs: list[Sent] = []  # in the order in which they were sent
         self.expected_s = 0.0  # of all of them together, at a rate of 1
         self.began = 0.0  # when the first of them can have begun
         self.heard: list[float] = []  # expected seconds of the newest legs that other processes sent
@@ -79,7 +71,7 @@ class Load:
         self.index = -1  # among those
         self.mark = -1  # the number of the search that has looked at it
 
-    def add(self, leg: PrefixChoice, now: float) -> None:
+    def add(self, leg: Sent, now: float) -> None:
         own_s = leg.expected_s * self.price
         if self.legs:
             self.free_at += own_s
@@ -90,15 +82,20 @@ class Load:
         self.legs.append(leg)
         self.expected_s += leg.expected_s
 
-    def drop(self, leg: PrefixChoice, now: float) -> None:
-        """Take a leg out that has ended; the next one can have begun now. `settle` is to follow."""
+    def drop(self, leg: Sent, now: float) -> None:
+        """Take a leg out that has ended; the next one can have begun now."""
         legs = self.legs
         if legs[0] is leg:
             del legs[0]
             self.began = now
         else:
             legs.remove(leg)
-        self.expected_s = self.expected_s - leg.expected_s if legs else 0.0
+        if legs:
+            self.expected_s -= leg.expected_s
+            self.settle()
+        else:
+            self.expected_s = self.floor_s = 0.0
+            self.free_at = now
 
     def become(self, scale: float) -> None:
         """Reckon with its rate as it stands to the `scale` of all; a small difference is none. `settle` is to
@@ -147,66 +144,116 @@ class Load:
         return left if left > self.floor_s else self.floor_s
 
 
-class PrefixChoice(Choice[Any]):
-    """It is the cheapest worker for one request of those that were looked at; and remembers, once it is made,
-    what its leg is expected to take.
-    """
+class Sent(Choice[Any]):
+    """A choice remembers until its leg has ended what that was expected to take."""
 
-    __slots__ = (
-        "began",
-        "cost",
-        "delayed",
-        "draws",
-        "evict_s",
-        "expected_s",
-        "expects",
-        "hashes",
-        "load",
-        "matched",
-        "others_s",
-        "per_byte",
-        "prices",
-        "salt",
-        "ties",
-        "tokens",
-        "wait_s",
-        "why",
-    )
+    __slots__ = ("began", "delayed", "expected_s", "load", "others_s", "tokens", "wait_s")
 
     def __init__(
-        self, worker: Any, policy: Policy, now: float, tokens: float, per_byte: float, delayed: float
+        self, worker: Any, policy: Policy, load: Load, now: float, tokens: float, delayed: float
     ) -> None:
-        """The prompt has so many `tokens`, and so many `per_byte`. `delayed` is how often each second of work
-        counts: once, and once for each leg behind it.
+        """The prompt has so many `tokens`. `delayed` is how often each second of work counts: once, and once
+        for each leg behind it.
         """
         self.worker = worker
         self.policy = policy
+        self.load = load
         self.began = now
         self.tokens = tokens
-        self.per_byte = per_byte
         self.delayed = delayed
-        self.load: Load | None = None
-        self.cost = 0.0
-        self.wait_s = 0.0
-        self.evict_s = 0.0
-        self.expects = 0.0  # tokens of the prompt that should be in the worker's cache
-        self.matched = 0.0  # tokens of these that are reckoned with
-        self.others_s = 0.0  # expected of legs of other processes, at a rate of 1
         self.expected_s = 0.0  # of its own leg, at a rate of 1
-        self.ties = 1
-        self.draws = True  # equals are drawn; else the first one stays
-        self.prices: Any = None  # what all workers cost goes there, and none is kept
-        self.why: object | None = None  # instead of our own reason
-
-        self.hashes = b""  # of the prompt's steps
-        self.salt = b""  # for a policy that tells prompts with equal tokens apart
+        self.wait_s = 0.0
+        self.others_s = 0.0  # of this, expected of legs of other processes, at a rate of 1
 
     def prompt_tokens(self) -> float:
         return self.tokens
 
+    def own_s(self) -> float:
+        return self.expected_s * self.load.price
+
+
+class ShortChoice(Sent):
+    """It is the worker that a prompt waits for the least, as it is too short for a step of the index."""
+
+    __slots__ = ()
+
+    def terms(self) -> dict[str, float]:
+        own_s = self.delayed * self.load.price * self.expected_s
+        return {
+            "cost_s": self.wait_s + own_s,
+            "wait_s": self.wait_s,
+            "own_s": own_s,
+            "evict_s": 0.0,
+            "tokens": self.tokens,
+            "cached_tokens": 0.0,
+            "rate": self.load.price,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"It costs the least: {self.wait_s:.3f} s for legs under way. The prompt is too short to be "
+            "looked for in caches."
+        )
+
+
+class Prices(Appraisal):
+    """Beside each cost it has how many tokens of the prompt should be in the worker's cache."""
+
+    def __init__(self, tokens: float) -> None:
+        super().__init__(tokens)
+        self.cached: list[float] = []
+
+    def add(self, index: int, cost: float, cached: float) -> None:
+        self.indexes.append(index)
+        self.costs.append(cost)
+        self.cached.append(cached)
+
+
+class PrefixChoice(Sent):
+    """It is the cheapest worker for one prompt of those that were looked at."""
+
+    __slots__ = (
+        "cost",
+        "draws",
+        "evict_s",
+        "expects",
+        "hashes",
+        "matched",
+        "per_byte",
+        "prices",
+        "salt",
+        "ties",
+        "why",
+    )
+
+    def __init__(
+        self,
+        worker: Any,
+        policy: Policy,
+        load: Load,
+        now: float,
+        tokens: float,
+        delayed: float,
+        per_byte: float,
+        salt: bytes,
+    ) -> None:
+        """Tokens are so many `per_byte`; `salt` is for a policy that tells prompts with equal ones apart."""
+        super().__init__(worker, policy, load, now, tokens, delayed)
+        self.per_byte = per_byte
+        self.salt = salt
+        self.hashes = b""  # of the prompt's steps
+        self.cost = math.inf
+        self.evict_s = 0.0
+        self.expects = 0.0  # tokens of the prompt that should be in the worker's cache
+        self.matched = 0.0  # tokens of these that are reckoned with
+        self.ties = 1
+        self.draws = True  # equals are drawn; else the first one stays
+        self.prices: Prices | None = None  # what all workers cost goes there, and none is kept
+        self.why: object | None = None  # instead of our own reason
+
     def prefill_s(self) -> float:
         """Return the seconds that the prompt takes there, without what is before it."""
-        return seconds(self.tokens, self.matched) * (self.load.price if self.load is not None else 1.0)
+        return seconds(self.tokens, self.matched) * self.load.price
 
     def terms(self) -> dict[str, float]:
         return {
@@ -216,7 +263,7 @@ class PrefixChoice(Choice[Any]):
             "evict_s": self.evict_s,
             "tokens": self.tokens,
             "cached_tokens": self.matched,
-            "rate": self.load.price if self.load is not None else 1.0,
+            "rate": self.load.price,
         }
 
     def __str__(self) -> str:
@@ -229,10 +276,7 @@ class PrefixChoice(Choice[Any]):
             f"{self.evict_s:.3f} for what they evict.{self._distrusted()}"
         )
 
-    def own_s(self) -> float:
-        return self.expected_s * self.load.price if self.load is not None else -1.0
-
     def _distrusted(self) -> str:
-        if self.load is None or self.load.prediction.is_trusted:
+        if self.load.prediction.is_trusted:
             return ""
         return " What should be in its cache does not count, as too much of it was not there of late."

@@ -8,8 +8,9 @@ import pytest
 
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Choice, Context, End, Outcome
-from orchestrator.routing.policies.prefix import LOOKED_AT, Prefix
-from orchestrator.routing.policies.prefix_legs import PrefixChoice
+from orchestrator.routing.policies.prefix import Prefix
+from orchestrator.routing.policies.prefix_legs import PrefixChoice, Sent
+from orchestrator.routing.policies.prefix_search import LOOKED_AT
 from tests.orchestrator.routing.requests import FakeRequest
 
 
@@ -34,10 +35,16 @@ class Site:
         self.policy = spec.make(context, **given)
         assert isinstance(self.policy, Prefix)
 
-    def choose(self, prompt: bytes, workers: Sequence[Server] | None = None) -> PrefixChoice:
+    def send(self, prompt: bytes, workers: Sequence[Server] | None = None) -> Sent:
         choice = self.policy.choose(FakeRequest(prompt), workers or self.workers)
-        assert isinstance(choice, PrefixChoice)
+        assert isinstance(choice, Sent)
         choice.worker.in_flight += 1
+        return choice
+
+    def choose(self, prompt: bytes, workers: Sequence[Server] | None = None) -> PrefixChoice:
+        """Send a prompt that has a step."""
+        choice = self.send(prompt, workers)
+        assert isinstance(choice, PrefixChoice)
         return choice
 
     def end(self, choice: Choice[Any], seconds: float = 0.0, cached: int | None = None) -> None:
@@ -47,7 +54,7 @@ class Site:
 
     def serve(self, prompt: bytes, rate: float = 1.0) -> str:
         """Serve a prompt while nothing else is under way, in the expected time at this rate."""
-        choice = self.choose(prompt)
+        choice = self.send(prompt)
         self.end(choice, choice.expected_s * rate)
         name: str = choice.worker.name
         return name
@@ -180,7 +187,7 @@ def test_the_end_of_a_leg_of_an_earlier_life_changes_nothing() -> None:
 
 def test_nothing_is_left_when_all_legs_have_ended() -> None:
     site = Site(3)
-    choices = [site.choose(text(size)) for size in range(0, 9_000, 300)]
+    choices = [site.send(text(size)) for size in range(0, 9_000, 300)]
     Random(1).shuffle(choices)
     for choice in choices:
         site.end(choice)
@@ -226,7 +233,7 @@ def test_other_processes_hear_of_choices() -> None:
     notes: list[bytes] = []
     one, other = Site(share=notes.append), Site(seed=2)
     for worker in other.workers:
-        other.end(other.choose(b"", [worker]))
+        other.end(other.send(b"", [worker]))
     home = one.choose(text(40_000)).worker.name
     (note,) = notes
     assert len(note) < 400
