@@ -374,7 +374,7 @@ class Flow:
             leg.succeed()
             leg.lease = lease = self.ledger.lease(worker, leg.handoff(content))
             if request.plan.wants_ends:
-                tell_prefilled(request, lease.handoff)
+                tell_prefilled(request.plan, lease.handoff, lease.opened)
         request.prefill = leg
         if request.first_handoff is None:
             request.first_handoff = lease.handoff
@@ -496,7 +496,7 @@ def _note_gone_over(request: AdmittedRequest) -> None:
     """Note that a prefill leg beside its decode leg has answered."""
     request.note_prefilled(request.scope.now())
     if request.plan.wants_ends:
-        tell_prefilled(request, None)
+        tell_prefilled(request.plan, None, request.scope.now())
 
 
 def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:

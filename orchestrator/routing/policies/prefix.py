@@ -28,18 +28,15 @@ from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.routing.policies.prefix_index import MOST_BYTES, WIDTH, Found, PrefixIndex, bytes_of, hashed
 from orchestrator.routing.policies.prefix_legs import (
     BYTES_PER_TOKEN,
-    FIXED_S,
-    TOKEN2_S,
-    TOKEN_S,
     Load,
     PrefixChoice,
     Prices,
+    Rates,
     Sent,
     ShortChoice,
     seconds,
 )
 from orchestrator.routing.policies.prefix_notes import HEAD, HEAD_BYTES, note
-from orchestrator.routing.policies.prefix_rates import Rates
 from orchestrator.routing.policies.prefix_search import LEAST_TOKENS, Asked, Search
 from orchestrator.routing.policies.prefix_workers import Workers
 
@@ -76,11 +73,13 @@ class Prefix(Policy):
         self._time = context.time
         self._share = context.share
         self._model = context.model
-        self._learns_rates = context.role == "prefill"  # other legs last for as long as their answers
+        learns = context.role == "prefill"  # other legs last for as long as their answers
         self._loads: dict[str, Load] = {}  # all workers that are known, by name
         self._index = index = PrefixIndex(self._index_bytes(memory_mb * 1_000_000))
         self._rates = rates = Rates(self._loads)
-        self._workers = workers = Workers(self._loads, index, rates, kept, kv_tokens, drift, drift_s)
+        self._workers = workers = Workers(
+            self._loads, index, rates, kept, kv_tokens, drift, drift_s, learns=learns
+        )
         self._search = Search(
             self, index, workers, rates, context.random, context.time, fan_out, eviction, eviction_age_s
         )
@@ -109,18 +108,12 @@ class Prefix(Policy):
 
     def _short(self, candidates: Sequence[Any], tokens: int) -> ShortChoice:
         """Choose for a prompt of less than a step: nothing of it is read, looked for or remembered."""
-        now = self._time()
-        expected_s = FIXED_S + TOKEN_S * tokens + TOKEN2_S * (tokens * tokens)  # `seconds`, without a call
-        search, present = self._search, self._workers.present
-        load = present[0] if len(present) == 1 else search.least_busy(candidates, expected_s, now)
-        worker = candidates[load.index]
-        if worker.epoch != load.epoch:
-            self._workers.note_return(load, worker.epoch)
-        choice = search.short(worker, load, tokens, expected_s, now)
-        load.add(choice, now)
+        choice = self._search.short(candidates, tokens)
+        load = choice.load
+        load.add(choice, choice.began)
         if self._share is not None:
-            search.note_expected(expected_s)
-            self._share(note(load, expected_s, b""))
+            self._search.note_expected(choice.expected_s)
+            self._share(note(load, choice.expected_s, b""))
         return choice
 
     def new_tokens(self, request: Request) -> float:
@@ -223,9 +216,7 @@ class Prefix(Policy):
         """Return what `choose` would."""
         if asked.tokens >= LEAST_TOKENS:
             return self._search.cheapest(asked, found, None)
-        now, expected_s = self._time(), seconds(asked.tokens, 0.0)
-        load = self._search.least_busy(asked.candidates, expected_s, now)
-        return self._search.short(asked.candidates[load.index], load, asked.tokens, expected_s, now)
+        return self._search.short(asked.candidates, int(asked.tokens))
 
     def prediction(self, worker: str) -> Prediction | None:
         load = self._loads.get(worker)
@@ -234,20 +225,8 @@ class Prefix(Policy):
     # --- learning -------------------------------------------------------------------------------
 
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
-        if not isinstance(choice, Sent):
-            return
-        load = choice.load
-        legs = load.legs
-        if not legs or (legs[0] is not choice and choice not in legs):
-            return  # it was sent to the worker as it was before
-        if outcome.end is _ANSWERED:
-            expected_s = choice.expected_s
-            if isinstance(choice, PrefixChoice):
-                expected_s = _note_answer(choice, outcome)
-            if self._learns_rates and choice.others_s == 0.0:
-                began = choice.began if choice.began > load.began else load.began
-                self._rates.learn(load, (outcome.moment - began) / expected_s)
-        load.drop(choice, outcome.moment)
+        if isinstance(choice, PrefixChoice) and choice in choice.load.legs:  # else the worker has come back
+            choice.load.end(choice, outcome, _note_answer(choice, outcome))
 
     def hear(self, note: bytes) -> None:
         """Hear which worker another process has sent a prompt to."""
@@ -267,7 +246,7 @@ def _note_answer(choice: PrefixChoice, outcome: Outcome) -> float:
     taken with that.
     """
     cached = outcome.cached_tokens
-    if cached is None:
+    if cached is None or outcome.end is not _ANSWERED:
         return seconds(choice.tokens, choice.matched)
     _note_prediction(choice, outcome, cached)
     return seconds(choice.tokens, min(float(cached), choice.tokens))
@@ -275,7 +254,7 @@ def _note_answer(choice: PrefixChoice, outcome: Outcome) -> float:
 
 def _note_prediction(choice: PrefixChoice, outcome: Outcome, cached: int) -> None:
     """Tokens are those that the worker counts."""
-    counted = outcome.prompt_tokens
+    counted = outcome.prompt_tokens()
     tokens = choice.tokens if counted is None else float(counted)
     expects = choice.expects
     if choice.tokens > 0.0:

@@ -6,9 +6,10 @@ The seconds that a prompt should take are those of one machine; how far a worker
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
-from orchestrator.routing.policies.base import Appraisal, Choice, Policy
+from orchestrator.routing.policies.base import Appraisal, Choice, End, Outcome, Policy
 from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.routing.policies.prefix_index import Holder
 
@@ -18,7 +19,19 @@ FIXED_S: Final = 0.020
 TOKEN_S: Final = 90e-6
 TOKEN2_S: Final = 0.6e-9
 BYTES_PER_TOKEN: Final = 4
+
+# Rates: the newest leg has this weight, the first legs more; all are compared after so many legs.
+NEWEST: Final = 0.1
+SURE: Final = 10  # legs
+COMPARED: Final = 16
+LEAST_RATE: Final = 1e-4
+MOST_RATE: Final = 1e4
 BAND: Final = 0.1  # a worker whose rate is this near to the others' counts as they do: noise must not choose
+LEAST_SAME: Final = 1.0 - BAND
+MOST_SAME: Final = 1.0 + BAND
+
+_ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
+
 MOST_HEARD: Final = 64  # legs of other processes that are remembered of a worker
 
 
@@ -46,12 +59,17 @@ class Load:
         "prediction",
         "price",
         "rate",
+        "rates",
         "seen",
         "stamp",
     )
 
-    def __init__(self, name: str, holder: Holder, rate: float, prediction: Prediction) -> None:
+    def __init__(
+        self, name: str, holder: Holder, prediction: Prediction, rate: float, rates: Rates | None
+    ) -> None:
+        """Its rate is `rate` until it shows one; `rates` learns it, None if nobody does."""
         self.name = name
+        self.rates = rates
         self.holder = holder
         self.prediction = prediction
         self.announced = holder.capacity  # bytes of prompt that fit, by what it says
@@ -82,20 +100,28 @@ class Load:
         self.legs.append(leg)
         self.expected_s += leg.expected_s
 
-    def drop(self, leg: Sent, now: float) -> None:
-        """Take a leg out that has ended; the next one can have begun now."""
-        legs = self.legs
-        if legs[0] is leg:
+    def end(self, leg: Sent, outcome: Outcome, expected_s: float) -> None:
+        """Take a leg out, and learn of it if it was answered; it should have taken `expected_s` at a rate of
+        1. Nothing happens if it was sent to the worker as it was before.
+        """
+        legs, began, moment = self.legs, self.began, outcome.moment
+        if legs and legs[0] is leg:
             del legs[0]
-            self.began = now
-        else:
+            self.began = moment  # the next one can have begun now
+        elif leg in legs:
             legs.remove(leg)
+        else:
+            return
+        if self.rates is not None and outcome.end is _ANSWERED and leg.others_s == 0.0:
+            self.rates.learn(self, (moment - (leg.began if leg.began > began else began)) / expected_s)
         if legs:
-            self.expected_s -= leg.expected_s
-            self.settle()
+            self.expected_s = left = self.expected_s - leg.expected_s
+            price = self.price
+            self.free_at = self.began + left * price  # as `settle` does it, without a call
+            self.floor_s = (left - legs[0].expected_s) * price
         else:
             self.expected_s = self.floor_s = 0.0
-            self.free_at = now
+            self.free_at = moment
 
     def become(self, scale: float) -> None:
         """Reckon with its rate as it stands to the `scale` of all; a small difference is none. `settle` is to
@@ -104,9 +130,9 @@ class Load:
         if not self.seen:
             self.rate = scale
         relative = self.rate / scale
-        if relative > 1.0 + BAND:
+        if relative > MOST_SAME:
             relative -= BAND
-        elif relative < 1.0 - BAND:
+        elif relative < LEAST_SAME:
             relative += BAND
         else:
             relative = 1.0
@@ -144,24 +170,73 @@ class Load:
         return left if left > self.floor_s else self.floor_s
 
 
+class Rates:
+    """Rates are those of all workers that a policy knows."""
+
+    __slots__ = ("_ends", "_left", "_loads", "lowest", "scale")
+
+    def __init__(self, loads: Mapping[str, Load]) -> None:
+        """`loads` are the workers, whoever comes or goes."""
+        self._loads = loads
+        self._ends = 0
+        self._left = 1  # legs until all are compared
+        self.scale = 1.0  # the median rate
+        self.lowest = 1.0  # no worker is reckoned with at less
+
+    def learn(self, load: Load, ratio: float) -> None:
+        """Note how long a leg took, by what was expected at a rate of 1. `Load.settle` is to follow."""
+        if not LEAST_RATE < ratio < MOST_RATE:
+            ratio = min(max(ratio, LEAST_RATE), MOST_RATE)
+        load.seen = seen = load.seen + 1
+        load.rate += (ratio - load.rate) * (NEWEST if seen > SURE else 1.0 / seen)
+        self._left -= 1
+        if self._left <= 0:
+            self._compare()
+            return
+        scale = self.scale
+        if load.price != scale or not LEAST_SAME * scale <= load.rate <= MOST_SAME * scale:
+            load.become(scale)
+            if load.price < self.lowest:
+                self.lowest = load.price
+
+    def _compare(self) -> None:
+        """Find the median rate, and what is reckoned with for each worker."""
+        self._ends += 1
+        self._left = 1 if self._ends < COMPARED else max(COMPARED, len(self._loads))
+        rates = sorted([load.rate for load in self._loads.values() if load.seen])
+        self.scale = self.lowest = scale = rates[len(rates) // 2]
+        for load in self._loads.values():
+            load.become(scale)
+            load.settle()
+            if load.price < self.lowest:
+                self.lowest = load.price
+
+
 class Sent(Choice[Any]):
     """A choice remembers until its leg has ended what that was expected to take."""
 
-    __slots__ = ("began", "delayed", "expected_s", "load", "others_s", "tokens", "wait_s")
+    __slots__ = ("began", "expected_s", "load", "others_s", "queued", "tokens", "wait_s")
 
     def __init__(
-        self, worker: Any, policy: Policy, load: Load, now: float, tokens: float, delayed: float
+        self,
+        worker: Any,
+        policy: Policy,
+        load: Load,
+        now: float,
+        tokens: float,
+        queued: float,
+        expected_s: float,
     ) -> None:
-        """The prompt has so many `tokens`. `delayed` is how often each second of work counts: once, and once
-        for each leg behind it.
+        """The prompt has so many `tokens`; `expected_s` is what it takes at a rate of 1. `queued` is the mean
+        number of legs per worker.
         """
         self.worker = worker
         self.policy = policy
         self.load = load
         self.began = now
         self.tokens = tokens
-        self.delayed = delayed
-        self.expected_s = 0.0  # of its own leg, at a rate of 1
+        self.queued = queued
+        self.expected_s = expected_s
         self.wait_s = 0.0
         self.others_s = 0.0  # of this, expected of legs of other processes, at a rate of 1
 
@@ -177,8 +252,13 @@ class ShortChoice(Sent):
 
     __slots__ = ()
 
+    def ended(self, outcome: Outcome) -> None:
+        if self.policy is not None:
+            self.policy = None
+            self.load.end(self, outcome, self.expected_s)  # that is all that its policy would do
+
     def terms(self) -> dict[str, float]:
-        own_s = self.delayed * self.load.price * self.expected_s
+        own_s = (1.0 + self.queued) * self.load.price * self.expected_s
         return {
             "cost_s": self.wait_s + own_s,
             "wait_s": self.wait_s,
@@ -214,6 +294,7 @@ class PrefixChoice(Sent):
 
     __slots__ = (
         "cost",
+        "delayed",
         "draws",
         "evict_s",
         "expects",
@@ -233,12 +314,13 @@ class PrefixChoice(Sent):
         load: Load,
         now: float,
         tokens: float,
-        delayed: float,
+        queued: float,
         per_byte: float,
         salt: bytes,
     ) -> None:
         """Tokens are so many `per_byte`; `salt` is for a policy that tells prompts with equal ones apart."""
-        super().__init__(worker, policy, load, now, tokens, delayed)
+        super().__init__(worker, policy, load, now, tokens, queued, 0.0)
+        self.delayed = 1.0 + queued  # so often each second of work counts: for itself, and those behind it
         self.per_byte = per_byte
         self.salt = salt
         self.hashes = b""  # of the prompt's steps

@@ -12,20 +12,22 @@ from orchestrator.routing.policies.prefix_index import FINE, MOST_BYTES, Found, 
 from orchestrator.routing.policies.prefix_legs import (
     BYTES_PER_TOKEN,
     FIXED_S,
+    NEWEST,
     TOKEN_S,
     Load,
     PrefixChoice,
     Prices,
+    Rates,
     ShortChoice,
     seconds,
 )
-from orchestrator.routing.policies.prefix_rates import NEWEST, Rates
 from orchestrator.routing.policies.prefix_workers import Workers
 
 MOST_QUEUED: Final = 4.0  # legs per worker that added work delays; more say nothing more
 LOOKED_AT: Final = 64  # workers without the prompt per choice; of a larger pool these go round
 MOST_FOUND: Final = 64  # workers with some of it are looked at one by one
 LEAST_TOKENS: Final = FINE // BYTES_PER_TOKEN  # of a prompt with a whole step
+SHORT_S: Final = [seconds(float(tokens), 0.0) for tokens in range(LEAST_TOKENS)]  # of one without, by tokens
 
 
 class Levels:
@@ -134,7 +136,7 @@ class Search:
 
     # --- prompts that are too short to be known -------------------------------------------------
 
-    def least_busy(self, candidates: Sequence[Any], own_s: float, now: float) -> Load:
+    def _least_busy(self, candidates: Sequence[Any], own_s: float, now: float) -> Load:
         """Return the worker at which a prompt that nobody knows costs the least; equals take turns. `own_s`
         is its own part at a rate of 1.
         """
@@ -167,14 +169,22 @@ class Search:
         self.queued = queued if queued < MOST_QUEUED else MOST_QUEUED
         return best
 
-    def short(self, worker: Any, load: Load, tokens: float, expected_s: float, now: float) -> ShortChoice:
-        """Return the choice of a worker for such a prompt, which should take `expected_s` at a rate of 1."""
-        choice = ShortChoice(worker, self._policy, load, now, tokens, 1.0 + self.queued)
-        choice.expected_s = expected_s
+    def short(self, candidates: Sequence[Any], tokens: int) -> ShortChoice:
+        """Return the choice for such a prompt; nobody is told of it yet."""
+        now = self._time()
+        expected_s = SHORT_S[tokens]
+        present = self._workers.present
+        load = present[0] if len(present) == 1 else self._least_busy(candidates, expected_s, now)
+        worker = candidates[load.index]
+        if worker.epoch != load.epoch:
+            self._workers.note_return(load, worker.epoch)
+        choice = ShortChoice(worker, self._policy, load, now, tokens, self.queued, expected_s)
         others = worker.in_flight - len(load.legs)
         if others > 0:
             choice.others_s = load.others_s(others, self.mean_s or FIXED_S)
-        choice.wait_s = load.wait(now) + choice.others_s * load.price
+            choice.wait_s = load.wait(now) + choice.others_s * load.price
+        elif load.legs:
+            choice.wait_s = load.wait(now)
         return choice
 
     # --- all others -----------------------------------------------------------------------------
@@ -236,7 +246,7 @@ class Search:
             self._workers.present[index],
             self._time(),
             asked.tokens,
-            1.0 + self.queued,
+            self.queued,
             asked.per_byte,
             asked.salt,
         )

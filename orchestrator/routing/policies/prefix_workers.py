@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from orchestrator.routing.policies.prediction import Prediction
 from orchestrator.routing.policies.prefix_index import PrefixIndex
-from orchestrator.routing.policies.prefix_legs import BYTES_PER_TOKEN, Load
-from orchestrator.routing.policies.prefix_rates import Rates
+from orchestrator.routing.policies.prefix_legs import BYTES_PER_TOKEN, Load, Rates
 
 SPARE: Final = 64  # workers that are not there any more and may stay in memory
 
@@ -24,6 +23,7 @@ class Workers:
         "_index",
         "_kept",
         "_kv_tokens",
+        "_learns",
         "_rates",
         "by_slot",
         "candidates",
@@ -41,8 +41,13 @@ class Workers:
         kv_tokens: int,
         drift: float,
         drift_s: float,
+        *,
+        learns: bool,
     ) -> None:
-        """`loads` is filled here; the others are arguments of the policy."""
+        """`loads` is filled here. `learns` if `rates` is to learn of legs. The others are arguments of the
+        policy.
+        """
+        self._learns = learns
         self._index = index
         self._rates = rates
         self._kept = kept
@@ -81,7 +86,8 @@ class Workers:
 
     def _new_load(self, name: str) -> Load:
         holder = self._index.holder(self._capacity(self._kv_tokens))
-        load = Load(name, holder, self._rates.scale, Prediction(self._drift, self._drift_s))
+        prediction = Prediction(self._drift, self._drift_s)
+        load = Load(name, holder, prediction, self._rates.scale, self._rates if self._learns else None)
         self.loads[name] = self.by_slot[holder.slot] = load
         return load
 

@@ -99,7 +99,7 @@ class Traffic:
 
     def _begun(self, plan: Plan, asked: float, written: float) -> None:
         self.first_s.append(self.clock.now - asked)
-        if plan.wants_ends:
+        if plan.links is not None:
             plan.begun(written, self.clock.now)
         self._at(self.clock.now + self._decode_s, lambda: self._ended(plan))
 

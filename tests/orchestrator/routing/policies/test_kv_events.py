@@ -127,7 +127,7 @@ class Site:
 
         load = self.policy._loads[name]
         found = self.policy._index.find(hashed(prompt, 0))
-        choice = PrefixChoice(None, self.policy, load, self.now, len(prompt) / 4, 1.0, 0.25, b"")
+        choice = PrefixChoice(None, self.policy, load, self.now, len(prompt) / 4, 0.0, 0.25, b"")
         return self.policy._search.expected(choice, found) if found.steps else 0.0
 
 
