@@ -7,7 +7,7 @@ What each term is, and where it comes from, is in `docs/routing.md`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
@@ -97,8 +97,12 @@ class Prefix(Policy):
         if candidates is not self._workers.candidates:
             self._note_candidates(candidates)
         tokens = request.prompt_tokens()
-        if tokens < LEAST_TOKENS:
-            return self._short(candidates, tokens)
+        if tokens < LEAST_TOKENS:  # nothing of it is read, looked for or remembered
+            short = self._search.short(candidates, tokens)
+            short.load.add(short, short.began)
+            if self._share is not None:
+                self._tell_short(self._share, short)
+            return short
         asked = self._asked(request, candidates)
         while True:
             found = self._search.found(asked)
@@ -106,15 +110,10 @@ class Prefix(Policy):
             if self._is_settled(candidates, choice, found):
                 return choice
 
-    def _short(self, candidates: Sequence[Any], tokens: int) -> ShortChoice:
-        """Choose for a prompt of less than a step: nothing of it is read, looked for or remembered."""
-        choice = self._search.short(candidates, tokens)
-        load = choice.load
-        load.add(choice, choice.began)
-        if self._share is not None:
-            self._search.note_expected(choice.expected_s)
-            self._share(note(load, choice.expected_s, b""))
-        return choice
+    def _tell_short(self, share: Callable[[bytes], None], choice: ShortChoice) -> None:
+        """Tell other processes of a leg that will count as what it takes, not as the mean."""
+        self._search.note_expected(choice.expected_s)
+        share(note(choice.load, choice.expected_s, b""))
 
     def new_tokens(self, request: Request) -> float:
         """Estimate the same by what any worker is remembered to have."""

@@ -46,10 +46,8 @@ class Load:
     __slots__ = (
         "announced",
         "began",
+        "behind_s",
         "epoch",
-        "expected_s",
-        "floor_s",
-        "free_at",
         "heard",
         "holder",
         "index",
@@ -75,30 +73,23 @@ class Load:
         self.announced = holder.capacity  # bytes of prompt that fit, by what it says
         self.epoch = -1
         self.legs: list[Sent] = []  # in the order in which they were sent
-        self.expected_s = 0.0  # of all of them together, at a rate of 1
         self.began = 0.0  # when the first of them can have begun
+        self.behind_s = 0.0  # expected of all others, at a rate of 1
         self.heard: list[float] = []  # expected seconds of the newest legs that other processes sent
         self.rate = rate  # measured by expected
         self.price = rate  # that is reckoned with
         self.seen = 0  # legs that the rate was learned from
-        # Derived, for `wait`: when all legs should have ended; what all but the first take.
-        self.free_at = 0.0
-        self.floor_s = 0.0
         # Of the present choice.
         self.stamp = -1  # of the candidates that it was last among
         self.index = -1  # among those
         self.mark = -1  # the number of the search that has looked at it
 
     def add(self, leg: Sent, now: float) -> None:
-        own_s = leg.expected_s * self.price
         if self.legs:
-            self.free_at += own_s
-            self.floor_s += own_s
+            self.behind_s += leg.expected_s
         else:
             self.began = now
-            self.free_at = now + own_s
         self.legs.append(leg)
-        self.expected_s += leg.expected_s
 
     def end(self, leg: Sent, outcome: Outcome, expected_s: float) -> None:
         """Take a leg out, and learn of it if it was answered; it should have taken `expected_s` at a rate of
@@ -108,25 +99,20 @@ class Load:
         if legs and legs[0] is leg:
             del legs[0]
             self.began = moment  # the next one can have begun now
+            if legs:
+                self.behind_s -= legs[0].expected_s
         elif leg in legs:
             legs.remove(leg)
+            self.behind_s -= leg.expected_s
         else:
             return
+        if len(legs) < 2:
+            self.behind_s = 0.0  # exactly
         if self.rates is not None and outcome.end is _ANSWERED and leg.others_s == 0.0:
             self.rates.learn(self, (moment - (leg.began if leg.began > began else began)) / expected_s)
-        if legs:
-            self.expected_s = left = self.expected_s - leg.expected_s
-            price = self.price
-            self.free_at = self.began + left * price  # as `settle` does it, without a call
-            self.floor_s = (left - legs[0].expected_s) * price
-        else:
-            self.expected_s = self.floor_s = 0.0
-            self.free_at = moment
 
     def become(self, scale: float) -> None:
-        """Reckon with its rate as it stands to the `scale` of all; a small difference is none. `settle` is to
-        follow.
-        """
+        """Reckon with its rate as it stands to the `scale` of all; a small difference is none."""
         if not self.seen:
             self.rate = scale
         relative = self.rate / scale
@@ -137,12 +123,6 @@ class Load:
         else:
             relative = 1.0
         self.price = scale * relative
-
-    def settle(self) -> None:
-        """Reckon anew what `wait` goes by."""
-        first = self.legs[0].expected_s if self.legs else 0.0
-        self.free_at = self.began + self.expected_s * self.price
-        self.floor_s = (self.expected_s - first) * self.price
 
     def hear(self, expected_s: float) -> None:
         """Note a leg of another process."""
@@ -166,8 +146,11 @@ class Load:
         """Return the seconds of the legs under way that are left. A leg that takes longer than it should
         does not hide those behind it.
         """
-        left = self.free_at - now
-        return left if left > self.floor_s else self.floor_s
+        if not self.legs:
+            return 0.0
+        behind_s = self.behind_s * self.price
+        left_s = self.began + self.legs[0].expected_s * self.price - now
+        return behind_s + left_s if left_s > 0.0 else behind_s
 
 
 class Rates:
@@ -184,11 +167,14 @@ class Rates:
         self.lowest = 1.0  # no worker is reckoned with at less
 
     def learn(self, load: Load, ratio: float) -> None:
-        """Note how long a leg took, by what was expected at a rate of 1. `Load.settle` is to follow."""
+        """Note how long a leg took, by what was expected at a rate of 1."""
         if not LEAST_RATE < ratio < MOST_RATE:
             ratio = min(max(ratio, LEAST_RATE), MOST_RATE)
         load.seen = seen = load.seen + 1
         load.rate += (ratio - load.rate) * (NEWEST if seen > SURE else 1.0 / seen)
+        if len(self._loads) == 1:  # it is all of them
+            self.scale = self.lowest = load.price = load.rate
+            return
         self._left -= 1
         if self._left <= 0:
             self._compare()
@@ -207,7 +193,6 @@ class Rates:
         self.scale = self.lowest = scale = rates[len(rates) // 2]
         for load in self._loads.values():
             load.become(scale)
-            load.settle()
             if load.price < self.lowest:
                 self.lowest = load.price
 

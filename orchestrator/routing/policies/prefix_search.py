@@ -156,9 +156,7 @@ class Search:
             load = present[index]
             in_flight: int = candidates[index].in_flight
             flights += in_flight
-            wait_s = load.free_at - now  # as `Load.wait` has it, without a call
-            if wait_s < load.floor_s:
-                wait_s = load.floor_s
+            wait_s = load.wait(now) if load.legs else 0.0
             others = in_flight - len(load.legs)
             if others > 0:
                 wait_s += load.others_s(others, mean_s) * load.price
@@ -173,8 +171,7 @@ class Search:
         """Return the choice for such a prompt; nobody is told of it yet."""
         now = self._time()
         expected_s = SHORT_S[tokens]
-        present = self._workers.present
-        load = present[0] if len(present) == 1 else self._least_busy(candidates, expected_s, now)
+        load = self._workers.only or self._least_busy(candidates, expected_s, now)
         worker = candidates[load.index]
         if worker.epoch != load.epoch:
             self._workers.note_return(load, worker.epoch)
@@ -307,9 +304,7 @@ class Search:
 
     def _try(self, search: PrefixChoice, load: Load, in_flight: int, own_s: float, cached: float) -> None:
         """Keep this worker if it costs less; `own_s` is its own part at a rate of 1."""
-        wait_s = load.free_at - search.began  # as `Load.wait` has it, without a call
-        if wait_s < load.floor_s:
-            wait_s = load.floor_s
+        wait_s = load.wait(search.began) if load.legs else 0.0
         others = in_flight - len(load.legs)
         others_s = 0.0
         if others > 0:  # legs of other processes: how many there are is known at once

@@ -28,6 +28,7 @@ class Workers:
         "by_slot",
         "candidates",
         "loads",
+        "only",
         "present",
         "stamp",
     )
@@ -58,6 +59,7 @@ class Workers:
         self.by_slot: dict[int, Load] = {}
         self.candidates: Sequence[Any] | None = None  # those of the last choice, if they cannot change
         self.present: list[Load] = []  # by index among the candidates
+        self.only: Load | None = None  # of these, if there is no other
         self.stamp = 0  # of `present`
 
     def note(self, candidates: Sequence[Any]) -> bool:
@@ -79,6 +81,7 @@ class Workers:
             load.announced = self._capacity(candidate.kv_tokens or self._kv_tokens)
             load.holder.capacity = load.holder.full_at = load.announced
             self.present.append(load)
+        self.only = self.present[0] if len(candidates) == 1 else None
         has_too_many = len(self.loads) > 2 * len(candidates) + SPARE
         if has_too_many:
             self._forget_absent()
@@ -99,8 +102,7 @@ class Workers:
         """Note that a worker has come back: its cache may be empty, and its legs have been lost."""
         load.epoch = epoch
         load.legs = []
-        load.expected_s = 0.0
-        load.settle()
+        load.behind_s = 0.0
         self._index.clear(load.holder)
 
     def _forget_absent(self) -> None:
