@@ -230,7 +230,7 @@ class Flow:
         record, endpoint = scope.record, scope.endpoint
         record.admitted = self._dispatcher.time()
         headers = scope.relayed_headers()
-        if headers and OVERRIDE in headers:  # or in a value
+        if self._overrides.are_allowed or (headers and OVERRIDE in headers):  # or in a value
             route, headers = self._overridden(scope, route), _without_overrides(headers)
         plan = self._plan(scope, view, route, ())
         adapted, conversion = endpoint.adapt(view, scope.exchange)
