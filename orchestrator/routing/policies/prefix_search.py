@@ -188,8 +188,12 @@ class Search:
 
     def cheapest(self, asked: Asked, found: Found | None, prices: Prices | None) -> PrefixChoice:
         """Look at the workers, and keep the best; if `prices` is given, only note there what all cost."""
-        self._mark += 1
         candidates, tokens = asked.candidates, asked.tokens
+        if self._workers.only is not None and prices is None:
+            in_flight: int = candidates[0].in_flight
+            self.queued = float(in_flight) if in_flight < MOST_QUEUED else MOST_QUEUED
+            return self.look(asked, 0, found)
+        self._mark += 1
         count = len(candidates)
         first = (self.first + 1) % count
         last = first + min(count, LOOKED_AT)
