@@ -26,7 +26,7 @@ from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError
 from orchestrator.relay.admission import Demand, Gate
 from orchestrator.relay.turns import STEP_S, work_s
-from orchestrator.routing.policies.prefix import seconds
+from orchestrator.routing.policies.prefix_legs import seconds
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 

@@ -397,11 +397,14 @@ def _worker(arguments: argparse.Namespace) -> int:
 def _simulate(arguments: argparse.Namespace) -> int:
     from launch.exits import Exit
     from launch.simulate.command import run
-    from launch.simulate.errors import SimulationError
+    from launch.simulate.errors import OutOfReach, SimulationError
     from orchestrator.config.printing import one_line
 
     try:
         return run(arguments, _load(arguments))
+    except OutOfReach as error:
+        print(one_line(f"baton simulate: {error}"), file=sys.stderr)
+        return Exit.FAILED
     except SimulationError as error:
         raise _Usage(one_line(f"baton simulate: {error}")) from error
     except KeyboardInterrupt:

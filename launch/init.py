@@ -33,7 +33,7 @@ models:
 _TAIL = """
 routing:
   disaggregate: always        # never: one worker serves each request
-  # prefill: least_loaded     # who reads a prompt; docs/routing.md has all policies
+  # prefill: prefix           # who reads a prompt; docs/routing.md has all policies
   # decode: least_loaded      # who writes the answer
   # failover: true            # a stream whose worker is lost is resumed by another one
 

@@ -26,7 +26,7 @@ from launch.simulate.cache import PrefixCache
 from launch.simulate.view import SimulatedRequest
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import C, Choice, Context, Outcome, Policy, PolicySpec, Request
-from orchestrator.routing.policies.prefix import seconds
+from orchestrator.routing.policies.prefix_legs import seconds
 
 SMG_ABSOLUTE: Final = 32  # requests: from this difference, and
 SMG_RELATIVE: Final = 1.1  # this ratio on, load alone counts

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from launch.simulate.errors import SimulationError
+from launch.simulate.errors import OutOfReach
 from launch.simulate.experiment import Experiment
 from launch.simulate.figures import Figures
 from launch.simulate.models import with_workers
@@ -40,7 +40,7 @@ class Advice:
 
 def advise(experiment: Experiment, variants: Mapping[str, RoutingConfig], share: float) -> dict[str, Advice]:
     """Return the cheapest site of each variant with which a `share` of the requests is good. Raises
-    `SimulationError` if `MOST` workers of each role do not suffice.
+    `OutOfReach` if `MOST` workers of each role do not suffice.
     """
     return {name: _Search(experiment, name, routing, share).best() for name, routing in variants.items()}
 
@@ -78,7 +78,7 @@ class _Search:
         while not self._holds(self._beside(size), size):
             if size >= MOST:
                 good = self._figures(self._beside(size), size)["good"]
-                raise SimulationError(
+                raise OutOfReach(
                     f"{self._name}: with {size} workers of each role {good:.1%} of the requests are good: "
                     "the SLO is out of reach"
                 )

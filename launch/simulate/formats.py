@@ -37,6 +37,20 @@ class MooncakeRow(msgspec.Struct):
     output_length: Count
     hash_ids: list[Annotated[int, msgspec.Meta(ge=0)]] = []
 
+    def fault(self) -> str | None:
+        """Say what does not fit together; None if all does. A block that is not full may have no id."""
+        full, rest = divmod(self.input_length, MOONCAKE_BLOCK)
+        count = len(self.hash_ids)
+        if count == 0 or full <= count <= full + (rest > 0):
+            return None
+        return (
+            f"`hash_ids` has {count}, but `input_length` {self.input_length} is {full + (rest > 0)} blocks "
+            f"of {MOONCAKE_BLOCK} tokens"
+        )
+
+
+_MOONCAKE_ONLY: Final = frozenset(MooncakeRow.__struct_fields__)
+
 
 def read_trace(path: str, model: str) -> Trace:
     """Read a trace; of a log of decisions, the served requests for `model`. Raises `SimulationError`."""
@@ -58,7 +72,7 @@ def _read(path: str, model: str) -> Trace:
     number, first = lines[0]
     if not first.startswith("{"):
         return _read_azure(path, lines)
-    if "timestamp" in _decoded(path, number, first, dict[str, Any]):
+    if not _MOONCAKE_ONLY.isdisjoint(_decoded(path, number, first, dict[str, Any])):
         return _read_mooncake(path, lines)
     return _read_decisions(path, lines, model)
 
@@ -86,9 +100,17 @@ def _decoded(path: str, number: int, line: str, kind: type[Row]) -> Row:
 
 
 def _read_mooncake(path: str, lines: list[tuple[int, str]]) -> Trace:
-    rows = [_decoded(path, number, line, MooncakeRow) for number, line in lines]
+    rows = [_mooncake_row(path, number, line) for number, line in lines]
     arrivals = [_mooncake_arrival(index, row) for index, row in enumerate(rows)]
     return Trace(arrivals, MOONCAKE_BLOCK, _resolution_s([row.timestamp for row in rows]))
+
+
+def _mooncake_row(path: str, number: int, line: str) -> MooncakeRow:
+    row = _decoded(path, number, line, MooncakeRow)
+    fault = row.fault()
+    if fault is not None:
+        raise SimulationError(f"{path}:{number}: {fault}")
+    return row
 
 
 def _mooncake_arrival(index: int, row: MooncakeRow) -> Arrival:

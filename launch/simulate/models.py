@@ -66,7 +66,9 @@ def _kv_tokens(pool: PoolConfig) -> int:
 
 
 def model_named(config: Config, name: str | None) -> ModelConfig:
-    """Return the config's model of that name, or its first one. Raises `SimulationError`."""
+    """Return the config's model of that name or alias, or its first one. Raises `SimulationError`."""
+    if name is not None:
+        name = config.aliases.get(name, name)
     found = [model for model in config.models if name in (None, model.name)]
     if not found:
         names = ", ".join(model.name for model in config.models)

@@ -111,15 +111,16 @@ def _slow(text: str) -> tuple[str, float]:
 
 
 def _count(text: str) -> int:
-    number = _whole(text)
-    if not number:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return number
+    return _from(1, text)
 
 
 def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return _from(0, text)
+
+
+def _from(least: int, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
 
 

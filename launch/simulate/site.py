@@ -282,7 +282,7 @@ class Site:
 
     def _begun(self, job: Job) -> None:
         plan = job.plan
-        if plan is not None and plan.wants_ends:
+        if plan is not None and plan.links is not None:
             plan.begun(job.record.prefill_done or job.record.admitted, self.clock.now)
 
     def _ended(self, job: Job) -> None:

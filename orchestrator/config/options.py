@@ -745,7 +745,7 @@ Override = Literal[
 
 class RoutingConfig(Model):
     prefill: Reloadable[Policy] = Field(
-        policy_named("round_robin"),
+        policy_named("prefix"),
         description="This policy chooses the prefill worker: its name, or a mapping with its arguments.",
     )
     decode: Reloadable[Policy] = Field(

@@ -279,7 +279,7 @@ class Flow:
         record, endpoint = scope.record, scope.endpoint
         record.admitted = self._dispatcher.time()
         headers = scope.relayed_headers()
-        if headers and OVERRIDE in headers:  # or in a value
+        if self._overrides.are_allowed or (headers and OVERRIDE in headers):  # or in a value
             route, headers = self._overridden(scope, route), _without_overrides(headers)
         plan = self._plan(scope, view, route, ())
         adapted, conversion = endpoint.adapt(view, scope.exchange)
@@ -425,7 +425,7 @@ class Flow:
             leg.succeed()
             leg.lease = lease = self.ledger.lease(worker, leg.handoff(content))
             if request.plan.wants_ends:
-                tell_prefilled(request, lease.handoff)
+                tell_prefilled(request.plan, lease.handoff, lease.opened)
         request.prefill = leg
         if request.first_handoff is None:
             request.first_handoff = lease.handoff
@@ -558,7 +558,7 @@ def _note_gone_over(request: AdmittedRequest) -> None:
     """Note that a prefill leg beside its decode leg has answered."""
     request.note_prefilled(request.scope.now())
     if request.plan.wants_ends:
-        tell_prefilled(request, None)
+        tell_prefilled(request.plan, None, request.scope.now())
 
 
 def _pair(connector: Connector, transfer: str, prefill: Worker) -> Handoff:

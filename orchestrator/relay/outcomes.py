@@ -12,6 +12,7 @@ from orchestrator.legs.connectors.base import Handoff
 from orchestrator.legs.leg import AnswerLeg
 from orchestrator.legs.retry import Failure
 from orchestrator.relay.admitted import AdmittedRequest
+from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import End, Outcome
 
 _ANSWERED: Final = End.ANSWERED  # a look-up by member is a call in Python
@@ -28,8 +29,13 @@ class Prefilled(Outcome):
     __slots__ = ("_handoff",)
 
     def __init__(self, moment: float, handoff: Handoff) -> None:
-        super().__init__(_ANSWERED, moment, handoff.prefill_cached_tokens, handoff.prompt_tokens())
+        self.end = _ANSWERED  # not by the base: this is made for each request
+        self.moment = moment
+        self.cached_tokens = handoff.prefill_cached_tokens
         self._handoff = handoff
+
+    def prompt_tokens(self) -> int | None:
+        return self._handoff.prompt_tokens()
 
     def prompt_ids(self) -> Sequence[int] | None:
         ids = self._handoff.token_ids
@@ -40,12 +46,12 @@ class Prefilled(Outcome):
         return array("i", ids.packed or _BASE64.decode(ids.json))
 
 
-def tell_prefilled(request: AdmittedRequest, handoff: Handoff | None) -> None:
+def tell_prefilled(plan: Plan, handoff: Handoff | None, moment: float) -> None:
     """Tell that the prefill leg has answered; `handoff` is None if its answer hands nothing over."""
-    choice = request.plan.prefill_choice
+    choice = plan.prefill_choice
     if choice is not None and choice.policy is not None:
-        now = request.scope.now()
-        choice.ended(Outcome(_ANSWERED, now) if handoff is None else Prefilled(now, handoff))
+        choice.ended(Outcome(_ANSWERED, moment) if handoff is None else Prefilled(moment, handoff))
+        plan.wants_ends = plan.decode_choice.policy is not None
 
 
 def tell_begun(request: AdmittedRequest, leg: AnswerLeg) -> None:

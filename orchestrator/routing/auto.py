@@ -14,7 +14,7 @@ from typing import Any, Final
 from orchestrator.routing.links import Links
 from orchestrator.routing.local import LocalPrefill, Site
 from orchestrator.routing.marginal import Local, Remote, Verdict, stretch
-from orchestrator.routing.plan import PairPlan, Plan
+from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import (
     Appraisal,
@@ -26,7 +26,8 @@ from orchestrator.routing.policies.base import (
     Reasoned,
     Request,
 )
-from orchestrator.routing.policies.prefix import Prefix, PrefixAppraisal, PrefixChoice, seconds
+from orchestrator.routing.policies.prefix import Prefix, PrefixAppraisal
+from orchestrator.routing.policies.prefix_legs import PrefixChoice, seconds
 from orchestrator.workers.worker import Worker
 
 MEMORY_MB: Final = 64  # of each index that is kept beside those of the policies
@@ -259,16 +260,17 @@ class Auto:
         decode: Choice[Worker],
         verdict: Verdict,
         why: object | None,
-    ) -> PairPlan:
+    ) -> Plan:
         """Have two workers serve a request. `index` is that of the prefill worker; `prefill` is its choice,
         None if it is still to be made, for the reason `why`.
         """
         reckoned = asked.prices.take(index, why)
         site = self._site(decode.worker)
         self._note_cached(asked.caches, decode.worker)
-        return PairPlan(
+        return Plan(
             PrefillWatched(prefill or reckoned, reckoned, self._view, site, verdict),
             DecodeWatched(decode, self._view, site, None),
+            None,
             self._links,
         )
 
@@ -285,7 +287,7 @@ class Auto:
         own_s = seconds(look.tokens, look.matched)
         stretched = stretch(own_s, active, active * self._mean_tokens)
         prefill = site.begin(own_s * stretched, self._rate(site), now)
-        return WholePlan(None, DecodeWatched(choice, self._view, site, prefill), reason)
+        return WholePlan(None, DecodeWatched(choice, self._view, site, prefill), reason, self._links)
 
     def _note_cached(self, caches: PrefixAppraisal, worker: Worker) -> PrefixChoice:
         """Note that the KV cache of a prompt will be with a worker; return what was there of it."""

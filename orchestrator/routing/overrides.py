@@ -6,12 +6,14 @@
 | `x-baton-disaggregate` | a value of `routing.disaggregate` |
 | `x-baton-worker-prefill`, `x-baton-worker-decode` | the name of a worker, as `/admin/workers` has it |
 
-What is not allowed, not known, or given twice is refused (`ClientError`).
+What is not allowed, not known, or given twice is refused (`ClientError`); where nothing is allowed, headers
+that are not known mean nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import islice
 from typing import Final, get_args
 
@@ -50,15 +52,19 @@ class Overrides:
     def reconfigure(self, routing: RoutingConfig) -> None:
         """Go by this section from now on."""
         self._routing = routing
+        self.are_allowed = bool(routing.overrides)  # then names of headers are looked at, also wrong ones
         self._planners: dict[tuple[Planner, tuple[str, ...]], Planner] = {}
 
     def wanted(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         """Return what the headers of a request ask for, by their names. Raises `ClientError`."""
         found: dict[str, str] = {}
         for name, value in headers:
-            if name not in HEADERS:
+            if not name.startswith(BEGIN):
                 continue
-            text = name.decode()
+            text = name.decode("latin-1")
+            if name not in HEADERS:
+                self._refuse_unknown(text)
+                continue
             if text not in self._routing.overrides:
                 allowed = ", ".join(self._routing.overrides) or "none"
                 raise ClientError(f"the header {text} is not allowed here; allowed: {allowed}")
@@ -66,6 +72,13 @@ class Overrides:
                 raise ClientError(f"the header {text} is given twice")
             found[text] = value.decode("latin-1").strip()
         return found
+
+    def _refuse_unknown(self, name: str) -> None:
+        """Raise `ClientError` for a name that means nothing, where others would choose something."""
+        if self.are_allowed:
+            nearest = get_close_matches(name, NAMES, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there is: {', '.join(NAMES)}"
+            raise ClientError(f"there is no header {name[:_MOST_CHARS]}; {hint}")
 
     def planner(self, base: Planner, wanted: Mapping[str, str]) -> Planner:
         """Return a planner that goes by what is wanted; it shares what is the same with `base`. Raises

@@ -17,21 +17,26 @@ class Plan(Reasons[Worker]):
     Each choice is owed one `ended`, as soon as its leg has ended; `close` pays for all that were not.
     """
 
-    __slots__ = ("decode", "prefill", "wants_ends")
+    __slots__ = ("decode", "links", "prefill", "wants_ends")
 
     def __init__(
         self,
         prefill_choice: Choice[Worker] | None,
         decode_choice: Choice[Worker],
         whole_reason: str | None = None,
+        links: Links | None = None,
     ) -> None:
+        """`whole_reason` is why one worker does everything; None if there are two. The choices tell why it is
+        these workers. `links` are given if the plan wants to hear that its stream has `begun`.
+        """
+        self.links = links
         # Set here, as a call of the base class costs more than the three, per request.
         self.prefill_choice = prefill_choice
         self.decode_choice = decode_choice
         self.whole_reason = whole_reason
         self.prefill = None if prefill_choice is None else prefill_choice.worker
         self.decode = decode_choice.worker
-        # Whether a policy wants to hear of ends; read per request, so it is no property.
+        # Whether a policy still wants to hear of ends; read per request, so it is no property.
         self.wants_ends = decode_choice.policy is not None or (
             prefill_choice is not None and prefill_choice.policy is not None
         )
@@ -49,9 +54,14 @@ class Plan(Reasons[Worker]):
 
     def begun(self, written: float, moment: float) -> None:
         """Hear that the first event of a streamed answer has come, on a leg that was written at `written`.
-        Who executes a plan calls it at most once, if the plan `wants_ends` and its own prefill worker made
-        the KV cache.
+        Who executes a plan calls it at most once, if the plan has `links` and its own prefill worker made the
+        KV cache.
         """
+        choice, prefill, links = self.prefill_choice, self.prefill, self.links
+        if choice is not None and prefill is not None and links is not None:
+            tokens = choice.prompt_tokens()
+            if tokens >= 0.0:
+                links.note(prefill, self.decode, tokens, moment - written, moment)
 
     def close(self, now: float, end: End = _CANCELLED) -> None:
         """Tell the policies that nothing more comes of the plan: `end` is that of the decode leg, a prefill
@@ -62,21 +72,3 @@ class Plan(Reasons[Worker]):
             prefill.ended(Outcome(_CANCELLED, now))
         if self.decode_choice.policy is not None:
             self.decode_choice.ended(Outcome(end, now))
-
-
-class PairPlan(Plan):
-    """A plan of two workers wants to know how long the hand-off between them takes."""
-
-    __slots__ = ("_links",)
-
-    def __init__(self, prefill: Choice[Worker], decode: Choice[Worker], links: Links) -> None:
-        super().__init__(prefill, decode)
-        self._links = links
-        self.wants_ends = True
-
-    def begun(self, written: float, moment: float) -> None:
-        choice, prefill = self.prefill_choice, self.prefill
-        if choice is not None and prefill is not None:
-            tokens = choice.prompt_tokens()
-            if tokens >= 0.0:
-                self._links.note(prefill, self.decode, tokens, moment - written, moment)

@@ -13,7 +13,7 @@ from orchestrator.errors import Unavailable
 from orchestrator.routing.auto import Auto, chosen_alone, index_of
 from orchestrator.routing.links import Links
 from orchestrator.routing.pairs import Joint, cheapest_joint
-from orchestrator.routing.plan import PairPlan, Plan
+from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import CacheEvent, Choice, Context, End, Outcome, Policy, Request
 from orchestrator.routing.policies.prediction import Prediction
@@ -80,8 +80,9 @@ class Planner:
         elif self.auto is None or has_new_prefill:
             self.auto = Auto(self._model, self.prefill, self.links, random=self.random, time=self.time)
         self._reckons = self.prefill.reckons_seconds() and self.decode.reckons_seconds()
-        # Whether more is asked of two workers than what each policy says by itself.
-        self._pairs = self._reckons or self.keeps_revisions or self.auto is not None
+        # Both policies choose by themselves, as long as no link is known to differ.
+        self._is_plain = not self.keeps_revisions and self.auto is None
+        self._measured = self.links if self._reckons else None
 
     def _made(self, policy: PolicyConfig, role: Role) -> Policy:
         share = None if self._share is None else partial(self._share, self._model, role)
@@ -133,9 +134,9 @@ class Planner:
         if whole_reason is None and prefill and decode:
             if avoid and self.is_better_whole(prefill, decode, both, avoid):
                 whole_reason = PAIR_FAILED
-            elif not self._pairs:
+            elif self._is_plain and (self.links.are_equal or not self._reckons):
                 chosen = self.decode.choose(request, decode)
-                return Plan(self.prefill.choose(request, prefill), chosen)
+                return Plan(self.prefill.choose(request, prefill), chosen, None, self._measured)
             else:
                 groups = self.groups(prefill, decode)
                 if groups:
@@ -205,10 +206,10 @@ class Planner:
             return self._by_auto(self.auto, request, groups, joint, alone)
         if joint is not None:
             chosen = joint.take_decode(self.links, self.time())
-            return PairPlan(joint.take_prefill(), chosen, self.links)
+            return Plan(joint.take_prefill(), chosen, None, self.links)
         chosen = self._decode_of(request, groups)
         choice = self.prefill.choose(request, group_of(groups, chosen.worker).prefill)
-        return PairPlan(choice, chosen, self.links) if self._reckons else Plan(choice, chosen)
+        return Plan(choice, chosen, None, self._measured)
 
     def _decode_of(self, request: Request, groups: list[Group]) -> Choice[Worker]:
         """Choose the decode worker, of all groups."""

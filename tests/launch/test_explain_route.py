@@ -62,7 +62,7 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Admin]:
     for name in ("BATON_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with Admin(("127.0.0.1", 0), Handler) as server:
-        server.content = json.dumps(document()).encode()
+        server.content = json.dumps(document(prefill="round_robin")).encode()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server

@@ -190,7 +190,7 @@ class End(IntEnum):
 class Outcome:
     """An outcome is the end of a leg, and what it has taught. A number that nobody knows is None."""
 
-    __slots__ = ("cached_tokens", "end", "moment", "prompt_tokens")
+    __slots__ = ("_prompt_tokens", "cached_tokens", "end", "moment")
 
     def __init__(
         self,
@@ -205,7 +205,11 @@ class Outcome:
         self.end = end
         self.moment = moment
         self.cached_tokens = cached_tokens
-        self.prompt_tokens = prompt_tokens
+        self._prompt_tokens = prompt_tokens
+
+    def prompt_tokens(self) -> int | None:
+        """Return how many tokens a prefill worker counted in the prompt, if it told."""
+        return self._prompt_tokens
 
     def prompt_ids(self) -> Sequence[int] | None:
         """Return the prompt's token ids as a prefill worker made them, if it told; they are decoded anew by

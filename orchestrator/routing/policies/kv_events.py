@@ -27,17 +27,10 @@ from orchestrator.routing.policies.base import (
     Request,
     Stored,
 )
-from orchestrator.routing.policies.prefix import (
-    ARGUMENTS,
-    BYTES_PER_TOKEN,
-    HEAD,
-    HEAD_BYTES,
-    MOST_SHARED,
-    Load,
-    Prefix,
-    PrefixChoice,
-)
+from orchestrator.routing.policies.prefix import ARGUMENTS, Prefix
 from orchestrator.routing.policies.prefix_index import WIDTH, bytes_of
+from orchestrator.routing.policies.prefix_legs import BYTES_PER_TOKEN, Load, PrefixChoice
+from orchestrator.routing.policies.prefix_notes import HEAD, HEAD_BYTES, MOST_SHARED
 
 ID_BYTES: Final = 4  # of a token id
 MOST_BLOCKS: Final = 8192  # of a prompt are named: 131,072 tokens in blocks of 16
@@ -115,7 +108,7 @@ class KvEvents(Prefix):
 
     def ended(self, choice: Choice[Any], outcome: Outcome) -> None:
         super().ended(choice, outcome)
-        if not isinstance(choice, PrefixChoice) or choice.load is None or not choice.hashes:
+        if not isinstance(choice, PrefixChoice) or not choice.hashes:
             return
         engine = self._engines.get(choice.load.name)
         if engine is None or not engine.block_size or outcome.end is not _ANSWERED:
@@ -156,10 +149,10 @@ class KvEvents(Prefix):
         while len(known) > self._most_places:
             del known[next(iter(known))]
 
-    def _take_gone(self, load: Load | None, engine: Engine, hashes: bytes, places: array[int]) -> None:
+    def _take_gone(self, load: Load, engine: Engine, hashes: bytes, places: array[int]) -> None:
         """Take from a worker what was removed before this answer came."""
         for at in range(0, len(places), 3):
-            if places[at] in engine.gone and load is not None:
+            if places[at] in engine.gone:
                 self._index.keep(load.holder, hashes, places[at + 1])
                 return
 
@@ -246,6 +239,14 @@ class KvEvents(Prefix):
 
     # --- workers --------------------------------------------------------------------------------
 
+    def _note_candidates(self, candidates: Sequence[Any]) -> bool:
+        has_forgotten = super()._note_candidates(candidates)
+        for load in self._workers.present:
+            self._set_capacity(load)
+        if has_forgotten:
+            self._engines = {name: engine for name, engine in self._engines.items() if name in self._loads}
+        return has_forgotten
+
     def _set_capacity(self, load: Load) -> None:
         """Have as much remembered as fits by what the worker says, or by its events while they are all known:
         nothing is evicted before the first block is.
@@ -257,12 +258,6 @@ class KvEvents(Prefix):
             fits = len(engine.names) * engine.block_size * BYTES_PER_TOKEN
             holder.capacity = SLACK * fits if engine.is_full else UNBOUNDED
             holder.full_at = 0 if engine.is_full else UNBOUNDED
-
-    def _forget_absent(self) -> None:
-        super()._forget_absent()
-        for worker in list(self._engines):
-            if worker not in self._loads:
-                del self._engines[worker]
 
 
 # What other processes are told of a prompt's blocks has this in place of an epoch: then how many numbers

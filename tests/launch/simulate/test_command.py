@@ -181,7 +181,7 @@ def test_advice_says_when_no_site_does(
 ) -> None:
     trace = trace_file(tmp_path, [row(0, 100_000, 2), row(1000, 100_000, 2)])
     arguments = ["simulate", str(site), "--trace", trace, "--advise", "--slo-ttft", "1", "--warm-up", "0"]
-    assert cli.main(arguments) == 2
+    assert cli.main(arguments) == 1
     assert "the SLO is out of reach" in capsys.readouterr().err
 
 
@@ -272,6 +272,13 @@ def test_calibration_says_how_far_off_it_is(
     )
     assert result["calibration"]["sim"]["prefill_us_per_token"] > 0
     assert result[own_name(RoutingConfig())]["ttft_p50_s"] < 3  # with the fitted times
+
+
+def test_a_model_may_be_named_by_its_alias(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({**raw_config(2, 2), "aliases": {"gpt-4": "m"}}))
+    trace = trace_file(tmp_path, [row(0, 100)] * 3)
+    assert found(capsys, str(path), "--trace", trace, "--model", "gpt-4")
 
 
 # --- what is refused ----------------------------------------------------------------------------

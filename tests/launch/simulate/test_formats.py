@@ -96,12 +96,23 @@ def test_a_few_requests_at_the_same_moment_stay_there(tmp_path: Path) -> None:
 
 # --- what is not --------------------------------------------------------------------------------
 
+
+def row_of(prompt: int, count: int) -> str:
+    return json.dumps(row(1, prompt, blocks=tuple(range(count)))) + "\n"
+
+
 GOOD = '{"timestamp": 1, "input_length": 2, "output_length": 3}\n'
 WRONG = {
     "not JSON": (GOOD + "{nothing\n", r":2: "),
     "cut": (GOOD + '{"timestamp": 1, "input_', r":2: "),
     "another document": (GOOD + "[1]\n", r":2: Expected `object`, got `array`"),
     "a field is missing": (GOOD + '{"timestamp": 1, "output_length": 3}\n', r":2: .*`input_length`"),
+    "no moment": ('{"input_length": 1, "output_length": 3}\n', r":1: .*`timestamp`"),
+    "too few hash ids": (
+        GOOD + row_of(1025, 1),
+        r":2: `hash_ids` has 1, but `input_length` 1025 is 3 blocks",
+    ),
+    "too many hash ids": (row_of(1025, 4), r":1: `hash_ids` has 4, but `input_length` 1025 is 3 blocks"),
     "another type": (GOOD.replace("2", '"2"', 1), r":1: Expected `int`, got `str` - at `\$.input_length`"),
     "no tokens": (GOOD.replace("2", "0", 1), r":1: Expected `int` >= 1"),
     "negative": (GOOD.replace("3", "-3", 1), r":1: Expected `int` >= 0"),

@@ -27,7 +27,9 @@ TWO_DECODE = ("prefill", "decode", "decode")
 GOOD_S = LEASE_S * (1 - MARGIN)
 # No other limit ends a leg here, and the watch for stalls is off unless a test is about it.
 LIMITS = LimitsConfig(request_timeout_s=600, first_byte_timeout_s=500, stream_idle_timeout_s=500)
-NO_STALLS = RoutingConfig(handoff_stall_s=10_000)
+# Decode workers take turns: no policy measures hand-offs, which are slow here on purpose.
+NO_STALLS = RoutingConfig(prefill="round_robin", handoff_stall_s=10_000)
+STALLS = RoutingConfig(prefill="round_robin")
 
 Test = Callable[[FakeCluster], Awaitable[None]]
 Worker = Callable[[MemoryRequest, MemoryReply], Awaitable[None]]
@@ -247,7 +249,7 @@ def test_a_leg_is_tried_elsewhere_when_its_worker_says_nothing(document: dict[st
         tried = [record.attempts for record in cluster.telemetry.records if record.attempts is not None]
         assert [attempts.handoff_given_up for attempts in tried].count("stalled") == 1
 
-    assert given_up(run(test, routing=RoutingConfig()), HandoffTrouble.STALLED) == 1
+    assert given_up(run(test, routing=STALLS), HandoffTrouble.STALLED) == 1
 
 
 def test_a_worker_of_unknown_pace_has_more_time() -> None:
@@ -257,7 +259,7 @@ def test_a_worker_of_unknown_pace_has_more_time() -> None:
         assert text_of((await cluster.ask(STREAM)).sent) == "abc"
         assert asyncio.get_running_loop().time() - began >= UNKNOWN_STALL_S
 
-    run(test, routing=RoutingConfig())
+    run(test, routing=STALLS)
 
 
 def test_a_slow_worker_is_not_taken_for_one_that_stands_still() -> None:
@@ -268,7 +270,7 @@ def test_a_slow_worker_is_not_taken_for_one_that_stands_still() -> None:
         serve(cluster, "decode/1", slow(9, "abc"))
         assert text_of((await cluster.ask(STREAM)).sent) == "abc"
 
-    assert given_up(run(test, routing=RoutingConfig()), HandoffTrouble.STALLED) == 0
+    assert given_up(run(test, routing=STALLS), HandoffTrouble.STALLED) == 0
 
 
 def one_at_a_time(cluster: FakeCluster, seconds: float) -> Worker:
@@ -295,7 +297,7 @@ def test_a_long_queue_is_no_stall() -> None:
         answers = await asyncio.gather(*(cluster.ask(STREAM) for _ in range(12)))
         assert {answer.status for answer in answers} == {200}
 
-    assert given_up(run(test, routing=RoutingConfig()), HandoffTrouble.STALLED) == 0
+    assert given_up(run(test, routing=STALLS), HandoffTrouble.STALLED) == 0
 
 
 def test_a_leg_that_is_overtaken_is_tried_elsewhere() -> None:
@@ -321,7 +323,7 @@ def test_a_leg_that_is_overtaken_is_tried_elsewhere() -> None:
         assert asyncio.get_running_loop().time() - began < LEAST_STALL_S + 2
         await asyncio.gather(*others)
 
-    assert given_up(run(test, routing=RoutingConfig()), HandoffTrouble.STALLED) == 1
+    assert given_up(run(test, routing=STALLS), HandoffTrouble.STALLED) == 1
 
 
 def test_no_more_is_moved_than_the_budget_has_room_for() -> None:
@@ -333,7 +335,7 @@ def test_no_more_is_moved_than_the_budget_has_room_for() -> None:
         answers = await asyncio.gather(*(cluster.ask(STREAM) for _ in range(12)))
         assert {answer.status for answer in answers} == {200}
 
-    cluster = run(test, routing=RoutingConfig())
+    cluster = run(test, routing=STALLS)
     assert 1 <= given_up(cluster, HandoffTrouble.STALLED) <= BUDGET_LEAST
     assert given_up(cluster, HandoffTrouble.LATE) == 0
 
@@ -344,7 +346,7 @@ def test_a_leg_is_moved_once_and_only_if_there_is_somewhere_else() -> None:
         serve(cluster, "decode/0", slow(20, "abc"))
         assert text_of((await cluster.ask(STREAM)).sent) == "abc"
 
-    cluster = run(test, roles=("prefill", "decode"), routing=RoutingConfig())
+    cluster = run(test, roles=("prefill", "decode"), routing=STALLS)
     assert given_up(cluster, HandoffTrouble.STALLED) == 0
 
 

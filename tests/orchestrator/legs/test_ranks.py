@@ -41,7 +41,7 @@ def test_each_engine_is_a_candidate_and_its_legs_name_it() -> None:
             assert sorted(ranks(cluster.legs(role))) == [b"0", b"0", b"1", b"1", b"2", b"2"]
             assert len({request.origin for request in cluster.legs(role)}) == 1
 
-    run(test, decode="round_robin")
+    run(test, prefill="round_robin", decode="round_robin")
 
 
 def test_a_prompt_goes_back_to_the_engine_that_has_it() -> None:
@@ -78,7 +78,7 @@ def test_an_engine_that_is_drained_leaves_the_others() -> None:
             await cluster.ask(CHAT)
         assert set(ranks(cluster.legs("prefill"))) == {b"0", b"2"}
 
-    run(test)
+    run(test, prefill="round_robin")
 
 
 def test_names_of_workers_that_are_added_count_on() -> None:

@@ -15,7 +15,7 @@ from msgspec import structs
 from orchestrator.api.audio import PATHS as AUDIO
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.options import RoutingConfig
-from orchestrator.routing.policies.prefix import PrefixChoice
+from orchestrator.routing.policies.prefix_legs import PrefixChoice
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.worker import Worker

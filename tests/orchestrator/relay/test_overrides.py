@@ -79,6 +79,33 @@ def test_what_is_not_known_is_refused_with_what_is(header: str, value: str, allo
     assert run(test).upstream.requests == []
 
 
+def test_a_name_that_is_nearly_right_is_refused_where_some_are_allowed() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        answers = [
+            await ask(cluster, **{name: "prefix"}) for name in ("x-baton-policy-prefil", "x-baton-why")
+        ]
+        assert [answer.status for answer in answers] == [400, 400]
+        nearly, other = map(message, answers)
+        assert nearly == "there is no header x-baton-policy-prefil; did you mean x-baton-policy-prefill?"
+        assert other.startswith("there is no header x-baton-why; there is: x-baton-policy-prefill, ")
+
+    assert run(test, overrides=NAMES[:1]).upstream.requests == []
+
+
+def test_a_name_that_is_not_known_means_nothing_where_none_is_allowed() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert (await ask(cluster, **{"x-baton-policy-prefil": "prefix"})).status == 200
+
+    run(test, overrides=[])
+
+
+def test_names_may_be_in_capitals_and_values_may_not() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert (await ask(cluster, **{"x-baton-disaggregate": "Never"})).status == 400
+
+    run(test)
+
+
 def test_what_is_given_twice_is_refused() -> None:
     async def test(cluster: FakeCluster) -> None:
         fields = [(b"x-baton-disaggregate", b"never"), (b"x-baton-disaggregate", b"always")]
@@ -170,7 +197,7 @@ def test_a_worker_is_asked_by_its_name() -> None:
         for _ in range(2):
             await ask(cluster, **{"x-baton-worker-decode": "m/decode/1"})
 
-    served = workers_of(run(test))
+    served = workers_of(run(test, prefill="round_robin"))
     assert served[:3] == [("m/prefill/1", "m/decode/0")] * 3
     assert [decode for _, decode in served[3:]] == ["m/decode/1"] * 2
     assert {prefill for prefill, _ in served[3:]} == {"m/prefill/0", "m/prefill/1"}

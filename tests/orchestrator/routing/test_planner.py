@@ -20,8 +20,11 @@ def planner_of(**routing: Any) -> Planner:
     return Planner("m", RoutingConfig(**routing), random=Random(1), time=Clock())
 
 
-def plan(counts: Any, *, disaggregate: Any = "always", whole_reason: str | None = None) -> Plan:
-    return planner_of(disaggregate=disaggregate).plan(ASKED, registry_of(counts).pools["m"], whole_reason)
+def plan(
+    counts: Any, *, disaggregate: Any = "always", whole_reason: str | None = None, prefill: Any = "prefix"
+) -> Plan:
+    planner = planner_of(disaggregate=disaggregate, prefill=prefill)
+    return planner.plan(ASKED, registry_of(counts).pools["m"], whole_reason)
 
 
 def chosen(made: Plan) -> tuple[str | None, str]:
@@ -102,9 +105,10 @@ def test_why_one_worker_serves_is_told() -> None:
 
 
 def test_why_it_is_these_workers_is_told() -> None:
-    made = plan(PAIR)
+    made = plan(PAIR, prefill="round_robin")
     assert str(made.decode_choice) == "It has the fewest legs under way."
     assert str(made.prefill_choice) == "It is the next in turn."
+    assert str(plan(PAIR).prefill_choice).startswith("It costs the least")
     alone = plan(PAIR, whole_reason="beam search")
     assert str(alone.decode_choice) == "It has the fewest legs under way."
     assert alone.prefill_choice is None
@@ -203,8 +207,15 @@ def test_what_has_ended_already_is_not_told_again() -> None:
 
 
 def test_a_plan_whose_policies_do_not_care_wants_no_ends() -> None:
-    assert not plan(PAIR).wants_ends
+    assert not plan(PAIR, prefill="round_robin").wants_ends
     assert not plan(PAIR, whole_reason="echo").wants_ends
+
+
+def test_who_reckons_wants_to_hear_of_prefills_and_of_hand_offs() -> None:
+    made = plan(PAIR)
+    assert made.wants_ends
+    assert made.links is not None
+    assert plan(PAIR, prefill="round_robin").links is None
 
 
 def test_policies_of_two_processes_tell_each_other() -> None:

@@ -12,7 +12,7 @@ from orchestrator.routing.links import expected_s
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies.base import End, Outcome
-from orchestrator.routing.policies.prefix import seconds
+from orchestrator.routing.policies.prefix_legs import seconds
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import Clock, registry_of
@@ -99,7 +99,7 @@ class Traffic:
 
     def _begun(self, plan: Plan, asked: float, written: float) -> None:
         self.first_s.append(self.clock.now - asked)
-        if plan.wants_ends:
+        if plan.links is not None:
             plan.begun(written, self.clock.now)
         self._at(self.clock.now + self._decode_s, lambda: self._ended(plan))
 

@@ -23,7 +23,7 @@ from orchestrator.routing.policies.base import (
     Stored,
 )
 from orchestrator.routing.policies.kv_events import KvEvents
-from orchestrator.routing.policies.prefix import PrefixChoice
+from orchestrator.routing.policies.prefix_legs import PrefixChoice, Sent
 from tests.orchestrator.routing.policies.test_prefix import Server, text
 from tests.orchestrator.routing.requests import FakeRequest
 
@@ -97,8 +97,14 @@ class Site:
     def _engine(self, name: str) -> Engine:
         return Engine(lambda event: self.policy.note_cache(name, event))
 
-    def choose(self, prompt: bytes, **fields: bytes) -> PrefixChoice:
+    def send(self, prompt: bytes, **fields: bytes) -> Sent:
         choice = self.policy.choose(FakeRequest(prompt, fields=fields), self.workers)
+        assert isinstance(choice, Sent)
+        return choice
+
+    def choose(self, prompt: bytes, **fields: bytes) -> PrefixChoice:
+        """Send a prompt that has a step."""
+        choice = self.send(prompt, **fields)
         assert isinstance(choice, PrefixChoice)
         return choice
 
@@ -108,8 +114,8 @@ class Site:
         choice.ended(Outcome(End.CANCELLED, self.now))
         return choice.worker.name, choice.expects
 
-    def serve(self, prompt: bytes, salts: list[str] | None = None, **fields: bytes) -> PrefixChoice:
-        choice = self.choose(prompt, **fields)
+    def serve(self, prompt: bytes, salts: list[str] | None = None, **fields: bytes) -> Sent:
+        choice = self.send(prompt, **fields)
         self.now += 1.0
         cached = self.engines[choice.worker.name].read(tokens(prompt), salts)
         choice.ended(Answer(self.now, cached, tokens(prompt)))
@@ -121,8 +127,8 @@ class Site:
 
         load = self.policy._loads[name]
         found = self.policy._index.find(hashed(prompt, 0))
-        choice = PrefixChoice(None, self.policy, self.now, len(prompt) / 4, 0.25, 1.0)
-        return self.policy._expected(load, found, len(self.workers), choice) if found.steps else 0.0
+        choice = PrefixChoice(None, self.policy, load, self.now, len(prompt) / 4, 0.0, 0.25, b"")
+        return self.policy._search.expected(choice, found) if found.steps else 0.0
 
 
 def test_removed_blocks_are_not_expected_any_more() -> None:

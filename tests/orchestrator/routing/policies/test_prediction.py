@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.routing.policies.base import End, Outcome
 from orchestrator.routing.policies.prediction import Prediction
-from orchestrator.routing.policies.prefix import PrefixChoice, seconds
+from orchestrator.routing.policies.prefix_legs import PrefixChoice, seconds
 from tests.orchestrator.routing.policies.test_prefix import Server, Site, text
 
 TURN = 2_000  # bytes

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Choice, Context, End, Outcome
-from orchestrator.routing.policies.prefix import LOOKED_AT, Prefix, PrefixChoice
+from orchestrator.routing.policies.prefix import Prefix
+from orchestrator.routing.policies.prefix_legs import PrefixChoice, Sent, ShortChoice
+from orchestrator.routing.policies.prefix_search import LOOKED_AT
 from tests.orchestrator.routing.requests import FakeRequest
 
 
@@ -33,10 +36,16 @@ class Site:
         self.policy = spec.make(context, **given)
         assert isinstance(self.policy, Prefix)
 
-    def choose(self, prompt: bytes, workers: Sequence[Server] | None = None) -> PrefixChoice:
+    def send(self, prompt: bytes, workers: Sequence[Server] | None = None) -> Sent:
         choice = self.policy.choose(FakeRequest(prompt), workers or self.workers)
-        assert isinstance(choice, PrefixChoice)
+        assert isinstance(choice, Sent)
         choice.worker.in_flight += 1
+        return choice
+
+    def choose(self, prompt: bytes, workers: Sequence[Server] | None = None) -> PrefixChoice:
+        """Send a prompt that has a step."""
+        choice = self.send(prompt, workers)
+        assert isinstance(choice, PrefixChoice)
         return choice
 
     def end(self, choice: Choice[Any], seconds: float = 0.0, cached: int | None = None) -> None:
@@ -46,7 +55,7 @@ class Site:
 
     def serve(self, prompt: bytes, rate: float = 1.0) -> str:
         """Serve a prompt while nothing else is under way, in the expected time at this rate."""
-        choice = self.choose(prompt)
+        choice = self.send(prompt)
         self.end(choice, choice.expected_s * rate)
         name: str = choice.worker.name
         return name
@@ -172,19 +181,20 @@ def test_the_end_of_a_leg_of_an_earlier_life_changes_nothing() -> None:
     site.workers[0].in_flight = 0
     site.choose(text(400))
     load = site.policy._loads["w0"]  # type: ignore[attr-defined]
-    expected_s = load.expected_s
+    legs = list(load.legs)
     before.ended(Outcome(End.FAILED, site.now))
-    assert load.expected_s == expected_s > 0
+    assert load.legs == legs
+    assert legs
 
 
 def test_nothing_is_left_when_all_legs_have_ended() -> None:
     site = Site(3)
-    choices = [site.choose(text(size)) for size in range(0, 9_000, 300)]
+    choices = [site.send(text(size)) for size in range(0, 9_000, 300)]
     Random(1).shuffle(choices)
     for choice in choices:
         site.end(choice)
     loads = site.policy._loads.values()  # type: ignore[attr-defined]
-    assert [(load.expected_s, load.legs, load.wait(site.now)) for load in loads] == [(0.0, [], 0.0)] * 3
+    assert [(load.behind_s, load.legs, load.wait(site.now)) for load in loads] == [(0.0, [], 0.0)] * 3
 
 
 def test_workers_that_have_gone_are_forgotten() -> None:
@@ -194,6 +204,132 @@ def test_workers_that_have_gone_are_forgotten() -> None:
         choice = site.choose(text(2_000, number), [Server(f"guest {number}")])
         site.end(choice)
     assert len(site.policy._loads) < 100  # type: ignore[attr-defined]
+
+
+# --- prompts that are too short to be known -----------------------------------------------------
+
+
+class Unread(FakeRequest):
+    """A request of which nobody may read the prompt."""
+
+    def prompt(self, most: int) -> bytes:
+        raise AssertionError
+
+    def field(self, name: str) -> memoryview | None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_a_short_prompt_is_not_read(count: int) -> None:
+    site = Site(count)
+    choice = site.policy.choose(Unread(text(255)), site.workers)
+    told = site.policy.explain(Unread(text(255)), site.workers)
+    assert isinstance(choice, ShortChoice)
+    assert told is not None
+    assert choice.terms().keys() == told.terms[0].keys()
+
+
+def test_short_prompts_go_where_they_wait_the_least() -> None:
+    site = Site(3)
+    long = site.choose(text(400_000))
+    assert site.choose(text(200_000, 2)).worker is not long.worker
+    idle = site.send(text(100)).worker
+    assert [site.send(text(100)).worker for _ in range(20)] == [idle] * 20
+    choice = site.send(text(100))
+    assert choice.terms()["wait_s"] == pytest.approx(21 * choice.expected_s)
+    assert str(choice) == (
+        "It costs the least: 0.467 s for legs under way. The prompt is too short to be looked for in caches."
+    )
+
+
+def test_a_slow_worker_gets_fewer_short_prompts() -> None:
+    site, random = Site(4), Random(1)
+    under_way: list[tuple[float, Sent]] = []
+    free_at, served = dict.fromkeys(site.workers, 0.0), Counter[str]()
+    for number in range(2_000):
+        site.now += 0.025 / 4 / 0.7 * random.uniform(0.5, 1.5)
+        for leg in sorted([one for one in under_way if one[0] <= site.now], key=lambda one: one[0]):
+            under_way.remove(leg)
+            leg[1].worker.in_flight -= 1
+            leg[1].ended(Outcome(End.ANSWERED, leg[0]))
+        choice = site.send(text(100))
+        took = choice.expected_s * (5.0 if choice.worker is site.workers[0] else 1.0)
+        free_at[choice.worker] = max(free_at[choice.worker], site.now) + took
+        under_way.append((free_at[choice.worker], choice))
+        served[choice.worker.name] += number >= 200
+    others = [served[worker.name] for worker in site.workers[1:]]
+    assert served["w0"] < 0.3 * min(others)
+    assert max(others) < 1.2 * min(others)
+
+
+def test_short_legs_of_other_processes_count_and_teach_no_rate() -> None:
+    site = Site(2)
+    site.workers[0].in_flight = 3
+    choices = [site.send(text(100)) for _ in range(3)]
+    assert {choice.worker.name for choice in choices} == {"w1"}
+    alone, beside = Site(1), Site(1)
+    beside.workers[0].in_flight = 3
+    for one in (alone, beside):
+        one.end(one.send(text(100)), 10.0)
+    assert [one.policy._loads["w0"].seen for one in (alone, beside)] == [1, 0]  # type: ignore[attr-defined]
+
+
+def test_the_end_of_a_short_leg_of_an_earlier_life_changes_nothing() -> None:
+    site = Site(1)
+    before = site.send(text(100))
+    site.workers[0].epoch += 1
+    site.workers[0].in_flight = 0
+    after = site.send(text(100))
+    load = site.policy._loads["w0"]  # type: ignore[attr-defined]
+    before.ended(Outcome(End.ANSWERED, site.now + 1.0))
+    assert (load.legs, load.seen) == ([after], 0)
+
+
+def test_short_prompts_do_not_judge_what_is_expected_in_caches() -> None:
+    site = Site(1)
+    site.end(site.send(text(100)), 0.1, cached=16)
+    prediction = site.policy.prediction("w0")
+    assert prediction is not None
+    assert prediction.prompts == 0.0
+
+
+def test_processes_hear_of_short_legs() -> None:
+    notes: list[bytes] = []
+    one, other = Site(1, share=notes.append), Site(1)
+    other.end(other.send(b""))
+    one.send(text(100))
+    other.policy.hear(notes[0])
+    assert other.policy._loads["w0"].heard == [pytest.approx(0.022, abs=0.001)]  # type: ignore[attr-defined]
+
+
+# --- one worker alone ----------------------------------------------------------------------------
+
+
+def test_what_a_worker_was_sent_while_it_was_alone_is_known_when_another_joins() -> None:
+    site = Site(2)
+    (home, other), prompt = site.workers, text(40_000)
+    for size in (4_000, 20_000, 40_000):
+        site.end(site.choose(prompt[:size], (home,)), 1.0, cached=0)
+    for _ in range(5):
+        site.end(site.send(text(100), (home,)), 0.05)
+    choice = site.choose(prompt)
+    assert (choice.worker, choice.matched > 9_000) == (home, True)
+    assert site.choose(text(40_000, 2)).worker is other
+    prediction = site.policy.prediction("w0")
+    assert prediction is not None
+    assert prediction.expected > 0.0
+
+
+def test_the_rate_of_a_lonely_worker_is_that_of_all() -> None:
+    site = Site(2)
+    for _ in range(30):
+        choice = site.send(text(100), site.workers[:1])
+        site.end(choice, 3.0 * choice.expected_s)
+    assert isinstance(site.policy, Prefix)
+    assert site.policy.scale == pytest.approx(3.0)
+    choices = [site.send(text(100)) for _ in range(4)]
+    assert [choice.own_s() for choice in choices] == pytest.approx([3.0 * choices[0].expected_s] * 4)
+    assert {choice.worker.name for choice in choices} == {"w0", "w1"}
 
 
 # --- pools of any size --------------------------------------------------------------------------
@@ -225,7 +361,7 @@ def test_other_processes_hear_of_choices() -> None:
     notes: list[bytes] = []
     one, other = Site(share=notes.append), Site(seed=2)
     for worker in other.workers:
-        other.end(other.choose(b"", [worker]))
+        other.end(other.send(b"", [worker]))
     home = one.choose(text(40_000)).worker.name
     (note,) = notes
     assert len(note) < 400

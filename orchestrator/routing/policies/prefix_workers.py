@@ -1,0 +1,113 @@
+"""The workers that the policy `prefix` knows, and those of them that it may choose now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from orchestrator.routing.policies.prediction import Prediction
+from orchestrator.routing.policies.prefix_index import PrefixIndex
+from orchestrator.routing.policies.prefix_legs import BYTES_PER_TOKEN, Load, Rates
+
+SPARE: Final = 64  # workers that are not there any more and may stay in memory
+
+
+class Workers:
+    """Workers are known by name, and by the index's numbers; those that may be chosen by their place among
+    the candidates.
+    """
+
+    __slots__ = (
+        "_drift",
+        "_drift_s",
+        "_index",
+        "_kept",
+        "_kv_tokens",
+        "_learns",
+        "_rates",
+        "by_slot",
+        "candidates",
+        "loads",
+        "only",
+        "present",
+        "stamp",
+    )
+
+    def __init__(
+        self,
+        loads: dict[str, Load],
+        index: PrefixIndex,
+        rates: Rates,
+        kept: float,
+        kv_tokens: int,
+        drift: float,
+        drift_s: float,
+        *,
+        learns: bool,
+    ) -> None:
+        """`loads` is filled here. `learns` if `rates` is to learn of legs. The others are arguments of the
+        policy.
+        """
+        self._learns = learns
+        self._index = index
+        self._rates = rates
+        self._kept = kept
+        self._kv_tokens = kv_tokens
+        self._drift = drift
+        self._drift_s = drift_s
+        self.loads = loads
+        self.by_slot: dict[int, Load] = {}
+        self.candidates: Sequence[Any] | None = None  # those of the last choice, if they cannot change
+        self.present: list[Load] = []  # by index among the candidates
+        self.only: Load | None = None  # of these, if there is no other
+        self.stamp = 0  # of `present`
+
+    def note(self, candidates: Sequence[Any]) -> bool:
+        """Note who may be chosen now. What cannot change need not be looked at again. True if workers were
+        forgotten that are not there any more.
+        """
+        self.candidates = candidates if isinstance(candidates, tuple) else None
+        self.stamp += 1
+        self.present = []
+        for index in range(len(candidates)):
+            candidate = candidates[index]
+            load = self.loads.get(candidate.name)
+            if load is None:
+                load = self._new_load(candidate.name)
+            if load.epoch != candidate.epoch:
+                self.note_return(load, candidate.epoch)
+            load.stamp = self.stamp
+            load.index = index
+            load.announced = self._capacity(candidate.kv_tokens or self._kv_tokens)
+            load.holder.capacity = load.holder.full_at = load.announced
+            self.present.append(load)
+        self.only = self.present[0] if len(candidates) == 1 else None
+        has_too_many = len(self.loads) > 2 * len(candidates) + SPARE
+        if has_too_many:
+            self._forget_absent()
+        return has_too_many
+
+    def _new_load(self, name: str) -> Load:
+        holder = self._index.holder(self._capacity(self._kv_tokens))
+        prediction = Prediction(self._drift, self._drift_s)
+        load = Load(name, holder, prediction, self._rates.scale, self._rates if self._learns else None)
+        self.loads[name] = self.by_slot[holder.slot] = load
+        return load
+
+    def _capacity(self, kv_tokens: int) -> int:
+        """Return how many bytes of prompt are remembered of a worker with so large a KV cache."""
+        return int(self._kept * kv_tokens * BYTES_PER_TOKEN)
+
+    def note_return(self, load: Load, epoch: int) -> None:
+        """Note that a worker has come back: its cache may be empty, and its legs have been lost."""
+        load.epoch = epoch
+        load.legs = []
+        load.behind_s = 0.0
+        self._index.clear(load.holder)
+
+    def _forget_absent(self) -> None:
+        for name, load in list(self.loads.items()):
+            if load.stamp != self.stamp and not load.legs:
+                self._index.remove(load.holder)
+                del self.loads[name]
+                del self.by_slot[load.holder.slot]
