@@ -19,6 +19,7 @@ from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
+from orchestrator.control.rejections import RejectionWatch
 from orchestrator.control.state import (
     ProcessEnd,
     ProcessState,
@@ -44,6 +45,7 @@ from orchestrator.relay.flow import Flow
 from orchestrator.relay.relayed import relayed_to_workers
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
+from orchestrator.relay.tenants import Tenants
 from orchestrator.routing.cache_reports import CacheReports
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog
@@ -53,6 +55,7 @@ from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.tenants import KeyCounts, KeyTable
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
 from orchestrator.workers.kv_events import KvEventFeeds
@@ -76,6 +79,7 @@ class ProcessContext:
     figures: Row | None = None  # where it counts what workers have done; None: in memory of its own
     share: Share | None = None  # tells the policies of other processes something; None: there are none
     salt: int = 0  # of the log of decisions
+    key_table: KeyTable | None = None  # where keys are counted; None: in memory of its own
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
@@ -129,7 +133,13 @@ class Core:
             processes=config.orchestrator.processes,
             telemetry=self.telemetry,
             time=clock,
+            is_fair=context.keys is not None,
         )
+        self.key_table = context.key_table or KeyTable.alone()
+        self.tenants = None
+        if context.keys is not None:
+            tenants = config.orchestrator.tenants
+            self.tenants = Tenants(context.keys, tenants, self.key_table, self.telemetry, clock)
         self.upstream = upstream
         self._offload = Offload()
         self.dispatcher = Dispatcher(
@@ -159,6 +169,7 @@ class Core:
                 has_rank=config.orchestrator.relay_data_parallel_rank,
                 has_priority=config.routing.prefill_order == "fifo",
             ),
+            tenants=self.tenants,
         )
         planners = {model: route.planner for model, route in self._routes.items()}
         self._feeds = KvEventFeeds(
@@ -170,12 +181,14 @@ class Core:
 
     def start(self) -> None:
         """Begin to enforce deadlines."""
-        loops = (
+        loops = [
             self.data_plane.sweep_forever(),
             self.flow.ledger.sweep_forever(),
             self.admission.sweep_forever(),
             self._reports.run(),
-        )
+        ]
+        if self.tenants is not None:
+            loops.append(self.tenants.sweep_forever())
         self._sweeps = [asyncio.create_task(loop) for loop in loops]
 
     async def aclose(self) -> None:
@@ -198,7 +211,7 @@ class Core:
 
     def reconfigure(self, config: Config) -> None:
         """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
-        registry's, keys the ring's.
+        registry's, and keys are in the ring already.
         """
         limits, routing = config.orchestrator.limits, config.routing
         self.registry.reconfigure(config.health, routing)
@@ -206,6 +219,8 @@ class Core:
         self.flow.rename(config.aliases)
         self.admission.reconfigure(config.orchestrator.queue)
         self.data_plane.reconfigure(limits)
+        if self.tenants is not None:
+            self.tenants.reconfigure(config.orchestrator.tenants)
         self._feeds.settle()
 
 
@@ -246,6 +261,7 @@ class Orchestrator:
         self._slots_of: tuple[Worker, ...] = ()
         self._slots: dict[str, int] = {}
         self.watch = WorkerWatch(config, self.registry, self._figures_of, self.events)
+        self.rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
         self.is_draining = False
         self._data_plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
@@ -346,6 +362,9 @@ class Orchestrator:
 
     def workers(self) -> Sequence[WorkerStatus]:
         return self.registry.statuses()
+
+    def keys_counted(self) -> Sequence[KeyCounts]:
+        return [] if self.keys is None else self.core.key_table.counted()
 
     def upstream(self) -> UpstreamStats:
         return self.core.upstream.stats()

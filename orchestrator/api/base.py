@@ -37,7 +37,7 @@ from orchestrator.errors import BatonError, UnsupportedMediaType
 from orchestrator.http.exchange import Exchange
 from orchestrator.wire.judge import check_answer, judged
 from orchestrator.wire.sse import Events, EventStream, error_event
-from orchestrator.wire.usage import Kv
+from orchestrator.wire.usage import Kv, tokens_told
 
 _UNKNOWN: Final = Kv.UNKNOWN
 JSON: Final = b"application/json"
@@ -146,6 +146,12 @@ class Endpoint:
         if self.streams:
             return judged(content, cached_tokens, created_tokens)
         return _UNKNOWN, check_answer(content)
+
+    def all_tokens(self, content: bytes) -> int:
+        """Return how many tokens prompt and answer have, as the usage of a worker's whole answer tells; -1 if
+        it does not.
+        """
+        return tokens_told(content)
 
     def error(self, error: BatonError) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Return headers and body of an answer that tells of `error`, whose status is the error's own."""

@@ -234,6 +234,7 @@ class MessageEvents(NamedEvents):
         self._has_reason = True
         self._kv = _outcome(stopped.usage)
         if stopped.usage is not None:
+            self._prompt_tokens = stopped.usage.prompt_tokens()
             self._output_tokens = stopped.usage.output_tokens
         cached = self._cached_tokens
         if cached is None or stopped.usage is None or self._kv is Kv.UNKNOWN:

@@ -28,7 +28,15 @@ from orchestrator.wire.judge import ENDED_BY_WORKER, InvalidStream, failed, with
 from orchestrator.wire.named_events import NamedEvents, document_of, written
 from orchestrator.wire.shapes import ResponseAnswer, ResponseEvent, ResponseUsage, Typed
 from orchestrator.wire.sse import Events
-from orchestrator.wire.usage import Document, InvalidAnswer, Kv, decode_document, encode_document
+from orchestrator.wire.usage import (
+    Document,
+    InvalidAnswer,
+    Kv,
+    all_tokens_in,
+    decode_document,
+    encode_document,
+    usage_of,
+)
 
 PATH: Final = "/v1/responses"
 RETRIEVE: Final = "/v1/responses/{response_id}"
@@ -100,6 +108,12 @@ class ResponsesEndpoint(Endpoint):
         self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
     ) -> tuple[Kv, bytes]:
         return _judged(content, cached_tokens, created_tokens, may_be_cancelled=False)
+
+    def all_tokens(self, content: bytes) -> int:
+        """Decode all of it: it repeats parts of the request, in which there may be a usage, too."""
+        usage = usage_of(decode_document(content) or {})
+        told = None if usage is None else all_tokens_in(usage)
+        return -1 if told is None else told
 
     def error_event(self, error: BatonError) -> bytes:
         return _failure({}, 0, error.message)
@@ -291,6 +305,7 @@ class ResponseEvents(NamedEvents):
         self._is_done = True
         self._kv = _outcome(response.usage)
         if response.usage is not None:
+            self._prompt_tokens = response.usage.input_tokens
             self._output_tokens = response.usage.output_tokens
         cached = None if self._kv is Kv.UNKNOWN else self._cached_tokens
         if cached is None and not response.is_for_engines():

@@ -13,6 +13,7 @@ from orchestrator.config.keys import Scope
 from orchestrator.control.admin_workers import WorkerPages
 from orchestrator.control.changes import Changes
 from orchestrator.control.explain import ExplainPage
+from orchestrator.control.key_metrics import KeyCollector
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
 from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
@@ -96,7 +97,8 @@ class _AdminPages:
             process_ends=state.process_ends,
             info=lambda: build_info(state.transport),
         )
-        self._collectors = (BatonCollector(state.config, sources), process_collector())
+        keys = KeyCollector(state.keys_counted)
+        self._collectors = (BatonCollector(state.config, sources), keys, process_collector())
 
     async def index(self) -> Response:
         return PlainTextResponse(INDEX)

@@ -14,6 +14,7 @@ from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
@@ -146,6 +147,10 @@ class AdminState(Guarding, Protocol):
 
     def counts(self) -> Sequence[int]:
         """Return one row of `Telemetry`, or the sum of several."""
+        ...
+
+    def keys_counted(self) -> Sequence[KeyCounts]:
+        """Return what was counted of each API key; nothing if there are none."""
         ...
 
     def workers(self) -> Sequence[WorkerStatus]: ...

@@ -90,6 +90,10 @@ class ContinuedStream(Events):
     def is_done(self) -> bool:
         return self._events.is_done
 
+    def all_tokens(self) -> int | None:
+        """The new worker's prompt has in it what was said before."""
+        return self._events.all_tokens()
+
     def feed(self, chunk: bytes) -> bytes:
         return b"".join(map(self._rewritten, split_events(self._events.feed(chunk))))
 

@@ -147,6 +147,8 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
+        if scope.tenant is not None and scope.tenant.counts_tokens:
+            scope.charge_tokens(_expected_tokens(scope.endpoint, view))
         if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
             scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)
@@ -158,11 +160,11 @@ class Flow:
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
         else:
-            await gate.wait(_demand(scope, view, route))
+            scope.charge = await gate.wait(_demand(scope, view, route))
         try:
             request = self._begin(scope, view, route)
         except BaseException:
-            gate.give_back(scope.record)
+            gate.give_back(scope.record, scope.charge)
             raise
         try:
             while True:
@@ -481,7 +483,7 @@ class Flow:
         if request.plan.wants_ends:
             tell_ended(request)
         record = request.scope.record
-        request.route.gate.give_back(record)
+        request.route.gate.give_back(record, request.scope.charge)
         if record.logged is not None and request.first_handoff is not None:
             record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
         if request.prefill is not None:
@@ -534,11 +536,25 @@ def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
     """Return what a request asks of the gate."""
     record = scope.record
     demand = Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
-    if route.gate.is_ordered:
-        answer = max(view.limit or _number(view.field("max_output_tokens")), 0) or _USUAL_ANSWER
-        demand.work = work_s(route.planner.new_tokens(view), demand.tokens, answer * max(view.choices(), 1))
-        demand.priority = _priority(view)
+    demand.tenant = scope.tenant
+    gate = route.gate
+    if gate.weighs:
+        new = route.planner.new_tokens(view) if gate.is_ordered else demand.tokens
+        demand.work = work_s(new, demand.tokens, _answer_tokens(view))
+        if gate.is_ordered:
+            demand.priority = _priority(view)
     return demand
+
+
+def _answer_tokens(view: RequestView) -> int:
+    """Return how many tokens an answer may have."""
+    limit = max(view.limit or _number(view.field("max_output_tokens")), 0) or _USUAL_ANSWER
+    return limit * max(view.choices(), 1)
+
+
+def _expected_tokens(endpoint: Endpoint, view: RequestView) -> int:
+    """Return how many tokens a request may use, its prompt's among them."""
+    return view.prompt_tokens() + (_answer_tokens(view) if endpoint.streams else 0)
 
 
 def _without_overrides(headers: bytes) -> bytes:

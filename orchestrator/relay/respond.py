@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from orchestrator.api.view import RequestView
 from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import KvMissing, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
@@ -53,6 +54,8 @@ class Responder:
                 if leg.settle_doubt is not None:
                     await leg.settle_doubt()
                 leg.succeed()
+                if request.scope.tenant is not None:
+                    request.scope.used_tokens = request.scope.endpoint.all_tokens(content)
                 if request.conversion is None:
                     self._respond(request, leg, content)
                 else:
@@ -100,6 +103,8 @@ class Responder:
             if scope.record.logged is not None:
                 scope.record.logged.output_tokens = events.output_tokens()
             scope.record.pieces = answer.arrivals
+            if scope.tenant is not None:
+                scope.used_tokens = _tokens_of(request.view, events, answer)
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()
@@ -127,6 +132,12 @@ class Responder:
         )
         if fails:
             raise KvMissing("the decode worker did not get the KV cache and computed it again")
+
+
+def _tokens_of(view: RequestView, events: Events, answer: Answer) -> int:
+    """Return what a stream has used: as its usage told, else a token for each piece of it that has come."""
+    told = events.all_tokens()
+    return view.prompt_tokens() + answer.arrivals if told is None else told
 
 
 def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:

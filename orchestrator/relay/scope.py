@@ -26,6 +26,8 @@ from orchestrator.http.asgi import AsgiExchange
 from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
 from orchestrator.http.held import HeldBytes
 from orchestrator.legs.leg import Leg
+from orchestrator.relay.tenants import UNKNOWN, Tenant, Tenants
+from orchestrator.relay.waiting import Charge
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
 from orchestrator.telemetry.record import Path, RequestRecord
@@ -58,12 +60,16 @@ class RequestScope:
         "_sent",
         "_stop",
         "_task",
+        "charge",
+        "charged_tokens",
         "deadline",
         "endpoint",
         "exchange",
         "has_begun",
         "record",
+        "tenant",
         "transcript",
+        "used_tokens",
     )
 
     def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
@@ -87,6 +93,10 @@ class RequestScope:
         self.endpoint = endpoint
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, path, received)
+        self.tenant: Tenant | None = None  # who asks, once that is known
+        self.charge: Charge | None = None  # for a seat that was waited for
+        self.charged_tokens = 0  # beforehand
+        self.used_tokens = UNKNOWN  # as far as somebody has told
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -121,15 +131,24 @@ class RequestScope:
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.request_timeout_s)
         if plane.keys is not None:
-            self.record.client = plane.keys.check(
+            self.record.client = client = plane.keys.check(
                 self.endpoint.credential(exchange), self.endpoint.wanted_key
             )
+            if plane.tenants is not None:
+                self._enter(plane.tenants.of(client))
         method = self.endpoint.method
         if exchange.method != method:
             raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
         content_type = exchange.header(b"content-type")
         if content_type != self.endpoint.media_type:
             self.endpoint.check_content_type(content_type)
+        if self.tenant is not None and self.tenant.is_limited:
+            self.tenant.check(self.record.received)
+
+    def _enter(self, tenant: Tenant | None) -> None:
+        if tenant is not None:
+            self.tenant = tenant
+            tenant.enter()
 
     def _close(self) -> None:
         self._task = None
@@ -139,6 +158,16 @@ class RequestScope:
         self._plane.held.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
+        if self.tenant is not None:
+            self.tenant.leave(self.charged_tokens, self._tokens_used())
+
+    def _tokens_used(self) -> int:
+        """Return what a tenant has used, as far as that is known: what was expected, of an answer that does
+        not tell; nothing if there was none.
+        """
+        if self.used_tokens != UNKNOWN:
+            return self.used_tokens
+        return self.charged_tokens if self.record.status == 200 else 0
 
     # --- being stopped from outside -------------------------------------------------------------
 
@@ -250,7 +279,19 @@ class RequestScope:
         record.first_byte = self._plane.time()
         took = milliseconds(record.first_byte - record.received)
         path, timing = _PATHS[record.path], _server_timing(record)
-        return f"x-process-time: {took}\r\nx-baton-path: {path}\r\nserver-timing: {timing}\r\n".encode()
+        block = f"x-process-time: {took}\r\nx-baton-path: {path}\r\nserver-timing: {timing}\r\n".encode()
+        return block if self.tenant is None else block + self._limit_headers()
+
+    def _limit_headers(self) -> bytes:
+        """Return what the tenant is told of its limits, as a header block."""
+        tenant = self.tenant
+        return b"" if tenant is None or not tenant.is_limited else tenant.headers(self._plane.time())
+
+    def charge_tokens(self, tokens: int) -> None:
+        """Hold the tenant to its limit of tokens: the request may use so many. Raises `TokensLimited`."""
+        if self.tenant is not None:
+            self.tenant.charge(tokens, self._plane.time())
+            self.charged_tokens = tokens
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """Send a whole answer."""
@@ -275,7 +316,7 @@ class RequestScope:
     def _start_early(self, content_type: bytes) -> None:
         """Send the head of a stream that has only comments yet: it may still fail, or begin elsewhere."""
         self.record.status = 200
-        how = self.response_headers() if self.record.path else b""
+        how = self.response_headers() if self.record.path else self._limit_headers()
         self.record.first_byte = 0.0
         self.exchange.start(200, content_type + how + _STREAM_HEADERS)
 
@@ -349,6 +390,8 @@ class RequestScope:
             headers = header_block(fields)
             if self.record.path:
                 headers += self.response_headers()
+            else:
+                headers += self._limit_headers()
             self.respond(error.status, headers, body)
         elif not exchange.is_complete:
             own = None if self._events is None else self._events.failure(error.message)
@@ -402,18 +445,20 @@ class DataPlane:
         time: Callable[[], float],
         relayed: frozenset[bytes],
         entry_of: Callable[[str], str | None] = _without_slash,
+        tenants: Tenants | None = None,
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
         `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
         it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`.
-        `relayed` are names of header fields: workers get those of the client's.
+        `relayed` are names of header fields: workers get those of the client's. `tenants` have the `keys`.
         """
         self.serve = serve
         self.endpoints = endpoints
         self.entry_of = entry_of
         self.telemetry = telemetry
         self.keys = keys
+        self.tenants = tenants
         self.time = time
         self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call

@@ -34,6 +34,7 @@ class NamedEvents(Events):
         "_kv",
         "_latest",
         "_output_tokens",
+        "_prompt_tokens",
         "_text",
         "_whole",
     )
@@ -53,6 +54,7 @@ class NamedEvents(Events):
         self._is_open = False  # it has begun, and goes on
         self._kv = Kv.UNKNOWN
         self._output_tokens: object = None  # as the usage told
+        self._prompt_tokens: int | None = None
 
     @property
     def kv(self) -> Kv:
@@ -69,6 +71,10 @@ class NamedEvents(Events):
     def output_tokens(self) -> int | None:
         told = self._output_tokens
         return told if isinstance(told, int) else None
+
+    def all_tokens(self) -> int | None:
+        told = self.output_tokens()
+        return None if told is None or self._prompt_tokens is None else self._prompt_tokens + told
 
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:

@@ -22,6 +22,7 @@ from orchestrator.wire.shapes import DeltaChunk, EndedChoice
 from orchestrator.wire.usage import (
     Document,
     Kv,
+    all_tokens_in,
     decode_document,
     kv_outcome,
     output_tokens_in,
@@ -104,6 +105,10 @@ class Events(ABC):
 
     def output_tokens(self) -> int | None:
         """Return how many tokens the answer has, as the worker's usage told; None if it has not."""
+        return None
+
+    def all_tokens(self) -> int | None:
+        """Return how many tokens prompt and answer have, as the worker's usage told; None if it has not."""
         return None
 
     def failure(self, message: str) -> bytes | None:
@@ -212,6 +217,9 @@ class EventStream(Events):
 
     def output_tokens(self) -> int | None:
         return None if self._usage is None else output_tokens_in(self._usage)
+
+    def all_tokens(self) -> int | None:
+        return None if self._usage is None else all_tokens_in(self._usage)
 
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:

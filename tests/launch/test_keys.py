@@ -49,7 +49,7 @@ def test_a_last_line_without_its_end_is_ended_first(tmp_path: Path) -> None:
         (["evil\nroot"], "a name is 1 to 64 letters, digits and . _ -"),
         (["a", "--scope", "root"], "scopes are infer, metrics, admin, with commas between them"),
         (["taken", "--file", "keys"], "keys has a key of the name taken already"),
-        (["a", "--file", "broken"], "broken:1: expected NAME SHA256HEX [SCOPE,...], got 1 word"),
+        (["a", "--file", "broken"], "broken:1: expected NAME SHA256HEX [SCOPE,...] [LIMIT=N ...], got 1 word"),
         (["a", "--file", "no/such"], "cannot write no/such: No such file or directory"),
         (["a", "--file", "/dev/full"], "/dev/full is not a regular file"),
     ],
