@@ -388,15 +388,15 @@ class TenantsConfig(Model):
         ge=0,
         le=MAX_RATE,
         description="A key may send this many requests per minute, and as many at once after a quiet minute; "
-        "with 0 any number. More are answered 429. All processes count together.",
+        "with 0 any number. Others are answered 429. This holds for all processes together.",
     )
     tpm: Reloadable[int] = Field(
         0,
         ge=0,
         le=MAX_RATE,
-        description="A key may use this many tokens per minute; with 0 any number. A request counts when it "
-        "comes, with a token for four bytes of its prompt and with its limit of tokens (256 without one), "
-        "and at its end with the tokens of its usage.",
+        description="A key may use this many tokens per minute; with 0 any number. A request that comes "
+        "takes a token for each four bytes of its prompt, and its limit of tokens (256 without one); at its "
+        "end it has taken the tokens of its usage.",
     )
     concurrency: Reloadable[int] = Field(
         0,
@@ -431,8 +431,8 @@ class OrchestratorConfig(Model):
         None,
         description="This file lists the API keys, in lines `NAME SHA256HEX [SCOPE,...] [LIMIT=N ...]` "
         "(baton key new writes them). Clients send the key as bearer token. Of the scopes, infer is for "
-        "requests, metrics for /metrics and admin for the admin listener; a line without scopes is for infer only. "
-        "The limits are rpm, tpm, concurrency and weight, as in `tenants`.",
+        "requests, metrics for /metrics and admin for the admin listener; a line without scopes is for "
+        "infer only. The limits are rpm, tpm, concurrency and weight, as in `tenants`.",
     )
     tenants: TenantsConfig = Field(
         TenantsConfig(),

@@ -227,13 +227,12 @@ class Gate:
         losers = self._losers(demand)
         if losers is None:
             raise self._too_busy(self._full(), RejectReason.QUEUE_FULL, demand)
-        own_s = self._own_s(demand) if self.weighs else 0.0
-        at = now + self._late_s(demand, own_s) if self._is_ordered else now
+        at = now + self._late_s(demand) if self._is_ordered else now
         if not self._may_wait(demand, now, at):
             raise self._too_late(demand)
         for loser in losers:
             self._push_out(loser)
-        waiter = Waiter(demand, now, at, own_s, seat)
+        waiter = Waiter(demand, now, at, seat)
         self._waiters[waiter] = None
         if self._lines is not None:
             self._lines.add(waiter)
@@ -250,16 +249,13 @@ class Gate:
             message = f"{self._full()}, and this API key has more than its share of it"
             self._end(waiter, self._too_busy(message, RejectReason.OVER_SHARE, waiter.demand))
 
-    def _own_s(self, demand: Demand) -> float:
-        """Return how long a request is expected to hold its seat."""
-        self._work += (demand.work - self._work) / 16 if self._work else demand.work
-        return (self._held_s.mean or 1.0) * demand.work / self._work if self._work else 0.0
-
-    def _late_s(self, demand: Demand, own_s: float) -> float:
+    def _late_s(self, demand: Demand) -> float:
         """Return by how much its turn comes after its arrival (`relay/turns.py`)."""
         limits = self._limits
         late_s = 0.0
-        if limits.order == "shortest" and self._held_s.mean:
+        if limits.order == "shortest":
+            self._work += (demand.work - self._work) / 16 if self._work else demand.work
+            own_s = self._held_s.mean * demand.work / self._work if self._work else 0.0
             late_s = behind_s(own_s, limits.timeout_s / 2)
         if limits.priority_s and demand.priority:
             priority = max(-MOST_PRIORITY, min(demand.priority, MOST_PRIORITY))
@@ -272,8 +268,8 @@ class Gate:
             self._remove(waiter)
         elif not waiter.seat.cancelled() and waiter.seat.result() is None:
             self.free += 1
-            if waiter.charge is not None:
-                self._settle(waiter.charge, 0.0)
+            if self._lines is not None and waiter.charge is not None:
+                self._lines.refund(waiter.charge)
             self._dispatch()
 
     def _settle(self, charge: Charge, held_s: float) -> None:

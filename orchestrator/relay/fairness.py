@@ -6,9 +6,10 @@ to hold the seat, divided by the weight of the key. Virtual time as a whole is w
 a line that comes back starts from there, so nobody saves up for a flood, and a key that asks for less than
 its share is served as if it were alone.
 
-How long a seat was really held is known at the end, and set right then. Who has held seats for much longer
-than expected falls behind the others, but only so far that it has its turn before those that wait give up; no
-seat stays empty for that. Within a line those are next who would be without the others (`relay/turns.py`).
+How long the requests of a key hold their seats for so much work is learned from those that have ended. What
+one was charged is set right at its end. Who has held seats for much longer than expected falls behind the
+others, but only so far that it has its turn before those that wait give up; no seat stays empty for that.
+Within a line those are next who would be without the others (`relay/turns.py`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,34 @@ REQUESTS: Final = 0
 TOKENS: Final = 1
 BYTES: Final = 2
 
+_MOST_LINES: Final = 1024
+
+
+class Pace:
+    """It estimates for how long seats are held for so much work, from the means of both."""
+
+    __slots__ = ("_held_s", "_work")
+
+    def __init__(self) -> None:
+        self._held_s = 0.0
+        self._work = 0.0
+
+    def note(self, held_s: float, work: float) -> None:
+        if self._work:
+            self._held_s += (held_s - self._held_s) / 16
+            self._work += (work - self._work) / 16
+        else:
+            self._held_s, self._work = held_s, work
+
+    def seconds(self, work: float) -> float:
+        """Return the time for some work; -1 as long as nothing is known."""
+        return work * self._held_s / self._work if self._work else -1.0
+
 
 class Line:
     """All of one key that wait at a gate."""
 
-    __slots__ = ("expected_s", "place", "size", "start", "tenant", "tokens", "turns", "waiting")
+    __slots__ = ("pace", "place", "size", "start", "tenant", "tokens", "turns", "waiting", "work")
 
     def __init__(self, tenant: Tenant | None, start: float) -> None:
         """`start` is a virtual time. `tenant` is None for requests without a key."""
@@ -37,10 +61,11 @@ class Line:
         self.start = start
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # in the order of arrival
         self.turns: Turns[Waiter] = Turns()  # the same, by their turns
-        self.expected_s = 0.0  # how long all of them should hold their seats together
+        self.work = 0.0  # of all of them
         self.tokens = 0
         self.size = 0
         self.place: Place | None = None  # if somebody waits
+        self.pace = Pace()
 
     @property
     def weight(self) -> float:
@@ -61,23 +86,19 @@ class Line:
         del self.waiting[waiter]
         self._count(waiter, -1)
         if not self.waiting:
-            self.expected_s = 0.0  # without what is left over of fractions
+            self.work = 0.0  # without what is left over of fractions
 
     def _count(self, waiter: Waiter, sign: int) -> None:
         self.tokens += sign * waiter.demand.tokens
         self.size += sign * waiter.demand.size
-        self.expected_s += sign * waiter.own_s
+        self.work += sign * waiter.demand.work
 
-    def step(self) -> float:
-        """Return by how much the mean one of those that wait moves the line on."""
-        return self.expected_s / len(self.waiting) / self.weight if self.waiting else 0.0
-
-    def begun_by(self, time: float) -> int:
-        """Count who of them should have started at a virtual time."""
+    def begun_by(self, time: float, step: float) -> int:
+        """Count who of them should have started at a virtual time, if each moves the line on by `step`."""
         count = len(self.waiting)
         if not count or time < self.start:
             return 0
-        step, behind = self.step(), time - self.start
+        behind = time - self.start
         return count if step * count <= behind else min(count, 1 + int(behind / step))
 
 
@@ -94,11 +115,12 @@ class Place(Turn):
 class Lines:
     """All lines of a gate."""
 
-    __slots__ = ("_lines", "_places", "_time")
+    __slots__ = ("_lines", "_pace", "_places", "_time")
 
     def __init__(self) -> None:
         self._lines: dict[Tenant | None, Line] = {}
         self._places: Turns[Place] = Turns()
+        self._pace = Pace()  # of all lines
         self._time = 0.0
 
     def add(self, waiter: Waiter) -> None:
@@ -128,7 +150,10 @@ class Lines:
 
     def forget(self) -> None:
         """Begin anew, as nobody waits: everybody has had what they asked for."""
-        self._lines.clear()
+        if len(self._lines) > _MOST_LINES:  # keys come and go
+            self._lines.clear()
+        for line in self._lines.values():
+            line.start = self._time
 
     def _stand(self, line: Line) -> None:
         """Have a line stand where its start says; nowhere if nobody is in it."""
@@ -145,16 +170,36 @@ class Lines:
         """Move a line on by what somebody of it takes who gets a seat now."""
         line = self._lines[waiter.demand.tenant]
         self._time = max(self._time, line.start)
-        self._move(line, line.start + waiter.own_s / line.weight)
-        return Charge(line.tenant, waiter.own_s)
+        work = waiter.demand.work
+        seconds = self._seconds(line, work)
+        self._move(line, line.start + seconds / line.weight)
+        return Charge(line.tenant, work, seconds)
+
+    def _seconds(self, line: Line, work: float) -> float:
+        """Return for how long a seat should be held for some work of a line."""
+        seconds = line.pace.seconds(work)
+        if seconds < 0.0:
+            seconds = self._pace.seconds(work)
+        return work if seconds < 0.0 else seconds
 
     def settle(self, charge: Charge, held_s: float, most_s: float) -> None:
-        """Set a charge right: the seat was held for so long. `most_s` is how far a line may fall behind."""
+        """Set a charge right: the seat was held for so long. `most_s` is how far a line may fall behind.
+
+        What was charged too much makes a line go first until it has had that; but only while it has somebody
+        to go, as it starts from where all are when it comes back.
+        """
+        self._pace.note(held_s, charge.work)
         line = self._lines.get(charge.tenant)
         if line is not None:
+            line.pace.note(held_s, charge.work)
             start = line.start + (held_s - charge.seconds) / line.weight
-            latest = max(line.start, self._time + most_s)
-            self._move(line, max(self._time, min(start, latest)))
+            self._move(line, min(start, max(line.start, self._time + most_s)))
+
+    def refund(self, charge: Charge) -> None:
+        """Give back what was charged for a seat that was not used."""
+        line = self._lines.get(charge.tenant)
+        if line is not None:
+            self._move(line, line.start - charge.seconds / line.weight)
 
     def _move(self, line: Line, start: float) -> None:
         if start != line.start:
@@ -169,9 +214,16 @@ class Lines:
         start, ahead = self._time, 0
         if line is not None:
             ahead = line.turns.ahead_of(at)
-            start = max(start, line.start) + ahead * line.step()
-        others = [other.begun_by(start) for other in self._lines.values() if other is not line]
+            start = max(start, line.start) + ahead * self._step(line)
+        others = [
+            other.begun_by(start, self._step(other)) for other in self._lines.values() if other is not line
+        ]
         return ahead + sum(others)
+
+    def _step(self, line: Line) -> float:
+        """Return by how much the mean one of those that wait moves a line on."""
+        count = len(line.waiting)
+        return self._seconds(line, line.work / count) / line.weight if count else 0.0
 
     # --- who has to go --------------------------------------------------------------------------
 

@@ -52,27 +52,25 @@ class SeatPromise(Protocol):
 
 
 class Charge:
-    """What a tenant was charged for a seat: so many seconds of it."""
+    """What a tenant was charged for a seat: so many seconds of it, for so much work."""
 
-    __slots__ = ("seconds", "tenant")
+    __slots__ = ("seconds", "tenant", "work")
 
-    def __init__(self, tenant: Tenant | None, seconds: float) -> None:
+    def __init__(self, tenant: Tenant | None, work: float, seconds: float) -> None:
         self.tenant = tenant
+        self.work = work
         self.seconds = seconds
 
 
 class Waiter(Turn):
     """Somebody waits at a gate."""
 
-    __slots__ = ("charge", "demand", "own_s", "seat", "since")
+    __slots__ = ("charge", "demand", "seat", "since")
 
-    def __init__(self, demand: Demand, since: float, at: float, own_s: float, seat: SeatPromise) -> None:
-        """`at` is its turn, `own_s` how long it should hold its seat. `seat` brings None when the seat is
-        taken for it.
-        """
+    def __init__(self, demand: Demand, since: float, at: float, seat: SeatPromise) -> None:
+        """`at` is its turn. `seat` brings None when the seat is taken for it."""
         super().__init__(at)
         self.demand = demand
         self.since = since
-        self.own_s = own_s
         self.seat = seat
         self.charge: Charge | None = None  # for the seat, once it is taken

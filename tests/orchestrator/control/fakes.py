@@ -21,8 +21,8 @@ from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
-from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.telemetry.figures import CELLS
+from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.registry import Registry
