@@ -111,10 +111,9 @@ def test_a_flood_of_one_key_leaves_a_quiet_one_all_that_it_asks_for(make: Any, p
         for reason in ("queue_full", "too_late", "over_share")
     }
     assert sum(rejected.values()) == loud[429]
-    lines = site.orchestrator.lines
-    assert "requests were refused in the last" in lines
-    assert " of key loud (" in lines
-    assert " of key quiet (" not in lines
+    wait_for(lambda: " of key loud (" in site.orchestrator.lines, "the warning")
+    assert "requests were refused in the last" in site.orchestrator.lines
+    assert " of key quiet (" not in site.orchestrator.lines
     events = site.orchestrator.admin("/admin/events").json()
     assert any(one["kind"] == "requests.refused" and one["who"] == "key loud" for one in events)
 
