@@ -101,4 +101,4 @@ class KeyTable:
         return [(name, self._sums(slot)) for slot, name in places]
 
     def _sums(self, slot: int) -> Sequence[int]:
-        return sum_rows(row[slot * CELLS : (slot + 1) * CELLS] for row in self._rows)
+        return sum_rows([row[slot * CELLS : (slot + 1) * CELLS] for row in self._rows])
