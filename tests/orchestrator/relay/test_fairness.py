@@ -236,11 +236,23 @@ def test_who_holds_seats_for_longer_or_shorter_by_chance_has_its_share() -> None
 def test_who_comes_back_has_saved_nothing_up() -> None:
     site = Site(4, {"a": 1.0, "b": 1.0})
     site.flow("a", rate=40, holds_s=0.5, until=60)
+    for number in range(40):
+        site.at(1001.0 + number / 40, site.come, ("b", 0.5, {}))
     for number in range(40 * 20):
         site.at(1040.0 + number / 40, site.come, ("b", 0.5, {}))
     site.run(until=60)
     a, b = (site.seat_seconds(key, 41, 60) for key in "ab")
     assert a / (a + b) == pytest.approx(0.5, abs=0.05)
+
+
+def test_who_says_more_than_it_takes_does_not_wait_for_that() -> None:
+    """Most clients name a limit that their answers do not come to."""
+    site = Site(8, {"a": 1.0, "b": 1.0}, requests=200)
+    site.flow("b", rate=40, holds_s=1.0, until=60)
+    site.flow("a", rate=3, holds_s=1.0, until=60, work=20.0)
+    site.run(until=70)
+    waits = sorted((request.admitted or 1e9) - request.came for request in site.of("a")[30:])
+    assert waits[len(waits) * 9 // 10] < 1.0
 
 
 def test_a_large_debt_does_not_lock_a_key_out() -> None:
@@ -327,8 +339,10 @@ def test_equals_push_nobody_out() -> None:
 
 def test_a_share_is_by_weight() -> None:
     site = Site(1, {"a": 3.0, "b": 1.0}, requests=8)
-    for key in "a" * 9 + "b" * 3 + "a":
-        site.come((key, 1.0, {}))
+    for key in "a" * 9 + "b" * 2:
+        assert site.come((key, 1.0, {})).error is None
+    for key in "ba":
+        assert site.come((key, 1.0, {})).error is not None
     waiting = {name: cells[WAITING] for name, cells in site.table.counted()}
     assert waiting == {"a": 6, "b": 2, "other": 0}
 
