@@ -195,8 +195,8 @@ class Tenants:
         telemetry: Telemetry,
         time: Callable[[], float],
     ) -> None:
+        self.table = table
         self._keys = keys
-        self._table = table
         self._telemetry = telemetry
         self._time = time
         self._by_name: dict[str, Tenant] = {}
@@ -207,17 +207,17 @@ class Tenants:
         has used.
         """
         now, before = self._time(), self._by_name
-        self._table.add([key.name for key in self._keys])
+        self.table.add([key.name for key in self._keys])
         self._by_name = {key.name: before.get(key.name) or self._made(key.name) for key in self._keys}
         for key in self._keys:
             self._by_name[key.name].reconfigure(key, defaults, now)
 
     def _made(self, name: str) -> Tenant:
-        cells = self._table.cells_of(name)
+        cells = self.table.cells_of(name)
         if cells is not None:
             return Tenant(name, cells, None, self._telemetry)
         row = array("q", bytes(8 * CELLS))
-        return Tenant(name, KeyCells(row, [row], 0), self._table.others, self._telemetry)
+        return Tenant(name, KeyCells(row, [row], 0), self.table.others, self._telemetry)
 
     def of(self, name: str) -> Tenant | None:
         """Return the tenant whose key has this name."""

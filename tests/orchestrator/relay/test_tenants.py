@@ -83,7 +83,12 @@ def decode(cluster: FakeCluster) -> Callable[[MemoryRequest, MemoryReply], Await
 
 
 def counted(cluster: FakeCluster, name: str) -> Sequence[int]:
-    return dict(cluster.core.key_table.counted())[name]
+    return dict(table_of(cluster).counted())[name]
+
+
+def table_of(cluster: FakeCluster) -> KeyTable:
+    assert cluster.core.tenants is not None
+    return cluster.core.tenants.table
 
 
 def rejections(cluster: FakeCluster, name: str) -> dict[RejectReason, int]:
@@ -389,7 +394,7 @@ def test_a_reload_keeps_what_a_name_has_used() -> None:
 
     cluster = run(test, key("a", rpm=1), key("b"))
     assert counted(cluster, "a")[REQUESTS] == 6
-    assert [name for name, _ in cluster.core.key_table.counted()] == ["a", "b", "c", "other"]
+    assert [name for name, _ in table_of(cluster).counted()] == ["a", "b", "c", "other"]
 
 
 def test_names_without_end_have_a_bounded_number_of_series_and_limits_all_the_same() -> None:
