@@ -61,6 +61,7 @@ MODULES = (
     "orchestrator.relay.admission",
     "orchestrator.relay.fairness",
     "orchestrator.relay.flow",
+    "orchestrator.relay.forecast",
     "orchestrator.relay.admitted",
     "orchestrator.relay.outcomes",
     "orchestrator.relay.rate",

@@ -135,7 +135,6 @@ class Supervisor:
         self._probe = HttpProbe(credential)
         self.events = Events()
         self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
-        self.rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
         self._listener = listener
         self._started = time.time()
@@ -150,7 +149,8 @@ class Supervisor:
         try:
             kept = (self._keep(index) for index in self._indexes)
             alarm = CacheAlarm(self.registry)
-            watches = (alarm.run(), self.watch.run(), self.rejections.run())
+            rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
+            watches = (alarm.run(), self.watch.run(), rejections.run())
             await _first_of(stop.requested.wait(), self._kill_hung(), *watches, *kept)
         finally:
             self._is_stopping = True

@@ -35,6 +35,7 @@ from typing import Final
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
 from orchestrator.relay.fairness import Lines
+from orchestrator.relay.forecast import Forecast
 from orchestrator.relay.turns import MOST_PRIORITY, Turns, behind_s
 from orchestrator.relay.waiting import Charge, SeatPromise, Waiter
 from orchestrator.relay.waiting import Demand as Demand
@@ -57,37 +58,6 @@ _CAUTION: Final = 1.5
 _LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more
 
 
-class Estimate:
-    """It estimates mean and mean deviation of what was seen lately, as TCP does of round trips (RFC 6298).
-
-    Its gains are half of TCP's: answers differ from one another more than round trips do.
-    """
-
-    __slots__ = ("deviation", "mean")
-
-    def __init__(self) -> None:
-        self.mean = 0.0
-        self.deviation = 0.0
-
-    def note(self, value: float) -> None:
-        if not self.mean:
-            self.mean, self.deviation = value, value / 2
-            return
-        error = value - self.mean
-        self.mean += error / 16
-        self.deviation += (abs(error) - self.deviation) / 8
-
-    @property
-    def likely(self) -> float:
-        """Most values are below this."""
-        return self.mean + self.deviation
-
-    @property
-    def most(self) -> float:
-        """Few values are above this."""
-        return self.mean + 4 * self.deviation
-
-
 class Gate:
     """A gate has the seats of one model, and the queue for them. It is changed on the event loop only.
 
@@ -98,8 +68,7 @@ class Gate:
     __slots__ = (
         "_bytes",
         "_cell",
-        "_first_byte_s",
-        "_held_s",
+        "_forecast",
         "_is_ordered",
         "_limits",
         "_lines",
@@ -140,8 +109,7 @@ class Gate:
         self._tokens = 0
         self._bytes = 0
         # Only requests that ended while no seat was free count: others wait for such as these.
-        self._held_s = Estimate()
-        self._first_byte_s = (Estimate(), Estimate())  # since the permit; whole answers, streams
+        self._forecast = Forecast()
 
     def __repr__(self) -> str:
         return f"<Gate {self._model} seats={self.seats} free={self.free} waiting={len(self._waiters)}>"
@@ -185,7 +153,7 @@ class Gate:
         if charge is not None:
             self._settle(charge, self._time() - record.admitted)
         if free <= 0 and self.seats:
-            self._learn(record)
+            self._forecast.learn(record, self._time())
             self._dispatch()
 
     def reconfigure(self, limits: QueueConfig) -> None:
@@ -255,7 +223,7 @@ class Gate:
         late_s = 0.0
         if limits.order == "shortest":
             self._work += (demand.work - self._work) / 16 if self._work else demand.work
-            own_s = self._held_s.mean * demand.work / self._work if self._work else 0.0
+            own_s = self._forecast.held_s.mean * demand.work / self._work if self._work else 0.0
             late_s = behind_s(own_s, limits.timeout_s / 2)
         if limits.priority_s and demand.priority:
             priority = max(-MOST_PRIORITY, min(demand.priority, MOST_PRIORITY))
@@ -283,7 +251,7 @@ class Gate:
         """Give free seats to those who wait; if there are no seats at all any more, nobody waits for one."""
         now = self._time() if self._waiters else 0.0
         while (self.free > 0 or not self.seats) and (first := self._first()) is not None:
-            if self.seats and not self._may_begin(first.demand, now):
+            if self.seats and not self._forecast.may_begin(first.demand, now):
                 self._end(first, self._too_late(first.demand))
             else:
                 self.free -= 1
@@ -350,21 +318,6 @@ class Gate:
 
     # --- what is to be expected -----------------------------------------------------------------
 
-    def _learn(self, record: RequestRecord) -> None:
-        """Learn from a request that has ended; one without an answer tells at least that it takes longer than
-        it had.
-        """
-        now = self._time()
-        self._held_s.note(now - record.admitted)
-        estimate = self._first_byte_s[record.is_stream]
-        took_s = (record.first_byte or now) - record.admitted
-        if record.first_byte or took_s > estimate.mean:
-            estimate.note(took_s)
-
-    def _wait_s(self, ahead: int) -> float:
-        """Estimate how long one would wait behind so many: seats get free at the rate at which they did."""
-        return (ahead + 1) * self._held_s.mean / self.seats if self.seats else 0.0
-
     def _may_wait(self, demand: Demand, now: float, at: float) -> bool:
         """Tell whether it would have its turn soon enough, and be answered in time then; `at` is its turn."""
         if self._is_in_time(demand, now, len(self._waiters)):
@@ -375,13 +328,8 @@ class Gate:
         return turns is not None and self._is_in_time(demand, now, turns.ahead_of(at))
 
     def _is_in_time(self, demand: Demand, now: float, ahead: int) -> bool:
-        wait_s = self._wait_s(ahead) * _CAUTION
-        needed_s = self._first_byte_s[demand.is_stream].most
-        return wait_s <= self._limits.timeout_s and now + wait_s + needed_s <= demand.deadline
-
-    def _may_begin(self, demand: Demand, now: float) -> bool:
-        """Tell whether it will rather be answered in time than not, now that it is its turn."""
-        return now + self._first_byte_s[demand.is_stream].likely <= demand.deadline
+        wait_s = self._forecast.wait_s(ahead, self.seats) * _CAUTION
+        return wait_s <= self._limits.timeout_s and self._forecast.is_in_time(demand, now + wait_s)
 
     # --- refusals -------------------------------------------------------------------------------
 
@@ -405,7 +353,9 @@ class Gate:
 
     def _retry_after_s(self) -> int:
         """Return after how many seconds those who wait now will have been served."""
-        return max(1, min(math.ceil(self._wait_s(len(self._waiters))), _LONGEST_RETRY_AFTER_S))
+        return max(
+            1, min(math.ceil(self._forecast.wait_s(len(self._waiters), self.seats)), _LONGEST_RETRY_AFTER_S)
+        )
 
 
 class Admission:

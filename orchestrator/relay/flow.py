@@ -57,6 +57,7 @@ from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
+from orchestrator.relay.waiting import Charge
 from orchestrator.routing.overrides import BEGIN as OVERRIDE
 from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
@@ -147,21 +148,21 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
-        if scope.tenant is not None and scope.tenant.counts_tokens:
-            scope.charge_tokens(_expected_tokens(scope.endpoint, view))
+        if scope.account is not None and scope.account.tenant.counts_tokens:
+            scope.account.charge(_expected_tokens(scope.endpoint, view), scope.now())
         if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
             scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)
         route = self._routes.get(view.model) or self._adapters_route(view.model)
-        gate = route.gate
+        gate, charge = route.gate, None
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
         else:
-            scope.charge = await gate.wait(_demand(scope, view, route))
+            charge = await gate.wait(_demand(scope, view, route))
         try:
             request = self._begin(scope, view, route)
         except BaseException:
-            gate.give_back(scope.record, scope.charge)
+            gate.give_back(scope.record, charge)
             raise
         try:
             while True:
@@ -183,7 +184,7 @@ class Flow:
                         return None
                     self._plan_again(request)
         finally:
-            self._settle(request)
+            self._settle(request, charge)
 
     async def aclose(self) -> None:
         await self._releases.aclose()
@@ -477,12 +478,12 @@ class Flow:
         if prefill is not None:
             self._releases.settle(prefill)
 
-    def _settle(self, request: AdmittedRequest) -> None:
-        """Give back what the request holds, for it has ended."""
+    def _settle(self, request: AdmittedRequest, charge: Charge | None) -> None:
+        """Give back what the request holds, for it has ended, and what was charged for its seat."""
         if request.plan.wants_ends:
             tell_ended(request)
         record = request.scope.record
-        request.route.gate.give_back(record, request.scope.charge)
+        request.route.gate.give_back(record, charge)
         if record.logged is not None and request.first_handoff is not None:
             record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
         if request.prefill is not None:
@@ -535,7 +536,8 @@ def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
     """Return what a request asks of the gate."""
     record = scope.record
     demand = Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
-    demand.tenant = scope.tenant
+    if scope.account is not None:
+        demand.tenant = scope.account.tenant
     gate = route.gate
     if gate.weighs:
         new = route.planner.new_tokens(view) if gate.is_ordered else demand.tokens

@@ -54,8 +54,8 @@ class Responder:
                 if leg.settle_doubt is not None:
                     await leg.settle_doubt()
                 leg.succeed()
-                if request.scope.tenant is not None:
-                    request.scope.used_tokens = request.scope.endpoint.all_tokens(content)
+                if request.scope.account is not None:
+                    request.scope.account.used = request.scope.endpoint.all_tokens(content)
                 if request.conversion is None:
                     self._respond(request, leg, content)
                 else:
@@ -103,8 +103,8 @@ class Responder:
             if scope.record.logged is not None:
                 scope.record.logged.output_tokens = events.output_tokens()
             scope.record.pieces = answer.arrivals
-            if scope.tenant is not None:
-                scope.used_tokens = _tokens_of(request.view, events, answer)
+            if scope.account is not None:
+                scope.account.used = _tokens_of(request.view, events, answer)
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()

@@ -26,8 +26,7 @@ from orchestrator.http.asgi import AsgiExchange
 from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
 from orchestrator.http.held import HeldBytes
 from orchestrator.legs.leg import Leg
-from orchestrator.relay.tenants import UNKNOWN, Tenant, Tenants
-from orchestrator.relay.waiting import Charge
+from orchestrator.relay.tenants import Account, Tenants
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
 from orchestrator.telemetry.record import Path, RequestRecord
@@ -60,16 +59,13 @@ class RequestScope:
         "_sent",
         "_stop",
         "_task",
-        "charge",
-        "charged_tokens",
+        "account",
         "deadline",
         "endpoint",
         "exchange",
         "has_begun",
         "record",
-        "tenant",
         "transcript",
-        "used_tokens",
     )
 
     def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
@@ -93,10 +89,7 @@ class RequestScope:
         self.endpoint = endpoint
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, path, received)
-        self.tenant: Tenant | None = None  # who asks, once that is known
-        self.charge: Charge | None = None  # for a seat that was waited for
-        self.charged_tokens = 0  # beforehand
-        self.used_tokens = UNKNOWN  # as far as somebody has told
+        self.account: Account | None = None  # of who asks, where there are API keys
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -137,20 +130,15 @@ class RequestScope:
                 self.endpoint.credential(exchange), self.endpoint.wanted_key
             )
             if plane.tenants is not None:
-                self._enter(plane.tenants.of(client))
+                self.account = plane.tenants.open(client)
         method = self.endpoint.method
         if exchange.method != method:
             raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
         content_type = exchange.header(b"content-type")
         if content_type != self.endpoint.media_type:
             self.endpoint.check_content_type(content_type)
-        if self.tenant is not None and self.tenant.is_limited:
-            self.tenant.check(self.record.received)
-
-    def _enter(self, tenant: Tenant | None) -> None:
-        if tenant is not None:
-            self.tenant = tenant
-            tenant.enter()
+        if self.account is not None:
+            self.account.check(self.record.received)
 
     def _close(self) -> None:
         self._task = None
@@ -160,16 +148,8 @@ class RequestScope:
         self._plane.held.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
-        if self.tenant is not None:
-            self.tenant.leave(self.charged_tokens, self._tokens_used())
-
-    def _tokens_used(self) -> int:
-        """Return what a tenant has used, as far as that is known: what was expected, of an answer that does
-        not tell; nothing if there was none.
-        """
-        if self.used_tokens != UNKNOWN:
-            return self.used_tokens
-        return self.charged_tokens if self.record.status == 200 else 0
+        if self.account is not None:
+            self.account.close(is_answered=self.record.status == 200)
 
     # --- being stopped from outside -------------------------------------------------------------
 
@@ -285,18 +265,11 @@ class RequestScope:
         took = milliseconds(record.first_byte - record.received)
         path, timing = _PATHS[record.path], _server_timing(record)
         block = f"x-process-time: {took}\r\nx-baton-path: {path}\r\nserver-timing: {timing}\r\n".encode()
-        return block if self.tenant is None else block + self._limit_headers()
+        return block if self.account is None else block + self._limit_headers()
 
     def _limit_headers(self) -> bytes:
         """Return what the tenant is told of its limits, as a header block."""
-        tenant = self.tenant
-        return b"" if tenant is None or not tenant.is_limited else tenant.headers(self._plane.time())
-
-    def charge_tokens(self, tokens: int) -> None:
-        """Hold the tenant to its limit of tokens: the request may use so many. Raises `TokensLimited`."""
-        if self.tenant is not None:
-            self.tenant.charge(tokens, self._plane.time())
-            self.charged_tokens = tokens
+        return b"" if self.account is None else self.account.headers(self._plane.time())
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """Send a whole answer."""

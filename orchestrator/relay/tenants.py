@@ -46,7 +46,7 @@ _BUSY_S: Final = 1  # after which it is worth asking again where an open request
 
 
 class Tenant:
-    """A tenant is one API key. Each request is an `enter` and a `leave`."""
+    """A tenant is one API key. Each of its requests has an `Account`."""
 
     __slots__ = (
         "_cells",
@@ -184,6 +184,41 @@ class Tenant:
                     bucket.share(now)
 
 
+class Account:
+    """An account is one request of a tenant, from its head to its end."""
+
+    __slots__ = ("_charged", "tenant", "used")
+
+    def __init__(self, tenant: Tenant) -> None:
+        self.tenant = tenant
+        self.used = UNKNOWN  # tokens, as far as somebody has told
+        self._charged = 0  # beforehand
+        tenant.enter()
+
+    def check(self, now: float) -> None:
+        """Hold it to the limits of requests. Raises `RequestsLimited`."""
+        if self.tenant.is_limited:
+            self.tenant.check(now)
+
+    def charge(self, tokens: int, now: float) -> None:
+        """Hold it to the limit of tokens: it may use so many. Raises `TokensLimited`."""
+        self.tenant.charge(tokens, now)
+        self._charged = tokens
+
+    def headers(self, now: float) -> bytes:
+        """Return what the tenant is told of its limits, as a header block."""
+        return self.tenant.headers(now) if self.tenant.is_limited else b""
+
+    def close(self, *, is_answered: bool) -> None:
+        """Count what it has used, as far as that is known: what was expected, of an answer that does not
+        tell; nothing if there was none.
+        """
+        used = self.used
+        if used == UNKNOWN:
+            used = self._charged if is_answered else 0
+        self.tenant.leave(self._charged, used)
+
+
 class Tenants:
     """It has the tenants of a process, by the names of their keys."""
 
@@ -222,6 +257,11 @@ class Tenants:
     def of(self, name: str) -> Tenant | None:
         """Return the tenant whose key has this name."""
         return self._by_name.get(name)
+
+    def open(self, name: str) -> Account | None:
+        """Open the account of a request with the key of this name. One `close` must follow."""
+        tenant = self._by_name.get(name)
+        return None if tenant is None else Account(tenant)
 
     async def sweep_forever(self) -> None:
         """Share with other processes what was used, until cancelled."""

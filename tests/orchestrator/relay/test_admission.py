@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from orchestrator.api.view import view_request
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
-from orchestrator.relay.admission import Admission, Demand, Estimate, Gate
+from orchestrator.relay.admission import Admission, Demand, Gate
+from orchestrator.relay.forecast import Estimate
 from orchestrator.relay.turns import Turn, Turns
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
@@ -555,7 +556,7 @@ def test_nobody_is_overtaken_by_those_who_come_much_later(
             works.append(work)
             door.come(number, work=work, priority=priority)
             await settle()
-            own_s = door.gate._held_s.mean * work / door.gate._work
+            own_s = door.gate._forecast.held_s.mean * work / door.gate._work
             patience[number] = min(3 * own_s, 500.0)
         order = await served_in_turn(door, 0)
         assert sorted(order) == list(came)
