@@ -148,8 +148,10 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
-        if scope.account is not None and scope.account.tenant.counts_tokens:
-            scope.account.charge(_expected_tokens(scope.endpoint, view), scope.now())
+        if scope.account is not None:
+            scope.account.view = view
+            if scope.account.tenant.counts_tokens:
+                scope.account.charge(_expected_tokens(scope.endpoint, view), scope.now())
         if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
             scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from orchestrator.api.view import RequestView
 from orchestrator.config.options import LimitsConfig, RoutingConfig
 from orchestrator.errors import KvMissing, WorkerCutShort, WorkerGarbage
 from orchestrator.failover.failover import Failover
@@ -20,7 +19,7 @@ from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.judge import InvalidStream, WorkerFailed
 from orchestrator.wire.sse import Events
-from orchestrator.wire.usage import InvalidAnswer, Kv, output_tokens_of
+from orchestrator.wire.usage import InvalidAnswer, Kv, Usage, tokens_in
 
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
@@ -54,8 +53,6 @@ class Responder:
                 if leg.settle_doubt is not None:
                     await leg.settle_doubt()
                 leg.succeed()
-                if request.scope.account is not None:
-                    request.scope.account.used = request.scope.endpoint.all_tokens(content)
                 if request.conversion is None:
                     self._respond(request, leg, content)
                 else:
@@ -75,10 +72,12 @@ class Responder:
 
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
-        kv, content = _judged(request, leg, content)
-        logged = request.scope.record.logged
-        if logged is not None:
-            logged.output_tokens = output_tokens_of(content)
+        record = request.scope.record
+        kv, content, usage = _judged(request, leg, content)
+        if usage is not None:
+            record.usage = usage
+            if record.logged is not None:
+                record.logged.output_tokens = tokens_in(usage)[1]
         if kv is _RECOMPUTED:
             self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _relayed_back(leg.answer), content)
@@ -99,12 +98,12 @@ class Responder:
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
-            scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
-            if scope.record.logged is not None:
-                scope.record.logged.output_tokens = events.output_tokens()
-            scope.record.pieces = answer.arrivals
-            if scope.account is not None:
-                scope.account.used = _tokens_of(request.view, events, answer)
+            record = scope.record
+            record.kv = Kv.LOCAL if leg.handoff is None else events.kv
+            usage = events.usage()
+            record.usage = answer.arrivals if usage is None else usage
+            if record.logged is not None and usage is not None:
+                record.logged.output_tokens = tokens_in(usage)[1]
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()
@@ -134,12 +133,6 @@ class Responder:
             raise KvMissing("the decode worker did not get the KV cache and computed it again")
 
 
-def _tokens_of(view: RequestView, events: Events, answer: Answer) -> int:
-    """Return what a stream has used: as its usage told, else a token for each piece of it that has come."""
-    told = events.all_tokens()
-    return view.prompt_tokens() + answer.arrivals if told is None else told
-
-
 def _send(scope: RequestScope, kv: Kv, head: bytes, content: bytes) -> None:
     """Send a whole answer; `head` is a header block with the content type."""
     scope.record.kv = kv
@@ -156,13 +149,13 @@ def _relayed_back(answer: Answer | None) -> bytes:
     return block if load is None else b"%b%b: %b\r\n" % (block, LOAD_METRICS, load)
 
 
-def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[Kv, bytes]:
+def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[Kv, bytes, Usage | None]:
     """Ask the endpoint about a whole answer. Without a hand-off nothing can have become of one."""
     endpoint, view, handoff = request.scope.endpoint, request.view, leg.handoff
     try:
         if handoff is None:
-            _, content = endpoint.whole(view, content, cached_tokens=None, created_tokens=None)
-            return _LOCAL, content
+            _, content, usage = endpoint.whole(view, content, cached_tokens=None, created_tokens=None)
+            return _LOCAL, content, usage
         return endpoint.whole(
             view,
             content,

@@ -149,7 +149,7 @@ class RequestScope:
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
         if self.account is not None:
-            self.account.close(is_answered=self.record.status == 200)
+            self.account.close(self.record)
 
     # --- being stopped from outside -------------------------------------------------------------
 

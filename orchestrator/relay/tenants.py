@@ -19,11 +19,13 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
+from orchestrator.api.view import RequestView
 from orchestrator.config.keys import Key, KeyRing
 from orchestrator.config.options import TenantsConfig
 from orchestrator.errors import RequestsLimited, TokensLimited
 from orchestrator.relay.rate import Bucket
 from orchestrator.telemetry.counters import RejectReason, Telemetry
+from orchestrator.telemetry.record import RequestRecord
 from orchestrator.telemetry.tenants import (
     CELLS,
     CHARGED_REQUESTS,
@@ -38,10 +40,10 @@ from orchestrator.telemetry.tenants import (
     KeyCells,
     KeyTable,
 )
+from orchestrator.wire.usage import tokens_in
 
 SWEEP_S: Final = 0.25  # so often each process looks at what has flowed into the buckets
 
-UNKNOWN: Final = -1  # tokens
 _BUSY_S: Final = 1  # after which it is worth asking again where an open request must end first
 
 
@@ -187,12 +189,12 @@ class Tenant:
 class Account:
     """An account is one request of a tenant, from its head to its end."""
 
-    __slots__ = ("_charged", "tenant", "used")
+    __slots__ = ("_charged", "tenant", "view")
 
     def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
-        self.used = UNKNOWN  # tokens, as far as somebody has told
-        self._charged = 0  # beforehand
+        self.view: RequestView | None = None  # what is asked for, once it is known
+        self._charged = 0  # tokens, beforehand
         tenant.enter()
 
     def check(self, now: float) -> None:
@@ -209,13 +211,16 @@ class Account:
         """Return what the tenant is told of its limits, as a header block."""
         return self.tenant.headers(now) if self.tenant.is_limited else b""
 
-    def close(self, *, is_answered: bool) -> None:
-        """Count what it has used, as far as that is known: what was expected, of an answer that does not
-        tell; nothing if there was none.
+    def close(self, record: RequestRecord) -> None:
+        """Count what it has used, as its usage tells. Without one, each piece of a stream counts as a token,
+        and an answer as what was expected of it.
         """
-        used = self.used
-        if used == UNKNOWN:
-            used = self._charged if is_answered else 0
+        prompt, answer = tokens_in(record.usage)
+        if prompt is None and (answer or record.status == 200) and self.view is not None:
+            prompt = self.view.prompt_tokens()
+        used = (prompt or 0) + (answer or 0)
+        if record.status == 200 and not record.usage and self._charged:
+            used = self._charged
         self.tenant.leave(self._charged, used)
 
 
