@@ -13,7 +13,6 @@ from orchestrator.config.keys import Scope
 from orchestrator.control.admin_workers import WorkerPages
 from orchestrator.control.changes import Changes
 from orchestrator.control.explain import ExplainPage
-from orchestrator.control.key_metrics import KeyCollector
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
 from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
@@ -98,9 +97,9 @@ class _AdminPages:
             info=lambda: build_info(state.transport),
             events=lambda: state.events.counts,
             not_after=lambda: None if state.certificate is None else state.certificate.not_after,
+            keys=state.keys_counted,
         )
-        keys = KeyCollector(state.keys_counted)
-        self._collectors = (BatonCollector(state.config, sources), keys, process_collector())
+        self._collectors = (BatonCollector(state.config, sources), process_collector())
 
     async def index(self) -> Response:
         return PlainTextResponse(INDEX)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.control.key_metrics import KeyCollector
-from orchestrator.control.metrics import render
 from orchestrator.control.rejections import RejectionWatch
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.events import Events
-from orchestrator.telemetry.tenants import OPEN, REJECTED, REQUESTS, TOKENS, KeyTable
+from orchestrator.telemetry.tenants import REJECTED, KeyTable
 from tests.orchestrator.cluster import Clock
 
 WARNING = logging.WARNING
@@ -102,29 +99,3 @@ def test_of_many_keys_those_are_named_that_were_refused_most(caplog: pytest.LogC
     (message,) = caplog.messages
     assert "20 of key k19" in message
     assert message.endswith("16 of key k15 (16 key_tokens), and 15 keys more")
-
-
-def test_metrics_have_a_series_per_key_and_reason() -> None:
-    table = KeyTable.alone()
-    assert asyncio.run(render([KeyCollector(list)])) == b""
-    table.add(["alice", "bob"])
-    cells = table.cells_of("alice")
-    assert cells is not None
-    for cell, number in [
-        (OPEN, 2),
-        (REQUESTS, 7),
-        (TOKENS, 70),
-        (REJECTED + RejectReason.OVER_SHARE, 3),
-    ]:
-        cells.add(cell, number)
-    page = asyncio.run(render([KeyCollector(table.counted)])).decode().splitlines()
-    for line in (
-        'baton_key_requests_total{key="alice"} 7.0',
-        'baton_key_requests_total{key="other"} 0.0',
-        'baton_key_tokens_total{key="alice"} 70.0',
-        'baton_key_requests_in_flight{key="alice"} 2.0',
-        'baton_key_queue_requests{key="bob"} 0.0',
-        'baton_key_requests_rejected_total{key="alice",reason="over_share"} 3.0',
-        'baton_key_requests_rejected_total{key="bob",reason="over_share"} 0.0',
-    ):
-        assert line in page, line
