@@ -252,8 +252,18 @@ def _add_key(commands: argparse._SubParsersAction[Parser]) -> None:
         help="what it is for: requests (infer, if none is given), /metrics, or the whole admin listener; "
         "may be repeated",
     )
+    for limit, what in _KEY_LIMITS.items():
+        made.add_argument(f"--{limit}", metavar="N", help=what)
     made.add_argument("--file", help="add its line to this file (orchestrator.api_keys_file)")
     made.set_defaults(command=_new_key)
+
+
+_KEY_LIMITS = {
+    "rpm": "it may send this many requests per minute; without it as orchestrator.tenants has it, 0: any",
+    "tpm": "it may use this many tokens per minute",
+    "concurrency": "it may have this many requests open at a time",
+    "weight": "its share of the seats beside other keys, which usually have 1",
+}
 
 
 # --- commands ---------------------------------------------------------------------------------------
@@ -281,7 +291,9 @@ def _new_key(arguments: argparse.Namespace) -> int:
     from launch.keys import KeyRefused, new_key
 
     try:
-        return new_key(arguments.name, ",".join(arguments.scopes or ["infer"]), arguments.file)
+        given = {limit: getattr(arguments, limit) for limit in _KEY_LIMITS}
+        limits = [f"{limit}={value}" for limit, value in given.items() if value is not None]
+        return new_key(arguments.name, ",".join(arguments.scopes or ["infer"]), arguments.file, limits)
     except KeyRefused as error:
         raise _Usage(str(error)) from error
 

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from orchestrator.config.keys import (
     Key,
     KeyFileError,
     keys_in,
+    limits_in,
+    limits_problem,
     line_of,
     name_problem,
     scopes_in,
@@ -28,18 +31,18 @@ class KeyRefused(Exception):
     """No key was made; the message says what to change."""
 
 
-def new_key(name: str, scopes: str, file: str | None) -> int:
+def new_key(name: str, scopes: str, file: str | None, limits: Sequence[str] = ()) -> int:
     """Print a new key, once and for all; its line goes to `file`, or below it if there is none.
 
-    `scopes` are as in a line of the file, with commas between them.
+    `scopes` are as in a line of the file, with commas between them, and so are `limits`: `rpm=600`.
 
     Raises `KeyRefused`.
     """
-    problem = name_problem(name) or scopes_problem(scopes)
+    problem = name_problem(name) or scopes_problem(scopes) or limits_problem(limits)
     if problem is not None:
         raise KeyRefused(problem)
     key = _PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    line = line_of(Key(name, sha256(key.encode()).digest(), scopes_in(scopes)))
+    line = line_of(Key(name, sha256(key.encode()).digest(), scopes_in(scopes), limits_in(limits)))
     if file is not None:
         _append(Path(file), name, line)
     print(key)

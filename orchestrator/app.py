@@ -19,6 +19,7 @@ from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
+from orchestrator.control.rejections import RejectionWatch
 from orchestrator.control.state import (
     ProcessEnd,
     ProcessState,
@@ -45,6 +46,7 @@ from orchestrator.relay.flow import Flow
 from orchestrator.relay.relayed import relayed_to_workers
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
+from orchestrator.relay.tenants import Tenants
 from orchestrator.routing.cache_reports import CacheReports
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog, Note
@@ -55,6 +57,7 @@ from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.tenants import KeyCounts, KeyTable
 from orchestrator.telemetry.tracing import Tracing
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
@@ -79,6 +82,7 @@ class ProcessContext:
     figures: Row | None = None  # where it counts what workers have done; None: in memory of its own
     share: Share | None = None  # tells the policies of other processes something; None: there are none
     salt: int = 0  # of the log of decisions
+    key_table: KeyTable | None = None  # where keys are counted; None: in memory of its own
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
@@ -121,7 +125,9 @@ class Core:
             processes=config.orchestrator.processes,
             telemetry=self.telemetry,
             time=clock,
+            is_fair=context.keys is not None,
         )
+        self.tenants = _tenants(config, context, self.telemetry, clock)
         self.upstream = upstream
         self._offload = Offload()
         self.dispatcher = Dispatcher(
@@ -144,6 +150,7 @@ class Core:
             time=clock,
             entry_of=entry_of,
             relayed=_relayed(config),
+            tenants=self.tenants,
         )
         planners = {model: route.planner for model, route in self._routes.items()}
         self._feeds = KvEventFeeds(self.registry, self._hearer)
@@ -156,12 +163,14 @@ class Core:
 
     def start(self) -> None:
         """Begin to enforce deadlines."""
-        loops = (
+        loops = [
             self.data_plane.sweep_forever(),
             self.flow.ledger.sweep_forever(),
             self.admission.sweep_forever(),
             self._reports.run(),
-        )
+        ]
+        if self.tenants is not None:
+            loops.append(self.tenants.sweep_forever())
         self._sweeps = [asyncio.create_task(loop) for loop in loops]
 
     async def aclose(self) -> None:
@@ -184,7 +193,7 @@ class Core:
 
     def reconfigure(self, config: Config) -> None:
         """Serve by another config from now on, in what can be changed (`control/reload.py`); workers are the
-        registry's, keys the ring's.
+        registry's, and keys are in the ring already.
         """
         limits, routing = config.orchestrator.limits, config.routing
         self.registry.reconfigure(config.health, routing)
@@ -192,6 +201,8 @@ class Core:
         self.flow.rename(config.aliases)
         self.admission.reconfigure(config.orchestrator.queue)
         self.data_plane.reconfigure(limits)
+        if self.tenants is not None:
+            self.tenants.reconfigure(config.orchestrator.tenants)
         self._feeds.settle()
 
 
@@ -229,6 +240,7 @@ class Orchestrator:
         self.events = Events()
         self._figures = _WorkerFigures(self.registry, context.figures)
         self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
+        self.rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
         self.is_draining = False
         plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), plane.handle)
@@ -332,6 +344,10 @@ class Orchestrator:
     def workers(self) -> Sequence[WorkerStatus]:
         return self.registry.statuses()
 
+    def keys_counted(self) -> Sequence[KeyCounts]:
+        tenants = self.core.tenants
+        return [] if tenants is None else tenants.table.counted()
+
     def upstream(self) -> UpstreamStats:
         return self.core.upstream.stats()
 
@@ -412,6 +428,16 @@ def _tracing(config: Config, core: Core) -> Tracing | None:
     tracing = Tracing(options, [model.name for model in config.models], core.random)
     core.data_plane.begin_trace = tracing.begin
     return tracing
+
+
+def _tenants(
+    config: Config, context: ProcessContext, telemetry: Telemetry, time: Callable[[], float]
+) -> Tenants | None:
+    """Make the tenants, if there are API keys."""
+    if context.keys is None:
+        return None
+    table = context.key_table or KeyTable.alone()
+    return Tenants(context.keys, config.orchestrator.tenants, table, telemetry, time)
 
 
 def _routes(

@@ -157,6 +157,29 @@ class Misdirected(ClientError):
     code = "misdirected_request"
 
 
+class RateLimited(ClientError):
+    """The API key is over one of its limits; code and types are OpenAI's."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, retry_after_s)
+
+
+class RequestsLimited(RateLimited):
+    """It has sent too many requests, or has too many open."""
+
+    type = "requests"
+
+
+class TokensLimited(RateLimited):
+    """It has used too many tokens."""
+
+    type = "tokens"
+
+
 class HeadersTooLarge(ClientError):
     status = 431
     code = "headers_too_large"

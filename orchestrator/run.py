@@ -78,6 +78,7 @@ async def _serve(
             prober.start()
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
             watching = asyncio.create_task(orchestrator.watch.run())
+            telling = asyncio.create_task(orchestrator.rejections.run())
             writer.on_lost = orchestrator.telemetry.log_lost
             orchestrator.start(writer.write)
             garbage.tune()
@@ -86,6 +87,7 @@ async def _serve(
             finally:
                 alarm.cancel()
                 watching.cancel()
+                telling.cancel()
                 await prober.aclose()
                 await probe.aclose()
                 await orchestrator.aclose()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from bench.structure.__main__ import (
     MOST_LINES_MEDIAN,
     MOST_METHODS,
     ORDER,
-    ClassSize,
     class_sizes,
     function_sizes,
     read_modules,

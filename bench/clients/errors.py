@@ -24,7 +24,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs/clients.md"
 ANSWERS, EXCEPTIONS = "| error | status |", "| error | openai |"  # how the two tables of the docs begin
 # Errors that no client is told of: nobody is there to read it, or another one is told in its place.
 UNTOLD = frozenset({"client_closed_request", "worker_error", "worker_answered"})
-RETRIED, STREAM = ", retried", " in a stream"
+RETRIED, OF_TOKENS, STREAM = ", retried", ", of tokens", " in a stream"
 IN_STREAMS = ("worker_cut_short", "deadline_exceeded")
 
 # What a stream begins with, before it breaks.
@@ -63,6 +63,7 @@ def told() -> dict[str, BatonError]:
         errors.TooManyConnections("all connections are in use"),
         errors.OutOfResources("no descriptor is left"),
         errors.TooBusy("the queue is full"),
+        errors.RequestsLimited("this API key may send 60 requests per minute: ask again in 1 s", 1),
         errors.DeadlineExceeded("not answered within 1 s"),
         errors.WorkerGarbage("the worker's answer is not valid HTTP"),
         errors.KvMissing("the KV cache is missing"),
@@ -75,6 +76,7 @@ def told() -> dict[str, BatonError]:
         errors.HandoffStalled("no first byte"),
     ]
     named = {error.code: error for error in made}
+    named[errors.TokensLimited.code + OF_TOKENS] = errors.TokensLimited("too many tokens per minute", 1)
     for last in (errors.WorkerUnreachable("no connection"), errors.WorkerCutShort("cut short")):
         last.should_retry = False  # as the flow says of one that it has retried itself
         named[last.code + RETRIED] = last

@@ -80,7 +80,8 @@ _STATUSES = {
     "401": "No valid API key.",
     "404": "No such model.",
     "413": "The body is too large.",
-    "429": "A worker refused the load; see retry-after.",
+    "429": "The API key is over a limit, too many requests wait, or a worker refused the load; see "
+    "retry-after.",
     "502": "A worker failed.",
     "503": "No worker can take the request now; see retry-after.",
     "504": "The request took too long.",

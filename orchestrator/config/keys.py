@@ -2,7 +2,8 @@
 time.
 
 A key has scopes: `infer` is for requests to models, `metrics` for `/metrics`, `admin` for everything of the
-admin listener. A line of the file that names none is a client's: `infer`.
+admin listener. A line of the file that names none is a client's: `infer`. It may also have limits of its own,
+and a weight beside other keys; what its line leaves out is as `orchestrator.tenants` has it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import hmac
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, Self, get_args
 
 from orchestrator.config.files import is_world_writable, read_file
-from orchestrator.config.options import OrchestratorConfig
+from orchestrator.config.options import MAX_RATE, MAX_WEIGHT, MIN_WEIGHT, OrchestratorConfig
 from orchestrator.errors import MissingScope, SettingError, StartError, Unauthorized
 from orchestrator.wire.info import WORKER_KEY_ENV
 
@@ -32,6 +33,10 @@ MAX_TOKEN_BYTES = 1024
 _log = logging.getLogger("baton.config")
 _name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch  # names go to logs
 _digest = re.compile(r"[0-9A-Fa-f]{64}").fullmatch
+_count = re.compile(r"[0-9]{1,13}").fullmatch
+_number = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch
+
+_LINE: Final = "NAME SHA256HEX [SCOPE,...] [LIMIT=N ...]"
 
 
 class KeyFileError(ValueError):
@@ -43,10 +48,24 @@ class KeyFileError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """A key has these limits of its own, as `TenantsConfig` describes them; None where it has none."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    weight: float | None = None
+
+
+LIMITS: Final = tuple(field.name for field in fields(KeyLimits))
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
     name: str
     digest: bytes  # SHA-256 of the key
     scopes: frozenset[Scope] = INFER  # with what they imply
+    limits: KeyLimits = KeyLimits()
 
 
 # In which header fields keys are sent.
@@ -62,7 +81,8 @@ class KeyRing:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read lines `NAME SHA256HEX [SCOPE,...]`; empty lines and lines that start with # do not count.
+        """Read lines `NAME SHA256HEX [SCOPE,...] [LIMIT=N ...]`; empty lines and lines that start with # do
+        not count.
 
         Raises `KeyFileError` with all problems at once, `OSError` if the file cannot be read.
         """
@@ -186,13 +206,33 @@ def _parse(text: str) -> tuple[list[Key], list[str]]:
         if problem := _problem(words, keys):
             problems.append(f"{number}: {problem}")
         else:
-            keys.append(Key(words[0], bytes.fromhex(words[1]), scopes_in(words[2]) if words[2:] else INFER))
+            keys.append(_key(words))
     return keys, problems
+
+
+def _key(words: list[str]) -> Key:
+    """Return the key of a line in which nothing is wrong."""
+    scopes, limits = _parted(words[2:])
+    return Key(words[0], bytes.fromhex(words[1]), scopes_in(scopes) if scopes else INFER, limits_in(limits))
+
+
+def _parted(words: list[str]) -> tuple[str, list[str]]:
+    """Return the word of the scopes, if there is one, and those of the limits."""
+    has_scopes = bool(words) and "=" not in words[0]
+    return (words[0], words[1:]) if has_scopes else ("", words)
 
 
 def line_of(key: Key) -> str:
     """Return the line of a key in a file."""
-    return f"{key.name} {key.digest.hex()} {','.join(scope for scope in SCOPES if scope in key.scopes)}"
+    scopes = ",".join(scope for scope in SCOPES if scope in key.scopes)
+    return " ".join([key.name, key.digest.hex(), scopes, *_limit_words(key.limits)])
+
+
+def _limit_words(limits: KeyLimits) -> Iterator[str]:
+    for name in LIMITS:
+        value = getattr(limits, name)
+        if value is not None:
+            yield f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 
 def name_problem(name: str) -> str | None:
@@ -212,19 +252,56 @@ def scopes_in(word: str) -> frozenset[Scope]:
     return named.union(*(_IMPLIED.get(scope, ()) for scope in named))
 
 
+def limits_problem(words: Sequence[str]) -> str | None:
+    """Return why words `NAME=VALUE` are no limits of a key, without their text; None if they are."""
+    names = [word.partition("=")[0] for word in words]
+    for word, name in zip(words, names, strict=True):
+        if name not in LIMITS or "=" not in word:
+            return f"limits are {', '.join(f'{limit}=N' for limit in LIMITS)}, with blanks between them"
+        if names.count(name) > 1:
+            return f"{name} is given twice"
+        if not _is_limit(name, word.partition("=")[2]):
+            return _WANTED[name]
+    return None
+
+
+def limits_in(words: Sequence[str]) -> KeyLimits:
+    """Return what words `NAME=VALUE` say, in which nothing is wrong."""
+    given = dict(word.split("=", 1) for word in words)
+    counts = {name: int(value) for name, value in given.items() if name != "weight"}
+    weight = float(given["weight"]) if "weight" in given else None
+    return KeyLimits(**counts, weight=weight)
+
+
+_COUNT: Final = "is a whole number, 0 for no limit"
+_WANTED: Final = {
+    "rpm": f"rpm (requests per minute) {_COUNT}",
+    "tpm": f"tpm (tokens per minute) {_COUNT}",
+    "concurrency": f"concurrency (requests at a time) {_COUNT}",
+    "weight": f"weight is a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
+}
+
+
+def _is_limit(name: str, value: str) -> bool:
+    if name == "weight":
+        return bool(_number(value)) and MIN_WEIGHT <= float(value) <= MAX_WEIGHT
+    return bool(_count(value)) and int(value) <= MAX_RATE
+
+
 def _listed(scopes: Iterable[Scope]) -> str:
     return " and ".join(scope for scope in SCOPES if scope in scopes)
 
 
 def _problem(words: list[str], keys: list[Key]) -> str | None:
     """Return what is wrong with a line, without its words: it may hold a key instead of the key's hash."""
-    if len(words) not in (2, 3):
-        return f"expected NAME SHA256HEX [SCOPE,...], got {len(words)} word{'s' if len(words) > 1 else ''}"
+    if len(words) < 2:
+        return f"expected {_LINE}, got 1 word"
     if problem := name_problem(words[0]):
         return problem
     if not _digest(words[1]):
         return "expected the SHA-256 of the key as 64 hexadecimal digits (printf %s KEY | sha256sum)"
-    if len(words) == 3 and (problem := scopes_problem(words[2])):
+    scopes, limits = _parted(words[2:])
+    if problem := (scopes_problem(scopes) if scopes else None) or limits_problem(limits):
         return problem
     if any(key.name == words[0] for key in keys):
         return "this name is already taken by an earlier line"

@@ -32,6 +32,8 @@ MAX_PROCESSES = 256
 MAX_WORKERS = 4096  # of all models together
 MAX_GPUS = 1024  # of one machine
 MAX_SECONDS = 1e9  # 31 years, for those who mean for ever
+MAX_RATE = 10**12  # of requests, or of tokens, per minute
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # of a key beside others
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})
 ANY_HOST = "*"
@@ -411,6 +413,39 @@ class QueueConfig(Model):
     )
 
 
+class TenantsConfig(Model):
+    """Each API key has these limits and this weight, unless its line in `api_keys_file` has others."""
+
+    rpm: Reloadable[int] = Field(
+        0,
+        ge=0,
+        le=MAX_RATE,
+        description="A key may send this many requests per minute, and as many at once after a quiet minute; "
+        "with 0 any number. Others are answered 429. This holds for all processes together.",
+    )
+    tpm: Reloadable[int] = Field(
+        0,
+        ge=0,
+        le=MAX_RATE,
+        description="A key may use this many tokens per minute; with 0 any number. A request that comes "
+        "takes a token for each four bytes of its prompt, and its limit of tokens (256 without one); at its "
+        "end it has taken the tokens of its usage.",
+    )
+    concurrency: Reloadable[int] = Field(
+        0,
+        ge=0,
+        le=MAX_RATE,
+        description="A key may have this many requests open at a time; with 0 any number.",
+    )
+    weight: Reloadable[float] = Field(
+        1.0,
+        ge=MIN_WEIGHT,
+        le=MAX_WEIGHT,
+        description="While requests wait for seats, keys get the time of seats in proportion to their "
+        "weights.",
+    )
+
+
 class OrchestratorConfig(Model):
     listen: Address = Field(
         "127.0.0.1:8000",
@@ -427,9 +462,14 @@ class OrchestratorConfig(Model):
     )
     api_keys_file: Reloadable[str | None] = Field(
         None,
-        description="This file lists the API keys, in lines `NAME SHA256HEX [SCOPE,...]` (baton key new "
-        "writes them). Clients send the key as bearer token. Of the scopes, infer is for requests, metrics "
-        "for /metrics and admin for the admin listener; a line without scopes is for infer only.",
+        description="This file lists the API keys, in lines `NAME SHA256HEX [SCOPE,...] [LIMIT=N ...]` "
+        "(baton key new writes them). Clients send the key as bearer token. Of the scopes, infer is for "
+        "requests, metrics for /metrics and admin for the admin listener; a line without scopes is for "
+        "infer only. The limits are rpm, tpm, concurrency and weight, as in `tenants`.",
+    )
+    tenants: TenantsConfig = Field(
+        TenantsConfig(),
+        description="This section has the limits and the weight of the API keys whose lines have none.",
     )
     allow_workers: Reloadable[list[WorkerPattern]] = Field(
         [],

@@ -97,6 +97,7 @@ class _AdminPages:
             info=lambda: build_info(state.transport),
             events=lambda: state.events.counts,
             not_after=lambda: None if state.certificate is None else state.certificate.not_after,
+            keys=state.keys_counted,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 

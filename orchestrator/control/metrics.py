@@ -25,6 +25,7 @@ from orchestrator.control.worker_watch import Figures
 from orchestrator.telemetry import catalog
 from orchestrator.telemetry.catalog import UNKNOWN, Kind
 from orchestrator.telemetry.counters import Layout
+from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.worker import Worker
@@ -46,6 +47,7 @@ class Sources:
     figures: Callable[[], Sequence[tuple[Worker, Figures]]] = lambda: ()
     events: Callable[[], Mapping[str, int]] = dict  # how many there were of each kind
     not_after: Callable[[], float | None] = lambda: None  # of the TLS certificate, in seconds since 1970
+    keys: Callable[[], Sequence[KeyCounts]] = list
 
 
 class BatonCollector(Collector):
@@ -83,6 +85,7 @@ class BatonCollector(Collector):
             process_ends=sources.process_ends(),
             events=sources.events(),
             not_after=sources.not_after(),
+            keys=sources.keys(),
         )
 
     def _samples(self, metric: catalog.Metric, samples: Iterable[Sample]) -> Metric:

@@ -13,10 +13,11 @@ from typing import Final
 
 from orchestrator.control.state import ProcessEnd, ProcessStatus
 from orchestrator.control.worker_watch import Figures
-from orchestrator.telemetry import catalog, counters
+from orchestrator.telemetry import catalog, counters, tenants
 from orchestrator.telemetry.catalog import Metric
 from orchestrator.telemetry.counters import Layout, histogram_cells
 from orchestrator.telemetry.figures import BOUNDS, FIRST_BYTE, GAP
+from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.usage import Kv
 from orchestrator.workers.figures import COUNTERS, CacheFigures, CacheStatus, KvEventStatus
@@ -46,6 +47,7 @@ class Moment:
     process_ends: Mapping[ProcessEnd, int]
     events: Mapping[str, int]  # how many there were of each kind
     not_after: float | None  # of the TLS certificate, in seconds since 1970
+    keys: Sequence[KeyCounts]
 
 
 Read = Callable[[Moment], Iterable[Sample]]
@@ -68,6 +70,17 @@ def _cells(first: Callable[[Layout], int], names: Callable[[Layout], Iterable[st
 def _cell(place: Callable[[Layout], int]) -> Read:
     """Read the only series of a metric without labels."""
     return lambda moment: [((), moment.row[place(moment.layout)])]
+
+
+def _key_cell(cell: int) -> Read:
+    """Read a cell of each API key."""
+    return lambda moment: [((name,), cells[cell]) for name, cells in moment.keys]
+
+
+def _key_rejections(moment: Moment) -> Iterator[Sample]:
+    for name, cells in moment.keys:
+        for reason in counters.RejectReason:
+            yield (name, reason.name.lower()), cells[tenants.REJECTED + reason]
 
 
 def _names(kind: Iterable[IntEnum]) -> Callable[[Layout], Sequence[str]]:
@@ -238,6 +251,11 @@ READ: Final[Mapping[Metric, Read]] = {
     catalog.REQUESTS: _requests,
     catalog.REQUESTS_IN_FLIGHT: _cells(lambda layout: layout.in_flight, lambda layout: layout.models),
     catalog.ERRORS: _cells(lambda layout: layout.errors, lambda layout: layout.error_codes),
+    catalog.KEY_REQUESTS: _key_cell(tenants.REQUESTS),
+    catalog.KEY_TOKENS: _key_cell(tenants.TOKENS),
+    catalog.KEY_REJECTED: _key_rejections,
+    catalog.KEY_IN_FLIGHT: _key_cell(tenants.OPEN),
+    catalog.KEY_QUEUE: _key_cell(tenants.WAITING),
     catalog.REJECTED: _cells(lambda layout: layout.rejections, _names(counters.RejectReason)),
     catalog.POISON: _cell(lambda layout: layout.poison),
     catalog.RETRIES: _cells(lambda layout: layout.retries, _names(counters.RetryReason)),

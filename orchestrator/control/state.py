@@ -15,6 +15,7 @@ from orchestrator.http.tls import Certificate
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
@@ -152,6 +153,10 @@ class AdminState(Guarding, Protocol):
 
     def counts(self) -> Sequence[int]:
         """Return one row of `Telemetry`, or the sum of several."""
+        ...
+
+    def keys_counted(self) -> Sequence[KeyCounts]:
+        """Return what was counted of each API key; nothing if there are none."""
         ...
 
     def workers(self) -> Sequence[WorkerStatus]: ...

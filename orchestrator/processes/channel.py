@@ -38,6 +38,7 @@ class Start(msgspec.Struct, tag=True, kw_only=True):
     keys: list[Key] | None
     snapshot: Snapshot
     salt: int = 0  # of the log of decisions
+    key_names: list[str] = []  # whose cells come one after the other in each row, see `KeyTable`
 
 
 class Reconfigured(msgspec.Struct, tag=True):
@@ -45,6 +46,7 @@ class Reconfigured(msgspec.Struct, tag=True):
 
     config: bytes  # JSON
     keys: list[Key] | None
+    key_names: list[str] = []
 
 
 class Replaced(msgspec.Struct, tag=True):

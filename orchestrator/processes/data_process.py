@@ -43,6 +43,7 @@ from orchestrator.processes.rows import Rows, row_size
 from orchestrator.processes.sharing import Shared, Sharing
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
+from orchestrator.telemetry.tenants import SLOTS, KeyTable
 from orchestrator.transport.pool import PooledUpstream
 
 HANDSHAKE_S = 5.0  # for TLS handshakes under way: their connections are in no list yet
@@ -94,9 +95,10 @@ def rows_of(fd: int, config: Config, start: Start) -> Rows:
     Raises `StartError` if they are not as this code has them.
     """
     layout = Layout([model.name for model in config.models], ENDPOINTS)
-    if row_size(layout, start.slots) != start.row_size:
+    keys = 0 if start.keys is None else SLOTS
+    if row_size(layout, start.slots, keys) != start.row_size:
         raise StartError("another version is installed than the one that runs: restart the orchestrator")
-    rows = Rows(fd, layout, start.slots, start.rows)
+    rows = Rows(fd, layout, start.slots, start.rows, keys)
     rows.close()
     return rows
 
@@ -109,6 +111,7 @@ class DataProcess:
         self._rows = rows
         self._row = start.row
         self._sharing = Sharing(channel.offer)
+        self._key_table = KeyTable(rows.keys(), start.row, start.key_names)
         self._beat_s = config.orchestrator.hang_timeout_s / BEATS
         self._orchestrator = Orchestrator(
             config,
@@ -124,6 +127,7 @@ class DataProcess:
                 figures=rows.figures(start.row),
                 share=self._sharing.note,
                 salt=start.salt,
+                key_table=self._key_table,
             ),
         )
         self._follower = Follower(self._orchestrator.registry, channel.send)
@@ -188,6 +192,7 @@ class DataProcess:
     def _reconfigure(self, message: Reconfigured) -> None:
         if self._orchestrator.keys is not None and message.keys is not None:
             self._orchestrator.keys.exchange(message.keys)
+            self._key_table.add(message.key_names)
         is_renewed(self._orchestrator.certificate)
         self._orchestrator.reconfigure(Config.model_validate_json(message.config))
 

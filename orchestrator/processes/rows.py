@@ -5,8 +5,8 @@ them. There is no lock: a cell has one writer, and is eight aligned bytes, which
 
 A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
 writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
-was last heard, then for each its figures, then for each what is known of its caches. Row 0 is the base: what
-processes that have ended had counted.
+was last heard, then for each its figures, then for each what is known of its caches, then what is counted of
+API keys. Row 0 is the base: what processes that have ended had counted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 
 from orchestrator.telemetry.counters import Layout, sum_rows
 from orchestrator.telemetry.figures import CELLS
+from orchestrator.telemetry.tenants import CELLS as KEY_CELLS
+from orchestrator.telemetry.tenants import SUMS as KEY_SUMS
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.figures import COUNTERS, CacheFigures
 from orchestrator.workers.worker import SharedLoad
@@ -37,10 +39,10 @@ _CACHE_CELLS = len(CacheFigures._fields)
 class Rows:
     """All rows are here. Whoever writes to one knows its index from the supervisor; only that one folds."""
 
-    def __init__(self, fd: int, layout: Layout, workers: int, count: int) -> None:
+    def __init__(self, fd: int, layout: Layout, workers: int, count: int, keys: int = 0) -> None:
         """Map the memory behind `fd`, which `create` made for the same arguments.
 
-        `workers` is how many slots there are for workers.
+        `workers` and `keys` are how many slots there are for these.
         """
         self.fd = fd
         self.count = count
@@ -52,21 +54,24 @@ class Rows:
         self._heard = self._legs + workers
         self._figures = self._heard + workers
         self._caches = self._figures + workers * CELLS
-        self.row_size = row_size(layout, workers)
+        self._keys = self._caches + workers * _CACHE_CELLS
+        self._key_slots = keys
+        self.row_size = row_size(layout, workers, keys)
         self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
         self._counters = [
             *layout.counters,
             *range(self._figures, self._figures + workers * CELLS),
             *(self._upstream + place for place, name in enumerate(_UPSTREAM) if name not in _UPSTREAM_GAUGES),
             *(self._caches + slot * _CACHE_CELLS + place for slot in range(workers) for place in COUNTERS),
+            *(self._keys + slot * KEY_CELLS + place for slot in range(keys) for place in KEY_SUMS),
         ]
 
     @classmethod
-    def create(cls, layout: Layout, workers: int, count: int) -> Rows:
+    def create(cls, layout: Layout, workers: int, count: int, keys: int = 0) -> Rows:
         """Return `count` rows of zeros, the base among them."""
         fd = _anonymous_file()
-        os.ftruncate(fd, count * row_size(layout, workers) * CELL_BYTES)
-        return cls(fd, layout, workers, count)
+        os.ftruncate(fd, count * row_size(layout, workers, keys) * CELL_BYTES)
+        return cls(fd, layout, workers, count, keys)
 
     def close(self) -> None:
         """Close the descriptor, so that nobody inherits it any more; the rows stay."""
@@ -110,6 +115,11 @@ class Rows:
         """Return the cells in which the writer of `row` counts what workers have done, slot after slot."""
         return self._row(row)[self._figures : self._figures + self._workers * CELLS]
 
+    def keys(self) -> list[memoryview]:
+        """Return the cells of API keys in each row."""
+        size = self._key_slots * KEY_CELLS
+        return [self._row(row)[self._keys : self._keys + size] for row in range(self.count)]
+
     def figures_of(self, slot: int) -> Sequence[int]:
         """Return what all processes have counted for the worker of a slot."""
         start = self._figures + slot * CELLS
@@ -149,9 +159,9 @@ class Rows:
         ended[:] = array("q", bytes(self.row_size * CELL_BYTES))
 
 
-def row_size(layout: Layout, workers: int) -> int:
+def row_size(layout: Layout, workers: int, keys: int = 0) -> int:
     """Return the size of a row in cells."""
-    cells = layout.size + len(_UPSTREAM) + 1 + (2 + CELLS + _CACHE_CELLS) * workers
+    cells = layout.size + len(_UPSTREAM) + 1 + (2 + CELLS + _CACHE_CELLS) * workers + KEY_CELLS * keys
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line
 

@@ -24,6 +24,7 @@ from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import Key, load_keys
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
+from orchestrator.control.rejections import RejectionWatch
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.control.state import (
     ProcessEnd,
@@ -45,6 +46,7 @@ from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.tenants import SLOTS, KeyCounts, KeyTable
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
@@ -116,7 +118,9 @@ class Supervisor:
         self.layout = Layout(models, ENDPOINTS)
         # The base, and for each index one that serves and one that retires.
         self._slots = len(addresses) + SPARE_WORKERS
-        self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._indexes))
+        keys = 0 if self.keys is None else SLOTS
+        self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._indexes), keys)
+        self._key_table = KeyTable(self._rows.keys(), BASE, [key.name for key in self.keys or ()])
         self._free_rows = _queue_of(range(BASE + 1, self._rows.count))
         self.registry = Registry(
             addresses,
@@ -145,7 +149,9 @@ class Supervisor:
         try:
             kept = (self._keep(index) for index in self._indexes)
             alarm = CacheAlarm(self.registry)
-            await _first_of(stop.requested.wait(), self._kill_hung(), alarm.run(), self.watch.run(), *kept)
+            rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
+            watches = (alarm.run(), self.watch.run(), rejections.run())
+            await _first_of(stop.requested.wait(), self._kill_hung(), *watches, *kept)
         finally:
             self._is_stopping = True
             self._listener.close()  # who connects now is refused, as soon as all processes have closed it too
@@ -158,7 +164,10 @@ class Supervisor:
         """Have all processes, also those to come, serve by another config in what can be changed."""
         self.config = config
         self.registry.reconfigure(config.health, config.routing)
-        message = Reconfigured(config=self._config_json(), keys=self._key_list())
+        self._key_table.add(key.name for key in self.keys or ())
+        message = Reconfigured(
+            config=self._config_json(), keys=self._key_list(), key_names=self._key_table.names
+        )
         for process in self._processes:
             process.reconfigure(message)
 
@@ -169,6 +178,9 @@ class Supervisor:
 
     def workers(self) -> Sequence[WorkerStatus]:
         return self.registry.statuses()
+
+    def keys_counted(self) -> Sequence[KeyCounts]:
+        return [] if self.keys is None else self._key_table.counted()
 
     def upstream(self) -> UpstreamStats:
         return self._rows.upstream()
@@ -260,6 +272,7 @@ class Supervisor:
             keys=self._key_list(),
             snapshot=self._publisher.snapshot,
             salt=self._salt,
+            key_names=self._key_table.names,
         )
 
     def _config_json(self) -> bytes:

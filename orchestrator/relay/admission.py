@@ -11,9 +11,12 @@ replaced in between.
 | comes while a seat is free | a permit at once: nobody waits then |
 | comes while none is free | a place in the queue, in the order of `relay/turns.py` or of arrival |
 | comes while the queue is full, or would wait for too long to be answered in time | 429 |
+| comes while the queue is full, and another API key has more there for its weight | that one's newest place |
 | is first in the queue with too little time left for an answer | 429; the seat goes to the next one |
 | has waited for `timeout_s` | 503 |
 | asks for a model without any worker | a permit: the planner says what is missing |
+
+Where there are API keys, each has a line of its own in the queue (`relay/fairness.py`).
 
 So under overload seats go to requests that can still be answered before their deadline, and the other
 clients know at once. With several processes each has its share of the seats, and a queue of its own: nobody
@@ -27,11 +30,15 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from orchestrator.config.options import DEFAULT_SEATS, QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
-from orchestrator.relay.turns import MOST_PRIORITY, Turn, Turns, behind_s
+from orchestrator.relay.fairness import Lines
+from orchestrator.relay.forecast import Forecast
+from orchestrator.relay.turns import MOST_PRIORITY, Turns, behind_s
+from orchestrator.relay.waiting import Charge, SeatPromise, Waiter
+from orchestrator.relay.waiting import Demand as Demand
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
@@ -51,88 +58,6 @@ _CAUTION: Final = 1.5
 _LONGEST_RETRY_AFTER_S: Final = 60  # an estimate is not worth more
 
 
-class Demand:
-    """A request that has to wait asks for this."""
-
-    __slots__ = ("deadline", "is_stream", "priority", "size", "tokens", "work")
-
-    def __init__(
-        self,
-        tokens: int,
-        size: int,
-        deadline: float,
-        is_stream: bool,
-        work: float = 0.0,
-        priority: int = 0,
-    ) -> None:
-        """`size` is in bytes, `deadline` a moment of the event loop's clock. `work` is in seconds, and need
-        be right only beside that of others; the lower `priority` goes first. Both are for a gate that
-        `is_ordered`.
-        """
-        self.tokens = tokens
-        self.size = size
-        self.deadline = deadline
-        self.is_stream = is_stream
-        self.work = work
-        self.priority = priority
-
-
-class Estimate:
-    """It estimates mean and mean deviation of what was seen lately, as TCP does of round trips (RFC 6298).
-
-    Its gains are half of TCP's: answers differ from one another more than round trips do.
-    """
-
-    __slots__ = ("deviation", "mean")
-
-    def __init__(self) -> None:
-        self.mean = 0.0
-        self.deviation = 0.0
-
-    def note(self, value: float) -> None:
-        if not self.mean:
-            self.mean, self.deviation = value, value / 2
-            return
-        error = value - self.mean
-        self.mean += error / 16
-        self.deviation += (abs(error) - self.deviation) / 8
-
-    @property
-    def likely(self) -> float:
-        """Most values are below this."""
-        return self.mean + self.deviation
-
-    @property
-    def most(self) -> float:
-        """Few values are above this."""
-        return self.mean + 4 * self.deviation
-
-
-class SeatPromise(Protocol):
-    """It tells that a wait is over: a future, or what stands for one where no event loop runs. Its result is
-    None once the seat is taken, and else why there is none.
-    """
-
-    def done(self) -> bool: ...
-
-    def cancelled(self) -> bool: ...
-
-    def result(self) -> BatonError | None: ...
-
-    def set_result(self, result: BatonError | None, /) -> None: ...
-
-
-class _Waiter(Turn):
-    __slots__ = ("demand", "seat", "since")
-
-    def __init__(self, demand: Demand, since: float, at: float, seat: SeatPromise) -> None:
-        """`at` is its turn. `seat` brings None when the seat is taken for it."""
-        super().__init__(at)
-        self.demand = demand
-        self.since = since
-        self.seat = seat
-
-
 class Gate:
     """A gate has the seats of one model, and the queue for them. It is changed on the event loop only.
 
@@ -143,9 +68,10 @@ class Gate:
     __slots__ = (
         "_bytes",
         "_cell",
-        "_first_byte_s",
-        "_held_s",
+        "_forecast",
+        "_is_ordered",
         "_limits",
+        "_lines",
         "_model",
         "_telemetry",
         "_time",
@@ -158,16 +84,23 @@ class Gate:
     )
 
     def __init__(
-        self, model: str, index: int, limits: QueueConfig, telemetry: Telemetry, time: Callable[[], float]
+        self,
+        model: str,
+        index: int,
+        limits: QueueConfig,
+        telemetry: Telemetry,
+        time: Callable[[], float],
+        *,
+        is_fair: bool = False,
     ) -> None:
-        """`index` is the model's in the config."""
+        """`index` is the model's in the config. With `is_fair` seats are shared among tenants."""
         self.free = 0
         self.seats = 0
         self._model = model
-        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()  # a queue that can be left from its middle
-        self._turns: Turns[_Waiter] | None = (
-            None  # of the same, unless the first to come is the first to be served
-        )
+        self._waiters: OrderedDict[Waiter, None] = OrderedDict()  # a queue that can be left from its middle
+        # Of the same: tenants by their shares, or all by their turns. Else the first to come is the first.
+        self._lines: Lines | None = Lines() if is_fair else None
+        self._turns: Turns[Waiter] | None = None
         self._work = 0.0  # the mean of what those ask for who have to wait
         self.reconfigure(limits)
         self._telemetry = telemetry
@@ -176,8 +109,7 @@ class Gate:
         self._tokens = 0
         self._bytes = 0
         # Only requests that ended while no seat was free count: others wait for such as these.
-        self._held_s = Estimate()
-        self._first_byte_s = (Estimate(), Estimate())  # since the permit; whole answers, streams
+        self._forecast = Forecast()
 
     def __repr__(self) -> str:
         return f"<Gate {self._model} seats={self.seats} free={self.free} waiting={len(self._waiters)}>"
@@ -189,13 +121,20 @@ class Gate:
     @property
     def is_ordered(self) -> bool:
         """It matters what somebody asks for who has to wait."""
-        return self._turns is not None
+        return self._is_ordered
 
-    async def wait(self, demand: Demand) -> None:
-        """Wait for a permit. Raises `TooBusy` or `Overloaded`; then, or if cancelled, nothing is held."""
+    @property
+    def weighs(self) -> bool:
+        """It matters how much work it is."""
+        return self._is_ordered or self._lines is not None
+
+    async def wait(self, demand: Demand) -> Charge | None:
+        """Wait for a permit. Return what was charged for it, for `give_back`. Raises `TooBusy` or
+        `Overloaded`; then, or if cancelled, nothing is held.
+        """
         if not self.seats:
             self.free -= 1
-            return
+            return None
         seat: asyncio.Future[BatonError | None] = asyncio.get_running_loop().create_future()
         waiter = self.enqueue(demand, seat)
         try:
@@ -205,13 +144,16 @@ class Gate:
             raise
         if refusal is not None:
             raise refusal
+        return waiter.charge
 
-    def give_back(self, record: RequestRecord) -> None:
-        """Give back the permit of a request that has ended."""
+    def give_back(self, record: RequestRecord, charge: Charge | None = None) -> None:
+        """Give back the permit of a request that has ended, and what was charged for it."""
         free = self.free
         self.free = free + 1
+        if charge is not None:
+            self._settle(charge, self._time() - record.admitted)
         if free <= 0 and self.seats:
-            self._learn(record)
+            self._forecast.learn(record, self._time())
             self._dispatch()
 
     def reconfigure(self, limits: QueueConfig) -> None:
@@ -219,7 +161,9 @@ class Gate:
         limits let them. They keep their turns; where turns are new, those are as they came.
         """
         self._limits = limits
-        is_ordered = limits.order == "shortest" or limits.priority_s > 0
+        self._is_ordered = is_ordered = limits.order == "shortest" or limits.priority_s > 0
+        if self._lines is not None:
+            return  # a line has turns in any case
         if is_ordered and self._turns is None:
             self._turns = Turns()
             for waiter in self._waiters:
@@ -239,25 +183,39 @@ class Gate:
         while (first := self._oldest()) is not None and first.since <= latest:
             message = f"no seat for the model '{self._model}' within {self._limits.timeout_s:g} s"
             error = Overloaded(message, retry_after_s=self._retry_after_s())
-            self._end(first, self._refused(error, RejectReason.WAITED))
+            self._end(first, self._refused(error, RejectReason.WAITED, first.demand))
+        if self._lines is not None and not self._waiters:
+            self._lines.forget()
 
     # --- the queue ------------------------------------------------------------------------------
 
-    def enqueue(self, demand: Demand, seat: SeatPromise) -> _Waiter:
+    def enqueue(self, demand: Demand, seat: SeatPromise) -> Waiter:
         """Put a request into the queue: `seat` is set when its wait is over. Raises `TooBusy`."""
         now = self._time()
-        if not self._has_room(demand):
-            raise self._too_busy(f"the queue for the model '{self._model}' is full", RejectReason.QUEUE_FULL)
-        turns = self._turns
-        at = now if turns is None else now + self._late_s(demand)
+        losers = self._losers(demand)
+        if losers is None:
+            raise self._too_busy(self._full(), RejectReason.QUEUE_FULL, demand)
+        at = now + self._late_s(demand) if self._is_ordered else now
         if not self._may_wait(demand, now, at):
-            raise self._too_late()
-        waiter = _Waiter(demand, now, at, seat)
+            raise self._too_late(demand)
+        for loser in losers:
+            self._push_out(loser)
+        waiter = Waiter(demand, now, at, seat)
         self._waiters[waiter] = None
-        if turns is not None:
-            turns.add(waiter)
+        if self._lines is not None:
+            self._lines.add(waiter)
+        elif self._turns is not None:
+            self._turns.add(waiter)
         self._count(demand, 1)
         return waiter
+
+    def _push_out(self, waiter: Waiter) -> None:
+        """Have somebody leave for somebody else."""
+        if waiter.seat.done():  # it was stopped a moment ago
+            self._remove(waiter)
+        else:
+            message = f"{self._full()}, and this API key has more than its share of it"
+            self._end(waiter, self._too_busy(message, RejectReason.OVER_SHARE, waiter.demand))
 
     def _late_s(self, demand: Demand) -> float:
         """Return by how much its turn comes after its arrival (`relay/turns.py`)."""
@@ -265,42 +223,59 @@ class Gate:
         late_s = 0.0
         if limits.order == "shortest":
             self._work += (demand.work - self._work) / 16 if self._work else demand.work
-            own_s = self._held_s.mean * demand.work / self._work if self._work else 0.0
+            own_s = self._forecast.held_s.mean * demand.work / self._work if self._work else 0.0
             late_s = behind_s(own_s, limits.timeout_s / 2)
         if limits.priority_s and demand.priority:
             priority = max(-MOST_PRIORITY, min(demand.priority, MOST_PRIORITY))
             late_s += max(-limits.timeout_s, min(priority * limits.priority_s, limits.timeout_s))
         return late_s
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, waiter: Waiter) -> None:
         """Forget a request that was stopped: before its turn, or with the permit on its way."""
         if waiter in self._waiters:
             self._remove(waiter)
         elif not waiter.seat.cancelled() and waiter.seat.result() is None:
             self.free += 1
+            if self._lines is not None and waiter.charge is not None:
+                self._lines.refund(waiter.charge)
             self._dispatch()
+
+    def _settle(self, charge: Charge, held_s: float) -> None:
+        """Set right what was charged. A line falls behind by no more than others take while half of the
+        longest wait goes by.
+        """
+        if self._lines is not None:
+            self._lines.settle(charge, held_s, self.seats * self._limits.timeout_s / 2)
 
     def _dispatch(self) -> None:
         """Give free seats to those who wait; if there are no seats at all any more, nobody waits for one."""
         now = self._time() if self._waiters else 0.0
         while (self.free > 0 or not self.seats) and (first := self._first()) is not None:
-            if self.seats and not self._may_begin(first.demand, now):
-                self._end(first, self._too_late())
+            if self.seats and not self._forecast.may_begin(first.demand, now):
+                self._end(first, self._too_late(first.demand))
             else:
                 self.free -= 1
+                if self._lines is not None:
+                    first.charge = self._lines.charge(first)
                 self._end(first, None)
 
-    def _first(self) -> _Waiter | None:
+    def _first(self) -> Waiter | None:
         """Return who is next. A request that was stopped a moment ago is not."""
-        if self._turns is None:
+        if self._lines is None and self._turns is None:
             return self._oldest()
-        while (waiter := self._turns.first()) is not None:
+        while (waiter := self._foremost()) is not None:
             if not waiter.seat.done():
                 return waiter
             self._remove(waiter)
         return None
 
-    def _oldest(self) -> _Waiter | None:
+    def _foremost(self) -> Waiter | None:
+        """Return who stands first, where that is not simply who came first."""
+        if self._lines is not None:
+            return self._lines.first()
+        return None if self._turns is None else self._turns.first()
+
+    def _oldest(self) -> Waiter | None:
         """Return who of those that wait has come first."""
         while self._waiters:
             waiter = next(iter(self._waiters))
@@ -309,83 +284,78 @@ class Gate:
             self._remove(waiter)
         return None
 
-    def _end(self, waiter: _Waiter, error: BatonError | None) -> None:
+    def _end(self, waiter: Waiter, error: BatonError | None) -> None:
         """End a wait: with a permit, or with this error."""
         self._remove(waiter)
         waiter.seat.set_result(error)
 
-    def _remove(self, waiter: _Waiter) -> None:
+    def _remove(self, waiter: Waiter) -> None:
         del self._waiters[waiter]
         waiter.is_over = True
-        if self._turns is not None:
+        if self._lines is not None:
+            self._lines.remove(waiter)
+        elif self._turns is not None:
             self._turns.tidy(len(self._waiters))
         self._count(waiter.demand, -1)
 
-    def _has_room(self, demand: Demand) -> bool:
+    def _losers(self, demand: Demand) -> list[Waiter] | None:
+        """Return who has to leave for it to have room: nobody, as a rule. None: nobody will."""
         limits = self._limits
-        return (
-            len(self._waiters) < limits.requests
-            and self._tokens + demand.tokens <= limits.tokens
-            and self._bytes + demand.size <= limits.bytes
-        )
+        requests = len(self._waiters) + 1 - limits.requests
+        tokens = self._tokens + demand.tokens - limits.tokens
+        size = self._bytes + demand.size - limits.bytes
+        if requests <= 0 and tokens <= 0 and size <= 0:
+            return []
+        return None if self._lines is None else self._lines.losers(demand, [requests, tokens, size])
 
     def _count(self, demand: Demand, sign: int) -> None:
         self._tokens += sign * demand.tokens
         self._bytes += sign * demand.size
         row, cell = self._telemetry.row, self._cell
         row[cell], row[cell + 1], row[cell + 2] = len(self._waiters), self._tokens, self._bytes
+        if demand.tenant is not None:
+            demand.tenant.wait(sign)
 
     # --- what is to be expected -----------------------------------------------------------------
-
-    def _learn(self, record: RequestRecord) -> None:
-        """Learn from a request that has ended; one without an answer tells at least that it takes longer than
-        it had.
-        """
-        now = self._time()
-        self._held_s.note(now - record.admitted)
-        estimate = self._first_byte_s[record.is_stream]
-        took_s = (record.first_byte or now) - record.admitted
-        if record.first_byte or took_s > estimate.mean:
-            estimate.note(took_s)
-
-    def _wait_s(self, ahead: int) -> float:
-        """Estimate how long one would wait behind so many: seats get free at the rate at which they did."""
-        return (ahead + 1) * self._held_s.mean / self.seats if self.seats else 0.0
 
     def _may_wait(self, demand: Demand, now: float, at: float) -> bool:
         """Tell whether it would have its turn soon enough, and be answered in time then; `at` is its turn."""
         if self._is_in_time(demand, now, len(self._waiters)):
             return True
+        if self._lines is not None:
+            return self._is_in_time(demand, now, self._lines.ahead_of(demand, at))
         turns = self._turns
         return turns is not None and self._is_in_time(demand, now, turns.ahead_of(at))
 
     def _is_in_time(self, demand: Demand, now: float, ahead: int) -> bool:
-        wait_s = self._wait_s(ahead) * _CAUTION
-        needed_s = self._first_byte_s[demand.is_stream].most
-        return wait_s <= self._limits.timeout_s and now + wait_s + needed_s <= demand.deadline
-
-    def _may_begin(self, demand: Demand, now: float) -> bool:
-        """Tell whether it will rather be answered in time than not, now that it is its turn."""
-        return now + self._first_byte_s[demand.is_stream].likely <= demand.deadline
+        wait_s = self._forecast.wait_s(ahead, self.seats) * _CAUTION
+        return wait_s <= self._limits.timeout_s and self._forecast.is_in_time(demand, now + wait_s)
 
     # --- refusals -------------------------------------------------------------------------------
 
-    def _too_late(self) -> TooBusy:
-        message = f"the model '{self._model}' is too busy to answer in time"
-        return self._too_busy(message, RejectReason.TOO_LATE)
+    def _full(self) -> str:
+        return f"the queue for the model '{self._model}' is full"
 
-    def _too_busy(self, message: str, reason: RejectReason) -> TooBusy:
+    def _too_late(self, demand: Demand) -> TooBusy:
+        message = f"the model '{self._model}' is too busy to answer in time"
+        return self._too_busy(message, RejectReason.TOO_LATE, demand)
+
+    def _too_busy(self, message: str, reason: RejectReason, demand: Demand) -> TooBusy:
         error = TooBusy(message, retry_after_s=self._retry_after_s())
-        self._refused(error, reason)
+        self._refused(error, reason, demand)
         return error
 
-    def _refused(self, error: BatonError, reason: RejectReason) -> BatonError:
+    def _refused(self, error: BatonError, reason: RejectReason, demand: Demand) -> BatonError:
         self._telemetry.rejected(reason)
+        if demand.tenant is not None:
+            demand.tenant.note_rejected(reason)
         return error
 
     def _retry_after_s(self) -> int:
         """Return after how many seconds those who wait now will have been served."""
-        return max(1, min(math.ceil(self._wait_s(len(self._waiters))), _LONGEST_RETRY_AFTER_S))
+        return max(
+            1, min(math.ceil(self._forecast.wait_s(len(self._waiters), self.seats)), _LONGEST_RETRY_AFTER_S)
+        )
 
 
 class Admission:
@@ -400,12 +370,18 @@ class Admission:
         processes: int,
         telemetry: Telemetry,
         time: Callable[[], float],
+        is_fair: bool = False,
     ) -> None:
-        """`seats` are those of each worker, by model and role. `processes` serve beside one another."""
+        """`seats` are those of each worker, by model and role. `processes` serve beside one another. With
+        `is_fair` tenants share the seats.
+        """
         self._processes = processes
         self._pools = pools
         self._seats = seats
-        self.gates = {model: Gate(model, index, queue, telemetry, time) for index, model in enumerate(pools)}
+        self.gates = {
+            model: Gate(model, index, queue, telemetry, time, is_fair=is_fair)
+            for index, model in enumerate(pools)
+        }
         for model, found in pools.items():
             found.allot(seats.get(model, {}))
             found.on_update(functools.partial(self._resize, model))

@@ -62,6 +62,7 @@ from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
+from orchestrator.relay.waiting import Charge
 from orchestrator.routing.overrides import BEGIN as OVERRIDE
 from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
@@ -154,19 +155,23 @@ class Flow:
         if scope.endpoint.asks_holder:
             return await self._ask_holder(scope)
         view = self._accept(scope, body)
+        if scope.account is not None:
+            scope.account.view = view
+            if scope.account.tenant.counts_tokens:
+                scope.account.charge(_expected_tokens(scope.endpoint, view), scope.now())
         if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
             scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)
         route = self._routes.get(view.model) or self._adapters_route(view.model)
-        gate = route.gate
+        gate, charge = route.gate, None
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
         else:
-            await gate.wait(_demand(scope, view, route))
+            charge = await gate.wait(_demand(scope, view, route))
         try:
             request = self._begin(scope, view, route)
         except BaseException:
-            gate.give_back(scope.record)
+            gate.give_back(scope.record, charge)
             raise
         try:
             while True:
@@ -188,7 +193,7 @@ class Flow:
                         return None
                     self._plan_again(request)
         finally:
-            self._settle(request)
+            self._settle(request, charge)
 
     async def serve_upload(self, scope: RequestScope, upload: Upload) -> None:
         """Answer one request whose body may be large, through its scope. Raises `BatonError`.
@@ -203,7 +208,7 @@ class Flow:
         scope.record.bytes_in = upload.kept_size
         if upload.is_whole:
             return await self.serve(scope, upload.hand_over())
-        request = await self._admit_upload(scope, upload)
+        request, charge = await self._admit_upload(scope, upload)
         try:
             while True:
                 leg = UploadLeg(request.legs, request.plan.decode, upload)
@@ -216,24 +221,26 @@ class Flow:
                     self._allow_another(request, error, upload.content())
                     self._plan_again(request)
         finally:
-            self._settle(request)
+            self._settle(request, charge)
 
-    async def _admit_upload(self, scope: RequestScope, upload: Upload) -> AdmittedRequest:
+    async def _admit_upload(
+        self, scope: RequestScope, upload: Upload
+    ) -> tuple[AdmittedRequest, Charge | None]:
         """Wait for the permit of a form whose beginning is there, and choose who gets it."""
         view = self._accept(scope, upload.content()).without_body()
         upload.model = "" if upload.fields.get(MODEL) else view.model
         scope.record.is_stream = False  # nobody knows before the form is whole, and nothing is sent by then
         self._telemetry.begin(scope.record)
         route = self._route_of(view)
-        gate = route.gate
+        gate, charge = route.gate, None
         if gate.free > 0:
             gate.free -= 1
         else:
-            await gate.wait(_demand(scope, view, route))
+            charge = await gate.wait(_demand(scope, view, route))
         try:
-            return self._begin(scope, view, route)
+            return self._begin(scope, view, route), charge
         except BaseException:
-            gate.give_back(scope.record)
+            gate.give_back(scope.record, charge)
             raise
 
     async def aclose(self) -> None:
@@ -528,12 +535,12 @@ class Flow:
         if prefill is not None:
             self._releases.settle(prefill)
 
-    def _settle(self, request: AdmittedRequest) -> None:
-        """Give back what the request holds, for it has ended."""
+    def _settle(self, request: AdmittedRequest, charge: Charge | None) -> None:
+        """Give back what the request holds, for it has ended, and what was charged for its seat."""
         if request.plan.wants_ends:
             tell_ended(request)
         record = request.scope.record
-        request.route.gate.give_back(record)
+        request.route.gate.give_back(record, charge)
         if record.logged is not None and request.first_handoff is not None:
             record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
         if request.prefill is not None:
@@ -601,11 +608,26 @@ def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
     """Return what a request asks of the gate."""
     record = scope.record
     demand = Demand(view.prompt_tokens(), record.bytes_in, scope.deadline, record.is_stream)
-    if route.gate.is_ordered:
-        answer = max(view.limit or _number(view.field("max_output_tokens")), 0) or _USUAL_ANSWER
-        demand.work = work_s(route.planner.new_tokens(view), demand.tokens, answer * max(view.choices(), 1))
-        demand.priority = _priority(view)
+    if scope.account is not None:
+        demand.tenant = scope.account.tenant
+    gate = route.gate
+    if gate.weighs:
+        new = route.planner.new_tokens(view) if gate.is_ordered else demand.tokens
+        demand.work = work_s(new, demand.tokens, _answer_tokens(view))
+        if gate.is_ordered:
+            demand.priority = _priority(view)
     return demand
+
+
+def _answer_tokens(view: RequestView) -> int:
+    """Return how many tokens an answer may have."""
+    limit = max(view.limit or _number(view.field("max_output_tokens")), 0) or _USUAL_ANSWER
+    return limit * max(view.choices(), 1)
+
+
+def _expected_tokens(endpoint: Endpoint, view: RequestView) -> int:
+    """Return how many tokens a request may use, its prompt's among them."""
+    return view.prompt_tokens() + (_answer_tokens(view) if endpoint.streams else 0)
 
 
 def _without_overrides(headers: bytes) -> bytes:

@@ -27,6 +27,7 @@ from orchestrator.http.asgi import AsgiExchange
 from orchestrator.http.exchange import ErrorAnswer, Exchange, error_answer
 from orchestrator.http.held import HeldBytes
 from orchestrator.legs.leg import Leg
+from orchestrator.relay.tenants import Account, Tenants
 from orchestrator.telemetry.counters import RejectReason, Telemetry
 from orchestrator.telemetry.lines import milliseconds
 from orchestrator.telemetry.record import Path, RequestRecord
@@ -59,6 +60,7 @@ class RequestScope:
         "_sent",
         "_stop",
         "_task",
+        "account",
         "deadline",
         "endpoint",
         "exchange",
@@ -88,6 +90,7 @@ class RequestScope:
         self.endpoint = endpoint
         self.exchange = exchange
         self.record = RequestRecord(exchange.request_id, path, received)
+        self.account: Account | None = None  # of who asks, where there are API keys
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -136,15 +139,19 @@ class RequestScope:
         if wanted is not None:
             self.deadline = self.record.received + _timeout(wanted, plane.request_timeout_s)
         if plane.keys is not None:
-            self.record.client = plane.keys.check(
+            self.record.client = client = plane.keys.check(
                 self.endpoint.credential(exchange), self.endpoint.wanted_key
             )
+            if plane.tenants is not None:
+                self.account = plane.tenants.open(client)
         method = self.endpoint.method
         if exchange.method != method:
             raise MethodNotAllowed(f"use {method} for {exchange.path}", allow=method)
         content_type = exchange.header(b"content-type")
         if content_type != self.endpoint.media_type:
             self.endpoint.check_content_type(content_type)
+        if self.account is not None:
+            self.account.check(self.record.received)
 
     def _close(self) -> None:
         self._task = None
@@ -154,6 +161,8 @@ class RequestScope:
         self._plane.held.bodies -= self.record.bytes_in
         self.record.finished = self._plane.time()
         self._plane.telemetry.finish(self.record)
+        if self.account is not None:
+            self.account.close(self.record)
 
     # --- being stopped from outside -------------------------------------------------------------
 
@@ -268,7 +277,12 @@ class RequestScope:
         record.first_byte = self._plane.time()
         took = milliseconds(record.first_byte - record.received)
         path, timing = _PATHS[record.path], _server_timing(record)
-        return f"x-process-time: {took}\r\nx-baton-path: {path}\r\nserver-timing: {timing}\r\n".encode()
+        block = f"x-process-time: {took}\r\nx-baton-path: {path}\r\nserver-timing: {timing}\r\n".encode()
+        return block if self.account is None else block + self._limit_headers()
+
+    def _limit_headers(self) -> bytes:
+        """Return what the tenant is told of its limits, as a header block."""
+        return b"" if self.account is None else self.account.headers(self._plane.time())
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """Send a whole answer."""
@@ -293,7 +307,7 @@ class RequestScope:
     def _start_early(self, content_type: bytes) -> None:
         """Send the head of a stream that has only comments yet: it may still fail, or begin elsewhere."""
         self.record.status = 200
-        how = self.response_headers() if self.record.path else b""
+        how = self.response_headers() if self.record.path else self._limit_headers()
         self.record.first_byte = 0.0
         self.exchange.start(200, content_type + how + _STREAM_HEADERS)
 
@@ -367,6 +381,8 @@ class RequestScope:
             headers = header_block(fields)
             if self.record.path:
                 headers += self.response_headers()
+            else:
+                headers += self._limit_headers()
             self.respond(error.status, headers, body)
         elif not exchange.is_complete:
             own = None if self._events is None else self._events.failure(error.message)
@@ -425,13 +441,14 @@ class DataPlane:
         time: Callable[[], float],
         relayed: frozenset[bytes],
         entry_of: Callable[[str], str | None] = _without_slash,
+        tenants: Tenants | None = None,
     ) -> None:
         """It is to be made inside the running event loop, whose clock `time` is.
 
         `endpoints` are all paths that requests come to; `entry_of` names the one of a path that has an id in
         it, or a slash behind it. `serve` answers a request through its scope, or raises a `BatonError`;
         `serve_upload` does where the endpoint `takes_uploads`.
-        `relayed` are names of header fields: workers get those of the client's.
+        `relayed` are names of header fields: workers get those of the client's. `tenants` have the `keys`.
         """
         self.serve = serve
         self.serve_upload = serve_upload
@@ -439,6 +456,7 @@ class DataPlane:
         self.entry_of = entry_of
         self.telemetry = telemetry
         self.keys = keys
+        self.tenants = tenants
         self.time = time
         self.relayed = relayed
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call

@@ -30,6 +30,7 @@ class Group(StrEnum):
     LATENCY = "Latency"
     TOKENS = "Tokens"
     QUEUE = "Queue and memory"
+    KEYS = "API keys"
     WORKERS = "Workers"
     KV = "KV cache"
     ORCHESTRATOR = "Orchestrator"
@@ -65,6 +66,7 @@ class Metric:
 # Those of every series that belongs to one worker.
 WORKER_LABELS: Final = ("model", "role", "worker")
 _WORKER: Final = ("worker",)
+_A = Group.KEYS
 _R, _L, _T, _Q = Group.REQUESTS, Group.LATENCY, Group.TOKENS, Group.QUEUE
 _W, _K, _O = Group.WORKERS, Group.KV, Group.ORCHESTRATOR
 _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
@@ -106,6 +108,51 @@ REJECTED: Final = Metric(
     ("reason",),
     "requests",
     panel=Panel("Rejections per second", ("reason",)),
+)
+KEY_REQUESTS: Final = Metric(
+    _A,
+    _COUNTER,
+    "baton_key_requests_total",
+    "Requests that came with an API key. Names beyond 1,000 are `other`.",
+    ("key",),
+    "requests",
+    panel=Panel("Requests per second by key", ("key",)),
+)
+KEY_TOKENS: Final = Metric(
+    _A,
+    _COUNTER,
+    "baton_key_tokens_total",
+    "Tokens of an API key's prompts and answers.",
+    ("key",),
+    "tokens",
+    panel=Panel("Tokens per second by key", ("key",)),
+)
+KEY_REJECTED: Final = Metric(
+    _A,
+    _COUNTER,
+    "baton_key_requests_rejected_total",
+    "Requests of an API key that were sent away before any work on them.",
+    ("key", "reason"),
+    "requests",
+    panel=Panel("Rejections per second by key", ("key", "reason")),
+)
+KEY_IN_FLIGHT: Final = Metric(
+    _A,
+    _GAUGE,
+    "baton_key_requests_in_flight",
+    "Requests of an API key that have not ended.",
+    ("key",),
+    "requests",
+    panel=Panel("Requests in flight by key", ("key",)),
+)
+KEY_QUEUE: Final = Metric(
+    _A,
+    _GAUGE,
+    "baton_key_queue_requests",
+    "Requests of an API key that wait for a seat.",
+    ("key",),
+    "requests",
+    panel=Panel("Waiting requests by key", ("key",)),
 )
 POISON: Final = Metric(
     _R,

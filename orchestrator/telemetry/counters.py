@@ -48,6 +48,10 @@ class RejectReason(IntEnum):
     TOO_LATE = 1  # it would not have been answered before its deadline, or would have waited for too long
     WAITED = 2  # it has waited for too long
     MEMORY = 3  # requests hold too many bytes
+    OVER_SHARE = 4  # the queue was full, and its API key had the most in it beyond its share
+    KEY_REQUESTS = 5  # its API key has sent too many per minute
+    KEY_TOKENS = 6  # its API key has used too many tokens per minute
+    KEY_CONCURRENCY = 7  # its API key has too many open
 
 
 class HandoffTrouble(IntEnum):

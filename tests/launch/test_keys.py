@@ -9,7 +9,7 @@ import pytest
 
 from launch.cli import main
 from launch.exits import Exit
-from orchestrator.config.keys import KeyRing
+from orchestrator.config.keys import KeyLimits, KeyRing
 
 
 def test_a_key_and_its_line_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +35,15 @@ def test_a_key_is_added_to_a_file(
     assert shown.err.splitlines()[0] == f"{file}: first was added; a reload has it take effect"
 
 
+def test_a_key_may_have_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys"
+    limits = ["--rpm", "600", "--tpm", "0", "--concurrency", "8", "--weight", "2"]
+    assert main(["key", "new", "alice", *limits, "--file", str(file)]) == Exit.OK
+    assert file.read_text().endswith(" infer rpm=600 tpm=0 concurrency=8 weight=2\n")
+    (key,) = KeyRing.load(file)
+    assert key.limits == KeyLimits(rpm=600, tpm=0, concurrency=8, weight=2.0)
+
+
 def test_a_last_line_without_its_end_is_ended_first(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# no line break")
@@ -48,8 +57,13 @@ def test_a_last_line_without_its_end_is_ended_first(tmp_path: Path) -> None:
         (["a b"], "a name is 1 to 64 letters, digits and . _ -"),
         (["evil\nroot"], "a name is 1 to 64 letters, digits and . _ -"),
         (["a", "--scope", "root"], "scopes are infer, metrics, admin, with commas between them"),
+        (["a", "--rpm", "lots"], "rpm (requests per minute) is a whole number, 0 for no limit"),
+        (["a", "--weight", "-1"], "weight is a number from 0.001 to 1000"),
         (["taken", "--file", "keys"], "keys has a key of the name taken already"),
-        (["a", "--file", "broken"], "broken:1: expected NAME SHA256HEX [SCOPE,...], got 1 word"),
+        (
+            ["a", "--file", "broken"],
+            "broken:1: expected NAME SHA256HEX [SCOPE,...] [LIMIT=N ...], got 1 word",
+        ),
         (["a", "--file", "no/such"], "cannot write no/such: No such file or directory"),
         (["a", "--file", "/dev/full"], "/dev/full is not a regular file"),
     ],

@@ -23,6 +23,7 @@ from orchestrator.config.options import (
     PoolConfig,
     QueueConfig,
     RoutingConfig,
+    TenantsConfig,
 )
 from orchestrator.errors import ClientGone
 from orchestrator.http.exchange import BodySource, Exchange
@@ -295,6 +296,7 @@ class FakeCluster:
         seats: int = DEFAULT_SEATS,
         queue: QueueConfig | None = None,
         keys: KeyRing | None = None,
+        tenants: TenantsConfig | None = None,
         credential: str | None = None,
         tokenizes_once: bool = True,
         max_kept_bytes: int = 1024 * 1024,
@@ -308,7 +310,9 @@ class FakeCluster:
         limits = (limits or LimitsConfig()).model_copy(update={"max_kept_bytes": max_kept_bytes})
         options = {"tokenize_once": tokenizes_once, "kv_missing": kv_missing}
         config = Config(
-            orchestrator=OrchestratorConfig(limits=limits, queue=queue or QueueConfig()),
+            orchestrator=OrchestratorConfig(
+                limits=limits, queue=queue or QueueConfig(), tenants=tenants or TenantsConfig()
+            ),
             models=[
                 ModelConfig(
                     name=name, adapters=[] if at else [*adapters], **_pools(roles, seats, 1 + 100 * at, ranks)

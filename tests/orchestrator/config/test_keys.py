@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.keys import Key, KeyFileError, KeyRing, Scope, load_keys
+from orchestrator.config.keys import Key, KeyFileError, KeyLimits, KeyRing, Scope, line_of, load_keys
 from orchestrator.config.options import OrchestratorConfig
 from orchestrator.errors import MissingScope, StartError, Unauthorized
 
@@ -179,6 +179,62 @@ def test_other_scopes_are_a_mistake_in_the_line(key_file: Path, word: str) -> No
     assert caught.value.problems == [
         f"{key_file}:2: scopes are infer, metrics, admin, with commas between them"
     ]
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "limits", "scopes"),
+    [
+        ("", KeyLimits(), {"infer"}),
+        ("rpm=600", KeyLimits(rpm=600), {"infer"}),
+        ("metrics,infer weight=0.5 tpm=0", KeyLimits(tpm=0, weight=0.5), {"metrics", "infer"}),
+        (
+            "infer rpm=1 tpm=100000 concurrency=8 weight=2",
+            KeyLimits(rpm=1, tpm=100_000, concurrency=8, weight=2.0),
+            {"infer"},
+        ),
+    ],
+)
+def test_a_line_may_have_limits(key_file: Path, words: str, limits: KeyLimits, scopes: set[Scope]) -> None:
+    key_file.write_text(f"alice {digest('s3cret')} {words}\n")
+    (key,) = KeyRing.load(key_file)
+    assert (key.limits, key.scopes) == (limits, scopes)
+    key_file.write_text(line_of(key))
+    assert [*KeyRing.load(key_file)] == [key]
+
+
+COUNT = "is a whole number, 0 for no limit"
+KNOWN = "limits are rpm=N, tpm=N, concurrency=N, weight=N, with blanks between them"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("rpm=-1", f"rpm (requests per minute) {COUNT}"),
+        ("rpm=1.5", f"rpm (requests per minute) {COUNT}"),
+        ("rpm=", f"rpm (requests per minute) {COUNT}"),
+        ("rpm=\u0661", f"rpm (requests per minute) {COUNT}"),
+        ("tpm=1e5", f"tpm (tokens per minute) {COUNT}"),
+        ("tpm=9999999999999", f"tpm (tokens per minute) {COUNT}"),
+        (f"tpm={'9' * 10_000}", f"tpm (tokens per minute) {COUNT}"),
+        ("concurrency=many", f"concurrency (requests at a time) {COUNT}"),
+        ("weight=0", "weight is a number from 0.001 to 1000"),
+        ("weight=nan", "weight is a number from 0.001 to 1000"),
+        ("weight=1001", "weight is a number from 0.001 to 1000"),
+        ("rpm=1 rpm=2", "rpm is given twice"),
+        ("rpn=1", KNOWN),
+        ("rpm=1 infer", KNOWN),
+        ("infer rpm", KNOWN),
+        ("infer sk-secret=1", KNOWN),
+    ],
+)
+def test_what_is_no_limit_is_a_mistake_in_the_line(key_file: Path, words: str, problem: str) -> None:
+    key_file.write_text(f"# one\nalice {digest('s3cret')} {words}\n")
+    with pytest.raises(KeyFileError) as caught:
+        KeyRing.load(key_file)
+    assert caught.value.problems == [f"{key_file}:2: {problem}"]
 
 
 def test_what_nobody_may_do_is_said_at_the_start(key_file: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS
+from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.registry import Registry
@@ -80,6 +81,9 @@ class FakeState:
 
     def counts(self) -> Sequence[int]:
         return self.telemetry.row
+
+    def keys_counted(self) -> Sequence[KeyCounts]:
+        return []
 
     def workers(self) -> list[WorkerStatus]:
         return self.statuses

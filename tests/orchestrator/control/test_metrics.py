@@ -19,7 +19,8 @@ from orchestrator.control.metrics import (
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
 from orchestrator.telemetry.answers import AnswerWriter
 from orchestrator.telemetry.catalog import METRICS, PROCESS_METRICS, Kind
-from orchestrator.telemetry.counters import FallbackReason, Layout, RetryReason, Telemetry
+from orchestrator.telemetry.counters import FallbackReason, Layout, RejectReason, RetryReason, Telemetry
+from orchestrator.telemetry.tenants import OPEN, REJECTED, REQUESTS, TOKENS, KeyCounts, KeyTable
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role
 from orchestrator.wire.shapes import AnswerUsage
@@ -58,6 +59,7 @@ def scrape(
     processes: Sequence[ProcessStatus] = (),
     events: Mapping[str, int] | None = None,
     not_after: float | None = None,
+    keys: Sequence[KeyCounts] = (),
 ) -> dict[str, Metric]:
     sources = Sources(
         telemetry.layout,
@@ -74,6 +76,7 @@ def scrape(
         },
         events=lambda: events or {},
         not_after=lambda: not_after,
+        keys=lambda: keys,
     )
     text = asyncio.run(render([BatonCollector(config, sources), process_collector()])).decode()
     families = list(text_string_to_metric_families(text))
@@ -331,3 +334,25 @@ def test_other_tasks_run_while_metrics_are_rendered() -> None:
         return count
 
     assert asyncio.run(turns()) > 10
+
+
+def test_what_keys_do_has_a_series_for_each_and_every_reason() -> None:
+    table = KeyTable.alone()
+    assert scrape(telemetry_of())["baton_key_requests"].samples == []
+    table.add(["alice", "bob"])
+    cells = table.cells_of("alice")
+    assert cells is not None
+    counts = {OPEN: 2, REQUESTS: 7, TOKENS: 70, REJECTED + RejectReason.OVER_SHARE: 3}
+    for cell, number in counts.items():
+        cells.add(cell, number)
+    families = scrape(telemetry_of(), keys=table.counted())
+    name = "baton_key_requests"
+    assert value(families, name, f"{name}_total", key="alice") == 7
+    assert value(families, name, f"{name}_total", key="other") == 0
+    assert value(families, "baton_key_tokens", "baton_key_tokens_total", key="alice") == 70
+    assert value(families, f"{name}_in_flight", f"{name}_in_flight", key="alice") == 2
+    assert value(families, "baton_key_queue_requests", "baton_key_queue_requests", key="bob") == 0
+    rejected = f"{name}_rejected"
+    assert value(families, rejected, f"{rejected}_total", key="alice", reason="over_share") == 3
+    assert value(families, rejected, f"{rejected}_total", key="bob", reason="over_share") == 0
+    assert len(families[rejected].samples) == 3 * len(RejectReason)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.processes.rows import BASE, Rows
 from orchestrator.telemetry.counters import Layout, Telemetry, sum_rows
 from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.tenants import CHARGED_TOKENS, OPEN, REQUESTS, SLOTS, KeyTable
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.figures import CacheFigures
 from orchestrator.workers.registry import Registry
@@ -102,6 +103,24 @@ def test_each_process_sees_the_legs_of_all_and_changes_its_own(rows: Rows) -> No
     two[2].own_legs[0] += 1
     assert [[sum(load.legs) for load in loads] for loads in (one, two)] == [[0, 5, 1]] * 2
     assert rows.counts() == sum_rows([LAYOUT.size * [0]])  # legs are not telemetry
+
+
+def test_keys_are_counted_in_each_row_and_their_sums_outlive_their_process() -> None:
+    rows = Rows.create(LAYOUT, WORKERS, 3, keys=SLOTS)
+    tables = [KeyTable(rows.keys(), row, ["a", "b"]) for row in range(3)]
+    for table in tables[1:]:
+        cells = table.cells_of("b")
+        assert cells is not None
+        cells.add(OPEN, 1)
+        cells.add(REQUESTS, 2)
+        cells.add(CHARGED_TOKENS, -5)
+    found = dict(tables[0].counted())["b"]
+    assert [found[cell] for cell in (OPEN, REQUESTS, CHARGED_TOKENS)] == [2, 4, -10]
+    rows.fold(1)
+    found = dict(tables[2].counted())["b"]
+    assert [found[cell] for cell in (OPEN, REQUESTS, CHARGED_TOKENS)] == [1, 4, -10]
+    assert not any(rows.counts())
+    rows.close()
 
 
 def test_what_is_known_of_caches_adds_up_and_counters_outlive_their_process(rows: Rows) -> None:
