@@ -12,8 +12,9 @@ from pathlib import Path
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.logs import make_run_directory
+from launch.local.member import Limits
 from launch.local.progress import make_progress
-from launch.local.supervise import Limits, supervise
+from launch.local.supervise import supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
 from launch.surroundings import taken_ports

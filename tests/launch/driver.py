@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launch.local.member import Limits
 from launch.local.progress import make_progress
-from launch.local.supervise import Limits, supervise
+from launch.local.supervise import supervise
 from launch.plan import Plan, ProcessSpec
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from launch.local import upkeep
 from launch.local.logs import make_run_directory
-from launch.local.supervise import _because
+from launch.local.member import _because
 from launch.local.upkeep import LOOK_S, Upkeep, prune, rotate
 
 
