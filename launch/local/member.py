@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from launch.local.logs import likely_cause, tail
 from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.local.progress import Progress
+from launch.local.run_state import ProcessEntry
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space
 from launch.plan import ProcessSpec
 from orchestrator.config.printing import masked, one_line
@@ -44,6 +46,9 @@ class Member:
     ) -> None:
         self.spec = spec
         self.is_ready = False
+        self.state = "waiting"
+        self.since = time.time()  # when it came to its state
+        self.restarts = 0
         self._log = log
         self._limits = limits
         self._progress = progress
@@ -57,6 +62,29 @@ class Member:
     def is_running(self) -> bool:
         return self._group is not None and self._restart_at is None
 
+    @property
+    def pid(self) -> int | None:
+        """Return the number of the process, which leads its group; None if none runs."""
+        return self._group.group if self._group is not None and self.is_running else None
+
+    def entry(self) -> ProcessEntry:
+        """Return what the state of the run says of the process."""
+        return ProcessEntry(
+            name=self.spec.name,
+            role=self.spec.role,
+            state=self.state,
+            since=self.since,
+            pid=self.pid,
+            restarts=self.restarts,
+            log=self._log.name,
+            url=self.spec.ready_url.removesuffix("/health"),
+        )
+
+    def _show(self, state: str) -> None:
+        self.state = state
+        self.since = time.time()
+        self._progress.set(self.spec.name, state)
+
     def start(self) -> None:
         """Start the process. Raises `StartFailed` if the operating system refuses."""
         try:
@@ -65,11 +93,11 @@ class Member:
             raise StartFailed(f"{self.spec.name} cannot be started: {error}") from error
         self._started_at = asyncio.get_running_loop().time()
         self._restart_at = None
-        self._progress.set(self.spec.name, "starting")
+        self._show("starting")
 
     def mark_ready(self) -> None:
         self.is_ready = True
-        self._progress.set(self.spec.name, "ready")
+        self._show("ready")
 
     def reload(self) -> None:
         """Have the process reload if it is ready; else it reads the config anyway, or SIGHUP may kill it."""
@@ -81,7 +109,7 @@ class Member:
         """Raise `StartFailed` if the process has ended."""
         code = self._group.exit_code() if self._group is not None else None
         if code is not None:
-            self._progress.set(self.spec.name, "failed")
+            self._show("failed")
             raise StartFailed(_report(self.spec.name, code, self._log))
 
     def tend(self, now: float) -> None:
@@ -102,7 +130,7 @@ class Member:
         self.is_ready = False
         self._delay_s = self._next_delay(now - self._started_at)
         self._restart_at = now + self._delay_s
-        self._progress.set(self.spec.name, "died")
+        self._show("died")
         self._progress.say(
             f"{self.spec.name} ended with {describe_exit(code)} and starts again in {self._delay_s:g} s"
             f" (log: {self._log}){_because(tail(self._log, SHOWN_LINES), code)}"
@@ -116,6 +144,7 @@ class Member:
     def _start_again(self, now: float) -> None:
         try:
             self.start()
+            self.restarts += 1
         except StartFailed as error:
             self._delay_s = self._next_delay(0.0)
             self._restart_at = now + self._delay_s
@@ -125,9 +154,9 @@ class Member:
         """Stop the process, if it was started. This can be repeated."""
         if self._group is None:
             return
-        self._progress.set(self.spec.name, "stopping")
+        self._show("stopping")
         has_obeyed = await self._group.end(limit_s, hurry)
-        self._progress.set(self.spec.name, "stopped" if has_obeyed else "killed")
+        self._show("stopped" if has_obeyed else "killed")
         self._group = None
 
 

@@ -15,6 +15,7 @@ from launch.exits import Exit
 from launch.local.member import Limits, Member, StartFailed
 from launch.local.processes import Guard
 from launch.local.progress import Progress
+from launch.local.run_state import StateWriter
 from launch.local.upkeep import Upkeep
 from launch.plan import Plan
 from orchestrator.loop.signals import on_hangup
@@ -52,21 +53,27 @@ class Stop:
 
 
 async def supervise(
-    plan: Plan, run_directory: Path, limits: Limits, progress: Progress, announce: Callable[[], None]
+    plan: Plan,
+    run_directory: Path,
+    limits: Limits,
+    progress: Progress,
+    writer: StateWriter,
+    announce: Callable[[], None],
 ) -> Exit:
     """Run the plan until a signal; SIGHUP has the orchestrator reload its config instead.
 
-    `announce` is called once, when all is ready. No process is left after.
+    `announce` is called once, when all is ready. No process is left after. What runs is told to `writer`.
     """
     stop = Stop()
     with stop.on_signals(), Guard() as guard:
         async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
-            cluster = _Cluster(plan, run_directory, limits, progress, guard, client)
+            cluster = _Cluster(plan, run_directory, limits, progress, guard, client, writer)
             try:
                 with on_hangup(cluster.reload, stop.request):
                     return await _until_stopped(cluster, stop, announce)
             finally:
                 await cluster.stop(stop.hurry)
+                cluster.note_end()
 
 
 async def _until_stopped(cluster: _Cluster, stop: Stop, announce: Callable[[], None]) -> Exit:
@@ -100,12 +107,14 @@ class _Cluster:
         progress: Progress,
         guard: Guard,
         client: httpx.AsyncClient,
+        writer: StateWriter,
     ) -> None:
         self._url = plan.url
         self._limits = limits
         self.progress = progress
         self._guard = guard
         self._client = client
+        self._writer = writer
         self._members = [
             Member(spec, run_directory / spec.log_name, limits, progress, guard) for spec in plan.processes
         ]
@@ -118,9 +127,11 @@ class _Cluster:
         """Start all and keep all running until cancelled. Raises `StartFailed`, `GuardGone`."""
         for member in self._members:
             member.start()
+        self._note()
         await self._wait_ready()
         self.is_ready = True
         self.progress.settle()
+        self._note()
         announce()
         while True:
             await self._tend()
@@ -164,8 +175,16 @@ class _Cluster:
         if not self._guard.is_alive():
             raise GuardGone
         self.progress.tick()
+        self._note()
         self._upkeep.tend(asyncio.get_running_loop().time())
         await asyncio.sleep(POLL_S)
+
+    def _note(self) -> None:
+        self._writer.note([member.entry() for member in self._members], is_ready=self.is_ready)
+
+    def note_end(self) -> None:
+        """Note that nothing runs any more."""
+        self._writer.end([member.entry() for member in self._members])
 
     async def _probe(self) -> None:
         await asyncio.gather(*(self._probe_one(m) for m in self._members if m.is_running and not m.is_ready))
