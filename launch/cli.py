@@ -61,6 +61,7 @@ def _parser() -> Parser:
     from launch.arguments import Parser
     from launch.bench import options
     from launch.exits import Exit
+    from launch.operate import options as operating
 
     parser = Parser(
         prog="baton",
@@ -79,6 +80,7 @@ def _parser() -> Parser:
     _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
     _add_doctor(commands)
+    operating.add_commands(commands)
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")

@@ -212,12 +212,17 @@ def _fate(state: RunState) -> str:
 
 def connect(arguments: argparse.Namespace) -> Admin:
     """Return a client of the admin listener that is meant. Raises `Failed`."""
+    return named_admin(arguments) or connect_to(find_run(arguments))
+
+
+def named_admin(arguments: argparse.Namespace) -> Admin | None:
+    """Return a client of the admin listener that `--admin` names; None without it. Raises `Mistaken`."""
     url = getattr(arguments, "run_admin", None)
-    if url is not None:
-        if arguments.run_state is not None or arguments.run_config is not None:
-            raise Mistaken("--admin names a run by itself: leave out --state and --config")
-        return Admin(_base(url), _given_key())
-    return connect_to(find_run(arguments))
+    if url is None:
+        return None
+    if arguments.run_state is not None or arguments.run_config is not None:
+        raise Mistaken("--admin names a run by itself: leave out --state and --config")
+    return Admin(_base(url), _given_key())
 
 
 def connect_to(run: Run) -> Admin:

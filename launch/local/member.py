@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Member:
         self._started_at = 0.0  # loop time
         self._restart_at: float | None = None  # loop time; None unless it died
         self._delay_s = 0.0
+        self._is_held = False  # an operator's command starts and stops it; its end is no death
 
     @property
     def is_running(self) -> bool:
@@ -77,7 +79,7 @@ class Member:
             pid=self.pid,
             restarts=self.restarts,
             log=self._log.name,
-            url=self.spec.ready_url.removesuffix("/health"),
+            url=self.spec.url,
         )
 
     def _show(self, state: str) -> None:
@@ -93,7 +95,23 @@ class Member:
             raise StartFailed(f"{self.spec.name} cannot be started: {error}") from error
         self._started_at = asyncio.get_running_loop().time()
         self._restart_at = None
+        self.is_ready = False
         self._show("starting")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Leave it to the caller to start and stop the process, until the block ends."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
+    def start_anew(self) -> None:
+        """Start the process after it was stopped. Raises `StartFailed`."""
+        self.start()
+        self.restarts += 1
+        self._delay_s = 0.0
 
     def mark_ready(self) -> None:
         self.is_ready = True
@@ -114,7 +132,7 @@ class Member:
 
     def tend(self, now: float) -> None:
         """Notice the end of the process; start it again when its time has come. `now` is loop time."""
-        if self._group is None:
+        if self._group is None or self._is_held:
             return
         if self._restart_at is None:
             code = self._group.exit_code()
@@ -158,6 +176,8 @@ class Member:
         has_obeyed = await self._group.end(limit_s, hurry)
         self._show("stopped" if has_obeyed else "killed")
         self._group = None
+        self.is_ready = False
+        self._restart_at = None
 
 
 def _report(name: str, code: int, log: Path) -> str:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from launch.exits import Exit
+from launch.local.control import CommandFailed, commands_taken
+from launch.local.fleet import Fleet
+from launch.local.further import FurtherWorkers
 from launch.local.member import Limits, Member, StartFailed
+from launch.local.operations import Operator
 from launch.local.processes import Guard
 from launch.local.progress import Progress
+from launch.local.registrar import Registrar
 from launch.local.run_state import StateWriter
-from launch.local.upkeep import Upkeep
 from launch.plan import Plan
 from orchestrator.loop.signals import on_hangup
 
@@ -52,43 +58,53 @@ class Stop:
                 loop.remove_signal_handler(number)
 
 
-async def supervise(
-    plan: Plan,
-    run_directory: Path,
-    limits: Limits,
-    progress: Progress,
-    writer: StateWriter,
-    announce: Callable[[], None],
-) -> Exit:
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A run is kept here, and told of by these."""
+
+    directory: Path
+    limits: Limits
+    progress: Progress
+    writer: StateWriter
+    further: FurtherWorkers | None = None  # plans workers that the plan has not
+    key: str = ""  # that the orchestrator takes from us
+
+
+async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exit:
     """Run the plan until a signal; SIGHUP has the orchestrator reload its config instead.
 
-    `announce` is called once, when all is ready. No process is left after. What runs is told to `writer`.
+    `announce` is called once, when all is ready. No process is left after. Commands are taken at a socket
+    (`launch/local/control.py`) meanwhile.
     """
     stop = Stop()
     with stop.on_signals(), Guard() as guard:
         async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
-            cluster = _Cluster(plan, run_directory, limits, progress, guard, client, writer)
+            fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, guard)
+            operator = Operator(fleet, Registrar(client, plan.admin, site.key), site.further, site.key)
+            cluster = _Cluster(plan.url, fleet, guard, client, site.writer, operator)
             try:
                 with on_hangup(cluster.reload, stop.request):
-                    return await _until_stopped(cluster, stop, announce)
+                    return await _until_stopped(cluster, operator, site.directory, stop, announce)
             finally:
                 await cluster.stop(stop.hurry)
-                cluster.note_end()
 
 
-async def _until_stopped(cluster: _Cluster, stop: Stop, announce: Callable[[], None]) -> Exit:
+async def _until_stopped(
+    cluster: _Cluster, operator: Operator, directory: Path, stop: Stop, announce: Callable[[], None]
+) -> Exit:
     running = asyncio.create_task(cluster.run(announce))
     stopping = asyncio.create_task(stop.requested.wait())
     try:
-        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        async with _commands(directory, operator, cluster.fleet.progress):
+            await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()
-        return Exit.OK if cluster.is_ready else Exit.INTERRUPTED
+        return Exit.OK if cluster.fleet.is_ready else Exit.INTERRUPTED
     except StartFailed as error:
-        cluster.progress.say(str(error))
+        cluster.fleet.progress.say(str(error))
         return Exit.START_FAILED
     except GuardGone:
-        cluster.progress.say("the guard process has ended: everything is stopped, for safety")
+        cluster.fleet.progress.say("the guard process has ended: everything is stopped, for safety")
         return Exit.FAILED
     finally:
         running.cancel()
@@ -96,41 +112,46 @@ async def _until_stopped(cluster: _Cluster, stop: Stop, announce: Callable[[], N
         await asyncio.gather(running, stopping, return_exceptions=True)
 
 
+@asynccontextmanager
+async def _commands(directory: Path, operator: Operator, progress: Progress) -> AsyncIterator[None]:
+    """Take commands until the block ends. Where that is not possible everything else is."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(commands_taken(directory, operator.handle))
+        except OSError as error:
+            progress.say(f"no commands are taken: {directory}: {error.strerror}")
+        yield
+
+
 class _Cluster:
-    """A cluster has all processes of the plan. Only `run` and, after it has ended, `stop` touch them."""
+    """A cluster keeps a fleet running. Only `run`, commands and, after these have ended, `stop` touch it."""
 
     def __init__(
         self,
-        plan: Plan,
-        run_directory: Path,
-        limits: Limits,
-        progress: Progress,
+        url: str,
+        fleet: Fleet,
         guard: Guard,
         client: httpx.AsyncClient,
         writer: StateWriter,
+        operator: Operator,
     ) -> None:
-        self._url = plan.url
-        self._limits = limits
-        self.progress = progress
+        self.fleet = fleet
+        self._url = url
         self._guard = guard
         self._client = client
         self._writer = writer
-        self._members = [
-            Member(spec, run_directory / spec.log_name, limits, progress, guard) for spec in plan.processes
-        ]
-        logs = [run_directory / spec.log_name for spec in plan.processes]
-        self._upkeep = Upkeep(logs, limits.log_bytes, limits.log_files, progress)
-        self.is_ready = False
+        self._operator = operator
         self._explain_at: float | None = None  # loop time; set once every process is up
 
     async def run(self, announce: Callable[[], None]) -> None:
         """Start all and keep all running until cancelled. Raises `StartFailed`, `GuardGone`."""
-        for member in self._members:
+        self._note()
+        for member in self.fleet.members:
             member.start()
         self._note()
         await self._wait_ready()
-        self.is_ready = True
-        self.progress.settle()
+        self.fleet.is_ready = True
+        self.fleet.progress.settle()
         self._note()
         announce()
         while True:
@@ -138,18 +159,18 @@ class _Cluster:
 
     async def _wait_ready(self) -> None:
         try:
-            async with asyncio.timeout(self._limits.start_s):
+            async with asyncio.timeout(self.fleet.limits.start_s):
                 while not await self._are_all_ready():
                     await self._pause()
         except TimeoutError:
-            waiting = [member for member in self._members if not member.is_ready]
-            raise StartFailed(_late(waiting, self._limits.start_s)) from None
+            waiting = [member for member in self.fleet.members if not member.is_ready]
+            raise StartFailed(_late(waiting, self.fleet.limits.start_s)) from None
 
     async def _are_all_ready(self) -> bool:
-        for member in self._members:
+        for member in self.fleet.members:
             member.check_started()
         await self._probe()
-        return all(member.is_ready for member in self._members) and await self._is_whole()
+        return all(member.is_ready for member in self.fleet.members) and await self._is_whole()
 
     async def _is_whole(self) -> bool:
         """Return whether every model can be served.
@@ -161,37 +182,42 @@ class _Cluster:
             self._explain_at = now + EXPLAIN_AFTER_S
         elif now >= self._explain_at:
             self._explain_at = math.inf
-            self.progress.say(f"all is started, but not every model can be served yet; see {self._url}/ready")
+            self.fleet.progress.say(
+                f"all is started, but not every model can be served yet; see {self._url}/ready"
+            )
         return await self._answers(f"{self._url}/ready")
 
     async def _tend(self) -> None:
         now = asyncio.get_running_loop().time()
-        for member in self._members:
+        for member in self.fleet.members:
             member.tend(now)
         await self._probe()
+        if not self.fleet.is_in_step and self.fleet.operation is None:
+            with contextlib.suppress(CommandFailed):  # tried again at the next look
+                await self._operator.bring_in_step()
         await self._pause()
 
     async def _pause(self) -> None:
         if not self._guard.is_alive():
             raise GuardGone
-        self.progress.tick()
+        self.fleet.progress.tick()
         self._note()
-        self._upkeep.tend(asyncio.get_running_loop().time())
+        self.fleet.upkeep.tend(asyncio.get_running_loop().time())
         await asyncio.sleep(POLL_S)
 
     def _note(self) -> None:
-        self._writer.note([member.entry() for member in self._members], is_ready=self.is_ready)
-
-    def note_end(self) -> None:
-        """Note that nothing runs any more."""
-        self._writer.end([member.entry() for member in self._members])
+        fleet = self.fleet
+        self._writer.note(fleet.entries(), is_ready=fleet.is_ready, operation=fleet.operation)
 
     async def _probe(self) -> None:
-        await asyncio.gather(*(self._probe_one(m) for m in self._members if m.is_running and not m.is_ready))
+        starting = [member for member in self.fleet.members if member.is_running and not member.is_ready]
+        await asyncio.gather(*map(self._probe_one, starting))
 
     async def _probe_one(self, member: Member) -> None:
         if await self._answers(member.spec.ready_url) and member.is_running:
             member.mark_ready()
+            if member is self.fleet.orchestrator and self.fleet.is_ready:
+                self.fleet.is_in_step = False
 
     async def _answers(self, url: str) -> bool:
         try:
@@ -201,17 +227,19 @@ class _Cluster:
 
     def reload(self) -> None:
         """Have the orchestrator read its config again; its workers change with a restart only."""
-        for member in self._members:
+        for member in self.fleet.members:
             if member.spec.role == "orchestrator":
                 member.reload()
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
-        limits = self._limits
-        first = [member for member in self._members if member.spec.role == "orchestrator"]
-        then = [member for member in self._members if member.spec.role != "orchestrator"]
+        self._note()
+        limits = self.fleet.limits
+        first = [member for member in self.fleet.members if member.spec.role == "orchestrator"]
+        then = [member for member in self.fleet.members if member.spec.role != "orchestrator"]
         await asyncio.gather(*(member.stop(limits.stop_orchestrator_s, hurry) for member in first))
         await asyncio.gather(*(member.stop(limits.stop_worker_s, hurry) for member in then))
+        self._writer.end(self.fleet.entries())
 
 
 def _late(waiting: Sequence[Member], limit_s: float) -> str:

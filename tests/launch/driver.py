@@ -11,7 +11,7 @@ from typing import Any
 from launch.local.member import Limits
 from launch.local.progress import make_progress
 from launch.local.run_state import StateWriter
-from launch.local.supervise import supervise
+from launch.local.supervise import Site, supervise
 from launch.plan import Plan, ProcessSpec
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     limits = Limits(**document["limits"])
     writer = StateWriter(directory, "stand-ins.yaml", plan.url, plan.admin, progress.say)
     announce = lambda: print("ready", flush=True)  # noqa: E731
-    return asyncio.run(supervise(plan, directory, limits, progress, writer, announce))
+    return asyncio.run(supervise(plan, Site(directory, limits, progress, writer), announce))
 
 
 def _spec(process: dict[str, Any]) -> ProcessSpec:
