@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
     Command = Callable[[argparse.Namespace], int]
 
+# How `baton --help` lists the commands.
+_GROUPS = {
+    "begin": ["init", "check", "doctor", "plan", "schema", "completion"],
+    "run": ["up", "down", "worker", "orchestrator", "key"],
+    "look at what runs": ["ps", "top", "logs", "events", "trace", "explain-route"],
+    "change what runs": ["drain", "undrain", "restart", "scale"],
+    "measure": ["bench", "simulate"],
+}
 _INTERRUPTED = 130  # `Exit.INTERRUPTED`, whose import may be what is interrupted
 
 
@@ -70,6 +78,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.groups = _GROUPS
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_init(commands)

@@ -365,6 +365,15 @@ class Admin:
             raise Failed(f"{self.url} is no admin listener of Baton: its answer is no JSON") from error
 
 
+@contextmanager
+def understood(url: str) -> Iterator[None]:
+    """Turn what is raised when somebody else's answer is read into a `Failed`."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Failed(f"{url} answers as no admin listener of this version does: {error!r}") from error
+
+
 class Refused(Failed):
     """The admin listener answered with an error."""
 

@@ -60,14 +60,10 @@ async def commands_taken(directory: Path, handle: Handler) -> AsyncIterator[None
     """
     under_way: set[asyncio.Task[None]] = set()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # for the type checker
+    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_serve(reader, writer, handle))
         under_way.add(task)
-        try:
-            await _serve(reader, writer, handle)
-        finally:
-            under_way.discard(task)
+        task.add_done_callback(under_way.discard)
 
     server = await asyncio.start_unix_server(serve, sock=_listening(directory), limit=MAX_LINE)
     try:
@@ -110,6 +106,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, han
     except asyncio.CancelledError:
         caller.answer({"error": "`baton up` is being stopped"})
         raise
+    except Exception as error:  # a bug of ours must not leave the caller without an answer
+        caller.answer({"error": f"`baton up` could not do this: {error!r}"})
     finally:
         with contextlib.suppress(ConnectionError):
             writer.close()

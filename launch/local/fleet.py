@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from launch.local.member import Limits, Member
@@ -27,6 +27,7 @@ class Fleet:
         self.hurry = asyncio.Event()  # whoever is being stopped gets no more time
         self.is_ready = False  # all of them were, once
         self.operation: str | None = None  # what an operator has asked for and is under way
+        self.note: Callable[[], None] = lambda: None  # writes what runs, for other commands
         self.is_in_step = True  # the orchestrator has the workers that run, and no others
         self.dismissed: set[tuple[str, str]] = set()  # role and URL of workers that were stopped for good
         self._directory = directory

@@ -75,6 +75,7 @@ class Operator:
             raise CommandFailed(str(error)) from error
         finally:
             self._fleet.operation = None
+            self._fleet.note()
 
     # --- restart --------------------------------------------------------------------------------
 

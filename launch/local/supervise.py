@@ -141,6 +141,7 @@ class _Cluster:
         self._client = client
         self._writer = writer
         self._operator = operator
+        fleet.note = self._note
         self._explain_at: float | None = None  # loop time; set once every process is up
 
     async def run(self, announce: Callable[[], None]) -> None:

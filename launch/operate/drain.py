@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from launch.exits import Exit
-from launch.remote import Admin, Failed, connect, say, unknown, worker_path
+from launch.remote import Admin, Failed, connect, say, understood, unknown, worker_path
 
 POLL_S = 0.2
 
@@ -39,9 +39,11 @@ def undrain(arguments: argparse.Namespace) -> int:
 def _chosen(admin: Admin, names: Sequence[str]) -> list[Row]:
     """Return the workers with these names; of one that has data-parallel engines, all of them."""
     rows: list[Row] = admin.get("/admin/workers")
+    with understood(admin.url):
+        known = [(row, {_name(row), _without_rank(row)}) for row in rows]
     chosen: list[Row] = []
     for name in dict.fromkeys(names):
-        found = [row for row in rows if name in (_name(row), _without_rank(row))]
+        found = [row for row, called in known if name in called]
         if not found:
             raise Failed(unknown("worker", name, [_name(row) for row in rows]))
         chosen += found

@@ -44,7 +44,7 @@ def _add_ps(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_top(commands: argparse._SubParsersAction[Parser]) -> None:
-    text = "show live what each worker does, what waits, and how fast all is; q or Ctrl-C ends it"
+    text = "show live what each worker does, what waits, and how fast all is; Ctrl-C ends it"
     top = _add(commands, "top", text, _top, is_local=False)
     top.add_argument("--once", action="store_true", help="print one frame, as without a terminal")
     top.add_argument(

@@ -21,7 +21,7 @@ from launch.operate.rows import (
     state,
     table,
 )
-from launch.remote import Failed, Run, say
+from launch.remote import Failed, Run, say, understood
 
 TITLES: Final = (
     "NAME", "STATE", "SINCE", "PID", "RESTARTS", "SEATS", "RATE/S", "FIRST BYTE MS", "TOKEN MS", "ERRORS"
@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the rows. Raises `Failed` if nothing runs; what cannot be known is said on stderr."""
     source = find_source(arguments)
     workers, processes, problem = _asked(source)
-    rows = rows_of(source.run, workers)
+    with understood("the admin listener"):
+        rows = rows_of(source.run, workers)
     if problem is not None:
         if source.run is None:
             raise Failed(problem)
