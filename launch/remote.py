@@ -229,7 +229,7 @@ def connect_to(run: Run) -> Admin:
     """Return a client of the admin listener of a run. Raises `Failed`."""
     if run.state.admin is None:
         raise Failed(f"{run} has no admin listener: give its config one (orchestrator.admin), and restart")
-    return Admin(run.state.admin, _given_key() or _key_of(run), run)
+    return Admin(run.state.admin, _given_key() or key_of(run), run)
 
 
 def _base(url: str) -> str:
@@ -251,7 +251,7 @@ def _given_key() -> str | None:
     return key or None
 
 
-def _key_of(run: Run) -> str | None:
+def key_of(run: Run) -> str | None:
     """Return the key that `baton up` made for this run: who may use its socket may do all that it can."""
     try:
         with asked(run, {"command": "key"}) as answers:

@@ -32,7 +32,8 @@ class Fleet:
         self.dismissed: set[tuple[str, str]] = set()  # role and URL of workers that were stopped for good
         self._directory = directory
         self._guard = guard
-        self.members = [self._made(spec) for spec in specs]
+        self.of_config = tuple(specs)
+        self.members = [self._made(spec) for spec in self.of_config]
         logs = [directory / member.spec.log_name for member in self.members]
         self.upkeep = Upkeep(logs, limits.log_bytes, limits.log_files, progress)
 

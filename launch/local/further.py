@@ -37,11 +37,18 @@ class FurtherWorkers:
             (model.name, role): (model, pool) for model in config.models for role, pool in model.pools()
         }
 
-    def plan(self, model: str, role: Role, running: Sequence[ProcessSpec]) -> ProcessSpec:
+    def plan(
+        self, model: str, role: Role, running: Sequence[ProcessSpec], of_config: Sequence[ProcessSpec] = ()
+    ) -> ProcessSpec:
         """Return the process of one worker more beside those that run; give it its name by `named`.
 
-        Raises `PlanError` if there cannot be one.
+        One `of_config` that does not run comes first. Raises `PlanError` if there cannot be one.
         """
+        urls = {spec.url for spec in running}
+        for spec in of_config:
+            is_vacant = pool_of(spec.name) == (model, role) and spec.url not in urls
+            if is_vacant and all(self._is_free(*listens) for listens in spec.listens):
+                return spec
         owner, pool = self.pools[model, role]
         _check(pool)
         gpus = self._free_gpus(owner, role, pool, running)

@@ -222,7 +222,9 @@ class Operator:
             raise PlanError("the config has no such pool")
         _, pool = self._further.pools[model, cast("Role", role)]
         specs = [member.spec for member in self._fleet.members]
-        spec = await asyncio.to_thread(self._further.plan, model, cast("Role", role), specs)
+        spec = await asyncio.to_thread(
+            self._further.plan, model, cast("Role", role), specs, self._fleet.of_config
+        )
         name = await self._registrar.add(spec, model, pool.served_model, pool.zone)
         member = self._fleet.enlist(named(spec, name))
         try:
@@ -322,15 +324,20 @@ class Operator:
 
         Raises `CommandFailed` if it cannot be told.
         """
-        rows = await self._registrar.rows()
-        for row in rows:
+        for row in await self._registrar.rows():
             if (row.role, row.url) in self._fleet.dismissed:
                 await self._registrar.remove(row.name)
-        known = {(row.role, row.url) for row in rows}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KNOWN_S):
+                await _until(self._is_without_dismissed)  # their names are free then
+        known = {(row.role, row.url) for row in await self._registrar.rows()}
         for member in self._fleet.workers:
             if (member.spec.role, member.spec.url) not in known:
                 await self._introduce(member)
         self._fleet.is_in_step = True
+
+    async def _is_without_dismissed(self) -> bool:
+        return not any((row.role, row.url) in self._fleet.dismissed for row in await self._registrar.rows())
 
     async def _introduce(self, member: Member) -> None:
         if self._further is None:

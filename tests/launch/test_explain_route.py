@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Admin]:
-    for name in ("BATON_API_KEY", "OPENAI_API_KEY"):
+    for name in ("BATON_ADMIN_KEY", "BATON_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with Admin(("127.0.0.1", 0), Handler) as server:
         server.content = json.dumps(document()).encode()
@@ -130,6 +130,15 @@ def test_the_options_say_what_is_not_in_the_body(
     assert admin.path == "/admin/explain?path=%2Fv1%2Fcompletions&avoid=a%2Fb%2F0&avoid=a%2Fb%2F1&process=3"
     assert (admin.body, admin.headers["x-session-id"]) == (b"{}", "a b")
     assert admin.headers["authorization"] == "Bearer k3y"
+
+
+def test_the_run_that_was_started_here_is_asked(
+    admin: Admin, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_run(tmp_path, admin=f"http://127.0.0.1:{admin.server_port}")
+    assert main(["explain-route", "-f", file]) == Exit.OK
+    assert admin.body == BODY
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,13 @@ def test_it_is_started_as_the_others_of_its_pool() -> None:
     assert spec.env["A"] == "b"
 
 
+def test_a_place_of_the_config_that_is_vacant_comes_first() -> None:
+    planned, running = further({"engine": "sim", "replicas": 3}, taken=[4001])
+    one, _, three, _ = running
+    assert planned.plan("m", "both", [one], running) is three  # another process has the port of the second
+    assert planned.plan("m", "both", running, running).listens[0][1] == 4003
+
+
 def test_its_name_is_given_later() -> None:
     planned, running = further({"engine": "sim"})
     spec = named(planned.plan("m", "both", running), "a b/c/both/7")
