@@ -91,8 +91,12 @@ def worker_specs(
 
 def public_url(config: Config) -> str:
     host, port = split_address(config.orchestrator.listen)
-    scheme = "http" if config.orchestrator.tls is None else "https"
-    return f"{scheme}://{join_address(_reachable(host), port)}"
+    return f"{_scheme(config)}://{join_address(_reachable(host), port)}"
+
+
+def _scheme(config: Config) -> str:
+    """Return what both listeners speak."""
+    return "http" if config.orchestrator.tls is None else "https"
 
 
 def admin_url(config: Config) -> str | None:
@@ -100,7 +104,7 @@ def admin_url(config: Config) -> str | None:
     if config.orchestrator.admin is None:
         return None
     host, port = split_address(config.orchestrator.admin)
-    return f"http://{join_address(_reachable(host), port)}" if port else None
+    return f"{_scheme(config)}://{join_address(_reachable(host), port)}" if port else None
 
 
 def _reachable(host: str) -> str:

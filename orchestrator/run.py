@@ -82,7 +82,7 @@ async def _serve(
     reloader = Reloader(source, orchestrator)
     with bound(options.listen, options.backlog) as listener:
         admin = admin_app(orchestrator, reloader.reload, run_key)
-        async with admin_served(admin, options, orchestrator.random):
+        async with admin_served(admin, options, orchestrator.random, orchestrator.certificate):
             prober.start()
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
             watching = asyncio.create_task(orchestrator.watch.run())

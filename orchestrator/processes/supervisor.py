@@ -36,6 +36,7 @@ from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.errors import NotFound, StartError, Unavailable
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
+from orchestrator.http.tls import certificate_of
 from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.channel import Reconfigured, Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
@@ -83,7 +84,7 @@ async def supervise(
         supervisor = Supervisor(config, listener, transport=transport, credential=credential)
         reloader = Reloader(source, supervisor)
         admin = admin_app(supervisor, reloader.reload, run_key)
-        async with admin_served(admin, options, supervisor.random):
+        async with admin_served(admin, options, supervisor.random, supervisor.certificate):
             with on_hangup(reloader.reload_soon, stop.request):
                 await supervisor.run(stop)
 
@@ -117,6 +118,7 @@ class Supervisor:
         self.random = random.Random()  # noqa: S311  # ids, no secrets
         self.ids = IdSource(self.random)
         self.keys = load_keys(config.orchestrator)
+        self.certificate = certificate_of(config.orchestrator)
         self._salt = secrets.randbits(64)
         self.layout = Layout(models, ENDPOINTS)
         # The base, and for each index one that serves and one that retires.

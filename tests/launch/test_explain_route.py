@@ -17,6 +17,7 @@ from launch.explain_route import shown
 from orchestrator.config.options import RoutingConfig
 from orchestrator.routing.dry_run import explain
 from orchestrator.routing.planner import Planner
+from tests.launch.runs import made_run
 from tests.orchestrator.cluster import Clock, registry_of
 from tests.orchestrator.routing.requests import FakeRequest
 from tests.orchestrator.routing.traffic import Traffic

@@ -20,6 +20,7 @@ from launch.exits import Exit
 from launch.local.run_state import FILE, read
 from launch.remote import Run, asked
 from tests.launch.operate.cluster import Cluster, loaded, running
+from tests.orchestrator.certificate import CERT, KEY
 from tests.waiting import is_running, wait_for, wait_until_gone
 
 pytestmark = pytest.mark.processes
@@ -366,6 +367,13 @@ def test_two_runs_in_one_directory(tmp_path: Path) -> None:
         assert two.up is not None
         assert two.up.wait(timeout=60) == Exit.OK
         assert one.json("ps")["run"]["config"] == str(one.config)
+
+
+def test_a_run_with_a_certificate(tmp_path: Path) -> None:
+    with running(Cluster(tmp_path, tls={"cert": str(CERT), "key": str(KEY)})) as cluster:
+        assert cluster.json("drain", "sim/decode/0")[0]["is_drained"]
+        assert cluster.rows()["sim/decode/0"]["state"] == "draining"
+        assert cluster.json("scale", "sim/decode", "2")["started"] == ["sim/decode/1"]
 
 
 def test_down(tmp_path: Path) -> None:
