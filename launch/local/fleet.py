@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launch.local.member import Limits, Member
@@ -63,6 +64,11 @@ class Fleet:
         self.members.append(member)
         self.dismissed.discard((spec.role, spec.url))
         return member
+
+    def rename(self, member: Member, name: str) -> None:
+        """Call a worker as an orchestrator does that was started again; its log stays where it is."""
+        self.progress.add(name, str(self._directory / member.entry().log))
+        member.spec = replace(member.spec, name=name)
 
     def dismiss(self, member: Member) -> None:
         """Forget a worker, which was stopped."""

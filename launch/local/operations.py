@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from launch.engines.base import PlanError
@@ -183,7 +183,7 @@ class Operator:
             raise CommandFailed(f"no worker of {model}/{role} was started by this run")
         self._fleet.operation = f"scale {model}/{role} from {len(members)} to {count}"
         started = await self._grow(model, role, count - len(members), order)
-        stopped = sorted(members, key=_place, reverse=True)[: max(0, len(members) - count)]
+        stopped = (await self._dispensable(members))[: max(0, len(members) - count)]
         for member in stopped:
             await self._retire(member, order)
         return {
@@ -194,6 +194,13 @@ class Operator:
             "started": [member.spec.name for member in started],
             "stopped": [member.spec.name for member in stopped],
         }
+
+    async def _dispensable(self, members: Iterable[Member]) -> Sequence[Member]:
+        """Return workers in the order in which they are stopped: those that do not serve, then the last."""
+        serving = {(row.role, row.url) for row in await self._registrar.rows() if row.state in _SERVES}
+        return sorted(
+            members, key=lambda member: ((member.spec.role, member.spec.url) in serving, -_place(member))
+        )
 
     async def _grow(self, model: str, role: str, count: int, order: Order) -> Sequence[Member]:
         """Start so many workers more, together, and return them once all serve.
@@ -346,8 +353,7 @@ class Operator:
         _, pool = self._further.pools[model, cast("Role", role)]
         name = await self._registrar.add(member.spec, model, pool.served_model, pool.zone)
         if name != member.spec.name:
-            self._fleet.progress.add(name, member.entry().log)
-            member.spec = replace(member.spec, name=name)
+            self._fleet.rename(member, name)
 
 
 async def _until(is_so: Callable[[], Awaitable[bool]]) -> None:
