@@ -31,6 +31,7 @@ class Fleet:
         self.note: Callable[[], None] = lambda: None  # writes what runs, for other commands
         self.is_in_step = True  # the orchestrator has the workers that run, and no others
         self.dismissed: set[tuple[str, str]] = set()  # role and URL of workers that were stopped for good
+        self.left_drained: set[str] = set()  # workers that are to be undrained once the orchestrator answers
         self._directory = directory
         self._guard = guard
         self.of_config = tuple(specs)

@@ -154,7 +154,10 @@ class Operator:
         return spare
 
     async def _take_out(self, member: Member, order: Order) -> None:
-        """Stop a worker when its last request has ended; the orchestrator knows then that it is gone."""
+        """Stop a worker when its last request has ended; the orchestrator knows then that it is gone.
+
+        If that fails it goes on to serve, by another start if it was stopped already.
+        """
         drained = [row.name for row in await self._rows_of(member) if not row.is_drained]
         try:
             for name in drained:
@@ -162,11 +165,20 @@ class Operator:
             await self._wait_free(member, order)
             await member.stop(self._fleet.limits.stop_worker_s, self._fleet.hurry)
             await self._wait_known_gone(member)
-        except BaseException:
-            with contextlib.suppress(CommandFailed):
-                await self._undrain(drained)
+            await self._undrain(drained)
+        except BaseException as error:
+            await self._undrain_at_last(drained)
+            if isinstance(error, CommandFailed) and not member.is_running:
+                member.start_anew()
             raise
-        await self._undrain(drained)
+
+    async def _undrain_at_last(self, names: Iterable[str]) -> None:
+        """Undrain these, or see to it as soon as the orchestrator answers again."""
+        try:
+            await self._undrain(names)
+        except CommandFailed:
+            self._fleet.left_drained.update(names)
+            self._fleet.is_in_step = False
 
     async def _undrain(self, names: Iterable[str]) -> None:
         for name in names:
@@ -324,16 +336,20 @@ class Operator:
         member.check_started()
         return all(row.state == "ready" or row.is_drained for row in await self._rows_of(member))
 
-    # --- after the orchestrator was started again ------------------------------------------------
+    # --- after the orchestrator was away ------------------------------------------------
 
     async def bring_in_step(self) -> None:
-        """Tell an orchestrator that was started again which workers there are beyond, or not of, its config.
+        """Tell an orchestrator that was started again, or did not answer, which workers there are beyond, or
+        not of, its config, and that those serve again which we could not undrain.
 
         Raises `CommandFailed` if it cannot be told.
         """
         for row in await self._registrar.rows():
             if (row.role, row.url) in self._fleet.dismissed:
                 await self._registrar.remove(row.name)
+            elif row.name in self._fleet.left_drained and row.is_drained:
+                await self._registrar.undrain(row.name)
+        self._fleet.left_drained.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KNOWN_S):
                 await _until(self._is_without_dismissed)  # their names are free then

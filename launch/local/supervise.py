@@ -141,6 +141,7 @@ class _Cluster:
         self._client = client
         self._writer = writer
         self._operator = operator
+        self._stepping: asyncio.Task[None] | None = None
         fleet.note = self._note
         self._explain_at: float | None = None  # loop time; set once every process is up
 
@@ -193,10 +194,18 @@ class _Cluster:
         for member in self.fleet.members:
             member.tend(now)
         await self._probe()
-        if not self.fleet.is_in_step and self.fleet.operation is None:
-            with contextlib.suppress(CommandFailed):  # tried again at the next look
-                await self._operator.bring_in_step()
+        self._keep_in_step()
         await self._pause()
+
+    def _keep_in_step(self) -> None:
+        """Have the orchestrator told, beside all else, what it should know and does not."""
+        is_free = self._stepping is None or self._stepping.done()
+        if is_free and not self.fleet.is_in_step and self.fleet.operation is None:
+            self._stepping = asyncio.create_task(self._step())
+
+    async def _step(self) -> None:
+        with contextlib.suppress(CommandFailed):  # tried again at the next look
+            await self._operator.bring_in_step()
 
     async def _pause(self) -> None:
         if not self._guard.is_alive():
@@ -235,11 +244,11 @@ class _Cluster:
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
         self._note()
+        if self._stepping is not None:
+            self._stepping.cancel()
         limits = self.fleet.limits
-        first = [member for member in self.fleet.members if member.spec.role == "orchestrator"]
-        then = [member for member in self.fleet.members if member.spec.role != "orchestrator"]
-        await asyncio.gather(*(member.stop(limits.stop_orchestrator_s, hurry) for member in first))
-        await asyncio.gather(*(member.stop(limits.stop_worker_s, hurry) for member in then))
+        await self.fleet.orchestrator.stop(limits.stop_orchestrator_s, hurry)
+        await asyncio.gather(*(member.stop(limits.stop_worker_s, hurry) for member in self.fleet.workers))
         self._writer.end(self.fleet.entries())
 
 

@@ -149,7 +149,7 @@ def state(row: Row) -> str:
         if is_so
     ]
     share = row["share"]
-    if share is not None and share < 1:
+    if share is not None and share < 0.995:
         more.append(f"{share:.0%}")
     return " ".join([str(row["state"]), *more])
 

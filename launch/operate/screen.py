@@ -36,8 +36,8 @@ _COLUMNS: Final = (
     Column("SINCE", 4, lambda row, now: ago(row["since"], now)),
     Column("SEATS", 1, lambda row, now: seats(row)),
     Column("REQ/S", 1, lambda row, now: number(row["rate"])),
-    Column("1ST BYTE p50/99", 2, lambda row, now: milliseconds(row["first_byte_p50"], row["first_byte_p99"])),
-    Column("TOKEN p50/99", 2, lambda row, now: milliseconds(row["inter_token_p50"], row["inter_token_p99"])),
+    Column("1ST BYTE MS", 2, lambda row, now: milliseconds(row["first_byte_p50"], row["first_byte_p99"])),
+    Column("TOKEN MS", 2, lambda row, now: milliseconds(row["inter_token_p50"], row["inter_token_p99"])),
     Column("ERR", 3, lambda row, now: number(row["errors"])),
     Column("RETRY", 5, lambda row, now: number(row["retries"])),
     Column("KV", 6, lambda row, now: number(row["transfers"])),
@@ -53,7 +53,10 @@ def drawn(
 
     `height` bounds their number; None: as many as there are. `problem` is why the frame is an old one.
     """
-    lines = [*_head(frame, run, before), *([Text(f"! {one_line(problem)}", "bold red")] if problem else [])]
+    lines = [
+        *_head(frame, run, before, width),
+        *([Text(f"! {one_line(problem)}", "bold red")] if problem else []),
+    ]
     tail = [*_keys(frame)]
     left = None if height is None else max(3, height - len(lines) - len(tail) - 1)
     lines += [Text(), *_workers(frame, width, left), *tail]
@@ -62,7 +65,7 @@ def drawn(
     return lines if height is None else lines[:height]
 
 
-def _head(frame: Frame, run: Run | None, before: Frame | None) -> Iterable[Text]:
+def _head(frame: Frame, run: Run | None, before: Frame | None, width: int) -> Iterable[Text]:
     if run is not None:
         doing = f"  {run.state.operation}" if run.state.operation else ""
         up = f"up {ago(run.state.started, frame.time)}"
@@ -72,15 +75,23 @@ def _head(frame: Frame, run: Run | None, before: Frame | None) -> Iterable[Text]
     for name, value in frame.totals.items():
         speed = f" ({now[name]:.1f}/s)" if name in now else ""
         told.append(f"{name.replace('_', ' ')} {value:.0f}{speed}")
-    yield Text("  ".join(told))
     waiting = [f"{model} {count:.0f}" for model, count in frame.queue.items() if count]
     leases = [f"{lease} {count:.0f}" for lease, count in frame.leases.items()]
-    processes = f"{len(frame.data_processes)} processes, " if len(frame.data_processes) > 1 else ""
-    yield Text(
-        one_line(
-            f"{processes}queue: {', '.join(waiting) or 'empty'}  KV leases: {', '.join(leases) or 'none'}"
-        )
-    )
+    if len(frame.data_processes) > 1:
+        told.append(f"{len(frame.data_processes)} processes")
+    told += [f"queue {', '.join(waiting) or 'empty'}", f"KV leases {', '.join(leases) or 'none'}"]
+    yield from map(Text, _wrapped([one_line(part) for part in told], width))
+
+
+def _wrapped(parts: Iterable[str], width: int) -> Iterable[str]:
+    """Yield lines with as many parts in each as fit."""
+    line = ""
+    for part in parts:
+        if line and cell_len(line) + GAP + cell_len(part) > width:
+            yield line
+            line = ""
+        line += f"{' ' * GAP if line else ''}{part}"
+    yield line
 
 
 # --- workers --------------------------------------------------------------------------------------

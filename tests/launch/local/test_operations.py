@@ -29,6 +29,10 @@ class FakeMember:
         self.fails = False
         self.starts = 0
 
+    @property
+    def is_running(self) -> bool:
+        return self.is_ready
+
     @contextmanager
     def held(self) -> Any:
         yield
@@ -56,6 +60,7 @@ class FakeFleet:
         self.is_in_step = True
         self.of_config = specs
         self.dismissed: set[tuple[str, str]] = set()
+        self.left_drained: set[str] = set()
         self.members = [FakeMember(spec) for spec in specs]
 
     def note(self) -> None:
@@ -93,12 +98,13 @@ class FakeRegistrar:
     drained: set[str] = field(default_factory=set)
     known: dict[str, tuple[str, str]] = field(default_factory=dict)  # role and URL by name
     is_lost: bool = False
+    is_lost_with: FakeMember | None = None  # once this one is stopped
 
     def __post_init__(self) -> None:
         self.known = {m.spec.name: (m.spec.role, m.spec.url) for m in self.fleet.workers}
 
     async def rows(self) -> list[Row]:
-        if self.is_lost:
+        if self.is_lost or (self.is_lost_with is not None and not self.is_lost_with.is_ready):
             raise CommandFailed("the orchestrator does not answer")
         ready = {member.spec.url for member in self.fleet.workers if member.is_ready}
         return [
@@ -120,6 +126,7 @@ class FakeRegistrar:
         self.drained.add(name)
 
     async def undrain(self, name: str) -> None:
+        await self.rows()
         self.drained.discard(name)
 
     async def remove(self, name: str) -> None:
@@ -271,6 +278,19 @@ def test_an_orchestrator_that_does_not_answer() -> None:
     with pytest.raises(CommandFailed, match="does not answer"):
         site.restart()
     assert site.fleet.operation is None
+
+
+def test_an_orchestrator_that_dies_while_a_worker_is_stopped() -> None:
+    site = Site()
+    worker = site.registrar.is_lost_with = site.fleet.members[0]
+    with pytest.raises(CommandFailed, match="does not answer"):
+        site.restart()
+    assert (worker.is_ready, worker.starts) == (True, 1)
+    assert not site.fleet.is_in_step
+    site.registrar.is_lost_with = None  # it only was slow
+    asyncio.run(site.operator.bring_in_step())
+    assert site.registrar.drained == set()
+    assert site.fleet.is_in_step
 
 
 def test_more_and_fewer() -> None:
