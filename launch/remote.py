@@ -100,6 +100,13 @@ class Run:
     directory: Path
     state: RunState
 
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise `Failed` if one of them is not a process of this run."""
+        there = [entry.name for entry in self.state.processes]
+        for name in names:
+            if name not in there:
+                raise Failed(unknown("process of this run", name, there))
+
     def __str__(self) -> str:
         return f"{self.directory} (process {self.state.pid}, {self.state.config})"
 
@@ -410,7 +417,7 @@ def asked(run: Run, request: Mapping[str, object]) -> Iterator[Iterator[dict[str
             connection.sendall(json.dumps(request).encode() + b"\n")
             connection.settimeout(None if request.get("command") != "key" else CONTROL_TIMEOUT_S)
             with connection.makefile("rb") as lines:
-                yield _answers(lines, run)
+                yield map(json.loads, lines)
         except OSError as error:
             raise Failed(f"{run} has ended, or broke off: {error.strerror or error}") from error
 
@@ -432,11 +439,3 @@ def _connected(run: Run) -> Iterator[socket.socket]:
             if descriptor >= 0:
                 os.close(descriptor)
         yield connection
-
-
-def _answers(lines: Iterable[bytes], run: Run) -> Iterator[dict[str, Any]]:
-    try:
-        for line in lines:
-            yield json.loads(line)
-    except OSError as error:
-        raise Failed(f"{run} has ended, or broke off: {error.strerror or error}") from error

@@ -55,27 +55,33 @@ class Operator:
 
     async def handle(self, request: Request, caller: Caller) -> dict[str, Any]:
         """Carry out a command, see `launch/local/control.py`. Raises `CommandFailed`."""
-        name = request.get("command")
+        name = str(request.get("command"))
         if name == "key":
             return {"key": self._key}
-        command = self._commands.get(str(name))
-        if command is None:
+        if name not in self._commands:
             raise CommandFailed(f"there is no command {name!r}")
+        self._check_free()
+        self._fleet.operation = name
+        try:
+            return {"done": await self._done(name, request, caller)}
+        finally:
+            self._fleet.operation = None
+            self._fleet.note()
+
+    def _check_free(self) -> None:
         if self._fleet.operation is not None:
             raise CommandFailed(f"something else is under way: {self._fleet.operation}")
         if not self._fleet.is_ready:
             raise CommandFailed("the run is still starting")
-        self._fleet.operation = str(name)
+
+    async def _done(self, name: str, request: Request, caller: Caller) -> dict[str, Any]:
         try:
             order = Order(caller, float(request["timeout_s"]), bool(request["is_forced"]))
-            return {"done": await command(request, order)}
+            return await self._commands[name](request, order)
         except (KeyError, TypeError, ValueError) as error:
             raise CommandFailed(f"the command {name} is not as it should be: {error!r}") from error
         except StartFailed as error:
             raise CommandFailed(str(error)) from error
-        finally:
-            self._fleet.operation = None
-            self._fleet.note()
 
     # --- restart --------------------------------------------------------------------------------
 

@@ -45,13 +45,8 @@ class Registrar:
 
     async def add(self, spec: ProcessSpec, model: str, served_model: str | None, zone: str | None) -> str:
         """Add a worker, and return the name that it gets."""
-        document = {
-            "model": model,
-            "role": spec.role,
-            "url": spec.url,
-            "served_model": served_model,
-            "zone": zone,
-        }
+        more = {"served_model": served_model, "zone": zone}
+        document = {"model": model, "role": spec.role, "url": spec.url, **more}
         return _row(await self._ask("POST", _PATH, document)).name
 
     async def drain(self, name: str) -> None:
@@ -65,26 +60,25 @@ class Registrar:
         await self._ask("DELETE", f"{_PATH}/{quote(name, safe='/')}")
 
     async def _ask(self, method: str, path: str, document: object = None) -> Any:
-        if self._url is None:
-            raise CommandFailed("there is no admin listener to change workers at: set orchestrator.admin")
+        answer = await self._answer(method, path, document)
         try:
-            answer = await self._client.request(
-                method,
-                self._url + path,
-                headers=self._headers,
-                json=document,
-                timeout=TIMEOUT_S,
-            )
             content = answer.json()
-        except httpx.HTTPError as error:
-            raise CommandFailed(
-                f"the orchestrator does not answer at {self._url}: {error or type(error).__name__}"
-            ) from error
         except ValueError as error:
             raise CommandFailed(f"somebody else answers at {self._url}: no JSON") from error
         if answer.status_code >= 400:
             raise CommandFailed(f"the orchestrator refuses {method} {path}: {content['error']['message']}")
         return content
+
+    async def _answer(self, method: str, path: str, document: object) -> httpx.Response:
+        if self._url is None:
+            raise CommandFailed("there is no admin listener to change workers at: set orchestrator.admin")
+        try:
+            return await self._client.request(
+                method, self._url + path, headers=self._headers, json=document, timeout=TIMEOUT_S
+            )
+        except httpx.HTTPError as error:
+            why = str(error) or type(error).__name__
+            raise CommandFailed(f"the orchestrator does not answer at {self._url}: {why}") from error
 
 
 def _row(document: Any) -> Row:

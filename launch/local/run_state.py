@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 FILE: Final = "state.json"
 SOCKET: Final = "control"  # beside it: `launch/local/control.py` listens there
@@ -137,19 +138,12 @@ class StateWriter:
         self, processes: Sequence[ProcessEntry], *, is_ready: bool, operation: str | None = None
     ) -> None:
         """Write what runs, if it has changed."""
-        self._note(
-            msgspec.structs.replace(
-                self._state, processes=tuple(processes), is_ready=is_ready, operation=operation
-            )
-        )
+        found = tuple(processes)
+        self._note(replace(self._state, processes=found, is_ready=is_ready, operation=operation))
 
     def end(self, processes: Sequence[ProcessEntry]) -> None:
         """Write that nothing runs any more."""
-        self._note(
-            msgspec.structs.replace(
-                self._state, processes=tuple(processes), operation=None, ended=time.time()
-            )
-        )
+        self._note(replace(self._state, processes=tuple(processes), operation=None, ended=time.time()))
 
     def _note(self, state: RunState) -> None:
         self._state = state

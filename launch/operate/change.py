@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from launch.exits import Exit
@@ -16,17 +16,10 @@ def restart(arguments: argparse.Namespace) -> int:
     if bool(arguments.names) == arguments.rolling:
         raise Mistaken("name the workers to restart, or all of them by --rolling")
     run = find_run(arguments)
-    _check_names(run, arguments.names)
+    run.check_names(arguments.names)
     done = _changed(run, arguments, {"command": "restart", "workers": arguments.names})
     _show(arguments, done, f"restarted: {', '.join(done['restarted'])}")
     return Exit.OK
-
-
-def _check_names(run: Run, names: Sequence[str]) -> None:
-    there = [entry.name for entry in run.state.processes]
-    for name in names:
-        if name not in there:
-            raise Failed(unknown("process of this run", name, there))
 
 
 def scale(arguments: argparse.Namespace) -> int:

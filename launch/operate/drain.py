@@ -12,6 +12,7 @@ from launch.exits import Exit
 from launch.remote import Admin, Failed, connect, say, understood, unknown, worker_path
 
 POLL_S = 0.2
+_SERVING = ("ready", "suspect", "probing")
 
 Row = dict[str, Any]
 
@@ -60,13 +61,16 @@ def _without_rank(row: Row) -> str:
     return _name(row) if rank is None else _name(row).removesuffix(f".dp{rank}")
 
 
+def _pool_of(row: Row) -> str:
+    return f"{row['address']['model']}/{row['address']['role']}"
+
+
 def _note_who_is_left(admin: Admin, changed: Iterable[Row]) -> None:
     """Say which pools nobody serves any more."""
     rows = admin.get("/admin/workers")
-    for model, role in dict.fromkeys((row["address"]["model"], row["address"]["role"]) for row in changed):
-        pool = [row for row in rows if (row["address"]["model"], row["address"]["role"]) == (model, role)]
-        if not any(row["state"] in ("ready", "suspect", "probing") for row in pool):
-            say(f"note: no worker of {model}/{role} is left that serves: requests may wait or fail")
+    for pool in dict.fromkeys(map(_pool_of, changed)):
+        if not any(row["state"] in _SERVING for row in rows if _pool_of(row) == pool):
+            say(f"note: no worker of {pool} is left that serves: requests may wait or fail")
 
 
 def _wait_free(admin: Admin, chosen: Sequence[Row], timeout_s: float) -> list[Row]:
@@ -87,17 +91,12 @@ def _wait_free(admin: Admin, chosen: Sequence[Row], timeout_s: float) -> list[Ro
 def _show(arguments: argparse.Namespace, rows: Iterable[Row]) -> None:
     from orchestrator.config.printing import one_line
 
-    shown = [
-        {
-            "name": _name(row),
-            "state": row["state"],
-            "is_drained": row["is_drained"],
-            "in_flight": row["in_flight"],
-        }
-        for row in rows
-    ]
     if arguments.output == "json":
-        print(json.dumps(shown, indent=2))
+        print(json.dumps([_described(row) for row in rows], indent=2))
         return
-    for row in shown:
-        print(one_line(f"{row['name']}: {row['state']}, {row['in_flight']} requests"))
+    for row in rows:
+        print(one_line(f"{_name(row)}: {row['state']}, {row['in_flight']} requests"))
+
+
+def _described(row: Row) -> Row:
+    return {"name": _name(row)} | {key: row[key] for key in ("state", "is_drained", "in_flight")}

@@ -14,7 +14,7 @@ from typing import Final
 
 from launch.exits import Exit
 from launch.local.run_state import FILE, NoState, RunState, read
-from launch.remote import Failed, Run, find_run, say, unknown
+from launch.remote import Failed, Run, find_run, say
 
 POLL_S: Final = 0.2
 CHUNK: Final = 64 * 1024
@@ -37,11 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _chosen(found: Run, names: Sequence[str]) -> list[str]:
-    there = [entry.name for entry in found.state.processes]
-    for name in names:
-        if name not in there:
-            raise Failed(unknown("process of this run", name, there))
-    return list(dict.fromkeys(names)) or there
+    found.check_names(names)
+    return list(dict.fromkeys(names)) or [entry.name for entry in found.state.processes]
 
 
 def _print(found: Run, arguments: argparse.Namespace, names: Sequence[str], printer: _Printer) -> None:

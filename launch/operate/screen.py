@@ -98,21 +98,26 @@ def _wrapped(parts: Iterable[str], width: int) -> Iterable[str]:
 
 
 def _workers(frame: Frame, width: int, height: int | None) -> Iterable[Text]:
-    rows = list(frame.rows)
-    if height is not None and len(rows) > height - 1:
-        rows.sort(key=lambda row: row["state"] == "ready" and not row["is_slow"])  # what is well comes last
-        hidden = len(rows) - (height - 2)
-        rows = rows[: height - 2]
-    else:
-        hidden = 0
+    rows = _rows_in(frame.rows, height)
     cells = [[one_line(str(column.cell(row, frame.time))) for column in _COLUMNS] for row in rows]
     shown = _fitting(cells, width)
     widths = _widths(cells, shown, width)
     yield Text(_joined([_COLUMNS[index].title for index in shown], widths), "bold")
     for row, line in zip(rows, cells, strict=True):
         yield _line([line[index] for index in shown], widths, row)
-    if hidden:
-        yield Text(f"and {hidden} more; a higher window shows them", "dim")
+    if len(rows) < len(frame.rows):
+        yield Text(f"and {len(frame.rows) - len(rows)} more; a higher window shows them", "dim")
+
+
+def _rows_in(rows: Sequence[Row], height: int | None) -> Sequence[Row]:
+    """Return the rows that a window so high has room for, first those that are not well."""
+    if height is None or len(rows) < height:
+        return rows
+    return sorted(rows, key=_is_well)[: height - 2]
+
+
+def _is_well(row: Row) -> bool:
+    return row["state"] == "ready" and not row["is_slow"]
 
 
 def _fitting(cells: Sequence[Sequence[str]], width: int) -> list[int]:
