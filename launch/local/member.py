@@ -61,6 +61,10 @@ class Member:
         self._is_held = False  # an operator's command starts and stops it; its end is no death
 
     @property
+    def is_started(self) -> bool:
+        return self._group is not None
+
+    @property
     def is_running(self) -> bool:
         return self._group is not None and self._restart_at is None
 

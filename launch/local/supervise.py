@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from launch.exits import Exit
+from launch.local.building import Building
 from launch.local.control import CommandFailed, commands_taken
 from launch.local.fleet import Fleet
 from launch.local.further import FurtherWorkers
@@ -81,12 +82,20 @@ async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exi
         async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
             fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, guard)
             operator = Operator(fleet, Registrar(client, plan.admin, site.key), site.further, site.key)
-            cluster = _Cluster(plan.url, fleet, guard, client, site.writer, operator)
+            cluster = _Cluster(
+                plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard)
+            )
             try:
                 with on_hangup(cluster.reload, stop.request):
                     return await _until_stopped(cluster, operator, site.directory, stop, announce)
             finally:
                 await cluster.stop(stop.hurry)
+
+
+def _building(plan: Plan, site: Site, guard: Guard) -> Building | None:
+    if plan.build is None:
+        return None
+    return Building(plan.build, site.directory / plan.build.log_name, guard, site.progress)
 
 
 async def _until_stopped(
@@ -134,8 +143,10 @@ class _Cluster:
         client: httpx.AsyncClient,
         writer: StateWriter,
         operator: Operator,
+        building: Building | None,
     ) -> None:
         self.fleet = fleet
+        self._building = building
         self._url = url
         self._guard = guard
         self._client = client
@@ -148,8 +159,11 @@ class _Cluster:
     async def run(self, announce: Callable[[], None]) -> None:
         """Start all and keep all running until cancelled. Raises `StartFailed`, `GuardGone`."""
         self._note()
+        if self._building is not None:
+            self._building.start()
         for member in self.fleet.members:
-            member.start()
+            if self._building is None or member is not self.fleet.orchestrator:
+                member.start()
         self._note()
         await self._wait_ready()
         self.fleet.is_ready = True
@@ -171,8 +185,18 @@ class _Cluster:
     async def _are_all_ready(self) -> bool:
         for member in self.fleet.members:
             member.check_started()
+        self._start_held_back()
         await self._probe()
         return all(member.is_ready for member in self.fleet.members) and await self._is_whole()
+
+    def _start_held_back(self) -> None:
+        """Start the orchestrator, which waits for its compiled form: it serves nobody without workers."""
+        orchestrator = self.fleet.orchestrator
+        if self._building is None or orchestrator.is_started:
+            return
+        is_waited_for = all(member.is_ready for member in self.fleet.workers)
+        if self._building.is_over() or (is_waited_for and self._building.may_be_left()):
+            orchestrator.start()
 
     async def _is_whole(self) -> bool:
         """Return whether every model can be served.
@@ -191,6 +215,8 @@ class _Cluster:
 
     async def _tend(self) -> None:
         now = asyncio.get_running_loop().time()
+        if self._building is not None:
+            self._building.is_over()
         for member in self.fleet.members:
             member.tend(now)
         await self._probe()
@@ -246,6 +272,8 @@ class _Cluster:
         self._note()
         if self._stepping is not None:
             self._stepping.cancel()
+        if self._building is not None:
+            await self._building.stop()
         limits = self.fleet.limits
         await self.fleet.orchestrator.stop(limits.stop_orchestrator_s, hurry)
         await asyncio.gather(*(member.stop(limits.stop_worker_s, hurry) for member in self.fleet.workers))
