@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 _WRONG = re.compile(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)")
@@ -14,12 +14,30 @@ _WRONG = re.compile(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)")
 class Parser(argparse.ArgumentParser):
     """A parser whose errors name the nearest command, option or choice."""
 
+    groups: Mapping[str, Sequence[str]] = {}  # commands by what they are for
     _given: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as `argparse` does, and remember what was given for the errors."""
         self._given = tuple(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        """Return the help; the commands are in their groups, those that are in none last."""
+        if not self.groups:
+            return super().format_help()
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, actions in _grouped(self, self.groups):
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.start_section("options")
+        formatter.add_arguments(options_of(self))
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         super().error(f"{message}{self._hint(message)}")
@@ -40,6 +58,22 @@ class Parser(argparse.ArgumentParser):
         for action in options_of(chosen):
             yield from action.option_strings
             yield from map(str, action.choices or ())
+
+
+def _grouped(
+    parser: argparse.ArgumentParser, groups: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, list[argparse.Action]]]:
+    """Yield each group with what the help says of its commands."""
+    told = {
+        action.dest: action
+        for found in parser._actions
+        if isinstance(found, argparse._SubParsersAction)
+        for action in found._choices_actions
+    }
+    for title, names in groups.items():
+        yield title, [told.pop(name) for name in names if name in told]
+    if told:
+        yield "more", [*told.values()]
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

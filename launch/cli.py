@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
     Command = Callable[[argparse.Namespace], int]
 
+# How `baton --help` lists the commands.
+_GROUPS = {
+    "begin": ["init", "check", "doctor", "plan", "explain", "schema", "metrics", "completion"],
+    "run": ["up", "down", "worker", "orchestrator", "key"],
+    "look at what runs": ["ps", "top", "logs", "events", "trace", "explain-route"],
+    "change what runs": ["drain", "undrain", "restart", "scale"],
+    "measure": ["bench", "simulate"],
+}
 _INTERRUPTED = 130  # `Exit.INTERRUPTED`, whose import may be what is interrupted
 
 
@@ -62,6 +70,7 @@ def _parser() -> Parser:
     from launch.arguments import Parser
     from launch.bench import options
     from launch.exits import Exit
+    from launch.operate import options as operating
 
     parser = Parser(
         prog="baton",
@@ -70,6 +79,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.groups = _GROUPS
     parser.add_argument("--version", action=_version_action(), help="say which version and form this is")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_init(commands)
@@ -85,6 +95,7 @@ def _parser() -> Parser:
     _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
     _add_doctor(commands)
+    operating.add_commands(commands)
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
@@ -365,7 +376,7 @@ def _up(arguments: argparse.Namespace) -> int:
     from launch.local.up import up
 
     config = _load(arguments, starts=True)
-    return up(config, _make_plan(arguments, config), compiles=arguments.compile)
+    return up(config, _make_plan(arguments, config), arguments.config, compiles=arguments.compile)
 
 
 def _orchestrator(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from launch.arguments import commands_of, options_of
 
 SHELLS = ("bash", "zsh")
+_FILE_NAMES = ("CONFIG", "DIR")  # what an option takes
+_RUNNING = ("WORKER", "MODEL/ROLE")  # what a place is for
 
 _BASH = """\
 # Completion of `baton`; `baton completion {shell}` prints it anew after an update.
@@ -51,9 +53,9 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _values(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
-    """Return a case for each option that takes one of some words."""
+    """Return a case for each option that takes one of some words, or a file."""
     for action in options_of(command):
-        if action.option_strings and action.choices:
+        if action.option_strings and (action.choices or action.metavar in _FILE_NAMES):
             patterns = "|".join(f'"{name} {option}"' for option in action.option_strings)
             yield f"        {patterns}) {_completed(action)}; return ;;"
 
@@ -67,8 +69,12 @@ def _flags(command: argparse.ArgumentParser) -> list[str]:
 
 
 def _place(command: argparse.ArgumentParser) -> str:
-    """Return what completes a word that is no option: choices if the command has some, else files."""
+    """Return what completes a word that is no option: choices if the command has some, else files, unless it
+    takes only what runs.
+    """
     places = [action for action in options_of(command) if not action.option_strings]
+    if any(action.metavar in _RUNNING for action in places):
+        return ":"
     return next((_completed(action) for action in places if action.choices), _FILES if places else ":")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from launch import remote
 from launch.exits import Exit
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ ABOUT: Final = (
     "tell which workers a running orchestrator would choose for a request, and why; nothing is sent"
 )
 DEFAULT_ADMIN: Final = "http://127.0.0.1:8001"
-KEY_VARIABLES: Final = ("BATON_API_KEY", "OPENAI_API_KEY")  # the first that is set
+KEY_VARIABLES: Final = (remote.KEY_VARIABLE, "BATON_API_KEY", "OPENAI_API_KEY")  # the first that is set
 TIMEOUT_S: Final = 10.0
 
 Document = Mapping[str, Any]
@@ -37,7 +38,10 @@ class Mistaken(Failed):
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the request's body; - is stdin")
     parser.add_argument(
-        "--admin", default=DEFAULT_ADMIN, metavar="URL", help="the admin listener; default: %(default)s"
+        "--admin",
+        metavar="URL",
+        help="the admin listener; default: that of the run which was started here, or in a parent directory, "
+        f"else {DEFAULT_ADMIN}",
     )
     parser.add_argument("--path", default="/v1/chat/completions", help="of the request; default: %(default)s")
     parser.add_argument(
@@ -85,8 +89,9 @@ def ask(arguments: argparse.Namespace) -> Document:
     query = [("path", arguments.path), *(("avoid", name) for name in arguments.avoid)]
     if arguments.process is not None:
         query.append(("process", arguments.process))
-    url = f"{_base(arguments.admin)}/admin/explain"
-    headers = {**_headers(arguments.headers), **_key(os.environ), "content-type": "application/json"}
+    base, ours = _listener(arguments.admin)
+    url = f"{base}/admin/explain"
+    headers = {**ours, **_headers(arguments.headers), **_key(os.environ), "content-type": "application/json"}
     try:
         answer = httpx.post(
             url,
@@ -101,8 +106,16 @@ def ask(arguments: argparse.Namespace) -> Document:
     return _understood(answer)
 
 
-def _base(admin: str) -> str:
-    return (admin if "://" in admin else f"http://{admin}").rstrip("/")
+def _listener(admin: str | None) -> tuple[str, dict[str, str]]:
+    """Return the URL of the admin listener, and the header with the key of a run that was started here."""
+    if admin is not None:
+        return (admin if "://" in admin else f"http://{admin}").rstrip("/"), {}
+    try:
+        run = remote.find_run(argparse.Namespace(run_state=None, run_config=None))
+    except remote.Failed:
+        return DEFAULT_ADMIN, {}
+    key = remote.key_of(run)
+    return run.state.admin or DEFAULT_ADMIN, {"authorization": f"Bearer {key}"} if key else {}
 
 
 def _body(file: str) -> bytes:

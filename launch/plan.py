@@ -35,6 +35,11 @@ class ProcessSpec:
     gpus: tuple[int, ...] = ()
 
     @property
+    def url(self) -> str:
+        """Return where the process answers."""
+        return self.ready_url.removesuffix("/health")
+
+    @property
     def secret_env(self) -> frozenset[str]:
         """Name those in `env` whose values must not be shown."""
         return frozenset(filter(is_secret_variable, self.env))
@@ -48,6 +53,7 @@ class Plan:
     orchestrator: ProcessSpec
     elsewhere: tuple[str, ...]  # workers of other machines
     url: str  # where clients reach the data plane from this machine
+    admin: str | None = None  # where operators reach the admin listener; None without one
     build: ProcessSpec | None = None  # builds the orchestrator's compiled form meanwhile, and ends
 
     @property
@@ -67,6 +73,7 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
         orchestrator=_orchestrator(config, config_path, overrides, around),
         elsewhere=tuple(address.name for address in managed if address.name not in here),
         url=public_url(config),
+        admin=admin_url(config),
     )
 
 
@@ -77,16 +84,7 @@ def worker_specs(
     pairs = list(zip(worker_places(config), worker_addresses(config), strict=True))
     gpus = _allot_gpus([place for place, address in pairs if address.is_managed])
     return {
-        address.name: _worker(
-            Worker(
-                place,
-                address,
-                gpus.get(address.name, ()),
-                around,
-                publishes_kv_events=config.routing.hears_caches(address.role),
-                takes_priorities=address.role == "prefill" and config.routing.prefill_order == "shortest",
-            )
-        )
+        address.name: worker_process(config, place, address, gpus.get(address.name, ()), around)
         for place, address in pairs
         if address.is_managed and (only is None or address.name in only)
     }
@@ -94,8 +92,20 @@ def worker_specs(
 
 def public_url(config: Config) -> str:
     host, port = split_address(config.orchestrator.listen)
-    scheme = "http" if config.orchestrator.tls is None else "https"
-    return f"{scheme}://{join_address(_reachable(host), port)}"
+    return f"{_scheme(config)}://{join_address(_reachable(host), port)}"
+
+
+def _scheme(config: Config) -> str:
+    """Return what both listeners speak."""
+    return "http" if config.orchestrator.tls is None else "https"
+
+
+def admin_url(config: Config) -> str | None:
+    """Return where the admin listener is reached from this machine; None if nobody can know."""
+    if config.orchestrator.admin is None:
+        return None
+    host, port = split_address(config.orchestrator.admin)
+    return f"{_scheme(config)}://{join_address(_reachable(host), port)}" if port else None
 
 
 def _reachable(host: str) -> str:
@@ -126,6 +136,22 @@ def _orchestrator(
 # --- workers ----------------------------------------------------------------------------------------
 
 
+def worker_process(
+    config: Config, place: WorkerPlace, address: WorkerAddress, gpus: tuple[int, ...], around: Surroundings
+) -> ProcessSpec:
+    """Return what starts one worker of the config. Raises `PlanError`."""
+    return _worker(
+        Worker(
+            place,
+            address,
+            gpus,
+            around,
+            publishes_kv_events=config.routing.hears_caches(address.role),
+            takes_priorities=address.role == "prefill" and config.routing.prefill_order == "shortest",
+        )
+    )
+
+
 def _worker(worker: Worker) -> ProcessSpec:
     address = worker.address
     command = ENGINES[worker.place.pool.engine].command(worker)
@@ -138,7 +164,7 @@ def _worker(worker: Worker) -> ProcessSpec:
         env=_with_imports(command.env, worker.around),
         ready_url=f"{address.url}/health",
         listens=tuple((address.host, port) for port in ports),
-        log_name=_log_name(address),
+        log_name=log_name(address.name),
         gpus=worker.gpus,
     )
 
@@ -149,9 +175,9 @@ def _with_imports(env: Mapping[str, str], around: Surroundings) -> dict[str, str
     return {**around.imports, **env, **({PATH_ENV: os.pathsep.join(paths)} if paths else {})}
 
 
-def _log_name(address: WorkerAddress) -> str:
+def log_name(worker: str) -> str:
     """Return a name that differs from worker to worker: its only plus signs are the model's slashes."""
-    model, role, index = address.name.rsplit("/", 2)
+    model, role, index = worker.rsplit("/", 2)
     return f"{quote(model, safe='/').replace('/', '+')}-{role}-{index}.log"
 
 

@@ -25,7 +25,7 @@ from orchestrator.processes.supervisor import supervise
 from orchestrator.telemetry.logs import LineWriter, configure_logging
 from orchestrator.transport.pool import PooledUpstream
 from orchestrator.wire.codec import CODECS
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV
+from orchestrator.wire.info import DEFAULT_TRANSPORT, RUN_KEY_ENV, TRANSPORT_ENV
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
 
@@ -47,6 +47,7 @@ def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
     credential = worker_key(os.environ)
+    run_key = os.environ.pop(RUN_KEY_ENV, None)  # for this process alone
     writer = LineWriter()
     configure_logging(config.orchestrator.log, writer.write)
     writer.start()
@@ -55,16 +56,24 @@ def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if config.orchestrator.processes == 1:
-                runner.run(_serve(config, source, writer, transport=transport, credential=credential))
+                runner.run(
+                    _serve(config, source, writer, run_key, transport=transport, credential=credential)
+                )
             else:
-                runner.run(supervise(config, source, transport=transport, credential=credential))
+                runner.run(supervise(config, source, run_key, transport=transport, credential=credential))
     finally:
         writer.close()
     return 0
 
 
 async def _serve(
-    config: Config, source: ConfigSource, writer: LineWriter, *, transport: str, credential: str | None
+    config: Config,
+    source: ConfigSource,
+    writer: LineWriter,
+    run_key: str | None,
+    *,
+    transport: str,
+    credential: str | None,
 ) -> None:
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
@@ -73,7 +82,7 @@ async def _serve(
     options = config.orchestrator
     reloader = Reloader(source, orchestrator)
     with bound(options.listen, options.backlog) as listener:
-        admin, random = admin_app(orchestrator, reloader.reload), orchestrator.core.random
+        admin, random = admin_app(orchestrator, reloader.reload, run_key), orchestrator.core.random
         async with admin_served(admin, options, random, orchestrator.certificate):
             prober.start()
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())

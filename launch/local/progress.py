@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os.path import basename, dirname
 from typing import Protocol, TextIO
@@ -13,6 +13,10 @@ from orchestrator.config.printing import one_line, printable
 
 
 class Progress(Protocol):
+    def add(self, name: str, log: str) -> None:
+        """Have one process more, which writes to this file."""
+        ...
+
     def set(self, name: str, state: str) -> None:
         """Show that a process has another state."""
         ...
@@ -30,7 +34,7 @@ class Progress(Protocol):
         ...
 
 
-def make_progress(stream: TextIO, logs: Mapping[str, str]) -> Progress:
+def make_progress(stream: TextIO, logs: dict[str, str]) -> Progress:
     """Return what fits stderr. `logs` has the log file of each process by name, in the order of display."""
     if not stream.isatty():
         return Lines(stream, logs)
@@ -44,8 +48,12 @@ class Lines:
     """This shows a line per change; the log's name is in the first one of each process."""
 
     stream: TextIO
-    logs: Mapping[str, str]
+    logs: dict[str, str]
     _states: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, log: str) -> None:
+        self.logs[name] = log
+        self._states.pop(name, None)
 
     def set(self, name: str, state: str) -> None:
         if self._states.get(name) == state:
@@ -72,7 +80,7 @@ class Table:
     """
 
     stream: TextIO
-    logs: Mapping[str, str]
+    logs: dict[str, str]
     clock: Callable[[], float] = time.monotonic
     width: Callable[[], int] = lambda: shutil.get_terminal_size().columns
     _states: dict[str, str] = field(default_factory=dict)
@@ -80,6 +88,9 @@ class Table:
     _until: dict[str, float] = field(default_factory=dict)  # absent while it starts: its time still runs
     _drawn: list[str] = field(default_factory=list)
     _is_settled: bool = False
+
+    def add(self, name: str, log: str) -> None:
+        self.logs[name] = log
 
     def set(self, name: str, state: str) -> None:
         if self._states.get(name) == state:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import shlex
 import sys
 from dataclasses import replace
@@ -13,24 +14,29 @@ from pathlib import Path
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.building import build_spec
+from launch.local.further import FurtherWorkers
 from launch.local.logs import make_run_directory
+from launch.local.member import Limits
 from launch.local.progress import make_progress
-from launch.local.supervise import Limits, supervise
+from launch.local.run_state import StateWriter
+from launch.local.supervise import Site, supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
-from launch.surroundings import taken_ports
+from launch.surroundings import look_around, port_problem, taken_ports
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
 from orchestrator.config.printing import one_line
+from orchestrator.wire.info import RUN_KEY_ENV
 
 MIB = 1024 * 1024
 DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
 
 
-def up(config: Config, plan: Plan, *, compiles: bool = False) -> int:
-    """Run the plan until a signal. Progress goes to stderr; stdout gets one line, once all is ready.
+def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) -> int:
+    """Run the plan, which was made of the file `config_path`, until a signal.
 
-    `compiles`: what is missing of the orchestrator's compiled form is built meanwhile.
+    Progress goes to stderr; stdout gets one line, once all is ready. `compiles`: what is missing of the
+    orchestrator's compiled form is built meanwhile.
     """
     wanted = {spec.name: spec.gpus for spec in plan.workers}
     lacking = [*map(one_line, missing_gpus(wanted, count_gpus())), *taken_ports(plan.processes)]
@@ -54,7 +60,26 @@ def up(config: Config, plan: Plan, *, compiles: bool = False) -> int:
     progress = make_progress(sys.stderr, logs)
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")
-    return asyncio.run(supervise(plan, directory, _limits(config), progress, lambda: _announce(config, plan)))
+    key = secrets.token_urlsafe(32)
+    site = Site(
+        directory,
+        _limits(config),
+        progress,
+        StateWriter(directory, config_path, plan.url, plan.admin, progress.say),
+        FurtherWorkers(config, look_around(), _is_free, count_gpus),
+        key,
+    )
+    return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan)))
+
+
+def _keyed(plan: Plan, key: str) -> Plan:
+    """Return the plan with an orchestrator that takes this key from us."""
+    orchestrator = plan.orchestrator
+    return replace(plan, orchestrator=replace(orchestrator, env={**orchestrator.env, RUN_KEY_ENV: key}))
+
+
+def _is_free(host: str, port: int) -> bool:
+    return port_problem(host, port) is None
 
 
 def _limits(config: Config) -> Limits:

@@ -25,12 +25,17 @@ class Upkeep:
         """A log of more than `max_bytes` becomes a file of its own, of which the last `files` are kept; 0
         bytes: as large as it likes.
         """
-        self._logs = logs
+        self._logs = list(logs)
         self._max_bytes = max_bytes
         self._files = files
         self._progress = progress
         self._next_look = 0.0
         self._is_full = False
+
+    def add(self, log: Path) -> None:
+        """Look after one log more."""
+        if log not in self._logs:
+            self._logs.append(log)
 
     def tend(self, now: float) -> None:
         """Look after the logs, if it is time. `now` is loop time."""

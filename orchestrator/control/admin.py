@@ -36,10 +36,11 @@ Baton admin
 Reload = Callable[[], Awaitable[Sequence[str]]]
 
 
-def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
+def admin_app(state: AdminState, reload: Reload | None = None, run_key: str | None = None) -> FastAPI:
     """Return the app of metrics and the admin API, for a listener that clients do not reach.
 
-    `reload` reads the config again; it returns what has changed, or raises a `BatonError`.
+    `reload` reads the config again; it returns what has changed, or raises a `BatonError`. `run_key` is
+    what `baton up` shows, which has started this process: it may do everything, and adds workers of its own.
     """
     app = FastAPI(
         title="Baton admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
@@ -54,7 +55,7 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
-    return guarded(app, state, frozenset(), check=refuse_other_sites, scope_of=_scope_of)
+    return guarded(app, state, frozenset(), check=refuse_other_sites, scope_of=_scope_of, run_key=run_key)
 
 
 def _scope_of(path: str) -> Scope:

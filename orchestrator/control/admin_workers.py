@@ -18,6 +18,7 @@ from orchestrator.config.addresses import is_allowed_worker, unmanaged
 from orchestrator.config.base import Model
 from orchestrator.config.options import Url
 from orchestrator.control.changes import Changes
+from orchestrator.control.pages import OF_RUN
 from orchestrator.control.state import AdminState
 from orchestrator.errors import ClientError, NotFound, UnknownModel
 from orchestrator.wire.info import Role
@@ -57,7 +58,7 @@ class WorkerPages:
     async def add(self, request: Request) -> Response:
         """Add a worker and answer 201; it serves once a probe has found it well.
 
-        It gets the workers' credential only if the config allows its address.
+        It gets the workers' credential only if the config allows its address, or `baton up` has started it.
         """
         new = _new_worker(await request.body())
         if new.model not in self._registry.pools:
@@ -65,8 +66,9 @@ class WorkerPages:
             raise UnknownModel(f"no model {new.model[:MAX_NAME]!r}; there is {known}", param="model")
         index = self._registry.next_index(new.model, new.role)
         address = unmanaged(new.model, new.role, index, new.url, new.served_model, new.zone)
-        is_allowed = is_allowed_worker(address.host, self._state.config.orchestrator.allow_workers)
-        worker = self._registry.add(replace(address, gets_credential=is_allowed))
+        is_ours = OF_RUN in request.scope
+        is_allowed = is_ours or is_allowed_worker(address.host, self._state.config.orchestrator.allow_workers)
+        worker = self._registry.add(replace(address, gets_credential=is_allowed, is_managed=is_ours))
         how = "" if is_allowed else ", without the credential of workers, as allow_workers does not name it"
         self._note(request, "add", f"{worker.name} at {worker.address.url} was added{how}", worker)
         return _answer(worker.status(), 201)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -30,6 +31,7 @@ HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
 Check = Callable[[str, Headers], None]  # of a method and the headers
 ScopeOf = Callable[[str], KeyScope]  # of a path: what a key must be for
 KEY_NAME = "baton.key"  # in the ASGI scope: the name of the key, if one was asked for
+OF_RUN = "baton.run"  # there, too: true if `baton up` asks, which has started this process
 
 # Anthropic's SDKs ask for these, with their own header field for keys.
 _FOR_ANTHROPICS: Final = ("/v1/models", MESSAGES)
@@ -49,12 +51,16 @@ def guarded(
     open_paths: frozenset[str],
     check: Check | None = None,
     scope_of: ScopeOf = lambda path: "infer",
+    run_key: str | None = None,
 ) -> FastAPI:
     """Put what all pages share around `app`. `check` raises a `BatonError` for requests that it refuses.
 
-    Where there are keys, one with the scope that `scope_of` names is needed, but for `open_paths`.
+    Where there are keys, one with the scope that `scope_of` names is needed, but for `open_paths`; or
+    `run_key`.
     """
-    app.add_middleware(_Guard, state=state, open_paths=open_paths, check=check, scope_of=scope_of)
+    app.add_middleware(
+        _Guard, state=state, open_paths=open_paths, check=check, scope_of=scope_of, run_key=run_key
+    )
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
@@ -69,8 +75,10 @@ class _Guard:
         open_paths: frozenset[str],
         check: Check | None,
         scope_of: ScopeOf,
+        run_key: str | None,
     ) -> None:
         self._app = app
+        self._run_key = None if run_key is None else b"Bearer " + run_key.encode()
         self._check = check
         self._keys = state.keys
         self._ids = state.ids
@@ -103,6 +111,9 @@ class _Guard:
             await _answer_to(error, request_id, scope["path"])(scope, receive, send_with_id)
 
     def _check_key(self, scope: Scope) -> None:
+        if self._run_key is not None and _is_same(authorization_of(scope), self._run_key):
+            scope[OF_RUN] = True
+            return
         if self._keys is None or scope["path"] in self._open_paths:
             return
         takes_both = scope["path"].startswith(_FOR_ANTHROPICS)
@@ -112,6 +123,10 @@ class _Guard:
             authorization = b"Bearer " + given[-1] if given else None
         wanted = ANTHROPICS if takes_both else BEARER
         scope[KEY_NAME] = self._keys.check(authorization, wanted, scope=self._scope_of(scope["path"]))
+
+
+def _is_same(given: bytes | None, wanted: bytes) -> bool:
+    return given is not None and hmac.compare_digest(given, wanted)
 
 
 def _without_last_slash(scope: Scope) -> Scope:
@@ -143,6 +158,8 @@ def authorization_of(scope: Scope) -> bytes | None:
 def who_asks(scope: Scope) -> str:
     """Return who sent a request, for the log: the name of the key, if there are keys, and the address."""
     host, *_ = scope.get("client") or ("an unknown address",)
+    if scope.get(OF_RUN):
+        return f"the user of `baton up` at {host}"
     key = scope.get(KEY_NAME)
     return f"{f'key {key}' if key else 'somebody without a key'} at {host}"
 

@@ -66,10 +66,17 @@ EXPLAIN_S = 5.0  # until a process has told what would become of a request
 _log = logging.getLogger("baton.supervisor")
 
 
-async def supervise(config: Config, source: ConfigSource, *, transport: str, credential: str | None) -> None:
+async def supervise(
+    config: Config,
+    source: ConfigSource,
+    run_key: str | None = None,
+    *,
+    transport: str,
+    credential: str | None,
+) -> None:
     """Serve in `config.orchestrator.processes` processes until SIGINT or SIGTERM; a second one cuts.
 
-    SIGHUP reloads `config` from `source`.
+    SIGHUP reloads `config` from `source`. `run_key` is for `admin_app`.
 
     Raises `StartError` if that is impossible. No process is left in either case.
     """
@@ -78,8 +85,8 @@ async def supervise(config: Config, source: ConfigSource, *, transport: str, cre
     with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
         supervisor = Supervisor(config, listener, transport=transport, credential=credential)
         reloader = Reloader(source, supervisor)
-        admin, random = admin_app(supervisor, reloader.reload), supervisor.random
-        async with admin_served(admin, options, random, supervisor.certificate):
+        admin = admin_app(supervisor, reloader.reload, run_key)
+        async with admin_served(admin, options, supervisor.random, supervisor.certificate):
             with on_hangup(reloader.reload_soon, stop.request):
                 await supervisor.run(stop)
 

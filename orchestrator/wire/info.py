@@ -44,6 +44,8 @@ MOST_NIXL_DELAY_US = 1_000_000  # some transports of UCX need to be looked at no
 
 # Sent to every worker as bearer token, and given by `baton up` to the workers it starts.
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
+# What `baton up`, which has started the orchestrator, shows at its admin listener in place of a key.
+RUN_KEY_ENV = "BATON_RUN_KEY"
 
 
 # Nobody's announcement is longer; a worker may be something else than it should be.

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.local import building
+from launch.local.member import Limits
 from launch.local.progress import make_progress
-from launch.local.supervise import Limits, supervise
+from launch.local.run_state import StateWriter
+from launch.local.supervise import Site, supervise
 from launch.plan import Plan, ProcessSpec
 
 
@@ -18,12 +20,14 @@ def main() -> int:
     document = json.loads(Path(sys.argv[1]).read_text())
     specs = [_spec(process) for process in document["processes"]]
     build = None if document["build"] is None else _build(document["build"])
-    plan = Plan(tuple(specs[:-1]), specs[-1], (), document["url"], build)
+    plan = Plan(tuple(specs[:-1]), specs[-1], (), document["url"], build=build)
     directory = Path(document["directory"])
     started = specs if build is None else [*specs, build]
     progress = make_progress(sys.stderr, {spec.name: str(directory / spec.log_name) for spec in started})
     limits = Limits(**document["limits"])
-    return asyncio.run(supervise(plan, directory, limits, progress, lambda: print("ready", flush=True)))
+    writer = StateWriter(directory, "stand-ins.yaml", plan.url, plan.admin, progress.say)
+    announce = lambda: print("ready", flush=True)  # noqa: E731
+    return asyncio.run(supervise(plan, Site(directory, limits, progress, writer), announce))
 
 
 def _spec(process: dict[str, Any]) -> ProcessSpec:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import main
+from launch.arguments import commands_of
+from launch.cli import _parser, main
 from launch.exits import Exit
 
 BAD = "models: [{name: m, both: {engine: vlm}}]\nbase_prt: 1\n"
@@ -182,6 +184,15 @@ def test_what_is_near_to_nothing_gets_no_hint(
     assert "did you mean" not in capsys.readouterr().err
 
 
+def test_help_has_every_command_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    listed = [line.split()[0] for line in shown.splitlines() if re.match(r"  [a-z]", line)]
+    assert sorted(listed) == sorted(commands_of(_parser()))
+    assert "\nmore:" not in shown  # each is in a group
+
+
 def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -196,7 +207,8 @@ def test_help_needs_no_library() -> None:
         "import sys, launch.cli\n"
         "try: launch.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('pydantic', 'httpx', 'yaml', 'asyncio') if name in sys.modules])"
+        "heavy = 'pydantic', 'httpx', 'yaml', 'asyncio', 'rich', 'msgspec'\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True

@@ -40,6 +40,11 @@ def completed(capsys: pytest.CaptureFixture[str], *words: str, cwd: str = ".") -
         (["completion", ""], list(SHELLS)),
         (["up", "--dry"], ["--dry-run"]),
         (["schema", ""], []),
+        (["dr"], ["drain"]),
+        (["restart", "--ro"], ["--rolling"]),
+        (["ps", "-o", ""], ["text", "json"]),
+        (["drain", ""], []),
+        (["scale", ""], []),
     ],
 )
 def test_words(capsys: pytest.CaptureFixture[str], words: list[str], expected: list[str]) -> None:
@@ -50,6 +55,7 @@ def test_files(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
     for name in ("one.yaml", "two.yaml"):
         open(f"{tmp_path}/{name}", "w").close()
     assert completed(capsys, "up", "o", cwd=str(tmp_path)) == ["one.yaml"]
+    assert completed(capsys, "ps", "--config", "t", cwd=str(tmp_path)) == ["two.yaml"]
 
 
 def test_zsh_reads_it_as_bash_would(capsys: pytest.CaptureFixture[str]) -> None:

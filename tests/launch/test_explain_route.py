@@ -17,6 +17,7 @@ from launch.explain_route import shown
 from orchestrator.config.options import RoutingConfig
 from orchestrator.routing.dry_run import explain
 from orchestrator.routing.planner import Planner
+from tests.launch.runs import made_run
 from tests.orchestrator.cluster import Clock, registry_of
 from tests.orchestrator.routing.requests import FakeRequest
 from tests.orchestrator.routing.traffic import Traffic
@@ -59,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Admin]:
-    for name in ("BATON_API_KEY", "OPENAI_API_KEY"):
+    for name in ("BATON_ADMIN_KEY", "BATON_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with Admin(("127.0.0.1", 0), Handler) as server:
         server.content = json.dumps(document(prefill="round_robin")).encode()
@@ -130,6 +131,15 @@ def test_the_options_say_what_is_not_in_the_body(
     assert admin.path == "/admin/explain?path=%2Fv1%2Fcompletions&avoid=a%2Fb%2F0&avoid=a%2Fb%2F1&process=3"
     assert (admin.body, admin.headers["x-session-id"]) == (b"{}", "a b")
     assert admin.headers["authorization"] == "Bearer k3y"
+
+
+def test_the_run_that_was_started_here_is_asked(
+    admin: Admin, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_run(tmp_path, admin=f"http://127.0.0.1:{admin.server_port}")
+    assert main(["explain-route", "-f", file]) == Exit.OK
+    assert admin.body == BODY
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,22 @@ def test_clients_get_an_address_to_reach(listen: str, tls: dict[str, str] | None
     assert plan_of(made).url == url
 
 
+@pytest.mark.parametrize(
+    ("admin", "tls", "url"),
+    [
+        (None, None, None),
+        ("127.0.0.1:8001", None, "http://127.0.0.1:8001"),
+        ("0.0.0.0:8001", None, "http://127.0.0.1:8001"),
+        ("[::]:8001", None, "http://[::1]:8001"),
+        ("127.0.0.1:8001", {"cert": "c", "key": "k"}, "https://127.0.0.1:8001"),
+        ("127.0.0.1:0", None, None),  # nobody can be told which port it gets
+    ],
+)
+def test_operators_get_one_too(admin: str | None, tls: dict[str, str] | None, url: str | None) -> None:
+    made = config(model(both={}), orchestrator={"admin": admin, "tls": tls, "insecure_no_auth": True})
+    assert plan_of(made).admin == url
+
+
 def test_a_port_must_be_known_beforehand() -> None:
     with pytest.raises(PlanError, match=r"orchestrator\.listen has port 0"):
         plan_of(config(model(both={}), orchestrator={"listen": "127.0.0.1:0"}))

@@ -110,6 +110,24 @@ def test_a_change_is_a_line_and_an_event_that_say_who(
     assert ask(app, f"/admin/events?after={event['number']}", headers=as_("root")).json() == []
 
 
+def test_who_has_started_it_may_do_everything_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "baton.admin")
+    state = FakeState(keys=RING)
+    app = admin_app(state, reload, "run-key")
+    assert ask(app, "/admin/workers/m/decode/0/drain", "POST", as_("run-key")).is_success
+    assert [event.who for event in state.events.after()] == ["the user of `baton up` at 127.0.0.1"]
+    for wrong in ("run-ke", "run-key2", "Run-key"):
+        assert ask(app, "/admin/workers", headers=as_(wrong)).status_code == 401
+    assert ask(admin_app(state, reload), "/admin/workers", headers=as_("run-key")).status_code == 401
+
+
+@pytest.mark.parametrize(("run_key", "is_ours"), [("run-key", True), (None, False)])
+def test_what_it_adds_are_workers_of_its_own(run_key: str | None, is_ours: bool) -> None:
+    answer = ask(admin_app(FakeState(), None, run_key), "/admin/workers", "POST", as_("run-key"), NEW).json()
+    assert answer["address"]["gets_credential"] is is_ours
+    assert answer["address"]["is_managed"] is is_ours
+
+
 def test_a_reload_that_is_refused_is_noted_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "baton.admin")
     state = FakeState()
