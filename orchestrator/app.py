@@ -51,7 +51,7 @@ from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
-from orchestrator.telemetry.logs import Write
+from orchestrator.telemetry.logs import Write, lost_lines
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
@@ -76,12 +76,14 @@ class ProcessContext:
     figures: Row | None = None  # where it counts what workers have done; None: in memory of its own
     share: Share | None = None  # tells the policies of other processes something; None: there are none
     salt: int = 0  # of the log of decisions
+    events: Events | None = None  # None: nobody asks for them
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
         """Make that of the only process. Raises `StartError`."""
         keys, salt = load_keys(options), secrets.randbits(64)
-        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt)
+        events = Events()
+        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt, events=events)
 
 
 class Core:
@@ -110,7 +112,7 @@ class Core:
         limits = config.orchestrator.limits
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
-        self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row)
+        self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row, context.events)
         self.registry = Registry(
             routed_addresses(config),
             models,
@@ -228,6 +230,7 @@ class Orchestrator:
     ) -> None:
         """`context` is given where several processes serve. Raises `StartError`."""
         context = context or ProcessContext.alone(config.orchestrator)
+        self.events = context.events or Events()
         self.core = Core(config, upstream, transport=transport, credential=credential, context=context)
         self.config = config
         self.transport = transport
@@ -240,7 +243,6 @@ class Orchestrator:
         self.telemetry = self.core.telemetry
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
-        self.events = Events()
         slots = len(self.registry.workers) + OWN_SPARE
         self._figures: Row = context.figures or array("q", bytes(8 * CELLS * slots))
         self._slots_of: tuple[Worker, ...] = ()
@@ -328,6 +330,11 @@ class Orchestrator:
         record.finished = now
         record.status, record.error_code = error.status, error.code
         self.telemetry.finish(record)
+
+    def note_log_lost(self, lines: int, why: str) -> None:
+        """Note how many lines of the log were lost so far."""
+        self.telemetry.log_lost(lines)
+        self.telemetry.tell("log.lost", lost_lines(lines, why))
 
     def _slots_now(self) -> Mapping[str, int]:
         workers = self.registry.workers

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from orchestrator.config.keys import Scope
 from orchestrator.control.admin_workers import WorkerPages
 from orchestrator.control.changes import Changes
+from orchestrator.control.event_pages import EventPages
 from orchestrator.control.explain import ExplainPage
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
 from orchestrator.control.other_sites import refuse_other_sites
@@ -24,7 +25,7 @@ Baton admin
 
 /metrics                            with a key for metrics or admin; all others: admin
 /admin/processes
-/admin/events                       what has happened of late; ?after=NUMBER
+/admin/events                       what has happened of late; ?after=NUMBER, ?kind=KIND, ?follow=1: a stream
 /admin/workers                      POST {"model", "role", "url"} adds a worker
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
@@ -50,7 +51,7 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     changes = Changes(state.events)
     _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
-    add_page(app, "/admin/events", pages.events, "What has happened of late.", "admin")
+    add_page(app, "/admin/events", EventPages(state.events).events, "What has happened of late.", "admin")
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
@@ -103,10 +104,6 @@ class _AdminPages:
 
     async def metrics(self) -> Response:
         return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
-
-    async def events(self, after: int = 0) -> Response:
-        events = self._state.events.after(after)
-        return Response(msgspec.json.encode(events), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

@@ -16,6 +16,7 @@ import msgspec
 from orchestrator.config.keys import Key
 from orchestrator.processes.membership import Report, Snapshot
 from orchestrator.processes.sharing import Shared
+from orchestrator.telemetry.events import Event
 
 LENGTH_BYTES = 4
 MOST_UNREAD = 1024 * 1024  # bytes that wait for the other side before an offer is dropped
@@ -93,7 +94,13 @@ class Explained(msgspec.Struct, tag=True):
     content: bytes
 
 
-ToSupervisor = ServingBegun | ReplacementDue | Report | Shared | Explained
+class Noted(msgspec.Struct, tag=True):
+    """The process has seen something that the person on call wants to know."""
+
+    event: Event
+
+
+ToSupervisor = ServingBegun | ReplacementDue | Report | Shared | Explained | Noted
 
 # --- the channel --------------------------------------------------------------------------------
 

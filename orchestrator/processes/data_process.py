@@ -29,6 +29,7 @@ from orchestrator.processes.channel import (
     Cut,
     Explain,
     Explained,
+    Noted,
     Reconfigured,
     Replaced,
     ReplacementDue,
@@ -41,6 +42,7 @@ from orchestrator.processes.membership import Follower, Snapshot
 from orchestrator.processes.rows import Rows, row_size
 from orchestrator.processes.sharing import Shared, Sharing
 from orchestrator.telemetry.counters import Layout
+from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream
 
@@ -83,7 +85,7 @@ async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writ
     writer.start()
     rows = rows_of(rows_fd, config, start)
     process = DataProcess(config, start, rows, channel)
-    writer.on_lost = process.note_log_lost
+    writer.tell_lost(process.note_log_lost)
     await process.run(listener, write)
 
 
@@ -123,6 +125,7 @@ class DataProcess:
                 figures=rows.figures(start.row),
                 share=self._sharing.note,
                 salt=start.salt,
+                events=Events(pass_on=lambda event: channel.offer(Noted(event))),
             ),
         )
         self._follower = Follower(self._orchestrator.registry, channel.send)
@@ -153,9 +156,9 @@ class DataProcess:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._channel.close()
 
-    def note_log_lost(self, lines: int) -> None:
+    def note_log_lost(self, lines: int, why: str) -> None:
         """Note how many lines of this process's log were lost so far."""
-        self._orchestrator.telemetry.log_lost(lines)
+        self._orchestrator.note_log_lost(lines, why)
 
     async def _obey(self) -> None:
         while (message := await self._channel.receive()) is not None:

@@ -17,6 +17,7 @@ from orchestrator.processes.channel import (
     Cut,
     Explain,
     Explained,
+    Noted,
     Reconfigured,
     Replaced,
     ReplacementDue,
@@ -27,6 +28,7 @@ from orchestrator.processes.channel import (
 )
 from orchestrator.processes.membership import Publisher, Report
 from orchestrator.processes.sharing import Shared
+from orchestrator.telemetry.events import Events
 
 POLL_S = 0.05  # how soon the end of a process is seen
 
@@ -45,15 +47,17 @@ class ProcessHandle:
         rows_fd: int,
         publisher: Publisher,
         pass_on: Callable[[ProcessHandle, Shared], None],
+        events: Events,
     ) -> None:
-        """Start the process. `pass_on` is called with what it shares with the others. Raises `OSError` if
-        that is not possible.
+        """Start the process. `pass_on` is called with what it shares with the others; `events` take what it
+        has seen. Raises `OSError` if that is not possible.
         """
         self.index = start.index
         self.row = start.row
         self.state = ProcessState.STARTING
         self._publisher = publisher
         self._pass_on = pass_on
+        self._events = events
         self._version = start.snapshot.version  # the newest snapshot that was sent
         self._unsent: list[msgspec.Struct] = [start]  # until the channel is open
         self._channel: Channel[ToSupervisor] | None = None
@@ -206,6 +210,8 @@ class ProcessHandle:
                     self._publisher.note(message)
                 case Shared():
                     self._pass_on(self, message)
+                case Noted():
+                    self._events.take(message.event, self.index)
                 case Explained():
                     self._note_explained(message)
 

@@ -421,7 +421,16 @@ class Flow:
             request.scope.record.handoff_given_up = failure.name.lower()
         if failure is not Failure.UNREACHABLE:  # nothing was written: the hand-off is unused
             self._forget_prefill(request)
+        self._note_replaced(request)
+
+    def _note_replaced(self, request: AdmittedRequest) -> None:
+        """Count that another worker gets what one has failed, and tell the person on call."""
         self._telemetry.retry(_retry_reason(request))
+        if request.legs.attempts:
+            attempt, record = request.legs.attempts[-1], request.scope.record
+            kind = "request.resumed" if request.scope.has_begun else "request.resent"
+            what = f"{attempt.worker} has failed request {record.request_id}: {attempt.outcome}"
+            self._telemetry.tell(kind, f"{what} after {attempt.seconds:.1f} s", attempt.worker)
 
     def _is_poison(self, request: AdmittedRequest, retries: Retries, failure: Failure) -> bool:
         last = request.legs.last
@@ -432,9 +441,13 @@ class Flow:
     def _poison(self, request: AdmittedRequest, lost: list[str], body: bytes) -> Poison:
         """Log the request by its digest, by which it can be found; its text is nobody's but the client's."""
         self._telemetry.poison()
+        request_id = request.scope.record.request_id
+        self._telemetry.tell(
+            "request.poison", f"request {request_id} is not sent on: {' and '.join(lost)} were lost with it"
+        )
         _log.warning(
             "request %s is not sent on: %s were lost with it; SHA-256 of its body: %s...",
-            request.scope.record.request_id,
+            request_id,
             " and ".join(lost),
             hashlib.sha256(body).hexdigest()[:_DIGEST_CHARS],
         )
