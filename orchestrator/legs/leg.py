@@ -132,7 +132,7 @@ class Legs:
         self.was_silent = False
         if self.attempts is None:
             self.attempts = []
-        self.attempts.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
+        self.attempts.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began, began))
 
     def has_failed(self, worker: Worker) -> bool:
         """Tell whether the worker has just failed this request, or did so before."""

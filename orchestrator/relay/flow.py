@@ -62,7 +62,7 @@ from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
-from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord
+from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord, Trail
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.states import IN_SERVICE
@@ -74,6 +74,7 @@ _AGGREGATED: Final = Path.AGGREGATED
 # Tokens of an answer that names no limit: published traces have 211 to 343 (Azure 2023, Mooncake).
 _USUAL_ANSWER: Final = 256
 _DIGITS: Final = 20  # more are no number that anybody reckons with
+_MOST_NAME: Final = 256  # bytes of a client's name for its request that are kept
 _DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
 
@@ -229,6 +230,7 @@ class Flow:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
         record, endpoint = scope.record, scope.endpoint
         record.admitted = self._dispatcher.time()
+        record.trail = trail = Trail()
         headers = scope.relayed_headers()
         if headers and OVERRIDE in headers:  # or in a value
             route, headers = self._overridden(scope, route), _without_overrides(headers)
@@ -236,6 +238,9 @@ class Flow:
         adapted, conversion = endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, record.endpoint, route.connector, endpoint.form)
         legs = Legs(self._dispatcher, view.model, bodies, headers, _client_id(scope, view))
+        trail.legs_id = legs.id
+        if legs.client_id is not None:
+            trail.client_id = _called(legs.client_id, view)
         if route.adapter:
             legs.model, legs.adapter = route.pools.model, route.adapter
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
@@ -324,11 +329,13 @@ class Flow:
         record.model_index, record.is_stream = route.index, view.is_stream
         self._telemetry.begin(record)
         record.admitted = scope.now()
+        record.trail = trail = Trail()
         plan = _plan_for(worker)
         _note_plan(record, plan)
         bodies = LegBodies(view, endpoint.target(exchange), route.connector, endpoint.form)
         headers = _without_overrides(scope.relayed_headers())
         legs = Legs(self._dispatcher, worker.address.model, bodies, headers)
+        trail.legs_id = legs.id
         leg = HolderLeg(legs, worker, endpoint.method)
         request = AdmittedRequest(scope, view, route, legs, plan, None)
         try:
@@ -378,7 +385,7 @@ class Flow:
         request.prefill = leg
         if request.first_handoff is None:
             request.first_handoff = lease.handoff
-        request.note_prefilled(lease.opened)
+        request.note_prefilled(lease.opened, leg.sent)
         return lease
 
     def _order(self, request: AdmittedRequest, leg: PrefillLeg) -> None:
@@ -497,6 +504,8 @@ class Flow:
         request.route.gate.give_back(record)
         if record.logged is not None and request.first_handoff is not None:
             record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
+        if record.trail is not None:
+            _note_handoff(record.trail, request)
         if request.prefill is not None:
             self._releases.settle(request.prefill)
         if request.retries is not None:
@@ -507,7 +516,7 @@ class Flow:
 
 def _note_gone_over(request: AdmittedRequest) -> None:
     """Note that a prefill leg beside its decode leg has answered."""
-    request.note_prefilled(request.scope.now())
+    request.note_prefilled(request.scope.now(), 0.0)
     if request.plan.wants_ends:
         tell_prefilled(request, None)
 
@@ -541,6 +550,14 @@ def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
     if given is not None:
         return header_block([(REQUEST_ID_HEADER, given)])
     return b"" if "request_id" in view.own else None
+
+
+def _called(client_id: bytes, view: RequestView) -> bytes | None:
+    """Return what a request is called by its client, if that is short enough to be kept."""
+    if client_id:
+        return client_id if len(client_id) <= _MOST_NAME else None
+    named = view.field("request_id")
+    return bytes(named) if named is not None and len(named) <= _MOST_NAME else None
 
 
 def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
@@ -597,12 +614,24 @@ def _note_plan(record: RequestRecord, plan: Plan) -> None:
     record.decode_worker = plan.decode.name
     record.whole_reason = plan.whole_reason
     record.prefill_choice, record.decode_choice = plan.prefill_choice, plan.decode_choice
+    trail = record.trail
+    if trail is not None:
+        trail.prefills, trail.decodes = plan.prefills, plan.decodes
     if plan.prefill is None:
         record.path = _AGGREGATED
         record.prefill_worker = None  # one of an earlier attempt has no part in this one
     else:
         record.path = _DISAGGREGATED
         record.prefill_worker = plan.prefill.name
+
+
+def _note_handoff(trail: Trail, request: AdmittedRequest) -> None:
+    """Note what came of the last prefill."""
+    handoff, prefill = request.first_handoff, request.prefill
+    if handoff is not None:
+        trail.cached_tokens = handoff.prefill_cached_tokens
+    if prefill is not None and prefill.lease is not None:
+        trail.lease = prefill.lease.state
 
 
 def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered) -> None:
@@ -615,6 +644,8 @@ def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered)
         began = max(began, record.prefill_done)
     legs.note_failed(worker, error, began)
     record.failed = legs.attempts
+    if legs.attempts:
+        legs.attempts[-1].had_begun |= request.scope.has_begun
     request.attempt_began = request.scope.now()
 
 

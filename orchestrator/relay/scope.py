@@ -222,6 +222,16 @@ class RequestScope:
         answer = self._leg.answer if self._leg is not None else None
         return incoming + (answer.unread if answer is not None else 0)
 
+    def recorded(self) -> RequestRecord:
+        """Return the record of the request as far as it has come."""
+        trail, leg = self.record.trail, self._leg
+        if trail is not None and leg is not None:
+            if leg.is_for_client:
+                trail.answer_id, trail.decode_sent = leg.id, leg.sent
+            else:
+                trail.prefill_sent = leg.sent
+        return self.record
+
     # --- what the flow needs --------------------------------------------------------------------
 
     def now(self) -> float:

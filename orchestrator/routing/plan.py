@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from orchestrator.routing.links import Links
@@ -17,7 +18,16 @@ class Plan:
     Each choice is owed one `ended`, as soon as its leg has ended; `close` pays for all that were not.
     """
 
-    __slots__ = ("decode", "decode_choice", "prefill", "prefill_choice", "wants_ends", "whole_reason")
+    __slots__ = (
+        "decode",
+        "decode_choice",
+        "decodes",
+        "prefill",
+        "prefill_choice",
+        "prefills",
+        "wants_ends",
+        "whole_reason",
+    )
 
     def __init__(
         self,
@@ -33,6 +43,9 @@ class Plan:
         self.prefill = None if prefill_choice is None else prefill_choice.worker
         self.decode = decode_choice.worker
         self.whole_reason = whole_reason
+        # Who could be chosen, for whoever asks later; None where only one worker could be, or none is needed.
+        self.prefills: Sequence[Worker] | None = None
+        self.decodes: Sequence[Worker] | None = None
         # Whether a policy wants to hear of ends; read per request, so it is no property.
         self.wants_ends = decode_choice.policy is not None or (
             prefill_choice is not None and prefill_choice.policy is not None

@@ -175,7 +175,7 @@ def test_who_falls_behind_is_told_how_many_events_it_has_missed() -> None:
             found += await listener.events(1)
         first_after = (await listener.events(1))[0]["number"]
         told = [event["number"] for event in found[:-1]]
-        assert told + [*range(told[-1] + 1, told[-1] + 1 + found[-1]["missed"])] == [*range(2, first_after)]
+        assert [*told, *range(told[-1] + 1, told[-1] + 1 + found[-1]["missed"])] == [*range(2, first_after)]
         await listener.leave()
 
     following(test, "worker.gone")

@@ -94,7 +94,7 @@ def test_what_comes_often_is_told_at_once_and_then_counted(monkeypatch: pytest.M
         assert kinds(events) == [("request.resent", "no. 0")]
         await asyncio.wait_for(events.wait_after(1), 10)
         assert events.after(1)[0].message == "499 times more in 0.01 s, the last time: no. 499"
-        while events._repeated:  # a period in which nothing happens ends it
+        while events._repeated:  # noqa: ASYNC110  # a period in which nothing happens ends it
             await asyncio.sleep(0.01)
         events.note_often("request.resent", "again", subject="w")
         assert events.after(2)[0].message == "again"
@@ -115,14 +115,16 @@ def test_what_is_counted_is_bounded() -> None:
 
 # --- the table of kinds -------------------------------------------------------------------------
 
+KIND = re.compile(r"(worker|request|lease|process|log|admin)\.[a-z_]+").fullmatch
+
 
 def noted() -> Iterator[str]:
     """The kinds that the code notes, as it writes them."""
     for file in (ROOT / "orchestrator").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and file.name != "events.py":
-                if re.fullmatch(r"(worker|request|lease|process|log|admin)\.[a-z_]+", node.value):
-                    yield node.value
+            value = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(value, str) and file.name != "events.py" and KIND(value):
+                yield value
 
 
 def test_the_kinds_that_the_code_notes_are_those_of_the_table() -> None:
