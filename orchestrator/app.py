@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
 from orchestrator.control.state import (
+    FoundRequests,
     ProcessEnd,
     ProcessState,
     ProcessStatus,
@@ -51,8 +52,10 @@ from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
+from orchestrator.telemetry.history import History, RequestQuery
 from orchestrator.telemetry.logs import Write, lost_lines
 from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.timeline import Timelines
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
 from orchestrator.workers.kv_events import KvEventFeeds
@@ -266,6 +269,10 @@ class Orchestrator:
             )
         )
         self._control = control_app(self)
+        self._history = History(
+            [model.name for model in config.models], plane.under_way, self.telemetry.records, time=plane.time
+        )
+        self._timelines = Timelines(self._history, self.index, self._others, time.time, plane.time)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._decisions = _decisions(config, self.telemetry, context.salt)
         self._tasks: list[asyncio.Task[None]] = []
@@ -283,7 +290,13 @@ class Orchestrator:
         figures = FigureWriter(self._figures, self._slots_now)
         log, decisions = self.config.orchestrator.log, self._decisions
         access_log = AccessLog(
-            self.telemetry.records, models, log, write, note=figures.note, decisions=decisions
+            self.telemetry.records,
+            models,
+            log,
+            write,
+            note=figures.note,
+            decisions=decisions,
+            keep=self._history.note,
         )
         self.core.start()
         loops = [self.lag.run(), access_log.run()]
@@ -346,6 +359,12 @@ class Orchestrator:
         start = slot * CELLS
         return list(self._figures[start : start + CELLS]) or [0] * CELLS
 
+    def _others(self, model: str | None, role: str) -> Iterator[tuple[str, str]]:
+        """Yield the workers that a leg of this model could have, with their states."""
+        for worker in self.registry.workers:
+            if worker.address.model == model and worker.address.role in (role, "both"):
+                yield worker.name, worker.state
+
     # --- for the control plane ------------------------------------------------------------------
 
     def counts(self) -> Sequence[int]:
@@ -365,6 +384,14 @@ class Orchestrator:
 
     def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {}
+
+    def own_requests(self, query: RequestQuery) -> list[dict[str, Any]]:
+        """Return the requests of this process that match."""
+        tell = self._timelines.summary if query.name is None else self._timelines.timeline
+        return [tell(record) for record in self._history.find(query)]
+
+    async def requests(self, query: RequestQuery) -> FoundRequests:
+        return FoundRequests(self.own_requests(query), [])
 
     async def explain(self, question: RouteQuestion) -> RouteAnswer:
         if question.process not in (None, self.index):

@@ -17,6 +17,7 @@ from orchestrator.control.explain import ExplainPage
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
 from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
+from orchestrator.control.request_pages import RequestPages
 from orchestrator.control.state import AdminState
 from orchestrator.errors import BatonError
 
@@ -30,6 +31,8 @@ Baton admin
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
 /admin/workers/{name}/undrain       POST: takes legs again
+/admin/requests                     of late; ?key= ?model= ?worker= ?failed=1 ?slowest=1 ?slower_than=S ?limit=
+/admin/requests/{id}                all that became of one
 /admin/explain                      POST a request: who would serve it, and why; ?path= is its path
 /admin/reload                       POST: read the config file again
 """
@@ -52,6 +55,9 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
     add_page(app, "/admin/events", EventPages(state.events).events, "What has happened of late.", "admin")
+    requests = RequestPages(state)
+    add_page(app, "/admin/requests", requests.all, "Requests of late.", "admin")
+    add_page(app, "/admin/requests/{name:path}", requests.one, "What became of one.", "admin")
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])

@@ -29,10 +29,12 @@ from orchestrator.processes.channel import (
     Cut,
     Explain,
     Explained,
+    FindRequests,
     Noted,
     Reconfigured,
     Replaced,
     ReplacementDue,
+    RequestsFound,
     ServingBegun,
     Start,
     Stop,
@@ -170,6 +172,9 @@ class DataProcess:
                 case Shared():
                     for note in message.notes:
                         self._orchestrator.core.hear(note.model, note.role, note.content)
+                case FindRequests():
+                    found = msgspec.json.encode(self._orchestrator.own_requests(message.query))
+                    self._channel.send(RequestsFound(message.number, found))
                 case Explain():
                     self._channel.send(self._explained(message))
                 case Replaced():

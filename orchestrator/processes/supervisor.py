@@ -17,7 +17,10 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
+
+import msgspec
 
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.addresses import routed_addresses
@@ -26,6 +29,7 @@ from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.control.state import (
+    FoundRequests,
     ProcessEnd,
     ProcessState,
     ProcessStatus,
@@ -44,6 +48,7 @@ from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.history import RequestQuery
 from orchestrator.telemetry.logs import LineWriter, lost_lines
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.cache_alarm import CacheAlarm
@@ -59,7 +64,7 @@ STABLE_S = 10.0  # a process that served for so long did not end too soon
 STOP_MARGIN_S = 15.0  # from the limit of draining to a cut: KV is released, connections are closed
 LOOKS = 5  # at a process that may hang, within the limit; it beats at least as often
 CUT_S = 15.0  # from a cut to SIGKILL
-EXPLAIN_S = 5.0  # until a process has told what would become of a request
+EXPLAIN_S = 5.0  # until a process has told what would become of a request, or what has become of some
 
 _log = logging.getLogger("baton.supervisor")
 
@@ -203,6 +208,23 @@ class Supervisor:
                 if answer is not None:
                     return answer
         raise Unavailable("no process can tell now")
+
+    async def requests(self, query: RequestQuery) -> FoundRequests:
+        """Ask all processes that have served; one that stands still does not hold up the answer."""
+        asked = [process for process in self._processes if process.state is not ProcessState.STARTING]
+        answers = await asyncio.gather(*(self._found_by(process, query) for process in asked))
+        silent = [process.index for process, answer in zip(asked, answers, strict=True) if answer is None]
+        found = [request for answer in answers for request in answer or ()]
+        found.sort(key=itemgetter("total_ms" if query.slowest else "received"), reverse=True)
+        return FoundRequests(found[: query.limit], silent)
+
+    async def _found_by(self, process: ProcessHandle, query: RequestQuery) -> list[dict[str, Any]] | None:
+        """Return what a process finds; None if it does not answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXPLAIN_S):
+                answer = await process.find_requests(query)
+            return None if answer is None else msgspec.json.decode(answer, type=list[dict[str, Any]])
+        return None
 
     # --- one process after the other ------------------------------------------------------------
 

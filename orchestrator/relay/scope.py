@@ -455,6 +455,10 @@ class DataPlane:
         async with AsgiExchange(scope, receive, send) as exchange:
             await self.handle(exchange)
 
+    def under_way(self) -> list[RequestRecord]:
+        """Return the records of the open requests, as far as these have come."""
+        return [scope.recorded() for scope in self.open]
+
     def end_all(self) -> None:
         """End every open request with an error: its client knows that the answer is not whole."""
         for request in tuple(self.open):

@@ -40,9 +40,12 @@ class AccessLog:
         *,
         wall_clock: Callable[[], float] = time.time,
         note: Callable[[Sequence[RequestRecord]], None] | None = None,
+        keep: Callable[[Sequence[RequestRecord]], None] | None = None,
         decisions: DecisionLog | None = None,
     ) -> None:
-        """`note` is told of all records, whatever is written of it; `decisions` gets them, too."""
+        """`note` is told of all records, whatever is written of it, and then `keep`; `decisions` gets them,
+        too.
+        """
         self._records = records
         self._decisions = decisions
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
@@ -54,6 +57,7 @@ class AccessLog:
         self._write = write
         self._wall_clock = wall_clock
         self._note = note
+        self._keep = keep
 
     async def run(self) -> None:
         """Write lines until cancelled, then write the last ones."""
@@ -81,6 +85,8 @@ class AccessLog:
             self._decisions.note(records, offset)
         if self._note is not None:
             self._note(records)
+        if self._keep is not None:
+            self._keep(records)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)
