@@ -31,7 +31,7 @@ Baton admin
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
 /admin/workers/{name}/undrain       POST: takes legs again
-/admin/requests                     of late; ?key= ?model= ?worker= ?failed=1 ?slowest=1 ?slower_than=S ?limit=
+/admin/requests                     of late; ?key= ?model= ?worker= ?failed=1 ?slowest=1 ?slower_than= ?limit=
 /admin/requests/{id}                all that became of one
 /admin/explain                      POST a request: who would serve it, and why; ?path= is its path
 /admin/reload                       POST: read the config file again
