@@ -284,7 +284,7 @@ def _up(arguments: argparse.Namespace) -> int:
     from launch.local.up import up
 
     config = _load(arguments, starts=True)
-    return up(config, _make_plan(arguments, config))
+    return up(config, _make_plan(arguments, config), arguments.config)
 
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
