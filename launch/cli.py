@@ -85,6 +85,7 @@ def _parser() -> Parser:
     _add_simulate(commands)
     _add_key(commands)
     _add_explain_route(commands)
+    _add_asking(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     _add_completion(commands)
@@ -101,6 +102,18 @@ def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("explain-route", help=text, description=text, allow_abbrev=False)
     explain_route.add_options(parser)
     parser.set_defaults(command=_explain_route)
+
+
+def _add_asking(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands that ask a running orchestrator what was, or is."""
+    from launch import events, trace
+
+    parser = commands.add_parser("trace", help=trace.ABOUT, description=trace.ABOUT, allow_abbrev=False)
+    trace.add_options(parser)
+    parser.set_defaults(command=_trace)
+    parser = commands.add_parser("events", help=events.ABOUT, description=events.ABOUT, allow_abbrev=False)
+    events.add_options(parser)
+    parser.set_defaults(command=_events)
 
 
 def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -342,6 +355,18 @@ def _explain_route(arguments: argparse.Namespace) -> int:
     from launch import explain_route
 
     return explain_route.run(arguments)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from launch import trace
+
+    return trace.run(arguments)
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    from launch import events
+
+    return events.run(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -34,17 +34,17 @@ class EventPages:
     async def events(self, request: Request) -> Response:
         """Answer with the events after `?after=`, of each `?kind=`; with `?follow=1` as a stream.
 
-        A stream that is taken up again has the header `Last-Event-ID`, as browsers send it.
+        A stream is taken up again by the id of the last event, as `?after=` or in the header `Last-Event-ID`.
         """
         query = Query(request.query_params, ("after", "follow"), ("kind",))
-        after, kinds = query.number("after", 0), _kinds(query.texts("kind"))
+        last = request.headers.get("last-event-id")
+        after, kinds = self._after(query, last), _kinds(query.texts("kind"))
         if not query.switch("follow"):
             found = self._events.after(after, kinds)
             return Response(msgspec.json.encode(found), media_type="application/json")
         if self._listeners >= MAX_LISTENERS:
             raise Overloaded(f"{MAX_LISTENERS} listeners follow the events already")
-        start = self._start(request.headers.get("last-event-id"), after)
-        return EventStream(self, self._events, start, kinds)
+        return EventStream(self, self._events, after, kinds)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -55,14 +55,17 @@ class EventPages:
         finally:
             self._listeners -= 1
 
-    def _start(self, last: str | None, after: int) -> int:
-        """Return the number after which a stream begins. What is of an earlier run begins at the start."""
-        if last is None:
-            return after
-        found = _last_id(last)
-        if found is None:
+    def _after(self, query: Query, last: str | None) -> int:
+        """Return the number after which events are wanted; all are, if what was seen last is of an earlier
+        run.
+        """
+        given = query.text("after") if last is None else last
+        found = None if given is None else _last_id(given)
+        if found is not None:
+            return int(found[2]) if found[1] == self._events.run else 0
+        if last is not None:
             raise ClientError("Last-Event-ID is no id of an event of this listener")
-        return int(found[2]) if found[1] == self._events.run else 0
+        return query.number("after", 0)
 
 
 class EventStream(Response):
