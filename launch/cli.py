@@ -88,11 +88,19 @@ def _parser() -> Parser:
     _add_asking(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
+    _add_explain(commands)
     _add_completion(commands)
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_explain(commands: argparse._SubParsersAction[Parser]) -> None:
+    text = "say what an option or section of CONFIG is for, and what it may be; alone: list the sections"
+    parser = commands.add_parser("explain", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("option", metavar="OPTION", nargs="?", help="for example routing.prefill")
+    parser.set_defaults(command=_explain)
 
 
 def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -135,6 +143,9 @@ def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
         choices=init.ENGINES,
         default="vllm",
         help="sim: simulated workers; vllm: vLLM on the CPU; gpu: vLLM on two GPUs; default: %(default)s",
+    )
+    parser.add_argument(
+        "--example", metavar="NAME", help="copy an example config instead: quickstart, sim, gpu-1p1d, ..."
     )
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
     parser.set_defaults(command=_init)
@@ -254,7 +265,7 @@ def _init(arguments: argparse.Namespace) -> int:
     from launch import init
 
     try:
-        return init.init(arguments.file, arguments.engine, force=arguments.force)
+        return init.init(arguments.file, arguments.engine, arguments.example, force=arguments.force)
     except init.InitError as error:
         raise _Usage(str(error)) from error
 
@@ -274,6 +285,18 @@ def _schema(_: argparse.Namespace) -> int:
     from orchestrator.config.file import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+    return Exit.OK
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from launch import manual
+    from launch.exits import Exit
+
+    try:
+        text = manual.overview() if arguments.option is None else manual.explained(arguments.option)
+    except manual.NoSuchOption as error:
+        raise _Usage(str(error)) from error
+    print(text, end="")
     return Exit.OK
 
 

@@ -98,9 +98,19 @@ def config_text(file: str, engine: str) -> str:
     return _HEAD.format(schema=SCHEMA, file=file) + _MODELS[engine] + _TAIL
 
 
-def init(file: str, engine: str, *, force: bool) -> Exit:
-    """Write the file, and the schema beside it. Raises `InitError`."""
-    path, text = Path(file), config_text(file, engine)
+def example_text(name: str) -> str:
+    """Return the example config of this name. Raises `InitError`."""
+    from launch.examples import examples
+
+    known = examples()
+    if name not in known:
+        raise InitError(f"there is no example {name!r}; there is: {', '.join(known) or 'none'}")
+    return known[name].read_text("utf-8")
+
+
+def init(file: str, engine: str, example: str | None, *, force: bool) -> Exit:
+    """Write the file, a copy of the example if one is named, and the schema beside it. Raises `InitError`."""
+    path, text = Path(file), config_text(file, engine) if example is None else example_text(example)
     try:
         with path.open("w" if force else "x", encoding="utf-8") as opened:
             opened.write(text)

@@ -34,6 +34,7 @@ from orchestrator.http.cors import Cors
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
 from orchestrator.http.listeners import Protocols, uvicorn_config
+from orchestrator.http.tls import certificate_of
 from orchestrator.legs.connectors import CONNECTORS
 from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.loop.lag import LoopLagMonitor
@@ -47,7 +48,7 @@ from orchestrator.relay.route import Route
 from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.cache_reports import CacheReports
 from orchestrator.routing.planner import Planner
-from orchestrator.telemetry.access_log import AccessLog
+from orchestrator.telemetry.access_log import AccessLog, Note
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
@@ -56,6 +57,7 @@ from orchestrator.telemetry.history import History, RequestQuery
 from orchestrator.telemetry.logs import Write, lost_lines
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.telemetry.timeline import Timelines
+from orchestrator.telemetry.tracing import Tracing
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
 from orchestrator.workers.kv_events import KvEventFeeds
@@ -240,6 +242,7 @@ class Orchestrator:
         self.index = context.index
         self.started = context.started
         self.keys = context.keys
+        self.certificate = certificate_of(config.orchestrator)
         self.random = self.core.random
         self.ids = self.core.ids
         self.registry = self.core.registry
@@ -275,6 +278,7 @@ class Orchestrator:
         self._timelines = Timelines(self._history, self.index, self._others, time.time, plane.time)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._decisions = _decisions(config, self.telemetry, context.salt)
+        self._tracing = _tracing(config, self.core)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -289,15 +293,12 @@ class Orchestrator:
         models = [model.name for model in self.config.models]
         figures = FigureWriter(self._figures, self._slots_now)
         log, decisions = self.config.orchestrator.log, self._decisions
-        access_log = AccessLog(
-            self.telemetry.records,
-            models,
-            log,
-            write,
-            note=figures.note,
-            decisions=decisions,
-            keep=self._history.note,
-        )
+        notes: list[Note] = [lambda records, _: figures.note(records), self._history.note]
+        if decisions is not None:
+            notes.append(decisions.note)
+        if self._tracing is not None:
+            notes.append(self._tracing.note)
+        access_log = AccessLog(self.telemetry.records, models, log, write, notes=notes)
         self.core.start()
         loops = [self.lag.run(), access_log.run()]
         if decisions is not None:
@@ -312,6 +313,8 @@ class Orchestrator:
         await _cancelled(self._tasks)
         if self._decisions is not None:
             self._decisions.close()
+        if self._tracing is not None:
+            await self._tracing.aclose()
 
     def reconfigure(self, config: Config) -> None:
         """Serve by another config from now on; see `Core.reconfigure`."""
@@ -334,7 +337,8 @@ class Orchestrator:
 
     def server_config(self) -> uvicorn.Config:
         """Return how uvicorn serves the public listener."""
-        return uvicorn_config(self, self.config.orchestrator, self._protocols, random=self.random)
+        options, certificate = self.config.orchestrator, self.certificate
+        return uvicorn_config(self, options, self._protocols, random=self.random, certificate=certificate)
 
     def note_refused(self, error: BatonError) -> None:
         """Count and log a request that the server refused before it got here."""
@@ -406,6 +410,16 @@ def _decisions(config: Config, telemetry: Telemetry, salt: int) -> DecisionLog |
         return None
     telemetry.keeps_requests = True
     return DecisionLog(path, [model.name for model in config.models], salt)
+
+
+def _tracing(config: Config, core: Core) -> Tracing | None:
+    """Trace requests, if the config says so. Raises `StartError`."""
+    options = config.orchestrator.tracing
+    if options is None:
+        return None
+    tracing = Tracing(options, [model.name for model in config.models], core.random)
+    core.data_plane.begin_trace = tracing.begin
+    return tracing
 
 
 def _routes(

@@ -72,7 +72,8 @@ async def _serve(
     options = config.orchestrator
     reloader = Reloader(source, orchestrator)
     with bound(options.listen, options.backlog) as listener:
-        async with admin_served(admin_app(orchestrator, reloader.reload), options, orchestrator.random):
+        admin, random = admin_app(orchestrator, reloader.reload), orchestrator.random
+        async with admin_served(admin, options, random, orchestrator.certificate):
             prober.start()
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
             watching = asyncio.create_task(orchestrator.watch.run())

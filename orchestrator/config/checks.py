@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path as FilePath
 from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
-from typing import get_args
+from typing import Final, get_args
 from urllib.parse import urlsplit
 
 from orchestrator.config.addresses import is_loopback, machine, worker_addresses
@@ -64,6 +65,9 @@ def environment_fault(environ: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
+_TRACING_MODULE: Final = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A finding is one mistake. `path` is where to look, or what is absent there.
@@ -83,6 +87,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _drain(config.orchestrator)
     yield from _cors(config.orchestrator)
     yield from _kv_events(config)
+    yield from _tracing(config.orchestrator)
     yield from _ranks(config)
     yield from _files(config)
     yield from _model_names(config)
@@ -110,6 +115,19 @@ def _kv_events(config: Config) -> Iterator[Finding]:
             if policy.hears_caches:
                 message = f"{policy.policy} needs the package pyzmq: pip install 'baton-serve[kv-events]'"
                 yield Finding(("routing", role), message)
+
+
+def _tracing(orchestrator: OrchestratorConfig) -> Iterator[Finding]:
+    if orchestrator.tracing is not None and not _is_there(_TRACING_MODULE):
+        message = "tracing needs OpenTelemetry's SDK: pip install 'baton-serve[otel]'"
+        yield Finding(("orchestrator", "tracing"), message)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is in
+        return False
 
 
 def _open_to_strangers(config: Config) -> Iterator[Finding]:
@@ -183,7 +201,7 @@ def _key_pair(path: Path, tls: TlsConfig) -> Iterator[Finding]:
             # Without a password OpenSSL would ask for one on the terminal.
             SSLContext(PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password=lambda: "")
         except SSLError as error:
-            why = error.reason or str(error)
+            why = error.reason or re.sub(r" \(_ssl\.c:\d+\)$", "", str(error))
             message = f"{tls.cert} and {tls.key} are no certificate and its unencrypted key: {why}"
             yield Finding(path, message, follows_from=())
 

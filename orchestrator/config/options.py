@@ -131,6 +131,15 @@ def _worker_url(value: str) -> str:
     return f"{parts.scheme}://{join_address(host, WEB_PORTS[parts.scheme] if port is None else port)}"
 
 
+def _collector_url(value: str) -> str:
+    parts, port = _split_url(value)
+    if parts.scheme not in WEB_PORTS or port == 0 or not _url_host(parts.hostname or ""):
+        raise ValueError(f"expected http(s)://HOST:PORT, got {masked(value)!r}")
+    if "@" in parts.netloc or "?" in value or "#" in value:
+        raise ValueError("name the host, and at most a path: what is secret belongs into the environment")
+    return value
+
+
 def _split_url(value: str) -> tuple[SplitResult, int | None]:
     """Return the parts and the port; 0, which is no port, if the value is no URL."""
     try:
@@ -182,6 +191,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
 HostName = Annotated[str, AfterValidator(_host_name)]
+CollectorUrl = Annotated[str, AfterValidator(_collector_url)]
 WorkerPattern = Annotated[str, AfterValidator(_worker_pattern)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Token = Annotated[str, AfterValidator(_token)]
@@ -252,6 +262,23 @@ class LogConfig(Model):
         description="An event loop that is blocked for longer than this many seconds gets a warning line "
         "that names the code which blocks it.",
     )
+
+
+class TracingConfig(Model):
+    """Requests become spans of OpenTelemetry, and workers get ours as the parent of theirs."""
+
+    endpoint: CollectorUrl = Field(
+        description="Spans are sent to this collector with OTLP over HTTP, such as http://127.0.0.1:4318, at "
+        "its path /v1/traces. It gets the headers that OTEL_EXPORTER_OTLP_HEADERS holds.",
+    )
+    sample: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="This share of the requests is traced, of those whose client has not begun a trace; of "
+        "the others those that the client traces.",
+    )
+    service_name: str = Field("baton", min_length=1, max_length=256, description="Spans are of this service.")
 
 
 class LimitsConfig(Model):
@@ -411,6 +438,9 @@ class OrchestratorConfig(Model):
         False,
         description="Workers get a client's X-data-parallel-rank, which chooses one of a worker's engines "
         "whatever that one has to do; both workers of a request get the same.",
+    )
+    tracing: TracingConfig | None = Field(
+        None, description="Requests are traced as this section says; without it none is."
     )
     tls: TlsConfig | None = Field(None, description="The API is served over TLS with this certificate.")
     allowed_hosts: list[HostName] = Field(

@@ -24,12 +24,14 @@ from orchestrator.config.file import ConfigErrors, load_config
 from orchestrator.config.keys import KeyRing, read_keys, warn_of_missing_scopes
 from orchestrator.config.options import Config, PoolConfig
 from orchestrator.errors import Conflict
+from orchestrator.http.tls import Certificate, is_renewed
 from orchestrator.telemetry.events import Events
 from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
 
 KEYS_FILE = "orchestrator.api_keys_file"  # which file, and what is in it
+CERTIFICATE = "orchestrator.tls"  # what is in its files
 _RELOADABLE = frozenset(name for name, option in options_of(Config) if is_reloadable(option))
 
 _log = logging.getLogger("baton.reload")
@@ -49,6 +51,9 @@ class Reconfigurable(Protocol):
 
     @property
     def keys(self) -> KeyRing | None: ...
+
+    @property
+    def certificate(self) -> Certificate | None: ...
 
     @property
     def registry(self) -> Registry:
@@ -125,6 +130,8 @@ class Reloader:
             target.keys.exchange(keys)
             warn_of_missing_scopes(keys, config.orchestrator)
             changed.append(KEYS_FILE)
+        if is_renewed(target.certificate):
+            changed.append(CERTIFICATE)
         target.reconfigure(config)
         workers.apply(target.registry)
         return tuple(dict.fromkeys(changed))

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from random import Random
 from typing import Any, Literal, Protocol, cast
@@ -21,6 +20,7 @@ from orchestrator.http.asgi_app import AsgiApp
 from orchestrator.http.connection import HttpProtocol, Shared
 from orchestrator.http.ids import IdSource
 from orchestrator.http.limits import ServerLimits
+from orchestrator.http.tls import Certificate, certificate_of
 from orchestrator.http.tls_listener import TlsListener
 
 TICK_S = 0.1  # how soon a server sees that something has changed, as in uvicorn
@@ -38,15 +38,17 @@ def uvicorn_config(
     random: Random,
     listen: str | None = None,
     lifespan: Literal["on", "off", "auto"] = "off",
+    certificate: Certificate | None = None,
 ) -> uvicorn.Config:
     """Return how uvicorn serves the ASGI 3 application `app` on `listen`, else on the data plane's address.
 
     `protocols` makes the connections; if not given, they have the limits of `config` and hand every request
-    to `app`. `random` makes request ids and the jitter of `limit_max_requests`.
+    to `app`. `random` makes request ids and the jitter of `limit_max_requests`. `certificate` is the one
+    of `config`, if whoever calls is to renew it. Raises `StartError`.
     """
     protocols = protocols or Protocols(Shared(ServerLimits.of(config, listen), IdSource(random)))
     host, port = split_address(listen or config.listen)
-    tls = config.tls
+    protocols.certificate = certificate = certificate or certificate_of(config)
     return uvicorn.Config(
         app,
         host=host,
@@ -66,8 +68,7 @@ def uvicorn_config(
         limit_max_requests=_with_jitter(config, random),
         timeout_keep_alive=config.timeout_keep_alive,
         timeout_graceful_shutdown=config.timeout_graceful_shutdown,
-        ssl_certfile=tls.cert if tls else None,
-        ssl_keyfile=tls.key if tls else None,
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
 
 
@@ -82,6 +83,7 @@ class Protocols:
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
+        self.certificate: Certificate | None = None  # with which the listener serves
 
     def __call__(
         self,
@@ -118,22 +120,23 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if sockets is None or self.config.ssl is None:
+        certificate = cast("Protocols", self.config.http_protocol_class).certificate
+        if sockets is None or certificate is None:
             await super().startup(sockets)
             return
         await self.lifespan.startup()
-        listeners = [self._tls_listener(sock, self.config.ssl) for sock in sockets]
+        listeners = [self._tls_listener(sock, certificate) for sock in sockets]
         self.servers = cast("list[asyncio.Server]", listeners)  # uvicorn only closes them
         self.started = True
 
-    def _tls_listener(self, sock: socket.socket, tls: ssl.SSLContext) -> TlsListener:
+    def _tls_listener(self, sock: socket.socket, certificate: Certificate) -> TlsListener:
         protocols = cast("Protocols", self.config.http_protocol_class)
         shared = protocols.shared
         sock.listen(self.config.backlog)
         return TlsListener(
             sock,
             lambda: cast("asyncio.Protocol", protocols(self.config, self.server_state, self.lifespan.state)),
-            tls,
+            certificate,
             shared.crowd,
             shared.limits.header_timeout_s,
         )
@@ -212,10 +215,13 @@ class PublicServer(Server):
 
 
 @contextlib.asynccontextmanager
-async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random) -> AsyncIterator[None]:
+async def admin_served(
+    app: FastAPI, options: OrchestratorConfig, random: Random, certificate: Certificate | None = None
+) -> AsyncIterator[None]:
     """Serve the admin listener, if there is to be one, while this is entered; also while requests drain.
 
-    What limits clients does not limit whoever looks after them. Raises `StartError`.
+    What limits clients does not limit whoever looks after them. `certificate` is as `uvicorn_config` has it.
+    Raises `StartError`.
     """
     if options.admin is None:
         yield
@@ -223,7 +229,8 @@ async def admin_served(app: FastAPI, options: OrchestratorConfig, random: Random
     update = {"limit_concurrency": None, "limit_max_requests": None, "max_connections": ADMIN_CONNECTIONS}
     unlimited = options.model_copy(update=update)
     with bound(options.admin, options.backlog) as listener:
-        server = Server(uvicorn_config(app, unlimited, random=random, listen=options.admin))
+        made = uvicorn_config(app, unlimited, random=random, listen=options.admin, certificate=certificate)
+        server = Server(made)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield

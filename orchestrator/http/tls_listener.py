@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Final
 
 from orchestrator.http.crowd import Crowd
+from orchestrator.http.tls import Certificate
 
 ACCEPTED_AT_ONCE: Final = 64  # connections in one turn of the event loop
 PAUSE_S: Final = 0.5  # in which nothing is accepted, when this machine lacks what that takes
@@ -29,7 +29,7 @@ class TlsListener:
         self,
         listener: socket.socket,
         make: Callable[[], asyncio.Protocol],
-        tls: ssl.SSLContext,
+        certificate: Certificate,
         crowd: Crowd,
         handshake_s: float,
     ) -> None:
@@ -40,7 +40,7 @@ class TlsListener:
         """
         self._listener = listener
         self._make = make
-        self._tls = tls
+        self._certificate = certificate
         self._crowd = crowd
         self._handshake_s = handshake_s
         self._loop = asyncio.get_running_loop()
@@ -95,5 +95,5 @@ class TlsListener:
             OSError, asyncio.CancelledError
         ):  # TLS errors are OSErrors: clients' affairs
             await self._loop.connect_accepted_socket(
-                self._make, client, ssl=self._tls, ssl_handshake_timeout=self._handshake_s
+                self._make, client, ssl=self._certificate.context, ssl_handshake_timeout=self._handshake_s
             )

@@ -22,6 +22,7 @@ from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.state import RouteQuestion
 from orchestrator.errors import StartError
 from orchestrator.http.listeners import TICK_S, Draining, PublicServer
+from orchestrator.http.tls import is_renewed
 from orchestrator.loop import garbage
 from orchestrator.loop.signals import on_signals
 from orchestrator.processes.channel import (
@@ -195,6 +196,7 @@ class DataProcess:
     def _reconfigure(self, message: Reconfigured) -> None:
         if self._orchestrator.keys is not None and message.keys is not None:
             self._orchestrator.keys.exchange(message.keys)
+        is_renewed(self._orchestrator.certificate)
         self._orchestrator.reconfigure(Config.model_validate_json(message.config))
 
     async def _beat(self) -> None:

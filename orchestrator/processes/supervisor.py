@@ -40,6 +40,7 @@ from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.errors import NotFound, StartError, Unavailable
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
+from orchestrator.http.tls import certificate_of
 from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.channel import Reconfigured, Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
@@ -90,7 +91,8 @@ async def supervise(
         reloader = Reloader(source, supervisor)
         if writer is not None:
             writer.tell_lost(supervisor.note_log_lost)
-        async with admin_served(admin_app(supervisor, reloader.reload), options, supervisor.random):
+        admin, random = admin_app(supervisor, reloader.reload), supervisor.random
+        async with admin_served(admin, options, random, supervisor.certificate):
             with on_hangup(reloader.reload_soon, stop.request):
                 await supervisor.run(stop)
 
@@ -124,6 +126,7 @@ class Supervisor:
         self.random = random.Random()  # noqa: S311  # ids, no secrets
         self.ids = IdSource(self.random)
         self.keys = load_keys(config.orchestrator)
+        self.certificate = certificate_of(config.orchestrator)
         self._salt = secrets.randbits(64)
         self.layout = Layout(models, ENDPOINTS)
         # The base, and for each index one that serves and one that retires.

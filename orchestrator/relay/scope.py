@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from orchestrator.api.base import JSON, Endpoint
@@ -32,7 +32,7 @@ from orchestrator.telemetry.record import Path, RequestRecord
 from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.sse import Events
-from orchestrator.wire.trace import TRACEPARENT, TRACESTATE, without_broken_trace
+from orchestrator.wire.trace import TRACEPARENT, TRACESTATE, TraceContext, without_broken_trace, without_trace
 
 # How late a deadline may be noticed. One sweep looks at all open requests; a timer each would cost more
 # than the rest of a small request.
@@ -116,6 +116,8 @@ class RequestScope:
         exchange, plane = self.exchange, self._plane
         if plane.is_refusing:
             raise ShuttingDown("this server is shutting down: ask again")
+        if plane.begin_trace is not None:
+            self.record.trace = plane.begin_trace(exchange.headers)
         plane.held.check()
         wanted = exchange.header(b"x-request-timeout")
         if wanted is not None:
@@ -244,10 +246,13 @@ class RequestScope:
 
     def relayed_headers(self) -> bytes:
         """Return those of the client's headers that go to workers (`relay/relayed.py`)."""
-        names = self._plane.relayed
+        plane = self._plane
+        names = plane.relayed
         relayed = [field for field in self.exchange.headers if field[0] in names]
         if self.endpoint.media_type != JSON:  # it says where the parts of a form begin
             relayed += [field for field in self.exchange.headers if field[0] == b"content-type"]
+        if plane.begin_trace is not None and self.record.trace is not None:
+            return header_block([*without_trace(relayed), *self.record.trace.fields()])
         if not relayed:
             return b""
         if (self.exchange.header(TRACEPARENT) or self.exchange.header(TRACESTATE)) is not None:
@@ -396,6 +401,7 @@ def _without_slash(path: str) -> str | None:
 
 
 Serve = Callable[[RequestScope, bytes], Awaitable[None]]
+BeginTrace = Callable[[Sequence[tuple[bytes, bytes]]], TraceContext]
 
 
 class DataPlane:
@@ -429,6 +435,7 @@ class DataPlane:
         self.loop = asyncio.get_running_loop()  # kept: before Python 3.12 each look-up is a system call
         self.open: dict[RequestScope, None] = {}  # a set in the order of arrival
         self.held = HeldBytes(limits.max_held_bytes, lambda: telemetry.rejected(RejectReason.MEMORY))
+        self.begin_trace: BeginTrace | None = None  # by header fields; None: nothing is traced
         self.is_refusing = False  # new requests: the process is about to end
         self.reconfigure(limits)
 

@@ -13,11 +13,13 @@ from typing import Any, Final
 from orchestrator.config.options import LogConfig
 from orchestrator.config.printing import one_line
 from orchestrator.telemetry.counters import NO_MODEL, STAGES
-from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.lines import json_line, milliseconds, timestamp
 from orchestrator.telemetry.logs import Write
 from orchestrator.telemetry.record import FailedAttempt, Path, RequestRecord
 from orchestrator.wire.usage import Kv
+
+# Takes records, and what makes their moments seconds since 1970.
+Note = Callable[[Sequence[RequestRecord], float], None]
 
 _log: Final = logging.getLogger("baton.requests")
 
@@ -39,15 +41,11 @@ class AccessLog:
         write: Write,
         *,
         wall_clock: Callable[[], float] = time.time,
-        note: Callable[[Sequence[RequestRecord]], None] | None = None,
-        keep: Callable[[Sequence[RequestRecord]], None] | None = None,
-        decisions: DecisionLog | None = None,
+        notes: Sequence[Note] = (),
     ) -> None:
-        """`note` is told of all records, whatever is written of it, and then `keep`; `decisions` gets them,
-        too.
-        """
+        """Each of `notes` is told of all records, whatever is written of them."""
         self._records = records
-        self._decisions = decisions
+        self._notes = notes
         self._models = (*models, NO_MODEL)  # model_index -1 is the last
         self._model_words = (*(f" model={one_line(model)}" for model in models), "")
         self._slow_s = config.slow_request_s
@@ -56,8 +54,6 @@ class AccessLog:
         self._tells_reasons = config.level == "debug"
         self._write = write
         self._wall_clock = wall_clock
-        self._note = note
-        self._keep = keep
 
     async def run(self) -> None:
         """Write lines until cancelled, then write the last ones."""
@@ -81,12 +77,8 @@ class AccessLog:
             for record in records:
                 lines += self._line(record, offset)
             self._write(bytes(lines))
-        if self._decisions is not None:
-            self._decisions.note(records, offset)
-        if self._note is not None:
-            self._note(records)
-        if self._keep is not None:
-            self._keep(records)
+        for note in self._notes:
+            note(records, offset)
         for record in records:
             if record.finished - record.received >= self._slow_s:
                 self._warn(record)

@@ -62,7 +62,7 @@ class History:
         self._count = count()
         self._swept = 0.0
 
-    def note(self, records: Sequence[RequestRecord]) -> None:
+    def note(self, records: Sequence[RequestRecord], _offset: float = 0.0) -> None:
         """Keep requests that have ended; they must not change any more."""
         ended = self._ended
         for record in records:

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Final
 
 from orchestrator.routing.policies.base import Candidate, Request
+from orchestrator.wire.trace import TraceContext
 from orchestrator.wire.usage import Kv
 
 
@@ -125,6 +126,7 @@ class RequestRecord:
     client: str | None  # name of the client's API key
     trail: Trail | None  # once it was admitted
     logged: LoggedRequest | None  # if it has a line in the log of decisions, until that is written
+    trace: TraceContext | None = None  # where requests are traced
     in_flight_cell = -1  # belongs to Telemetry
 
     def __init__(self, request_id: str, endpoint: str, received: float) -> None:

@@ -1,4 +1,4 @@
-"""A certificate of localhost and its addresses, signed by itself, and its key; for a hundred years."""
+"""Two certificates of localhost and its addresses, each signed by itself, and their keys."""
 
 from __future__ import annotations
 
@@ -6,3 +6,5 @@ from pathlib import Path
 
 CERT = Path(__file__).with_name("certificate.pem")
 KEY = Path(__file__).with_name("certificate_key.pem")
+RENEWED_CERT = Path(__file__).with_name("renewed.pem")
+RENEWED_KEY = Path(__file__).with_name("renewed_key.pem")

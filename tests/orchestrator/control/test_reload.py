@@ -16,6 +16,7 @@ from orchestrator.config.file import load_config
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigRefused, ConfigSource, Reloader
+from orchestrator.http.tls import certificate_of
 from orchestrator.processes.rows import Rows
 from orchestrator.routing.policies import POLICIES
 from orchestrator.routing.policies.base import Argument, PolicySpec
@@ -52,6 +53,7 @@ class FakeTarget:
         addresses = routed_addresses(self.config)
         self.registry = Registry(addresses, ["m", "started"], "json", loads)
         self.events = Events()
+        self.certificate = certificate_of(self.config.orchestrator)
         self.reconfigured: list[Config] = []
 
     def write(self, config: dict[str, Any]) -> None:
