@@ -15,12 +15,13 @@ from typing import Final
 
 import msgspec
 
+from orchestrator.errors import ClientGone
 from orchestrator.telemetry.record import RequestRecord
 
 KEPT: Final = 1000  # that have ended last, and as many that were refused: these may come in floods
 KEPT_LONG: Final = 100  # of the slowest, and of those that failed last
 LONG_S: Final = 3600.0  # slow ones are compared with others of so many seconds
-_GONE: Final = "client_gone"
+CLIENT_GONE: Final = ClientGone.code
 
 
 class RequestQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,7 +81,7 @@ class History:
             if record.request_id:
                 self._refused.append(record)
             return False
-        is_clients = 400 <= record.status < 500 or record.error_code == _GONE
+        is_clients = 400 <= record.status < 500 or record.error_code == CLIENT_GONE
         if not is_clients and record.failed is None:
             self._failed.append(record)
         return True

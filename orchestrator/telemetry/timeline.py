@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from orchestrator.routing.policies.base import Candidate, Choice
 from orchestrator.telemetry.counters import LeaseState
-from orchestrator.telemetry.history import History
+from orchestrator.telemetry.history import CLIENT_GONE, History
 from orchestrator.telemetry.record import Path, RequestRecord, Trail
 from orchestrator.wire.usage import Kv
 
@@ -72,7 +72,7 @@ class Timelines:
         return {
             **self.summary(record),
             "answer_id": record.trail.answer_id or None if record.trail is not None else None,
-            "client_gone": record.error_code == "client_gone",
+            "client_gone": record.error_code == CLIENT_GONE,
             "stages": _stages(record),
             "timeline": [
                 {"ms": _ms(moment - record.received), "what": what, "worker": worker}
@@ -180,7 +180,7 @@ def _leg_moments(record: RequestRecord, trail: Trail) -> Iterator[tuple[float, s
 
 
 def _end(record: RequestRecord) -> str:
-    if record.error_code == "client_gone":
+    if record.error_code == CLIENT_GONE:
         return "the client had gone"
     if record.error_code is not None:
         return f"ended with {record.error_code}"
