@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from orchestrator.routing.links import Links
-from orchestrator.routing.policies.base import Choice, End, Outcome
+from orchestrator.routing.policies.base import Choice, End, Outcome, Reasons
 from orchestrator.workers.worker import Worker
 
 _CANCELLED: Final = End.CANCELLED  # a look-up by member is a call in Python
 
 
-class Plan:
+class Plan(Reasons[Worker]):
     """A plan says who does what, and why. `prefill` is None if `decode` does everything.
 
     Each choice is owed one `ended`, as soon as its leg has ended; `close` pays for all that were not.
     """
 
-    __slots__ = (
-        "decode",
-        "decode_choice",
-        "decodes",
-        "prefill",
-        "prefill_choice",
-        "prefills",
-        "wants_ends",
-        "whole_reason",
-    )
+    __slots__ = ("decode", "prefill", "wants_ends")
 
     def __init__(
         self,
@@ -35,17 +25,9 @@ class Plan:
         decode_choice: Choice[Worker],
         whole_reason: str | None = None,
     ) -> None:
-        """`whole_reason` is why one worker does everything; None if there are two. The choices tell why it is
-        these workers.
-        """
-        self.prefill_choice = prefill_choice
-        self.decode_choice = decode_choice
+        super().__init__(prefill_choice, decode_choice, whole_reason)
         self.prefill = None if prefill_choice is None else prefill_choice.worker
         self.decode = decode_choice.worker
-        self.whole_reason = whole_reason
-        # Who could be chosen, for whoever asks later; None where only one worker could be, or none is needed.
-        self.prefills: Sequence[Worker] | None = None
-        self.decodes: Sequence[Worker] | None = None
         # Whether a policy wants to hear of ends; read per request, so it is no property.
         self.wants_ends = decode_choice.policy is not None or (
             prefill_choice is not None and prefill_choice.policy is not None

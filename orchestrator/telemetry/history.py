@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from orchestrator.errors import ClientGone
-from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.record import FailedAttempt, RequestRecord
 
 KEPT: Final = 1000  # that have ended last, and as many that were refused: these may come in floods
 KEPT_LONG: Final = 100  # of the slowest, and of those that failed last
@@ -69,7 +69,7 @@ class History:
         for record in records:
             if record.error_code is not None and not self._note_error(record):
                 continue
-            if record.failed is not None:
+            if record.attempts is not None:
                 self._failed.append(record)
             if record.finished - record.received > self._fastest:
                 self._note_slow(record)
@@ -82,7 +82,7 @@ class History:
                 self._refused.append(record)
             return False
         is_clients = 400 <= record.status < 500 or record.error_code == CLIENT_GONE
-        if not is_clients and record.failed is None:
+        if not is_clients and record.attempts is None:
             self._failed.append(record)
         return True
 
@@ -120,7 +120,7 @@ class History:
     def _is_wanted(self, record: RequestRecord, query: RequestQuery) -> bool:
         if query.name is not None:
             return is_called(record, query.name)
-        if query.failed and record.error_code is None and record.failed is None:
+        if query.failed and record.error_code is None and not failures_of(record):
             return False
         if query.key is not None and record.client != query.key:
             return False
@@ -159,9 +159,14 @@ def _named_by_client(block: bytes) -> str:
     return text.strip('"') if text.startswith('"') else text.partition(":")[2].strip()
 
 
+def failures_of(record: RequestRecord) -> Sequence[FailedAttempt]:
+    """Return the attempts that came to nothing, in their order."""
+    return () if record.attempts is None else record.attempts.failed
+
+
 def workers_of(record: RequestRecord) -> list[str]:
     """Return the names of all workers that had a request."""
-    failed = [attempt.worker for attempt in record.failed or ()]
+    failed = [attempt.worker for attempt in failures_of(record)]
     return [name for name in (record.prefill_worker, record.decode_worker, *failed) if name]
 
 

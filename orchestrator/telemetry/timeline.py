@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from orchestrator.routing.policies.base import Candidate, Choice
 from orchestrator.telemetry.counters import LeaseState
-from orchestrator.telemetry.history import CLIENT_GONE, History
-from orchestrator.telemetry.record import Path, RequestRecord, Trail
+from orchestrator.telemetry.history import CLIENT_GONE, History, failures_of
+from orchestrator.telemetry.record import ONE_ATTEMPT, Path, RequestRecord, Trail
 from orchestrator.wire.usage import Kv
 
 Document = dict[str, Any]
@@ -60,7 +60,7 @@ class Timelines:
             "path": None if record.path is Path.NONE else record.path.name.lower(),
             "prefill_worker": record.prefill_worker,
             "decode_worker": record.decode_worker,
-            "attempts": record.attempts if record.admitted else 0,
+            "attempts": (record.attempts or ONE_ATTEMPT).count if record.admitted else 0,
             "total_ms": _ms(self._history.seconds(record)),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
@@ -88,21 +88,18 @@ class Timelines:
 
     def _plan(self, record: RequestRecord) -> Document | None:
         """Return the last plan: who was chosen, and why."""
-        trail = record.trail
-        if trail is None:
+        reasons = record.reasons
+        if reasons is None:
             return None
-        made: Document = {"whole_reason": record.whole_reason}
-        if record.prefill_worker is not None:
-            made["prefill"] = self._choice(record, "prefill", record.prefill_choice, trail.prefills)
-        if record.decode_choice is not None:
-            made["decode"] = self._choice(record, "decode", record.decode_choice, trail.decodes)
+        made: Document = {"whole_reason": reasons.whole_reason}
+        if reasons.prefill_choice is not None:
+            made["prefill"] = self._choice(record, "prefill", reasons.prefill_choice, reasons.prefills)
+        made["decode"] = self._choice(record, "decode", reasons.decode_choice, reasons.decodes)
         return made
 
     def _choice(
-        self, record: RequestRecord, role: str, choice: object, candidates: Sequence[Candidate] | None
+        self, record: RequestRecord, role: str, choice: Choice[Any], candidates: Sequence[Candidate] | None
     ) -> Document:
-        if not isinstance(choice, Choice):
-            return {}
         chosen, terms = choice.worker.name, choice.terms()
         names = [candidate.name for candidate in candidates or ()] or [chosen]
         return {
@@ -119,7 +116,7 @@ class Timelines:
 
     def _rejected(self, record: RequestRecord, role: str, names: Sequence[str]) -> Iterator[Document]:
         """Yield who was no candidate. Of an earlier time only what the request itself has seen is known."""
-        failed = {attempt.worker: attempt.outcome for attempt in record.failed or ()}
+        failed = {attempt.worker: attempt.outcome for attempt in failures_of(record)}
         known = set(names)
         for name, state in list(self._others(self._history.model_of(record), role))[: 10 * MOST_SHOWN]:
             if name not in known:
@@ -157,7 +154,7 @@ def _moments(record: RequestRecord) -> Iterator[tuple[float, str, str | None]]:
     yield record.received, "arrived", None
     if record.admitted:
         yield record.admitted, "left the queue", None
-    for attempt in record.failed or ():
+    for attempt in failures_of(record):
         yield attempt.began, "was given to a worker that failed it", attempt.worker
         yield attempt.began + attempt.seconds, f"had failed there: {attempt.outcome}", attempt.worker
     trail = record.trail
@@ -196,7 +193,7 @@ def _failed(record: RequestRecord) -> list[Document]:
             "took_ms": _ms(attempt.seconds),
             "then": "resumed" if attempt.had_begun else "resent",
         }
-        for attempt in record.failed or ()
+        for attempt in failures_of(record)
     ]
 
 
@@ -207,16 +204,16 @@ def _handoff(record: RequestRecord) -> Document | None:
         return None
     return {
         "kv": None if record.kv is Kv.NONE else record.kv.name.lower(),
-        "given_up": record.handoff_given_up,
+        "given_up": None if record.attempts is None else record.attempts.handoff_given_up,
         "lease": None if trail.lease < 0 else _LEASES[LeaseState(trail.lease)],
     }
 
 
 def _tokens(record: RequestRecord) -> Document:
     """Return what is known of the prompt's tokens."""
-    trail = record.trail
-    choices = (record.prefill_choice, record.decode_choice)
-    reckoned = [choice.prompt_tokens() for choice in choices if isinstance(choice, Choice)]
+    trail, reasons = record.trail, record.reasons
+    choices = () if reasons is None else (reasons.prefill_choice, reasons.decode_choice)
+    reckoned = [choice.prompt_tokens() for choice in choices if choice is not None]
     return {
         "prompt_estimated": next((int(tokens) for tokens in reckoned if tokens >= 0), None),
         "prompt_cached": None if trail is None else trail.cached_tokens,

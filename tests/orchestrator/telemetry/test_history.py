@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.telemetry.history import CLIENT_GONE, KEPT, KEPT_LONG, LONG_S, History, RequestQuery
-from orchestrator.telemetry.record import FailedAttempt, RequestRecord, Trail
+from orchestrator.telemetry.record import Attempts, FailedAttempt, RequestRecord, Trail
 from tests.orchestrator.records import request_record
 
 
@@ -72,7 +72,7 @@ def test_those_that_were_slow_long_ago_make_room(kept: Kept) -> None:
 def test_the_failed_are_kept_for_longer(kept: Kept) -> None:
     lost = kept.ends("lost", status=502, error_code="worker_lost")
     kept.ends("cut", error_code="worker_cut_short")
-    kept.ends("again", failed=[FailedAttempt("m/decode/0", "silent", 3.0)])
+    kept.ends("again", attempts=Attempts([FailedAttempt("m/decode/0", "silent", 3.0)], 2))
     kept.ends("mistaken", status=400, error_code="invalid_request")
     kept.ends("left", status=499, error_code=CLIENT_GONE)
     assert kept.names(failed=True) == ["lost", "cut", "again", "mistaken", "left"]
@@ -113,7 +113,7 @@ def test_what_has_no_id_is_not_kept(kept: Kept) -> None:
 def test_requests_are_picked(kept: Kept, query: dict[str, Any], names: Sequence[str]) -> None:
     kept.ends("a", client="alice", prefill_worker="m/prefill/1", at=1001.0)
     kept.ends("b", took=2.0, model_index=1, at=1003.0)
-    kept.ends("c", failed=[FailedAttempt("m/prefill/1", "silent", 1.0)], at=1004.0)
+    kept.ends("c", attempts=Attempts([FailedAttempt("m/prefill/1", "silent", 1.0)], 2), at=1004.0)
     kept.under_way.append(request_record("open", received=1004.0))
     kept.now = 1010.0
     assert kept.names(**query) == names
@@ -153,8 +153,8 @@ def test_the_memory_of_a_history_is_bounded() -> None:
         for index in range(count):
             trail = Trail()
             trail.answer_id = f"req-{index}-2"
-            failed = [FailedAttempt("m/decode/0", "silent", 1.0)] if index % 2 else None
-            kept.ends(f"req-{index}", took=index % 100, failed=failed, trail=trail)
+            failed = Attempts([FailedAttempt("m/decode/0", "silent", 1.0)], 2) if index % 2 else None
+            kept.ends(f"req-{index}", took=index % 100, attempts=failed, trail=trail)
 
     serve(3 * KEPT)
     gc.collect()
