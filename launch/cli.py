@@ -85,7 +85,8 @@ def _parser() -> Parser:
     _add_simulate(commands)
     _add_key(commands)
     _add_explain_route(commands)
-    _add_asking(commands)
+    _add_trace(commands)
+    _add_events(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     _add_explain(commands)
@@ -112,16 +113,23 @@ def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(command=_explain_route)
 
 
-def _add_asking(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Add the commands that ask a running orchestrator what was, or is."""
-    from launch import events, trace
+def _add_trace(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import trace
 
-    parser = commands.add_parser("trace", help=trace.ABOUT, description=trace.ABOUT, allow_abbrev=False)
-    trace.add_options(parser)
-    parser.set_defaults(command=_trace)
-    parser = commands.add_parser("events", help=events.ABOUT, description=events.ABOUT, allow_abbrev=False)
-    events.add_options(parser)
-    parser.set_defaults(command=_events)
+    trace.add_options(_asking(commands, "trace", trace.ABOUT, _trace))
+
+
+def _add_events(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import events
+
+    events.add_options(_asking(commands, "events", events.ABOUT, _events))
+
+
+def _asking(commands: argparse._SubParsersAction[Parser], name: str, text: str, command: Command) -> Parser:
+    """Add a command that asks what runs."""
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(command=command)
+    return parser
 
 
 def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:

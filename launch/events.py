@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from launch import remote
 from launch.exits import Exit
@@ -47,40 +47,40 @@ def run(arguments: argparse.Namespace) -> int:
     with remote.connect(arguments) as admin:
         if arguments.follow:
             _follow(admin, arguments)
-        else:
-            for event in _events(admin.get(_path(arguments.kinds, arguments.after, follows=False))):
-                _show(event, arguments.output)
+        for event in _events(admin.get(_path(arguments, arguments.after))):
+            _show(event, arguments.output)
     return Exit.OK
 
 
-def _path(kinds: Iterable[str], after: str | None, *, follows: bool) -> str:
+def _path(arguments: argparse.Namespace, after: str | None) -> str:
     from urllib.parse import urlencode
 
-    query = [("kind", kind) for kind in kinds]
-    if after is not None:
-        query.append(("after", after))
-    if follows:
-        query.append(("follow", "1"))
+    query = [("kind", kind) for kind in arguments.kinds]
+    query += [] if after is None else [("after", after)]
+    query += [("follow", "1")] if arguments.follow else []
     return f"/admin/events?{urlencode(query, errors='surrogateescape')}"
 
 
-def _follow(admin: remote.Admin, arguments: argparse.Namespace) -> None:
+def _follow(admin: remote.Admin, arguments: argparse.Namespace) -> NoReturn:
     """Print events until interrupted; a stream that is cut is taken up again where it was."""
-    after, has_answered = arguments.after, False
+    after = arguments.after
     while True:
         try:
-            with admin.lines(_path(arguments.kinds, after, follows=True)) as lines:
-                has_answered = True
-                for name, event in parsed(lines):
-                    after = name
-                    _show(event, arguments.output)
+            for name, event in _stream(admin, _path(arguments, after)):
+                after = name or after
+                _show(event, arguments.output)
         except remote.Refused:
             raise
         except remote.Failed as error:
-            if not has_answered:
+            if after == arguments.after:  # nothing was ever heard
                 raise
-            remote.say(f"{error}; asking again")
+            remote.say(f"{error}\nasking again")
         time.sleep(AGAIN_S)
+
+
+def _stream(admin: remote.Admin, path: str) -> Iterator[tuple[str, Document]]:
+    with admin.lines(path) as lines:
+        yield from parsed(lines)
 
 
 def parsed(lines: Iterable[str]) -> Iterator[tuple[str, Document]]:

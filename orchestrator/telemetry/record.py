@@ -67,9 +67,13 @@ class Trail:
         "lease",
         "legs_id",
         "prefill_sent",
+        "told_ms",
     )
 
     def __init__(self) -> None:
+        # Milliseconds of queue, prefill and decode to first byte as the client was told them, which the
+        # access line repeats; "" for a prefill that there was not.
+        self.told_ms: tuple[str, str, str] | None = None
         self.legs_id = ""  # what its legs' names begin with
         self.answer_id = ""  # the name of the leg that was to answer last: workers make their ids of it
         self.client_id: bytes | None = None  # what the client calls it, if not by a request id that we repeat
@@ -112,9 +116,6 @@ class RequestRecord:
     prefill_done = 0.0  # stays 0.0 when one worker serves the request as a whole
     first_byte = 0.0
     finished = 0.0
-    # Milliseconds of queue, prefill and decode to first byte as the client was told them, which the access
-    # line repeats; "" for a prefill that there was not.
-    told_ms: tuple[str, str, str] | None = None
     model_index = -1  # in the config's list of models; -1: the request names none that we know
     is_stream = False
     status = 0  # as sent, or 499 if the client was gone before a head could be sent
