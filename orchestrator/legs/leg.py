@@ -388,7 +388,8 @@ class Leg(ABC):
             if now >= lease.good_until:
                 raise HandoffLate(f"{self.worker.name} began its answer when the KV lease was over")
             lease.consume()
-        self.worker.note_begun(self.sent, now)
+        self.worker.note_heard(now)
+        self.worker.handoffs.note_begun(self.sent, now)
 
     def give_up(self, why: WorkerError | None = None) -> None:
         """End it. Who reads it, or is about to, gets `WorkerCutShort`, and the block of the leg raises `why`.

@@ -116,11 +116,6 @@ class Worker(ABC):
     def count_leg(self, change: int) -> None:
         """Count one leg more, or one less; the leg's owner calls this, once for each."""
 
-    def note_begun(self, written: float, now: float) -> None:
-        """Note that a leg with a hand-off, written at `written`, has begun its answer."""
-        self.note_heard(now)
-        self.handoffs.note_begun(written, now)
-
     # --- what it announces ----------------------------------------------------------------------
 
     def announce(self, introduction: Introduction) -> None:
