@@ -84,7 +84,7 @@ def test_what_became_of_requests(
     stream.leave()
     wait_for(lambda: told(orchestrator, under_way["id"])["client_gone"], "the client to be gone")
 
-    httpx.post(f"{workers[0].url}/faults", json=FAILS, trust_env=False).raise_for_status()
+    httpx.post(f"{workers[0].url}/sim/faults", json=FAILS, trust_env=False).raise_for_status()
     names = [f"after-{index}" for index in range(4)]  # two of them come to the worker that fails
     for name in names:
         client = orchestrator.client()
