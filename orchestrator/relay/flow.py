@@ -25,6 +25,8 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from msgspec.json import encode
+
 from orchestrator.api.base import Endpoint
 from orchestrator.api.holders import mark_of
 from orchestrator.api.view import InvalidRequest, RequestView
@@ -57,6 +59,7 @@ from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
+from orchestrator.routing.dry_run import explain
 from orchestrator.routing.overrides import BEGIN as OVERRIDE
 from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
@@ -74,6 +77,8 @@ _AGGREGATED: Final = Path.AGGREGATED
 # Tokens of an answer that names no limit: published traces have 211 to 343 (Azure 2023, Mooncake).
 _USUAL_ANSWER: Final = 256
 _DIGITS: Final = 20  # more are no number that anybody reckons with
+_EXPLAIN_S: Final = 0.1  # between two requests whose choices are explained for whoever asks later
+_MOST_EXPLAINED: Final = 32  # workers: more are explained at /admin/explain alone
 _MOST_NAME: Final = 256  # bytes of a client's name for its request that are kept
 _DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
@@ -127,6 +132,7 @@ class Flow:
         self._aliases: Mapping[str, str] = {}
         self._overrides = Overrides(dispatcher.registry, routing)
         self._orders_prefills = routing.prefill_order == "shortest"
+        self._explains_at = 0.0
         self._wall_s = time.time() - dispatcher.time()  # from our clock to everybody's
         self.reconfigure(routing, limits)
 
@@ -273,9 +279,33 @@ class Flow:
         if mark is not None:
             plan = _plan_for(self._holder(mark, route.pools.model, avoid))
         else:
+            moment = self._dispatcher.time() if avoid else scope.record.admitted
+            if moment >= self._explains_at:
+                self._explain(scope.record, view, route, whole_reason, avoid)
             plan = route.planner.plan(view, route.pools, whole_reason, avoid)
         _note_plan(scope.record, plan)
         return plan
+
+    def _explain(
+        self,
+        record: RequestRecord,
+        view: RequestView,
+        route: Route,
+        whole_reason: str | None,
+        avoid: tuple[Worker, ...],
+    ) -> None:
+        """Note for whoever asks later what the numbers of all workers are just before one is chosen: a few
+        times a second, for it takes longer than to choose.
+        """
+        pools, trail = route.pools, record.trail
+        workers = len(pools.prefill) + len(pools.decode) + len(pools.both) + len(pools.others)
+        if trail is None or workers > _MOST_EXPLAINED:
+            return
+        self._explains_at = self._dispatcher.time() + _EXPLAIN_S
+        try:
+            trail.explained = encode(explain(route.planner, view, pools, whole_reason, avoid))
+        except Exception:  # a bug of ours, or of a policy: the request goes on
+            _log.exception("why workers are chosen for request %s cannot be told", record.request_id)
 
     def dry_run(self, scope: RequestScope, body: bytes, avoid: Collection[str]) -> Asked:
         """Return what is needed to tell what would become of a request, which is neither sent nor counted;

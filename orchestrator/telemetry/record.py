@@ -64,6 +64,7 @@ class Trail:
         "cached_tokens",
         "client_id",
         "decode_sent",
+        "explained",
         "lease",
         "legs_id",
         "prefill_sent",
@@ -74,6 +75,7 @@ class Trail:
         # Milliseconds of queue, prefill and decode to first byte as the client was told them, which the
         # access line repeats; "" for a prefill that there was not.
         self.told_ms: tuple[str, str, str] | None = None
+        self.explained = b""  # the last plan with the numbers of all workers, as JSON; of some requests
         self.legs_id = ""  # what its legs' names begin with
         self.answer_id = ""  # the name of the leg that was to answer last: workers make their ids of it
         self.client_id: bytes | None = None  # what the client calls it, if not by a request id that we repeat

@@ -5,8 +5,10 @@ All of it is made when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
+
+import msgspec
 
 from orchestrator.routing.policies.base import Candidate, Choice
 from orchestrator.telemetry.counters import LeaseState
@@ -88,40 +90,63 @@ class Timelines:
 
     def _plan(self, record: RequestRecord) -> Document | None:
         """Return the last plan: who was chosen, and why."""
-        reasons = record.reasons
+        reasons, trail = record.reasons, record.trail
         if reasons is None:
             return None
+        told: Document = msgspec.json.decode(trail.explained) if trail is not None and trail.explained else {}
         made: Document = {"whole_reason": reasons.whole_reason}
-        if reasons.prefill_choice is not None:
-            made["prefill"] = self._choice(record, "prefill", reasons.prefill_choice, reasons.prefills)
-        made["decode"] = self._choice(record, "decode", reasons.decode_choice, reasons.decodes)
+        made |= {name: told[name] for name in ("auto", "pair") if name in told}
+        for role, choice, candidates in (
+            ("prefill", reasons.prefill_choice, reasons.prefills),
+            ("decode", reasons.decode_choice, reasons.decodes),
+        ):
+            if choice is not None:
+                made[role] = self._choice(record, role, choice, candidates, told)
         return made
 
     def _choice(
-        self, record: RequestRecord, role: str, choice: Choice[Any], candidates: Sequence[Candidate] | None
+        self,
+        record: RequestRecord,
+        role: str,
+        choice: Choice[Any],
+        candidates: Sequence[Candidate] | None,
+        told: Document,
     ) -> Document:
+        """`told` is what was noted of all workers before the choice; nothing of most requests."""
         chosen, terms = choice.worker.name, choice.terms()
         names = [candidate.name for candidate in candidates or ()] or [chosen]
+        leg = told.get(role, {})
+        is_told = leg.get("chosen") == chosen
+        if is_told:  # as it was then: what has been learned since is in the choice's own
+            terms = next((one["terms"] for one in leg["candidates"] if one["chosen"]), terms)
         return {
             "worker": chosen,
             "reason": str(choice),
             "terms": terms,
-            "candidates": [
-                {"worker": name, "chosen": name == chosen, "terms": terms if name == chosen else {}}
-                for name in names[:MOST_SHOWN]
-            ],
-            "candidates_in_all": len(names),
-            "rejected": list(self._rejected(record, role, names)),
+            "candidates": leg["candidates"] if is_told else _candidates(names, chosen, terms),
+            "candidates_in_all": len(leg["candidates"]) if is_told else len(names),
+            "rejected": list(self._rejected(record, role, names, told)),
         }
 
-    def _rejected(self, record: RequestRecord, role: str, names: Sequence[str]) -> Iterator[Document]:
-        """Yield who was no candidate. Of an earlier time only what the request itself has seen is known."""
-        failed = {attempt.worker: attempt.outcome for attempt in failures_of(record)}
+    def _rejected(
+        self, record: RequestRecord, role: str, names: Sequence[str], told: Document
+    ) -> Iterator[Document]:
+        """Yield who was no candidate. Of most requests only what they have seen themselves is known."""
+        reasons = {one["worker"]: one["why"] for one in told.get("rejected", ())}
+        for attempt in failures_of(record):
+            reasons[attempt.worker] = f"it had failed the request: {attempt.outcome}"
         known = set(names)
         for name, state in list(self._others(self._history.model_of(record), role))[: 10 * MOST_SHOWN]:
             if name not in known:
-                why = f"it had failed the request: {failed[name]}" if name in failed else "it took none then"
-                yield {"worker": name, "why": why, "state_now": state}
+                yield {"worker": name, "why": reasons.get(name, "it took none then"), "state_now": state}
+
+
+def _candidates(names: Sequence[str], chosen: str, terms: Mapping[str, float]) -> list[Document]:
+    """Return candidates of which only the numbers of the chosen one are known."""
+    return [
+        {"worker": name, "chosen": name == chosen, "terms": terms if name == chosen else {}}
+        for name in names[:MOST_SHOWN]
+    ]
 
 
 def _state(record: RequestRecord) -> str:

@@ -122,6 +122,16 @@ def test_the_numbers_that_spoke_for_a_worker() -> None:
         assert chosen["worker"] == prefill["worker"]
         assert {"cost_s", "wait_s", "own_s", "evict_s", "cached_tokens"} <= set(chosen["terms"])
         assert chosen["terms"] == prefill["terms"]
+        [other] = [one for one in prefill["candidates"] if not one["chosen"]]
+        assert set(other["terms"]) == set(chosen["terms"])
+        await site.ask(CHAT, "next")  # within a tenth of a second: only what was chosen is known of it
+        chosen, other = sorted(
+            site.told("next")["plan"]["prefill"]["candidates"], key=lambda one: not one["chosen"]
+        )
+        assert (chosen["terms"] != {}, other["terms"]) == (True, {})
+        await asyncio.sleep(0.2)
+        await site.ask(CHAT, "later")
+        assert all(one["terms"] for one in site.told("later")["plan"]["prefill"]["candidates"])
         assert prefill["reason"].startswith("It costs the least")
 
     run(test, routing=RoutingConfig.model_validate({"prefill": "prefix"}))
