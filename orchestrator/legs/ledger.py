@@ -151,6 +151,9 @@ class LeaseLedger:
         lease.state = state
         self.open.discard(lease)
         self._row[self._cell + state] += 1
+        if state is _EXPIRED:
+            name = lease.worker.name
+            self._telemetry.tell("lease.expired", f"KV blocks stayed on {name} until their lease ended", name)
 
     async def sweep_forever(self) -> None:
         """Keep the books until cancelled."""
@@ -165,8 +168,6 @@ class LeaseLedger:
             if lease.state is _HELD and not lease.is_handed_back:
                 self._row[self._leaked] += 1  # no request holds one for so long: somebody forgot it
             self.end(lease, _EXPIRED)
-            name = lease.worker.name
-            self._telemetry.tell("lease.expired", f"KV blocks stayed on {name} until their lease ended", name)
         used = sum(lease.state is _USED for lease in self.open)
         self._row[self._cell + _USED] = used
         self._row[self._cell + _HELD] = len(self.open) - used
