@@ -194,8 +194,9 @@ def _moments(record: RequestRecord) -> Iterator[tuple[float, str, str | None]]:
 def _leg_moments(record: RequestRecord, trail: Trail) -> Iterator[tuple[float, str, str | None]]:
     if trail.prefill_sent:
         yield trail.prefill_sent, "prefill sent", record.prefill_worker
-    if record.prefill_done:
-        yield record.prefill_done, "prefill answered, handed over", record.prefill_worker
+    if record.prefill_done:  # by another worker than the last one, if that was sent a stream's rest
+        worker = record.prefill_worker if trail.prefill_sent <= record.prefill_done else None
+        yield record.prefill_done, "prefill answered, handed over", worker
     if trail.decode_sent:
         what = "decode sent" if record.prefill_worker is not None else "sent"
         yield trail.decode_sent, what, record.decode_worker

@@ -167,6 +167,10 @@ def test_a_stream_that_another_worker_went_on_with() -> None:
         told = site.told()
         [failed] = told["failed_attempts"]
         assert (failed["worker"], failed["then"]) == ("m/decode/0", "resumed")
+        moments = what(told)
+        begun = moments.index(("first byte to the client", None))
+        assert moments.index(("prefill answered, handed over", None)) < begun
+        assert moments.index(("decode sent", "m/decode/1")) > begun
 
     run(test)
 
