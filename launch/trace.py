@@ -25,6 +25,11 @@ _KV: Final = {
     "unknown": "the decode worker did not say whether the KV cache went over",
     "local": "no KV cache was to go over",
 }
+_THEN: Final = {
+    "resent": "it was sent elsewhere",
+    "resumed": "the stream went on elsewhere",
+    "ended": "no other worker was asked",
+}
 _TOKENS: Final = {
     "prompt_estimated": "about {} prompt tokens",
     "prompt": "{} prompt tokens",
@@ -198,8 +203,7 @@ def _why(document: Document, plan: Document) -> Iterator[str]:
     if reason is not None and "decode" in plan:
         yield from _wrapped(f"One worker was to do all of it, {plan['decode'].get('worker')}: {reason}.", 2)
     for attempt in document["failed_attempts"]:
-        is_end = attempt is document["failed_attempts"][-1] and document["error"] is not None
-        yield from _wrapped(_failed(attempt, is_end=is_end), 2)
+        yield from _wrapped(_failed(attempt), 2)
     for role, does in (("prefill", "prefills"), ("decode", "decodes" if reason is None else "serves it")):
         choice = plan.get(role)
         if choice:
@@ -207,11 +211,10 @@ def _why(document: Document, plan: Document) -> Iterator[str]:
             yield from _candidates(choice)
 
 
-def _failed(attempt: Document, *, is_end: bool) -> str:
-    then = "the stream went on elsewhere" if attempt["then"] == "resumed" else "it was sent elsewhere"
+def _failed(attempt: Document) -> str:
+    then = _THEN.get(attempt["then"], "what followed is not known")
     took = f"after {attempt['took_ms'] / 1e3:.1f} s"
-    end = "that was its end" if is_end else then
-    return f"{attempt['worker']} failed it {took}: {attempt['outcome']}; {end}."
+    return f"{attempt['worker']} failed it {took}: {attempt['outcome']}; {then}."
 
 
 def _candidates(choice: Document) -> Iterator[str]:

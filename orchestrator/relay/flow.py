@@ -266,6 +266,7 @@ class Flow:
         request.scope.record.attempts = attempts = legs.tried()
         attempts.count += 1
         request.plan = self._plan(request.scope, request.view, request.route, legs.failed or ())
+        self._tell_replaced(request)
         if request.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
             self._forget_prefill(request)
 
@@ -457,11 +458,10 @@ class Flow:
             request.legs.tried().handoff_given_up = failure.name.lower()
         if failure is not Failure.UNREACHABLE:  # nothing was written: the hand-off is unused
             self._forget_prefill(request)
-        self._note_replaced(request)
-
-    def _note_replaced(self, request: AdmittedRequest) -> None:
-        """Count that another worker gets what one has failed, and tell the person on call."""
         self._telemetry.retry(_retry_reason(request))
+
+    def _tell_replaced(self, request: AdmittedRequest) -> None:
+        """Tell the person on call that another worker gets what one has failed."""
         attempts = request.legs.attempts
         if attempts is not None and attempts.failed:
             attempt, record = attempts.failed[-1], request.scope.record

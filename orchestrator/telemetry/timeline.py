@@ -211,15 +211,16 @@ def _end(record: RequestRecord) -> str:
 
 
 def _failed(record: RequestRecord) -> list[Document]:
+    chosen = (record.attempts or ONE_ATTEMPT).count
     return [
         {
             "worker": attempt.worker,
             "outcome": attempt.outcome,
             "at_ms": _ms(attempt.began - record.received),
             "took_ms": _ms(attempt.seconds),
-            "then": "resumed" if attempt.had_begun else "resent",
+            "then": "ended" if number >= chosen else "resumed" if attempt.had_begun else "resent",
         }
-        for attempt in failures_of(record)
+        for number, attempt in enumerate(failures_of(record), start=1)
     ]
 
 

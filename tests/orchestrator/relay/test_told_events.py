@@ -10,6 +10,8 @@ import pytest
 
 from orchestrator.config.options import QueueConfig
 from orchestrator.telemetry.events import PERIOD_S, Event, Events
+from tests.orchestrator.failover.test_failover import CHAT as STREAMED
+from tests.orchestrator.failover.test_failover import Cluster as Streaming
 from tests.orchestrator.fakes import FakeCluster
 from tests.orchestrator.relay.test_attempts import (
     CHAT,
@@ -23,11 +25,13 @@ from tests.orchestrator.relay.test_attempts import (
 from tests.simulation.loop import run_virtually
 
 
-def told(test: Callable[[FakeCluster], Awaitable[None]], **options: object) -> list[Event]:
+def told(
+    test: Callable[[FakeCluster], Awaitable[None]], made: type[FakeCluster] = FakeCluster, **options: object
+) -> list[Event]:
     """The events of a test."""
 
     async def main() -> list[Event]:
-        cluster = FakeCluster(**{"roles": FOUR, **options})  # type: ignore[arg-type]
+        cluster = made(**{"roles": FOUR, **options})  # type: ignore[arg-type]
         cluster.telemetry.events = events = Events()
         cluster.core.start()
         await asyncio.sleep(1.0)
@@ -43,9 +47,8 @@ def told(test: Callable[[FakeCluster], Awaitable[None]], **options: object) -> l
     [
         (CHAT, cuts_short, "request.resent", "cut_short"),
         (STREAM, answers(500), "request.resent", "answered_500"),
-        (STREAM, begins_a_stream, "request.resumed", "cut_short"),
     ],
-    ids=["whole", "stream", "stream that had begun"],
+    ids=["whole", "stream"],
 )
 def test_a_worker_has_failed_a_request(document: object, worker: object, kind: str, outcome: str) -> None:
     async def test(cluster: FakeCluster) -> None:
@@ -55,6 +58,24 @@ def test_a_worker_has_failed_a_request(document: object, worker: object, kind: s
     [event] = told(test)
     assert (event.kind, event.subject) == (kind, "m/decode/0")
     assert event.message.startswith(f"m/decode/0 has failed request mine: {outcome} after 0.0 s")
+
+
+def test_a_stream_goes_on_elsewhere() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert isinstance(cluster, Streaming)
+        cluster.cuts = [4]
+        await cluster.ask(STREAMED)
+
+    [event] = told(test, Streaming)
+    assert (event.kind, event.subject) == ("request.resumed", "m/decode/0")
+
+
+def test_a_stream_that_nobody_can_go_on_with_was_sent_nowhere() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        spoil(cluster, "decode/0", begins_a_stream)
+        await cluster.ask(STREAM)
+
+    assert told(test) == []
 
 
 def test_a_worker_that_fails_all_is_told_of_once_and_then_counted() -> None:

@@ -16,6 +16,8 @@ from orchestrator.config.options import RoutingConfig
 from orchestrator.telemetry.history import CLIENT_GONE, History, RequestQuery
 from orchestrator.telemetry.timeline import Timelines
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from tests.orchestrator.failover.test_failover import CHAT as STREAMED
+from tests.orchestrator.failover.test_failover import Cluster as Streaming
 from tests.orchestrator.fakes import SSE, FakeCluster, FakeExchange, token
 from tests.simulation.loop import run_virtually
 
@@ -27,8 +29,8 @@ WALL = 1_000_000.0  # what the wall clock says at the loop's 0.0
 
 
 class Site:
-    def __init__(self, **options: Any) -> None:
-        self.cluster = FakeCluster(**{"roles": FOUR, **options})
+    def __init__(self, made: type[FakeCluster] = FakeCluster, **options: Any) -> None:
+        self.cluster = made(**{"roles": FOUR, **options})
         plane, time = self.cluster.plane, self.cluster.plane.time
         self.history = History(["m"], plane.under_way, self.cluster.telemetry.records, time=time)
         self.timelines = Timelines(self.history, 3, self._others, lambda: WALL + time(), time)
@@ -160,19 +162,33 @@ def test_a_worker_that_failed_and_why_it_was_no_candidate_then() -> None:
     run(test)
 
 
-def test_a_stream_that_another_worker_went_on_with() -> None:
+def test_a_stream_that_nobody_could_go_on_with() -> None:
     async def test(site: Site) -> None:
         spoil(site, "decode/0", begins_and_dies)
         await site.ask(STREAM)
         told = site.told()
         [failed] = told["failed_attempts"]
-        assert (failed["worker"], failed["then"]) == ("m/decode/0", "resumed")
-        moments = what(told)
-        begun = moments.index(("first byte to the client", None))
-        assert moments.index(("prefill answered, handed over", None)) < begun
-        assert moments.index(("decode sent", "m/decode/1")) > begun
+        assert (failed["worker"], failed["then"]) == ("m/decode/0", "ended")
+        assert what(told)[-1] == ("ended with worker_cut_short", None)
 
     run(test)
+
+
+def test_a_stream_that_another_worker_went_on_with() -> None:
+    async def test(site: Site) -> None:
+        cluster = site.cluster
+        assert isinstance(cluster, Streaming)
+        cluster.cuts = [4]
+        document = STREAMED | {"messages": CHAT["messages"]}
+        await site.ask(document)
+        told = site.told()
+        [failed] = told["failed_attempts"]
+        assert (failed["worker"], failed["then"]) == ("m/decode/0", "resumed")
+        assert (told["status"], told["error"]) == (200, None)
+        assert told["decode_worker"] != "m/decode/0"
+        assert ("decode sent", told["decode_worker"]) in what(told)
+
+    run(test, made=Streaming)
 
 
 def test_a_client_that_left() -> None:
