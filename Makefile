@@ -9,12 +9,14 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
+PROMETHEUS := .prometheus
 CONFIG ?= configs/quickstart.yaml
 COMPILED := build/compiled
 ON_ALL_CORES := -n logical --dist worksteal
 SOURCES := LICENSE README.md bench configs docs launch orchestrator pyproject.toml setup.py tests worker
 
-.PHONY: help setup serve test quick check bench regression soak chaos fuzz clients profile compile compiled pure clean
+.PHONY: help setup serve test quick check monitoring metrics bench regression soak chaos fuzz clients profile compile \
+    compiled pure clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +25,8 @@ help:
 	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
 	@echo 'make quick   the tests that start no processes, in a minute; some of them: make quick ARGS="-k wire"'
 	@echo 'make check   ruff, its formatter, mypy'
+	@echo 'make monitoring   alerts, dashboard and metrics, with the Prometheus of Debian'
+	@echo 'make metrics docs/metrics.md and docs/monitoring anew, after a change of what they are made of'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
@@ -44,7 +48,7 @@ serve: $(STAMP)
 
 # vLLM's workers need all cores for themselves. ARGS may choose tests of one kind alone: no tests (5) is no failure.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not prometheus" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m real $(ARGS) || [ $$? = 5 ]
 
 # One more than there are cores: these tests wait for half of their time.
@@ -56,6 +60,20 @@ check: $(STAMP)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+
+# Rules and queries are tried by promtool, and by a Prometheus that watches a cluster.
+monitoring: $(STAMP) $(PROMETHEUS)/usr/bin/promtool
+	$(BIN)/python -m pytest -m prometheus $(ARGS)
+
+$(PROMETHEUS)/usr/bin/promtool: tests/monitoring/install.sh
+	@echo 'monitoring: fetching Prometheus into $(PROMETHEUS)'
+	@$< $(PROMETHEUS)
+	@touch $@
+
+metrics: $(STAMP)
+	$(BIN)/baton metrics docs >docs/metrics.md
+	$(BIN)/baton metrics alerts >docs/monitoring/baton-alerts.yaml
+	$(BIN)/baton metrics dashboard >docs/monitoring/baton-dashboard.json
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)
@@ -115,5 +133,5 @@ $(PEERS)/setup-done: bench/compare/peers.txt
 	@touch $@
 
 clean: pure
-	rm -rf .venv $(PEERS) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv $(PEERS) $(PROMETHEUS) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -89,6 +89,7 @@ def _parser() -> Parser:
     _add_events(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
+    _add_metrics(commands)
     _add_explain(commands)
     _add_completion(commands)
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
@@ -157,6 +158,14 @@ def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
     parser.set_defaults(command=_init)
+
+
+def _add_metrics(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch.monitoring.command import ABOUT, PRINTED
+
+    parser = commands.add_parser("metrics", help=ABOUT, description=ABOUT, allow_abbrev=False)
+    parser.add_argument("what", choices=tuple(PRINTED))
+    parser.set_defaults(command=_metrics)
 
 
 def _add_completion(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -283,6 +292,14 @@ def _completion(arguments: argparse.Namespace) -> int:
     from launch.exits import Exit
 
     print(script(_parser(), arguments.shell), end="")
+    return Exit.OK
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    from launch.exits import Exit
+    from launch.monitoring.command import PRINTED
+
+    print(PRINTED[arguments.what](), end="")
     return Exit.OK
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
@@ -80,6 +80,7 @@ class Events:
         self._pass_on = pass_on
         self._ring: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._count = 0
+        self.counts: Counter[str] = Counter()  # of each kind, since the start
         self._repeated: dict[tuple[str, str], _Repeated] = {}
         self._waiting: set[asyncio.Future[None]] = set()
 
@@ -143,6 +144,7 @@ class Events:
             self._pass_on(event)
             return
         self._count += 1
+        self.counts[event.kind] += 1
         self._ring.append(msgspec.structs.replace(event, number=self._count))
         for waiting in self._waiting:
             if not waiting.done():

@@ -25,6 +25,7 @@ from orchestrator.control.state import (
 )
 from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
+from orchestrator.http.tls import Certificate
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
@@ -71,6 +72,7 @@ class FakeState:
     )
     telemetry: Telemetry = field(default_factory=a_telemetry)
     config: Config = CONFIG
+    certificate: Certificate | None = None
     index: int = 3
     transport: str = "orjson"
     is_draining: bool = False
