@@ -194,6 +194,8 @@ def _arrived(document: Document) -> str:
 
 
 def _tokens(tokens: Document) -> str:
+    if tokens.get("prompt") is not None:
+        tokens = {**tokens, "prompt_estimated": None}
     said = [text.format(tokens[name]) for name, text in _TOKENS.items() if tokens.get(name) is not None]
     return "".join(f", {text}" for text in said)
 

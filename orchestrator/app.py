@@ -276,12 +276,12 @@ class Orchestrator:
         notes: list[Note] = [
             lambda records, _: figures.note(records),
             lambda records, _: answers.note(records),
-            self._history.note,
         ]
         if decisions is not None:
             notes.append(decisions.note)
         if self._tracing is not None:
             notes.append(self._tracing.note)
+        notes.append(self._history.note)
         access_log = AccessLog(self.telemetry.records, models, log, write, notes=notes)
         self.core.start()
         loops = [self.lag.run(), access_log.run()]

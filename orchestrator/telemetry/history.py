@@ -64,9 +64,12 @@ class History:
         self._swept = 0.0
 
     def note(self, records: Sequence[RequestRecord], _offset: float = 0.0) -> None:
-        """Keep requests that have ended; they must not change any more."""
+        """Keep requests that have ended; they must not change any more. To be called when all others have
+        noted what they want of them.
+        """
         ended = self._ended
         for record in records:
+            record.usage = 0  # it may hold all of an answer
             if record.error_code is not None and not self._note_error(record):
                 continue
             if record.attempts is not None:

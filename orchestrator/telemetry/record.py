@@ -67,7 +67,9 @@ class Trail:
         "explained",
         "lease",
         "legs_id",
+        "output_tokens",
         "prefill_sent",
+        "prompt_tokens",
         "told_ms",
     )
 
@@ -81,6 +83,8 @@ class Trail:
         self.client_id: bytes | None = None  # what the client calls it, if not by a request id that we repeat
         self.prefill_sent = 0.0  # moments; of the last attempt
         self.decode_sent = 0.0
+        self.prompt_tokens: int | None = None  # as the answer told; noted when the request has ended
+        self.output_tokens: int | None = None
         self.cached_tokens: int | None = None  # of the prompt, as the first prefill worker found them
         self.lease = -1  # the LeaseState of the last prefill that no leg has failed, when its request ended
 

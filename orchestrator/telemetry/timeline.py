@@ -237,13 +237,15 @@ def _handoff(record: RequestRecord) -> Document | None:
 
 
 def _tokens(record: RequestRecord) -> Document:
-    """Return what is known of the prompt's tokens."""
+    """Return what is known of the tokens of prompt and answer."""
     trail, reasons = record.trail, record.reasons
     choices = () if reasons is None else (reasons.prefill_choice, reasons.decode_choice)
     reckoned = [choice.prompt_tokens() for choice in choices if choice is not None]
     return {
         "prompt_estimated": next((int(tokens) for tokens in reckoned if tokens >= 0), None),
+        "prompt": None if trail is None else trail.prompt_tokens,
         "prompt_cached": None if trail is None else trail.cached_tokens,
+        "output": None if trail is None else trail.output_tokens,
     }
 
 

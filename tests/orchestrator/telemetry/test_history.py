@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from orchestrator.telemetry.history import CLIENT_GONE, KEPT, KEPT_LONG, LONG_S, History, RequestQuery
 from orchestrator.telemetry.record import Attempts, FailedAttempt, RequestRecord, Trail
@@ -91,6 +92,10 @@ def test_a_flood_of_refused_requests_drops_no_other(kept: Kept) -> None:
     assert kept.names(name="no id") == ["no id"]
     assert kept.names(limit=1) == [f"x{3 * KEPT - 1}"]
     assert len(kept.names(limit=10_000)) == KEPT + 2
+
+
+def test_the_usage_of_an_answer_is_not_kept(kept: Kept) -> None:
+    assert kept.ends("a", usage={"prompt_tokens": Raw(b"1")}).usage == 0
 
 
 def test_what_has_no_id_is_not_kept(kept: Kept) -> None:
