@@ -102,6 +102,8 @@ def _parser() -> Parser:
     _add_simulate(commands)
     _add_key(commands)
     _add_explain_route(commands)
+    _add_trace(commands)
+    _add_events(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     _add_metrics(commands)
@@ -127,6 +129,25 @@ def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("explain-route", help=text, description=text, allow_abbrev=False)
     explain_route.add_options(parser)
     parser.set_defaults(command=_explain_route)
+
+
+def _add_trace(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import trace
+
+    trace.add_options(_asking(commands, "trace", trace.ABOUT, _trace))
+
+
+def _add_events(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import events
+
+    events.add_options(_asking(commands, "events", events.ABOUT, _events))
+
+
+def _asking(commands: argparse._SubParsersAction[Parser], name: str, text: str, command: Command) -> Parser:
+    """Add a command that asks what runs."""
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(command=command)
+    return parser
 
 
 def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -438,6 +459,18 @@ def _explain_route(arguments: argparse.Namespace) -> int:
     from launch import explain_route
 
     return explain_route.run(arguments)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from launch import trace
+
+    return trace.run(arguments)
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    from launch import events
+
+    return events.run(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
 from orchestrator.control.rejections import RejectionWatch
 from orchestrator.control.state import (
+    FoundRequests,
     ProcessEnd,
     ProcessState,
     ProcessStatus,
@@ -55,9 +56,11 @@ from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
-from orchestrator.telemetry.logs import Write
+from orchestrator.telemetry.history import History, RequestQuery
+from orchestrator.telemetry.logs import Write, lost_lines
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.telemetry.tenants import KeyCounts, KeyTable
+from orchestrator.telemetry.timeline import Timelines
 from orchestrator.telemetry.tracing import Tracing
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
@@ -83,12 +86,14 @@ class ProcessContext:
     share: Share | None = None  # tells the policies of other processes something; None: there are none
     salt: int = 0  # of the log of decisions
     key_table: KeyTable | None = None  # where keys are counted; None: in memory of its own
+    events: Events | None = None  # None: nobody asks for them
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
         """Make that of the only process. Raises `StartError`."""
         keys, salt = load_keys(options), secrets.randbits(64)
-        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt)
+        events = Events()
+        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt, events=events)
 
 
 class Core:
@@ -116,7 +121,8 @@ class Core:
         limits = config.orchestrator.limits
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
-        self.telemetry = Telemetry(Layout([model.name for model in config.models], ENDPOINTS), context.row)
+        layout = Layout([model.name for model in config.models], ENDPOINTS)
+        self.telemetry = Telemetry(layout, context.row, context.events)
         self.registry = _registry(config, transport, context.loads, time=clock, random=self.random)
         self.admission = Admission(
             self.registry.pools,
@@ -225,6 +231,7 @@ class Orchestrator:
     ) -> None:
         """`context` is given where several processes serve. Raises `StartError`."""
         context = context or ProcessContext.alone(config.orchestrator)
+        self.events = context.events or Events()
         self.core = Core(config, upstream, transport=transport, credential=credential, context=context)
         self.config = config
         self.transport = transport
@@ -237,7 +244,6 @@ class Orchestrator:
         self.telemetry = self.core.telemetry
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
-        self.events = Events()
         self._figures = _WorkerFigures(self.registry, context.figures)
         self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
         self.rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
@@ -258,6 +264,10 @@ class Orchestrator:
             )
         )
         self._control = control_app(self)
+        self._history = History(
+            [model.name for model in config.models], plane.under_way, self.telemetry.records, time=plane.time
+        )
+        self._timelines = Timelines(self._history, self.index, self._others, time.time, plane.time)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._decisions = _decisions(config, self.telemetry, context.salt)
         self._tracing = _tracing(config, self.core)
@@ -284,6 +294,7 @@ class Orchestrator:
             notes.append(decisions.note)
         if self._tracing is not None:
             notes.append(self._tracing.note)
+        notes.append(self._history.note)
         access_log = AccessLog(self.telemetry.records, models, log, write, notes=notes)
         self.core.start()
         loops = [self.lag.run(), access_log.run()]
@@ -336,6 +347,17 @@ class Orchestrator:
         record.status, record.error_code = error.status, error.code
         self.telemetry.finish(record)
 
+    def note_log_lost(self, lines: int, why: str) -> None:
+        """Note how many lines of the log were lost so far."""
+        self.telemetry.log_lost(lines)
+        self.telemetry.tell("log.lost", lost_lines(lines, why))
+
+    def _others(self, model: str | None, role: str) -> Iterator[tuple[str, str]]:
+        """Yield the workers that a leg of this model could have, with their states."""
+        for worker in self.registry.workers:
+            if worker.address.model == model and worker.address.role in (role, "both"):
+                yield worker.name, worker.state
+
     # --- for the control plane ------------------------------------------------------------------
 
     def counts(self) -> Sequence[int]:
@@ -359,6 +381,14 @@ class Orchestrator:
 
     def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {}
+
+    def own_requests(self, query: RequestQuery) -> list[dict[str, Any]]:
+        """Return the requests of this process that match."""
+        tell = self._timelines.summary if query.name is None else self._timelines.timeline
+        return [tell(record) for record in self._history.find(query)]
+
+    async def requests(self, query: RequestQuery) -> FoundRequests:
+        return FoundRequests(self.own_requests(query), [])
 
     async def explain(self, question: RouteQuestion) -> RouteAnswer:
         if question.process not in (None, self.index):

@@ -60,7 +60,10 @@ def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
                     _serve(config, source, writer, run_key, transport=transport, credential=credential)
                 )
             else:
-                runner.run(supervise(config, source, run_key, transport=transport, credential=credential))
+                supervised = supervise(
+                    config, source, run_key, writer, transport=transport, credential=credential
+                )
+                runner.run(supervised)
     finally:
         writer.close()
     return 0
@@ -88,7 +91,7 @@ async def _serve(
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
             watching = asyncio.create_task(orchestrator.watch.run())
             telling = asyncio.create_task(orchestrator.rejections.run())
-            writer.on_lost = orchestrator.telemetry.log_lost
+            writer.tell_lost(orchestrator.note_log_lost)
             orchestrator.start(writer.write)
             garbage.tune()
             try:

@@ -128,6 +128,7 @@ class LeaseLedger:
 
     def __init__(self, telemetry: Telemetry, time: Callable[[], float], lease_s: float = LEASE_S) -> None:
         """`lease_s` is how long prefill workers that do not announce it pin blocks that nobody pulls."""
+        self._telemetry = telemetry
         self._row = telemetry.row
         self._cell = telemetry.layout.leases
         self._leaked = telemetry.layout.leases_leaked
@@ -150,6 +151,9 @@ class LeaseLedger:
         lease.state = state
         self.open.discard(lease)
         self._row[self._cell + state] += 1
+        if state is _EXPIRED:
+            name = lease.worker.name
+            self._telemetry.tell("lease.expired", f"KV blocks stayed on {name} until their lease ended", name)
 
     async def sweep_forever(self) -> None:
         """Keep the books until cancelled."""

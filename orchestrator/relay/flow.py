@@ -25,6 +25,8 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from msgspec.json import encode
+
 from orchestrator.api.base import Endpoint
 from orchestrator.api.holders import mark_of
 from orchestrator.api.upload import MODEL, Upload
@@ -63,12 +65,13 @@ from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
 from orchestrator.relay.waiting import Charge
+from orchestrator.routing.dry_run import explain
 from orchestrator.routing.overrides import BEGIN as OVERRIDE
 from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
-from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord
+from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord, Trail
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.adapters import Adapters
@@ -81,6 +84,9 @@ _AGGREGATED: Final = Path.AGGREGATED
 # Tokens of an answer that names no limit: published traces have 211 to 343 (Azure 2023, Mooncake).
 _USUAL_ANSWER: Final = 256
 _DIGITS: Final = 20  # more are no number that anybody reckons with
+_EXPLAIN_S: Final = 0.1  # between two requests whose choices are explained for whoever asks later
+_MOST_EXPLAINED: Final = 32  # workers: more are explained at /admin/explain alone
+_MOST_NAME: Final = 256  # bytes of a client's name for its request that are kept
 _DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
 
@@ -133,6 +139,7 @@ class Flow:
         self._aliases: Mapping[str, str] = {}
         self._overrides = Overrides(dispatcher.registry, routing)
         self._orders_prefills = routing.prefill_order == "shortest"
+        self._explains_at = 0.0
         self._wall_s = time.time() - dispatcher.time()  # from our clock to everybody's
         self.reconfigure(routing, limits)
 
@@ -285,6 +292,7 @@ class Flow:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
         record, endpoint = scope.record, scope.endpoint
         record.admitted = self._dispatcher.time()
+        record.trail = trail = Trail()
         headers = scope.relayed_headers()
         if self._overrides.are_allowed or (headers and OVERRIDE in headers):  # or in a value
             route, headers = self._overridden(scope, route), _without_overrides(headers)
@@ -292,6 +300,9 @@ class Flow:
         adapted, conversion = endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, record.endpoint, route.connector, endpoint.form)
         legs = Legs(self._dispatcher, view.model, bodies, headers, _client_id(scope, view))
+        trail.legs_id = legs.id
+        if legs.client_id is not None:
+            trail.client_id = _called(legs.client_id, view)
         if route.adapter:
             legs.model, legs.adapter = route.pools.model, route.adapter
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
@@ -315,6 +326,7 @@ class Flow:
         request.scope.record.attempts = attempts = legs.tried()
         attempts.count += 1
         request.plan = self._plan(request.scope, request.view, request.route, legs.failed or ())
+        self._tell_replaced(request)
         if request.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
             self._forget_prefill(request)
 
@@ -328,9 +340,33 @@ class Flow:
         if mark is not None:
             plan = _plan_for(self._holder(mark, route.pools.model, avoid))
         else:
+            moment = self._dispatcher.time() if avoid else scope.record.admitted
+            if moment >= self._explains_at:
+                self._explain(scope.record, view, route, whole_reason, avoid)
             plan = route.planner.plan(view, route.pools, whole_reason, avoid)
         _note_plan(scope.record, plan)
         return plan
+
+    def _explain(
+        self,
+        record: RequestRecord,
+        view: RequestView,
+        route: Route,
+        whole_reason: str | None,
+        avoid: tuple[Worker, ...],
+    ) -> None:
+        """Note for whoever asks later what the numbers of all workers are just before one is chosen: a few
+        times a second, for it takes longer than to choose.
+        """
+        pools, trail = route.pools, record.trail
+        workers = len(pools.prefill) + len(pools.decode) + len(pools.both) + len(pools.others)
+        if trail is None or workers > _MOST_EXPLAINED:
+            return
+        self._explains_at = self._dispatcher.time() + _EXPLAIN_S
+        try:
+            trail.explained = encode(explain(route.planner, view, pools, whole_reason, avoid))
+        except Exception:  # a bug of ours, or of a policy: the request goes on
+            _log.exception("why workers are chosen for request %s cannot be told", record.request_id)
 
     def dry_run(self, scope: RequestScope, body: bytes, avoid: Collection[str]) -> Asked:
         """Return what is needed to tell what would become of a request, which is neither sent nor counted;
@@ -381,11 +417,13 @@ class Flow:
         record.model_index, record.is_stream = route.index, view.is_stream
         self._telemetry.begin(record)
         record.admitted = scope.now()
+        record.trail = trail = Trail()
         plan = _plan_for(worker)
         _note_plan(record, plan)
         bodies = LegBodies(view, endpoint.target(exchange), route.connector, endpoint.form)
         headers = _without_overrides(scope.relayed_headers())
         legs = Legs(self._dispatcher, worker.address.model, bodies, headers)
+        trail.legs_id = legs.id
         leg = HolderLeg(legs, worker, endpoint.method)
         request = AdmittedRequest(scope, view, route, legs, plan, None)
         try:
@@ -436,7 +474,7 @@ class Flow:
         request.prefill = leg
         if request.first_handoff is None:
             request.first_handoff = lease.handoff
-        request.note_prefilled(lease.opened)
+        request.note_prefilled(lease.opened, leg.sent)
         return lease
 
     def _order(self, request: AdmittedRequest, leg: PrefillLeg) -> None:
@@ -482,6 +520,15 @@ class Flow:
             self._forget_prefill(request)
         self._telemetry.retry(_retry_reason(request))
 
+    def _tell_replaced(self, request: AdmittedRequest) -> None:
+        """Tell the person on call that another worker gets what one has failed."""
+        attempts = request.legs.attempts
+        if attempts is not None and attempts.failed:
+            attempt, record = attempts.failed[-1], request.scope.record
+            kind = "request.resumed" if request.scope.has_begun else "request.resent"
+            what = f"{attempt.worker} has failed request {record.request_id}: {attempt.outcome}"
+            self._telemetry.tell(kind, f"{what} after {attempt.seconds:.1f} s", attempt.worker)
+
     def _is_poison(self, request: AdmittedRequest, retries: Retries, failure: Failure) -> bool:
         last = request.legs.last
         return last is not None and retries.is_poison(
@@ -491,9 +538,13 @@ class Flow:
     def _poison(self, request: AdmittedRequest, lost: list[str], body: bytes) -> Poison:
         """Log the request by its digest, by which it can be found; its text is nobody's but the client's."""
         self._telemetry.poison()
+        request_id = request.scope.record.request_id
+        self._telemetry.tell(
+            "request.poison", f"request {request_id} is not sent on: {' and '.join(lost)} were lost with it"
+        )
         _log.warning(
             "request %s is not sent on: %s were lost with it; SHA-256 of its body: %s...",
-            request.scope.record.request_id,
+            request_id,
             " and ".join(lost),
             hashlib.sha256(body).hexdigest()[:_DIGEST_CHARS],
         )
@@ -543,6 +594,8 @@ class Flow:
         request.route.gate.give_back(record, charge)
         if record.logged is not None and request.first_handoff is not None:
             record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
+        if record.trail is not None:
+            _note_handoff(record.trail, request)
         if request.prefill is not None:
             self._releases.settle(request.prefill)
         if request.retries is not None:
@@ -563,7 +616,7 @@ def _upload_lost(request: AdmittedRequest, error: WorkerError | WorkerAnswered) 
 
 def _note_gone_over(request: AdmittedRequest) -> None:
     """Note that a prefill leg beside its decode leg has answered."""
-    request.note_prefilled(request.scope.now())
+    request.note_prefilled(request.scope.now(), 0.0)
     if request.plan.wants_ends:
         tell_prefilled(request.plan, None, request.scope.now())
 
@@ -602,6 +655,14 @@ def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
     if given is not None:
         return header_block([(REQUEST_ID_HEADER, given)])
     return b"" if "request_id" in view.own else None
+
+
+def _called(client_id: bytes, view: RequestView) -> bytes | None:
+    """Return what a request is called by its client, if that is short enough to be kept."""
+    if client_id:
+        return client_id if len(client_id) <= _MOST_NAME else None
+    named = view.field("request_id")
+    return bytes(named) if named is not None and len(named) <= _MOST_NAME else None
 
 
 def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
@@ -680,6 +741,15 @@ def _note_plan(record: RequestRecord, plan: Plan) -> None:
         record.prefill_worker = plan.prefill.name
 
 
+def _note_handoff(trail: Trail, request: AdmittedRequest) -> None:
+    """Note what came of the last prefill."""
+    handoff, prefill = request.first_handoff, request.prefill
+    if handoff is not None:
+        trail.cached_tokens = handoff.prefill_cached_tokens
+    if prefill is not None and prefill.lease is not None:
+        trail.lease = prefill.lease.state
+
+
 def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered) -> None:
     """Note in the record which worker has failed the request, and how long it had it."""
     legs, record, worker = request.legs, request.scope.record, request.legs.last
@@ -690,6 +760,8 @@ def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered)
         began = max(began, record.prefill_done)
     legs.note_failed(worker, error, began)
     record.attempts = legs.attempts
+    if legs.attempts is not None and legs.attempts.failed:
+        legs.attempts.failed[-1].had_begun |= request.scope.has_begun
     request.attempt_began = request.scope.now()
 
 

@@ -232,12 +232,8 @@ class RequestScope:
         elif self.has_begun:
             if silence_s > limits.stream_idle_timeout_s:
                 self.stop(DeadlineExceeded(f"no progress for {limits.stream_idle_timeout_s:g} s"))
-        elif silence_s > limits.first_byte_timeout_s and self._answers_piecemeal(leg):
+        elif silence_s > limits.first_byte_timeout_s and _answers_piecemeal(self.record, leg):
             self.stop(DeadlineExceeded(f"no answer from a worker for {limits.first_byte_timeout_s:g} s"))
-
-    def _answers_piecemeal(self, leg: Leg) -> bool:
-        """Tell whether the first byte comes before the work is done, or the work is a prefill, and short."""
-        return self.record.is_stream or leg.worker.address.role == "prefill"
 
     def bytes_under_way(self) -> int:
         """Count what nobody has read yet of a worker's answer, and what comes in if its server does not."""
@@ -245,6 +241,16 @@ class RequestScope:
         incoming = 0 if exchange.is_counted or self.record.bytes_in else exchange.body_size
         answer = self._leg.answer if self._leg is not None else None
         return incoming + (answer.unread if answer is not None else 0)
+
+    def recorded(self) -> RequestRecord:
+        """Return the record of the request as far as it has come."""
+        trail, leg = self.record.trail, self._leg
+        if trail is not None and leg is not None:
+            if leg.is_for_client:
+                trail.answer_id, trail.decode_sent = leg.id, leg.sent
+            else:
+                trail.prefill_sent = leg.sent
+        return self.record
 
     # --- what the flow needs --------------------------------------------------------------------
 
@@ -389,6 +395,11 @@ class RequestScope:
             exchange.finish(self.endpoint.error_event(error) if own is None else own)
 
 
+def _answers_piecemeal(record: RequestRecord, leg: Leg) -> bool:
+    """Tell whether the first byte comes before the work is done, or the work is a prefill, and short."""
+    return record.is_stream or leg.worker.address.role == "prefill"
+
+
 def _keep_nothing(data: bytes) -> None:
     """Keep nothing of a stream that no other worker could go on with."""
 
@@ -406,14 +417,16 @@ def _timeout(wanted: bytes, most: float) -> float:
 
 def _server_timing(record: RequestRecord) -> str:
     """Return the times of queue, prefill and decode to first byte; a prefill that did not end is left out."""
-    admitted, prefill_done = record.admitted, record.prefill_done
+    admitted, prefill_done, trail = record.admitted, record.prefill_done, record.trail
     queue = milliseconds(admitted - record.received)
     decode = milliseconds(record.first_byte - (prefill_done or admitted))
     if not prefill_done:
-        record.told_ms = (queue, "", decode)
+        if trail is not None:
+            trail.told_ms = (queue, "", decode)
         return f"queue;dur={queue}, decode;dur={decode}"
     prefill = milliseconds(prefill_done - admitted)
-    record.told_ms = (queue, prefill, decode)
+    if trail is not None:
+        trail.told_ms = (queue, prefill, decode)
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 
@@ -488,6 +501,10 @@ class DataPlane:
         """Serve as an ASGI application, for servers that are not ours."""
         async with AsgiExchange(scope, receive, send) as exchange:
             await self.handle(exchange)
+
+    def under_way(self) -> list[RequestRecord]:
+        """Return the records of the open requests, as far as these have come."""
+        return [scope.recorded() for scope in self.open]
 
     def end_all(self) -> None:
         """End every open request with an error: its client knows that the answer is not whole."""

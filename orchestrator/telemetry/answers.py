@@ -40,6 +40,8 @@ class _Answers:
     def add(self, record: RequestRecord) -> None:
         prompt, told = tokens_in(record.usage)
         tokens = told or 0
+        if record.trail is not None:
+            record.trail.prompt_tokens, record.trail.output_tokens = prompt, told
         self.prompt_tokens += prompt or 0
         self.generation_tokens += tokens
         if record.is_stream and record.first_byte:

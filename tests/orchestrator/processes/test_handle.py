@@ -18,6 +18,8 @@ from orchestrator.processes.channel import Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.processes.sharing import Note, Shared
+from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.history import RequestQuery
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import registry_of
@@ -29,11 +31,13 @@ pytestmark = pytest.mark.processes
 OBEDIENT = """
 import socket, sys, msgspec
 from orchestrator.processes.channel import (
-    Cut, Explain, Explained, Replaced, ReplacementDue, ServingBegun, Snapshot, Start, Stop, ToProcess
+    Cut, Explain, Explained, FindRequests, Noted, Replaced, ReplacementDue, RequestsFound, ServingBegun,
+    Snapshot, Start, Stop, ToProcess
 )
 from orchestrator.processes.membership import Report
 from orchestrator.processes.sharing import Shared
 from orchestrator.processes.sharing import Note, Shared
+from orchestrator.telemetry.events import Event as Happened
 from orchestrator.workers.states import Event
 
 end, decoder, seen = socket.socket(fileno=int(sys.argv[1])), msgspec.msgpack.Decoder(ToProcess), 0
@@ -60,6 +64,11 @@ while True:
             tell(Report(workers[0].address.name, workers[0].epoch, Event.LOST, "reset"))
         case Shared() as message:
             tell(message)
+        case FindRequests(number=number, query=query):
+            if query.name == "die":
+                sys.exit(8)
+            tell(Noted(Happened(0, 1.5, "request.resent", "x" * 9, "w")))
+            tell(RequestsFound(number, b'["%s"]' % query.name.encode()))
         case Explain(number=number, body=body):
             if body == b"die":
                 sys.exit(8)
@@ -101,7 +110,7 @@ async def running(
     publisher = Publisher(registry)
     rows = os.memfd_create("rows")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = ProcessHandle(start_of(publisher), listener, rows, publisher, pass_on)
+        made = ProcessHandle(start_of(publisher), listener, rows, publisher, pass_on, Events())
         os.close(rows)
         task = asyncio.create_task(made.run())
         try:
@@ -168,6 +177,23 @@ async def test_a_process_is_asked_what_would_become_of_requests(monkeypatch: pyt
         asked = [made.explain(question(body)) for body in (b"1", b"2", b"3")]  # it cannot listen yet
         assert await asyncio.gather(*asked) == [RouteAnswer(200, body) for body in (b"1", b"2", b"3")]
         assert await made.explain(question(b"die")) is None
+        assert await task == 8
+        assert made._asked == {}
+
+
+@in_loop
+async def test_a_process_is_asked_for_its_requests_and_tells_what_it_has_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(OBEDIENT, monkeypatch) as (made, task, _):
+        asked = [made.find_requests(RequestQuery(name=name)) for name in ("a", "b")]
+        assert await asyncio.gather(*asked) == [b'["a"]', b'["b"]']
+        told = made._events.after()
+        assert [(event.number, event.kind, event.process) for event in told] == [
+            (1, "request.resent", 2),
+            (2, "request.resent", 2),
+        ]
+        assert await made.find_requests(RequestQuery(name="die")) is None
         assert await task == 8
         assert made._asked == {}
 

@@ -1,3 +1,4 @@
+import asyncio
 import errno
 import json
 import logging
@@ -209,6 +210,26 @@ def test_after_a_full_disk_lines_are_whole_again_and_what_was_lost_is_told(
         "six",
     ]
     assert (writer.lost, told) == (3, [1, 3])
+
+
+def test_a_loop_is_told_of_lost_lines_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("orchestrator.telemetry.logs.os.write", write)
+    writer = LineWriter()
+    told: list[tuple[int, str]] = []
+
+    async def main() -> None:
+        writer.tell_lost(lambda lines, why: told.append((lines, why)))
+        thread = threading.Thread(target=writer.write, args=(b"one\ntwo\n",))
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    writer.write(b"three\n")
+    assert told == [(2, "No space left on device")]
 
 
 def test_colours_of_uvicorn_are_no_field() -> None:
