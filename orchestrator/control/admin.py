@@ -17,11 +17,13 @@ from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, 
 from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.state import AdminState
+from orchestrator.control.web_page import WebPage
 from orchestrator.errors import BatonError
 
 INDEX = """\
 Baton admin
 
+/                                   a page for people, in a browser; without a key, as all figures come from below
 /metrics                            with a key for metrics or admin; all others: admin
 /admin/processes
 /admin/events                       what has happened of late; ?after=NUMBER
@@ -45,7 +47,9 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
         title="Baton admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     pages = _AdminPages(state)
-    add_page(app, "/", pages.index, "This list.", "admin")
+    add_page(app, "/", pages.front, "The page for people; this list for programs.", "admin")
+    add_page(app, "/admin", pages.index, "This list.", "admin")
+    add_page(app, "/page/{name}", pages.web.file, "What the page loads.", "admin")
     add_page(app, "/metrics", pages.metrics, "Prometheus text format.", "admin")
     changes = Changes(state.events)
     _add_worker_pages(app, WorkerPages(state, changes))
@@ -54,7 +58,8 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
-    return guarded(app, state, frozenset(), check=refuse_other_sites, scope_of=_scope_of)
+    open_paths = frozenset({"/", *pages.web.paths})
+    return guarded(app, state, open_paths, check=refuse_other_sites, scope_of=_scope_of)
 
 
 def _scope_of(path: str) -> Scope:
@@ -86,6 +91,7 @@ def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:
 class _AdminPages:
     def __init__(self, state: AdminState) -> None:
         self._state = state
+        self.web = WebPage()
         sources = Sources(
             layout=state.layout,
             counts=state.counts,
@@ -97,6 +103,10 @@ class _AdminPages:
             info=lambda: build_info(state.transport),
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
+
+    async def front(self, request: Request) -> Response:
+        is_browser = "text/html" in request.headers.get("accept", "")
+        return self.web.page() if is_browser else await self.index()
 
     async def index(self) -> Response:
         return PlainTextResponse(INDEX)
