@@ -57,7 +57,7 @@ from orchestrator.telemetry.record import RequestRecord
 from orchestrator.telemetry.tracing import Tracing
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
-from orchestrator.workers.kv_events import KvEventFeeds
+from orchestrator.workers.kv_events import Hears, KvEventFeeds
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.worker import SharedLoad, Worker
@@ -108,22 +108,11 @@ class Core:
 
         `clock` and `rng` (ids, jitter: no secrets) are given where time is simulated.
         """
-        models = [model.name for model in config.models]
         limits = config.orchestrator.limits
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
-        self.telemetry = Telemetry(Layout(models, ENDPOINTS), context.row)
-        self.registry = Registry(
-            routed_addresses(config),
-            models,
-            transport,
-            context.loads,
-            health=config.health,
-            routing=config.routing,
-            adapters={model.name: model.adapters for model in config.models},
-            time=clock,
-            random=self.random,
-        )
+        self.telemetry = Telemetry(Layout([model.name for model in config.models], ENDPOINTS), context.row)
+        self.registry = _registry(config, transport, context.loads, time=clock, random=self.random)
         self.admission = Admission(
             self.registry.pools,
             config.orchestrator.queue,
@@ -141,12 +130,7 @@ class Core:
             config, self.registry, self.admission, random=self.random, time=clock, share=context.share
         )
         self.flow = Flow(
-            self._routes,
-            self.dispatcher,
-            self.admission,
-            self.telemetry,
-            config.routing,
-            limits,
+            self._routes, self.dispatcher, self.admission, self.telemetry, config.routing, limits
         )
         self.flow.rename(config.aliases)
         self.data_plane = DataPlane(
@@ -157,18 +141,16 @@ class Core:
             keys=context.keys,
             time=clock,
             entry_of=entry_of,
-            relayed=relayed_to_workers(
-                has_rank=config.orchestrator.relay_data_parallel_rank,
-                has_priority=config.routing.prefill_order == "fifo",
-            ),
+            relayed=_relayed(config),
         )
         planners = {model: route.planner for model, route in self._routes.items()}
-        self._feeds = KvEventFeeds(
-            self.registry,
-            lambda worker: planners[worker.address.model].hearer(worker.address.role),
-        )
+        self._feeds = KvEventFeeds(self.registry, self._hearer)
         self._reports = CacheReports(self.registry, planners, self._feeds)
         self._sweeps: list[asyncio.Task[None]] = []
+
+    def _hearer(self, worker: Worker) -> Hears | None:
+        """Return who hears what a worker tells of its KV cache."""
+        return self._routes[worker.address.model].planner.hearer(worker.address.role)
 
     def start(self) -> None:
         """Begin to enforce deadlines."""
@@ -237,23 +219,18 @@ class Orchestrator:
         self.started = context.started
         self.keys = context.keys
         self.certificate = certificate_of(config.orchestrator)
-        self.random = self.core.random
         self.ids = self.core.ids
         self.registry = self.core.registry
         self.telemetry = self.core.telemetry
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
         self.events = Events()
-        slots = len(self.registry.workers) + OWN_SPARE
-        self._figures: Row = context.figures or array("q", bytes(8 * CELLS * slots))
-        self._slots_of: tuple[Worker, ...] = ()
-        self._slots: dict[str, int] = {}
-        self.watch = WorkerWatch(config, self.registry, self._figures_of, self.events)
+        self._figures = _WorkerFigures(self.registry, context.figures)
+        self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
         self.is_draining = False
-        self._data_plane = self.core.data_plane
-        handlers = dict.fromkeys(spellings(ENDPOINTS), self._data_plane.handle)
+        plane = self.core.data_plane
+        handlers = dict.fromkeys(spellings(ENDPOINTS), plane.handle)
         server_limits = ServerLimits.of(config.orchestrator)
-        plane = self._data_plane
         cors = Cors(config.orchestrator.cors) if config.orchestrator.cors is not None else None
         self._protocols = Protocols(
             Shared(
@@ -275,14 +252,14 @@ class Orchestrator:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as the ASGI application of the public listener."""
         if entry_of(scope["path"]) is not None:
-            await self._data_plane(scope, receive, send)
+            await self.core.data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
     def start(self, write: Write) -> None:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
-        figures = FigureWriter(self._figures, self._slots_now)
+        figures = FigureWriter(self._figures.cells, self._figures.slots)
         log, decisions = self.config.orchestrator.log, self._decisions
         notes: list[Note] = [lambda records, _: figures.note(records)]
         if decisions is not None:
@@ -319,17 +296,19 @@ class Orchestrator:
         self.is_draining = True
 
     def refuse_requests(self) -> None:
-        self._data_plane.is_refusing = True
+        self.core.data_plane.is_refusing = True
 
     def end_requests(self) -> None:
-        self._data_plane.end_all()
+        self.core.data_plane.end_all()
 
     # --- the public listener ----------------------------------------------------------------------
 
     def server_config(self) -> uvicorn.Config:
         """Return how uvicorn serves the public listener."""
         options, certificate = self.config.orchestrator, self.certificate
-        return uvicorn_config(self, options, self._protocols, random=self.random, certificate=certificate)
+        return uvicorn_config(
+            self, options, self._protocols, random=self.core.random, certificate=certificate
+        )
 
     def note_refused(self, error: BatonError) -> None:
         """Count and log a request that the server refused before it got here."""
@@ -338,16 +317,6 @@ class Orchestrator:
         record.finished = now
         record.status, record.error_code = error.status, error.code
         self.telemetry.finish(record)
-
-    def _slots_now(self) -> Mapping[str, int]:
-        workers = self.registry.workers
-        if workers is not self._slots_of:
-            self._slots_of, self._slots = workers, {worker.name: worker.slot for worker in workers}
-        return self._slots
-
-    def _figures_of(self, slot: int) -> Sequence[int]:
-        start = slot * CELLS
-        return list(self._figures[start : start + CELLS]) or [0] * CELLS
 
     # --- for the control plane ------------------------------------------------------------------
 
@@ -373,6 +342,51 @@ class Orchestrator:
         if question.process not in (None, self.index):
             raise NotFound(f"there is no process {question.process}; there is {self.index}")
         return self.core.explain(question, {"index": self.index, "pid": os.getpid()})
+
+
+class _WorkerFigures:
+    """What each worker has done is counted in the cells of its slot."""
+
+    def __init__(self, registry: Registry, cells: Row | None) -> None:
+        """`cells` is given where several processes share memory; None: memory of its own."""
+        slots = len(registry.workers) + OWN_SPARE
+        self.cells: Row = cells or array("q", bytes(8 * CELLS * slots))
+        self._registry = registry
+        self._workers: tuple[Worker, ...] = ()
+        self._slots: dict[str, int] = {}  # of these
+
+    def slots(self) -> Mapping[str, int]:
+        """Return the slots of the workers that are there now, by name."""
+        workers = self._registry.workers
+        if workers is not self._workers:
+            self._workers, self._slots = workers, {worker.name: worker.slot for worker in workers}
+        return self._slots
+
+    def of(self, slot: int) -> Sequence[int]:
+        """Return what was counted in a slot."""
+        start = slot * CELLS
+        return list(self.cells[start : start + CELLS]) or [0] * CELLS
+
+
+def _registry(
+    config: Config,
+    transport: str,
+    loads: Sequence[SharedLoad] | None,
+    *,
+    time: Callable[[], float],
+    random: random.Random,
+) -> Registry:
+    return Registry(
+        routed_addresses(config),
+        [model.name for model in config.models],
+        transport,
+        loads,
+        health=config.health,
+        routing=config.routing,
+        adapters={model.name: model.adapters for model in config.models},
+        time=time,
+        random=random,
+    )
 
 
 def _decisions(config: Config, telemetry: Telemetry, salt: int) -> DecisionLog | None:
@@ -414,6 +428,14 @@ def _routes(
         )
         for index, model in enumerate(config.models)
     }
+
+
+def _relayed(config: Config) -> frozenset[bytes]:
+    """Return which of a client's header fields workers get."""
+    return relayed_to_workers(
+        has_rank=config.orchestrator.relay_data_parallel_rank,
+        has_priority=config.routing.prefill_order == "fifo",
+    )
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -90,6 +90,8 @@ MODULES = (
     "orchestrator.wire.judge",
     "orchestrator.wire.sse",
     "orchestrator.wire.usage",
+    "orchestrator.workers.abilities",
+    "orchestrator.workers.handoff_times",
     "orchestrator.workers.pools",
     "orchestrator.workers.worker",
 )

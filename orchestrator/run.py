@@ -68,11 +68,11 @@ async def _serve(
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
     probe = HttpProbe(credential)
-    prober = Prober(orchestrator.registry, probe, random=orchestrator.random, events=orchestrator.events)
+    prober = Prober(orchestrator.registry, probe, random=orchestrator.core.random, events=orchestrator.events)
     options = config.orchestrator
     reloader = Reloader(source, orchestrator)
     with bound(options.listen, options.backlog) as listener:
-        admin, random = admin_app(orchestrator, reloader.reload), orchestrator.random
+        admin, random = admin_app(orchestrator, reloader.reload), orchestrator.core.random
         async with admin_served(admin, options, random, orchestrator.certificate):
             prober.start()
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())

@@ -98,11 +98,15 @@ def _usage(client: Any, site: Site) -> None:
     first = client.chat.completions.create(**asked).usage.prompt_tokens_details
     same((first.cached_tokens, first.created_cache_tokens > 0), (0, True))
     found = {"cached": first.created_cache_tokens, "created": 0}
-    again = client.chat.completions.create(**asked).usage.prompt_tokens_details
-    same({"cached": again.cached_tokens, "created": again.created_cache_tokens}, found)
+    same(_cached(client.chat.completions.create(**asked)), found)
     *_, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
-    again = last.usage.prompt_tokens_details
-    same({"cached": again.cached_tokens, "created": again.created_cache_tokens}, found)
+    same(_cached(last), found)
+
+
+def _cached(answer: Any) -> dict[str, int]:
+    """Return how many tokens were found in the prefix cache, and how many were added to it."""
+    details = answer.usage.prompt_tokens_details
+    return {"cached": details.cached_tokens, "created": details.created_cache_tokens}
 
 
 def _responses(client: Any, site: Site) -> None:

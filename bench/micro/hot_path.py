@@ -44,7 +44,7 @@ async def orchestrator() -> AsyncIterator[Orchestrator]:
     upstream = PooledUpstream(connect=connector(ANSWERS.__getitem__))
     made = Orchestrator(config, upstream, transport="json", credential=None)
     for worker in made.registry.workers:
-        made.registry.mark_ready(worker)
+        made.registry.judge.mark_ready(worker)
     writer = LineWriter(os.open(os.devnull, os.O_WRONLY))
     writer.start()
     made.start(writer.write)

@@ -124,7 +124,7 @@ def planned(count: int, zones: int, disaggregate: str, rounds: int) -> float:
     """
     registry = Registry(_addresses(count // 2), ["m"], "json", time=monotonic, random=Random(1))
     for worker in registry.workers:
-        registry.mark_ready(worker)
+        registry.judge.mark_ready(worker)
     pools = registry.pools["m"]
     routing = {"prefill": "prefix", "decode": "least_tokens", "disaggregate": disaggregate}
     planner = Planner("m", RoutingConfig.model_validate(routing), random=Random(1), time=monotonic)

@@ -37,16 +37,8 @@ def agentic_chat(turns: int = 160, tools: int = 40) -> bytes:
     random = Random(2)
     history = [message for turn in range(turns) for message in _tool_turn(random, turn)]
     definitions = [_tool(random, number) for number in range(tools)]
-    return encoded(
-        {
-            "model": MODEL,
-            "messages": [SYSTEM, QUESTION, *history],
-            "tools": definitions,
-            "tool_choice": "auto",
-            "max_tokens": 64,
-            "temperature": 0,
-        }
-    )
+    chat = {"model": MODEL, "messages": [SYSTEM, QUESTION, *history], "tools": definitions}
+    return encoded({**chat, "tool_choice": "auto", "max_tokens": 64, "temperature": 0})
 
 
 def _tool_turn(random: Random, turn: int) -> list[dict[str, Any]]:

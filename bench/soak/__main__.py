@@ -175,6 +175,14 @@ def report(verdicts: Sequence[Verdict]) -> bool:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    given = _options().parse_args(argv)
+    requests, slope = (QUICK_REQUESTS, QUICK_SLOPE_MB) if given.quick else (REQUESTS, SLOPE_MB)
+    given.requests = given.requests or requests
+    given.slope = slope if given.slope is None else given.slope
+    return given
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__doc__)
     add = options.add_argument
     add("--quick", action="store_true", help=f"{QUICK_REQUESTS:,} requests, loose on memory")
@@ -183,11 +191,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--processes", type=int, default=1, help="of the orchestrator")
     add("--clients", type=int, default=CLIENTS, help="each with one request at a time")
     add("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
-    given = options.parse_args(argv)
-    requests, slope = (QUICK_REQUESTS, QUICK_SLOPE_MB) if given.quick else (REQUESTS, SLOPE_MB)
-    given.requests = given.requests or requests
-    given.slope = slope if given.slope is None else given.slope
-    return given
+    return options
 
 
 def main() -> int:

@@ -17,10 +17,10 @@ import ast
 import os
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.shared.command import parser
 from bench.shared.processes import ROOT, python
@@ -31,10 +31,22 @@ ORDER = (
 )
 INNER = {"legs.connectors", "routing.policies"}  # leaves, which the config may know
 LONG = 40  # lines
+# tests/test_architecture.py holds these bounds in all packages.
+MOST_METHODS, MOST_ATTRIBUTES = 30, 25  # of a class
+MOST_LINES_MEDIAN, MOST_LINES_90TH = 5, 13  # of the functions of a package
 
 Modules = Mapping[str, ast.Module]  # by dotted name below the package; a folder's `__init__` by the folder's
 Graph = Mapping[str, set[str]]  # what each imports
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class ClassSize(NamedTuple):
+    """A class has so many methods and attributes."""
+
+    name: str
+    place: str  # FILE:LINE
+    methods: int
+    attributes: int
 
 
 def main() -> None:
@@ -63,7 +75,8 @@ def figures(package: Path, order: list[str]) -> dict[str, list[str]]:
     modules = read_modules(package)
     graph = imports(modules, package.name)
     rooms = rooms_of(graph)
-    sizes = sorted(map(lines_of, nodes(modules, Function)))
+    sizes, classes = function_sizes(modules), class_sizes(package, modules)
+    median, percentile_90 = typical(sizes)
     return {
         "rooms": [f"{len(rooms)}, {sum(map(len, rooms.values()))} arrows"],
         "modules": [f"{len(modules)}, {sum(map(len, graph.values()))} arrows"],
@@ -72,9 +85,9 @@ def figures(package: Path, order: list[str]) -> dict[str, list[str]]:
         "circles of modules": listed(map(" ".join, circles(graph))),
         "imports upward": listed(upward(graph, order)),
         "functions": [f"{len(sizes)}, {sum(lines > LONG for lines in sizes)} over {LONG} lines"],
-        "  lines": [f"median {statistics.median(sizes):.0f}, 90th percentile {sizes[len(sizes) * 9 // 10]}"],
-        "most methods": largest(modules, methods),
-        "most attributes": largest(modules, attributes),
+        "  lines": [f"median {median:.0f}, 90th percentile {percentile_90}"],
+        "most methods": largest((size.methods, size.name) for size in classes),
+        "most attributes": largest((size.attributes, size.name) for size in classes),
     }
 
 
@@ -174,10 +187,37 @@ def lines_of(function: Function) -> int:
     return (function.end_lineno or first.lineno) - first.lineno + 2
 
 
-def largest(modules: Modules, members: Callable[[ast.ClassDef], set[str]]) -> list[str]:
+def function_sizes(modules: Modules) -> list[int]:
+    """Return the lines of all functions, the shortest first."""
+    return sorted(map(lines_of, nodes(modules, Function)))
+
+
+def typical(sizes: list[int]) -> tuple[float, int]:
+    """Return the median and the 90th percentile of sorted sizes."""
+    return statistics.median(sizes), sizes[len(sizes) * 9 // 10]
+
+
+def class_sizes(package: Path, modules: Modules) -> list[ClassSize]:
+    return [
+        ClassSize(
+            node.name, f"{file_of(package, name)}:{node.lineno}", len(methods(node)), len(attributes(node))
+        )
+        for name, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    ]
+
+
+def file_of(package: Path, module: str) -> Path:
+    """Return the file of a module, from the folder that the package is in."""
+    path = package / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file.relative_to(package.parent)
+
+
+def largest(counts: Iterable[tuple[int, str]]) -> list[str]:
     """Return the three classes with the most members: the number, the name."""
-    counts = sorted(((len(members(node)), node.name) for node in nodes(modules, ast.ClassDef)), reverse=True)
-    return [f"{count} {name}" for count, name in counts[:3]]
+    return [f"{count} {name}" for count, name in sorted(counts, reverse=True)[:3]]
 
 
 def methods(node: ast.ClassDef) -> set[str]:

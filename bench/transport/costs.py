@@ -64,12 +64,8 @@ def _prefill_answer(prompt: Prompt, arm: Arm) -> bytes:
     """The hand-off is that of the decode leg: only its size counts."""
     message = {"role": "assistant", "content": " token"}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
-    document = {
-        "object": "chat.completion",
-        "model": prompt.model,
-        "choices": [choice],
-        "kv_transfer_params": {},
-    }
+    chat = {"object": "chat.completion", "model": prompt.model, "choices": [choice]}
+    document = {**chat, "kv_transfer_params": {}}
     whole = len(prompt.params()) * b" "
     if arm.ids in (None, "list"):
         ids = prompt.ids if arm.ids else None

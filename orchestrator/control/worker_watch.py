@@ -208,7 +208,7 @@ class WorkerWatch:
             self._eject(worker, why)
 
     def _eject(self, worker: Worker, why: str) -> None:
-        if self._registry.note_slow(worker, why):
+        if self._registry.judge.note_slow(worker, why):
             self._suspicious.pop(worker, None)  # it is judged anew when it is back, by what it does then
             self._looks.pop(worker, None)
             self._kept.discard(worker)

@@ -134,7 +134,7 @@ class Failover:
 
     async def _continuation(self, stream: CutStream, sent: Sent) -> Continuation:
         view, last = stream.view, stream.last
-        model_len = last.max_model_len
+        model_len = last.introduction.max_model_len
         prompt, said = known_prompt_ids(view, sent, stream.prompt_ids), known_sent_ids(sent)
         if prompt is None:
             body = tokenize_prompt(view, sent, last.address.served_model)

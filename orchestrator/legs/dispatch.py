@@ -79,12 +79,12 @@ class Dispatcher:
 
     async def end_leg(self, worker: Worker, id: str) -> bool:
         """Ask a worker to end the leg of this name, and to answer it all the same; False if it cannot."""
-        if worker.unendable_epoch == worker.epoch:
+        if not worker.abilities.can_end(worker.epoch):
             return False
         try:
             await self._ask_to_end(worker, id)
         except (WorkerAnswered, WorkerUnfit):  # 404: plain vLLM, or something else
-            worker.unendable_epoch = worker.epoch
+            worker.abilities.unendable_epoch = worker.epoch
             return False
         except (WorkerError, OutOfResources):
             return False
@@ -154,16 +154,16 @@ class Dispatcher:
         """Count a hand-off that a worker had for too long, and tell the registry."""
         is_late = isinstance(error, HandoffLate)
         self._telemetry.handoff_given_up(HandoffTrouble.LATE if is_late else HandoffTrouble.STALLED)
-        self.registry.note_stalled(worker, epoch, error.message)
+        self.registry.judge.note_stalled(worker, epoch, error.message)
 
     def note_unreachable(self, worker: Worker, error: WorkerUnreachable) -> None:
         """Tell the registry that a connection could not be made: refused is certain, too slow a suspicion."""
         cause = cause_of(error)
         why = repr(cause)
         if isinstance(cause, TimeoutError):
-            self.registry.note_lost(worker, worker.epoch, why)
+            self.registry.judge.note_lost(worker, worker.epoch, why)
         else:
-            self.registry.mark_gone(worker, why, trouble_of(cause).what)
+            self.registry.judge.mark_gone(worker, why, trouble_of(cause).what)
 
 
 def _blocks(authorization: list[tuple[bytes, bytes]]) -> dict[str, bytes]:

@@ -118,17 +118,17 @@ class HandoffWatch(Watch):
         """Return how long a leg may have no byte."""
         if self._stall_s is not None:
             return self._stall_s
-        slowest_s = worker.first_byte_s
+        slowest_s = worker.handoffs.first_byte_s
         return max(LEAST_STALL_S, SLOWEST_TIMES * slowest_s) if slowest_s else UNKNOWN_STALL_S
 
     def _look_for_stall(self, leg: AnswerLeg, waited_s: float, now: float) -> None:
         worker = leg.worker
         is_silent = now - worker.heard >= self._limit_s(worker)
-        is_overtaken = leg.bodies.is_stream and worker.newest_begun > leg.sent
+        is_overtaken = leg.bodies.is_stream and worker.handoffs.newest_begun > leg.sent
         if not ((is_silent or is_overtaken) and self._has_other(leg) and self._may_move(now)):
             return
         leg.legs.has_stalled = True
-        worker.first_byte_s = max(worker.first_byte_s, waited_s)
+        worker.handoffs.first_byte_s = max(worker.handoffs.first_byte_s, waited_s)
         what = "nothing has come on any of its legs" if is_silent else "later legs have begun"
         leg.give_up(HandoffStalled(f"no first byte from {worker.name} for {waited_s:.1f} s, and {what}"))
 

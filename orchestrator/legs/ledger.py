@@ -138,7 +138,7 @@ class LeaseLedger:
 
     def lease(self, worker: Worker, handoff: Handoff) -> KvLease:
         """Open a lease for a prefill that has just been answered."""
-        lease = KvLease(self, worker, handoff, self._time(), worker.lease_s or self._lease_s)
+        lease = KvLease(self, worker, handoff, self._time(), worker.handoffs.lease_s or self._lease_s)
         self.open.add(lease)
         return lease
 

@@ -34,7 +34,7 @@ from orchestrator.legs.dispatch import Dispatcher, cause_of, check_identity, ref
 from orchestrator.legs.ledger import KvLease
 from orchestrator.legs.retry import Failure, failure_of, has_freed, is_unread, outcome_of
 from orchestrator.telemetry.counters import LeaseState
-from orchestrator.telemetry.record import FailedAttempt
+from orchestrator.telemetry.record import Attempts, FailedAttempt
 from orchestrator.transport.base import Answer
 from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
@@ -111,7 +111,7 @@ class Legs:
         self.id = dispatcher.ids.fresh()  # ours, for the workers
         self.adapter = ""  # that its legs name in place of the model
         self.count = 0  # legs that were sent
-        self.attempts: list[FailedAttempt] | None = None  # that have failed
+        self.attempts: Attempts | None = None  # None: none has failed
 
     def count_denials(self) -> None:
         """Count against the workers what they denied, for others have served the request: it was not the
@@ -119,7 +119,7 @@ class Legs:
         """
         for denial in self.denied or ():
             if denial.epoch == denial.worker.epoch:
-                self.dispatcher.registry.note_error(denial.worker, f"with {denial.answered}")
+                self.dispatcher.registry.judge.note_error(denial.worker, f"with {denial.answered}")
 
     def note_failed(self, worker: Worker, error: WorkerError | WorkerAnswered, began: float) -> None:
         """Note that a worker has failed the request, which it had since `began`, for its log line.
@@ -130,9 +130,13 @@ class Legs:
             return
         outcome = "silent" if self.was_silent else outcome_of(error)
         self.was_silent = False
+        self.tried().failed.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
+
+    def tried(self) -> Attempts:
+        """Return what is noted of the attempts, once there is something to note."""
         if self.attempts is None:
-            self.attempts = []
-        self.attempts.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
+            self.attempts = Attempts()
+        return self.attempts
 
     def has_failed(self, worker: Worker) -> bool:
         """Tell whether the worker has just failed this request, or did so before."""
@@ -251,7 +255,7 @@ class Leg(ABC):
         what the worker refused.
         """
         while True:
-            codec = self.bodies.codec or (JSON if self.is_plain else self.worker.codec)
+            codec = self.bodies.codec or (JSON if self.is_plain else self.worker.abilities.codec)
             self.answer = answer = await self._send(codec)
             self.heard = self.sent = self.legs.dispatcher.time()
             if self.is_given_up:
@@ -334,11 +338,11 @@ class Leg(ABC):
         cannot take of this document.
         """
         worker = self.worker
-        is_announced = worker.codec is not JSON or bool(worker.token_ids)
+        is_announced = worker.abilities.codec is not JSON or bool(worker.abilities.token_ids)
         if self.is_plain or self.bodies.codec is not None or not is_announced:
             return False
         self.is_documents_fault = status < 500 and _DOCUMENT_REFUSED in content
-        is_unproven = worker.proven_epoch != worker.epoch
+        is_unproven = worker.abilities.proven_epoch != worker.epoch
         return self.is_documents_fault or (status in _MAY_BE_REFUSALS and is_unproven)
 
     def _note_refusal(self) -> None:  # noqa: B027
@@ -349,7 +353,7 @@ class Leg(ABC):
 
         Of engines that do not say what they are this is not known.
         """
-        return self.worker.info is not None and has_freed(refusal)
+        return self.worker.introduction.info is not None and has_freed(refusal)
 
     # --- what is said of the worker -------------------------------------------------------------
 
@@ -362,8 +366,8 @@ class Leg(ABC):
         worker = self.worker
         if self.is_plain:
             self._note_plain(worker)
-        elif worker.proven_epoch != worker.epoch and self.bodies.codec is None:
-            worker.proven_epoch = worker.epoch
+        elif worker.abilities.proven_epoch != worker.epoch and self.bodies.codec is None:
+            worker.abilities.proven_epoch = worker.epoch
         if worker.failures:
             worker.failures = 0
         if self.lease is not None:
@@ -383,7 +387,8 @@ class Leg(ABC):
             if now >= lease.good_until:
                 raise HandoffLate(f"{self.worker.name} began its answer when the KV lease was over")
             lease.consume()
-        self.worker.note_begun(self.sent, now)
+        self.worker.note_heard(now)
+        self.worker.handoffs.note_begun(self.sent, now)
 
     def give_up(self, why: WorkerError | None = None) -> None:
         """End it. Who reads it, or is about to, gets `WorkerCutShort`, and the block of the leg raises `why`.
@@ -403,11 +408,11 @@ class Leg(ABC):
         if isinstance(error, WorkerUnreachable):
             self.legs.dispatcher.note_unreachable(worker, error)
         elif failure is Failure.LOST:
-            registry.note_lost(worker, self.epoch, repr(cause_of(error)))
+            registry.judge.note_lost(worker, self.epoch, repr(cause_of(error)))
         elif isinstance(error, WorkerUnfit):
             self._tell_unfit(error)
         elif failure is Failure.FAILED:
-            registry.note_error(worker)
+            registry.judge.note_error(worker)
         elif isinstance(error, HandoffLate | HandoffStalled):
             self.legs.dispatcher.note_given_up(worker, self.epoch, error)
         elif failure is Failure.BUSY and error.retry_after_s:
@@ -421,7 +426,7 @@ class Leg(ABC):
         legs, worker = self.legs, self.worker
         legs.denied = (*(legs.denied or ()), Denial(worker, self.epoch, error.answered))
         if not isinstance(error, PathMissing):
-            legs.dispatcher.registry.note_denied(worker, self.epoch, error.answered)
+            legs.dispatcher.registry.judge.note_denied(worker, self.epoch, error.answered)
 
 
 class PrefillLeg(Leg):
@@ -578,7 +583,7 @@ class Question(Leg):
         """Have the worker looked at if it has answered as none of ours does."""
         if isinstance(error, WorkerUnfit) and not isinstance(error, PathMissing):
             worker = self.worker
-            self.legs.dispatcher.registry.note_denied(worker, worker.epoch, error.answered)
+            self.legs.dispatcher.registry.judge.note_denied(worker, worker.epoch, error.answered)
 
     def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         return self.legs.dispatcher.ask(self.worker, self._path, self._body)

@@ -142,7 +142,7 @@ class Releases:
         content = await _read(answer, GRACE_S)
         if content is None:
             content = await self._end(leg, answer)
-        if content is None and worker.unendable_epoch == worker.epoch:
+        if content is None and not worker.abilities.can_end(worker.epoch):
             answer.leave()
             content = await _read(answer, LEAVE_S)
         return content
@@ -171,7 +171,7 @@ class Releases:
                 lease.release()
             else:
                 self.release(prefill, lease)
-        elif (content is not None and answer.status == 200) or worker.unendable_epoch == worker.epoch:
+        elif (content is not None and answer.status == 200) or not worker.abilities.can_end(worker.epoch):
             # A leg that ends in its engine has its blocks pulled, or freed on the other side. Of a worker
             # that knows no other end than a closed connection this is taken for granted: it mostly is so.
             lease.consume()

@@ -57,7 +57,7 @@ class Publisher:
         """Act on what a process has seen, unless the worker has come back since or is not there any more."""
         worker = self._registry.find(report.worker)
         if worker is not None:
-            self._registry.note_seen(worker, report.epoch, report.event, report.why, report.reason)
+            self._registry.judge.note_seen(worker, report.epoch, report.event, report.why, report.reason)
 
     def _note_change(self) -> None:
         """Make one snapshot of all that changes in a turn of the event loop."""

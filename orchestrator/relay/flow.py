@@ -150,10 +150,7 @@ class Flow:
         if self._telemetry.keeps_requests and not scope.endpoint.needs_one_worker:
             scope.record.logged = LoggedRequest(view)
         self._telemetry.begin(scope.record)
-        try:
-            route = self._routes[view.model]
-        except KeyError:
-            route = self._adapters_route(view.model)
+        route = self._routes.get(view.model) or self._adapters_route(view.model)
         gate = route.gate
         if gate.free > 0:  # then nobody waits, and this is a permit
             gate.free -= 1
@@ -174,9 +171,8 @@ class Flow:
                             return await self._responder.answer(request, leg)
                         if route.connector.sends_both_at_once:
                             return await self._serve_at_once(request, prefill, leg)
-                        leg.take(
-                            self._unused_lease(request) or await self._prefill(request, prefill, leg.worker)
-                        )
+                        lease = self._unused_lease(request)
+                        leg.take(lease or await self._prefill(request, prefill, leg.worker))
                         leg.check_in_service()
                         return await self._responder.answer(request, leg)
                 except (WorkerError, WorkerAnswered) as error:
@@ -256,7 +252,8 @@ class Flow:
         legs = request.legs
         if legs.last is not None:
             legs.failed = (*(legs.failed or ()), legs.last)
-        request.scope.record.attempts += 1
+        request.scope.record.attempts = attempts = legs.tried()
+        attempts.count += 1
         request.plan = self._plan(request.scope, request.view, request.route, legs.failed or ())
         if request.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
             self._forget_prefill(request)
@@ -359,7 +356,8 @@ class Flow:
 
     async def _prefill(self, request: AdmittedRequest, worker: Worker, decode: Worker) -> KvLease:
         """Have the prompt's KV cache made for `decode`. Raises as `Leg.read` does."""
-        scope, ids_form = request.scope, self._ids_form(request, worker, decode) if worker.token_ids else None
+        scope, gives_ids = request.scope, worker.abilities.token_ids
+        ids_form = self._ids_form(request, worker, decode) if gives_ids else None
         leg = PrefillLeg(request.legs, worker, decode, ids_form)
         if self._orders_prefills:
             self._order(request, leg)
@@ -396,7 +394,8 @@ class Flow:
         """Return how the prompt's token ids go from worker to worker; None if they do not."""
         if not (self._routing.tokenize_once and request.legs.bodies.takes_ids):
             return None
-        return next((form for form in prefill.token_ids if form in decode.token_ids), None)
+        taken = decode.abilities.token_ids
+        return next((form for form in prefill.abilities.token_ids if form in taken), None)
 
     # --- when a leg has failed ------------------------------------------------------------------
 
@@ -418,7 +417,7 @@ class Flow:
             error.should_retry = False
             raise error
         if failure in (Failure.LATE, Failure.STALLED):
-            request.scope.record.handoff_given_up = failure.name.lower()
+            request.legs.tried().handoff_given_up = failure.name.lower()
         if failure is not Failure.UNREACHABLE:  # nothing was written: the hand-off is unused
             self._forget_prefill(request)
         self._telemetry.retry(_retry_reason(request))
@@ -582,8 +581,7 @@ def _plan_for(worker: Worker) -> Plan:
 
 def _note_plan(record: RequestRecord, plan: Plan) -> None:
     record.decode_worker = plan.decode.name
-    record.whole_reason = plan.whole_reason
-    record.prefill_choice, record.decode_choice = plan.prefill_choice, plan.decode_choice
+    record.reasons = plan
     if plan.prefill is None:
         record.path = _AGGREGATED
         record.prefill_worker = None  # one of an earlier attempt has no part in this one
@@ -601,7 +599,7 @@ def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered)
     if worker is not request.plan.prefill:
         began = max(began, record.prefill_done)
     legs.note_failed(worker, error, began)
-    record.failed = legs.attempts
+    record.attempts = legs.attempts
     request.attempt_began = request.scope.now()
 
 

@@ -378,11 +378,13 @@ def _timeout(wanted: bytes, most: float) -> float:
 def _server_timing(record: RequestRecord) -> str:
     """Return the times of queue, prefill and decode to first byte; a prefill that did not end is left out."""
     admitted, prefill_done = record.admitted, record.prefill_done
-    record.queue_ms = queue = milliseconds(admitted - record.received)
-    record.decode_ms = decode = milliseconds(record.first_byte - (prefill_done or admitted))
+    queue = milliseconds(admitted - record.received)
+    decode = milliseconds(record.first_byte - (prefill_done or admitted))
     if not prefill_done:
+        record.told_ms = (queue, "", decode)
         return f"queue;dur={queue}, decode;dur={decode}"
-    record.prefill_ms = prefill = milliseconds(prefill_done - admitted)
+    prefill = milliseconds(prefill_done - admitted)
+    record.told_ms = (queue, prefill, decode)
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 

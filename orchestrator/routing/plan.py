@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from orchestrator.routing.links import Links
-from orchestrator.routing.policies.base import Choice, End, Outcome
+from orchestrator.routing.policies.base import Choice, End, Outcome, Reasons
 from orchestrator.workers.worker import Worker
 
 _CANCELLED: Final = End.CANCELLED  # a look-up by member is a call in Python
 
 
-class Plan:
+class Plan(Reasons[Worker]):
     """A plan says who does what, and why. `prefill` is None if `decode` does everything.
 
     Each choice is owed one `ended`, as soon as its leg has ended; `close` pays for all that were not.
     """
 
-    __slots__ = ("decode", "decode_choice", "prefill", "prefill_choice", "wants_ends", "whole_reason")
+    __slots__ = ("decode", "prefill", "wants_ends")
 
     def __init__(
         self,
@@ -25,14 +25,12 @@ class Plan:
         decode_choice: Choice[Worker],
         whole_reason: str | None = None,
     ) -> None:
-        """`whole_reason` is why one worker does everything; None if there are two. The choices tell why it is
-        these workers.
-        """
+        # Set here, as a call of the base class costs more than the three, per request.
         self.prefill_choice = prefill_choice
         self.decode_choice = decode_choice
+        self.whole_reason = whole_reason
         self.prefill = None if prefill_choice is None else prefill_choice.worker
         self.decode = decode_choice.worker
-        self.whole_reason = whole_reason
         # Whether a policy wants to hear of ends; read per request, so it is no property.
         self.wants_ends = decode_choice.policy is not None or (
             prefill_choice is not None and prefill_choice.policy is not None

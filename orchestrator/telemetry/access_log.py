@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from orchestrator.config.options import LogConfig
 from orchestrator.config.printing import one_line
+from orchestrator.routing.policies.base import Reasons
 from orchestrator.telemetry.counters import NO_MODEL, STAGES
 from orchestrator.telemetry.lines import json_line, milliseconds, timestamp
 from orchestrator.telemetry.logs import Write
-from orchestrator.telemetry.record import FailedAttempt, Path, RequestRecord
+from orchestrator.telemetry.record import ONE_ATTEMPT, Attempts, FailedAttempt, Path, RequestRecord
 from orchestrator.wire.usage import Kv
 
 # Takes records, and what makes their moments seconds since 1970.
@@ -90,10 +91,8 @@ class AccessLog:
         reasons = _reason_words(record) if self._tells_reasons else ""
         ended = timestamp(record.finished + offset)
         workers = _worker_words(record.prefill_worker, record.decode_worker)
-        if record.handoff_given_up:
-            workers += f" handoff_given_up={record.handoff_given_up}"
-        if record.failed:
-            workers += _attempt_words(record.attempts, record.failed)
+        if record.attempts is not None:
+            workers += _handoff_words(record.attempts) + _attempt_words(record.attempts)
         line = (
             f"{ended} ACCESS {record.request_id} {record.status} {record.endpoint}"
             f"{self._model_words[record.model_index]}{_PATH_WORDS[record.path]}{error}"
@@ -107,6 +106,8 @@ class AccessLog:
 
     def _fields(self, record: RequestRecord, offset: float) -> dict[str, Any]:
         queue_s, prefill_s, first_byte_s, total_s = record.stages()
+        whole_reason, prefill_reason, decode_reason = _reasons(record.reasons)
+        attempts = record.attempts or ONE_ATTEMPT
         return {
             "time": timestamp(record.finished + offset),
             "level": "info",
@@ -125,12 +126,12 @@ class AccessLog:
             "kv": _KV[record.kv],
             "prefill_worker": record.prefill_worker,
             "decode_worker": record.decode_worker,
-            "whole_reason": record.whole_reason,
-            "prefill_reason": _reason(record.prefill_choice),
-            "decode_reason": _reason(record.decode_choice),
-            "handoff_given_up": record.handoff_given_up,
-            "attempts": record.attempts if record.admitted else 0,
-            "failed": [_attempt_fields(attempt) for attempt in record.failed] if record.failed else None,
+            "whole_reason": whole_reason,
+            "prefill_reason": prefill_reason,
+            "decode_reason": decode_reason,
+            "handoff_given_up": attempts.handoff_given_up,
+            "attempts": attempts.count if record.admitted else 0,
+            "failed": [_attempt_fields(attempt) for attempt in attempts.failed] or None,
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
             "client": record.client,
@@ -144,35 +145,42 @@ class AccessLog:
             ", ".join(f"{name} {seconds:.3f} s" for name, seconds in stages.items() if seconds >= 0.0),
             self._models[record.model_index] or "unknown",
             " -> ".join(filter(None, (record.prefill_worker, record.decode_worker))) or "none",
-            _attempt_words(record.attempts, record.failed) if record.failed else "",
+            _attempt_words(record.attempts) if record.attempts is not None else "",
             _reason_words(record),
         )
 
 
 _PATHS: Final = tuple(None if path is Path.NONE else path.name.lower() for path in Path)
 _KV: Final = tuple(None if kv is Kv.NONE else kv.name.lower() for kv in Kv)
+_NOTHING_TOLD: Final[tuple[str, str, str]] = ("", "", "")
+_REASONS: Final[tuple[str, ...]] = ("whole_reason", "prefill_reason", "decode_reason")
 _PATH_WORDS: Final = tuple(f" path={name}" if name else "" for name in _PATHS)
 _KV_WORDS: Final = tuple(f" kv={name}" if name else "" for name in _KV)
 
 
 def _stage_words(record: RequestRecord) -> str:
-    if record.prefill_ms and record.first_byte and record.status == 200:  # then all stages were told
+    queue, prefill, decode = _NOTHING_TOLD if record.told_ms is None else record.told_ms
+    if prefill and record.first_byte and record.status == 200:  # then all stages were told
         total = milliseconds(record.finished - record.received)
-        queue, prefill, decode = record.queue_ms, record.prefill_ms, record.decode_ms
         return f" queue_ms={queue} prefill_ms={prefill} decode_first_byte_ms={decode} total_ms={total}"
     queue_s, prefill_s, first_byte_s, total_s = record.stages()
     words = f" total_ms={milliseconds(total_s)}"
     if first_byte_s >= 0.0:
-        words = f" decode_first_byte_ms={record.decode_ms or milliseconds(first_byte_s)}{words}"
+        words = f" decode_first_byte_ms={decode or milliseconds(first_byte_s)}{words}"
     if prefill_s >= 0.0:
-        words = f" prefill_ms={record.prefill_ms or milliseconds(prefill_s)}{words}"
+        words = f" prefill_ms={prefill or milliseconds(prefill_s)}{words}"
     if queue_s >= 0.0:
-        words = f" queue_ms={record.queue_ms or milliseconds(queue_s)}{words}"
+        words = f" queue_ms={queue or milliseconds(queue_s)}{words}"
     return words
 
 
-def _attempt_words(attempts: int, failed: Sequence[FailedAttempt]) -> str:
-    return f" attempts={attempts} failed={','.join(one_line(str(attempt)) for attempt in failed)}"
+def _handoff_words(attempts: Attempts) -> str:
+    return f" handoff_given_up={attempts.handoff_given_up}" if attempts.handoff_given_up else ""
+
+
+def _attempt_words(attempts: Attempts) -> str:
+    failed = ",".join(one_line(str(attempt)) for attempt in attempts.failed)
+    return f" attempts={attempts.count} failed={failed}" if failed else ""
 
 
 def _attempt_fields(attempt: FailedAttempt) -> dict[str, Any]:
@@ -184,18 +192,18 @@ def _ms(seconds: float) -> float | None:
     return int(seconds * 1e6) / 1e3 if seconds >= 0.0 else None
 
 
-def _reason(choice: object | None) -> str | None:
-    return None if choice is None else str(choice)
+def _reasons(reasons: Reasons[Any] | None) -> tuple[str | None, str | None, str | None]:
+    """Return why one worker serves a request as a whole, and why it is this prefill and decode worker."""
+    if reasons is None:
+        return None, None, None
+    prefill = reasons.prefill_choice
+    return reasons.whole_reason, None if prefill is None else str(prefill), str(reasons.decode_choice)
 
 
 def _reason_words(record: RequestRecord) -> str:
     """Return the reasons of a record in quotes, as they are sentences."""
-    reasons = {
-        "whole_reason": record.whole_reason,
-        "prefill_reason": _reason(record.prefill_choice),
-        "decode_reason": _reason(record.decode_choice),
-    }
-    return "".join(f' {name}="{one_line(reason)}"' for name, reason in reasons.items() if reason)
+    told = zip(_REASONS, _reasons(record.reasons), strict=True)
+    return "".join(f' {name}="{one_line(reason)}"' for name, reason in told if reason)
 
 
 @functools.lru_cache(maxsize=256)  # pairs of workers come again and again

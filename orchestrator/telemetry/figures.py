@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Final
 
 from orchestrator.telemetry.counters import Row, histogram_cells
-from orchestrator.telemetry.record import FailedAttempt, RequestRecord
+from orchestrator.telemetry.record import Attempts, RequestRecord
 from orchestrator.wire.usage import Kv
 
 # Inclusive upper bounds in seconds, half again as much each: two workers of which one is three times as slow
@@ -74,10 +74,10 @@ class FigureWriter:
         """Count some records. Most are alike, so they are counted together: a worker at a time."""
         batch = Batch()
         for record in records:
-            if record.failed is not None:
-                self._note_failures(record.failed, record.attempts)
+            if record.attempts is not None:
+                self._note_failures(record.attempts)
             if record.status == 200 and record.error_code is None:
-                if record.failed is None:
+                if record.attempts is None:
                     batch.add(record)
                 else:
                     self._note_untimed(record)
@@ -109,12 +109,12 @@ class FigureWriter:
                 self._cells[start + SERVED] += 1
                 self._cells[start + TRANSFERS] += record.kv is _TRANSFERRED
 
-    def _note_failures(self, failed: Sequence[FailedAttempt], attempts: int) -> None:
-        for number, attempt in enumerate(failed, 1):
+    def _note_failures(self, attempts: Attempts) -> None:
+        for number, attempt in enumerate(attempts.failed, 1):
             start = self._start(attempt.worker)
             if start >= 0:
                 self._cells[start + ERRORS] += 1
-                self._cells[start + RETRIES] += number < attempts
+                self._cells[start + RETRIES] += number < attempts.count
 
     def _start(self, worker: str) -> int:
         """Return where the worker's cells begin; -1 if it has none."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
-from orchestrator.routing.policies.base import Request
+from orchestrator.routing.policies.base import Reasons, Request
 from orchestrator.wire.trace import TraceContext
 from orchestrator.wire.usage import Kv
 
@@ -49,6 +49,21 @@ class FailedAttempt:
         return f"{self.worker}:{self.outcome}:{self.seconds:.1f}s"
 
 
+class Attempts:
+    """These attempts were made to serve a request that did not succeed at once."""
+
+    __slots__ = ("count", "failed", "handoff_given_up")
+
+    def __init__(self, failed: list[FailedAttempt] | None = None, count: int = 1) -> None:
+        self.failed = [] if failed is None else failed  # what came to nothing, in its order
+        self.count = count  # so often workers were chosen for it, once it was admitted
+        # "late" or "stalled", for the last decode worker that had a hand-off so.
+        self.handoff_given_up: str | None = None
+
+
+ONE_ATTEMPT: Final = Attempts()  # that of a request that has none in its record; nobody changes it
+
+
 class RequestRecord:
     """A record is filled in by `relay/scope.py` as its request goes.
 
@@ -67,23 +82,17 @@ class RequestRecord:
     prefill_done = 0.0  # stays 0.0 when one worker serves the request as a whole
     first_byte = 0.0
     finished = 0.0
-    # Milliseconds as the client was told them, which the access line repeats; "" where it was told nothing.
-    queue_ms = ""
-    prefill_ms = ""
-    decode_ms = ""
+    # Milliseconds of queue, prefill and decode to first byte as the client was told them, which the access
+    # line repeats; "" for a prefill that there was not.
+    told_ms: tuple[str, str, str] | None = None
     model_index = -1  # in the config's list of models; -1: the request names none that we know
     is_stream = False
     status = 0  # as sent, or 499 if the client was gone before a head could be sent
     error_code: str | None  # BatonError.code; set also when a stream failed after its 200
     prefill_worker: str | None = None
     decode_worker: str | None = None
-    attempts = 1  # so often workers were chosen for it, once it was admitted
-    failed: list[FailedAttempt] | None  # what came to nothing, in its order; None: nothing did
-    handoff_given_up: str | None  # "late" or "stalled", for the last decode worker that had one so
-    # The last plan's reasons. `str` of a choice is a sentence, which is made when it is read.
-    whole_reason: str | None = None  # why one worker served all of it
-    prefill_choice: object | None = None
-    decode_choice: object | None = None
+    attempts: Attempts | None  # None: the first one was the last
+    reasons: Reasons[Any] | None = None  # of the last plan; None if there was none
     pieces: int  # in which the last worker's stream came
     bytes_in = 0
     bytes_out = 0
@@ -100,7 +109,7 @@ class RequestRecord:
         self.kv = _NO_KV
         self.pieces = 0
         # To find the default of a class costs as much as to set three of these.
-        self.error_code = self.handoff_given_up = self.client = self.logged = self.failed = None
+        self.error_code = self.client = self.logged = self.attempts = None
 
     def stages(self) -> tuple[float, float, float, float]:
         """Return the seconds of each stage in the order of STAGES; -1.0 for a stage that was not completed.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.config.options import TracingConfig
 from orchestrator.errors import StartError
-from orchestrator.telemetry.record import Path, RequestRecord
+from orchestrator.telemetry.record import ONE_ATTEMPT, Path, RequestRecord
 from orchestrator.wire.trace import TraceContext, continued
 from orchestrator.wire.usage import Kv
 
@@ -184,6 +184,7 @@ def _exporter(config: TracingConfig) -> SpanExporter:
 def _attributes(record: RequestRecord, operation: str, model: str | None) -> dict[str, Any]:
     """Return what is known of the request; there is nothing of its text in it."""
     queue_s, _, _, total_s = record.stages()
+    attempts = record.attempts or ONE_ATTEMPT
     known = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "vllm",
@@ -200,8 +201,8 @@ def _attributes(record: RequestRecord, operation: str, model: str | None) -> dic
         "baton.kv": None if record.kv is Kv.NONE else record.kv.name.lower(),
         "baton.prefill_worker": record.prefill_worker,
         "baton.decode_worker": record.decode_worker,
-        "baton.attempts": record.attempts if record.admitted else 0,
-        "baton.failed_attempts": [str(attempt) for attempt in record.failed or ()] or None,
+        "baton.attempts": attempts.count if record.admitted else 0,
+        "baton.failed_attempts": [str(attempt) for attempt in attempts.failed] or None,
     }
     return {name: value for name, value in known.items() if value is not None}
 

@@ -45,7 +45,7 @@ class Adapters:
         """Note who serves a model, and what they list."""
         self._members[model] = found = tuple(members)
         listed = self._listed.get(model, frozenset())
-        self._names[model] = listed.union(*[worker.adapters for worker in found])
+        self._names[model] = listed.union(*[worker.introduction.adapters for worker in found])
         for name, pools in list(self._pools.items()):
             if pools.model != model:
                 continue
@@ -72,6 +72,6 @@ class Adapters:
         found: list[Worker] = []
         for role in ROLES:
             members = [worker for worker in self._members.get(model, ()) if worker.address.role == role]
-            having = [worker for worker in members if name in worker.adapters]
+            having = [worker for worker in members if name in worker.introduction.adapters]
             found += having or (members if name in self._listed.get(model, ()) else [])
         return found

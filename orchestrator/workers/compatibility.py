@@ -41,21 +41,21 @@ def misfits(
     `others` are those of its model; those in `refused` are well, but were kept out before.
     `within_revision`: pairs are kept within one revision.
     """
-    info = worker.info
+    info = worker.introduction.info
     if info is None or worker.address.role not in _PAIR:
         return []
     if lacks_connector(info):
         return [Misfit(worker, f"it has no KV connector: {NO_CONNECTOR_ADVICE}", "has no KV connector")]
-    judge = _Judge(within_revision)
+    comparison = _Comparison(within_revision)
     peers = [other for other in others if other is not worker and other.address.role in _PAIR]
-    return judge.misfits(worker, peers, refused)
+    return comparison.misfits(worker, peers, refused)
 
 
 def _is_whole(workers: Iterable[Worker]) -> bool:
     return {worker.address.role for worker in workers} == _PAIR
 
 
-class _Judge:
+class _Comparison:
     def __init__(self, within_revision: bool) -> None:
         self._within_revision = within_revision
 
@@ -76,9 +76,10 @@ class _Judge:
         return not self._differences(one, other)
 
     def _differences(self, one: Worker, other: Worker) -> Sequence[Difference]:
-        if one.info is None or other.info is None:
+        mine, theirs = one.introduction.info, other.introduction.info
+        if mine is None or theirs is None:
             return ()
-        return differences(one.info, other.info, within_revision=self._within_revision)
+        return differences(mine, theirs, within_revision=self._within_revision)
 
     def _misfit(self, worker: Worker, other: Worker) -> Misfit:
         found = self._differences(worker, other)

@@ -1,6 +1,6 @@
 """Active probes find out which workers are there, what they can decode, and how long a prompt may be.
 
-A probe only says what it saw; what follows from that is in `workers/states.py` and `workers/registry.py`.
+A probe only says what it saw; what follows from that is in `workers/states.py` and `workers/judge.py`.
 
 | the worker | is asked |
 |---|---|
@@ -28,6 +28,7 @@ from orchestrator.transport.base import host_header
 from orchestrator.transport.shortage import is_shortage
 from orchestrator.wire.info import Count, WorkerInfo
 from orchestrator.wire.refusals import is_denial, is_encoded
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.lifecycle import verdict_at
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import FULL_SERVICE, IN_SERVICE, NEVER, Event, WorkerState
@@ -83,14 +84,6 @@ class ProbeUnfit(ProbeFailed):
 
 class ProbeImpossible(Exception):
     """This machine could not open the probe's connection, for want of something of its own."""
-
-
-class Introduction(msgspec.Struct, frozen=True):
-    """A worker that comes into service, or back into it, says this of itself."""
-
-    info: WorkerInfo | None  # None without our plugin
-    max_model_len: int | None
-    adapters: tuple[str, ...] = ()  # that it lists beside its model
 
 
 class Probe(Protocol):
@@ -205,42 +198,40 @@ class Prober:
         return left_s if is_last else timeout_s
 
     async def _probe(self, worker: Worker) -> None:
-        registry, asked, was_denied = self._registry, self._time(), worker.is_denied
+        judge, asked, was_denied = self._registry.judge, self._time(), worker.is_denied
         try:
             async with asyncio.timeout(self._limit_s(worker)):
                 introduction = await self._ask(worker)
         except TimeoutError:
             with self._teller.telling(worker, SILENT):
-                registry.note_missed(worker, asked)
+                judge.note_missed(worker, asked)
         except ProbeRefused as error:
             with self._teller.telling(worker, REFUSES):
-                registry.mark_gone(worker, str(error))
+                judge.mark_gone(worker, str(error))
         except ProbeImpossible as error:
             self._complain(worker, str(error))
         except Exception as error:
             with self._teller.telling(
                 worker, getattr(error, "trouble", None) or trouble_of(error)
             ) as trouble:
-                note = registry.note_unfit if isinstance(error, ProbeUnfit) else registry.note_failed
+                note = judge.note_unfit if isinstance(error, ProbeUnfit) else judge.note_failed
                 note(worker, _named(error), trouble.what)
         else:
             if was_denied:
-                registry.note_cleared(worker)
+                judge.note_cleared(worker)
             if introduction is not None:
-                registry.announce(
-                    worker, introduction.info, introduction.max_model_len, introduction.adapters
-                )
+                self._registry.announce(worker, introduction)
             self._let_in(worker, is_new=introduction is not None)
 
     def _let_in(self, worker: Worker, *, is_new: bool) -> None:
         """Note that a worker is well. One that has just introduced itself must fit the others, too."""
-        registry = self._registry
-        misfit = registry.misfit(worker) if is_new else None
+        judge = self._registry.judge
+        misfit = judge.misfit(worker) if is_new else None
         if misfit is None:
-            registry.mark_ready(worker)
+            judge.mark_ready(worker)
             return
         with self._teller.telling(worker, Trouble(misfit.reason)):
-            registry.note_unfit(worker, misfit.why, misfit.reason)
+            judge.note_unfit(worker, misfit.why, misfit.reason)
 
     def _complain(self, worker: Worker, why: str) -> None:
         """Say that workers cannot be probed, which is no worker's fault, from time to time."""
@@ -361,7 +352,8 @@ class HttpProbe:
             await self._check_health(worker)
             if not is_known or worker.is_denied:
                 return await self._introduction(worker)
-            if self._is_name_due(worker) and (await self._card(worker)).adapters != worker.adapters:
+            known = worker.introduction.adapters
+            if self._is_name_due(worker) and (await self._card(worker)).adapters != known:
                 return await self._introduction(worker)
             return None
         except ProbeFailed:

@@ -380,7 +380,8 @@ class KvEventFeeds:
             self._settle_one(worker)
 
     def _settle_one(self, worker: Worker) -> None:
-        info = None if worker.info is None else worker.info.kv_events
+        announced = worker.introduction.info
+        info = None if announced is None else announced.kv_events
         hears = self._wants(worker)
         if info is None or hears is None:
             self._drop(worker.name)

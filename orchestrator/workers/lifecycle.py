@@ -1,4 +1,4 @@
-"""This module decides from plain data what an event does to a worker; the registry applies and tells it.
+"""This module decides from plain data what an event does to a worker; the judge applies and tells it.
 
 The table of states (`workers/states.py`) says where an event leads. Three things go beyond it: at most half
 of a pool is out on suspicion, an ejected worker is asked again later each time, and a suspect has until its
@@ -128,8 +128,8 @@ def is_standing_still(worker: Worker, now: float) -> bool:
     """Return whether a worker that answers probes is still suspect, for its engine may stand still: a
     hand-off has stalled there, and nothing has come on any leg since.
     """
-    is_stalled = worker.state is WorkerState.SUSPECT and worker.heard <= worker.stalled
-    return is_stalled and now < worker.stalled + STALLED_S
+    is_stalled = worker.state is WorkerState.SUSPECT and worker.heard <= worker.handoffs.stalled
+    return is_stalled and now < worker.handoffs.stalled + STALLED_S
 
 
 def is_proven(worker: Worker) -> bool:

@@ -1,4 +1,4 @@
-"""A registry tells its listeners what happens to workers."""
+"""A registry and its judge tell listeners what happens to workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Listeners(Generic[_Told]):
 
 
 class News:
-    """A registry tells this of its workers, as soon as it has happened."""
+    """This is told of the workers of a registry, as soon as it has happened."""
 
     def __init__(self) -> None:
         self.added: Listeners[[Worker]] = Listeners()  # it came in after the start

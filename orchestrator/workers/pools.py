@@ -78,7 +78,7 @@ class Pools:
         for worker in members:
             by_role[worker.address.role].append(worker)
         self.prefill, self.decode, self.both = (_in_use(by_role[role]) for role in ROLES)
-        lengths = [worker.max_model_len or sys.maxsize for worker in (*self.decode, *self.both)]
+        lengths = [worker.introduction.max_model_len or sys.maxsize for worker in (*self.decode, *self.both)]
         self.max_model_len = min(lengths, default=sys.maxsize)
         in_use = {*self.prefill, *self.decode, *self.both}
         self.others = tuple(w for found in by_role.values() for w in found if w not in in_use)

@@ -63,7 +63,7 @@ class Suspicion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
-    """An event can change this of a worker (`workers/lifecycle.py`). Moments are by the registry's clock."""
+    """An event can change this of a worker (`workers/lifecycle.py`). Moments are by the judge's clock."""
 
     state: WorkerState
     epoch: int  # how often it has come into service

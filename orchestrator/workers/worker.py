@@ -1,73 +1,55 @@
 """A worker has a name and an address, a state, and a load.
 
-Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) where
-nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known over
-all of them.
+Everything here is changed on the event loop only, and by the registry (`workers/registry.py`) and its judge
+where nothing else is said. Where several processes serve, a worker's legs, and when it was heard, are known
+over all of them.
 """
 
 from __future__ import annotations
 
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Final
 
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.transport.base import Origin
-from orchestrator.wire.codec import CODECS, JSON, Codec
 from orchestrator.wire.compatibility import revision_of
-from orchestrator.wire.info import TokenIdsForm, WorkerInfo
+from orchestrator.workers.abilities import Abilities
 from orchestrator.workers.figures import NO_FIGURES, CacheFigures, cache_status
+from orchestrator.workers.handoff_times import HandoffTimes
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
-# How fast the slowest of a worker's recent first bytes is forgotten: by half after 14 answers.
-_FORGETS: Final = 0.05
-
-# Token ids by transport, the best first: packed ones cost a fifth of a list to read, and bin needs no base64.
-_ID_FORMS: Final[Mapping[str, tuple[TokenIdsForm, ...]]] = {
-    "json": ("list",),
-    "orjson": ("base64", "list"),
-    "msgpack": ("bin", "base64", "list"),
-}
+_UNKNOWN: Final = Introduction(None, None)
 
 
 class Worker(ABC):
     """A worker's legs are counted by its seats alone; the flow changes `failures` too."""
 
     __slots__ = (
-        "_transport",
-        "adapters",
+        "abilities",
         "address",
         "answered",
-        "codec",
         "credit",
-        "distrusted_epoch",
         "epoch",
         "failures",
-        "first_byte_s",
         "gets_credential",
-        "info",
+        "handoffs",
+        "introduction",
         "is_denied",
         "is_drained",
         "is_leaving",
         "kv_tokens",
         "last_error",
-        "lease_s",
-        "max_model_len",
         "name",
-        "newest_begun",
         "origin",
-        "proven_epoch",
         "rank_header",
         "reason",
         "revision",
         "slot",
-        "stalled",
         "state",
         "suspicion",
-        "token_ids",
-        "unendable_epoch",
         "warm_from",
         "zone",
     )
@@ -77,7 +59,6 @@ class Worker(ABC):
 
         `slot` numbers it among those that share memory. Moments are `time.monotonic()`.
         """
-        self._transport = transport
         self.address = address
         self.slot = slot
         self.name = address.name
@@ -87,25 +68,15 @@ class Worker(ABC):
         self.origin = Origin(address.host, address.port, tls)
         self.state = WorkerState.STARTING
         self.epoch = 0
-        self.info: WorkerInfo | None = None
-        self.codec: Codec = JSON
-        self.token_ids: tuple[TokenIdsForm, ...] = ()  # forms that it gives and takes, the best first
-        self.unendable_epoch = -1  # in which it did not know how to end a request
-        self.proven_epoch = -1  # in which it took a leg in the form that it announced
-        self.distrusted_epoch = -1  # in which it refused one
-        self.max_model_len: int | None = None
-        self.adapters: tuple[str, ...] = ()  # that it lists beside its model
+        self.introduction = _UNKNOWN  # of the last time that it came into service
+        self.abilities = Abilities(transport)
+        self.handoffs = HandoffTimes()
         self.kv_tokens: int | None = None  # that fit into its KV cache
         self.revision: str | None = None  # pairs can be kept within one; None if it does not say
         self.zone: str | None = address.zone  # hand-offs within one take the same time
         self.last_error: str | None = None  # for the operator
         self.reason: str | None = None  # the same in words that everybody may read (`workers/troubles.py`)
         self.is_denied = False  # a leg was denied, and no probe has shown since that requests are served
-        self.lease_s: float | None = None  # it pins blocks that nobody pulls for so long, if it says so
-        # Hand-offs that decode takes over; each process knows its own.
-        self.first_byte_s = 0.0  # the slowest first byte of late; see `note_begun`
-        self.newest_begun = NEVER  # when that leg was written which was written last of all that have begun
-        self.stalled = NEVER  # when a hand-off last stalled here; the registry's
         self.failures = 0  # legs in a row that were answered with a 5xx; 0 once one succeeded
         # What the operator wants.
         self.is_drained = False
@@ -145,38 +116,22 @@ class Worker(ABC):
     def count_leg(self, change: int) -> None:
         """Count one leg more, or one less; the leg's owner calls this, once for each."""
 
-    def note_begun(self, written: float, now: float) -> None:
-        """Note that a leg with a hand-off, written at `written`, has begun its answer."""
-        self.note_heard(now)
-        if written > self.newest_begun:
-            self.newest_begun = written
-        more_s = now - written - self.first_byte_s
-        self.first_byte_s += more_s if more_s > 0.0 else more_s * _FORGETS
-
     # --- what it announces ----------------------------------------------------------------------
 
-    def announce(
-        self, info: WorkerInfo | None, max_model_len: int | None, adapters: tuple[str, ...] = ()
-    ) -> None:
-        """Note what the worker says of itself; one without our plugin says None and gets plain JSON."""
-        self.info = info
-        self.max_model_len = max_model_len
-        self.adapters = adapters
+    def announce(self, introduction: Introduction) -> None:
+        """Note what the worker says of itself; one without our plugin gets plain JSON."""
+        self.introduction = introduction
+        info = introduction.info
         self.kv_tokens = None if info is None else info.kv_tokens
         self.revision = revision_of(info)
-        self.lease_s = None if info is None else info.kv_lease_s
         self.zone = self.address.zone or (None if info is None else info.zone)
-        if self.distrusted_epoch == self.epoch:
-            info = None
-        is_understood = info is not None and self._transport in info.decodes
-        self.codec = CODECS[self._transport] if is_understood else JSON
-        forms = info.token_ids if info is not None else ()
-        self.token_ids = tuple(form for form in _ID_FORMS[self._transport] if form in forms)
+        self.handoffs.lease_s = None if info is None else info.kv_lease_s
+        self.abilities.announce(info, self.epoch)
 
     def distrust(self) -> None:
         """Send plain JSON from now on until the worker is restarted, as it has refused what it announced."""
-        self.distrusted_epoch = self.epoch
-        self.announce(self.info, self.max_model_len, self.adapters)
+        self.abilities.distrusted_epoch = self.epoch
+        self.abilities.announce(self.introduction.info, self.epoch)
 
     # --- what happens to it ---------------------------------------------------------------------
 
@@ -191,7 +146,7 @@ class Worker(ABC):
         )
 
     def become(self, life: Life) -> None:
-        """Take on what an event has changed. Only the registry calls this."""
+        """Take on what an event has changed. Only the judge and a registry that follows call this."""
         self.state = life.state
         self.epoch = life.epoch
         self.failures = life.failures
@@ -209,11 +164,11 @@ class Worker(ABC):
             epoch=self.epoch,
             is_drained=self.is_drained,
             warm_from=self.warm_from,
-            info=self.info,
-            max_model_len=self.max_model_len,
+            info=self.introduction.info,
+            max_model_len=self.introduction.max_model_len,
             last_error=self.last_error,
             reason=self.reason,
-            adapters=self.adapters,
+            adapters=self.introduction.adapters,
         )
 
     def status(self) -> WorkerStatus:
@@ -221,13 +176,13 @@ class Worker(ABC):
             self.address,
             self.state,
             self.in_flight,
-            self.info,
-            self.max_model_len,
+            self.introduction.info,
+            self.introduction.max_model_len,
             self.last_error,
             self.is_drained,
             self.reason,
             cache_status(self.cache_figures()),
-            self.adapters,
+            self.introduction.adapters,
         )
 
 

@@ -56,7 +56,7 @@ def registry_of(
     registry = Registry(addresses, ["m"], transport, health=config, time=clock or Clock(), random=Random(1))
     if ready:
         for worker in registry.workers:
-            registry.mark_ready(worker)
+            registry.judge.mark_ready(worker)
     return registry
 
 
@@ -68,7 +68,7 @@ def processes_of(count: int) -> list[Registry]:
     rows.close()
     for registry in made:
         for worker in registry.workers:
-            registry.mark_ready(worker)
+            registry.judge.mark_ready(worker)
     return made
 
 

@@ -312,7 +312,7 @@ class FakeCluster:
         self.flow = self.core.flow
         self.plane = self.core.data_plane
         for worker in self.registry.workers:
-            self.registry.mark_ready(worker)
+            self.registry.judge.mark_ready(worker)
             is_prefill = worker.address.role == "prefill"
             self.upstream.serve(worker.origin, self.workers.prefill if is_prefill else self.workers.decode)
 

@@ -27,7 +27,8 @@ from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer, Origin, Part
 from orchestrator.transport.memory import MemoryUpstream
 from orchestrator.wire.info import WorkerInfo
-from orchestrator.workers.health import Introduction, ProbeFailed, Prober, ProbeRefused
+from orchestrator.workers.health import ProbeFailed, Prober, ProbeRefused
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.states import IN_SERVICE, WorkerState
 from orchestrator.workers.states import Event as WorkerEvent
 from orchestrator.workers.worker import Worker

@@ -15,7 +15,7 @@ from worker.sim.api import create_app
 from worker.sim.faults import Fault
 from worker.sim.latency import Latency
 from worker.sim.server import SimServer, listen
-from worker.sim.settings import Announced, Settings
+from worker.sim.settings import Announced, Defects, Publishing, Settings
 
 FAULTS_ENV = "BATON_SIM_FAULTS"
 STORE_ENV = "VLLM_ENABLE_RESPONSES_API_STORE"  # vLLM's own: whether responses are kept in memory
@@ -79,14 +79,10 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         api_keys=_api_keys(args.api_key_env, environ),
         faults=_faults(args.fault, environ),
         stores_responses=environ.get(STORE_ENV) == "1",
-        kv_events=args.kv_events,
-        kv_events_replay=args.kv_events_replay,
+        kv_events=Publishing(endpoint=args.kv_events, replay=args.kv_events_replay),
         caches=not args.no_prefix_caching,
-        announced_kv_tokens=args.announced_kv_tokens,
         announced=_announced(args),
-        weights=args.weights,
-        advertised_port=args.advertised_side_channel_port,
-        clock_offset_s=args.clock_offset_s,
+        defects=_defects(args),
         record=args.record,
     )
 
@@ -101,6 +97,15 @@ def _announced(args: argparse.Namespace) -> Announced:
         tp=args.tensor_parallel_size,
         connector=args.connector,
         engine_version=args.engine_version,
+        kv_tokens=args.announced_kv_tokens,
+    )
+
+
+def _defects(args: argparse.Namespace) -> Defects:
+    return Defects(
+        weights=args.weights,
+        advertised_port=args.advertised_side_channel_port,
+        clock_offset_s=args.clock_offset_s,
     )
 
 

@@ -37,7 +37,7 @@ from worker.sim.faults import Fault, FaultBox, Leg, Plan
 from worker.sim.journal import Entry, Journal
 from worker.sim.metrics import Metrics
 from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
-from worker.sim.settings import Settings
+from worker.sim.settings import Publishing, Settings
 from worker.token_ids import LIMITS_KEY, Limits, requested_by
 
 REFUSE_KEY = "refuse"  # in `app.state`, set by `SimServer`: its `refuse`
@@ -60,8 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_plain_routes(sim))
     app.include_router(_control_routes(sim))
     app.add_middleware(RequireKey, keys=sim.keys)
-    if settings.clock_offset_s:
-        app.add_middleware(WrongClock, offset_s=settings.clock_offset_s)
+    if settings.defects.clock_offset_s:
+        app.add_middleware(WrongClock, offset_s=settings.defects.clock_offset_s)
     return app
 
 
@@ -166,15 +166,11 @@ class Sim:
             kv_dtype=announced.kv_dtype,
             tp=announced.tp,
             connector=announced.connector,
-            kv_tokens=settings.announced_kv_tokens or settings.block_size * settings.num_blocks,
+            kv_tokens=announced.kv_tokens or settings.block_size * settings.num_blocks,
             data_parallel_size=settings.data_parallel_size if settings.data_parallel_size > 1 else None,
             max_model_len=settings.context_tokens,
             token_ids=token_ids(settings.transport),
-            kv_events=(
-                None
-                if settings.kv_events is None
-                else KvEventsInfo(settings.kv_events, settings.kv_events_replay)
-            ),
+            kv_events=_events_info(settings.kv_events),
             kv_lease_s=settings.lease_s,
             zone=zone_from_env(),
         )
@@ -338,6 +334,10 @@ def _responses_routes(sim: Sim) -> APIRouter:
 
     router.include_router(json_router)
     return router
+
+
+def _events_info(published: Publishing) -> KvEventsInfo | None:
+    return None if published.endpoint is None else KvEventsInfo(published.endpoint, published.replay)
 
 
 def _plain_routes(sim: Sim) -> APIRouter:

@@ -35,7 +35,8 @@ class Engine:
         self.settings = settings
         self.metrics = metrics
         self.engine_id = str(uuid.uuid4())  # a restarted worker is another engine
-        self._events = KvEvents(settings.kv_events, settings.kv_events_replay, settings.kv_events_buffer)
+        published = settings.kv_events
+        self._events = KvEvents(published.endpoint, published.replay, published.buffer)
         self.pool = BlockPool(settings.num_blocks, settings.block_size, self._events.removed)
         self.ledger = Ledger()
         self.running = 0
@@ -234,7 +235,7 @@ class Engine:
         self.metrics.prefix_hits.inc(run.cached_tokens)
         await self._prefills.compute(tokens, plan.slow_factor, run.cached_tokens, run.prompt.priority)
         await self.pulse.wait()
-        digest, weights = text.digest_of(run.prompt.tokens), self.settings.weights
+        digest, weights = text.digest_of(run.prompt.tokens), self.settings.defects.weights
         run.digest = text.garbled(digest, weights) if weights else digest
 
     async def _send(self, run: Run, plan: Plan) -> None:

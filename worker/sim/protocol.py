@@ -56,7 +56,21 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = False
 
 
-class _Request(msgspec.Struct, kw_only=True):
+class _Sampled(msgspec.Struct, kw_only=True):
+    """Tokens are drawn as these fields say."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    use_beam_search: bool = False
+
+
+class _Request(_Sampled, kw_only=True):
     """Chat and completions share this. Unknown fields are ignored. `NUMBERS` cannot be spelt as texts."""
 
     NUMBERS: ClassVar[tuple[str, ...]] = ()
@@ -67,21 +81,12 @@ class _Request(msgspec.Struct, kw_only=True):
     max_tokens: int | None = None
     min_tokens: int = 0
     n: int | None = 1
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     return_token_ids: bool | None = None
     prompt_logprobs: int | None = None
-    use_beam_search: bool = False
     cache_salt: str | None = None
     request_id: str = msgspec.field(default_factory=random_id)
     echo: bool | None = False

@@ -37,7 +37,7 @@ class SimServer(uvicorn.Server):
             loop="uvloop",
             lifespan="on",
             access_log=False,
-            date_header=not app.state.sim.settings.clock_offset_s,  # else `WrongClock` gives it
+            date_header=not app.state.sim.settings.defects.clock_offset_s,  # else `WrongClock` gives it
             log_level="warning",
             timeout_keep_alive=75,
             timeout_graceful_shutdown=3,

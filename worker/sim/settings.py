@@ -30,6 +30,25 @@ class Announced:
     tp: int = 1
     connector: str = "sim"
     engine_version: str | None = None  # None: the real one
+    kv_tokens: int | None = None  # in place of those that fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publishing:
+    """The events of the prefix cache are published at ZeroMQ endpoints."""
+
+    endpoint: str | None = None  # None: they are not
+    replay: str | None = None  # where missed batches can be asked for
+    buffer: int = 10_000  # batches that can be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defects:
+    """This is wrong with a worker, beside the faults that it commits."""
+
+    weights: str = ""  # a model with other weights answers with other words
+    advertised_port: int | None = None  # of the side channel, in hand-offs; None: the real one
+    clock_offset_s: float = 0.0  # of the Date in its answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +75,10 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     stores_responses: bool = False  # as with VLLM_ENABLE_RESPONSES_API_STORE=1
-    kv_events: str | None = None  # the ZeroMQ endpoint where events of the prefix cache are published
-    kv_events_replay: str | None = None
-    kv_events_buffer: int = 10_000  # batches that can be asked for there
+    kv_events: Publishing = field(default_factory=Publishing)
     caches: bool = True  # prompts are found in the prefix cache
-    announced_kv_tokens: int | None = None  # in place of those that fit
     announced: Announced = field(default_factory=Announced)
-    weights: str = ""  # a model with other weights answers with other words
-    advertised_port: int | None = None  # of the side channel, in hand-offs; None: the real one
-    clock_offset_s: float = 0.0  # of the Date in its answers
+    defects: Defects = field(default_factory=Defects)
     record: int = 0  # how many request bodies GET /sim/requests keeps
 
     @property

@@ -268,6 +268,24 @@ class Reasoned(Choice[Any]):
         return str(self._why)
 
 
+class Reasons(Generic[C]):
+    """These are the reasons for which a request is served as it is. `str` of a choice is a sentence, which is
+    made when it is read.
+    """
+
+    __slots__ = ("decode_choice", "prefill_choice", "whole_reason")
+
+    def __init__(
+        self, prefill_choice: Choice[C] | None, decode_choice: Choice[C], whole_reason: str | None = None
+    ) -> None:
+        """`whole_reason` is why one worker does everything; None if there are two. The choices tell why it is
+        these workers.
+        """
+        self.prefill_choice = prefill_choice
+        self.decode_choice = decode_choice
+        self.whole_reason = whole_reason
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Appraisal(ABC):
     """An appraisal says what a request would cost at workers, in seconds, and can have one of them chosen.

@@ -19,7 +19,7 @@ from tests.baton import baton
 from tests.launch.doctor.visiting import Doctor, cluster
 from tests.worker.sim.workers import MODEL, Worker, running
 from worker.sim.faults import Error, Freeze, KvGarbled, KvLost
-from worker.sim.settings import Announced
+from worker.sim.settings import Announced, Defects
 
 PREFILL, DECODE = f"{MODEL}/prefill/0", f"{MODEL}/decode/0"
 PAIR = f"{PREFILL} -> {DECODE}"
@@ -97,7 +97,7 @@ def test_all_is_well(doctor: Doctor) -> None:
             id="version",
         ),
         pytest.param(
-            {"advertised_port": 1},
+            {"defects": Defects(advertised_port=1)},
             {},
             f"handoff {PAIR}: the side channel of {PREFILL}, 127.0.0.1:1, cannot be reached: ",
             "VLLM_NIXL_SIDE_CHANNEL_PORT",
@@ -126,20 +126,20 @@ def test_all_is_well(doctor: Doctor) -> None:
         ),
         pytest.param(
             {},
-            {"weights": "tuned"},
+            {"defects": Defects(weights="tuned")},
             f"equal {PAIR}: 3 of 3 answers differ from those of {DECODE} alone",
             "do both load the same weights",
             id="other weights",
         ),
         pytest.param(
             {},
-            {"clock_offset_s": -5.0},
+            {"defects": Defects(clock_offset_s=-5.0)},
             f"clock {DECODE}: its clock is at least ",
             "timedatectl",
             id="clock behind",
         ),
         pytest.param(
-            {"clock_offset_s": 5.0},
+            {"defects": Defects(clock_offset_s=5.0)},
             {},
             f"clock {PREFILL}: its clock is at least ",
             "timedatectl",

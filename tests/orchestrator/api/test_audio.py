@@ -29,7 +29,7 @@ def ask_with(cluster: FakeCluster, path: str, body: bytes, content_type: bytes =
 def test_a_form_reaches_one_worker_as_it_is(path: str, transport: str) -> None:
     async def test(cluster: FakeCluster) -> None:
         for at in cluster.registry.workers:
-            at.codec = CODECS[transport]
+            at.abilities.codec = CODECS[transport]
         answer = await ask_with(cluster, path, body)
         assert (answer.status, answer.sent) == (200, ANSWER)
         (asked,) = worker.asked

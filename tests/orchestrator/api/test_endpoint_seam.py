@@ -90,7 +90,7 @@ def test_an_endpoint_has_its_own_form_of_errors(document: dict[str, Any], status
 def test_a_worker_that_is_gone_is_told_of_in_that_form() -> None:
     async def test(cluster: FakeCluster) -> None:
         for worker in cluster.registry.workers:
-            cluster.registry.mark_gone(worker, "refused")
+            cluster.registry.judge.mark_gone(worker, "refused")
         answer = await cluster.ask(ASK, path=PATH)
         assert (answer.status, json.loads(answer.sent)["error"]["type"]) == (503, "no_worker")
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.api.view import view_request
+from orchestrator.workers.introduction import Introduction
 from tests.orchestrator.api.refusals import MAX_MODEL_LEN, REFUSED, TAKEN
 from tests.orchestrator.fakes import FakeCluster
 
@@ -23,9 +24,9 @@ def prefills(document: dict[str, Any]) -> int:
     async def main() -> int:
         cluster = FakeCluster()
         decode = cluster.worker("decode/0")
-        decode.announce(None, MAX_MODEL_LEN)
-        cluster.registry.note_failed(decode, "to be ready anew, with what it has announced")
-        cluster.registry.mark_ready(decode)
+        decode.announce(Introduction(None, MAX_MODEL_LEN))
+        cluster.registry.judge.note_failed(decode, "to be ready anew, with what it has announced")
+        cluster.registry.judge.mark_ready(decode)
         await cluster.ask({"model": "m"} | document, path=path_of(document))
         await cluster.aclose()
         cluster.assert_at_rest()

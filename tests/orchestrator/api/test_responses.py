@@ -288,7 +288,7 @@ def served(path: str, method: str, *, state: str = "ready", body: Any = None) ->
         for name in ("decode/0", "decode/1"):
             cluster.upstream.serve(cluster.origin(name), holds)
         if state == "gone":
-            cluster.registry.mark_gone(cluster.worker("decode/1"), "refused")
+            cluster.registry.judge.mark_gone(cluster.worker("decode/1"), "refused")
         exchange = FakeExchange(b"" if body is None else json.dumps(body).encode(), path=path, method=method)
         await cluster.serve(exchange)
         await cluster.aclose()

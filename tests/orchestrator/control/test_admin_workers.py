@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.control.admin import admin_app
 from orchestrator.wire.info import WorkerInfo
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import names, seat
 from tests.orchestrator.control.fakes import KEY, RING, FakeState, ask, error_code
@@ -34,7 +35,7 @@ def admin() -> Admin:
 
 def test_workers_are_listed_with_all_that_is_known(admin: Admin) -> None:
     decode = admin.registry.workers[1]
-    admin.registry.announce(decode, INFO, 4096)
+    admin.registry.announce(decode, Introduction(INFO, 4096))
     with seat(decode):
         first, second, _ = admin.ask("GET").json()
     assert (first["address"]["name"], first["state"], first["in_flight"]) == ("m/prefill/0", "ready", 0)

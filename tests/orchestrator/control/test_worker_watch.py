@@ -141,7 +141,7 @@ def test_one_that_is_back_is_judged_by_what_it_does_then() -> None:
     for _ in range(2):
         watched.serve(0.005, 0.1, 0.005)
     worker = watched.registry.workers[1]
-    watched.registry.mark_ready(worker)
+    watched.registry.judge.mark_ready(worker)
     worker.failures = 0  # a leg has succeeded
     watched.registry.settle()
     assert worker.state is WorkerState.READY
@@ -165,8 +165,8 @@ def test_never_more_than_half_of_a_pool(count: int, slow: int, ejected: int) -> 
 def test_where_half_is_out_already_it_stays_and_that_is_told() -> None:
     watched = Watched(count=3, slow_outlier="eject")
     registry = watched.registry
-    registry.note_lost(registry.workers[2], registry.workers[2].epoch, "reset")
-    registry.note_failed(registry.workers[2], "ill")
+    registry.judge.note_lost(registry.workers[2], registry.workers[2].epoch, "reset")
+    registry.judge.note_failed(registry.workers[2], "ill")
     assert watched.states() == ["ready", "ready", "ejected"]
     watched.watch.look()
     for _ in range(3):

@@ -234,7 +234,7 @@ def test_a_worker_that_falls_silent_is_replaced_once_its_probe_fails_too() -> No
         scope.sweep(now)  # sees what has come
         scope.sweep(now + 60)
         assert not asked.done()
-        cluster.registry.mark_gone(worker, "no answer")
+        cluster.registry.judge.mark_gone(worker, "no answer")
         scope.sweep(now + 61)
         assert told((await asked).sent) == expected
 

@@ -14,6 +14,7 @@ from orchestrator.legs.leg import Legs
 from orchestrator.telemetry.counters import FallbackReason
 from orchestrator.transport.memory import LegHandler, MemoryReply, MemoryRequest
 from orchestrator.wire.info import Encoding, TokenIdsForm
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import announcement
@@ -45,7 +46,9 @@ class OneRequest:
         self.cluster.upstream.serve(worker.origin, handler)
 
     def announce(self, worker: Worker, *decodes: Encoding, token_ids: tuple[TokenIdsForm, ...] = ()) -> None:
-        self.cluster.registry.announce(worker, announcement(*decodes, token_ids=token_ids), None)
+        self.cluster.registry.announce(
+            worker, Introduction(announcement(*decodes, token_ids=token_ids), None)
+        )
 
     def told_of(self, worker: Worker) -> tuple[WorkerState, int, bool]:
         """What the registry knows of a worker, and whether the pools take it as any other."""

@@ -129,7 +129,7 @@ def test_a_worker_is_asked_to_end_a_leg_by_its_id() -> None:
         [sent] = one.sent_to(one.decode)
         assert sent.target == END_PATH
         assert json.loads(sent.body) == {"request_id": "id-1"}
-        assert one.decode.unendable_epoch != one.decode.epoch
+        assert one.decode.abilities.unendable_epoch != one.decode.epoch
 
     run(test)
 
@@ -142,8 +142,8 @@ def test_a_worker_that_cannot_end_legs_is_asked_once_until_it_comes_back(status:
         assert not await dispatcher_of(one).end_leg(one.decode, "id-2")
         assert len(one.sent_to(one.decode)) == 1
         assert one.told_of(one.decode) == TRUSTED
-        one.cluster.registry.mark_gone(one.decode, "it has ended")
-        one.cluster.registry.mark_ready(one.decode)
+        one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
+        one.cluster.registry.judge.mark_ready(one.decode)
         serve_ends(one, answers(202, b""))
         assert await dispatcher_of(one).end_leg(one.decode, "id-3")
 
@@ -245,12 +245,12 @@ def test_a_worker_that_refused_its_form_gets_plain_json_until_it_comes_back(
         with caplog.at_level(logging.WARNING, "baton.dispatch"):
             dispatcher_of(one).note_refused_form(one.decode)
         assert one.decode.name in caplog.text
-        assert (one.decode.codec.name, one.decode.token_ids) == ("json", ())
+        assert (one.decode.abilities.codec.name, one.decode.abilities.token_ids) == ("json", ())
         assert one.fallbacks() == {FallbackReason.REFUSED: 1}
-        one.cluster.registry.mark_gone(one.decode, "it has ended")
-        one.cluster.registry.mark_ready(one.decode)
+        one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
+        one.cluster.registry.judge.mark_ready(one.decode)
         one.announce(one.decode, "json", "msgpack", token_ids=("bin",))
-        assert (one.decode.codec.name, one.decode.token_ids) == ("msgpack", ("bin",))
+        assert (one.decode.abilities.codec.name, one.decode.abilities.token_ids) == ("msgpack", ("bin",))
 
     run(test, transport="msgpack")
 

@@ -16,6 +16,7 @@ from orchestrator.legs.retry import BUDGET_LEAST
 from orchestrator.telemetry.counters import HandoffTrouble, LeaseState
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import BEGUN_PATH, Begun, WorkerInfo
+from orchestrator.workers.introduction import Introduction
 from tests.orchestrator.fakes import DONE, FINISH, JSON, SSE, FakeCluster, event, read, token, usage
 from tests.simulation.loop import run_virtually
 
@@ -115,7 +116,9 @@ def test_an_answer_that_begins_late_starts_again_from_prefill(
         assert (answer.status, text_of(answer.sent)) == (200, "abc")
         assert prefills(cluster) == 2
         assert cluster.worker("decode/0").state == "suspect"
-        assert cluster.telemetry.records[-1].handoff_given_up == "late"
+        tried = cluster.telemetry.records[-1].attempts
+        assert tried is not None
+        assert tried.handoff_given_up == "late"
         assert leases(cluster, LeaseState.CONSUMED) == 1
         await asyncio.sleep(LEASE_S)
         assert leases(cluster, LeaseState.EXPIRED) == 1
@@ -184,7 +187,7 @@ def test_the_lease_is_as_long_as_the_prefill_worker_says() -> None:
         info = WorkerInfo(
             role="prefill", model="m", decodes=["json"], engine="sim", engine_version="0", kv_lease_s=6.0
         )
-        cluster.worker("prefill/0").announce(info, None)
+        cluster.worker("prefill/0").announce(Introduction(info, None))
         began = asyncio.get_running_loop().time()
         serve(cluster, "decode/0", slow(20))
         assert text_of((await cluster.ask(STREAM)).sent) == "abc"
@@ -225,7 +228,7 @@ async def warm(cluster: FakeCluster, name: str, seconds: float = 0.1) -> None:
     serve(cluster, name, slow(seconds, "abc"))
     for _ in range(8):
         assert text_of((await cluster.ask(STREAM)).sent) == "abc"
-    assert cluster.worker(name).first_byte_s == pytest.approx(seconds, rel=0.5)
+    assert cluster.worker(name).handoffs.first_byte_s == pytest.approx(seconds, rel=0.5)
 
 
 @BOTH_KINDS
@@ -241,7 +244,8 @@ def test_a_leg_is_tried_elsewhere_when_its_worker_says_nothing(document: dict[st
         assert prefills(cluster) == before + 3
         assert cluster.worker("decode/0").state == "suspect"
         assert "handoff" not in (cluster.worker("decode/1").last_error or "")
-        assert [record.handoff_given_up for record in cluster.telemetry.records].count("stalled") == 1
+        tried = [record.attempts for record in cluster.telemetry.records if record.attempts is not None]
+        assert [attempts.handoff_given_up for attempts in tried].count("stalled") == 1
 
     assert given_up(run(test, routing=RoutingConfig()), HandoffTrouble.STALLED) == 1
 

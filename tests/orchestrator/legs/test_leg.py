@@ -208,7 +208,7 @@ def test_a_worker_that_others_have_seen_end_may_have_been_ended_by_this_leg(even
 
         def is_noticed() -> None:
             if event == "mark_gone":
-                registry.mark_gone(one.decode, "a probe was refused")
+                registry.judge.mark_gone(one.decode, "a probe was refused")
             else:
                 registry.drain(one.decode)
 
@@ -224,8 +224,8 @@ def test_a_leg_of_an_earlier_epoch_tells_nothing_of_a_loss() -> None:
         leg = AnswerLeg(one.legs, one.decode)
 
         def comes_back() -> None:
-            one.cluster.registry.mark_gone(one.decode, "it has ended")
-            one.cluster.registry.mark_ready(one.decode)
+            one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
+            one.cluster.registry.judge.mark_ready(one.decode)
 
         await ended_by(leg, WorkerCutShort, comes_back)
         assert leg.epoch < one.decode.epoch
@@ -274,7 +274,7 @@ def test_an_error_that_is_no_workers_tells_nothing() -> None:
 
 def test_a_worker_out_of_service_gets_no_leg_and_no_blame() -> None:
     async def test(one: OneRequest) -> None:
-        one.cluster.registry.mark_gone(one.decode, "it has ended")
+        one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
         leg = AnswerLeg(one.legs, one.decode)
         assert not leg.is_in_service
         with pytest.raises(WorkerOut), leg:
@@ -323,7 +323,7 @@ def test_a_leg_that_succeeds_forgives_failures() -> None:
             assert one.decode.failures == 2
             leg.succeed()
         assert one.decode.failures == 0
-        assert one.decode.proven_epoch == one.decode.epoch
+        assert one.decode.abilities.proven_epoch == one.decode.epoch
 
     run(test)
 
@@ -344,8 +344,8 @@ def test_a_form_that_is_refused_is_sent_again_once_as_plain_json(status: int) ->
         assert [header(first, b"x-msgpack"), header(second, b"x-msgpack")] == [b"1", None]
         assert read(first) == read(second)
         assert one.fallbacks() == {FallbackReason.REFUSED: 1}
-        assert one.decode.codec.name == "json"
-        assert one.decode.proven_epoch != one.decode.epoch
+        assert one.decode.abilities.codec.name == "json"
+        assert one.decode.abilities.proven_epoch != one.decode.epoch
 
     run(test, transport="msgpack")
 
@@ -360,7 +360,7 @@ def test_a_document_that_cannot_be_msgpack_says_nothing_of_the_worker(
     async def test(one: OneRequest) -> None:
         one.announce(one.decode, "json", "msgpack")
         if is_proven:
-            one.decode.proven_epoch = one.decode.epoch
+            one.decode.abilities.proven_epoch = one.decode.epoch
         asked = 0
 
         async def refuses_it(request: MemoryRequest, reply: MemoryReply) -> None:
@@ -376,7 +376,7 @@ def test_a_document_that_cannot_be_msgpack_says_nothing_of_the_worker(
             leg.succeed()
         assert [header(sent, b"x-msgpack") for sent in one.sent_to(one.decode)] == [b"1", None]
         assert one.fallbacks() == {FallbackReason.NOT_ENCODABLE: 1}
-        assert one.decode.codec.name == "msgpack"
+        assert one.decode.abilities.codec.name == "msgpack"
 
     run(test, transport="msgpack")
 
@@ -388,7 +388,7 @@ def test_what_is_refused_as_plain_json_too_is_the_requests_fault() -> None:
         await ended_by(AnswerLeg(one.legs, one.decode), WorkerAnswered)
         assert len(one.sent_to(one.decode)) == 2
         assert one.fallbacks() == {}
-        assert one.decode.codec.name == "msgpack"
+        assert one.decode.abilities.codec.name == "msgpack"
         assert one.told_of(one.decode) == TRUSTED
 
     run(test, transport="msgpack")
@@ -408,7 +408,7 @@ def test_other_errors_are_no_refusal_of_a_form(status: int) -> None:
 def test_a_form_that_was_taken_before_is_not_what_is_refused() -> None:
     async def test(one: OneRequest) -> None:
         one.announce(one.decode, "json", "msgpack")
-        one.decode.proven_epoch = one.decode.epoch
+        one.decode.abilities.proven_epoch = one.decode.epoch
         one.serve(one.decode, refuses(400, 1))
         await ended_by(AnswerLeg(one.legs, one.decode), WorkerAnswered)
         assert len(one.sent_to(one.decode)) == 1
@@ -430,7 +430,7 @@ def test_a_leg_is_not_sent_again_to_a_worker_that_is_out_by_then() -> None:
         one.announce(one.decode, "json", "msgpack")
 
         async def refuses_and_ends(request: MemoryRequest, reply: MemoryReply) -> None:
-            one.cluster.registry.mark_gone(one.decode, "it has ended")
+            one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
             reply.answer(400, b"{}", JSON)
 
         one.serve(one.decode, refuses_and_ends)

@@ -310,7 +310,7 @@ def test_replacements_stop_where_the_budget_ends() -> None:
 
         spoil(cluster, "prefill/0", answers(500))
         spoil(cluster, "prefill/1", waits)
-        cluster.registry.note_error = lambda worker: None  # type: ignore[method-assign]  # it stays in
+        cluster.registry.judge.note_error = lambda worker: None  # type: ignore[method-assign]  # it stays in
         asked = [asyncio.create_task(cluster.ask(CHAT)) for _ in range(12)]
         done, _ = await asyncio.wait(asked, timeout=5, return_when=asyncio.FIRST_COMPLETED)
         while len(done) < 3:
@@ -489,7 +489,7 @@ def test_workers_that_cannot_be_reached_have_not_seen_the_request() -> None:
 
 
 def is_gone(registry: Registry, worker: RegisteredWorker) -> None:
-    registry.mark_gone(worker, "its process has ended")
+    registry.judge.mark_gone(worker, "its process has ended")
 
 
 @pytest.mark.parametrize(("happens", "asks"), [(is_gone, 2), (Registry.drain, 3)], ids=["gone", "draining"])

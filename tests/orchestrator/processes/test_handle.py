@@ -151,7 +151,7 @@ async def test_snapshots_go_down_and_reports_come_up(monkeypatch: pytest.MonkeyP
         await made.wait_serving()
         lost = asyncio.Event()
         registry.news.doubted.add(lambda worker: lost.set())
-        registry.mark_gone(second, "refused")
+        registry.judge.mark_gone(second, "refused")
         await lost.wait()
         assert (first.state, first.last_error) == (WorkerState.SUSPECT, "reset")
         made.stop()

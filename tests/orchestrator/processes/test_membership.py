@@ -26,7 +26,7 @@ def test_a_process_knows_what_the_supervisor_knows() -> None:
         copy, follower, _ = process()
         follower.apply(publisher.snapshot)
         assert copy.snapshots() == source.snapshots()
-        source.mark_gone(source.workers[1], "silent")
+        source.judge.mark_gone(source.workers[1], "silent")
         follower.apply(await publisher.wait_newer(1))
         assert names(copy.pools["m"].decode) == ["decode/1"]
 
@@ -37,7 +37,7 @@ def test_changes_of_one_turn_are_one_snapshot() -> None:
     async def scenario() -> None:
         source, publisher = supervisor()
         for worker in source.workers:
-            source.mark_gone(worker, "silent")
+            source.judge.mark_gone(worker, "silent")
         snapshot = await publisher.wait_newer(1)
         assert snapshot.version == 2
         assert {worker.state for worker in snapshot.workers} == {WorkerState.GONE}
@@ -48,9 +48,9 @@ def test_changes_of_one_turn_are_one_snapshot() -> None:
 def test_nothing_is_published_when_nothing_has_changed() -> None:
     async def scenario() -> None:
         source, publisher = supervisor()
-        source.mark_gone(source.workers[0], "silent")
+        source.judge.mark_gone(source.workers[0], "silent")
         await publisher.wait_newer(1)
-        source.mark_gone(source.workers[0], "silent")  # the next probe
+        source.judge.mark_gone(source.workers[0], "silent")  # the next probe
         await asyncio.sleep(0)
         assert publisher.snapshot.version == 2
 
@@ -62,7 +62,7 @@ def test_all_who_wait_get_the_newest() -> None:
         source, publisher = supervisor()
         waiting = [asyncio.create_task(publisher.wait_newer(1)) for _ in range(3)]
         await asyncio.sleep(0)
-        source.mark_gone(source.workers[0], "silent")
+        source.judge.mark_gone(source.workers[0], "silent")
         assert await asyncio.gather(*waiting) == [publisher.snapshot] * 3
 
     asyncio.run(scenario())
@@ -72,7 +72,7 @@ def test_only_newer_snapshots_are_applied() -> None:
     source = registry_of({"prefill": 1, "decode": 2})
     copy, follower, _ = process()
     follower.apply(Snapshot(7, source.snapshots()))
-    source.mark_gone(source.workers[0], "silent")
+    source.judge.mark_gone(source.workers[0], "silent")
     for version in (6, 7):
         follower.apply(Snapshot(version, source.snapshots()))
         assert copy.workers[0].state is WorkerState.READY
@@ -86,7 +86,7 @@ def test_a_worker_that_refuses_one_process_is_gone_for_all() -> None:
         (one, one_follows, reports), (two, two_follows, _) = process(), process()
         one_follows.apply(publisher.snapshot)
         two_follows.apply(publisher.snapshot)
-        one.mark_gone(one.workers[1], "refused")
+        one.judge.mark_gone(one.workers[1], "refused")
         [report] = reports
         publisher.note(report)
         two_follows.apply(await publisher.wait_newer(1))
@@ -102,7 +102,7 @@ def test_a_refusal_from_before_the_return_counts_no_more() -> None:
         source, publisher = supervisor()
         late = Report("m/decode/0", source.workers[1].epoch, Event.REFUSED, "refused")
         publisher.note(late)
-        source.mark_ready(source.workers[1])
+        source.judge.mark_ready(source.workers[1])
         publisher.note(late)
         assert source.workers[1].state is WorkerState.READY
 
@@ -146,12 +146,12 @@ def test_a_leg_lost_in_one_process_makes_the_worker_suspect_in_all() -> None:
         doubted: list[Worker] = []
         site.source.news.doubted.add(doubted.append)
         seen_by = site.all[1]
-        seen_by.note_lost(seen_by.workers[1], 1, "reset")
+        seen_by.judge.note_lost(seen_by.workers[1], 1, "reset")
         assert seen_by.workers[1].state is WorkerState.SUSPECT
         await site.exchange()
         assert site.states() == [["ready", "suspect", "ready"]] * 3
         assert doubted == [site.source.workers[1]]
-        site.source.mark_ready(doubted[0])
+        site.source.judge.mark_ready(doubted[0])
         await site.exchange()
         assert site.states() == [["ready"] * 3] * 3
 
@@ -164,8 +164,8 @@ def test_a_silent_worker_loses_its_legs_in_all_processes() -> None:
         gone: list[Worker] = []
         for registry in site.all[1:]:
             registry.news.gone.add(gone.append)
-        site.source.note_failed(site.source.workers[1], "500")
-        site.source.note_failed(site.source.workers[1], "500")
+        site.source.judge.note_failed(site.source.workers[1], "500")
+        site.source.judge.note_failed(site.source.workers[1], "500")
         await site.exchange()
         assert site.states() == [["ready", "ejected", "ready"]] * 3
         assert gone == [registry.workers[1] for registry in site.all[1:]]
@@ -178,8 +178,8 @@ def test_a_leg_that_succeeds_in_one_process_ends_the_trial_in_all() -> None:
         site = Site()
         worker = site.source.workers[1]
         for _ in range(2):
-            site.source.note_failed(worker, "500")
-        site.source.mark_ready(worker)
+            site.source.judge.note_failed(worker, "500")
+        site.source.judge.mark_ready(worker)
         await site.exchange()
         assert site.states() == [["ready", "probing", "ready"]] * 3
         used_by = site.all[1]
@@ -199,7 +199,7 @@ def test_errors_in_one_process_eject_in_all() -> None:
     async def scenario() -> None:
         site = Site()
         for _ in range(5):
-            site.all[2].note_error(site.all[2].workers[2])
+            site.all[2].judge.note_error(site.all[2].workers[2])
         await site.exchange()
         assert site.states() == [["ready", "ready", "ejected"]] * 3
         assert site.source.workers[2].last_error == "answered 5 legs in a row with a 5xx"
@@ -216,7 +216,7 @@ def test_workers_that_are_added_drained_and_removed_are_so_in_all_processes() ->
         added = site.source.add(address("decode", 2, port=9))
         await site.exchange()
         assert [names(registry.workers)[-1] for registry in site.all] == ["decode/2"] * 3
-        site.source.mark_ready(added)
+        site.source.judge.mark_ready(added)
         site.source.drain(site.source.workers[1])
         await site.exchange()
         assert [names(registry.pools["m"].decode) for registry in site.all] == [["decode/1", "decode/2"]] * 3
@@ -234,7 +234,7 @@ def test_a_report_on_a_worker_that_was_removed_is_no_news() -> None:
     async def scenario() -> None:
         site = Site()
         copy = site.all[1]
-        copy.mark_gone(copy.workers[1], "refused")
+        copy.judge.mark_gone(copy.workers[1], "refused")
         site.source.remove(site.source.workers[1])
         site.source.settle()
         await site.exchange()
@@ -268,18 +268,20 @@ def test_a_denied_leg_of_a_process_has_the_supervisor_look() -> None:
         copy, follower, reports = process()
         follower.apply(publisher.snapshot)
         mine = copy.workers[1]
-        copy.note_denied(mine, mine.epoch, 401)
+        copy.judge.note_denied(mine, mine.epoch, 401)
         [report] = reports
         assert (report.event, report.why) == (Event.DENIED, "answered a leg with 401")
         publisher.note(report)
         theirs = source.workers[1]
         assert (theirs.state, theirs.is_denied) == (WorkerState.SUSPECT, True)
         follower.apply(await publisher.wait_newer(1))
-        source.note_unfit(theirs, "it answers 401 to /v1/models", "refuses the orchestrator's key (401)")
+        source.judge.note_unfit(
+            theirs, "it answers 401 to /v1/models", "refuses the orchestrator's key (401)"
+        )
         follower.apply(await publisher.wait_newer(2))
         assert (mine.state, mine.reason) == (WorkerState.UNFIT, "refuses the orchestrator's key (401)")
-        source.note_cleared(theirs)
-        source.mark_ready(theirs)
+        source.judge.note_cleared(theirs)
+        source.judge.mark_ready(theirs)
         follower.apply(await publisher.wait_newer(3))
         assert (mine.state, mine.is_denied, mine.reason) == (WorkerState.READY, False, None)
 

@@ -703,10 +703,10 @@ def test_seats_follow_the_workers() -> None:
     gate = admission.gates["m"]
     seen = [gate.seats]
     for worker in registry.workers:
-        registry.mark_ready(worker)
+        registry.judge.mark_ready(worker)
         seen.append(gate.seats)
     assert seen == [0, 0, 0, 4, 8, 11]
-    registry.mark_gone(registry.workers[2], "refused")
+    registry.judge.mark_gone(registry.workers[2], "refused")
     assert gate.seats == gate.free == 7
     registry.drain(registry.workers[3])
     assert gate.seats == 3
@@ -715,10 +715,10 @@ def test_seats_follow_the_workers() -> None:
 def test_a_worker_on_trial_has_one_seat() -> None:
     admission, registry = admission_over({"decode": 2})
     worker = registry.workers[1]
-    registry.note_lost(worker, worker.epoch, "reset")
+    registry.judge.note_lost(worker, worker.epoch, "reset")
     assert admission.gates["m"].seats == 4
-    registry.note_failed(worker, "500")
-    registry.mark_ready(worker)
+    registry.judge.note_failed(worker, "500")
+    registry.judge.mark_ready(worker)
     assert admission.gates["m"].seats == 5
     registry.settle()
     worker.failures = 0
@@ -730,8 +730,8 @@ def test_a_worker_in_slow_start_has_all_of_its_seats() -> None:
     """It is asked less often while others have room; nobody waits while it has."""
     clock = Clock()
     admission, registry = admission_over({"decode": 2}, clock=clock, slow_start_s=8)
-    registry.mark_gone(registry.workers[1], "refused")
-    registry.mark_ready(registry.workers[1])
+    registry.judge.mark_gone(registry.workers[1], "refused")
+    registry.judge.mark_ready(registry.workers[1])
     seen = []
     for _ in range(4):
         admission.sweep()
@@ -745,16 +745,16 @@ def test_the_only_worker_has_all_of_its_seats_as_soon_as_it_is_back(role: Role) 
     clock = Clock()
     admission, registry = admission_over({role: 1}, clock=clock, slow_start_s=8)
     gate, before = admission.gates["m"], admission.gates["m"].seats
-    registry.mark_gone(registry.workers[0], "refused")
+    registry.judge.mark_gone(registry.workers[0], "refused")
     assert gate.seats == 0
-    registry.mark_ready(registry.workers[0])
+    registry.judge.mark_ready(registry.workers[0])
     assert gate.seats == before
 
 
 def test_who_is_the_last_suspect_keeps_its_seats() -> None:
     admission, registry = admission_over({"decode": 1})
     worker = registry.workers[0]
-    registry.note_lost(worker, worker.epoch, "reset")
+    registry.judge.note_lost(worker, worker.epoch, "reset")
     assert admission.gates["m"].seats == 4
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.config.options import LogConfig
 from orchestrator.telemetry.access_log import AccessLog
-from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.record import FailedAttempt, RequestRecord
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.workers.states import Event
 from tests.orchestrator.fakes import JSON, SSE, FakeCluster, token
@@ -67,7 +67,17 @@ def spoil(cluster: FakeCluster, name: str, worker: Worker) -> None:
 
 
 def failed(record: RequestRecord) -> list[tuple[str, str]]:
-    return [(attempt.worker, attempt.outcome) for attempt in record.failed or ()]
+    return [(attempt.worker, attempt.outcome) for attempt in attempts(record)]
+
+
+def attempts(record: RequestRecord) -> list[FailedAttempt]:
+    """The attempts of a request that have failed."""
+    return [] if record.attempts is None else record.attempts.failed
+
+
+def count(record: RequestRecord) -> int:
+    """How often workers were chosen for a request."""
+    return 1 if record.attempts is None else record.attempts.count
 
 
 @pytest.mark.parametrize("document", [CHAT, STREAM], ids=["whole", "stream"])
@@ -91,7 +101,7 @@ def test_the_worker_that_failed_is_named_not_the_one_that_served(
         assert (await cluster.ask(document)).status == 200
 
     record = run(test)
-    assert (record.attempts, failed(record)) == (2, [(f"m/{role}/0", outcome)])
+    assert (count(record), failed(record)) == (2, [(f"m/{role}/0", outcome)])
     served = {"prefill": record.prefill_worker, "decode": record.decode_worker}
     assert served[role] == f"m/{role}/1"
 
@@ -101,7 +111,7 @@ def test_nothing_is_noted_of_a_request_that_needed_one_attempt() -> None:
         assert (await cluster.ask(CHAT)).status == 200
 
     record = run(test)
-    assert (record.attempts, record.failed) == (1, None)
+    assert record.attempts is None
 
 
 def test_a_request_that_a_worker_refuses_has_failed_nobody() -> None:
@@ -109,7 +119,7 @@ def test_a_request_that_a_worker_refuses_has_failed_nobody() -> None:
         spoil(cluster, "prefill/0", answers(400))
         assert (await cluster.ask(CHAT)).status == 400
 
-    assert run(test).failed is None
+    assert run(test).attempts is None
 
 
 def test_how_long_each_had_it_is_told() -> None:
@@ -120,7 +130,7 @@ def test_how_long_each_had_it_is_told() -> None:
         await cluster.ask(CHAT)
 
     record = run(test)
-    assert [round(attempt.seconds, 1) for attempt in record.failed or ()] == [3.0, 1.0]
+    assert [round(attempt.seconds, 1) for attempt in attempts(record)] == [3.0, 1.0]
 
 
 def test_the_last_failure_is_named_too() -> None:
@@ -130,7 +140,7 @@ def test_the_last_failure_is_named_too() -> None:
         assert (await cluster.ask(CHAT)).status == 500
 
     record = run(test)
-    assert (record.attempts, failed(record)) == (
+    assert (count(record), failed(record)) == (
         2,
         [("m/decode/0", "answered_500"), ("m/decode/1", "answered_500")],
     )
@@ -142,11 +152,11 @@ def test_a_worker_that_says_nothing_and_is_given_up_was_silent() -> None:
         asked = asyncio.create_task(cluster.ask(CHAT))
         await asyncio.sleep(1.0)
         worker = cluster.worker("prefill/0")
-        cluster.registry.note_seen(worker, worker.epoch, Event.SILENT, "no answer to a probe")
+        cluster.registry.judge.note_seen(worker, worker.epoch, Event.SILENT, "no answer to a probe")
         assert (await asked).status == 200
 
     record = run(test)
-    [attempt] = record.failed or ()
+    [attempt] = attempts(record)
     assert (attempt.worker, attempt.outcome) == ("m/prefill/0", "silent")
     assert attempt.seconds > 1.0
     assert record.prefill_worker == "m/prefill/1"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import Encoding, WorkerInfo
+from orchestrator.workers.introduction import Introduction
 from tests.orchestrator.fakes import JSON, FakeCluster, params_of
 from worker import msgpack_body, token_ids
 from worker.info import decodes
@@ -131,11 +132,11 @@ async def _ask(transport: Encoding, path: str, body: bytes) -> tuple[int, list[s
             engine_version="0",
             token_ids=forms_of(transport),
         )
-        cluster.registry.announce(member, info, None)
+        cluster.registry.announce(member, Introduction(info, None))
         is_prefill = member.address.role == "prefill"
         cluster.upstream.serve(member.origin, worker.prefill if is_prefill else worker.decode)
     answer = await cluster.ask(body, path=path)
-    taken = [member.codec.name for member in cluster.registry.workers]
+    taken = [member.abilities.codec.name for member in cluster.registry.workers]
     await cluster.aclose()
     return answer.status, [_said(document) for document in worker.seen], taken
 

@@ -84,8 +84,9 @@ def test_what_is_told_is_what_happens(prefill: str, decode: str) -> None:
             cluster.telemetry.records.clear()
             assert document["plan"]["prefill"] == record.prefill_worker
             assert document["plan"]["decode"] == record.decode_worker
-            assert document["prefill"]["reason"] == str(record.prefill_choice)
-            assert document["decode"]["reason"] == str(record.decode_choice)
+            assert record.reasons is not None
+            assert document["prefill"]["reason"] == str(record.reasons.prefill_choice)
+            assert document["decode"]["reason"] == str(record.reasons.decode_choice)
 
     run(test, routing=RoutingConfig.model_validate({"prefill": prefill, "decode": decode}))
 

@@ -14,6 +14,7 @@ from orchestrator.telemetry.record import Path
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import Encoding, WorkerInfo
 from orchestrator.wire.usage import Kv
+from orchestrator.workers.introduction import Introduction
 from tests.orchestrator.fakes import (
     DONE,
     FINISH,
@@ -297,7 +298,7 @@ def announce(cluster: FakeCluster, *encodings: Encoding) -> None:
         info = WorkerInfo(
             role="both", model="m", decodes=["json", *encodings], engine="sim", engine_version="0"
         )
-        cluster.registry.announce(worker, info, None)
+        cluster.registry.announce(worker, Introduction(info, None))
 
 
 def sent_as(cluster: FakeCluster) -> list[str]:
@@ -439,7 +440,7 @@ def test_only_post_is_served() -> None:
 
 def test_no_worker_is_a_503_at_once() -> None:
     async def test(cluster: FakeCluster) -> None:
-        cluster.registry.mark_gone(cluster.worker("decode/0"), "test")
+        cluster.registry.judge.mark_gone(cluster.worker("decode/0"), "test")
         answer = await cluster.ask(CHAT)
         assert answer.status == 503
         assert answer.answer_headers[b"retry-after"] == b"1"

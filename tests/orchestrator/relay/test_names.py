@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from orchestrator.api.audio import PATHS as AUDIO
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.options import RoutingConfig
 from orchestrator.routing.policies.prefix import PrefixChoice
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.fakes import JSON, FakeCluster, read
 from tests.orchestrator.wire.test_forms import form
@@ -53,7 +55,8 @@ def run(test: Test, **options: Any) -> FakeCluster:
 
 def add(cluster: FakeCluster, worker: Worker, *adapters: str) -> None:
     """Let a worker list more adapters."""
-    cluster.registry.announce(worker, worker.info, worker.max_model_len, (*worker.adapters, *adapters))
+    known = worker.introduction
+    cluster.registry.announce(worker, structs.replace(known, adapters=(*known.adapters, *adapters)))
 
 
 def body_for(path: str, model: str) -> tuple[bytes, bytes]:
@@ -182,13 +185,13 @@ def test_who_has_an_adapter_changes_while_it_is_asked_for() -> None:
     async def test(cluster: FakeCluster) -> None:
         only = cluster.worker("decode/1")
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 200
-        cluster.registry.mark_gone(only, "killed")
+        cluster.registry.judge.mark_gone(only, "killed")
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 503
         assert (await cluster.ask(DOCUMENT | {"model": "m"})).status == 200
-        cluster.registry.mark_ready(only)
+        cluster.registry.judge.mark_ready(only)
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 200
         for worker in cluster.registry.workers:
-            cluster.registry.announce(worker, None, None, ())
+            cluster.registry.announce(worker, Introduction(None, None))
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 404
         add(cluster, cluster.worker("decode/0", "n"), "poems")
         assert (await cluster.ask(DOCUMENT | {"model": "poems"})).status == 200  # it is of another model now
@@ -244,6 +247,7 @@ def test_prompts_of_adapters_share_no_cache_and_those_of_aliases_do() -> None:
             assert (await cluster.ask(long | {"model": name})).status == 200
 
     cluster = run(test, routing=RoutingConfig.model_validate({"prefill": "prefix"}))
-    choices = [record.prefill_choice for record in cluster.telemetry.records]
+    plans = [record.reasons for record in cluster.telemetry.records if record.reasons is not None]
+    choices = [plan.prefill_choice for plan in plans]
     known = [choice.matched > 0 for choice in choices if isinstance(choice, PrefixChoice)]
     assert known == [False, True, False, True]

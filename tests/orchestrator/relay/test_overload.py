@@ -287,7 +287,7 @@ def test_a_second_worker_takes_over_the_queue() -> None:
         _, second = ask(cluster)
         await settle()
         cluster.registry.undrain(spare)
-        cluster.registry.mark_ready(spare)
+        cluster.registry.judge.mark_ready(spare)
         await second
         held.may_go_on.set()
         await first

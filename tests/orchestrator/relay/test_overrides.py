@@ -131,9 +131,8 @@ def test_a_policy_is_another_ones_for_that_request_only() -> None:
                 await ask(cluster, **({header: "session", "x-session-id": "7"} if header else {}))
 
     cluster = run(test, prefill="round_robin", decode="round_robin")
-    reasons = [
-        (str(record.prefill_choice), str(record.decode_choice)) for record in cluster.telemetry.records
-    ]
+    plans = [record.reasons for record in cluster.telemetry.records if record.reasons is not None]
+    reasons = [(str(plan.prefill_choice), str(plan.decode_choice)) for plan in plans]
     usual, prefill, decode = reasons[0], reasons[2], reasons[4]
     assert reasons == [usual, usual, prefill, prefill, decode, decode]
     assert prefill[0] != usual[0]
@@ -190,12 +189,12 @@ def test_a_worker_that_serves_whole_requests_is_asked_by_its_name() -> None:
 def test_a_prefill_worker_that_is_not_there_is_not_replaced_by_a_decode_worker() -> None:
     async def test(cluster: FakeCluster) -> None:
         wanted = {"x-baton-worker-prefill": "m/prefill/0"}
-        cluster.registry.mark_gone(cluster.worker("prefill/0"), "killed")
+        cluster.registry.judge.mark_gone(cluster.worker("prefill/0"), "killed")
         for more in ({}, {"x-baton-disaggregate": "always"}):
             answer = await ask(cluster, **wanted, **more)
             assert answer.status == 503
             assert message(answer).startswith("m/prefill/0, which the header x-baton-worker-prefill asks for")
-        cluster.registry.mark_ready(cluster.worker("prefill/0"))
+        cluster.registry.judge.mark_ready(cluster.worker("prefill/0"))
         cluster.upstream.refuse(cluster.origin("prefill/0"))
         assert (await ask(cluster, **wanted)).status >= 500  # it fails, and no other is asked
 
@@ -204,7 +203,7 @@ def test_a_prefill_worker_that_is_not_there_is_not_replaced_by_a_decode_worker()
 
 def test_a_worker_that_is_not_there_is_not_replaced_by_another() -> None:
     async def test(cluster: FakeCluster) -> None:
-        cluster.registry.mark_gone(cluster.worker("decode/0"), "killed")
+        cluster.registry.judge.mark_gone(cluster.worker("decode/0"), "killed")
         answer = await ask(cluster, **{"x-baton-worker-decode": "m/decode/0"})
         assert answer.status == 503
         assert message(answer) == (
@@ -212,7 +211,7 @@ def test_a_worker_that_is_not_there_is_not_replaced_by_another() -> None:
         )
         answer = await ask(cluster, **{"x-baton-worker-decode": "m/decode/1"})
         assert answer.status == 200
-        cluster.registry.mark_ready(cluster.worker("decode/0"))
+        cluster.registry.judge.mark_ready(cluster.worker("decode/0"))
         cluster.upstream.refuse(cluster.origin("decode/1"))
         answer = await ask(cluster, **{"x-baton-worker-decode": "m/decode/1"})
         assert answer.status >= 500

@@ -84,8 +84,8 @@ def test_a_leg_that_goes_again_as_plain_json_keeps_its_turn() -> None:
     async def test() -> None:
         cluster = await cluster_with(prefill_order="shortest")
         worker = cluster.worker("prefill/0")
-        worker.token_ids = ("base64",)
-        cluster.worker("decode/0").token_ids = ("base64",)
+        worker.abilities.token_ids = ("base64",)
+        cluster.worker("decode/0").abilities.token_ids = ("base64",)
         refused: list[MemoryRequest] = []
 
         async def refuse_once(request: MemoryRequest, reply: MemoryReply) -> None:

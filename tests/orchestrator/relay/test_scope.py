@@ -156,7 +156,7 @@ def test_a_silent_leg_is_lost_only_if_its_workers_probes_fail_too(silent: str) -
         scope.sweep(now + 60)
         await asyncio.sleep(0)
         assert not serving.done()
-        cluster.registry.mark_gone(cluster.worker(silent), "no answer")
+        cluster.registry.judge.mark_gone(cluster.worker(silent), "no answer")
         scope.sweep(now + 61)
         await serving
         assert (exchange.status, exchange.is_complete) == (200, True)

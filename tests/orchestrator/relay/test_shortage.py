@@ -57,7 +57,7 @@ def test_a_probe_that_we_cannot_send_says_nothing() -> None:
         worker = cluster.registry.workers[0]
         with pytest.raises(ProbeImpossible):
             await probe(worker)
-        prober = Prober(cluster.registry, probe, random=cluster.registry._random)  # type: ignore[attr-defined]
+        prober = Prober(cluster.registry, probe, random=cluster.registry.judge._random)  # type: ignore[attr-defined]
         for _ in range(20):
             await prober._probe(worker)
         assert worker.state is WorkerState.READY

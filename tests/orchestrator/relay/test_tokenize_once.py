@@ -15,6 +15,7 @@ import pytest
 from orchestrator.telemetry.counters import FallbackReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import TokenIdsForm, WorkerInfo
+from orchestrator.workers.introduction import Introduction
 from tests.orchestrator.fakes import JSON, FakeCluster, params_of, read
 
 IDS = [5, 70_000, 2**31 - 1]
@@ -35,7 +36,7 @@ def run(test: Test, transport: str = "json", **options: Any) -> FakeCluster:
         cluster = FakeCluster(transport=transport, **options)
         cluster.upstream.serve(cluster.origin("prefill/0"), prefill)
         for worker in cluster.registry.workers:
-            cluster.registry.announce(worker, announced(transport), None)
+            cluster.registry.announce(worker, Introduction(announced(transport), None))
         await asyncio.wait_for(test(cluster), 60)
         await cluster.aclose()
         return cluster
@@ -154,7 +155,7 @@ def test_the_best_form_that_both_workers_announce_is_used(
 ) -> None:
     async def test(cluster: FakeCluster) -> None:
         for name, forms in (("prefill/0", prefill_forms), ("decode/0", decode_forms)):
-            cluster.registry.announce(cluster.worker(name), announced("msgpack", forms), None)
+            cluster.registry.announce(cluster.worker(name), Introduction(announced("msgpack", forms), None))
         assert (await cluster.ask(CHAT)).status == 200
         document = read(cluster.legs("decode")[0])
         assert ("return_token_ids" in read(cluster.legs("prefill")[0])) is (sent is not None)
@@ -291,11 +292,11 @@ def test_a_restarted_worker_is_believed_again() -> None:
     async def test(cluster: FakeCluster) -> None:
         worker = cluster.worker("decode/0")
         worker.distrust()
-        assert worker.token_ids == ()
-        cluster.registry.mark_gone(worker, "test")
-        cluster.registry.mark_ready(worker)
-        cluster.registry.announce(worker, announced("msgpack"), None)
-        assert worker.token_ids == ("bin", "base64", "list")
+        assert worker.abilities.token_ids == ()
+        cluster.registry.judge.mark_gone(worker, "test")
+        cluster.registry.judge.mark_ready(worker)
+        cluster.registry.announce(worker, Introduction(announced("msgpack"), None))
+        assert worker.abilities.token_ids == ("bin", "base64", "list")
 
     run(test, "msgpack")
 
@@ -323,6 +324,6 @@ def test_an_error_that_plain_json_does_not_mend_is_no_refusal(role: str) -> None
         cluster.upstream.serve(cluster.origin(f"{role}/0"), broken)
         assert (await cluster.ask(CHAT)).status == 422
         assert packed(cluster, role)[:2] == [True, False]
-        assert cluster.worker(f"{role}/0").token_ids == ("bin", "base64", "list")
+        assert cluster.worker(f"{role}/0").abilities.token_ids == ("bin", "base64", "list")
 
     run(test, "msgpack")

@@ -62,7 +62,7 @@ class Site:
         if what == "drain":
             (self.registry.undrain if worker.is_drained else self.registry.drain)(worker)
         elif what == "suspect":
-            self.registry.note_lost(worker, worker.epoch, "reset")
+            self.registry.judge.note_lost(worker, worker.epoch, "reset")
         elif what == "rest":
             self.pools.rest(worker, 2.0)
         elif self.plans and what == "end":
@@ -197,9 +197,9 @@ def test_why_others_are_not_considered() -> None:
     registry = registry_of({"prefill": 6, "decode": 1, "both": 1}, clock=clock)
     one, drained, gone, resting, lost, leaving, _, both = registry.workers
     registry.drain(drained)
-    registry.mark_gone(gone, "refused")
+    registry.judge.mark_gone(gone, "refused")
     registry.pools["m"].rest(resting, 5.0)
-    registry.note_lost(lost, lost.epoch, "reset")
+    registry.judge.note_lost(lost, lost.epoch, "reset")
     leaving.count_leg(1)
     registry.remove(leaving)
     told = explain(planner_of(), FakeRequest(), registry.pools["m"], None, ())

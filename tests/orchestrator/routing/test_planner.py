@@ -132,10 +132,10 @@ def test_a_suspect_serves_only_if_its_pool_has_no_other() -> None:
     registry = registry_of({"prefill": 2, "decode": 1})
     pools, (first, second, decode) = registry.pools["m"], registry.workers
     planner = planner_of()
-    registry.note_lost(first, first.epoch, "reset")
+    registry.judge.note_lost(first, first.epoch, "reset")
     assert {planner.plan(ASKED, pools, None).prefill for _ in range(4)} == {second}
-    registry.mark_gone(second, "refused")
-    registry.note_lost(decode, decode.epoch, "reset")
+    registry.judge.mark_gone(second, "refused")
+    registry.judge.note_lost(decode, decode.epoch, "reset")
     made = planner.plan(ASKED, pools, None)
     assert (made.prefill, made.decode) == (first, decode)
 

@@ -237,7 +237,8 @@ def test_prompts_with_one_beginning_go_to_one_worker(tmp_path: Path) -> None:
     records = [*run(test, config).telemetry.records]
     assert len({record.prefill_worker for record in records[:12]}) == 1
     assert {record.prefill_worker for record in records[12:]} == {f"m/prefill/{index}" for index in range(3)}
-    assert str(records[0].prefill_choice) == "Prompts that share their first 40 bytes go to it."
+    assert records[0].reasons is not None
+    assert str(records[0].reasons.prefill_choice) == "Prompts that share their first 40 bytes go to it."
 
 
 def test_both_legs_hear_that_they_have_answered(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.options import LogConfig
+from orchestrator.routing.policies.base import Choice, Reasons
 from orchestrator.telemetry.access_log import AccessLog
 from orchestrator.telemetry.record import RequestRecord
 from tests.orchestrator.records import ANSWERED, request_record
@@ -15,14 +16,9 @@ from tests.orchestrator.records import ANSWERED, request_record
 HOSTILE = "a\nb\r\x1b[31m\x7f\x9b2J\u2028\u2029\ud800c"
 
 
-class Chosen:
-    """A policy's choice, which words its reason when it is asked for it."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
+def chosen(reason: str) -> Choice[Any]:
+    """A policy's choice of some worker."""
+    return Choice[Any](None, reason)
 
 
 def answered(**changes: Any) -> RequestRecord:
@@ -31,8 +27,9 @@ def answered(**changes: Any) -> RequestRecord:
         "is_stream": True,
         "prefill_worker": "tiny/prefill/0",
         "decode_worker": "tiny/decode/1",
-        "prefill_choice": Chosen("It is the next in turn."),
-        "decode_choice": Chosen("It has the fewest legs under way."),
+        "reasons": Reasons[Any](
+            chosen("It is the next in turn."), chosen("It has the fewest legs under way.")
+        ),
         "bytes_in": 10,
         "bytes_out": 20,
         "client": "alice",
@@ -109,7 +106,7 @@ def test_a_console_line_leaves_out_what_is_not_known() -> None:
 
 
 def test_only_a_debug_log_has_reasons_in_its_console_lines() -> None:
-    alone = answered(whole_reason="echo", prefill_choice=None, decode_choice=Chosen(HOSTILE))
+    alone = answered(reasons=Reasons[Any](None, chosen(HOSTILE), "echo"))
     for level in ("info", "warning"):
         assert "reason" not in lines_of(alone, format="console", level=level)[0]
     [pair, one] = lines_of(answered(), alone, format="console", level="debug")
@@ -136,7 +133,8 @@ def test_the_time_of_a_line_is_when_the_request_ended() -> None:
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_nothing_in_a_record_breaks_its_line(format: str) -> None:
     lines = lines_of(
-        answered(client=HOSTILE, decode_worker=HOSTILE, decode_choice=Chosen(HOSTILE)), format=format
+        answered(client=HOSTILE, decode_worker=HOSTILE, reasons=Reasons[Any](None, chosen(HOSTILE))),
+        format=format,
     )
     assert len(lines) == 1
     assert lines[0].isascii()

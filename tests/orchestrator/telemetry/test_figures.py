@@ -19,7 +19,7 @@ from orchestrator.telemetry.figures import (
     quantile,
     total_s,
 )
-from orchestrator.telemetry.record import FailedAttempt, RequestRecord
+from orchestrator.telemetry.record import Attempts, FailedAttempt, RequestRecord
 from tests.orchestrator.records import ANSWERED, request_record
 
 SLOTS = {"m/prefill/0": 0, "m/decode/0": 1, "m/decode/1": 2}
@@ -49,7 +49,7 @@ def test_each_worker_has_its_own_part() -> None:
 
 def test_a_failure_is_the_failed_workers_and_its_time_is_nobodys() -> None:
     failed = [FailedAttempt("m/decode/1", "cut_short", 3.0)]
-    found = counted(answered(failed=failed, attempts=2))
+    found = counted(answered(attempts=Attempts(failed, 2)))
     assert (found["m/decode/1"][ERRORS], found["m/decode/1"][RETRIES]) == (1, 1)
     assert (found["m/decode/0"][ERRORS], found["m/decode/0"][SERVED]) == (0, 1)
     assert sum(buckets(found["m/decode/0"], FIRST_BYTE)) == 0
@@ -57,7 +57,7 @@ def test_a_failure_is_the_failed_workers_and_its_time_is_nobodys() -> None:
 
 def test_the_last_failure_is_no_retry() -> None:
     failed = [FailedAttempt("m/decode/1", "cut_short", 3.0)]
-    found = counted(answered(failed=failed, attempts=1, status=502, error_code="worker_cut_short"))
+    found = counted(answered(attempts=Attempts(failed), status=502, error_code="worker_cut_short"))
     assert (found["m/decode/1"][ERRORS], found["m/decode/1"][RETRIES]) == (1, 0)
     assert [found[name][SERVED] for name in SLOTS] == [0, 0, 0]
 

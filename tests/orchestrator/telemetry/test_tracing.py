@@ -31,7 +31,7 @@ from orchestrator.config import checks
 from orchestrator.config.file import ConfigErrors, load_config
 from orchestrator.config.options import TracingConfig
 from orchestrator.errors import StartError
-from orchestrator.telemetry.record import FailedAttempt, RequestRecord
+from orchestrator.telemetry.record import Attempts, FailedAttempt, RequestRecord
 from orchestrator.telemetry.tracing import Tracing
 from orchestrator.wire.trace import TRACEPARENT, TRACESTATE
 from tests.orchestrator.fakes import FakeCluster, FakeExchange
@@ -125,7 +125,7 @@ def test_the_stages_are_spans_within_that_of_the_request() -> None:
 
 def test_attributes_have_the_names_of_the_conventions() -> None:
     failed = [FailedAttempt("m/prefill/1", "silent", 3.1)]
-    record = answered(is_stream=True, client="alice", attempts=2, failed=failed)
+    record = answered(is_stream=True, client="alice", attempts=Attempts(failed, 2))
     request = Traced().spans(record)[f"chat {MODEL}"]
     assert dict(request.attributes or {}) == {
         "gen_ai.operation.name": "chat",

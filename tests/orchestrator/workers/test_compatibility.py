@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.wire.info import Role, WorkerInfo
-from orchestrator.workers.health import Introduction, Prober
+from orchestrator.workers.health import Prober
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
@@ -26,13 +27,13 @@ B = msgspec.structs.replace(A, dtype="float32")
 def join(registry: Registry, name: str, info: WorkerInfo | None) -> WorkerState:
     """A probe finds the worker well."""
     worker = find(registry, name)
-    registry.announce(worker, info, None)
-    misfit = registry.misfit(worker)
+    registry.announce(worker, Introduction(info, None))
+    misfit = registry.judge.misfit(worker)
     if misfit is None:
-        registry.mark_ready(worker)
+        registry.judge.mark_ready(worker)
     else:
         assert misfit.worker is worker
-        registry.note_unfit(worker, misfit.why, misfit.reason)
+        registry.judge.note_unfit(worker, misfit.why, misfit.reason)
     return worker.state
 
 
@@ -137,7 +138,7 @@ def test_a_worker_that_was_refused_joins_once_the_others_are_gone() -> None:
     registry = new()
     join(registry, "prefill/0", A)
     join(registry, "decode/0", B)
-    registry.mark_gone(find(registry, "prefill/0"), "refused")
+    registry.judge.mark_gone(find(registry, "prefill/0"), "refused")
     assert join(registry, "decode/0", B) == "ready"
     assert join(registry, "prefill/0", B) == "ready"
 
@@ -146,7 +147,7 @@ def test_a_worker_that_is_gone_is_no_ally() -> None:
     registry = new(p=1, d=2)
     assert join(registry, "decode/1", B) == "ready"
     join(registry, "prefill/0", A)
-    registry.mark_gone(find(registry, "prefill/0"), "refused")
+    registry.judge.mark_gone(find(registry, "prefill/0"), "refused")
     assert join(registry, "decode/0", A) == "unfit"
     assert states(registry)["decode/1"] == "ready"
 
@@ -173,9 +174,9 @@ def test_models_are_apart() -> None:
     addresses = [address("prefill", 0), address("decode", 0, model="n")]
     registry = Registry(addresses, ["m", "n"], "json", time=Clock())
     for worker, info in zip(registry.workers, (A, B), strict=True):
-        registry.announce(worker, info, None)
-        assert registry.misfit(worker) is None
-        registry.mark_ready(worker)
+        registry.announce(worker, Introduction(info, None))
+        assert registry.judge.misfit(worker) is None
+        registry.judge.mark_ready(worker)
 
 
 def test_a_hostile_announcement_is_shown_in_one_short_line() -> None:

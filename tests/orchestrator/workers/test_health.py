@@ -15,12 +15,12 @@ from orchestrator.config.options import HealthConfig
 from orchestrator.workers.health import (
     NAME_EVERY,
     HttpProbe,
-    Introduction,
     Probe,
     ProbeFailed,
     Prober,
     ProbeRefused,
 )
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.worker import Worker
@@ -126,7 +126,7 @@ def test_silence_ejects_after_three_seconds_at_most(seed: int) -> None:
 def test_a_reset_is_looked_into_at_once(trouble: str, state: WorkerState, within_s: float) -> None:
     async def scenario(cluster: Cluster) -> None:
         getattr(cluster.probe, trouble).add("decode/0")
-        cluster.registry.note_lost(cluster.first, cluster.first.epoch, "reset")
+        cluster.registry.judge.note_lost(cluster.first, cluster.first.epoch, "reset")
         assert cluster.first.state is WorkerState.SUSPECT
         assert await cluster.wait_state(cluster.first, state) <= within_s
 
@@ -135,7 +135,7 @@ def test_a_reset_is_looked_into_at_once(trouble: str, state: WorkerState, within
 
 def test_a_worker_that_lost_one_leg_and_is_well_goes_on() -> None:
     async def scenario(cluster: Cluster) -> None:
-        cluster.registry.note_lost(cluster.first, cluster.first.epoch, "reset")
+        cluster.registry.judge.note_lost(cluster.first, cluster.first.epoch, "reset")
         assert await cluster.wait_state(cluster.first, WorkerState.READY) < 0.001
 
     run(2, scenario)
@@ -147,7 +147,7 @@ def test_a_probe_from_before_a_reset_decides_nothing() -> None:
         before = len(cluster.probe.times("decode/0"))
         await asyncio.sleep(HEALTH.interval_s * 1.2)
         assert len(cluster.probe.times("decode/0")) == before + 1
-        cluster.registry.note_lost(cluster.first, cluster.first.epoch, "reset")
+        cluster.registry.judge.note_lost(cluster.first, cluster.first.epoch, "reset")
         await asyncio.sleep(0)  # one is under way, another one begins
         await asyncio.sleep(0)
         assert len(cluster.probe.times("decode/0")) == before + 2
@@ -236,7 +236,7 @@ def test_who_is_needed_again_is_asked_at_once() -> None:
         cluster.probe.failing.add("decode/0")
         await cluster.wait_state(first, WorkerState.EJECTED)
         cluster.probe.failing.clear()
-        cluster.registry.mark_gone(second, "refused")
+        cluster.registry.judge.mark_gone(second, "refused")
         assert first.state is WorkerState.SUSPECT
         assert await cluster.wait_state(first, WorkerState.READY) < 0.001
 
@@ -246,7 +246,7 @@ def test_who_is_needed_again_is_asked_at_once() -> None:
 def test_a_refused_worker_is_asked_soon_and_comes_back() -> None:
     async def scenario(cluster: Cluster) -> None:
         epoch = cluster.first.epoch
-        cluster.registry.mark_gone(cluster.first, "refused")
+        cluster.registry.judge.mark_gone(cluster.first, "refused")
         assert await cluster.wait_state(cluster.first, WorkerState.READY) <= 0.1
         assert cluster.first.epoch == epoch + 1
 
@@ -371,7 +371,7 @@ def test_a_worker_in_service_is_asked_again_when_it_lists_other_adapters() -> No
                 introduction = await probe(worker)
                 seen += [None if introduction is None else introduction.adapters]
                 if introduction is not None:
-                    worker.announce(introduction.info, introduction.max_model_len, introduction.adapters)
+                    worker.announce(introduction)
         return seen
 
     pause: list[tuple[str, ...] | None] = [None] * (NAME_EVERY - 1)

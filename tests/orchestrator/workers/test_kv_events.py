@@ -18,6 +18,7 @@ from orchestrator.wire.kv_events import AllBlocksCleared, Batch, BlockRemoved, B
 from orchestrator.workers import kv_events
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.figures import CacheFigures
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.kv_events import KvEventFeeds, Numbered, reachable
 from tests.orchestrator.cluster import registry_of
 from worker.sim.kv_events import KvEvents
@@ -257,7 +258,7 @@ class Site:
         announced = WorkerInfo(
             role="prefill", model="m", decodes=["json"], engine="sim", engine_version="0", kv_events=info
         )
-        self.registry.announce(self.worker, announced, None)
+        self.registry.announce(self.worker, Introduction(announced, None))
 
     def publisher(self) -> KvEvents:
         return KvEvents(self.endpoint, self.replay, 100)

@@ -20,14 +20,14 @@ def turns(registry: Registry, requests: int = 100) -> Counter[str]:
 
 
 def back_from_gone(registry: Registry, worker: Worker) -> None:
-    registry.mark_gone(worker, "refused")
-    registry.mark_ready(worker)
+    registry.judge.mark_gone(worker, "refused")
+    registry.judge.mark_ready(worker)
 
 
 def on_trial(registry: Registry, worker: Worker) -> None:
-    registry.note_lost(worker, worker.epoch, "reset")
-    registry.note_failed(worker, "500")
-    registry.mark_ready(worker)
+    registry.judge.note_lost(worker, worker.epoch, "reset")
+    registry.judge.note_failed(worker, "500")
+    registry.judge.mark_ready(worker)
     assert worker.state is WorkerState.PROBING
 
 
@@ -69,9 +69,9 @@ def test_slow_start_is_no_reason_where_nobody_is_warm(role: Role, count: int) ->
     registry = registry_of({role: count}, slow_start_s=10)
     pools = registry.pools["m"]
     for worker in registry.workers:
-        registry.mark_gone(worker, "refused")
+        registry.judge.mark_gone(worker, "refused")
     for worker in registry.workers:
-        registry.mark_ready(worker)
+        registry.judge.mark_ready(worker)
     assert [pools.share(worker) for worker in registry.workers] == [1.0] * count
     for _ in range(10):
         assert len(pools.candidates(role)) == count
@@ -117,14 +117,14 @@ def test_a_worker_that_starts_long_after_the_others_starts_slowly() -> None:
     clock = Clock()
     registry = registry_of({"decode": 2}, clock=clock, ready=False, slow_start_s=10)
     first, second = registry.workers
-    registry.mark_ready(first)
+    registry.judge.mark_ready(first)
     clock.now += 9
-    registry.mark_ready(second)
+    registry.judge.mark_ready(second)
     assert registry.pools["m"].is_steady
     late = registry_of({"decode": 2}, clock=clock, ready=False, slow_start_s=10)
-    late.mark_ready(late.workers[0])
+    late.judge.mark_ready(late.workers[0])
     clock.now += 10
-    late.mark_ready(late.workers[1])
+    late.judge.mark_ready(late.workers[1])
     assert turns(late) == {"decode/0": 100, "decode/1": 12}
 
 
@@ -186,13 +186,13 @@ def test_a_model_is_whole_with_a_pair_or_a_worker_that_does_both(
 def test_a_start_waits_for_prefill_workers_and_their_loss_is_made_up_for() -> None:
     registry = registry_of({"prefill": 1, "decode": 1}, ready=False)
     pools, (prefill, decode) = registry.pools["m"], registry.workers
-    registry.mark_ready(decode)
+    registry.judge.mark_ready(decode)
     assert pools.problem() == "no prefill worker is ready"
-    registry.mark_ready(prefill)
+    registry.judge.mark_ready(prefill)
     assert pools.problem() is None
-    registry.mark_gone(prefill, "refused")
+    registry.judge.mark_gone(prefill, "refused")
     assert pools.problem() is None
-    registry.mark_gone(decode, "refused")
+    registry.judge.mark_gone(decode, "refused")
     assert pools.problem() == "no prefill and no decode worker is ready"
 
 
@@ -204,8 +204,8 @@ def test_a_strict_path_needs_a_prefill_worker() -> None:
         routing=RoutingConfig(disaggregate="strict"),
     )
     for worker in registry.workers:
-        registry.mark_ready(worker)
-    registry.mark_gone(registry.workers[0], "refused")
+        registry.judge.mark_ready(worker)
+    registry.judge.mark_gone(registry.workers[0], "refused")
     assert registry.pools["m"].problem() == "no prefill worker is ready"
 
 
@@ -218,7 +218,7 @@ def test_a_worker_rests_for_as_long_as_it_asked() -> None:
         [worker.address for worker in registry_of({"decode": 2}).workers], ["m"], "json", time=lambda: now[0]
     )
     for worker in registry.workers:
-        registry.mark_ready(worker)
+        registry.judge.mark_ready(worker)
     now[0] = 1000.0
     pools, (first, second) = registry.pools["m"], registry.workers
     pools.rest(first, 7)

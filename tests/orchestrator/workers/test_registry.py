@@ -13,7 +13,9 @@ from orchestrator.errors import Conflict
 from orchestrator.routing.policies.base import Context
 from orchestrator.routing.policies.least_loaded import LeastLoaded
 from orchestrator.wire.codec import CODECS
-from orchestrator.workers.registry import CLEARED_S, MAX_WHY, Registry
+from orchestrator.workers.introduction import Introduction
+from orchestrator.workers.judge import CLEARED_S, MAX_WHY
+from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerSnapshot
 from orchestrator.workers.states import ON_SUSPICION, REACHABLE, Event, WorkerState
 from orchestrator.workers.worker import Worker
@@ -26,11 +28,11 @@ def test_only_ready_workers_are_in_the_pools() -> None:
     pools = registry.pools["m"]
     assert (pools.prefill, pools.decode, pools.both) == ((), (), ())
     for worker in registry.workers:
-        registry.mark_ready(worker)
+        registry.judge.mark_ready(worker)
     assert names(pools.prefill) == ["prefill/0", "prefill/1"]
     assert names(pools.decode) == ["decode/0"]
     assert names(pools.both) == ["both/0"]
-    registry.mark_gone(registry.workers[0], "refused")
+    registry.judge.mark_gone(registry.workers[0], "refused")
     assert names(pools.prefill) == ["prefill/1"]
 
 
@@ -40,16 +42,16 @@ def test_a_worker_that_goes_is_told_of_once_and_may_come_back() -> None:
     registry.news.gone.add(gone.append)
     worker = registry.workers[0]
     for why in ("refused", "still refused"):
-        registry.mark_gone(worker, why)
+        registry.judge.mark_gone(worker, why)
     assert gone == [worker]
     assert worker.status().last_error == "still refused"
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert (worker.status().state, worker.status().last_error) == ("ready", None)
 
 
 def test_a_worker_that_never_answered_stays_starting() -> None:
     registry = registry_of({"prefill": 1}, ready=False)
-    registry.mark_gone(registry.workers[0], "refused")
+    registry.judge.mark_gone(registry.workers[0], "refused")
     assert registry.workers[0].state == "starting"
 
 
@@ -73,23 +75,23 @@ def test_least_loaded_goes_around_what_other_processes_load() -> None:
 def test_what_another_process_knows_is_taken_over() -> None:
     source = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
     copy = registry_of({"prefill": 1, "decode": 1}, transport="msgpack", ready=False)
-    source.announce(source.workers[0], announcement("json", "msgpack"), 4096)
-    source.mark_ready(source.workers[0])
-    source.mark_gone(source.workers[1], "silent")
+    source.announce(source.workers[0], Introduction(announcement("json", "msgpack"), 4096))
+    source.judge.mark_ready(source.workers[0])
+    source.judge.mark_gone(source.workers[1], "silent")
     copy.follow(source.snapshots())
     assert copy.snapshots() == source.snapshots()
     assert names(copy.pools["m"].prefill) == ["prefill/0"]
-    assert copy.workers[0].codec is CODECS["msgpack"]
+    assert copy.workers[0].abilities.codec is CODECS["msgpack"]
 
 
 def test_a_snapshot_from_before_a_refusal_does_not_bring_the_worker_back() -> None:
     source, copy = registry_of({"decode": 1}), registry_of({"decode": 1}, ready=False)
     copy.follow(source.snapshots())
-    copy.mark_gone(copy.workers[0], "refused")
+    copy.judge.mark_gone(copy.workers[0], "refused")
     copy.follow(source.snapshots())
     assert copy.workers[0].state is WorkerState.GONE
-    source.mark_gone(source.workers[0], "refused elsewhere")
-    source.mark_ready(source.workers[0])
+    source.judge.mark_gone(source.workers[0], "refused elsewhere")
+    source.judge.mark_ready(source.workers[0])
     copy.follow(source.snapshots())
     assert copy.workers[0].state is WorkerState.READY
 
@@ -98,7 +100,7 @@ def test_a_snapshot_from_before_a_refusal_does_not_bring_the_worker_back() -> No
 def test_no_older_snapshot_brings_a_worker_back_that_refused(stale: str) -> None:
     copy = registry_of({"decode": 2})
     before = copy.workers[0].snapshot()
-    copy.mark_gone(copy.workers[0], "refused")
+    copy.judge.mark_gone(copy.workers[0], "refused")
     copy.follow([msgspec.structs.replace(before, state=WorkerState(stale)), copy.workers[1].snapshot()])
     assert copy.workers[0].state is WorkerState.GONE
 
@@ -109,7 +111,7 @@ def test_taking_over_ends_legs_and_is_no_report() -> None:
     seen: list[Event] = []
     copy.news.gone.add(gone.append)
     copy.news.moved.add(lambda worker, event: seen.append(event))
-    source.mark_gone(source.workers[0], "refused")
+    source.judge.mark_gone(source.workers[0], "refused")
     copy.follow(source.snapshots())
     assert names(copy.pools["m"].decode) == []
     assert gone == [copy.workers[0]]
@@ -122,7 +124,7 @@ def test_pools_are_sorted_once_for_all_workers_before_anybody_hears_of_one() -> 
     pools.on_update(lambda: sorts.append(len(pools.decode)))
     copy.news.gone.add(lambda worker: left.append(len(pools.decode)))
     for worker in source.workers[3:5]:
-        source.mark_gone(worker, "refused")
+        source.judge.mark_gone(worker, "refused")
     copy.follow(source.snapshots())
     assert sorts == [1]
     assert left == [1, 1]
@@ -133,10 +135,10 @@ def test_every_change_is_told() -> None:
     worker = registry.workers[0]
     seen: list[tuple[WorkerSnapshot, ...]] = []
     registry.news.changed.add(lambda: seen.append(registry.snapshots()))
-    registry.announce(worker, None, 4096)
-    registry.mark_ready(worker)
-    registry.mark_gone(worker, "refused")
-    registry.mark_gone(worker, "still refused")
+    registry.announce(worker, Introduction(None, 4096))
+    registry.judge.mark_ready(worker)
+    registry.judge.mark_gone(worker, "refused")
+    registry.judge.mark_gone(worker, "still refused")
     told = [(snapshot.state, snapshot.max_model_len, snapshot.last_error) for [snapshot] in seen]
     assert told == [
         ("starting", 4096, None),
@@ -154,8 +156,8 @@ def states(registry: Registry) -> list[str]:
 
 
 def eject(registry: Registry, worker: Worker) -> None:
-    registry.note_failed(worker, "500")
-    registry.note_failed(worker, "500")
+    registry.judge.note_failed(worker, "500")
+    registry.judge.note_failed(worker, "500")
 
 
 def test_a_lost_leg_makes_a_worker_suspect_and_a_probe_is_due() -> None:
@@ -163,10 +165,10 @@ def test_a_lost_leg_makes_a_worker_suspect_and_a_probe_is_due() -> None:
     worker = registry.workers[0]
     doubted: list[Worker] = []
     registry.news.doubted.add(doubted.append)
-    registry.note_lost(worker, worker.epoch, "reset")
-    registry.note_lost(worker, worker.epoch, "reset, too")
+    registry.judge.note_lost(worker, worker.epoch, "reset")
+    registry.judge.note_lost(worker, worker.epoch, "reset, too")
     assert (worker.state, worker.last_error, doubted) == ("suspect", "reset, too", [worker])
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert (worker.state, worker.epoch) == ("ready", 1)
     assert registry.pools["m"].is_steady
 
@@ -174,9 +176,9 @@ def test_a_lost_leg_makes_a_worker_suspect_and_a_probe_is_due() -> None:
 def test_a_leg_from_before_a_return_tells_nothing() -> None:
     registry = registry_of({"decode": 1})
     worker = registry.workers[0]
-    registry.mark_gone(worker, "refused")
-    registry.mark_ready(worker)
-    registry.note_lost(worker, 1, "reset")
+    registry.judge.mark_gone(worker, "refused")
+    registry.judge.mark_ready(worker)
+    registry.judge.note_lost(worker, 1, "reset")
     assert worker.state is WorkerState.READY
 
 
@@ -186,12 +188,12 @@ def test_five_errors_in_a_row_eject() -> None:
     gone: list[Worker] = []
     registry.news.gone.add(gone.append)
     for _ in range(4):
-        registry.note_error(worker)
+        registry.judge.note_error(worker)
     worker.failures = 0  # a leg has succeeded
     for _ in range(4):
-        registry.note_error(worker)
+        registry.judge.note_error(worker)
     assert worker.state is WorkerState.READY
-    registry.note_error(worker)
+    registry.judge.note_error(worker)
     assert worker.state is WorkerState.EJECTED
     assert gone == [worker]
 
@@ -200,9 +202,9 @@ def test_an_error_on_trial_ejects_at_once() -> None:
     registry = registry_of({"decode": 2})
     worker = registry.workers[0]
     eject(registry, worker)
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert (worker.state, worker.epoch) == ("probing", 2)
-    registry.note_error(worker)
+    registry.judge.note_error(worker)
     assert worker.state is WorkerState.EJECTED
 
 
@@ -212,7 +214,7 @@ def test_silence_ejects_and_missing_one_probe_does_not() -> None:
     worker = registry.workers[0]
     for after, state in ((1.0, "suspect"), (1.9, "suspect"), (0.1, "ejected")):
         clock.now += after
-        registry.note_missed(worker, clock.now - 1)
+        registry.judge.note_missed(worker, clock.now - 1)
         assert worker.state == state
 
 
@@ -223,10 +225,10 @@ def test_a_worker_whose_streams_flow_may_miss_probes() -> None:
     for _ in range(20):
         clock.now += 1
         worker.note_heard(clock.now - 0.25)
-        registry.note_missed(worker, clock.now - 1)
+        registry.judge.note_missed(worker, clock.now - 1)
     assert worker.state is WorkerState.READY
     clock.now += 2.75  # the streams have ended 3 s ago
-    registry.note_missed(worker, clock.now - 1)
+    registry.judge.note_missed(worker, clock.now - 1)
     assert worker.state is WorkerState.EJECTED
 
 
@@ -235,15 +237,15 @@ def test_a_suspect_has_less_time_after_a_lost_leg_unless_it_is_heard() -> None:
     registry = registry_of({"decode": 4}, clock=clock, silence_s=3, suspect_s=0.4)
     silent, heard = registry.workers[:2]
     for worker in (silent, heard):
-        registry.note_lost(worker, worker.epoch, "reset")
+        registry.judge.note_lost(worker, worker.epoch, "reset")
     clock.now += 0.2
     heard.note_heard(clock.now)
     clock.now += 0.2
     for worker in (silent, heard):
-        registry.note_missed(worker, clock.now - 0.1)
+        registry.judge.note_missed(worker, clock.now - 0.1)
     assert states(registry)[:2] == ["ejected", "suspect"]
     clock.now += 2.8
-    registry.note_missed(heard, clock.now - 1)
+    registry.judge.note_missed(heard, clock.now - 1)
     assert heard.state is WorkerState.EJECTED
 
 
@@ -254,15 +256,15 @@ def test_an_ejected_worker_is_asked_later_each_time() -> None:
     eject(registry, worker)
     waits = [worker.suspicion.retry_at - clock.now]
     for _ in range(5):
-        registry.note_failed(worker, "500")
+        registry.judge.note_failed(worker, "500")
         waits.append(worker.suspicion.retry_at - clock.now)
     assert all(bound / 2 <= wait <= bound for wait, bound in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))
     worker.suspicion = replace(worker.suspicion, ejections=100_000)  # a month of failures
-    registry.note_failed(worker, "500")
+    registry.judge.note_failed(worker, "500")
     assert worker.suspicion.retry_at - clock.now <= 8
     retry_at = worker.suspicion.retry_at
-    registry.note_lost(worker, worker.epoch, "a leg from before")
-    registry.note_error(worker)
+    registry.judge.note_lost(worker, worker.epoch, "a leg from before")
+    registry.judge.note_error(worker)
     assert worker.suspicion.retry_at == retry_at
 
 
@@ -271,7 +273,7 @@ def test_a_long_time_without_trouble_makes_up_for_ejections() -> None:
     registry = registry_of({"decode": 2}, clock=clock, eject_s=1, eject_max_s=8)
     worker = registry.workers[0]
     for between, bound in ((0.0, 1), (0.0, 2), (9.0, 1)):
-        registry.mark_ready(worker)
+        registry.judge.mark_ready(worker)
         worker.failures = 0
         registry.settle()
         assert worker.state is WorkerState.READY
@@ -295,7 +297,7 @@ def test_at_most_half_of_a_pool_is_ejected(size: int, ejected: int) -> None:
 def test_who_is_gone_is_not_suspected_and_not_counted() -> None:
     registry = registry_of({"decode": 4})
     for worker in registry.workers:
-        registry.mark_gone(worker, "refused")
+        registry.judge.mark_gone(worker, "refused")
     assert states(registry) == ["gone"] * 4
 
 
@@ -305,15 +307,15 @@ def test_an_ejected_worker_serves_again_when_too_few_others_are_left() -> None:
     doubted: list[Worker] = []
     registry.news.doubted.add(doubted.append)
     eject(registry, first)
-    registry.note_failed(first, "500")  # twice in a row
+    registry.judge.note_failed(first, "500")  # twice in a row
     eject(registry, second)
-    registry.mark_gone(third, "refused")
+    registry.judge.mark_gone(third, "refused")
     assert states(registry) == ["ejected", "suspect", "gone", "ready"]
     assert (doubted, second.epoch) == ([second], 2)
-    registry.mark_gone(fourth, "refused")
+    registry.judge.mark_gone(fourth, "refused")
     assert states(registry) == ["ejected", "suspect", "gone", "gone"]
     assert names(registry.pools["m"].decode) == ["decode/1"]
-    registry.mark_gone(second, "refused")
+    registry.judge.mark_gone(second, "refused")
     assert states(registry) == ["suspect", "gone", "gone", "gone"]
 
 
@@ -329,11 +331,11 @@ def test_a_drained_worker_takes_no_legs_and_is_asked_before_it_does_again() -> N
         registry.drain(worker)
         assert names(registry.pools["m"].decode) == ["decode/1"]
         assert (worker.status().state, worker.status().in_flight) == ("draining", 1)
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert worker.state is WorkerState.DRAINING
     registry.undrain(worker)
     assert (worker.state, doubted) == ("suspect", [worker])
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert (worker.state, worker.epoch) == ("ready", 1)
     assert registry.pools["m"].share(worker) < 1
 
@@ -344,14 +346,14 @@ def test_draining_outlasts_a_restart() -> None:
     gone: list[Worker] = []
     registry.news.gone.add(gone.append)
     registry.drain(worker)
-    registry.mark_gone(worker, "refused")
+    registry.judge.mark_gone(worker, "refused")
     assert gone == [worker]
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert (worker.state, worker.epoch) == ("draining", 2)
-    registry.mark_gone(worker, "refused")
+    registry.judge.mark_gone(worker, "refused")
     registry.undrain(worker)
     assert worker.state is WorkerState.GONE
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert worker.state is WorkerState.READY
 
 
@@ -360,7 +362,7 @@ def test_a_silent_worker_that_drains_is_gone() -> None:
     registry = registry_of({"decode": 1}, clock=clock, silence_s=3)
     registry.drain(registry.workers[0])
     clock.now += 3
-    registry.note_missed(registry.workers[0], clock.now - 1)
+    registry.judge.note_missed(registry.workers[0], clock.now - 1)
     assert states(registry) == ["gone"]
 
 
@@ -370,7 +372,7 @@ def test_an_added_worker_serves_once_it_has_answered() -> None:
     registry.news.added.add(added.append)
     worker = registry.add(address("decode", 1, port=2))
     assert (added, names(registry.pools["m"].decode)) == ([worker], ["decode/0"])
-    registry.mark_ready(worker)
+    registry.judge.mark_ready(worker)
     assert names(registry.pools["m"].decode) == ["decode/0", "decode/1"]
 
 
@@ -400,12 +402,12 @@ def test_a_leaving_worker_makes_an_ejected_one_needed() -> None:
 # --- whatever happens ---------------------------------------------------------------------------
 
 ACTIONS: dict[str, Callable[[Registry, Worker], None]] = {
-    "answered": lambda registry, worker: registry.mark_ready(worker),
-    "refused": lambda registry, worker: registry.mark_gone(worker, "refused"),
-    "failed": lambda registry, worker: registry.note_failed(worker, "500"),
-    "missed": lambda registry, worker: registry.note_missed(worker, asked=float("inf")),
-    "lost": lambda registry, worker: registry.note_lost(worker, worker.epoch, "reset"),
-    "error": lambda registry, worker: registry.note_error(worker),
+    "answered": lambda registry, worker: registry.judge.mark_ready(worker),
+    "refused": lambda registry, worker: registry.judge.mark_gone(worker, "refused"),
+    "failed": lambda registry, worker: registry.judge.note_failed(worker, "500"),
+    "missed": lambda registry, worker: registry.judge.note_missed(worker, asked=float("inf")),
+    "lost": lambda registry, worker: registry.judge.note_lost(worker, worker.epoch, "reset"),
+    "error": lambda registry, worker: registry.judge.note_error(worker),
     "success": lambda registry, worker: setattr(worker, "failures", 0),
     "drain": lambda registry, worker: registry.drain(worker),
     "undrain": lambda registry, worker: registry.undrain(worker),
@@ -443,38 +445,40 @@ def test_a_denied_leg_has_the_worker_looked_at_once() -> None:
     registry = registry_of({"decode": 2}, clock=clock)
     worker, doubted = registry.workers[0], list[Worker]()
     registry.news.doubted.add(doubted.append)
-    registry.note_denied(worker, worker.epoch, 403)
+    registry.judge.note_denied(worker, worker.epoch, 403)
     assert (worker.state, worker.is_denied, doubted) == (WorkerState.SUSPECT, True, [worker])
     assert (worker.reason, worker.last_error) == ("denies requests", "answered a leg with 403")
-    registry.note_cleared(worker)
-    registry.mark_ready(worker)
-    registry.note_denied(
+    registry.judge.note_cleared(worker)
+    registry.judge.mark_ready(worker)
+    registry.judge.note_denied(
         worker, worker.epoch, 403
     )  # the same client again: a probe has just seen that it is well
     assert (worker.state, worker.is_denied) == (WorkerState.READY, False)
     clock.now += CLEARED_S
-    registry.note_denied(worker, worker.epoch, 403)
+    registry.judge.note_denied(worker, worker.epoch, 403)
     assert (worker.state, worker.is_denied) == (WorkerState.SUSPECT, True)
 
 
 def test_what_an_earlier_worker_denied_is_no_news() -> None:
     registry = registry_of({"decode": 1})
-    registry.note_denied(registry.workers[0], registry.workers[0].epoch - 1, 401)
+    registry.judge.note_denied(registry.workers[0], registry.workers[0].epoch - 1, 401)
     assert registry.workers[0].state is WorkerState.READY
 
 
 def test_all_workers_of_a_pool_may_be_unfit_and_come_back() -> None:
     registry = registry_of({"decode": 3})
     for worker in registry.workers:
-        registry.note_unfit(worker, "it answers 401 to /v1/models", "refuses the orchestrator's key (401)")
+        registry.judge.note_unfit(
+            worker, "it answers 401 to /v1/models", "refuses the orchestrator's key (401)"
+        )
     assert registry.pools["m"].decode == ()
     epoch = registry.workers[0].epoch
-    registry.mark_ready(registry.workers[0])
+    registry.judge.mark_ready(registry.workers[0])
     assert names(registry.pools["m"].decode) == ["decode/0"]
     assert (registry.workers[0].epoch, registry.workers[0].reason) == (epoch + 1, None)
 
 
 def test_what_a_worker_can_write_into_an_error_is_bounded() -> None:
     registry = registry_of({"decode": 1})
-    registry.note_failed(registry.workers[0], "x" * 10_000)
+    registry.judge.note_failed(registry.workers[0], "x" * 10_000)
     assert len(str(registry.workers[0].last_error)) == MAX_WHY

@@ -16,7 +16,8 @@ import pytest
 from orchestrator.transport.base import Origin, host_header
 from orchestrator.workers import health, troubles
 from orchestrator.workers.health import ENDPOINTS, MAX_PAGE_BYTES, HttpProbe, ProbeFailed, Prober
-from orchestrator.workers.registry import MAX_WHY, Registry
+from orchestrator.workers.judge import MAX_WHY
+from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from orchestrator.workers.troubles import answered
 from orchestrator.workers.worker import Worker
@@ -268,9 +269,9 @@ def test_who_announces_garbage_is_a_plain_worker_and_that_is_said_once(
             worker.script["/baton/info"] = NO_ANNOUNCEMENTS[name]
             for turn in range(3):
                 await made.wait_state(worker, READY)
-                assert made.known(worker).info is None
+                assert made.known(worker).introduction.info is None
                 assert worker.asked("/baton/info") == turn + 1
-                made.registry.mark_gone(made.known(worker), "restarted")
+                made.registry.judge.mark_gone(made.known(worker), "restarted")
             assert (await made.ask(CHAT)).status == 503
 
     run(scenario)

@@ -7,6 +7,7 @@ from msgspec import structs
 
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.info import TokenIdsForm, WorkerInfo
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.states import Suspicion, WorkerState
 from orchestrator.workers.worker import OwnWorker, Worker
 from tests.orchestrator.cluster import address, announcement, processes_of, registry_of, seat
@@ -69,13 +70,13 @@ def test_a_worker_is_heard_by_all_processes() -> None:
 )
 def test_a_worker_gets_what_both_sides_can(transport: str, announced: WorkerInfo | None, used: str) -> None:
     worker = worker_for(transport)
-    worker.announce(announced, 4096)
-    assert worker.codec is CODECS[used]
+    worker.announce(Introduction(announced, 4096))
+    assert worker.abilities.codec is CODECS[used]
     assert worker.status().max_model_len == 4096
 
 
 def test_json_until_announced() -> None:
-    assert worker_for("msgpack").codec is JSON
+    assert worker_for("msgpack").abilities.codec is JSON
 
 
 @pytest.mark.parametrize(
@@ -92,22 +93,22 @@ def test_token_ids_go_in_the_best_form_that_both_sides_know(
     transport: str, announced: list[TokenIdsForm], used: tuple[str, ...]
 ) -> None:
     worker = worker_for(transport)
-    worker.announce(announcement("json", token_ids=announced), None)
-    assert worker.token_ids == used
+    worker.announce(Introduction(announcement("json", token_ids=announced), None))
+    assert worker.abilities.token_ids == used
 
 
 def test_who_refused_what_it_announced_gets_plain_json_until_it_is_back() -> None:
     worker = worker_for("msgpack")
     said = announcement("json", "msgpack", token_ids=["bin"])
-    worker.announce(said, 4096)
+    worker.announce(Introduction(said, 4096))
     worker.distrust()
     for _ in range(2):
-        assert (worker.codec, worker.token_ids) == (JSON, ())
-        assert (worker.info, worker.max_model_len) == (said, 4096)
-        worker.announce(said, 4096)  # a probe that was under way
+        assert (worker.abilities.codec, worker.abilities.token_ids) == (JSON, ())
+        assert (worker.introduction.info, worker.introduction.max_model_len) == (said, 4096)
+        worker.announce(Introduction(said, 4096))  # a probe that was under way
     worker.become(replace(worker.life(), epoch=worker.epoch + 1))
-    worker.announce(said, 4096)
-    assert (worker.codec, worker.token_ids) == (CODECS["msgpack"], ("bin",))
+    worker.announce(Introduction(said, 4096))
+    assert (worker.abilities.codec, worker.abilities.token_ids) == (CODECS["msgpack"], ("bin",))
 
 
 # --- what happens to it -------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def test_the_zone_of_the_config_comes_before_the_announced_one() -> None:
     other.address = replace(other.address, zone="a")
     info = structs.replace(announcement("json"), zone="b")
     for worker in (one, other):
-        worker.announce(info, None)
+        worker.announce(Introduction(info, None))
     assert (one.zone, other.zone) == ("b", "a")
-    one.announce(None, None)
+    one.announce(Introduction(None, None))
     assert one.zone is None

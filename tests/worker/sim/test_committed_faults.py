@@ -16,7 +16,7 @@ from tests.worker.sim.asking import ask, chat, completion, decode, prefill, send
 from tests.worker.sim.workers import Worker, running
 from worker.sim import faults
 from worker.sim.latency import Latency
-from worker.sim.settings import Announced
+from worker.sim.settings import Announced, Defects
 
 STREAM = {"stream": True, "max_tokens": 6, "ignore_eos": True}
 
@@ -272,18 +272,18 @@ def test_a_worker_can_be_plain() -> None:
 
 
 def test_other_weights_answer_with_other_words(worker: Worker) -> None:
-    with running(weights="tuned") as other:
+    with running(defects=Defects(weights="tuned")) as other:
         said = [ask(each, chat("Who?", seed=1)).json()["choices"] for each in (worker, other, other)]
     assert said[0] != said[1] == said[2]
 
 
 @pytest.mark.parametrize("offset_s", [-3600.0, 3600.0])
 def test_a_wrong_clock(offset_s: float) -> None:
-    with running(clock_offset_s=offset_s) as worker:
+    with running(defects=Defects(clock_offset_s=offset_s)) as worker:
         (date,) = worker.client.get("/health").headers.get_list("date")
     assert abs(parsedate_to_datetime(date).timestamp() - time.time() - offset_s) < 60
 
 
 def test_handoffs_can_name_another_port() -> None:
-    with running(role="prefill", advertised_port=1) as worker:
+    with running(role="prefill", defects=Defects(advertised_port=1)) as worker:
         assert prefill(worker, chat())["remote_port"] == 1

@@ -127,7 +127,7 @@ class Served:
             rng=Random(1),
         )
         for worker in self.core.registry.workers:
-            self.core.registry.mark_ready(worker)
+            self.core.registry.judge.mark_ready(worker)
 
     def worker(self, name: str) -> WorkerHandle:
         found = self.core.registry.find(f"{MODEL}/{name}")
