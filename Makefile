@@ -9,12 +9,13 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
+AXE := .axe
 CONFIG ?= configs/quickstart.yaml
 COMPILED := build/compiled
 ON_ALL_CORES := -n logical --dist worksteal
 SOURCES := LICENSE README.md bench configs docs launch orchestrator pyproject.toml setup.py tests worker
 
-.PHONY: help setup serve test quick check bench regression soak chaos fuzz clients profile compile compiled pure clean
+.PHONY: help setup serve test quick check page bench regression soak chaos fuzz clients profile compile compiled pure clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
 	@echo 'make quick   the tests that start no processes, in a minute; some of them: make quick ARGS="-k wire"'
 	@echo 'make check   ruff, its formatter, mypy'
+	@echo 'make page    the page of the admin listener, in Chromium'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
@@ -44,7 +46,7 @@ serve: $(STAMP)
 
 # vLLM's workers need all cores for themselves. ARGS may choose tests of one kind alone: no tests (5) is no failure.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not browser" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m real $(ARGS) || [ $$? = 5 ]
 
 # One more than there are cores: these tests wait for half of their time.
@@ -56,6 +58,15 @@ check: $(STAMP)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+
+# The page of the admin listener, in Debian's Chromium.
+page: $(STAMP) $(AXE)/node_modules
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
+$(AXE)/node_modules: tests/page/install.sh tests/page/package-lock.json
+	@echo 'page: installing Chromium, if it is not there, and axe-core'
+	@$< $(AXE)
+	@touch $@
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)
@@ -115,5 +126,5 @@ $(PEERS)/setup-done: bench/compare/peers.txt
 	@touch $@
 
 clean: pure
-	rm -rf .venv $(PEERS) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv $(PEERS) $(AXE) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

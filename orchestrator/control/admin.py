@@ -58,8 +58,7 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
-    open_paths = frozenset({"/", *pages.web.paths})
-    return guarded(app, state, open_paths, check=refuse_other_sites, scope_of=_scope_of)
+    return guarded(app, state, pages.web.is_asked_for, check=refuse_other_sites, scope_of=_scope_of)
 
 
 def _scope_of(path: str) -> Scope:
@@ -105,8 +104,7 @@ class _AdminPages:
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 
     async def front(self, request: Request) -> Response:
-        is_browser = "text/html" in request.headers.get("accept", "")
-        return self.web.page() if is_browser else await self.index()
+        return self.web.page() if self.web.is_asked_for(request.scope) else await self.index()
 
     async def index(self) -> Response:
         return PlainTextResponse(INDEX)

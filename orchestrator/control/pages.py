@@ -28,6 +28,7 @@ from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
 HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
 
 Check = Callable[[str, Headers], None]  # of a method and the headers
+IsOpen = Callable[[Scope], bool]  # of an ASGI scope: it needs no key
 ScopeOf = Callable[[str], KeyScope]  # of a path: what a key must be for
 KEY_NAME = "baton.key"  # in the ASGI scope: the name of the key, if one was asked for
 
@@ -46,15 +47,15 @@ def add_page(
 def guarded(
     app: FastAPI,
     state: Guarding,
-    open_paths: frozenset[str],
+    is_open: IsOpen,
     check: Check | None = None,
     scope_of: ScopeOf = lambda path: "infer",
 ) -> FastAPI:
     """Put what all pages share around `app`. `check` raises a `BatonError` for requests that it refuses.
 
-    Where there are keys, one with the scope that `scope_of` names is needed, but for `open_paths`.
+    Where there are keys, one with the scope that `scope_of` names is needed, but for what `is_open`.
     """
-    app.add_middleware(_Guard, state=state, open_paths=open_paths, check=check, scope_of=scope_of)
+    app.add_middleware(_Guard, state=state, is_open=is_open, check=check, scope_of=scope_of)
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
@@ -66,7 +67,7 @@ class _Guard:
         self,
         app: ASGIApp,
         state: Guarding,
-        open_paths: frozenset[str],
+        is_open: IsOpen,
         check: Check | None,
         scope_of: ScopeOf,
     ) -> None:
@@ -74,7 +75,7 @@ class _Guard:
         self._check = check
         self._keys = state.keys
         self._ids = state.ids
-        self._open_paths = open_paths
+        self._is_open = is_open
         self._scope_of = scope_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +104,7 @@ class _Guard:
             await _answer_to(error, request_id, scope["path"])(scope, receive, send_with_id)
 
     def _check_key(self, scope: Scope) -> None:
-        if self._keys is None or scope["path"] in self._open_paths:
+        if self._keys is None or self._is_open(scope):
             return
         takes_both = scope["path"].startswith(_FOR_ANTHROPICS)
         authorization = authorization_of(scope)

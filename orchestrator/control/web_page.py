@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from orchestrator.errors import NotFound
 
@@ -34,10 +36,14 @@ class WebPage:
     """It has the files in memory from the start on."""
 
     def __init__(self) -> None:
-        self._files = {
-            path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES
-        }
-        self.paths = frozenset(f"/page/{name}" for name in self._files)
+        files = (path for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES)
+        self._files = {path.name: path.read_bytes() for path in files}
+        self._paths = frozenset(f"/page/{name}" for name in self._files)
+
+    def is_asked_for(self, scope: Scope) -> bool:
+        """Tell whether a request is for the page or one of its files."""
+        is_browser = scope["path"] == "/" and "text/html" in Headers(scope=scope).get("accept", "")
+        return is_browser or scope["path"] in self._paths
 
     def page(self) -> Response:
         """Return the page itself."""
