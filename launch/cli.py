@@ -85,6 +85,8 @@ def _parser() -> Parser:
     _add_simulate(commands)
     _add_key(commands)
     _add_explain_route(commands)
+    _add_trace(commands)
+    _add_events(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
     _add_explain(commands)
@@ -109,6 +111,25 @@ def _add_explain_route(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("explain-route", help=text, description=text, allow_abbrev=False)
     explain_route.add_options(parser)
     parser.set_defaults(command=_explain_route)
+
+
+def _add_trace(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import trace
+
+    trace.add_options(_asking(commands, "trace", trace.ABOUT, _trace))
+
+
+def _add_events(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import events
+
+    events.add_options(_asking(commands, "events", events.ABOUT, _events))
+
+
+def _asking(commands: argparse._SubParsersAction[Parser], name: str, text: str, command: Command) -> Parser:
+    """Add a command that asks what runs."""
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(command=command)
+    return parser
 
 
 def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -307,7 +328,7 @@ def _up(arguments: argparse.Namespace) -> int:
     from launch.local.up import up
 
     config = _load(arguments, starts=True)
-    return up(config, _make_plan(arguments, config))
+    return up(config, _make_plan(arguments, config), arguments.config)
 
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
@@ -365,6 +386,18 @@ def _explain_route(arguments: argparse.Namespace) -> int:
     from launch import explain_route
 
     return explain_route.run(arguments)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from launch import trace
+
+    return trace.run(arguments)
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    from launch import events
+
+    return events.run(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

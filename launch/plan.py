@@ -48,6 +48,7 @@ class Plan:
     orchestrator: ProcessSpec
     elsewhere: tuple[str, ...]  # workers of other machines
     url: str  # where clients reach the data plane from this machine
+    admin: str | None = None  # where operators reach the admin listener; None without one
 
     @property
     def processes(self) -> tuple[ProcessSpec, ...]:
@@ -66,6 +67,7 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
         orchestrator=_orchestrator(config, config_path, overrides, around),
         elsewhere=tuple(address.name for address in managed if address.name not in here),
         url=public_url(config),
+        admin=admin_url(config),
     )
 
 
@@ -95,6 +97,14 @@ def public_url(config: Config) -> str:
     host, port = split_address(config.orchestrator.listen)
     scheme = "http" if config.orchestrator.tls is None else "https"
     return f"{scheme}://{join_address(_reachable(host), port)}"
+
+
+def admin_url(config: Config) -> str | None:
+    """Return where the admin listener is reached from this machine; None if nobody can know."""
+    if config.orchestrator.admin is None:
+        return None
+    host, port = split_address(config.orchestrator.admin)
+    return f"http://{join_address(_reachable(host), port)}" if port else None
 
 
 def _reachable(host: str) -> str:

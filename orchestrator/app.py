@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
 from orchestrator.control.state import (
+    FoundRequests,
     ProcessEnd,
     ProcessState,
     ProcessStatus,
@@ -52,8 +53,10 @@ from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
-from orchestrator.telemetry.logs import Write
+from orchestrator.telemetry.history import History, RequestQuery
+from orchestrator.telemetry.logs import Write, lost_lines
 from orchestrator.telemetry.record import RequestRecord
+from orchestrator.telemetry.timeline import Timelines
 from orchestrator.telemetry.tracing import Tracing
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.info import Role
@@ -78,12 +81,14 @@ class ProcessContext:
     figures: Row | None = None  # where it counts what workers have done; None: in memory of its own
     share: Share | None = None  # tells the policies of other processes something; None: there are none
     salt: int = 0  # of the log of decisions
+    events: Events | None = None  # None: nobody asks for them
 
     @classmethod
     def alone(cls, options: OrchestratorConfig) -> ProcessContext:
         """Make that of the only process. Raises `StartError`."""
         keys, salt = load_keys(options), secrets.randbits(64)
-        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt)
+        events = Events()
+        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt, events=events)
 
 
 class Core:
@@ -111,7 +116,8 @@ class Core:
         limits = config.orchestrator.limits
         self.random = rng or random.Random()  # noqa: S311
         self.ids = IdSource(self.random)
-        self.telemetry = Telemetry(Layout([model.name for model in config.models], ENDPOINTS), context.row)
+        layout = Layout([model.name for model in config.models], ENDPOINTS)
+        self.telemetry = Telemetry(layout, context.row, context.events)
         self.registry = _registry(config, transport, context.loads, time=clock, random=self.random)
         self.admission = Admission(
             self.registry.pools,
@@ -212,6 +218,7 @@ class Orchestrator:
     ) -> None:
         """`context` is given where several processes serve. Raises `StartError`."""
         context = context or ProcessContext.alone(config.orchestrator)
+        self.events = context.events or Events()
         self.core = Core(config, upstream, transport=transport, credential=credential, context=context)
         self.config = config
         self.transport = transport
@@ -224,7 +231,6 @@ class Orchestrator:
         self.telemetry = self.core.telemetry
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
-        self.events = Events()
         self._figures = _WorkerFigures(self.registry, context.figures)
         self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
         self.is_draining = False
@@ -244,6 +250,10 @@ class Orchestrator:
             )
         )
         self._control = control_app(self)
+        self._history = History(
+            [model.name for model in config.models], plane.under_way, self.telemetry.records, time=plane.time
+        )
+        self._timelines = Timelines(self._history, self.index, self._others, time.time, plane.time)
         self._stall_alarm = StallAlarm(config.orchestrator.log.stall_s)
         self._decisions = _decisions(config, self.telemetry, context.salt)
         self._tracing = _tracing(config, self.core)
@@ -261,7 +271,7 @@ class Orchestrator:
         models = [model.name for model in self.config.models]
         figures = FigureWriter(self._figures.cells, self._figures.slots)
         log, decisions = self.config.orchestrator.log, self._decisions
-        notes: list[Note] = [lambda records, _: figures.note(records)]
+        notes: list[Note] = [lambda records, _: figures.note(records), self._history.note]
         if decisions is not None:
             notes.append(decisions.note)
         if self._tracing is not None:
@@ -318,6 +328,17 @@ class Orchestrator:
         record.status, record.error_code = error.status, error.code
         self.telemetry.finish(record)
 
+    def note_log_lost(self, lines: int, why: str) -> None:
+        """Note how many lines of the log were lost so far."""
+        self.telemetry.log_lost(lines)
+        self.telemetry.tell("log.lost", lost_lines(lines, why))
+
+    def _others(self, model: str | None, role: str) -> Iterator[tuple[str, str]]:
+        """Yield the workers that a leg of this model could have, with their states."""
+        for worker in self.registry.workers:
+            if worker.address.model == model and worker.address.role in (role, "both"):
+                yield worker.name, worker.state
+
     # --- for the control plane ------------------------------------------------------------------
 
     def counts(self) -> Sequence[int]:
@@ -337,6 +358,14 @@ class Orchestrator:
 
     def process_ends(self) -> Mapping[ProcessEnd, int]:
         return {}
+
+    def own_requests(self, query: RequestQuery) -> list[dict[str, Any]]:
+        """Return the requests of this process that match."""
+        tell = self._timelines.summary if query.name is None else self._timelines.timeline
+        return [tell(record) for record in self._history.find(query)]
+
+    async def requests(self, query: RequestQuery) -> FoundRequests:
+        return FoundRequests(self.own_requests(query), [])
 
     async def explain(self, question: RouteQuestion) -> RouteAnswer:
         if question.process not in (None, self.index):

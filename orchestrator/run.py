@@ -56,7 +56,7 @@ def run(config: Config, source: ConfigSource) -> int:
             if config.orchestrator.processes == 1:
                 runner.run(_serve(config, source, writer, transport=transport, credential=credential))
             else:
-                runner.run(supervise(config, source, transport=transport, credential=credential))
+                runner.run(supervise(config, source, writer, transport=transport, credential=credential))
     finally:
         writer.close()
     return 0
@@ -77,7 +77,7 @@ async def _serve(
             prober.start()
             alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
             watching = asyncio.create_task(orchestrator.watch.run())
-            writer.on_lost = orchestrator.telemetry.log_lost
+            writer.tell_lost(orchestrator.note_log_lost)
             orchestrator.start(writer.write)
             garbage.tune()
             try:

@@ -19,15 +19,20 @@ def make_run_directory(environ: Mapping[str, str], cwd: Path) -> Path:
     can be made.
     """
     name = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    state = state_directory(environ)
     try:
         return _made(cwd / ".baton" / name).relative_to(cwd)
     except OSError as here:
         try:
-            return _made(state / "baton" / name)
+            return _made(state / name)
         except OSError as there:
-            why = f"{cwd / '.baton'}: {here.strerror}; {state / 'baton'}: {there.strerror}"
+            why = f"{cwd / '.baton'}: {here.strerror}; {state}: {there.strerror}"
             raise OSError(why) from there
+
+
+def state_directory(environ: Mapping[str, str]) -> Path:
+    """Return where the runs are whose own directory could not be written."""
+    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "baton"
 
 
 def _made(path: Path) -> Path:

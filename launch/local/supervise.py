@@ -7,43 +7,23 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from launch.exits import Exit
-from launch.local.logs import likely_cause, tail
-from launch.local.processes import Guard, ProcessGroup, describe_exit
+from launch.local.member import Limits, Member, StartFailed
+from launch.local.processes import Guard
 from launch.local.progress import Progress
-from launch.local.upkeep import LEAST_FREE, Upkeep, free_bytes, no_space
-from launch.plan import Plan, ProcessSpec
-from orchestrator.config.printing import masked, one_line
+from launch.local.run_state import StateWriter
+from launch.local.upkeep import Upkeep
+from launch.plan import Plan
 from orchestrator.loop.signals import on_hangup
 
 POLL_S = 0.2
 PROBE_TIMEOUT_S = 2.0
-SHOWN_LINES = 20
 EXPLAIN_AFTER_S = 5.0  # the orchestrator needs a moment to find its workers
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Starts and stops have these limits, in seconds."""
-
-    start_s: float = 1800.0  # until everything must be ready
-    stop_worker_s: float = 15.0  # from SIGTERM to SIGKILL
-    stop_orchestrator_s: float = 35.0  # it drains meanwhile
-    first_delay_s: float = 1.0  # before a process that died is started again
-    longest_delay_s: float = 30.0
-    stable_s: float = 60.0  # after so long a run the next delay is the first again
-    log_bytes: int = 0  # a larger log is rotated; 0: none is
-    log_files: int = 4  # that are kept of each
-
-
-class StartFailed(Exception):
-    """A process could not be started: the message says for the user which, why, and its last lines."""
 
 
 class GuardGone(Exception):
@@ -73,21 +53,27 @@ class Stop:
 
 
 async def supervise(
-    plan: Plan, run_directory: Path, limits: Limits, progress: Progress, announce: Callable[[], None]
+    plan: Plan,
+    run_directory: Path,
+    limits: Limits,
+    progress: Progress,
+    writer: StateWriter,
+    announce: Callable[[], None],
 ) -> Exit:
     """Run the plan until a signal; SIGHUP has the orchestrator reload its config instead.
 
-    `announce` is called once, when all is ready. No process is left after.
+    `announce` is called once, when all is ready. No process is left after. What runs is told to `writer`.
     """
     stop = Stop()
     with stop.on_signals(), Guard() as guard:
         async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
-            cluster = _Cluster(plan, run_directory, limits, progress, guard, client)
+            cluster = _Cluster(plan, run_directory, limits, progress, guard, client, writer)
             try:
                 with on_hangup(cluster.reload, stop.request):
                     return await _until_stopped(cluster, stop, announce)
             finally:
                 await cluster.stop(stop.hurry)
+                cluster.note_end()
 
 
 async def _until_stopped(cluster: _Cluster, stop: Stop, announce: Callable[[], None]) -> Exit:
@@ -121,14 +107,16 @@ class _Cluster:
         progress: Progress,
         guard: Guard,
         client: httpx.AsyncClient,
+        writer: StateWriter,
     ) -> None:
         self._url = plan.url
         self._limits = limits
         self.progress = progress
         self._guard = guard
         self._client = client
+        self._writer = writer
         self._members = [
-            _Member(spec, run_directory / spec.log_name, limits, progress, guard) for spec in plan.processes
+            Member(spec, run_directory / spec.log_name, limits, progress, guard) for spec in plan.processes
         ]
         logs = [run_directory / spec.log_name for spec in plan.processes]
         self._upkeep = Upkeep(logs, limits.log_bytes, limits.log_files, progress)
@@ -139,9 +127,11 @@ class _Cluster:
         """Start all and keep all running until cancelled. Raises `StartFailed`, `GuardGone`."""
         for member in self._members:
             member.start()
+        self._note()
         await self._wait_ready()
         self.is_ready = True
         self.progress.settle()
+        self._note()
         announce()
         while True:
             await self._tend()
@@ -185,13 +175,21 @@ class _Cluster:
         if not self._guard.is_alive():
             raise GuardGone
         self.progress.tick()
+        self._note()
         self._upkeep.tend(asyncio.get_running_loop().time())
         await asyncio.sleep(POLL_S)
+
+    def _note(self) -> None:
+        self._writer.note([member.entry() for member in self._members], is_ready=self.is_ready)
+
+    def note_end(self) -> None:
+        """Note that nothing runs any more."""
+        self._writer.end([member.entry() for member in self._members])
 
     async def _probe(self) -> None:
         await asyncio.gather(*(self._probe_one(m) for m in self._members if m.is_running and not m.is_ready))
 
-    async def _probe_one(self, member: _Member) -> None:
+    async def _probe_one(self, member: Member) -> None:
         if await self._answers(member.spec.ready_url) and member.is_running:
             member.mark_ready()
 
@@ -216,115 +214,6 @@ class _Cluster:
         await asyncio.gather(*(member.stop(limits.stop_worker_s, hurry) for member in then))
 
 
-class _Member:
-    """A member is one process of the plan through all its starts: starting, ready, waiting for the next."""
-
-    def __init__(
-        self, spec: ProcessSpec, log: Path, limits: Limits, progress: Progress, guard: Guard
-    ) -> None:
-        self.spec = spec
-        self.is_ready = False
-        self._log = log
-        self._limits = limits
-        self._progress = progress
-        self._guard = guard
-        self._group: ProcessGroup | None = None
-        self._started_at = 0.0  # loop time
-        self._restart_at: float | None = None  # loop time; None unless it died
-        self._delay_s = 0.0
-
-    @property
-    def is_running(self) -> bool:
-        return self._group is not None and self._restart_at is None
-
-    def start(self) -> None:
-        """Start the process. Raises `StartFailed` if the operating system refuses."""
-        try:
-            self._group = ProcessGroup(self.spec, self._log, self._guard)
-        except OSError as error:
-            raise StartFailed(f"{self.spec.name} cannot be started: {error}") from error
-        self._started_at = asyncio.get_running_loop().time()
-        self._restart_at = None
-        self._progress.set(self.spec.name, "starting")
-
-    def mark_ready(self) -> None:
-        self.is_ready = True
-        self._progress.set(self.spec.name, "ready")
-
-    def reload(self) -> None:
-        """Have the process reload if it is ready; else it reads the config anyway, or SIGHUP may kill it."""
-        if self._group is not None and self.is_ready:
-            self._group.hang_up()
-            self._progress.say(f"{self.spec.name}: reloads the config; its log tells what came of it")
-
-    def check_started(self) -> None:
-        """Raise `StartFailed` if the process has ended."""
-        code = self._group.exit_code() if self._group is not None else None
-        if code is not None:
-            self._progress.set(self.spec.name, "failed")
-            raise StartFailed(_report(self.spec.name, code, self._log))
-
-    def tend(self, now: float) -> None:
-        """Notice the end of the process; start it again when its time has come. `now` is loop time."""
-        if self._group is None:
-            return
-        if self._restart_at is None:
-            code = self._group.exit_code()
-            if code is not None:
-                self._note_death(code, now)
-        elif now >= self._restart_at and self._group.is_gone():  # its ports are free again
-            self._group.forget()
-            self._start_again(now)
-
-    def _note_death(self, code: int, now: float) -> None:
-        assert self._group is not None  # noqa: S101  # for the type checker
-        self._group.signal(signal.SIGKILL)  # what is left of its group is of no use
-        self.is_ready = False
-        self._delay_s = self._next_delay(now - self._started_at)
-        self._restart_at = now + self._delay_s
-        self._progress.set(self.spec.name, "died")
-        self._progress.say(
-            f"{self.spec.name} ended with {describe_exit(code)} and starts again in {self._delay_s:g} s"
-            f" (log: {self._log}){_because(tail(self._log, SHOWN_LINES), code)}"
-        )
-
-    def _next_delay(self, ran_s: float) -> float:
-        if self._delay_s == 0.0 or ran_s >= self._limits.stable_s:
-            return self._limits.first_delay_s
-        return min(self._delay_s * 2, self._limits.longest_delay_s)
-
-    def _start_again(self, now: float) -> None:
-        try:
-            self.start()
-        except StartFailed as error:
-            self._delay_s = self._next_delay(0.0)
-            self._restart_at = now + self._delay_s
-            self._progress.say(f"{error}; tried again in {self._delay_s:g} s")
-
-    async def stop(self, limit_s: float, hurry: asyncio.Event) -> None:
-        """Stop the process, if it was started. This can be repeated."""
-        if self._group is None:
-            return
-        self._progress.set(self.spec.name, "stopping")
-        has_obeyed = await self._group.end(limit_s, hurry)
-        self._progress.set(self.spec.name, "stopped" if has_obeyed else "killed")
-        self._group = None
-
-
-def _report(name: str, code: int, log: Path) -> str:
-    lines = tail(log, 200)
-    shown = [f"  | {one_line(masked(line))}" for line in lines[-SHOWN_LINES:]] or ["  | (no output)"]
-    head = f"{one_line(name)} ended while starting, with {describe_exit(code)}. Its last lines ({log}):"
-    return "\n".join([head, *shown]) + _because(lines, code, log)
-
-
-def _because(lines: Sequence[str], code: int, log: Path | None = None) -> str:
-    cause = likely_cause(lines, code)
-    if cause is None and log is not None and free_bytes(log.parent) < LEAST_FREE:
-        cause = no_space(log.parent)
-    return f"\nlikely cause: {cause}" if cause else ""
-
-
-def _late(waiting: Sequence[_Member], limit_s: float) -> str:
+def _late(waiting: Sequence[Member], limit_s: float) -> str:
     names = ", ".join(member.spec.name for member in waiting) or "every process runs, but the whole"
     return f"not ready after {limit_s:g} s: {names} (launch.start_timeout_s)"

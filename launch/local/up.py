@@ -12,8 +12,10 @@ from pathlib import Path
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.logs import make_run_directory
+from launch.local.member import Limits
 from launch.local.progress import make_progress
-from launch.local.supervise import Limits, supervise
+from launch.local.run_state import StateWriter
+from launch.local.supervise import supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
 from launch.surroundings import taken_ports
@@ -25,8 +27,11 @@ MIB = 1024 * 1024
 DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
 
 
-def up(config: Config, plan: Plan) -> int:
-    """Run the plan until a signal. Progress goes to stderr; stdout gets one line, once all is ready."""
+def up(config: Config, plan: Plan, config_path: str) -> int:
+    """Run the plan, which was made of the file `config_path`, until a signal.
+
+    Progress goes to stderr; stdout gets one line, once all is ready.
+    """
     wanted = {spec.name: spec.gpus for spec in plan.workers}
     lacking = [*map(one_line, missing_gpus(wanted, count_gpus())), *taken_ports(plan.processes)]
     if lacking:
@@ -46,7 +51,10 @@ def up(config: Config, plan: Plan) -> int:
     progress = make_progress(sys.stderr, logs)
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")
-    return asyncio.run(supervise(plan, directory, _limits(config), progress, lambda: _announce(config, plan)))
+    writer = StateWriter(directory, config_path, plan.url, plan.admin, progress.say)
+    return asyncio.run(
+        supervise(plan, directory, _limits(config), progress, writer, lambda: _announce(config, plan))
+    )
 
 
 def _limits(config: Config) -> Limits:

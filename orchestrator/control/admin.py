@@ -12,10 +12,12 @@ from starlette.responses import PlainTextResponse, Response
 from orchestrator.config.keys import Scope
 from orchestrator.control.admin_workers import WorkerPages
 from orchestrator.control.changes import Changes
+from orchestrator.control.event_pages import EventPages
 from orchestrator.control.explain import ExplainPage
 from orchestrator.control.metrics import CONTENT_TYPE, BatonCollector, Sources, process_collector, render
 from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
+from orchestrator.control.request_pages import RequestPages
 from orchestrator.control.state import AdminState
 from orchestrator.control.web_page import WebPage
 from orchestrator.errors import BatonError
@@ -26,11 +28,13 @@ Baton admin
 /                                   a page for people, in a browser; without a key, as all figures come from below
 /metrics                            with a key for metrics or admin; all others: admin
 /admin/processes
-/admin/events                       what has happened of late; ?after=NUMBER
+/admin/events                       what has happened of late; ?after=NUMBER, ?kind=KIND, ?follow=1: a stream
 /admin/workers                      POST {"model", "role", "url"} adds a worker
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
 /admin/workers/{name}/undrain       POST: takes legs again
+/admin/requests                     of late; ?key= ?model= ?worker= ?failed=1 ?slowest=1 ?slower_than= ?limit=
+/admin/requests/{id}                all that became of one
 /admin/explain                      POST a request: who would serve it, and why; ?path= is its path
 /admin/reload                       POST: read the config file again
 """
@@ -54,7 +58,10 @@ def admin_app(state: AdminState, reload: Reload | None = None) -> FastAPI:
     changes = Changes(state.events)
     _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
-    add_page(app, "/admin/events", pages.events, "What has happened of late.", "admin")
+    add_page(app, "/admin/events", EventPages(state.events).events, "What has happened of late.", "admin")
+    requests = RequestPages(state)
+    add_page(app, "/admin/requests", requests.all, "Requests of late.", "admin")
+    add_page(app, "/admin/requests/{name:path}", requests.one, "What became of one.", "admin")
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
@@ -111,10 +118,6 @@ class _AdminPages:
 
     async def metrics(self) -> Response:
         return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
-
-    async def events(self, after: int = 0) -> Response:
-        events = self._state.events.after(after)
-        return Response(msgspec.json.encode(events), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
@@ -14,6 +14,7 @@ from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.history import RequestQuery
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
@@ -65,6 +66,17 @@ class RouteAnswer:
 
     status: int
     content: bytes  # JSON
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRequests:
+    """These requests match a query; some may be missing, if a process has not answered."""
+
+    requests: list[dict[str, Any]]  # as `telemetry/timeline.py` has them
+    unanswered: list[int]  # the indexes of processes
 
 
 # --- what pages may see -------------------------------------------------------------------------
@@ -155,6 +167,10 @@ class AdminState(Guarding, Protocol):
     def processes(self) -> Sequence[ProcessStatus]: ...
 
     def process_ends(self) -> Mapping[ProcessEnd, int]: ...
+
+    async def requests(self, query: RequestQuery) -> FoundRequests:
+        """Return the requests that match, the newest first, of all processes."""
+        ...
 
     async def explain(self, question: RouteQuestion) -> RouteAnswer:
         """Tell what would become of a request. Raises `Unavailable` if no process can tell."""

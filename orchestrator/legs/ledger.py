@@ -128,6 +128,7 @@ class LeaseLedger:
 
     def __init__(self, telemetry: Telemetry, time: Callable[[], float], lease_s: float = LEASE_S) -> None:
         """`lease_s` is how long prefill workers that do not announce it pin blocks that nobody pulls."""
+        self._telemetry = telemetry
         self._row = telemetry.row
         self._cell = telemetry.layout.leases
         self._leaked = telemetry.layout.leases_leaked
@@ -164,6 +165,8 @@ class LeaseLedger:
             if lease.state is _HELD and not lease.is_handed_back:
                 self._row[self._leaked] += 1  # no request holds one for so long: somebody forgot it
             self.end(lease, _EXPIRED)
+            name = lease.worker.name
+            self._telemetry.tell("lease.expired", f"KV blocks stayed on {name} until their lease ended", name)
         used = sum(lease.state is _USED for lease in self.open)
         self._row[self._cell + _USED] = used
         self._row[self._cell + _HELD] = len(self.open) - used

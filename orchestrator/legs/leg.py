@@ -130,7 +130,8 @@ class Legs:
             return
         outcome = "silent" if self.was_silent else outcome_of(error)
         self.was_silent = False
-        self.tried().failed.append(FailedAttempt(worker.name, outcome, self.dispatcher.time() - began))
+        seconds = self.dispatcher.time() - began
+        self.tried().failed.append(FailedAttempt(worker.name, outcome, seconds, began))
 
     def tried(self) -> Attempts:
         """Return what is noted of the attempts, once there is something to note."""

@@ -16,6 +16,8 @@ import msgspec
 from orchestrator.config.keys import Key
 from orchestrator.processes.membership import Report, Snapshot
 from orchestrator.processes.sharing import Shared
+from orchestrator.telemetry.events import Event
+from orchestrator.telemetry.history import RequestQuery
 
 LENGTH_BYTES = 4
 MOST_UNREAD = 1024 * 1024  # bytes that wait for the other side before an offer is dropped
@@ -69,7 +71,14 @@ class Explain(msgspec.Struct, tag=True, kw_only=True):
     avoid: tuple[str, ...]
 
 
-ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut | Shared | Explain
+class FindRequests(msgspec.Struct, tag=True, kw_only=True):
+    """The process is to tell which requests of its own match."""
+
+    number: int  # of the question: the answer has the same
+    query: RequestQuery
+
+
+ToProcess = Start | Snapshot | Reconfigured | Replaced | Stop | Cut | Shared | Explain | FindRequests
 
 
 # --- to the supervisor --------------------------------------------------------------------------
@@ -93,7 +102,20 @@ class Explained(msgspec.Struct, tag=True):
     content: bytes
 
 
-ToSupervisor = ServingBegun | ReplacementDue | Report | Shared | Explained
+class RequestsFound(msgspec.Struct, tag=True):
+    """This is the answer to a `FindRequests`."""
+
+    number: int
+    content: bytes  # a list, as JSON
+
+
+class Noted(msgspec.Struct, tag=True):
+    """The process has seen something that the person on call wants to know."""
+
+    event: Event
+
+
+ToSupervisor = ServingBegun | ReplacementDue | Report | Shared | Explained | RequestsFound | Noted
 
 # --- the channel --------------------------------------------------------------------------------
 

@@ -30,9 +30,12 @@ from orchestrator.processes.channel import (
     Cut,
     Explain,
     Explained,
+    FindRequests,
+    Noted,
     Reconfigured,
     Replaced,
     ReplacementDue,
+    RequestsFound,
     ServingBegun,
     Start,
     Stop,
@@ -42,6 +45,7 @@ from orchestrator.processes.membership import Follower, Snapshot
 from orchestrator.processes.rows import Rows, row_size
 from orchestrator.processes.sharing import Shared, Sharing
 from orchestrator.telemetry.counters import Layout
+from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.transport.pool import PooledUpstream
 
@@ -84,7 +88,7 @@ async def _serve(end: socket.socket, listener: socket.socket, rows_fd: int, writ
     writer.start()
     rows = rows_of(rows_fd, config, start)
     process = DataProcess(config, start, rows, channel)
-    writer.on_lost = process.note_log_lost
+    writer.tell_lost(process.note_log_lost)
     await process.run(listener, write)
 
 
@@ -124,6 +128,7 @@ class DataProcess:
                 figures=rows.figures(start.row),
                 share=self._sharing.note,
                 salt=start.salt,
+                events=Events(pass_on=lambda event: channel.offer(Noted(event))),
             ),
         )
         self._follower = Follower(self._orchestrator.registry, channel.send)
@@ -154,9 +159,9 @@ class DataProcess:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._channel.close()
 
-    def note_log_lost(self, lines: int) -> None:
+    def note_log_lost(self, lines: int, why: str) -> None:
         """Note how many lines of this process's log were lost so far."""
-        self._orchestrator.telemetry.log_lost(lines)
+        self._orchestrator.note_log_lost(lines, why)
 
     async def _obey(self) -> None:
         while (message := await self._channel.receive()) is not None:
@@ -168,6 +173,9 @@ class DataProcess:
                 case Shared():
                     for note in message.notes:
                         self._orchestrator.core.hear(note.model, note.role, note.content)
+                case FindRequests():
+                    found = msgspec.json.encode(self._orchestrator.own_requests(message.query))
+                    self._channel.send(RequestsFound(message.number, found))
                 case Explain():
                     self._channel.send(self._explained(message))
                 case Replaced():

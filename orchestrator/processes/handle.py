@@ -17,9 +17,12 @@ from orchestrator.processes.channel import (
     Cut,
     Explain,
     Explained,
+    FindRequests,
+    Noted,
     Reconfigured,
     Replaced,
     ReplacementDue,
+    RequestsFound,
     ServingBegun,
     Start,
     Stop,
@@ -27,6 +30,8 @@ from orchestrator.processes.channel import (
 )
 from orchestrator.processes.membership import Publisher, Report
 from orchestrator.processes.sharing import Shared
+from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.history import RequestQuery
 
 POLL_S = 0.05  # how soon the end of a process is seen
 
@@ -45,15 +50,17 @@ class ProcessHandle:
         rows_fd: int,
         publisher: Publisher,
         pass_on: Callable[[ProcessHandle, Shared], None],
+        events: Events,
     ) -> None:
-        """Start the process. `pass_on` is called with what it shares with the others. Raises `OSError` if
-        that is not possible.
+        """Start the process. `pass_on` is called with what it shares with the others; `events` take what it
+        has seen. Raises `OSError` if that is not possible.
         """
         self.index = start.index
         self.row = start.row
         self.state = ProcessState.STARTING
         self._publisher = publisher
         self._pass_on = pass_on
+        self._events = events
         self._version = start.snapshot.version  # the newest snapshot that was sent
         self._unsent: list[msgspec.Struct] = [start]  # until the channel is open
         self._channel: Channel[ToSupervisor] | None = None
@@ -63,7 +70,7 @@ class ProcessHandle:
         self._beats = 0
         self._silent_looks = 0  # in a row
         self._questions = 0
-        self._asked: dict[int, asyncio.Future[RouteAnswer | None]] = {}  # by their numbers
+        self._asked: dict[int, asyncio.Future[Explained | RequestsFound | None]] = {}  # by their numbers
         self._end, self._process = _started(listener.fileno(), rows_fd)
 
     def __repr__(self) -> str:
@@ -99,19 +106,31 @@ class ProcessHandle:
         """Have the process tell what would become of a request; None if it ends first. A process that does
         not answer is waited for: who asks has a limit.
         """
-        self._questions = number = self._questions + 1
-        answer: asyncio.Future[RouteAnswer | None] = asyncio.get_running_loop().create_future()
+        asked = Explain(
+            number=self._next_number(),
+            path=question.path,
+            headers=question.headers,
+            body=question.body,
+            avoid=question.avoid,
+        )
+        answer = await self._answer_to(asked.number, asked)
+        return RouteAnswer(answer.status, answer.content) if isinstance(answer, Explained) else None
+
+    async def find_requests(self, query: RequestQuery) -> bytes | None:
+        """Return those of its requests that match, as JSON; None if it ends first. Who asks has a limit."""
+        asked = FindRequests(number=self._next_number(), query=query)
+        answer = await self._answer_to(asked.number, asked)
+        return answer.content if isinstance(answer, RequestsFound) else None
+
+    def _next_number(self) -> int:
+        self._questions += 1
+        return self._questions
+
+    async def _answer_to(self, number: int, question: msgspec.Struct) -> Explained | RequestsFound | None:
+        answer: asyncio.Future[Explained | RequestsFound | None] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
         try:
-            self._tell(
-                Explain(
-                    number=number,
-                    path=question.path,
-                    headers=question.headers,
-                    body=question.body,
-                    avoid=question.avoid,
-                )
-            )
+            self._tell(question)
             return await answer
         finally:
             del self._asked[number]
@@ -206,13 +225,15 @@ class ProcessHandle:
                     self._publisher.note(message)
                 case Shared():
                     self._pass_on(self, message)
-                case Explained():
-                    self._note_explained(message)
+                case Noted():
+                    self._events.take(message.event, self.index)
+                case Explained() | RequestsFound():
+                    self._note_answer(message)
 
-    def _note_explained(self, message: Explained) -> None:
+    def _note_answer(self, message: Explained | RequestsFound) -> None:
         asked = self._asked.get(message.number)
         if asked is not None and not asked.done():  # else nobody waits any more
-            asked.set_result(RouteAnswer(message.status, message.content))
+            asked.set_result(message)
 
     def _move(self, before: ProcessState, after: ProcessState, news: asyncio.Future[bool]) -> None:
         if self.state is before:  # else it is stopping

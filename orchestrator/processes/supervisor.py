@@ -17,7 +17,10 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
+
+import msgspec
 
 from orchestrator.api.endpoints import ENDPOINTS
 from orchestrator.config.addresses import routed_addresses
@@ -26,6 +29,7 @@ from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.control.state import (
+    FoundRequests,
     ProcessEnd,
     ProcessState,
     ProcessStatus,
@@ -45,6 +49,8 @@ from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.events import Events
+from orchestrator.telemetry.history import RequestQuery
+from orchestrator.telemetry.logs import LineWriter, lost_lines
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
@@ -59,15 +65,22 @@ STABLE_S = 10.0  # a process that served for so long did not end too soon
 STOP_MARGIN_S = 15.0  # from the limit of draining to a cut: KV is released, connections are closed
 LOOKS = 5  # at a process that may hang, within the limit; it beats at least as often
 CUT_S = 15.0  # from a cut to SIGKILL
-EXPLAIN_S = 5.0  # until a process has told what would become of a request
+EXPLAIN_S = 5.0  # until a process has told what would become of a request, or what has become of some
 
 _log = logging.getLogger("baton.supervisor")
 
 
-async def supervise(config: Config, source: ConfigSource, *, transport: str, credential: str | None) -> None:
+async def supervise(
+    config: Config,
+    source: ConfigSource,
+    writer: LineWriter | None = None,
+    *,
+    transport: str,
+    credential: str | None,
+) -> None:
     """Serve in `config.orchestrator.processes` processes until SIGINT or SIGTERM; a second one cuts.
 
-    SIGHUP reloads `config` from `source`.
+    SIGHUP reloads `config` from `source`. `writer` is that of this process's log.
 
     Raises `StartError` if that is impossible. No process is left in either case.
     """
@@ -76,6 +89,8 @@ async def supervise(config: Config, source: ConfigSource, *, transport: str, cre
     with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
         supervisor = Supervisor(config, listener, transport=transport, credential=credential)
         reloader = Reloader(source, supervisor)
+        if writer is not None:
+            writer.tell_lost(supervisor.note_log_lost)
         admin, random = admin_app(supervisor, reloader.reload), supervisor.random
         async with admin_served(admin, options, random, supervisor.certificate):
             with on_hangup(reloader.reload_soon, stop.request):
@@ -197,6 +212,23 @@ class Supervisor:
                     return answer
         raise Unavailable("no process can tell now")
 
+    async def requests(self, query: RequestQuery) -> FoundRequests:
+        """Ask all processes that have served; one that stands still does not hold up the answer."""
+        asked = [process for process in self._processes if process.state is not ProcessState.STARTING]
+        answers = await asyncio.gather(*(self._found_by(process, query) for process in asked))
+        silent = [process.index for process, answer in zip(asked, answers, strict=True) if answer is None]
+        found = [request for answer in answers for request in answer or ()]
+        found.sort(key=itemgetter("total_ms" if query.slowest else "received"), reverse=True)
+        return FoundRequests(found[: query.limit], silent)
+
+    async def _found_by(self, process: ProcessHandle, query: RequestQuery) -> list[dict[str, Any]] | None:
+        """Return what a process finds; None if it does not answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXPLAIN_S):
+                answer = await process.find_requests(query)
+            return None if answer is None else msgspec.json.decode(answer, type=list[dict[str, Any]])
+        return None
+
     # --- one process after the other ------------------------------------------------------------
 
     async def _keep(self, index: int) -> None:
@@ -232,10 +264,15 @@ class Supervisor:
     def _start(self, index: int, row: int) -> ProcessHandle | None:
         try:
             process = ProcessHandle(
-                self._orders(index, row), self._listener, self._rows.fd, self._publisher, self._pass_on
+                self._orders(index, row),
+                self._listener,
+                self._rows.fd,
+                self._publisher,
+                self._pass_on,
+                self.events,
             )
         except OSError as error:
-            _log.error("process %d cannot be started: %s", index, error)
+            self._note("process.failed", f"process {index} cannot be started: {error}")
             self._free_rows.put_nowait(row)
             return None
         self._processes[process] = asyncio.create_task(self._watch(process))
@@ -289,13 +326,24 @@ class Supervisor:
 
     def _note_end(self, process: ProcessHandle, code: int) -> None:
         if process.state is ProcessState.STARTING:
-            _log.error("%r ended with %s before it could serve", process, describe_exit(code))
+            text = f"{process!r} ended with {describe_exit(code)} before it could serve"
+            self._note("process.failed", text)
         elif code:
             self._ends[ProcessEnd.DIED] += 1
-            _log.error("%r ended with %s: what it was serving is lost", process, describe_exit(code))
+            text = f"{process!r} ended with {describe_exit(code)}: what it was serving is lost"
+            self._note("process.died", text)
         else:
             self._ends[ProcessEnd.RECYCLED] += 1
-            _log.info("%r has ended", process)
+            self._note("process.recycled", f"{process!r} has ended", logging.INFO)
+
+    def _note(self, kind: str, text: str, level: int = logging.ERROR) -> None:
+        """Log what has become of a process, and have it as an event."""
+        _log.log(level, "%s", text)
+        self.events.note(kind, text)
+
+    def note_log_lost(self, lines: int, why: str) -> None:
+        """Note how many lines of this process's log were lost so far."""
+        self.events.note_often("log.lost", lost_lines(lines, why))
 
     async def _kill_hung(self) -> None:
         """Kill processes whose event loops stand still, until cancelled; others follow them.
@@ -307,7 +355,7 @@ class Supervisor:
             await asyncio.sleep(limit_s / LOOKS)
             for process in self._processes:
                 if process.silent_looks(self._rows.beats(process.row)) >= LOOKS:
-                    _log.error("%r has stood still for %g s: killed", process, limit_s)
+                    self._note("process.hung", f"{process!r} has stood still for {limit_s:g} s: killed")
                     process.kill()
 
     # --- the end --------------------------------------------------------------------------------

@@ -52,7 +52,12 @@ class AdmittedRequest:
         self.first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
         self.continuation: Continuation | None = None  # once another worker goes on with the stream
 
-    def note_prefilled(self, moment: float) -> None:
-        """Note that the KV cache of the prompt is there, or has gone over, since this moment."""
+    def note_prefilled(self, moment: float, sent: float) -> None:
+        """Note that the KV cache of the prompt is there, or has gone over, since this moment; its leg was
+        `sent`.
+        """
+        record = self.scope.record
         if not self.scope.has_begun:
-            self.scope.record.prefill_done = moment
+            record.prefill_done = moment
+        if record.trail is not None:
+            record.trail.prefill_sent = sent

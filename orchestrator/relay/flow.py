@@ -62,7 +62,7 @@ from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
-from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord
+from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord, Trail
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.states import IN_SERVICE
@@ -74,6 +74,7 @@ _AGGREGATED: Final = Path.AGGREGATED
 # Tokens of an answer that names no limit: published traces have 211 to 343 (Azure 2023, Mooncake).
 _USUAL_ANSWER: Final = 256
 _DIGITS: Final = 20  # more are no number that anybody reckons with
+_MOST_NAME: Final = 256  # bytes of a client's name for its request that are kept
 _DIGEST_CHARS: Final = 16  # of a request's digest in the log: enough to tell it from all others
 _log: Final = logging.getLogger("baton.flow")
 
@@ -225,6 +226,7 @@ class Flow:
         """Choose the workers. Nothing may come between the permit, this, and their seats."""
         record, endpoint = scope.record, scope.endpoint
         record.admitted = self._dispatcher.time()
+        record.trail = trail = Trail()
         headers = scope.relayed_headers()
         if headers and OVERRIDE in headers:  # or in a value
             route, headers = self._overridden(scope, route), _without_overrides(headers)
@@ -232,6 +234,9 @@ class Flow:
         adapted, conversion = endpoint.adapt(view, scope.exchange)
         bodies = LegBodies(adapted, record.endpoint, route.connector, endpoint.form)
         legs = Legs(self._dispatcher, view.model, bodies, headers, _client_id(scope, view))
+        trail.legs_id = legs.id
+        if legs.client_id is not None:
+            trail.client_id = _called(legs.client_id, view)
         if route.adapter:
             legs.model, legs.adapter = route.pools.model, route.adapter
         return AdmittedRequest(scope, view, route, legs, plan, conversion)
@@ -321,11 +326,13 @@ class Flow:
         record.model_index, record.is_stream = route.index, view.is_stream
         self._telemetry.begin(record)
         record.admitted = scope.now()
+        record.trail = trail = Trail()
         plan = _plan_for(worker)
         _note_plan(record, plan)
         bodies = LegBodies(view, endpoint.target(exchange), route.connector, endpoint.form)
         headers = _without_overrides(scope.relayed_headers())
         legs = Legs(self._dispatcher, worker.address.model, bodies, headers)
+        trail.legs_id = legs.id
         leg = HolderLeg(legs, worker, endpoint.method)
         request = AdmittedRequest(scope, view, route, legs, plan, None)
         try:
@@ -376,7 +383,7 @@ class Flow:
         request.prefill = leg
         if request.first_handoff is None:
             request.first_handoff = lease.handoff
-        request.note_prefilled(lease.opened)
+        request.note_prefilled(lease.opened, leg.sent)
         return lease
 
     def _order(self, request: AdmittedRequest, leg: PrefillLeg) -> None:
@@ -420,7 +427,17 @@ class Flow:
             request.legs.tried().handoff_given_up = failure.name.lower()
         if failure is not Failure.UNREACHABLE:  # nothing was written: the hand-off is unused
             self._forget_prefill(request)
+        self._note_replaced(request)
+
+    def _note_replaced(self, request: AdmittedRequest) -> None:
+        """Count that another worker gets what one has failed, and tell the person on call."""
         self._telemetry.retry(_retry_reason(request))
+        attempts = request.legs.attempts
+        if attempts is not None and attempts.failed:
+            attempt, record = attempts.failed[-1], request.scope.record
+            kind = "request.resumed" if request.scope.has_begun else "request.resent"
+            what = f"{attempt.worker} has failed request {record.request_id}: {attempt.outcome}"
+            self._telemetry.tell(kind, f"{what} after {attempt.seconds:.1f} s", attempt.worker)
 
     def _is_poison(self, request: AdmittedRequest, retries: Retries, failure: Failure) -> bool:
         last = request.legs.last
@@ -431,9 +448,13 @@ class Flow:
     def _poison(self, request: AdmittedRequest, lost: list[str], body: bytes) -> Poison:
         """Log the request by its digest, by which it can be found; its text is nobody's but the client's."""
         self._telemetry.poison()
+        request_id = request.scope.record.request_id
+        self._telemetry.tell(
+            "request.poison", f"request {request_id} is not sent on: {' and '.join(lost)} were lost with it"
+        )
         _log.warning(
             "request %s is not sent on: %s were lost with it; SHA-256 of its body: %s...",
-            request.scope.record.request_id,
+            request_id,
             " and ".join(lost),
             hashlib.sha256(body).hexdigest()[:_DIGEST_CHARS],
         )
@@ -483,6 +504,8 @@ class Flow:
         request.route.gate.give_back(record)
         if record.logged is not None and request.first_handoff is not None:
             record.logged.cached_tokens = request.first_handoff.prefill_cached_tokens
+        if record.trail is not None:
+            _note_handoff(record.trail, request)
         if request.prefill is not None:
             self._releases.settle(request.prefill)
         if request.retries is not None:
@@ -493,7 +516,7 @@ class Flow:
 
 def _note_gone_over(request: AdmittedRequest) -> None:
     """Note that a prefill leg beside its decode leg has answered."""
-    request.note_prefilled(request.scope.now())
+    request.note_prefilled(request.scope.now(), 0.0)
     if request.plan.wants_ends:
         tell_prefilled(request, None)
 
@@ -527,6 +550,14 @@ def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
     if given is not None:
         return header_block([(REQUEST_ID_HEADER, given)])
     return b"" if "request_id" in view.own else None
+
+
+def _called(client_id: bytes, view: RequestView) -> bytes | None:
+    """Return what a request is called by its client, if that is short enough to be kept."""
+    if client_id:
+        return client_id if len(client_id) <= _MOST_NAME else None
+    named = view.field("request_id")
+    return bytes(named) if named is not None and len(named) <= _MOST_NAME else None
 
 
 def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
@@ -590,6 +621,15 @@ def _note_plan(record: RequestRecord, plan: Plan) -> None:
         record.prefill_worker = plan.prefill.name
 
 
+def _note_handoff(trail: Trail, request: AdmittedRequest) -> None:
+    """Note what came of the last prefill."""
+    handoff, prefill = request.first_handoff, request.prefill
+    if handoff is not None:
+        trail.cached_tokens = handoff.prefill_cached_tokens
+    if prefill is not None and prefill.lease is not None:
+        trail.lease = prefill.lease.state
+
+
 def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered) -> None:
     """Note in the record which worker has failed the request, and how long it had it."""
     legs, record, worker = request.legs, request.scope.record, request.legs.last
@@ -600,6 +640,8 @@ def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered)
         began = max(began, record.prefill_done)
     legs.note_failed(worker, error, began)
     record.attempts = legs.attempts
+    if legs.attempts is not None and legs.attempts.failed:
+        legs.attempts.failed[-1].had_begun |= request.scope.has_begun
     request.attempt_began = request.scope.now()
 
 

@@ -63,6 +63,9 @@ class Responder:
 
     def _end(self, request: AdmittedRequest, leg: AnswerLeg) -> None:
         """End the leg for its request, be it answered, failed, or not wanted any more."""
+        trail = request.scope.record.trail
+        if trail is not None:
+            trail.answer_id, trail.decode_sent = leg.id, leg.sent
         lease, prefill = leg.settle_handoff(), request.prefill
         if lease is not None and prefill is not None and request.scope.is_stopped:
             request.prefill = None

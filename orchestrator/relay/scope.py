@@ -224,6 +224,16 @@ class RequestScope:
         answer = self._leg.answer if self._leg is not None else None
         return incoming + (answer.unread if answer is not None else 0)
 
+    def recorded(self) -> RequestRecord:
+        """Return the record of the request as far as it has come."""
+        trail, leg = self.record.trail, self._leg
+        if trail is not None and leg is not None:
+            if leg.is_for_client:
+                trail.answer_id, trail.decode_sent = leg.id, leg.sent
+            else:
+                trail.prefill_sent = leg.sent
+        return self.record
+
     # --- what the flow needs --------------------------------------------------------------------
 
     def now(self) -> float:
@@ -377,14 +387,16 @@ def _timeout(wanted: bytes, most: float) -> float:
 
 def _server_timing(record: RequestRecord) -> str:
     """Return the times of queue, prefill and decode to first byte; a prefill that did not end is left out."""
-    admitted, prefill_done = record.admitted, record.prefill_done
+    admitted, prefill_done, trail = record.admitted, record.prefill_done, record.trail
     queue = milliseconds(admitted - record.received)
     decode = milliseconds(record.first_byte - (prefill_done or admitted))
     if not prefill_done:
-        record.told_ms = (queue, "", decode)
+        if trail is not None:
+            trail.told_ms = (queue, "", decode)
         return f"queue;dur={queue}, decode;dur={decode}"
     prefill = milliseconds(prefill_done - admitted)
-    record.told_ms = (queue, prefill, decode)
+    if trail is not None:
+        trail.told_ms = (queue, prefill, decode)
     return f"queue;dur={queue}, prefill;dur={prefill}, decode;dur={decode}"
 
 
@@ -453,6 +465,10 @@ class DataPlane:
         """Serve as an ASGI application, for servers that are not ours."""
         async with AsgiExchange(scope, receive, send) as exchange:
             await self.handle(exchange)
+
+    def under_way(self) -> list[RequestRecord]:
+        """Return the records of the open requests, as far as these have come."""
+        return [scope.recorded() for scope in self.open]
 
     def end_all(self) -> None:
         """End every open request with an error: its client knows that the answer is not whole."""

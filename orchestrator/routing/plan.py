@@ -25,10 +25,11 @@ class Plan(Reasons[Worker]):
         decode_choice: Choice[Worker],
         whole_reason: str | None = None,
     ) -> None:
-        # Set here, as a call of the base class costs more than the three, per request.
+        # Set here, as a call of the base class costs more than all of these, per request.
         self.prefill_choice = prefill_choice
         self.decode_choice = decode_choice
         self.whole_reason = whole_reason
+        self.prefills = self.decodes = None
         self.prefill = None if prefill_choice is None else prefill_choice.worker
         self.decode = decode_choice.worker
         # Whether a policy wants to hear of ends; read per request, so it is no property.

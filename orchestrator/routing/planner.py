@@ -135,11 +135,16 @@ class Planner:
                 whole_reason = PAIR_FAILED
             elif not self._pairs:
                 chosen = self.decode.choose(request, decode)
-                return Plan(self.prefill.choose(request, prefill), chosen)
+                made = Plan(self.prefill.choose(request, prefill), chosen)
+                made.prefills, made.decodes = prefill, decode
+                return made
             else:
                 groups = self.groups(prefill, decode)
                 if groups:
-                    return self._paired(request, groups, self.alone(decode, both))
+                    alone = self.alone(decode, both)
+                    made = self._paired(request, groups, alone)
+                    made.prefills, made.decodes = prefill, decode if made.prefill is not None else alone
+                    return made
                 whole_reason = self.without_partners(pools)
         if both:
             return self._alone_on(request, both, whole_reason or NO_POOLS)
@@ -162,8 +167,11 @@ class Planner:
     def _alone_on(self, request: Request, workers: Ready, whole_reason: str) -> Plan:
         choice = self.whole.choose(request, workers)
         if self.auto is None:
-            return Plan(None, choice, whole_reason)
-        return self.auto.whole(self.auto.appraise_alone(request, workers), choice, whole_reason)
+            made = Plan(None, choice, whole_reason)
+        else:
+            made = self.auto.whole(self.auto.appraise_alone(request, workers), choice, whole_reason)
+        made.decodes = workers
+        return made
 
     # --- who can go together --------------------------------------------------------------------
 

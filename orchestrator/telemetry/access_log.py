@@ -159,7 +159,8 @@ _KV_WORDS: Final = tuple(f" kv={name}" if name else "" for name in _KV)
 
 
 def _stage_words(record: RequestRecord) -> str:
-    queue, prefill, decode = _NOTHING_TOLD if record.told_ms is None else record.told_ms
+    told = None if record.trail is None else record.trail.told_ms
+    queue, prefill, decode = _NOTHING_TOLD if told is None else told
     if prefill and record.first_byte and record.status == 200:  # then all stages were told
         total = milliseconds(record.finished - record.received)
         return f" queue_ms={queue} prefill_ms={prefill} decode_first_byte_ms={decode} total_ms={total}"

@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import ClassVar, Final, TypeAlias
 
 from orchestrator import errors
+from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.usage import Kv
 
@@ -48,6 +49,15 @@ class RejectReason(IntEnum):
     TOO_LATE = 1  # it would not have been answered before its deadline, or would have waited for too long
     WAITED = 2  # it has waited for too long
     MEMORY = 3  # requests hold too many bytes
+
+
+# Each RejectReason in words.
+_REJECTED: Final = (
+    "a request was refused: the queue is full",
+    "a request was refused: it would not have been answered in time",
+    "a request was refused: it has waited for too long",
+    "a request was refused: requests hold too many bytes",
+)
 
 
 class HandoffTrouble(IntEnum):
@@ -170,8 +180,10 @@ class Telemetry:
     # the oldest are lost, not the memory.
     KEPT_RECORDS: ClassVar[int] = 16384
 
-    def __init__(self, layout: Layout, row: Row | None = None) -> None:
+    def __init__(self, layout: Layout, row: Row | None = None, events: Events | None = None) -> None:
+        """`events` hear of what the person on call wants to know of."""
         self.layout = layout
+        self.events = events
         self.row: Row = array("q", bytes(8 * layout.size)) if row is None else row
         if len(self.row) != layout.size:
             raise ValueError(f"a row of {layout.size} cells is needed, not {len(self.row)}")
@@ -223,6 +235,7 @@ class Telemetry:
 
     def rejected(self, reason: RejectReason) -> None:
         self.row[self.layout.rejections + reason] += 1
+        self.tell("request.rejected", _REJECTED[reason])
 
     def poison(self) -> None:
         self.row[self.layout.poison] += 1
@@ -236,6 +249,11 @@ class Telemetry:
 
     def loop_lag(self, seconds: float) -> None:
         _observe(self.row, self.layout.lag, LAG_BOUNDS, seconds)
+
+    def tell(self, kind: str, message: str, subject: str = "") -> None:
+        """Note an event (`telemetry/events.py`) that may come often; `subject` is the worker it is about."""
+        if self.events is not None:
+            self.events.note_often(kind, message, subject=subject)
 
     @property
     def in_flight(self) -> int:

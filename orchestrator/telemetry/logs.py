@@ -7,6 +7,8 @@ to a terminal.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import queue
@@ -46,7 +48,7 @@ class LineWriter:
         self._is_stuck = False
         self._is_cut = False  # what was written last ends in the middle of a line
         self._gap = 0  # lines that were lost since the last that was written
-        self._why = ""
+        self.why = ""  # some were lost
         self.lost = 0
         self.on_lost: Callable[[int], None] = lambda lost: None  # is told `lost`, by any thread
 
@@ -61,6 +63,19 @@ class LineWriter:
         elif not self._is_stuck:
             self._write_now(data)
 
+    def tell_lost(self, note: Callable[[int, str], None]) -> None:
+        """Have the running event loop call `note` whenever lines are lost, with their number so far and why.
+
+        It is not called any more once the loop is closed.
+        """
+        loop = asyncio.get_running_loop()
+
+        def on_lost(lost: int) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(note, lost, self.why)
+
+        self.on_lost = on_lost
+
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is pending, for `timeout_s` at most. The descriptor stays open. This can be repeated."""
         thread, self._thread = self._thread, None
@@ -73,6 +88,7 @@ class LineWriter:
         with self._lock:
             if self._accepted - self._written + len(data) > self.MAX_WAITING_BYTES:
                 self._dropped += 1
+                self.why = "nobody reads them"
                 self._note_lost(data.count(b"\n"))
                 return
             if self._dropped and self._is_for_people:
@@ -109,16 +125,21 @@ class LineWriter:
         end = b"\n" if self._is_cut else b""
         if not self._is_for_people:
             return end
-        return end + b"(%d log lines lost: %s)\n" % (self._gap, self._why.encode())
+        return end + b"(%d log lines lost: %s)\n" % (self._gap, self.why.encode())
 
     def _note_gap(self, lost: int, error: OSError) -> None:
         self._gap += lost
-        self._why = error.strerror or str(error)
+        self.why = error.strerror or str(error)
         self._note_lost(lost)
 
     def _note_lost(self, lines: int) -> None:
         self.lost += lines
         self.on_lost(self.lost)
+
+
+def lost_lines(lines: int, why: str) -> str:
+    """Return a sentence about lines that were lost."""
+    return f"{lines} lines of the log were lost so far: {why}"
 
 
 # --- everything else that logs ------------------------------------------------------------------

@@ -37,16 +37,50 @@ class LoggedRequest:
 class FailedAttempt:
     """A worker has failed a request, which may have been served elsewhere then."""
 
-    __slots__ = ("outcome", "seconds", "worker")
+    __slots__ = ("began", "had_begun", "outcome", "seconds", "worker")
 
-    def __init__(self, worker: str, outcome: str, seconds: float) -> None:
-        """`outcome` says in a word how it has failed (`legs/retry.py`); it had the request for `seconds`."""
+    def __init__(self, worker: str, outcome: str, seconds: float, began: float = 0.0) -> None:
+        """`outcome` says in a word how it has failed (`legs/retry.py`); it had the request for `seconds`,
+        since `began`.
+        """
         self.worker = worker
         self.outcome = outcome
         self.seconds = seconds
+        self.began = began
+        self.had_begun = False  # the client had some of the answer already
 
     def __str__(self) -> str:
         return f"{self.worker}:{self.outcome}:{self.seconds:.1f}s"
+
+
+class Trail:
+    """An admitted request leaves this behind for whoever asks about it later (`telemetry/timeline.py`).
+
+    It holds no text of the request, and nothing that does: requests that have ended are kept for a while.
+    """
+
+    __slots__ = (
+        "answer_id",
+        "cached_tokens",
+        "client_id",
+        "decode_sent",
+        "lease",
+        "legs_id",
+        "prefill_sent",
+        "told_ms",
+    )
+
+    def __init__(self) -> None:
+        # Milliseconds of queue, prefill and decode to first byte as the client was told them, which the
+        # access line repeats; "" for a prefill that there was not.
+        self.told_ms: tuple[str, str, str] | None = None
+        self.legs_id = ""  # what its legs' names begin with
+        self.answer_id = ""  # the name of the leg that was to answer last: workers make their ids of it
+        self.client_id: bytes | None = None  # what the client calls it, if not by a request id that we repeat
+        self.prefill_sent = 0.0  # moments; of the last attempt
+        self.decode_sent = 0.0
+        self.cached_tokens: int | None = None  # of the prompt, as the first prefill worker found them
+        self.lease = -1  # the LeaseState of the last prefill that no leg has failed, when its request ended
 
 
 class Attempts:
@@ -82,9 +116,6 @@ class RequestRecord:
     prefill_done = 0.0  # stays 0.0 when one worker serves the request as a whole
     first_byte = 0.0
     finished = 0.0
-    # Milliseconds of queue, prefill and decode to first byte as the client was told them, which the access
-    # line repeats; "" for a prefill that there was not.
-    told_ms: tuple[str, str, str] | None = None
     model_index = -1  # in the config's list of models; -1: the request names none that we know
     is_stream = False
     status = 0  # as sent, or 499 if the client was gone before a head could be sent
@@ -97,6 +128,7 @@ class RequestRecord:
     bytes_in = 0
     bytes_out = 0
     client: str | None  # name of the client's API key
+    trail: Trail | None  # once it was admitted
     logged: LoggedRequest | None  # if it has a line in the log of decisions, until that is written
     trace: TraceContext | None = None  # where requests are traced
     in_flight_cell = -1  # belongs to Telemetry
@@ -109,7 +141,7 @@ class RequestRecord:
         self.kv = _NO_KV
         self.pieces = 0
         # To find the default of a class costs as much as to set three of these.
-        self.error_code = self.client = self.logged = self.attempts = None
+        self.error_code = self.client = self.logged = self.attempts = self.trail = None
 
     def stages(self) -> tuple[float, float, float, float]:
         """Return the seconds of each stage in the order of STAGES; -1.0 for a stage that was not completed.

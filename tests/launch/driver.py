@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launch.local.member import Limits
 from launch.local.progress import make_progress
-from launch.local.supervise import Limits, supervise
+from launch.local.run_state import StateWriter
+from launch.local.supervise import supervise
 from launch.plan import Plan, ProcessSpec
 
 
@@ -20,7 +22,9 @@ def main() -> int:
     directory = Path(document["directory"])
     progress = make_progress(sys.stderr, {spec.name: str(directory / spec.log_name) for spec in specs})
     limits = Limits(**document["limits"])
-    return asyncio.run(supervise(plan, directory, limits, progress, lambda: print("ready", flush=True)))
+    writer = StateWriter(directory, "stand-ins.yaml", plan.url, plan.admin, progress.say)
+    announce = lambda: print("ready", flush=True)  # noqa: E731
+    return asyncio.run(supervise(plan, directory, limits, progress, writer, announce))
 
 
 def _spec(process: dict[str, Any]) -> ProcessSpec:

@@ -273,7 +273,7 @@ class Reasons(Generic[C]):
     made when it is read.
     """
 
-    __slots__ = ("decode_choice", "prefill_choice", "whole_reason")
+    __slots__ = ("decode_choice", "decodes", "prefill_choice", "prefills", "whole_reason")
 
     def __init__(
         self, prefill_choice: Choice[C] | None, decode_choice: Choice[C], whole_reason: str | None = None
@@ -284,6 +284,9 @@ class Reasons(Generic[C]):
         self.prefill_choice = prefill_choice
         self.decode_choice = decode_choice
         self.whole_reason = whole_reason
+        # Who could be chosen; None where only one worker could be, or none is needed.
+        self.prefills: Sequence[C] | None = None
+        self.decodes: Sequence[C] | None = None
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

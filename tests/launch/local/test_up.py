@@ -106,6 +106,7 @@ def test_start_answer_stop(baton: Baton) -> None:
     logs = next((baton.directory / ".baton").iterdir())
     assert {log.name for log in logs.iterdir()} == {
         "orchestrator.log",
+        "state.json",
         f"{baton.model}-prefill-0.log",
         f"{baton.model}-decode-0.log",
     }

@@ -7,7 +7,7 @@ import pytest
 
 from launch.local import upkeep
 from launch.local.logs import make_run_directory
-from launch.local.supervise import _because
+from launch.local.member import _because
 from launch.local.upkeep import LOOK_S, Upkeep, prune, rotate
 
 
@@ -82,7 +82,7 @@ def test_a_full_disk_is_said_by_name_once_and_when_it_is_over(
 def test_a_process_that_could_not_even_write_why_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.local.supervise.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("launch.local.member.free_bytes", lambda folder: 0)
     said = _because([], 1, tmp_path / "w.log")
     assert said == f"\nlikely cause: no space is left on the disk of {tmp_path}, where the logs go"
 

@@ -15,13 +15,21 @@ from fastapi import FastAPI
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.keys import Key, KeyRing
 from orchestrator.config.options import Config
-from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus, RouteAnswer, RouteQuestion
+from orchestrator.control.state import (
+    FoundRequests,
+    ProcessEnd,
+    ProcessState,
+    ProcessStatus,
+    RouteAnswer,
+    RouteQuestion,
+)
 from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS
+from orchestrator.telemetry.history import RequestQuery
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.registry import Registry
@@ -90,6 +98,9 @@ class FakeState:
 
     def processes(self) -> list[ProcessStatus]:
         return [ProcessStatus(0, 71, ProcessState.SERVING, 5)]
+
+    async def requests(self, query: RequestQuery) -> FoundRequests:
+        return FoundRequests([], [])
 
     async def explain(self, question: RouteQuestion) -> RouteAnswer:
         raise NotImplementedError

@@ -18,7 +18,7 @@ from orchestrator.errors import Conflict
 from tests.orchestrator.control.fakes import CONFIG, FakeState, ask, error_code
 
 NEW = {"model": "m", "role": "decode", "url": "http://10.0.0.7:8100"}
-READS = ("/", "/admin/workers", "/admin/processes", "/admin/events")
+READS = ("/", "/admin/workers", "/admin/processes", "/admin/events", "/admin/requests")
 CHANGES = (
     ("POST", "/admin/workers", NEW),
     ("POST", "/admin/workers/m/decode/0/drain", None),

@@ -18,6 +18,7 @@ from orchestrator.processes.channel import Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.processes.sharing import Note, Shared
+from orchestrator.telemetry.events import Events
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import registry_of
@@ -101,7 +102,7 @@ async def running(
     publisher = Publisher(registry)
     rows = os.memfd_create("rows")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = ProcessHandle(start_of(publisher), listener, rows, publisher, pass_on)
+        made = ProcessHandle(start_of(publisher), listener, rows, publisher, pass_on, Events())
         os.close(rows)
         task = asyncio.create_task(made.run())
         try:
