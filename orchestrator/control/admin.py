@@ -25,7 +25,7 @@ from orchestrator.errors import BatonError
 INDEX = """\
 Baton admin
 
-/                                   a page for people, in a browser; without a key, as all figures come from below
+/                                   a page for people, in a browser, which needs a key only for its figures
 /metrics                            with a key for metrics or admin; all others: admin
 /admin/processes
 /admin/events                       what has happened of late; ?after=NUMBER, ?kind=KIND, ?follow=1: a stream

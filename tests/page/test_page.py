@@ -98,6 +98,7 @@ def figure(browser: webdriver.Chrome, worker: str, name: str) -> str:
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
+    """What the browser says of the page, and of its policy."""
     return [entry["message"] for entry in browser.get_log("browser")]
 
 
@@ -192,6 +193,7 @@ def test_with_keys_it_asks_for_one(
 
 def test_hostile_names_stay_text(browser: webdriver.Chrome, cluster: Orchestrator) -> None:
     """Whatever the API says is text: here it says it in every field that is one."""
+    ask(cluster, 1)
     open_page(browser, cluster)
     wait_refreshed(browser)
     browser.execute_script(SPOIL, HOSTILE)

@@ -182,9 +182,11 @@ function timeline(request) {
     page("one").hidden = true;
   });
   const end = Math.max(request.total_ms, 0.001);
-  const line = request.timeline.map((moment) =>
-    el("tr", {}, cell(ms(moment.ms), true), cell(moment.what), cell(moment.worker ?? ""), el("td", {}, bar(moment.ms, end))),
-  );
+  const line = request.timeline.map((moment, place) => {
+    const until = request.timeline[place + 1]?.ms ?? moment.ms;
+    const mark = el("td", { class: "track" }, bar(moment.ms, until, end));
+    return el("tr", {}, cell(ms(moment.ms), true), cell(moment.what), cell(moment.worker ?? ""), mark);
+  });
   return [
     el("h3", {}, request.id, " ", close),
     table("", ["at", "what", "worker", ""], line, [0]),
@@ -194,9 +196,10 @@ function timeline(request) {
   ];
 }
 
-function bar(from, end) {
+function bar(from, until, end) {
   const mark = el("i", {});
   mark.style.left = `${Math.min(98, (100 * from) / end)}%`; // by script, which the policy allows; no style in markup
+  mark.style.width = `${Math.min(100, (100 * (until - from)) / end)}%`;
   return el("div", { class: "bar", "aria-hidden": "true" }, mark);
 }
 
