@@ -10,11 +10,12 @@ BIN := .venv/bin
 STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
 PROMETHEUS := .prometheus
+AXE := .axe
 CONFIG ?= configs/quickstart.yaml
 ON_ALL_CORES := -n logical --dist worksteal
 
-.PHONY: help setup serve test quick check monitoring metrics bench regression soak chaos fuzz clients profile compile \
-    clean
+.PHONY: help setup serve test quick check monitoring metrics page bench regression soak chaos fuzz clients profile \
+    compile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,7 @@ help:
 	@echo 'make check   ruff, its formatter, mypy'
 	@echo 'make monitoring   alerts, dashboard and metrics, with the Prometheus of Debian'
 	@echo 'make metrics docs/metrics.md and docs/monitoring anew, after a change of what they are made of'
+	@echo 'make page    the page of the admin listener, in Chromium'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
@@ -48,7 +50,7 @@ serve: $(STAMP)
 
 # vLLM's workers need all cores for themselves. ARGS may choose tests of one kind alone: no tests (5) is no failure.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not prometheus" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not prometheus and not browser" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m real $(ARGS) || [ $$? = 5 ]
 
 # One more than there are cores: these tests wait for half of their time.
@@ -74,6 +76,15 @@ metrics: $(STAMP)
 	$(BIN)/baton metrics docs >docs/metrics.md
 	$(BIN)/baton metrics alerts >docs/monitoring/baton-alerts.yaml
 	$(BIN)/baton metrics dashboard >docs/monitoring/baton-dashboard.json
+
+# The page of the admin listener, in Debian's Chromium.
+page: $(STAMP) $(AXE)/node_modules
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
+$(AXE)/node_modules: tests/page/install.sh tests/page/package-lock.json
+	@echo 'page: installing Chromium, if it is not there, and axe-core'
+	@$< $(AXE)
+	@touch $@
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)
@@ -116,5 +127,6 @@ $(PEERS)/setup-done: bench/compare/peers.txt
 	@touch $@
 
 clean:
-	rm -rf build .venv $(PEERS) $(PROMETHEUS) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build .venv $(PEERS) $(PROMETHEUS) $(AXE) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

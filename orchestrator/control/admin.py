@@ -19,11 +19,13 @@ from orchestrator.control.other_sites import refuse_other_sites
 from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.request_pages import RequestPages
 from orchestrator.control.state import AdminState
+from orchestrator.control.web_page import WebPage
 from orchestrator.errors import BatonError
 
 INDEX = """\
 Baton admin
 
+/                                   a page for people, in a browser, which needs a key only for its figures
 /metrics                            with a key for metrics or admin; all others: admin
 /admin/processes
 /admin/events                       what has happened of late; ?after=NUMBER, ?kind=KIND, ?follow=1: a stream
@@ -50,7 +52,9 @@ def admin_app(state: AdminState, reload: Reload | None = None, run_key: str | No
         title="Baton admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     pages = _AdminPages(state)
-    add_page(app, "/", pages.index, "This list.", "admin")
+    add_page(app, "/", pages.front, "The page for people; this list for programs.", "admin")
+    add_page(app, "/admin", pages.index, "This list.", "admin")
+    add_page(app, "/page/{name}", pages.web.file, "What the page loads.", "admin")
     add_page(app, "/metrics", pages.metrics, "Prometheus text format.", "admin")
     changes = Changes(state.events)
     _add_worker_pages(app, WorkerPages(state, changes))
@@ -62,7 +66,8 @@ def admin_app(state: AdminState, reload: Reload | None = None, run_key: str | No
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
-    return guarded(app, state, frozenset(), check=refuse_other_sites, scope_of=_scope_of, run_key=run_key)
+    is_open = pages.web.is_asked_for
+    return guarded(app, state, is_open, check=refuse_other_sites, scope_of=_scope_of, run_key=run_key)
 
 
 def _scope_of(path: str) -> Scope:
@@ -94,6 +99,7 @@ def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:
 class _AdminPages:
     def __init__(self, state: AdminState) -> None:
         self._state = state
+        self.web = WebPage()
         sources = Sources(
             layout=state.layout,
             counts=state.counts,
@@ -108,6 +114,9 @@ class _AdminPages:
             keys=state.keys_counted,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
+
+    async def front(self, request: Request) -> Response:
+        return self.web.page() if self.web.is_asked_for(request.scope) else await self.index()
 
     async def index(self) -> Response:
         return PlainTextResponse(INDEX)

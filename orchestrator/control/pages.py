@@ -29,6 +29,7 @@ from orchestrator.http.ids import REQUEST_ID_HEADER, request_id_from
 HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
 
 Check = Callable[[str, Headers], None]  # of a method and the headers
+IsOpen = Callable[[Scope], bool]  # of an ASGI scope: it needs no key
 ScopeOf = Callable[[str], KeyScope]  # of a path: what a key must be for
 KEY_NAME = "baton.key"  # in the ASGI scope: the name of the key, if one was asked for
 OF_RUN = "baton.run"  # there, too: true if `baton up` asks, which has started this process
@@ -48,19 +49,17 @@ def add_page(
 def guarded(
     app: FastAPI,
     state: Guarding,
-    open_paths: frozenset[str],
+    is_open: IsOpen,
     check: Check | None = None,
     scope_of: ScopeOf = lambda path: "infer",
     run_key: str | None = None,
 ) -> FastAPI:
     """Put what all pages share around `app`. `check` raises a `BatonError` for requests that it refuses.
 
-    Where there are keys, one with the scope that `scope_of` names is needed, but for `open_paths`; or
+    Where there are keys, one with the scope that `scope_of` names is needed, but for what `is_open`; or
     `run_key`.
     """
-    app.add_middleware(
-        _Guard, state=state, open_paths=open_paths, check=check, scope_of=scope_of, run_key=run_key
-    )
+    app.add_middleware(_Guard, state=state, is_open=is_open, check=check, scope_of=scope_of, run_key=run_key)
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
@@ -72,7 +71,7 @@ class _Guard:
         self,
         app: ASGIApp,
         state: Guarding,
-        open_paths: frozenset[str],
+        is_open: IsOpen,
         check: Check | None,
         scope_of: ScopeOf,
         run_key: str | None,
@@ -82,7 +81,7 @@ class _Guard:
         self._check = check
         self._keys = state.keys
         self._ids = state.ids
-        self._open_paths = open_paths
+        self._is_open = is_open
         self._scope_of = scope_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,7 +113,7 @@ class _Guard:
         if self._run_key is not None and _is_same(authorization_of(scope), self._run_key):
             scope[OF_RUN] = True
             return
-        if self._keys is None or scope["path"] in self._open_paths:
+        if self._keys is None or self._is_open(scope):
             return
         takes_both = scope["path"].startswith(_FOR_ANTHROPICS)
         authorization = authorization_of(scope)
