@@ -18,7 +18,8 @@ from launch.simulate.view import SimulatedRequest
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace, unmanaged, worker_places
 from orchestrator.config.options import Config, ModelConfig, RoutingConfig
 from orchestrator.errors import BatonError, TooBusy, Unavailable
-from orchestrator.relay.admission import SWEEP_S, Admission, Demand, Gate
+from orchestrator.relay.admission import SWEEP_S, Admission, Gate
+from orchestrator.relay.waiting import Demand
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.planner import Planner
 from orchestrator.routing.policies.base import End, Outcome

@@ -70,7 +70,7 @@ class RejectionWatch:
         message = f"{sum(new)} requests were refused in the last {max(seconds, LOOK_S):.0f} s: "
         _log.warning("%s", message + ", ".join(parts))
         who = ", ".join(f"key {name}" for name in list(found)[:MOST_KEYS])
-        self._events.note("requests.refused", message + ", ".join(parts), who=who)
+        self._events.note("request.rejected", message + ", ".join(parts), who=who)
 
     def _new_of_keys(self) -> dict[str, Sequence[int]]:
         """Return what was refused to each key since the last time: the key with the most comes first."""

@@ -56,7 +56,7 @@ from orchestrator.legs.parallel import ParallelPrefill
 from orchestrator.legs.releases import Releases
 from orchestrator.legs.retry import Failure, Retries, RetryBudget, failure_of
 from orchestrator.legs.upload_leg import UploadLeg
-from orchestrator.relay.admission import Admission, Demand
+from orchestrator.relay.admission import Admission
 from orchestrator.relay.admitted import AdmittedRequest
 from orchestrator.relay.outcomes import tell_ended, tell_failed, tell_prefilled
 from orchestrator.relay.relayed import PRIORITY
@@ -64,7 +64,7 @@ from orchestrator.relay.respond import Responder
 from orchestrator.relay.route import Route
 from orchestrator.relay.scope import RequestScope
 from orchestrator.relay.turns import MOST_BEHIND_S, behind_s, work_s
-from orchestrator.relay.waiting import Charge
+from orchestrator.relay.waiting import Charge, Demand
 from orchestrator.routing.dry_run import explain
 from orchestrator.routing.overrides import BEGIN as OVERRIDE
 from orchestrator.routing.overrides import Overrides
@@ -75,6 +75,7 @@ from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord, Tr
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.adapters import Adapters
+from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import IN_SERVICE
 from orchestrator.workers.worker import Worker
 
@@ -190,7 +191,7 @@ class Flow:
                             return await self._responder.answer(request, leg)
                         if route.connector.sends_both_at_once:
                             return await self._serve_at_once(request, prefill, leg)
-                        lease = self._unused_lease(request)
+                        lease = _unused_lease(self.ledger, request)
                         leg.take(lease or await self._prefill(request, prefill, leg.worker))
                         leg.check_in_service()
                         return await self._responder.answer(request, leg)
@@ -383,13 +384,7 @@ class Flow:
         route = self._overridden(scope, self._route_of(view))
         is_whole = endpoint.needs_one_worker or view.is_refusable or view.limit > route.pools.max_model_len
         whole_reason = _why_whole(endpoint, view) if is_whole else view.whole_reason
-        return Asked(view, route, whole_reason, self._named(avoid))
-
-    def _named(self, names: Collection[str]) -> tuple[Worker, ...]:
-        found = [self._dispatcher.registry.find(name) for name in names]
-        if None in found:
-            raise ClientError(f"there is no worker of one of these names: {', '.join(names)}", param="avoid")
-        return tuple([worker for worker in found if worker is not None])
+        return Asked(view, route, whole_reason, _named(self._dispatcher.registry, avoid))
 
     # --- what only one worker has ---------------------------------------------------------------
 
@@ -444,13 +439,6 @@ class Flow:
             self._order(request, prefill)
         with ParallelPrefill(prefill, leg, self._releases, lambda: _note_gone_over(request)):
             await self._responder.answer(request, leg)
-
-    def _unused_lease(self, request: AdmittedRequest) -> KvLease | None:
-        """Return the lease of an earlier attempt, if its hand-off may still be sent."""
-        if request.prefill is None:
-            return None
-        lease = request.prefill.lease
-        return lease if lease is not None and self.ledger.is_good(lease) else None
 
     async def _prefill(self, request: AdmittedRequest, worker: Worker, decode: Worker) -> KvLease:
         """Have the prompt's KV cache made for `decode`. Raises as `Leg.read` does."""
@@ -602,6 +590,21 @@ class Flow:
             request.retries.close()
             if request.scope.record.status == 200:
                 request.legs.count_denials()
+
+
+def _named(registry: Registry, names: Collection[str]) -> tuple[Worker, ...]:
+    found = [registry.find(name) for name in names]
+    if None in found:
+        raise ClientError(f"there is no worker of one of these names: {', '.join(names)}", param="avoid")
+    return tuple([worker for worker in found if worker is not None])
+
+
+def _unused_lease(ledger: LeaseLedger, request: AdmittedRequest) -> KvLease | None:
+    """Return the lease of an earlier attempt, if its hand-off may still be sent."""
+    if request.prefill is None:
+        return None
+    lease = request.prefill.lease
+    return lease if lease is not None and ledger.is_good(lease) else None
 
 
 def _upload_lost(request: AdmittedRequest, error: WorkerError | WorkerAnswered) -> BatonError:

@@ -369,16 +369,12 @@ class RequestScope:
             record.error_code = error.code
             record.status = record.status or error.status
             exchange.abort()
-        elif exchange.is_started and self._has_all():
+        elif exchange.is_started and self._events is not None and self._events.is_done:  # nothing is missing
             if not exchange.is_complete:  # what is wrong behind the last word is no news to the client
                 exchange.finish()
         else:
             record.error_code = error.code
             self._tell(error)
-
-    def _has_all(self) -> bool:
-        """Tell whether nothing is missing of a stream but its end."""
-        return self._events is not None and self._events.is_done
 
     def _tell(self, error: BatonError) -> None:
         exchange = self.exchange

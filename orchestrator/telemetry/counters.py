@@ -55,15 +55,6 @@ class RejectReason(IntEnum):
     KEY_CONCURRENCY = 7  # its API key has too many open
 
 
-# Each RejectReason in words.
-_REJECTED: Final = (
-    "a request was refused: the queue is full",
-    "a request was refused: it would not have been answered in time",
-    "a request was refused: it has waited for too long",
-    "a request was refused: requests hold too many bytes",
-)
-
-
 class HandoffTrouble(IntEnum):
     """This is why a hand-off that a decode worker had was given up (`legs/handoff_watch.py`)."""
 
@@ -289,7 +280,6 @@ class Telemetry:
 
     def rejected(self, reason: RejectReason) -> None:
         self.row[self.layout.rejections + reason] += 1
-        self.tell("request.rejected", _REJECTED[reason])
 
     def poison(self) -> None:
         self.row[self.layout.poison] += 1

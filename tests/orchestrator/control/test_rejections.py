@@ -63,7 +63,7 @@ def test_it_is_told_who_was_refused_and_why(lines: list[str], caplog: pytest.Log
     )
     assert caplog.messages == [text]
     (event,) = scene.events.after()
-    assert (event.kind, event.message, event.who) == ("requests.refused", text, "key bob, key alice")
+    assert (event.kind, event.message, event.who) == ("request.rejected", text, "key bob, key alice")
 
 
 def test_it_is_told_once_in_an_interval(caplog: pytest.LogCaptureFixture) -> None:

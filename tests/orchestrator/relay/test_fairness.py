@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from orchestrator.config.keys import Key, KeyLimits, KeyRing
 from orchestrator.config.options import QueueConfig, TenantsConfig
 from orchestrator.errors import BatonError, TooBusy
-from orchestrator.relay.admission import Demand, Gate
+from orchestrator.relay.admission import Gate
 from orchestrator.relay.tenants import Tenants
-from orchestrator.relay.waiting import Charge
+from orchestrator.relay.waiting import Charge, Demand
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.tenants import REJECTED, WAITING, KeyTable
 from tests.orchestrator.cluster import Clock

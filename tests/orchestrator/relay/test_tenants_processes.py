@@ -115,7 +115,7 @@ def test_a_flood_of_one_key_leaves_a_quiet_one_all_that_it_asks_for(make: Any, p
     assert "requests were refused in the last" in site.orchestrator.lines
     assert " of key quiet (" not in site.orchestrator.lines
     events = site.orchestrator.admin("/admin/events").json()
-    assert any(one["kind"] == "requests.refused" and one["who"] == "key loud" for one in events)
+    assert any(one["kind"] == "request.rejected" and one["who"] == "key loud" for one in events)
 
 
 def test_the_limits_of_a_key_hold_for_all_processes_together(make: Any) -> None:

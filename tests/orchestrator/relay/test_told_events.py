@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from orchestrator.config.options import QueueConfig
 from orchestrator.telemetry.events import PERIOD_S, Event, Events
 from tests.orchestrator.failover.test_failover import CHAT as STREAMED
 from tests.orchestrator.failover.test_failover import Cluster as Streaming
@@ -113,20 +112,3 @@ def test_blocks_that_stay_pinned_are_told_of() -> None:
     expired = [event for event in told(test) if event.kind == "lease.expired"]
     assert {event.subject for event in expired} <= {"m/prefill/0", "m/prefill/1"}
     assert expired[0].message.startswith("KV blocks stayed on m/prefill/")
-
-
-def test_a_flood_is_told_of() -> None:
-    async def test(cluster: FakeCluster) -> None:
-        spoil(cluster, "decode/0", answers(500, after_s=5.0))
-        asked = [asyncio.create_task(cluster.ask(CHAT)) for _ in range(60)]
-        await asyncio.gather(*asked)
-        await asyncio.sleep(PERIOD_S)
-
-    queue = QueueConfig.model_validate({"requests": 2})
-    rejected = [
-        event
-        for event in told(test, roles=("prefill", "decode"), seats=1, queue=queue)
-        if event.kind == "request.rejected"
-    ]
-    assert 1 <= len(rejected) <= 3
-    assert rejected[0].message.startswith("a request was refused: ")

@@ -113,7 +113,7 @@ def test_a_request_that_was_served() -> None:
         assert (prefill["worker"], prefill["reason"]) == ("m/prefill/0", "It is the next in turn.")
         assert [one["worker"] for one in prefill["candidates"]] == ["m/prefill/0", "m/prefill/1"]
 
-    run(test)
+    run(test, routing=RoutingConfig.model_validate({"prefill": "round_robin"}))
 
 
 def test_the_numbers_that_spoke_for_a_worker() -> None:
