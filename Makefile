@@ -14,7 +14,7 @@ COMPILED := build/compiled
 ON_ALL_CORES := -n logical --dist worksteal
 SOURCES := LICENSE README.md bench configs docs launch orchestrator pyproject.toml setup.py tests worker
 
-.PHONY: help setup serve test quick check bench regression soak chaos fuzz clients profile compile compiled pure clean
+.PHONY: help setup serve test quick check docs bench regression soak chaos fuzz clients profile compile compiled pure clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,7 +22,8 @@ help:
 	@echo 'make serve   baton up $(CONFIG); another file: make serve CONFIG=...'
 	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
 	@echo 'make quick   the tests that start no processes, in a minute; some of them: make quick ARGS="-k wire"'
-	@echo 'make check   ruff, its formatter, mypy'
+	@echo 'make check   ruff, its formatter, mypy, and whether the pages of docs/ become a site'
+	@echo 'make docs    the pages of docs/ as a site, in build/site'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
@@ -56,6 +57,11 @@ check: $(STAMP)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+	@$(MAKE) --silent docs
+
+# Fails on a link or a heading that is not there. Nothing is fetched, and what is made fetches nothing.
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --quiet --strict
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)
