@@ -9,12 +9,12 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 STAMP := .venv/setup-done
 PEERS := .venv-bench-peers
+PROMETHEUS := .prometheus
 CONFIG ?= configs/quickstart.yaml
-COMPILED := build/compiled
 ON_ALL_CORES := -n logical --dist worksteal
-SOURCES := LICENSE README.md bench configs docs launch orchestrator pyproject.toml setup.py tests worker
 
-.PHONY: help setup serve test quick check docs bench regression soak chaos fuzz clients profile compile compiled pure clean
+.PHONY: help setup serve test quick check docs monitoring metrics bench regression soak chaos fuzz clients profile \
+    compile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,13 +24,15 @@ help:
 	@echo 'make quick   the tests that start no processes, in a minute; some of them: make quick ARGS="-k wire"'
 	@echo 'make check   ruff, its formatter, mypy, and whether the pages of docs/ become a site'
 	@echo 'make docs    the pages of docs/ as a site, in build/site'
+	@echo 'make monitoring   alerts, dashboard and metrics, with the Prometheus of Debian'
+	@echo 'make metrics docs/metrics.md and docs/monitoring anew, after a change of what they are made of'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
 	@echo 'make fuzz    broken requests: is /health answered, is all given back? shorter: make fuzz ARGS=--quick'
 	@echo 'make clients programs that people point at vLLM, run to their end on real vLLM: docs/clients.md'
 	@echo 'make profile flame graphs of the orchestrator under load'
-	@echo 'make compile the hot modules as C extensions, in place; make pure removes them: docs/performance.md'
+	@echo 'make compile the hot modules as C extensions, which make serve builds by itself: docs/performance.md'
 	@echo 'make clean   remove .venv and caches'
 
 setup: $(STAMP)
@@ -39,13 +41,15 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt) requirements/install.sh
 	@requirements/install.sh $@ $^
 
+# The compiled form is built while vLLM is downloaded, then while it is loaded, for as long as this make runs.
 # exec: Ctrl-C reaches baton itself, and no shell stays behind.
+serve: export COMPILE_FOR = $(shell echo $$PPID)
 serve: $(STAMP)
-	@exec $(BIN)/baton up $(CONFIG)
+	@exec $(BIN)/baton up --compile $(CONFIG)
 
 # vLLM's workers need all cores for themselves. ARGS may choose tests of one kind alone: no tests (5) is no failure.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not prometheus" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m real $(ARGS) || [ $$? = 5 ]
 
 # One more than there are cores: these tests wait for half of their time.
@@ -63,10 +67,24 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m mkdocs build --quiet --strict
 
+# Rules and queries are tried by promtool, and by a Prometheus that watches a cluster.
+monitoring: $(STAMP) $(PROMETHEUS)/usr/bin/promtool
+	$(BIN)/python -m pytest -m prometheus $(ARGS)
+
+$(PROMETHEUS)/usr/bin/promtool: tests/monitoring/install.sh
+	@echo 'monitoring: fetching Prometheus into $(PROMETHEUS)'
+	@$< $(PROMETHEUS)
+	@touch $@
+
+metrics: $(STAMP)
+	$(BIN)/baton metrics docs >docs/metrics.md
+	$(BIN)/baton metrics alerts >docs/monitoring/baton-alerts.yaml
+	$(BIN)/baton metrics dashboard >docs/monitoring/baton-dashboard.json
+
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)
 	-@$(MAKE) --silent $(PEERS)/setup-done
-	-@$(MAKE) --silent compiled
+	-@$(MAKE) --silent compile
 	$(BIN)/python -m bench.compare $(ARGS)
 
 # In CI: fails if the relay has become much dearer, beside a plain proxy in the same run.
@@ -92,26 +110,9 @@ clients: $(STAMP)
 profile: $(STAMP)
 	$(BIN)/python -m bench.flame $(ARGS)
 
-# In place: all that is started from here then runs them, and warns once they are older than an edit.
-compile: $(STAMP) pure
-	BATON_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
-
-# In a copy, for CI and the benchmark: what is here stays as it is.
-compiled: $(COMPILED)/done
-
-$(COMPILED)/done: $(STAMP) $(shell find $(SOURCES) -name "*.py")
-	@echo 'compiled: building $(COMPILED), a minute'
-	@rm -rf $(COMPILED)
-	@mkdir -p $(COMPILED)
-	@cp -r $(SOURCES) $(COMPILED)
-	@find $(COMPILED) -name '*.so' -delete
-	@cd $(COMPILED) && BATON_COMPILE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
-	@touch $@
-
-pure:
-	rm -rf build
-	rm -f baton_*__mypyc.*.so
-	find orchestrator -name '*.so' -delete
+# Beside the sources, which stay as they are; BATON_FORM says which form runs.
+compile: $(STAMP)
+	@$(BIN)/python -m launch.compile
 
 $(PEERS)/setup-done: bench/compare/peers.txt
 	@echo 'bench: installing the peers into $(PEERS)'
@@ -120,6 +121,6 @@ $(PEERS)/setup-done: bench/compare/peers.txt
 	@$(BIN)/python -m pip --python $(PEERS)/bin/python install -qq --no-deps --requirement $<
 	@touch $@
 
-clean: pure
-	rm -rf .venv $(PEERS) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:
+	rm -rf build .venv $(PEERS) $(PROMETHEUS) .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

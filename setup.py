@@ -7,9 +7,7 @@ its sources are there to be edited, and what is compiled would not notice.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -17,7 +15,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-MYPYC = "mypy[mypyc]==2.4.1"  # as in requirements/constraints.txt
+sys.path.insert(0, str(ROOT))
+from launch.compile import lacks  # noqa: E402  # both import nothing that is not Python's own
+from orchestrator.compiled import MYPYC, SOURCES, library  # noqa: E402
+
 WISH = os.environ.get("BATON_COMPILE", "")
 IS_EDITABLE = "editable_wheel" in sys.argv or "develop" in sys.argv
 
@@ -26,9 +27,9 @@ def main() -> None:
     if WISH == "0" or (IS_EDITABLE and WISH != "1"):
         setup()
         return
-    lacks = _lacks()
-    if lacks:
-        _give_up(lacks)
+    missing = lacks()
+    if missing:
+        _give_up(missing)
         setup()
     elif "egg_info" in sys.argv:  # pip asks what the build needs
         setup(setup_requires=_requirements())
@@ -49,17 +50,6 @@ class BuildIfPossible(build_ext):
             self.extensions = []
 
 
-def _lacks() -> str | None:
-    """What of a machine's own is missing."""
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        return f"there is no {compiler} (Debian: apt-get install gcc)"
-    headers = Path(sysconfig.get_path("include"), "Python.h")
-    if not headers.exists():
-        return f"Python's headers are not there: {headers} (Debian: apt-get install python3-dev)"
-    return None
-
-
 def _give_up(why: str) -> None:
     if WISH == "1":
         sys.exit(f"BATON_COMPILE=1, but {why}")
@@ -69,22 +59,23 @@ def _give_up(why: str) -> None:
 def _requirements() -> list[str]:
     """mypyc, and what it takes the types of: all that Baton itself needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [MYPYC, *project["dependencies"]]
+    return [f"mypy[mypyc]=={MYPYC}", *project["dependencies"]]
 
 
 def _extensions() -> list[Extension]:
     try:
         from mypyc.build import mypycify
     except ImportError:
-        _give_up(f"{MYPYC} is not installed")
+        _give_up(f"mypy {MYPYC} is not installed")
         return []
-    sys.path.insert(0, str(ROOT))
-    from orchestrator.compiled import SOURCES, library
-
-    extensions = mypycify(list(SOURCES), opt_level="3", debug_level="0", group_name=library())
+    try:
+        extensions = mypycify(list(SOURCES), opt_level="3", debug_level="0", group_name=library())
+    except SystemExit as refusal:  # of types, mostly: it has printed them
+        _give_up(f"mypyc refuses them: {refusal}")
+        return []
     for extension in extensions:
         # Nothing outside calls what is inside, so calls need no table, and may be inlined: 4 % of a request.
-        extension.extra_compile_args += ["-fvisibility=hidden", "-fno-plt"]
+        extension.extra_compile_args = [*extension.extra_compile_args, "-fvisibility=hidden", "-fno-plt"]
     return extensions
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from launch.arguments import Parser
     from launch.plan import Plan
     from orchestrator.config.options import Config
+    from orchestrator.form import Form
 
     Command = Callable[[argparse.Namespace], int]
 
@@ -33,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     from launch.exits import Exit
 
-    arguments = _parser().parse_args(argv)
-    command: Command = arguments.command
     try:
+        arguments = _parser().parse_args(argv)
+        command: Command = arguments.command
         return command(arguments)
     except _Usage as error:
         _complain(error)
@@ -69,12 +70,17 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_version_action(), help="say which version and form this is")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_init(commands)
     up = _add(commands, "up", _up, "start all that CONFIG puts on this machine; Ctrl-C stops it")
     up.add_argument(
         "--dry-run", action="store_true", help="print what would be started, as `baton plan` does"
+    )
+    up.add_argument(
+        "--compile",
+        action="store_true",
+        help="of a checkout: build the orchestrator's compiled form while workers start, if it is not there",
     )
     _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
@@ -87,6 +93,7 @@ def _parser() -> Parser:
     _add_explain_route(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of CONFIG", allow_abbrev=False)
     schema.set_defaults(command=_schema)
+    _add_metrics(commands)
     _add_explain(commands)
     _add_completion(commands)
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT, allow_abbrev=False)
@@ -138,6 +145,14 @@ def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(command=_init)
 
 
+def _add_metrics(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch.monitoring.command import ABOUT, PRINTED
+
+    parser = commands.add_parser("metrics", help=ABOUT, description=ABOUT, allow_abbrev=False)
+    parser.add_argument("what", choices=tuple(PRINTED))
+    parser.set_defaults(command=_metrics)
+
+
 def _add_completion(commands: argparse._SubParsersAction[Parser]) -> None:
     from launch.completion import SHELLS
 
@@ -177,11 +192,34 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _version_action() -> type[argparse.Action]:
+    """Return what answers `--version`: only then is it looked up, as that takes a look at all sources."""
+    import argparse
+
+    class Version(argparse.Action):
+        def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+            super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+            print(_version())
+            parser.exit()
+
+    return Version
+
+
 def _version() -> str:
     from orchestrator import __version__
-    from orchestrator.compiled import is_compiled
 
-    return f"baton {__version__} ({'compiled' if is_compiled() else 'pure Python'})"
+    return f"baton {__version__} ({'compiled' if _take_form().is_compiled else 'pure Python'})"
+
+
+def _take_form() -> Form:
+    from orchestrator.form import FormError, take_form
+
+    try:
+        return take_form(os.environ)
+    except FormError as error:
+        raise _Usage(str(error)) from error
 
 
 def _add(commands: argparse._SubParsersAction[Parser], name: str, command: Command, text: str) -> Parser:
@@ -265,6 +303,14 @@ def _completion(arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _metrics(arguments: argparse.Namespace) -> int:
+    from launch.exits import Exit
+    from launch.monitoring.command import PRINTED
+
+    print(PRINTED[arguments.what](), end="")
+    return Exit.OK
+
+
 def _schema(_: argparse.Namespace) -> int:
     import json
 
@@ -307,13 +353,14 @@ def _up(arguments: argparse.Namespace) -> int:
     from launch.local.up import up
 
     config = _load(arguments, starts=True)
-    return up(config, _make_plan(arguments, config))
+    return up(config, _make_plan(arguments, config), compiles=arguments.compile)
 
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
     from orchestrator.loop.signals import hold_hangup
 
     hold_hangup()
+    form = _take_form()  # before anything is imported that has two
     config = _load(arguments)
     from launch.exits import Exit
     from orchestrator.control.reload import ConfigSource
@@ -321,7 +368,7 @@ def _orchestrator(arguments: argparse.Namespace) -> int:
     from orchestrator.run import run
 
     try:
-        return run(config, ConfigSource(arguments.config, arguments.overrides))
+        return run(config, ConfigSource(arguments.config, arguments.overrides), form)
     except StartError as error:
         _complain(error)
         return Exit.USAGE if isinstance(error, SettingError) else Exit.FAILED

@@ -26,7 +26,7 @@ class ProcessSpec:
     """This starts a process, in a session of its own, in the working directory of whoever starts it."""
 
     name: str  # MODEL/ROLE/INDEX, or "orchestrator"
-    role: Role | Literal["orchestrator"]
+    role: Role | Literal["orchestrator", "build"]
     argv: tuple[str, ...]
     env: Mapping[str, str]  # on top of the inherited environment
     ready_url: str  # answers 200 once the process is up
@@ -48,6 +48,7 @@ class Plan:
     orchestrator: ProcessSpec
     elsewhere: tuple[str, ...]  # workers of other machines
     url: str  # where clients reach the data plane from this machine
+    build: ProcessSpec | None = None  # builds the orchestrator's compiled form meanwhile, and ends
 
     @property
     def processes(self) -> tuple[ProcessSpec, ...]:

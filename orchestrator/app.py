@@ -48,6 +48,7 @@ from orchestrator.relay.scope import DataPlane
 from orchestrator.routing.cache_reports import CacheReports
 from orchestrator.routing.planner import Planner
 from orchestrator.telemetry.access_log import AccessLog, Note
+from orchestrator.telemetry.answers import AnswerWriter
 from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
@@ -260,8 +261,12 @@ class Orchestrator:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
         figures = FigureWriter(self._figures.cells, self._figures.slots)
+        answers = AnswerWriter(self.telemetry.layout, self.telemetry.row)
         log, decisions = self.config.orchestrator.log, self._decisions
-        notes: list[Note] = [lambda records, _: figures.note(records)]
+        notes: list[Note] = [
+            lambda records, _: figures.note(records),
+            lambda records, _: answers.note(records),
+        ]
         if decisions is not None:
             notes.append(decisions.note)
         if self._tracing is not None:

@@ -1,9 +1,11 @@
-"""Some modules have a compiled form (docs/performance.md): this says which, and whether it is what runs."""
+"""Some modules have a compiled form (docs/performance.md): this says which, and whether it is what runs.
+
+Which form a process imports is decided in `form.py`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
@@ -96,20 +98,31 @@ MODULES = (
     "orchestrator.workers.worker",
 )
 SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below `ROOT`
+MYPYC = "2.4.1"  # the version of mypy that it is built with, as in requirements/constraints.txt
+# Nothing that is compiled imports these rooms, so an edit there leaves a build as it is.
+ABOVE = ("run.py", "app.py", "control", "processes")
+
+
+def digest(root: Path) -> str:
+    """Return a digest of what the compiled form of the checkout at `root` depends on.
+
+    These are not only its own modules: constants and types of those that they import are compiled in.
+    """
+    found = hashlib.sha256()
+    for path in sorted((root / "orchestrator").rglob("*.py")):
+        name = path.relative_to(root / "orchestrator")
+        if name.parts[0] not in ABOVE:
+            content = path.read_bytes()
+            found.update(b"%s %d\n%s" % (str(name).encode(), len(content), content))
+    return found.hexdigest()
 
 
 def library() -> str:
-    """Return the name of the library that a build of the present sources makes: it has their hash in it."""
-    digest = hashlib.sha256(b"".join((ROOT / source).read_bytes() for source in SOURCES))
-    return f"baton_{digest.hexdigest()[:16]}"
+    """Return the name of the library that a build of the present sources makes: it has their digest in it."""
+    return f"baton_{digest(ROOT)[:16]}"
 
 
 def is_compiled() -> bool:
     """Tell whether Python takes the compiled form of the modules."""
     found = find_spec(MODULES[0])
     return found is not None and str(found.origin).endswith(tuple(EXTENSION_SUFFIXES))
-
-
-def is_stale() -> bool:
-    """Tell whether the compiled modules, once imported, are of other sources than those beside them."""
-    return is_compiled() and f"{library()}__mypyc" not in sys.modules

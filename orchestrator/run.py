@@ -10,13 +10,13 @@ import socket
 import uvloop
 
 from orchestrator.app import Orchestrator
-from orchestrator.compiled import is_stale
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.keys import worker_key
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import StartError
+from orchestrator.form import Form, handed_down, take_form
 from orchestrator.http.listeners import PublicServer, admin_served, bound
 from orchestrator.interpreter import import_variables
 from orchestrator.loop import garbage
@@ -32,15 +32,17 @@ from orchestrator.workers.health import HttpProbe, Prober
 _log = logging.getLogger("baton.run")
 
 
-def run(config: Config, source: ConfigSource) -> int:
+def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
     """Serve until SIGINT or SIGTERM, in one process or in several; SIGHUP reloads `config` from `source`.
 
-    Returns the process's exit code.
+    `form` is what `take_form` returned, if it was asked. Returns the process's exit code.
 
     Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
     """
     hold_hangup()
-    os.environ.update(import_variables(os.environ))  # for the data processes and those for large bodies
+    form = form or take_form(os.environ)
+    # For the data processes and those for large bodies.
+    os.environ.update({**import_variables(os.environ), **handed_down(form)})
     transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
@@ -49,8 +51,7 @@ def run(config: Config, source: ConfigSource) -> int:
     configure_logging(config.orchestrator.log, writer.write)
     writer.start()
     raise_limit()
-    if is_stale():
-        _log.warning("what runs was compiled from other sources than these: `make compile`, or `make pure`")
+    _log.info("%s runs", form)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if config.orchestrator.processes == 1:

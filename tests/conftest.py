@@ -12,7 +12,12 @@ from hypothesis import HealthCheck, settings
 
 from bench.shared.processes import children
 from orchestrator.compiled import is_compiled
+from orchestrator.form import FORM_ENV, take_form
 from tests import reaper
+
+# This counts for processes that tests start, too: what was built here once is tested when it is asked for.
+os.environ.setdefault(FORM_ENV, "pure")
+take_form(os.environ)
 
 # A slow machine is no failure; and CI tries the same examples each time, so that a red run means a change.
 settings.register_profile(

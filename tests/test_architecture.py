@@ -34,10 +34,11 @@ ALLOWED = {
     "worker": ("orchestrator.wire",),
     "launch": (
         "orchestrator.__version__",
-        "orchestrator.compiled",  # which form runs, for `baton --version`
+        "orchestrator.compiled",  # what has a compiled form, for `launch/compile.py`
         "orchestrator.config",
         "orchestrator.control.reload",  # where a running orchestrator gets its config from
         "orchestrator.errors",
+        "orchestrator.form",  # which form runs, and whether there is a build
         "orchestrator.interpreter",  # what its children import is what ours do
         "orchestrator.legs.connectors",  # the doctor's own legs: pure, and known to the config too
         "orchestrator.loop.signals",

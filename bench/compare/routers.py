@@ -16,9 +16,9 @@ from typing import Any
 from bench.shared.baton import config, urls
 from bench.shared.processes import ROOT, free_port, python
 from bench.shared.record import versions as installed
+from orchestrator.form import FORM_ENV, BadBuild, build_folder, built
 
 PEERS = ROOT / ".venv-bench-peers"
-COMPILED = ROOT / "build/compiled"  # made by `make compiled`
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,22 @@ def baton_config(port: int, prefill: int, decode: int, processes: int = 1) -> di
     return config(port, pools, processes=processes)
 
 
-def _baton(name: str, transport: str = "json", processes: int = 1, source: Path = ROOT) -> Router:
+def _baton(name: str, transport: str = "json", processes: int = 1, form: str = "pure") -> Router:
     def command(site: Site) -> list[str]:
         path = site.folder / "baton.yaml"
         path.write_text(json.dumps(baton_config(site.port, site.prefill, site.decode, processes)))
         return python("-P", "-m", "launch.cli", "orchestrator", str(path))
 
-    def lacks() -> str | None:
-        return None if source.exists() else f"{source.relative_to(ROOT)} is not there (make bench builds it)"
+    env = {"BATON_TRANSPORT": transport, "PYTHONPATH": str(ROOT), FORM_ENV: form}
+    return Router(name, command, env, _lacks_build if form == "compiled" else _present)
 
-    return Router(name, command, {"BATON_TRANSPORT": transport, "PYTHONPATH": str(source)}, lacks)
+
+def _lacks_build() -> str | None:
+    try:
+        built(build_folder(os.environ))
+    except BadBuild as error:
+        return f"{error} (make bench builds it)"
+    return None
 
 
 def _vllm_router(site: Site) -> list[str]:
@@ -170,7 +176,7 @@ def _lacks_nginx() -> str | None:
 
 ROUTERS = [
     _baton("baton"),
-    _baton("baton-compiled", source=COMPILED),
+    _baton("baton-compiled", form="compiled"),
     _baton("baton-orjson", transport="orjson"),
     _baton("baton-msgpack", transport="msgpack"),
     _baton("baton-2-processes", processes=2),

@@ -27,7 +27,7 @@ from bench.shared.processes import ROOT, python
 
 ORDER = (
     "run processes app relay failover legs control api routing loop http workers telemetry transport config "
-    "legs.connectors routing.policies wire errors interpreter compiled"
+    "legs.connectors routing.policies wire errors interpreter form compiled"
 )
 INNER = {"legs.connectors", "routing.policies"}  # leaves, which the config may know
 LONG = 40  # lines

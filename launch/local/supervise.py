@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from launch.exits import Exit
+from launch.local.building import Building
 from launch.local.logs import likely_cause, tail
 from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.local.progress import Progress
@@ -130,6 +131,9 @@ class _Cluster:
         self._members = [
             _Member(spec, run_directory / spec.log_name, limits, progress, guard) for spec in plan.processes
         ]
+        self._building = (
+            Building(plan.build, run_directory / plan.build.log_name, guard, progress) if plan.build else None
+        )
         logs = [run_directory / spec.log_name for spec in plan.processes]
         self._upkeep = Upkeep(logs, limits.log_bytes, limits.log_files, progress)
         self.is_ready = False
@@ -137,8 +141,11 @@ class _Cluster:
 
     async def run(self, announce: Callable[[], None]) -> None:
         """Start all and keep all running until cancelled. Raises `StartFailed`, `GuardGone`."""
+        if self._building is not None:
+            self._building.start()
         for member in self._members:
-            member.start()
+            if self._building is None or member.spec.role != "orchestrator":
+                member.start()
         await self._wait_ready()
         self.is_ready = True
         self.progress.settle()
@@ -158,8 +165,19 @@ class _Cluster:
     async def _are_all_ready(self) -> bool:
         for member in self._members:
             member.check_started()
+        self._start_held_back()
         await self._probe()
         return all(member.is_ready for member in self._members) and await self._is_whole()
+
+    def _start_held_back(self) -> None:
+        """Start the orchestrator, which waits for its compiled form: it serves nobody without workers."""
+        held = [member for member in self._members if not member.is_started]
+        if not held or self._building is None:
+            return
+        is_waited_for = all(member.is_ready for member in self._members if member not in held)
+        if self._building.is_over() or (is_waited_for and self._building.may_be_left()):
+            for member in held:
+                member.start()
 
     async def _is_whole(self) -> bool:
         """Return whether every model can be served.
@@ -176,6 +194,8 @@ class _Cluster:
 
     async def _tend(self) -> None:
         now = asyncio.get_running_loop().time()
+        if self._building is not None:
+            self._building.is_over()
         for member in self._members:
             member.tend(now)
         await self._probe()
@@ -210,6 +230,8 @@ class _Cluster:
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
         limits = self._limits
+        if self._building is not None:
+            await self._building.stop()
         first = [member for member in self._members if member.spec.role == "orchestrator"]
         then = [member for member in self._members if member.spec.role != "orchestrator"]
         await asyncio.gather(*(member.stop(limits.stop_orchestrator_s, hurry) for member in first))
@@ -232,6 +254,10 @@ class _Member:
         self._started_at = 0.0  # loop time
         self._restart_at: float | None = None  # loop time; None unless it died
         self._delay_s = 0.0
+
+    @property
+    def is_started(self) -> bool:
+        return self._group is not None
 
     @property
     def is_running(self) -> bool:

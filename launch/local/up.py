@@ -7,10 +7,12 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
+from launch.local.building import build_spec
 from launch.local.logs import make_run_directory
 from launch.local.progress import make_progress
 from launch.local.supervise import Limits, supervise
@@ -25,8 +27,11 @@ MIB = 1024 * 1024
 DRAIN_MARGIN_S = 5.0  # from the orchestrator's own limit to SIGKILL
 
 
-def up(config: Config, plan: Plan) -> int:
-    """Run the plan until a signal. Progress goes to stderr; stdout gets one line, once all is ready."""
+def up(config: Config, plan: Plan, *, compiles: bool = False) -> int:
+    """Run the plan until a signal. Progress goes to stderr; stdout gets one line, once all is ready.
+
+    `compiles`: what is missing of the orchestrator's compiled form is built meanwhile.
+    """
     wanted = {spec.name: spec.gpus for spec in plan.workers}
     lacking = [*map(one_line, missing_gpus(wanted, count_gpus())), *taken_ports(plan.processes)]
     if lacking:
@@ -42,7 +47,10 @@ def up(config: Config, plan: Plan) -> int:
         print(no_space(directory), file=sys.stderr)
         return Exit.START_FAILED
     raise_limit()
-    logs = {spec.name: str(directory / spec.log_name) for spec in plan.processes}
+    if compiles:
+        plan = replace(plan, build=build_spec(plan, os.environ))
+    started = plan.processes if plan.build is None else (*plan.processes, plan.build)
+    logs = {spec.name: str(directory / spec.log_name) for spec in started}
     progress = make_progress(sys.stderr, logs)
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")

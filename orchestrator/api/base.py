@@ -37,7 +37,7 @@ from orchestrator.errors import BatonError, UnsupportedMediaType
 from orchestrator.http.exchange import Exchange
 from orchestrator.wire.judge import check_answer, judged
 from orchestrator.wire.sse import Events, EventStream, error_event
-from orchestrator.wire.usage import Kv
+from orchestrator.wire.usage import Kv, Usage
 
 _UNKNOWN: Final = Kv.UNKNOWN
 JSON: Final = b"application/json"
@@ -136,16 +136,17 @@ class Endpoint:
 
     def whole(
         self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
-    ) -> tuple[Kv, bytes]:
+    ) -> tuple[Kv, bytes, Usage | None]:
         """Judge the body of a worker's 200 that is no stream: return what became of the hand-off, if there
-        was one, and what the client gets. The numbers are those of `events`.
+        was one, what the client gets, and the usage, if tokens are counted. The numbers are those of
+        `events`.
 
         Raises `WorkerFailed` if it tells of an error, `InvalidStream` if it ended early, `InvalidAnswer` if
         it is something else. It is not asked where `adapt` has returned a `Conversion`.
         """
         if self.streams:
             return judged(content, cached_tokens, created_tokens)
-        return _UNKNOWN, check_answer(content)
+        return _UNKNOWN, check_answer(content), None
 
     def error(self, error: BatonError) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Return headers and body of an answer that tells of `error`, whose status is the error's own."""

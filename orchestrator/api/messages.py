@@ -34,7 +34,7 @@ from orchestrator.wire.judge import (
 from orchestrator.wire.named_events import NamedEvents, document_of, written
 from orchestrator.wire.shapes import MessageAnswer, MessageDelta, MessageUsage, Typed
 from orchestrator.wire.sse import Events
-from orchestrator.wire.usage import InvalidAnswer, Kv, decode_document, encode_document
+from orchestrator.wire.usage import InvalidAnswer, Kv, Usage, decode_document, encode_document
 
 PATH: Final = "/v1/messages"
 COUNT_PATH: Final = "/v1/messages/count_tokens"
@@ -111,7 +111,7 @@ class MessagesEndpoint(Endpoint):
 
     def whole(
         self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
-    ) -> tuple[Kv, bytes]:
+    ) -> tuple[Kv, bytes, Usage | None]:
         if not self.streams:
             return super().whole(view, content, cached_tokens=cached_tokens, created_tokens=created_tokens)
         return _judged(content, cached_tokens, created_tokens)
@@ -160,7 +160,9 @@ def _message_in(content: bytes) -> str | None:
 # --- answers ------------------------------------------------------------------------------------
 
 
-def _judged(content: bytes, cached_tokens: int | None, created_tokens: int | None) -> tuple[Kv, bytes]:
+def _judged(
+    content: bytes, cached_tokens: int | None, created_tokens: int | None
+) -> tuple[Kv, bytes, Usage | None]:
     """Judge a whole message as `Endpoint.whole` does."""
     try:
         answer = _ANSWER.decode(content)
@@ -176,9 +178,9 @@ def _judged(content: bytes, cached_tokens: int | None, created_tokens: int | Non
         content = without_transfer(content)
     kv = _outcome(answer.usage)
     if cached_tokens is None or kv is Kv.UNKNOWN or answer.usage is None:
-        return kv, content
+        return kv, content, answer.usage
     document = decode_document(content) or {}
-    return kv, _with_usage(document, answer.usage, cached_tokens, created_tokens)
+    return kv, _with_usage(document, answer.usage, cached_tokens, created_tokens), answer.usage
 
 
 def _outcome(usage: MessageUsage | None) -> Kv:
@@ -233,8 +235,7 @@ class MessageEvents(NamedEvents):
             raise InvalidStream(ENDED_BY_WORKER)
         self._has_reason = True
         self._kv = _outcome(stopped.usage)
-        if stopped.usage is not None:
-            self._output_tokens = stopped.usage.output_tokens
+        self._usage = stopped.usage
         cached = self._cached_tokens
         if cached is None or stopped.usage is None or self._kv is Kv.UNKNOWN:
             return event

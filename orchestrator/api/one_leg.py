@@ -13,7 +13,7 @@ from orchestrator.api.view import InvalidRequest, RequestView
 from orchestrator.http.exchange import Exchange
 from orchestrator.wire.judge import check_answer
 from orchestrator.wire.sse import Events, EventStream
-from orchestrator.wire.usage import Kv
+from orchestrator.wire.usage import Kv, Usage
 
 _FORM: Final = "encoding_format"
 _NO_JSON: Final = frozenset({b'"bytes"', b'"bytes_only"'})
@@ -63,5 +63,5 @@ class OneLegEndpoint(Endpoint):
 
     def whole(
         self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
-    ) -> tuple[Kv, bytes]:
-        return _UNKNOWN, check_answer(content)
+    ) -> tuple[Kv, bytes, Usage | None]:
+        return _UNKNOWN, check_answer(content), None

@@ -28,7 +28,7 @@ from orchestrator.wire.judge import ENDED_BY_WORKER, InvalidStream, failed, with
 from orchestrator.wire.named_events import NamedEvents, document_of, written
 from orchestrator.wire.shapes import ResponseAnswer, ResponseEvent, ResponseUsage, Typed
 from orchestrator.wire.sse import Events
-from orchestrator.wire.usage import Document, InvalidAnswer, Kv, decode_document, encode_document
+from orchestrator.wire.usage import Document, InvalidAnswer, Kv, Usage, decode_document, encode_document
 
 PATH: Final = "/v1/responses"
 RETRIEVE: Final = "/v1/responses/{response_id}"
@@ -98,7 +98,7 @@ class ResponsesEndpoint(Endpoint):
 
     def whole(
         self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
-    ) -> tuple[Kv, bytes]:
+    ) -> tuple[Kv, bytes, Usage | None]:
         return _judged(content, cached_tokens, created_tokens, may_be_cancelled=False)
 
     def error_event(self, error: BatonError) -> bytes:
@@ -136,8 +136,9 @@ class StoredResponses(Endpoint):
 
     def whole(
         self, view: RequestView, content: bytes, *, cached_tokens: int | None, created_tokens: int | None
-    ) -> tuple[Kv, bytes]:
-        return _judged(content, None, None, may_be_cancelled=True)
+    ) -> tuple[Kv, bytes, Usage | None]:
+        kv, content, _ = _judged(content, None, None, may_be_cancelled=True)
+        return kv, content, None  # its tokens were counted when it was made
 
     def error_event(self, error: BatonError) -> bytes:
         return _failure({}, 0, error.message)
@@ -212,7 +213,7 @@ def _asks_stream(query: bytes) -> bool:
 
 def _judged(
     content: bytes, cached_tokens: int | None, created_tokens: int | None, *, may_be_cancelled: bool
-) -> tuple[Kv, bytes]:
+) -> tuple[Kv, bytes, Usage | None]:
     """Judge a whole response as `Endpoint.whole` does."""
     try:
         answer = _ANSWER.decode(content)
@@ -230,8 +231,9 @@ def _judged(
         content = without_transfer(content)
     kv = _outcome(answer.usage)
     if cached_tokens is None or kv is Kv.UNKNOWN:
-        return kv, content
-    return kv, encode_document(_with_usage(decode_document(content) or {}, cached_tokens, created_tokens))
+        return kv, content, answer.usage
+    document = _with_usage(decode_document(content) or {}, cached_tokens, created_tokens)
+    return kv, encode_document(document), answer.usage
 
 
 def _outcome(usage: ResponseUsage | None) -> Kv:
@@ -290,8 +292,7 @@ class ResponseEvents(NamedEvents):
         self._check_status(response, payload)
         self._is_done = True
         self._kv = _outcome(response.usage)
-        if response.usage is not None:
-            self._output_tokens = response.usage.output_tokens
+        self._usage = response.usage
         cached = None if self._kv is Kv.UNKNOWN else self._cached_tokens
         if cached is None and not response.is_for_engines():
             return event

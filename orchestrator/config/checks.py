@@ -28,6 +28,7 @@ from orchestrator.config.options import (
 )
 from orchestrator.config.policies import PolicyConfig
 from orchestrator.config.yaml12 import Path
+from orchestrator.form import FORM_ENV, WISHES
 from orchestrator.wire.info import MOST_NIXL_DELAY_US, NIXL_DELAY_ENV, TRANSPORT_ENV, Encoding, Role
 
 # The plan sets these for each worker; a second value would contradict the first without a word.
@@ -56,6 +57,9 @@ def environment_fault(environ: Mapping[str, str]) -> tuple[str, str] | None:
 
     Workers and orchestrator find out only when they start.
     """
+    form = environ.get(FORM_ENV)
+    if form and form not in WISHES:
+        return FORM_ENV, f"must be one of {', '.join(WISHES)}, not {form!r}"
     transport, delay = environ.get(TRANSPORT_ENV), environ.get(NIXL_DELAY_ENV, "").strip()
     if transport and transport not in get_args(Encoding):
         return TRANSPORT_ENV, f"must be one of {', '.join(get_args(Encoding))}, not {transport!r}"

@@ -95,6 +95,8 @@ class _AdminPages:
             processes=state.processes,
             process_ends=state.process_ends,
             info=lambda: build_info(state.transport),
+            events=lambda: state.events.counts,
+            not_after=lambda: None if state.certificate is None else state.certificate.not_after,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 

@@ -11,6 +11,7 @@ from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
 from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
+from orchestrator.http.tls import Certificate
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
@@ -129,6 +130,11 @@ class AdminState(Guarding, Protocol):
 
     @property
     def transport(self) -> str: ...
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Return the certificate that listeners serve with; None without TLS."""
+        ...
 
     @property
     def layout(self) -> Layout: ...

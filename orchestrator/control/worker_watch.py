@@ -6,7 +6,7 @@ import asyncio
 import logging
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +24,7 @@ from orchestrator.telemetry.figures import (
     quantile,
 )
 from orchestrator.workers.registry import Registry
-from orchestrator.workers.states import Event
+from orchestrator.workers.states import Event, WorkerState
 from orchestrator.workers.worker import Worker
 
 LOOK_S: Final = 2.0
@@ -54,6 +54,8 @@ class Figures:
     errors: int
     retries: int  # errors that another attempt followed
     transfers: int  # hand-offs given or taken over
+    restarts: int  # times that it came back after nobody had listened there
+    ejections: int  # times that it was taken out on suspicion
     rate: float  # requests per second
     first_byte_p50: float | None
     first_byte_p99: float | None
@@ -87,6 +89,9 @@ class WorkerWatch:
         self._looks: dict[Worker, deque[tuple[float, Cells]]] = {}
         self._suspicious: dict[Worker, int] = {}  # looks in a row
         self._slow: set[Worker] = set()
+        self._gone: set[Worker] = set()
+        self._restarts: Counter[Worker] = Counter()
+        self._ejections: Counter[Worker] = Counter()
         self._kept: set[Worker] = set()  # that would be ejected, if half of their pool were not out
         registry.news.moved.add(self._note_move)
         registry.news.added.add(self._note_added)
@@ -126,6 +131,8 @@ class WorkerWatch:
             errors=cells[ERRORS],
             retries=cells[RETRIES],
             transfers=cells[TRANSFERS],
+            restarts=self._restarts[worker],
+            ejections=self._ejections[worker],
             rate=lately[SERVED] / seconds if seconds else 0.0,
             first_byte_p50=quantile(first, 0.5),
             first_byte_p99=quantile(first, 0.99),
@@ -150,16 +157,24 @@ class WorkerWatch:
 
     def _note_move(self, worker: Worker, event: Event) -> None:
         self._since[worker] = time.time()
+        if worker.state is WorkerState.GONE:
+            self._gone.add(worker)
+        elif worker in self._gone:
+            self._gone.discard(worker)
+            self._restarts[worker] += 1
+        if worker.state is WorkerState.EJECTED:
+            self._ejections[worker] += 1
 
     def _note_added(self, worker: Worker) -> None:
         self._since[worker] = time.time()
         self._first[worker] = tuple(self._cells_of(worker.slot))
 
     def _forget(self, worker: Worker) -> None:
-        for known in (self._since, self._first, self._looks, self._suspicious):
+        counted = (self._restarts, self._ejections)
+        for known in (self._since, self._first, self._looks, self._suspicious, *counted):
             known.pop(worker, None)
-        self._slow.discard(worker)
-        self._kept.discard(worker)
+        for some in (self._slow, self._kept, self._gone):
+            some.discard(worker)
 
     # --- who is slow ----------------------------------------------------------------------------
 

@@ -8,8 +8,10 @@ import msgspec
 
 from orchestrator.failover.transcript import Sent, Usage
 from orchestrator.wire.judge import InvalidStream
+from orchestrator.wire.shapes import AnswerUsage
 from orchestrator.wire.sse import DONE, Events, EventStream, payload_of, split_events
-from orchestrator.wire.usage import Kv
+from orchestrator.wire.usage import Kv, tokens_in
+from orchestrator.wire.usage import Usage as AnyUsage
 
 _Document = dict[str, Any]
 _DOCUMENT = msgspec.json.Decoder(_Document)
@@ -89,6 +91,14 @@ class ContinuedStream(Events):
     @property
     def is_done(self) -> bool:
         return self._events.is_done
+
+    def usage(self) -> AnyUsage | None:
+        """Return the usage of the whole stream, not of the new worker's part."""
+        usage = self._events.usage()
+        new_tokens = None if usage is None else tokens_in(usage)[1]
+        if new_tokens is None:
+            return None
+        return AnswerUsage(self._so_far.prompt_tokens, (self._so_far.completion_tokens or 0) + new_tokens)
 
     def feed(self, chunk: bytes) -> bytes:
         return b"".join(map(self._rewritten, split_events(self._events.feed(chunk))))

@@ -8,6 +8,7 @@ from typing import Final
 
 from orchestrator.config.options import OrchestratorConfig, TlsConfig
 from orchestrator.errors import StartError
+from orchestrator.http.certificate import not_after
 
 _log: Final = logging.getLogger("baton.reload")
 
@@ -20,6 +21,7 @@ class Certificate:
         self._tls = tls
         self._content = self._read()
         self.context = self._made()  # of handshakes that begin now
+        self.not_after = not_after(self._content[0])  # in seconds since 1970; None if nobody can tell
 
     def renew(self) -> bool:
         """Use the files as they are now; returns whether they have changed.
@@ -31,6 +33,7 @@ class Certificate:
         if content == self._content:
             return False
         self.context, self._content = self._made(), content
+        self.not_after = not_after(content[0])
         return True
 
     def _read(self) -> tuple[bytes, bytes]:

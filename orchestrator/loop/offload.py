@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from orchestrator.errors import BatonError
+from orchestrator.form import take_form
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -157,8 +158,9 @@ def _start() -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """Leave Ctrl-C to the parent, which ends this process, and end when the parent dies."""
+    """Leave Ctrl-C to the parent, which ends this process, and end when the parent dies. Import its form."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    take_form(os.environ)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

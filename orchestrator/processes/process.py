@@ -7,6 +7,7 @@ which reaches everybody in the terminal's group, would end it with a traceback.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -14,6 +15,9 @@ import sys
 def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor says what they mean
+    from orchestrator.form import take_form
+
+    take_form(os.environ)
     from orchestrator.processes.data_process import run
 
     channel, listener, rows = map(int, sys.argv[1:])

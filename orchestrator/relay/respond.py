@@ -19,7 +19,7 @@ from orchestrator.transport.base import Answer
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.judge import InvalidStream, WorkerFailed
 from orchestrator.wire.sse import Events
-from orchestrator.wire.usage import InvalidAnswer, Kv, output_tokens_of
+from orchestrator.wire.usage import InvalidAnswer, Kv, Usage, tokens_in
 
 # Indexed with the enumeration's numbers: a look-up by member is a call in Python.
 _KV_HEADERS: Final = tuple(header_block([(b"x-baton-kv", kv.name.lower().encode())]) for kv in Kv)
@@ -72,10 +72,12 @@ class Responder:
 
     def _respond(self, request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> None:
         """Send the worker's own answer, with the prefill worker's counts of cached tokens in it."""
-        kv, content = _judged(request, leg, content)
-        logged = request.scope.record.logged
-        if logged is not None:
-            logged.output_tokens = output_tokens_of(content)
+        record = request.scope.record
+        kv, content, usage = _judged(request, leg, content)
+        if usage is not None:
+            record.usage = usage
+            if record.logged is not None:
+                record.logged.output_tokens = tokens_in(usage)[1]
         if kv is _RECOMPUTED:
             self._note_recompute(request, fails=self._kv_missing == "fail")
         _send(request.scope, kv, _relayed_back(leg.answer), content)
@@ -96,10 +98,12 @@ class Responder:
         except InvalidStream as error:
             raise WorkerCutShort(str(error)) from error
         finally:
-            scope.record.kv = Kv.LOCAL if leg.handoff is None else events.kv
-            if scope.record.logged is not None:
-                scope.record.logged.output_tokens = events.output_tokens()
-            scope.record.pieces = answer.arrivals
+            record = scope.record
+            record.kv = Kv.LOCAL if leg.handoff is None else events.kv
+            usage = events.usage()
+            record.usage = answer.arrivals if usage is None else usage
+            if record.logged is not None and usage is not None:
+                record.logged.output_tokens = tokens_in(usage)[1]
         if scope.record.kv is _RECOMPUTED:
             self._note_recompute(request, fails=False)
         scope.exchange.finish()
@@ -145,13 +149,13 @@ def _relayed_back(answer: Answer | None) -> bytes:
     return block if load is None else b"%b%b: %b\r\n" % (block, LOAD_METRICS, load)
 
 
-def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[Kv, bytes]:
+def _judged(request: AdmittedRequest, leg: AnswerLeg, content: bytes) -> tuple[Kv, bytes, Usage | None]:
     """Ask the endpoint about a whole answer. Without a hand-off nothing can have become of one."""
     endpoint, view, handoff = request.scope.endpoint, request.view, leg.handoff
     try:
         if handoff is None:
-            _, content = endpoint.whole(view, content, cached_tokens=None, created_tokens=None)
-            return _LOCAL, content
+            _, content, usage = endpoint.whole(view, content, cached_tokens=None, created_tokens=None)
+            return _LOCAL, content, usage
         return endpoint.whole(
             view,
             content,

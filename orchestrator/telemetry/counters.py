@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import ClassVar, Final, TypeAlias
@@ -67,11 +67,15 @@ class LeaseState(IntEnum):
     EXPIRED = 4
 
 
+OPEN_LEASES: Final = tuple(state for state in LeaseState if state < LeaseState.CONSUMED)
+ENDED_LEASES: Final = tuple(state for state in LeaseState if state >= LeaseState.CONSUMED)
+
 # A queue is measured in these (`relay/admission.py`).
 QUEUE_UNITS: Final[tuple[str, ...]] = ("requests", "tokens", "bytes")
 OTHER: Final = "other"  # the label for what is in no fixed list
 NO_MODEL: Final = ""  # no configured name can be empty
 STAGES: Final[tuple[str, ...]] = ("queue", "prefill", "decode_first_byte", "total")
+TOTAL: Final = STAGES.index("total")  # not a stage beside the others: their sum
 STATUSES: Final[tuple[int, ...]] = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 502, 503, 504)
 ERROR_CODES: Final = tuple(
     dict.fromkeys(
@@ -80,7 +84,8 @@ ERROR_CODES: Final = tuple(
         if isinstance(kind, type) and issubclass(kind, errors.BatonError)
     )
 )
-# Inclusive upper bounds in seconds; one more bucket takes what is above the last.
+# Inclusive upper bounds in seconds; one more bucket takes what is above the last. They reach above what a
+# request may take by default, 600 s, so that a deadline that is missed looks unlike one that is met.
 STAGE_BOUNDS: Final[tuple[float, ...]] = (
     0.001,
     0.0025,
@@ -97,14 +102,54 @@ STAGE_BOUNDS: Final[tuple[float, ...]] = (
     10.0,
     30.0,
     60.0,
+    120.0,
     300.0,
+    600.0,
+    1200.0,
+    3600.0,
 )
-LAG_BOUNDS: Final[tuple[float, ...]] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+# Of the time between two tokens: finer where engines are, and above the silence that a stream may keep.
+GAP_BOUNDS: Final[tuple[float, ...]] = (
+    0.001,
+    0.0025,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.04,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    1.0,
+    2.5,
+    10.0,
+    60.0,
+    600.0,
+    1200.0,
+)
+LAG_BOUNDS: Final[tuple[float, ...]] = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
+    *(2.5, 5.0, 10.0, 30.0, 60.0),  # above `hang_timeout_s`, when the process is ended
+)
 
 
 def histogram_cells(bounds: Sequence[float]) -> int:
     """Return how many cells a histogram has: a count per bucket, one above the last bound, the sum in us."""
     return len(bounds) + 2
+
+
+# Of each model there are these cells for what was answered (`telemetry/answers.py`).
+PROMPT_TOKENS: Final = 0
+GENERATION_TOKENS: Final = 1
+FIRST_TOKEN: Final = 2  # a histogram with STAGE_BOUNDS
+INTER_TOKEN: Final = FIRST_TOKEN + histogram_cells(STAGE_BOUNDS)  # one with GAP_BOUNDS
+ANSWER_CELLS: Final = INTER_TOKEN + histogram_cells(GAP_BOUNDS)
 
 
 class Layout:
@@ -135,7 +180,8 @@ class Layout:
         self.handoffs = self.poison + 1
         self.lag = self.handoffs + len(HandoffTrouble)
         self.log_lost = self.lag + histogram_cells(LAG_BOUNDS)
-        self.size = self.log_lost + 1
+        self.answers = self.log_lost + 1
+        self.size = self.answers + len(self.models) * ANSWER_CELLS
 
     @property
     def counters(self) -> range:
@@ -153,6 +199,10 @@ class Layout:
     def stage_cell(self, model: int, stage: int) -> int:
         """Return the first cell of a stage's histogram."""
         return self.stages + (model * len(STAGES) + stage) * histogram_cells(STAGE_BOUNDS)
+
+    def answer_cell(self, model: int) -> int:
+        """Return the first cell of a model's answers; -1 is the last model, that of unknown ones."""
+        return self.answers + model % len(self.models) * ANSWER_CELLS
 
 
 def sum_rows(rows: Iterable[Row]) -> list[int]:
@@ -251,3 +301,11 @@ def _observe(row: Row, cell: int, bounds: Sequence[float], seconds: float) -> No
     row[cell + bisect_left(bounds, seconds)] += 1
     # Microseconds: as nanoseconds the sum over a thousand open requests would overflow within months.
     row[cell + len(bounds) + 1] += int(seconds * 1e6)
+
+
+def observe_all(row: Row, cell: int, bounds: Sequence[float], seconds: Sequence[float]) -> None:
+    """Count observations that most often fall into few buckets. What is negative was none."""
+    taken = [one for one in seconds if one >= 0.0]
+    for bucket, count in Counter([bisect_left(bounds, one) for one in taken]).items():
+        row[cell + bucket] += count
+    row[cell + len(bounds) + 1] += int(sum(taken) * 1e6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -30,9 +30,11 @@ class Events:
         self._time = time
         self._ring: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._count = 0
+        self.counts: Counter[str] = Counter()  # of each kind, since the start
 
     def note(self, kind: str, message: str, *, subject: str = "", who: str = "") -> None:
         self._count += 1
+        self.counts[kind] += 1
         self._ring.append(Event(self._count, self._time(), kind, message[:MAX_TEXT], subject, who))
 
     def after(self, number: int = 0) -> Sequence[Event]:

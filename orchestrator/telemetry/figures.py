@@ -6,19 +6,19 @@ pays nothing for them. A worker has `CELLS` cells of int64 in a row; rows of sev
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
-from orchestrator.telemetry.counters import Row, histogram_cells
+from orchestrator.telemetry.counters import Row, histogram_cells, observe_all
 from orchestrator.telemetry.record import Attempts, RequestRecord
-from orchestrator.wire.usage import Kv
+from orchestrator.wire.usage import Kv, tokens_in
 
 # Inclusive upper bounds in seconds, half again as much each: two workers of which one is three times as slow
-# are in different buckets, and what is between two bounds is guessed right within a fifth.
-BOUNDS: Final[tuple[float, ...]] = tuple(round(0.0005 * 1.5**step, 7) for step in range(33))
+# are in different buckets, and what is between two bounds is guessed right within a fifth. The last one,
+# 1640 s, is above what a request may take by default.
+BOUNDS: Final[tuple[float, ...]] = tuple(round(0.0005 * 1.5**step, 7) for step in range(38))
 _HISTOGRAM: Final = histogram_cells(BOUNDS)
 
 SERVED: Final = 0  # requests in which it had its part to the end
@@ -26,10 +26,10 @@ ERRORS: Final = 1  # requests that it failed
 RETRIES: Final = 2  # of these, how many another attempt followed
 TRANSFERS: Final = 3  # hand-offs that it has given, or taken over
 FIRST_BYTE: Final = 4  # of a prefill worker its whole answer
-GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two pieces of a stream, as the mean of one stream
+GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two tokens of a stream, as the mean of one stream
 CELLS: Final = GAP + _HISTOGRAM
 
-_LEAST_PIECES: Final = 3  # of a stream: fewer have no rhythm
+_LEAST_TOKENS: Final = 3  # of a stream: fewer have no rhythm
 
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -56,10 +56,15 @@ class Batch:
             began = done or began
         if decode is not None:
             self.first_bytes[decode].append(record.first_byte - began)
-            if record.pieces >= _LEAST_PIECES:
-                self.gaps[decode].append((record.finished - record.first_byte) / (record.pieces - 1))
+            if record.is_stream:
+                self._add_gap(decode, record)
         if record.kv is not _TRANSFERRED:
             self.not_moved.update(worker for worker in (prefill, decode) if worker is not None)
+
+    def _add_gap(self, worker: str, record: RequestRecord) -> None:
+        _, tokens = tokens_in(record.usage)
+        if tokens is not None and tokens >= _LEAST_TOKENS:
+            self.gaps[worker].append((record.finished - record.first_byte) / (tokens - 1))
 
 
 class FigureWriter:
@@ -91,15 +96,8 @@ class FigureWriter:
                 served = len(first_bytes)
                 cells[start + SERVED] += served
                 cells[start + TRANSFERS] += served - batch.not_moved[worker]
-                self._observe(start + FIRST_BYTE, first_bytes)
-                self._observe(start + GAP, batch.gaps.get(worker, _NOTHING))
-
-    def _observe(self, histogram: int, seconds: Sequence[float]) -> None:
-        cells = self._cells
-        taken = [one for one in seconds if one >= 0.0]
-        for bucket, count in Counter([bisect_left(BOUNDS, one) for one in taken]).items():
-            cells[histogram + bucket] += count
-        cells[histogram + _HISTOGRAM - 1] += int(sum(taken) * 1e6)
+                observe_all(cells, start + FIRST_BYTE, BOUNDS, first_bytes)
+                observe_all(cells, start + GAP, BOUNDS, batch.gaps.get(worker, _NOTHING))
 
     def _note_untimed(self, record: RequestRecord) -> None:
         """Count a request that was served at a later attempt: nobody knows whose its time was."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from orchestrator.routing.policies.base import Reasons, Request
 from orchestrator.wire.trace import TraceContext
-from orchestrator.wire.usage import Kv
+from orchestrator.wire.usage import Kv, Usage
 
 
 class Path(IntEnum):
@@ -93,7 +93,8 @@ class RequestRecord:
     decode_worker: str | None = None
     attempts: Attempts | None  # None: the first one was the last
     reasons: Reasons[Any] | None = None  # of the last plan; None if there was none
-    pieces: int  # in which the last worker's stream came
+    # As the answer told it; without one, the number of pieces in which the last worker's stream came.
+    usage: Usage | int
     bytes_in = 0
     bytes_out = 0
     client: str | None  # name of the client's API key
@@ -107,7 +108,7 @@ class RequestRecord:
         self.received = received
         self.path = _NO_PATH
         self.kv = _NO_KV
-        self.pieces = 0
+        self.usage = 0
         # To find the default of a class costs as much as to set three of these.
         self.error_code = self.client = self.logged = self.attempts = None
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.shapes import CompletionWithUsage, EndedChoice, Judged, JudgedCompletion
+from orchestrator.wire.shapes import AnswerUsage, CompletionWithUsage, EndedChoice, Judged, JudgedCompletion
 from orchestrator.wire.usage import (
     InvalidAnswer,
     Kv,
@@ -63,9 +63,11 @@ def completion_of(payload: bytes) -> JudgedCompletion | None:
     return judged
 
 
-def judged(content: bytes, cached_tokens: int | None, created_tokens: int | None) -> tuple[Kv, bytes]:
-    """Judge a whole chat or completion. Return what became of the hand-off, if there was one, and what the
-    client gets: the numbers are those of `mended_usage`.
+def judged(
+    content: bytes, cached_tokens: int | None, created_tokens: int | None
+) -> tuple[Kv, bytes, AnswerUsage | None]:
+    """Judge a whole chat or completion. Return what became of the hand-off, if there was one, what the client
+    gets, and the usage: the numbers are those of `mended_usage`.
 
     Raises `WorkerFailed` if it tells of an error, `InvalidStream` if the worker has ended it early,
     `InvalidAnswer` if it is something else.
@@ -85,7 +87,8 @@ def judged(content: bytes, cached_tokens: int | None, created_tokens: int | None
     check_ends(completion.choices)
     if completion.kv_transfer_params is not None or completion.ec_transfer_params is not None:
         content = without_transfer(content)
-    return mended_usage(content, usage, cached_tokens, created_tokens)
+    kv, content = mended_usage(content, usage, cached_tokens, created_tokens)
+    return kv, content, usage
 
 
 def check_answer(content: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Final
 from orchestrator.compiled import mypyc_attr
 from orchestrator.wire.judge import InvalidStream, failed
 from orchestrator.wire.sse import MAX_OPENING_BYTES, Events, WholeEvents, payload_of, split_events
-from orchestrator.wire.usage import Document, Kv, decode_document
+from orchestrator.wire.usage import Document, Kv, Usage, decode_document
 
 _END: Final = b"\n\n"
 _EVENT: Final = b"event:"
@@ -33,8 +33,8 @@ class NamedEvents(Events):
         "_is_open",
         "_kv",
         "_latest",
-        "_output_tokens",
         "_text",
+        "_usage",
         "_whole",
     )
 
@@ -52,7 +52,7 @@ class NamedEvents(Events):
         self._is_done = False
         self._is_open = False  # it has begun, and goes on
         self._kv = Kv.UNKNOWN
-        self._output_tokens: object = None  # as the usage told
+        self._usage: Usage | None = None
 
     @property
     def kv(self) -> Kv:
@@ -66,9 +66,8 @@ class NamedEvents(Events):
     def is_done(self) -> bool:
         return self._is_done
 
-    def output_tokens(self) -> int | None:
-        told = self._output_tokens
-        return told if isinstance(told, int) else None
+    def usage(self) -> Usage | None:
+        return self._usage
 
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:

@@ -108,7 +108,12 @@ class UsageDetails(msgspec.Struct):
 
 class AnswerUsage(msgspec.Struct):
     prompt_tokens: int | None = None
+    completion_tokens: Any = None  # a number, which is only counted
     prompt_tokens_details: UsageDetails | None = None
+
+    def told(self) -> tuple[object, object]:
+        """Return what it says of the tokens of the prompt, and of the answer."""
+        return self.prompt_tokens, self.completion_tokens
 
 
 class ResponseUsageDetails(msgspec.Struct):
@@ -167,6 +172,9 @@ class MessageUsage(msgspec.Struct):
         created, read = self.cache_creation_input_tokens, self.cache_read_input_tokens
         return self.input_tokens + (created or 0) + (read or 0)
 
+    def told(self) -> tuple[object, object]:
+        return self.prompt_tokens(), self.output_tokens
+
 
 class MessageAnswer(Judged):
     type: str | None = None
@@ -190,6 +198,9 @@ class ResponseUsage(msgspec.Struct):
     input_tokens: int | None = None
     output_tokens: Any = None  # a number, which is only written down
     input_tokens_details: ResponseUsageDetails | None = None
+
+    def told(self) -> tuple[object, object]:
+        return self.input_tokens, self.output_tokens
 
 
 class ResponseAnswer(Judged):

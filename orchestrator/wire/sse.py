@@ -22,9 +22,9 @@ from orchestrator.wire.shapes import DeltaChunk, EndedChoice
 from orchestrator.wire.usage import (
     Document,
     Kv,
+    Usage,
     decode_document,
     kv_outcome,
-    output_tokens_in,
     usage_of,
     with_counts,
 )
@@ -102,8 +102,8 @@ class Events(ABC):
         does.
         """
 
-    def output_tokens(self) -> int | None:
-        """Return how many tokens the answer has, as the worker's usage told; None if it has not."""
+    def usage(self) -> Usage | None:
+        """Return the worker's usage, which says how many tokens there were; None if none has come."""
         return None
 
     def failure(self, message: str) -> bytes | None:
@@ -210,8 +210,8 @@ class EventStream(Events):
     def is_done(self) -> bool:
         return self._is_done
 
-    def output_tokens(self) -> int | None:
-        return None if self._usage is None else output_tokens_in(self._usage)
+    def usage(self) -> Usage | None:
+        return self._usage
 
     def feed(self, chunk: bytes) -> bytes:
         if self._whole is not None:

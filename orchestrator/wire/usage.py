@@ -11,9 +11,11 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from orchestrator.wire.shapes import AnswerUsage, AnswerWithUsage
+from orchestrator.wire.shapes import AnswerUsage, AnswerWithUsage, MessageUsage, ResponseUsage
 
 Document = dict[str, Raw]
+# As an answer had it: each API has a shape of its own, and a stream's has none.
+Usage = AnswerUsage | MessageUsage | ResponseUsage | Document
 
 
 _ANSWER: Final = msgspec.json.Decoder(AnswerWithUsage)
@@ -23,6 +25,7 @@ _ENDS: Final[tuple[bytes, ...]] = (b",", b"}")  # of a number in an object
 _OBJECT: Final = msgspec.json.Decoder(Document)
 _json: Final = msgspec.json.Encoder()
 _MOST_DIGITS: Final = 12  # of a number of tokens
+_MOST_TOKENS: Final = 10**_MOST_DIGITS
 
 
 class Kv(IntEnum):
@@ -117,18 +120,27 @@ def usage_of(document: Document) -> Document | None:
     return None if usage is None else decode_document(bytes(usage))
 
 
-def output_tokens_of(content: bytes) -> int | None:
-    """Return how many tokens a whole answer says that it has; None if it does not say."""
-    document = decode_document(content)
-    usage = None if document is None else usage_of(document)
-    return None if usage is None else output_tokens_in(usage)
+def tokens_in(usage: Usage | int) -> tuple[int | None, int | None]:
+    """Return how many tokens prompt and answer have; None for what the usage does not say. A number is that
+    of the answer's pieces, for want of a usage: each is taken for a token.
+    """
+    if isinstance(usage, int):
+        return None, usage
+    if isinstance(usage, dict):
+        return _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
+    prompt, answer = usage.told()
+    return _checked(prompt), _checked(answer)
 
 
-def output_tokens_in(usage: Document) -> int | None:
-    """Return the same of its usage: APIs have two names for it."""
-    value = usage.get("completion_tokens", usage.get("output_tokens"))
+def _number(value: Raw | None) -> int | None:
     digits = b"" if value is None else bytes(value)
     return int(digits) if digits.isdigit() and len(digits) < _MOST_DIGITS else None
+
+
+def _checked(value: object) -> int | None:
+    """Return a number that a worker may have told, whatever it is."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
+    return value if is_count and isinstance(value, int) else None
 
 
 def kv_outcome(usage: Document) -> Kv:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launch.local import building
 from launch.local.progress import make_progress
 from launch.local.supervise import Limits, supervise
 from launch.plan import Plan, ProcessSpec
@@ -16,9 +17,11 @@ from launch.plan import Plan, ProcessSpec
 def main() -> int:
     document = json.loads(Path(sys.argv[1]).read_text())
     specs = [_spec(process) for process in document["processes"]]
-    plan = Plan(tuple(specs[:-1]), specs[-1], (), document["url"])
+    build = None if document["build"] is None else _build(document["build"])
+    plan = Plan(tuple(specs[:-1]), specs[-1], (), document["url"], build)
     directory = Path(document["directory"])
-    progress = make_progress(sys.stderr, {spec.name: str(directory / spec.log_name) for spec in specs})
+    started = specs if build is None else [*specs, build]
+    progress = make_progress(sys.stderr, {spec.name: str(directory / spec.log_name) for spec in started})
     limits = Limits(**document["limits"])
     return asyncio.run(supervise(plan, directory, limits, progress, lambda: print("ready", flush=True)))
 
@@ -33,6 +36,18 @@ def _spec(process: dict[str, Any]) -> ProcessSpec:
         ready_url=f"http://127.0.0.1:{process['port']}/health",
         listens=(("127.0.0.1", process["port"]),),
         log_name=f"{name}.log",
+    )
+
+
+def _build(code: str) -> ProcessSpec:
+    return ProcessSpec(
+        name=building.NAME,
+        role="build",
+        argv=(sys.executable, "-c", code),
+        env={},
+        ready_url="",
+        listens=(),
+        log_name="compile.log",
     )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import compiled
-from orchestrator.compiled import MODULES, ROOT, SOURCES, is_compiled, is_stale, library
+from orchestrator.compiled import ABOVE, MODULES, ROOT, SOURCES, is_compiled, library
+from orchestrator.form import FORM_ENV
+from tests.test_architecture import arrows, file_of
 
 
 def test_the_modules_that_can_be_compiled_are_there() -> None:
@@ -17,10 +19,8 @@ def test_the_modules_that_can_be_compiled_are_there() -> None:
     assert len(set(MODULES)) == len(MODULES)
 
 
-def test_the_library_is_named_by_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for source in SOURCES:
-        (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / source, tmp_path / source)
+def test_the_library_is_named_by_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "orchestrator", tmp_path / "orchestrator")
     present = library()
     monkeypatch.setattr(compiled, "ROOT", tmp_path)
     assert library() == present
@@ -29,20 +29,27 @@ def test_the_library_is_named_by_the_sources(tmp_path: Path, monkeypatch: pytest
     assert library() != present
 
 
-def test_what_was_compiled_from_other_sources_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "is_compiled", lambda: True)
-    monkeypatch.setattr(compiled, "library", lambda: "baton_present")
-    monkeypatch.setitem(sys.modules, "baton_earlier__mypyc", compiled)
-    assert is_stale()
-    monkeypatch.setitem(sys.modules, "baton_present__mypyc", compiled)
-    assert not is_stale()
+def test_nothing_that_is_compiled_imports_what_no_build_depends_on() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, name, _ in arrows("orchestrator"):
+        graph.setdefault(module, set()).add(file_of(name))
+    found: set[str] = set()
+    ahead = set(MODULES)
+    while ahead:
+        found |= ahead
+        ahead = {name for module in ahead for name in graph.get(module, ())} - found
+    above = {f"orchestrator.{name.removesuffix('.py')}" for name in ABOVE}
+    assert len(found) > len(MODULES)
+    assert not {module for module in found if ".".join(module.split(".")[:2]) in above}
 
 
-def test_this_form_is_not_stale() -> None:
-    """If it is: `make compile`, or `make pure`."""
-    import orchestrator.relay.flow  # noqa: F401
+def test_this_form_is_of_these_sources() -> None:
+    """What the tests run is what BATON_FORM says, and `pure` if it says nothing."""
+    import orchestrator.relay.flow as flow
 
-    assert not is_stale()
+    assert is_compiled() == (os.environ[FORM_ENV] == "compiled")
+    assert str(flow.__file__).endswith(".py") != is_compiled()
+    assert (f"{library()}__mypyc" in sys.modules) == is_compiled()
 
 
 @pytest.mark.processes

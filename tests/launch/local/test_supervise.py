@@ -34,6 +34,7 @@ class Cluster:
     directory: Path
     options: dict[str, Sequence[str]]
     limits: dict[str, Any] = field(default_factory=dict)
+    build: str | None = None  # what its process executes
 
     def start(self, terminal: int | None = None) -> None:
         """`terminal` becomes the driver's own, as that of a shell would be."""
@@ -46,6 +47,7 @@ class Cluster:
             "url": f"http://127.0.0.1:{ports['orchestrator']}",
             "directory": str(self.directory),
             "limits": QUICK | self.limits,
+            "build": self.build,
         }
         plan = self.directory / "plan.json"
         plan.write_text(json.dumps(document))
@@ -101,8 +103,8 @@ def clusters(tmp_path: Path) -> Iterator[Any]:
     """Makes clusters, which are not started yet, and leaves none behind."""
     made: list[Cluster] = []
 
-    def make(options: dict[str, Sequence[str]], **limits: Any) -> Cluster:
-        made.append(Cluster(tmp_path / str(len(made)), options, limits))
+    def make(options: dict[str, Sequence[str]], build: str | None = None, **limits: Any) -> Cluster:
+        made.append(Cluster(tmp_path / str(len(made)), options, limits, build))
         made[-1].start()
         return made[-1]
 
@@ -264,3 +266,64 @@ def _count(cluster: Cluster, event: str, name: str) -> int:
 
 def _children_of(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+# --- the compiled form is built meanwhile -------------------------------------------------------
+
+
+def held(gate: Path) -> str:
+    """A build that goes on until somebody opens the gate, which is a fifo."""
+    os.mkfifo(gate)
+    return f"open({str(gate)!r}).close()"
+
+
+def test_the_orchestrator_waits_for_its_build_while_workers_start(clusters: Any) -> None:
+    cluster = clusters({"one": ["--silent"], "orchestrator": []}, build="print('here it is')")
+    wait_for(lambda: "orchestrator: ready" in cluster.stderr, "the orchestrator")
+    lines = cluster.stderr.splitlines()
+    log = cluster.directory / "compile.log"
+    assert lines[0] == f"compiled form: building (log: {log})"
+    assert lines.index("compiled form: built") < lines.index(
+        f"orchestrator: starting (log: {cluster.directory / 'orchestrator.log'})"
+    )
+    assert log.read_text() == "here it is\n"
+
+
+def test_ready_workers_do_not_wait_for_a_build(clusters: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    cluster = clusters({"one": [], "orchestrator": []}, build=held(gate))
+    cluster.wait_ready()
+    assert "the orchestrator starts as pure Python: its compiled form is still being built" in cluster.stderr
+    assert cluster.stderr.index("one: ready") < cluster.stderr.index("orchestrator: starting")
+    gate.open("w").close()
+    wait_for(lambda: "takes its compiled form when it is started again" in cluster.stderr, "the build")
+    assert "compiled form: built" in cluster.stderr
+
+
+def test_who_insists_on_the_compiled_form_waits_for_it(
+    clusters: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATON_FORM", "compiled")
+    gate = tmp_path / "gate"
+    cluster = clusters({"one": [], "orchestrator": []}, build=held(gate))
+    wait_for(lambda: "one: ready" in cluster.stderr, "the worker")
+    gate.open("w").close()
+    cluster.wait_ready()
+    assert cluster.stderr.index("compiled form: built") < cluster.stderr.index("orchestrator: starting")
+
+
+def test_a_build_that_fails_is_told_in_a_line(clusters: Any) -> None:
+    build = "import sys; print('much before it'); sys.exit('pure Python runs: gcc is not there')"
+    cluster = clusters({"one": [], "orchestrator": []}, build=build)
+    cluster.wait_ready()
+    assert "compiled form: not built\npure Python runs: gcc is not there\n" in cluster.stderr
+
+
+def test_a_build_ends_with_the_cluster(clusters: Any, tmp_path: Path) -> None:
+    started = tmp_path / "pid"
+    build = f"import os, time; open({str(started)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(600)"
+    cluster = clusters({"one": ["--silent"], "orchestrator": []}, build=build)
+    wait_for(lambda: started.exists() and started.read_text().endswith(" "), "the build")
+    cluster.process.send_signal(signal.SIGINT)
+    assert cluster.wait_exit() == Exit.INTERRUPTED
+    assert not is_running(int(started.read_text()))

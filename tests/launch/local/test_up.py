@@ -178,3 +178,19 @@ def _is_ready(baton: Baton) -> bool:
         return httpx.get(f"http://{baton.listen}/ready", trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_where_nothing_can_be_built_the_sources_serve(baton: Baton, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("CC", "no-such-compiler"), ("BATON_FORM", "auto"), ("BATON_BUILDS", "builds")):
+        monkeypatch.setenv(name, value)
+    up = baton.start("up", "--compile")
+    assert first_line(up) == f"ready: http://{baton.listen}\n", baton.stderr
+    assert "the compiled form is not built: there is no no-such-compiler" in baton.stderr
+    answer = httpx.get(f"http://{baton.listen}/health?verbose", trust_env=False)
+    assert answer.json()["form"] == "pure"
+    assert baton.ask().status_code == 200
+    up.send_signal(signal.SIGINT)
+    assert up.wait(timeout=100) == Exit.OK
+    logs = next((baton.directory / ".baton").iterdir())
+    said = "pure Python (no build of these sources is there) runs"
+    assert said in (logs / "orchestrator.log").read_text()

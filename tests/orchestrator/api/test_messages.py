@@ -17,7 +17,7 @@ from orchestrator.legs.connectors.nixl import handoff_from
 from orchestrator.wire.codec import CODECS, JSON
 from orchestrator.wire.judge import InvalidStream, WorkerFailed
 from orchestrator.wire.sse import Events
-from orchestrator.wire.usage import InvalidAnswer, Kv
+from orchestrator.wire.usage import InvalidAnswer, Kv, tokens_in
 from tests.orchestrator.api.named_streams import event, pieces, relayed
 from tests.orchestrator.fakes import FakeExchange, params_of
 
@@ -90,7 +90,9 @@ def test_the_usage_is_the_evidence(counts: dict[str, Any], kv: Kv) -> None:
     content = {"type": "message", "stop_reason": "end_turn", "usage": counts}
     view = ENDPOINT.read(json.dumps(ASK).encode(), FakeExchange(b""))
     body = json.dumps(content).encode()
-    assert ENDPOINT.whole(view, body, cached_tokens=None, created_tokens=None) == (kv, body)
+    found, sent, told = ENDPOINT.whole(view, body, cached_tokens=None, created_tokens=None)
+    assert (found, sent) == (kv, body)
+    assert tokens_in(told or 0) == tokens_in(events.usage() or 0) == (21, 3)
 
 
 def test_nothing_is_said_before_the_first_text() -> None:
@@ -139,7 +141,7 @@ def test_what_comes_behind_the_end_is_dropped() -> None:
 def whole(document: Any, cached: int | None = None, created: int | None = None) -> tuple[Kv, bytes]:
     view = ENDPOINT.read(json.dumps(ASK).encode(), FakeExchange(b""))
     content = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return ENDPOINT.whole(view, content, cached_tokens=cached, created_tokens=created)
+    return ENDPOINT.whole(view, content, cached_tokens=cached, created_tokens=created)[:2]
 
 
 MESSAGE = {"type": "message", "content": [], "stop_reason": "end_turn", "usage": usage(0, 21, 0)}

@@ -23,7 +23,7 @@ from orchestrator.legs.connectors.nixl import handoff_from
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.codec import JSON
 from orchestrator.wire.judge import InvalidStream, WorkerFailed
-from orchestrator.wire.usage import InvalidAnswer, Kv
+from orchestrator.wire.usage import InvalidAnswer, Kv, tokens_in
 from tests.orchestrator.api.named_streams import event, pieces, relayed
 from tests.orchestrator.fakes import JSON as JSON_HEAD
 from tests.orchestrator.fakes import FakeCluster, FakeExchange, params_of, read
@@ -134,7 +134,7 @@ def test_one_that_breaks_before_it_began_says_so_too() -> None:
 
 def whole(document: Any, cached: int | None = None, created: int | None = None) -> tuple[Kv, bytes]:
     content = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return ENDPOINT.whole(view(), content, cached_tokens=cached, created_tokens=created)
+    return ENDPOINT.whole(view(), content, cached_tokens=cached, created_tokens=created)[:2]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,12 @@ def whole(document: Any, cached: int | None = None, created: int | None = None) 
 def test_the_usage_is_the_evidence(counts: Any, kv: Kv) -> None:
     body = json.dumps(made(usage=counts)).encode()
     assert whole(body) == (kv, body)
+
+
+def test_a_whole_response_tells_how_many_tokens_there_were() -> None:
+    body = json.dumps(made(usage=usage(21, 8))).encode()
+    *_, told = ENDPOINT.whole(view(), body, cached_tokens=8, created_tokens=None)
+    assert tokens_in(told or 0) == (21, 3)
 
 
 def test_a_whole_response_has_the_prefill_workers_numbers() -> None:
@@ -175,7 +181,7 @@ def test_what_is_no_whole_response(document: Any, error: type[Exception]) -> Non
 def test_a_stored_response_may_be_cancelled() -> None:
     body = json.dumps(made("cancelled", usage=None)).encode()
     stored = StoredResponses("GET")
-    assert stored.whole(view(), body, cached_tokens=None, created_tokens=None) == (Kv.UNKNOWN, body)
+    assert stored.whole(view(), body, cached_tokens=None, created_tokens=None) == (Kv.UNKNOWN, body, None)
 
 
 # --- legs ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from orchestrator.config.options import Config
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus, RouteAnswer, RouteQuestion
 from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
+from orchestrator.http.tls import Certificate
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
@@ -63,6 +64,7 @@ class FakeState:
     )
     telemetry: Telemetry = field(default_factory=a_telemetry)
     config: Config = CONFIG
+    certificate: Certificate | None = None
     index: int = 3
     transport: str = "orjson"
     is_draining: bool = False

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -14,11 +14,15 @@ from orchestrator.control.metrics import (
     Sources,
     process_collector,
     render,
+    unknown_label,
 )
 from orchestrator.control.state import ProcessEnd, ProcessState, ProcessStatus
+from orchestrator.telemetry.answers import AnswerWriter
+from orchestrator.telemetry.catalog import METRICS, PROCESS_METRICS, Kind
 from orchestrator.telemetry.counters import FallbackReason, Layout, RetryReason, Telemetry
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import Role
+from orchestrator.wire.shapes import AnswerUsage
 from orchestrator.wire.usage import Kv
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.states import WorkerState
@@ -52,6 +56,8 @@ def scrape(
     config: Config = CONFIG,
     workers: Sequence[WorkerStatus] = WORKERS,
     processes: Sequence[ProcessStatus] = (),
+    events: Mapping[str, int] | None = None,
+    not_after: float | None = None,
 ) -> dict[str, Metric]:
     sources = Sources(
         telemetry.layout,
@@ -66,6 +72,8 @@ def scrape(
             "event_loop": "uvloop",
             "http_parser": "httptools",
         },
+        events=lambda: events or {},
+        not_after=lambda: not_after,
     )
     text = asyncio.run(render([BatonCollector(config, sources), process_collector()])).decode()
     families = list(text_string_to_metric_families(text))
@@ -153,11 +161,61 @@ def test_a_request_shows_in_counters_and_histograms() -> None:
     assert value(families, "baton_errors", "baton_errors_total", code="worker_cut_short") == 1
     assert value(families, "baton_kv_transfers", "baton_kv_transfers_total", outcome="transferred") == 1
     assert value(families, "baton_requests_in_flight", "baton_requests_in_flight", model="tiny") == 0
-    for stage, seconds in {"queue": 0.25, "prefill": 0.75, "decode_first_byte": 0.5, "total": 3.0}.items():
-        name, labels = "baton_request_stage_seconds", {"model": "tiny", "stage": stage}
-        assert value(families, name, f"{name}_count", **labels) == 1
-        assert value(families, name, f"{name}_sum", **labels) == pytest.approx(seconds)
-        assert value(families, name, f"{name}_bucket", **labels, le="+Inf") == 1
+    for stage, seconds in {"queue": 0.25, "prefill": 0.75, "decode_first_byte": 0.5}.items():
+        assert_observed(families, "baton_request_stage_seconds", seconds, model="tiny", stage=stage)
+    assert_observed(families, "baton_request_duration_seconds", 3.0, model="tiny")
+
+
+def assert_observed(families: dict[str, Metric], name: str, seconds: float, **labels: str) -> None:
+    """Once."""
+    assert value(families, name, f"{name}_count", **labels) == 1
+    assert value(families, name, f"{name}_sum", **labels) == pytest.approx(seconds)
+    assert value(families, name, f"{name}_bucket", **labels, le="+Inf") == 1
+
+
+def test_the_total_is_no_stage() -> None:
+    samples = scrape(telemetry_of())["baton_request_stage_seconds"].samples
+    assert {sample.labels["stage"] for sample in samples} == {"queue", "prefill", "decode_first_byte"}
+
+
+def test_an_answer_shows_as_tokens_and_times() -> None:
+    telemetry = telemetry_of()
+    record = request_record(
+        "r", CHAT, 1.0, admitted=1.25, first_byte=2.5, finished=4.5, model_index=0, status=200, is_stream=True
+    )
+    record.usage = AnswerUsage(21, 5)
+    AnswerWriter(telemetry.layout, telemetry.row).note([record])
+    families = scrape(telemetry)
+    assert value(families, "baton_prompt_tokens", "baton_prompt_tokens_total", model="tiny") == 21
+    assert value(families, "baton_generation_tokens", "baton_generation_tokens_total", model="tiny") == 5
+    assert_observed(families, "baton_time_to_first_token_seconds", 1.5, model="tiny")
+    assert_observed(families, "baton_inter_token_latency_seconds", 0.5, model="tiny")
+
+
+def test_what_is_rendered_is_what_the_catalog_declares() -> None:
+    families = scrape(telemetry_of())
+    for metric in (*METRICS, *PROCESS_METRICS):
+        family = families.pop(metric.name.removesuffix("_total"))
+        assert family.type == ("gauge" if metric.kind is Kind.INFO else metric.kind), metric.name
+        assert family.documentation == metric.help or metric in PROCESS_METRICS
+        for sample in () if metric.kind is Kind.INFO else family.samples:
+            assert set(sample.labels) - {"le"} == set(metric.labels), metric.name
+        if metric.kind is Kind.HISTOGRAM:
+            bounds = {s.labels["le"] for s in family.samples if s.name.endswith("_bucket")}
+            assert bounds <= {*map(str, metric.bounds), "+Inf"}
+    assert not families
+
+
+def test_no_label_is_empty() -> None:
+    families = scrape(telemetry_of())
+    labels = [label for family in families.values() for s in family.samples for label in s.labels.values()]
+    assert "unknown" in labels
+    assert "" not in labels
+
+
+def test_a_model_may_be_called_unknown() -> None:
+    assert unknown_label(["tiny", ""]) == "unknown"
+    assert unknown_label(["unknown", "_unknown", ""]) == "__unknown"
 
 
 def test_buckets_are_cumulative_and_complete() -> None:
@@ -182,7 +240,24 @@ def test_workers_are_counted_by_state_and_named() -> None:
         ("decode", "ready"): 1,
         ("decode", "gone"): 1,
     }
-    assert value(families, "baton_worker_in_flight", "baton_worker_in_flight", worker="tiny/decode/0") == 3
+    labels = {"model": "tiny", "role": "decode", "worker": "tiny/decode/0"}
+    assert value(families, "baton_worker_in_flight", "baton_worker_in_flight", **labels) == 3
+    labels = {"model": "tiny", "role": "decode", "worker": "tiny/decode/1"}
+    states = [s for s in families["baton_worker_state"].samples if labels.items() <= s.labels.items()]
+    assert [s.labels["state"] for s in states if s.value] == ["gone"]
+    assert len(states) == len(WorkerState)
+
+
+def test_reloads_and_the_end_of_the_certificate_are_told() -> None:
+    telemetry = telemetry_of()
+    events = {"admin.reload": 3, "worker.gone": 9}
+    families = scrape(telemetry, events=events, not_after=1.9e9)
+    name = "baton_config_reloads"
+    assert value(families, name, f"{name}_total", outcome="applied") == 3
+    assert value(families, name, f"{name}_total", outcome="refused") == 0
+    name = "baton_tls_certificate_not_after_seconds"
+    assert value(families, name, name) == 1.9e9
+    assert scrape(telemetry)[name].samples == []
 
 
 def test_a_place_has_what_both_its_processes_serve() -> None:
@@ -227,7 +302,7 @@ def test_any_model_name_survives_as_a_label(name: str) -> None:
     config = config.model_copy(update={"models": [config.models[0].model_copy(update={"name": name})]})
     families = scrape(telemetry_of(config), config)
     labels = {sample.labels["model"] for sample in families["baton_requests_in_flight"].samples}
-    assert labels == {name, ""}
+    assert labels == {name, unknown_label([name])}
 
 
 def test_other_tasks_run_while_metrics_are_rendered() -> None:

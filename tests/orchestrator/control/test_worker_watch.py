@@ -14,6 +14,7 @@ from orchestrator.control.worker_watch import LEAST, LOOK_S, WINDOW_S, WorkerWat
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import BOUNDS, CELLS, ERRORS, FIRST_BYTE, GAP, SERVED
 from orchestrator.wire.info import Role
+from orchestrator.workers.states import Event as EngineEvent
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import Clock, registry_of
 from tests.orchestrator.control.fakes import FakeState, ask
@@ -226,3 +227,18 @@ def test_since_when_a_worker_is_as_it_is() -> None:
     before = watched.watch.figures(worker).since
     watched.registry.drain(worker)
     assert watched.watch.figures(worker).since > before
+
+
+def test_restarts_and_ejections_are_counted() -> None:
+    watched = Watched()
+    worker, *_ = watched.registry.workers
+    for _ in range(2):
+        watched.registry.judge.note_seen(worker, worker.epoch, EngineEvent.REFUSED, "refused")
+        watched.registry.judge.mark_ready(worker)
+    watched.registry.judge.note_seen(worker, worker.epoch, EngineEvent.SILENT, "silent")
+    found = watched.watch.figures(worker)
+    assert (found.restarts, found.ejections) == (2, 1)
+    text = ask(admin_app(watched.state), "/metrics").text
+    labels = '{model="m",role="decode",worker="m/decode/0"}'
+    assert f"baton_worker_restarts_total{labels} 2.0\nbaton_worker_restarts_total" in text
+    assert f"baton_worker_ejections_total{labels} 1.0\n" in text

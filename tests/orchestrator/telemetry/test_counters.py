@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.telemetry.counters import (
+    ANSWER_CELLS,
     ERROR_CODES,
     LAG_BOUNDS,
     QUEUE_UNITS,
@@ -66,6 +67,7 @@ def test_blocks_of_the_layout_fill_the_row_without_overlap() -> None:
         range(LAYOUT.handoffs, LAYOUT.handoffs + len(HandoffTrouble)),
         range(LAYOUT.lag, LAYOUT.lag + histogram_cells(LAG_BOUNDS)),
         range(LAYOUT.log_lost, LAYOUT.log_lost + 1),
+        *(range(cell, cell + ANSWER_CELLS) for cell in map(LAYOUT.answer_cell, range(3))),
     ]
     assert [cell for block in blocks for cell in block] == list(range(LAYOUT.size))
 

@@ -20,6 +20,7 @@ from orchestrator.telemetry.figures import (
     total_s,
 )
 from orchestrator.telemetry.record import Attempts, FailedAttempt, RequestRecord
+from orchestrator.wire.shapes import AnswerUsage
 from tests.orchestrator.records import ANSWERED, request_record
 
 SLOTS = {"m/prefill/0": 0, "m/decode/0": 1, "m/decode/1": 2}
@@ -38,13 +39,25 @@ def answered(**changes: Any) -> RequestRecord:
 
 
 def test_each_worker_has_its_own_part() -> None:
-    found = counted(answered(pieces=14), answered(decode_worker="m/decode/1"))
+    found = counted(
+        answered(is_stream=True, usage=14), answered(decode_worker="m/decode/1", usage=AnswerUsage(21, 14))
+    )
     assert [found[name][SERVED] for name in SLOTS] == [2, 1, 1]
     assert [found[name][TRANSFERS] for name in SLOTS] == [2, 1, 1]
     assert total_s(found["m/prefill/0"], FIRST_BYTE) == pytest.approx(2.0)
     assert total_s(found["m/decode/0"], FIRST_BYTE) == pytest.approx(0.25)
     assert total_s(found["m/decode/0"], GAP) == pytest.approx(0.25)
     assert total_s(found["m/decode/1"], GAP) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("usage", "gaps"),
+    [(14, 1), (AnswerUsage(21, 14), 1), (2, 0), (AnswerUsage(21), 0), (AnswerUsage(21, 2), 0)],
+)
+def test_tokens_are_counted_by_the_usage_or_else_by_pieces(usage: AnswerUsage | int, gaps: int) -> None:
+    found = counted(answered(is_stream=True, usage=usage))["m/decode/0"]
+    assert sum(buckets(found, GAP)) == gaps
+    assert total_s(found, GAP) == pytest.approx(0.25 * gaps)
 
 
 def test_a_failure_is_the_failed_workers_and_its_time_is_nobodys() -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator.wire.judge import InvalidStream, WorkerFailed, check_answer, judged
-from orchestrator.wire.usage import InvalidAnswer, Kv
+from orchestrator.wire.usage import InvalidAnswer, Kv, tokens_in
 
-USAGE = {"prompt_tokens": 21, "prompt_tokens_details": {"cached_tokens": 21, "created_cache_tokens": 0}}
+USAGE = {
+    "prompt_tokens": 21,
+    "completion_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 21, "created_cache_tokens": 0},
+}
 CHOICE = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
 PARAMS = {"remote_host": "10.0.0.1", "remote_port": 5600, "remote_block_ids": [[1]]}
 
@@ -21,11 +25,13 @@ def answer(*choices: Any, **more: Any) -> bytes:
 
 def test_an_answer_that_is_whole_keeps_its_bytes() -> None:
     whole = answer(CHOICE, CHOICE | {"index": 1, "finish_reason": "tool_calls"}, kv_transfer_params=None)
-    assert judged(whole, None, None) == (Kv.TRANSFERRED, whole)
+    kv, content, usage = judged(whole, None, None)
+    assert (kv, content) == (Kv.TRANSFERRED, whole)
+    assert tokens_in(usage or 0) == (USAGE["prompt_tokens"], USAGE["completion_tokens"])
 
 
 def test_both_counts_are_the_prefill_workers() -> None:
-    kv, content = judged(answer(CHOICE), 16, 384)
+    kv, content, _ = judged(answer(CHOICE), 16, 384)
     assert kv is Kv.TRANSFERRED
     details = json.loads(content)["usage"]["prompt_tokens_details"]
     assert details == {"cached_tokens": 16, "created_cache_tokens": 384}
@@ -37,7 +43,7 @@ def test_a_count_that_the_worker_does_not_tell_is_left_out(created: int | None) 
         "prompt_tokens": 21,
         "prompt_tokens_details": {"cached_tokens": 21, "created_cache_tokens": None},
     }
-    _, content = judged(answer(CHOICE, usage=usage), 16, created)
+    _, content, _ = judged(answer(CHOICE, usage=usage), 16, created)
     details = json.loads(content)["usage"]["prompt_tokens_details"]
     assert details == {"cached_tokens": 16, "created_cache_tokens": None}
 
@@ -45,7 +51,7 @@ def test_a_count_that_the_worker_does_not_tell_is_left_out(created: int | None) 
 @pytest.mark.parametrize("usage", [None, 3, {"prompt_tokens": "many"}, {"prompt_tokens_details": []}])
 def test_a_usage_of_another_shape_is_no_reason_to_refuse(usage: Any) -> None:
     whole = answer(CHOICE, usage=usage)
-    assert judged(whole, 16, 384) == (Kv.UNKNOWN, whole)
+    assert judged(whole, 16, 384)[:2] == (Kv.UNKNOWN, whole)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,7 @@ def test_an_error_with_status_200(document: Any, status: int, separators: tuple[
 
 @pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params"])
 def test_transfer_parameters_are_left_out(name: str) -> None:
-    _, content = judged(answer(CHOICE, **{name: PARAMS}), 16, None)
+    _, content, _ = judged(answer(CHOICE, **{name: PARAMS}), 16, None)
     assert json.loads(content)[name] is None
     assert b"10.0.0.1" not in check_answer(json.dumps({"tokens": [1], name: PARAMS}).encode())
 

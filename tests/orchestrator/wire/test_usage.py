@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec import Raw
 
-from orchestrator.wire.usage import InvalidAnswer, Kv, mended
+from orchestrator.wire.shapes import AnswerUsage, MessageUsage, ResponseUsage
+from orchestrator.wire.usage import InvalidAnswer, Kv, Usage, mended, tokens_in
 
 ANSWER = (
     b'{"id":"c","choices":[{"message":{"content":"caf\\u00e9","tool_calls":[]},"logprobs":null}],'
@@ -50,3 +52,23 @@ def test_what_is_no_object_is_refused(content: bytes) -> None:
 def test_a_usage_of_another_shape_is_no_evidence(usage: str) -> None:
     content = f'{{"usage":{usage}}}'.encode()
     assert mended(content, 16) == (Kv.UNKNOWN, content)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (0, (None, 0)),
+        (14, (None, 14)),
+        (AnswerUsage(21, 5), (21, 5)),
+        (AnswerUsage(21, "many"), (21, None)),
+        (AnswerUsage(None, True), (None, None)),
+        (AnswerUsage(-1, 10**12), (None, None)),
+        (MessageUsage(5, 3, 6, 10), (21, 3)),
+        (ResponseUsage(21, 3), (21, 3)),
+        ({"prompt_tokens": Raw(b"21"), "completion_tokens": Raw(b"5")}, (21, 5)),
+        ({"prompt_tokens": Raw(b"null"), "completion_tokens": Raw(b"1e3")}, (None, None)),
+        ({"prompt_tokens": Raw(b"9" * 400)}, (None, None)),
+    ],
+)
+def test_tokens_are_what_the_usage_tells(usage: Usage | int, tokens: tuple[int | None, int | None]) -> None:
+    assert tokens_in(usage) == tokens
