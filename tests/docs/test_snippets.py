@@ -6,6 +6,8 @@ import copy
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,6 @@ BASE = {
         }
     ]
 }
-# Blocks of these pages are not run, for the reason that stands beside them.
-NOT_RUN: dict[str, str] = {}
 
 
 def of_kind(*kinds: str) -> list[Block]:
@@ -129,6 +129,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         return {"engine": "sim", "workers": [{"port": free_port(), "side_channel_port": free_port()}]}
 
     models = [{"name": name, "prefill": pool(), "decode": pool()} for name in ("tiny-chat", "sim")]
+    models.append({"name": "tiny-embed", "both": pool()})
     config = {"orchestrator": {"listen": listen, "admin": admin}, "models": models}
     (directory / "c.yaml").write_text(json.dumps(config))
     with baton("up", "c.yaml", cwd=directory, transport="orjson"):
@@ -143,9 +144,11 @@ def placed(text: str, cluster: dict[str, str]) -> str:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("block", of_kind("python"), ids=str)
-def test_programs_run(block: Block, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(placed(block.text, cluster), str(block), "exec"), {"__name__": "__main__"})  # noqa: S102
-    assert capsys.readouterr().out.strip()
+def test_programs_run(block: Block, cluster: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", placed(block.text, cluster)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 CURLS = [
