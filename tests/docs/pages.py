@@ -43,9 +43,10 @@ class Section:
 
 
 class Page:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path = ROOT) -> None:
+        """Names in blocks, and what is told of the page, are from `root`."""
         self.path = path
-        self.name = str(path.relative_to(ROOT))
+        self.name = str(path.relative_to(root))
         self._lines = path.read_text("utf-8").splitlines()
         self.blocks = tuple(self._blocks())
         self._prose = self._without_blocks()
@@ -87,6 +88,7 @@ class Page:
         ]
 
     def anchors(self) -> set[str]:
+        """Where links into this page may lead."""
         return {anchor(section.title) for section in self.sections()}
 
     def links(self) -> Iterator[tuple[int, str]]:

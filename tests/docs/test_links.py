@@ -31,7 +31,7 @@ def leads(page: Page, target: str) -> bool:
         return False
     if page.path.is_relative_to(DOCS) and not path.is_relative_to(DOCS):
         return False  # the site has nothing else
-    return not wanted or wanted in Page(path).anchors()
+    return not wanted or wanted in Page(path, path.parent).anchors()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
