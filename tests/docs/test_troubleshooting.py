@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,7 +22,8 @@ import pytest
 
 from bench.shared.processes import free_port
 from launch.cli import main
-from launch.local import up
+from launch.local import up, upkeep
+from launch.local.upkeep import Upkeep
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import (
     HealthConfig,
@@ -36,6 +39,7 @@ from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.http.tls import Certificate, is_renewed
 from orchestrator.loop.stall_alarm import Sample, StallAlarm
 from orchestrator.telemetry.access_log import AccessLog
+from orchestrator.telemetry.logs import LineWriter
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.workers import health
 from orchestrator.workers.cache_alarm import CacheAlarm
@@ -45,6 +49,7 @@ from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from tests.docs.symptoms import check, makes, rendered
 from tests.launch.doctor.visiting import Doctor
+from tests.launch.local.test_upkeep import Said as Lines
 from tests.orchestrator.certificate import CERT, KEY
 from tests.orchestrator.cluster import address, registry_of
 from tests.orchestrator.control.fakes import FakeState, ask
@@ -622,6 +627,27 @@ def test_a_port_that_is_taken(shell: Shell) -> None:
 def test_a_full_disk(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(up, "free_bytes", lambda folder: 0.0)
     check("The disk of the logs is full", shell.run("up"))
+
+
+@makes("Lines are missing in the log")
+def test_a_disk_that_becomes_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, disk, free = Lines(), bytearray(), iter((100.0,))
+    monkeypatch.setattr(upkeep, "free_bytes", lambda folder: next(free))
+    Upkeep([tmp_path / "w.log"], 0, 0, said).tend(0.0)  # type: ignore[arg-type]
+    is_full = True
+
+    def write(fd: int, data: bytes) -> int:
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        disk.extend(data)
+        return len(data)
+
+    monkeypatch.setattr("orchestrator.telemetry.logs.os.write", write)
+    writer = LineWriter()
+    writer.write(b"one\ntwo\nthree\n")
+    is_full = False
+    writer.write(b"four\n")
+    check("Lines are missing in the log", "\n".join([*said.lines, disk.decode()]))
 
 
 @makes("Nobody has the scope `admin`")

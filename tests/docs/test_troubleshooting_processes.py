@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,12 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_toke
 
 def shown(answer: httpx.Response) -> str:
     return rendered(answer.status_code, answer.headers, answer.content)
+
+
+def counted(orchestrator: Orchestrator) -> str:
+    """What is not 0 of the metrics."""
+    lines = orchestrator.admin("/metrics").text.splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#") and not line.endswith(" 0.0"))
 
 
 class Up:
@@ -130,6 +137,28 @@ def test_a_cluster_that_lacks_a_worker(tmp_path: Path, workers: list[SimWorker])
         check("`/ready` is 503", "\n".join([shown(answer), shown(chat), orchestrator.lines]))
     finally:
         orchestrator.clean_up()
+
+
+@makes("A process of the orchestrator has ended")
+def test_a_process_that_is_killed(tmp_path: Path, workers: list[SimWorker]) -> None:
+    with starting(tmp_path, workers) as start:
+        orchestrator = start()
+        os.kill(orchestrator.serving()[0]["pid"], signal.SIGKILL)
+        wait_for(lambda: "what it was serving is lost" in orchestrator.lines, "a word on it")
+        orchestrator.wait_ready()
+        metrics = counted(orchestrator)
+        check("A process of the orchestrator has ended", f"{orchestrator.lines}\n{metrics}")
+
+
+@makes("A process of the orchestrator stands still")
+def test_a_process_that_is_stopped(tmp_path: Path, workers: list[SimWorker]) -> None:
+    with starting(tmp_path, workers) as start:
+        orchestrator = start(hang_timeout_s=3)
+        os.kill(orchestrator.serving()[0]["pid"], signal.SIGSTOP)
+        wait_for(lambda: "stood still" in orchestrator.lines, "a word on it")
+        orchestrator.wait_ready()
+        metrics = counted(orchestrator)
+        check("A process of the orchestrator stands still", f"{orchestrator.lines}\n{metrics}")
 
 
 @makes("503 `too_many_connections`")
