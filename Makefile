@@ -14,8 +14,8 @@ AXE := .axe
 CONFIG ?= configs/quickstart.yaml
 ON_ALL_CORES := -n logical --dist worksteal
 
-.PHONY: help setup serve test quick check monitoring metrics page bench regression soak chaos fuzz clients profile \
-    compile clean
+.PHONY: help setup serve test quick check docs monitoring metrics page bench regression soak chaos fuzz clients \
+    profile compile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,7 +23,8 @@ help:
 	@echo 'make serve   baton up $(CONFIG); another file: make serve CONFIG=...'
 	@echo 'make test    all tests, those on real vLLM too; some of them: make test ARGS="-k wire"'
 	@echo 'make quick   the tests that start no processes, in a minute; some of them: make quick ARGS="-k wire"'
-	@echo 'make check   ruff, its formatter, mypy'
+	@echo 'make check   ruff, its formatter, mypy, and whether the pages of docs/ become a site'
+	@echo 'make docs    the pages of docs/ as a site, in build/site'
 	@echo 'make monitoring   alerts, dashboard and metrics, with the Prometheus of Debian'
 	@echo 'make metrics docs/metrics.md and docs/monitoring anew, after a change of what they are made of'
 	@echo 'make page    the page of the admin listener, in Chromium'
@@ -62,6 +63,11 @@ check: $(STAMP)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+	@$(MAKE) --silent docs
+
+# Fails on a link or a heading that is not there. Nothing is fetched, and what is made fetches nothing.
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --quiet --strict
 
 # Rules and queries are tried by promtool, and by a Prometheus that watches a cluster.
 monitoring: $(STAMP) $(PROMETHEUS)/usr/bin/promtool

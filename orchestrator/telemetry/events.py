@@ -36,7 +36,7 @@ KINDS: Final[Mapping[str, str]] = {
     "request.resent": "a worker has failed requests, which were sent to another one",
     "request.resumed": "a worker has failed streams that had begun, which another one goes on with",
     "request.poison": "a request has lost two workers and is sent to no other",
-    "request.rejected": "requests were refused unserved, whose and why: limits of their keys, a full queue, too much memory",
+    "request.rejected": "requests were refused unserved: limits of keys, a full queue, too much memory",
     "lease.expired": "KV blocks were pinned on a prefill worker until their lease ended",
     "process.died": "a process that served has died; another one follows",
     "process.hung": "a process stood still and was killed; another one follows",

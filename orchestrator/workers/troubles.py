@@ -42,10 +42,10 @@ NO_HTTP = Trouble(
 )
 WRONG_KEY = "give both sides the same key: {env} here, --api-key or VLLM_API_KEY there"
 OTHER_MODEL = Trouble(
-    "serves another model", "set models.*.served_model to a name that it serves, or correct its URL"
+    "serves another model", "set models.*.ROLE.served_model to a name that it serves, or correct its URL"
 )
 FEWER_ENGINES = Trouble(
-    "has fewer data-parallel engines than the config says", "correct models.*.data_parallel_size"
+    "has fewer data-parallel engines than the config says", "correct models.*.ROLE.data_parallel_size"
 )
 GARBAGE = Trouble("answers what cannot be read", "is there another service at its URL?")
 DENIES = Trouble("denies requests", "is there a proxy before it, or another service at its URL?")

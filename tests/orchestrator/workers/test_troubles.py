@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from launch.manual import explained
 from orchestrator.transport.base import Origin, host_header
 from orchestrator.workers import health, troubles
 from orchestrator.workers.health import ENDPOINTS, MAX_PAGE_BYTES, HttpProbe, ProbeFailed, Prober
@@ -369,3 +371,14 @@ def test_probes_and_legs_have_the_same_host_and_ask_for_no_encoding() -> None:
             assert b"accept-encoding: identity" in worker.requests[-1][1]
 
     run(scenario)
+
+
+# --- the advice ---------------------------------------------------------------------------------
+
+
+def test_options_that_advice_names_are_there() -> None:
+    known = [trouble for trouble in vars(troubles).values() if isinstance(trouble, troubles.Trouble)]
+    named = [name for trouble in known for name in re.findall(r"\w+\.\*\.[\w.*]+", trouble.advice)]
+    assert named
+    for name in named:
+        assert explained(name)
