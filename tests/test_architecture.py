@@ -41,6 +41,7 @@ ALLOWED = {
         "orchestrator.legs.connectors",  # the doctor's own legs: pure, and known to the config too
         "orchestrator.loop.signals",
         "orchestrator.relay.admission",  # this and what follows: `launch/simulate` runs them in virtual time
+        "orchestrator.relay.waiting",
         "orchestrator.routing",
         "orchestrator.run",
         "orchestrator.telemetry",
