@@ -24,8 +24,9 @@ from typing import Any
 from bench.shared.command import parser, positive
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError
-from orchestrator.relay.admission import Demand, Gate
+from orchestrator.relay.admission import Gate
 from orchestrator.relay.turns import STEP_S, work_s
+from orchestrator.relay.waiting import Demand
 from orchestrator.routing.policies.prefix_legs import seconds
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.record import RequestRecord

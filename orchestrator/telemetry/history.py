@@ -111,12 +111,14 @@ class History:
         return found[: query.limit]
 
     def _all(self) -> Iterator[RequestRecord]:
-        """Yield each request that is known once."""
+        """Yield each request that is known once; not what the server refused, which has no name to be asked
+        for by.
+        """
         seen: set[int] = set()
         kept = (self._ended, self._refused, self._failed, (one[2] for one in self._slow))
         for records in (self._under_way(), self._pending, *kept):
             for record in records:
-                if id(record) not in seen:
+                if record.request_id and id(record) not in seen:
                     seen.add(id(record))
                     yield record
 

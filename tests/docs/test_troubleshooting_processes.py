@@ -156,6 +156,7 @@ def test_a_process_that_is_stopped(tmp_path: Path, workers: list[SimWorker]) -> 
         orchestrator = start(hang_timeout_s=3)
         os.kill(orchestrator.serving()[0]["pid"], signal.SIGSTOP)
         wait_for(lambda: "stood still" in orchestrator.lines, "a word on it")
+        wait_for(lambda: 'ends_total{reason="died"} 1.0' in counted(orchestrator), "its end to be counted")
         orchestrator.wait_ready()
         metrics = counted(orchestrator)
         check("A process of the orchestrator stands still", f"{orchestrator.lines}\n{metrics}")

@@ -45,7 +45,7 @@ def orchestrator(
     request: pytest.FixtureRequest, tmp_path: Path, workers: list[SimWorker]
 ) -> Iterator[Orchestrator]:
     with starting(tmp_path, workers) as start:
-        yield start(processes=request.param)
+        yield start(processes=request.param, routing={"prefill": "round_robin"})
 
 
 def told(orchestrator: Orchestrator, name: str) -> dict[str, Any]:

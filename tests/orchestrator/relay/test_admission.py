@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from orchestrator.api.view import view_request
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
-from orchestrator.relay.admission import Admission, Demand, Gate
+from orchestrator.relay.admission import Admission, Gate
 from orchestrator.relay.forecast import Estimate
 from orchestrator.relay.turns import Turn, Turns
+from orchestrator.relay.waiting import Demand
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role

@@ -151,7 +151,7 @@ def test_adapters_are_asked_of_workers_that_list_them() -> None:
         for _ in range(8):
             assert (await cluster.ask(DOCUMENT | {"model": "m"})).status == 200
 
-    cluster = run(test)
+    cluster = run(test, routing=RoutingConfig.model_validate({"prefill": "round_robin"}))
     asked = [read(leg)["model"] for leg in cluster.upstream.requests]
     for model, names in (
         ("poems", ADAPTERS["poems"]),

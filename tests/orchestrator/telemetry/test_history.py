@@ -103,6 +103,11 @@ def test_what_has_no_id_is_not_kept(kept: Kept) -> None:
     assert kept.names() == []
 
 
+def test_nor_is_it_shown_before_it_would_be_kept(kept: Kept) -> None:
+    kept.pending.append(request_record("", finished=1.0, status=400, error_code="invalid_request"))
+    assert kept.names() == []
+
+
 @pytest.mark.parametrize(
     ("query", "names"),
     [
