@@ -14,6 +14,7 @@ from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.keys import worker_key
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
+from orchestrator.control.certificate_watch import CertificateWatch
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.errors import StartError
 from orchestrator.form import Form, handed_down, take_form
@@ -88,18 +89,18 @@ async def _serve(
         admin, random = admin_app(orchestrator, reloader.reload, run_key), orchestrator.core.random
         async with admin_served(admin, options, random, orchestrator.certificate):
             prober.start()
-            alarm = asyncio.create_task(CacheAlarm(orchestrator.registry).run())
-            watching = asyncio.create_task(orchestrator.watch.run())
-            telling = asyncio.create_task(orchestrator.rejections.run())
+            certificate = CertificateWatch(orchestrator.certificate, orchestrator.events)
+            alarm, rejections = CacheAlarm(orchestrator.registry), orchestrator.rejections
+            loops = (alarm.run(), orchestrator.watch.run(), rejections.run(), certificate.run())
+            watches = [asyncio.create_task(loop) for loop in loops]
             writer.tell_lost(orchestrator.note_log_lost)
             orchestrator.start(writer.write)
             garbage.tune()
             try:
                 await _serve_until_signalled(orchestrator, listener, reloader)
             finally:
-                alarm.cancel()
-                watching.cancel()
-                telling.cancel()
+                for watch in watches:
+                    watch.cancel()
                 await prober.aclose()
                 await probe.aclose()
                 await orchestrator.aclose()

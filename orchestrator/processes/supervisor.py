@@ -27,6 +27,7 @@ from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import Key, load_keys
 from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
+from orchestrator.control.certificate_watch import CertificateWatch
 from orchestrator.control.rejections import RejectionWatch
 from orchestrator.control.reload import ConfigSource, Reloader
 from orchestrator.control.state import (
@@ -167,7 +168,8 @@ class Supervisor:
             kept = (self._keep(index) for index in self._indexes)
             alarm = CacheAlarm(self.registry)
             rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
-            watches = (alarm.run(), self.watch.run(), rejections.run())
+            certificate = CertificateWatch(self.certificate, self.events)
+            watches = (alarm.run(), self.watch.run(), rejections.run(), certificate.run())
             await _first_of(stop.requested.wait(), self._kill_hung(), *watches, *kept)
         finally:
             self._is_stopping = True

@@ -42,6 +42,8 @@ KINDS: Final[Mapping[str, str]] = {
     "process.hung": "a process stood still and was killed; another one follows",
     "process.recycled": "a process has served as many requests as it should; another one follows",
     "process.failed": "a process has ended before it could serve",
+    "certificate.expires": "the certificate expires within two weeks",
+    "certificate.expired": "the certificate has expired: clients refuse connections",
     "log.lost": "lines of the log were lost: the disk is full, or nobody reads them",
     "admin.add": "a worker was added",
     "admin.remove": "a worker was removed",

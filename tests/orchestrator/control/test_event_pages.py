@@ -41,7 +41,10 @@ def test_events_are_picked_by_number_and_kind() -> None:
         ("after=99999999999999999999999", "'after' is a whole number"),
         ("after=1&after=2", "'after' is given more than once"),
         ("aftr=1", "unknown parameter 'aftr'; there is: after, follow, kind"),
-        ("kind=worker.lost", "no events are of the kind 'worker.lost'; there is: admin, lease, "),
+        (
+            "kind=worker.lost",
+            "no events are of the kind 'worker.lost'; there is: admin, certificate, lease, ",
+        ),
         ("kind=%0d%0aX:%1b[31m", "no events are of the kind '\\r\\nX:\\x1b[31m'"),
         ("follow=yes", "'follow' is 1 or 0"),
     ],
