@@ -435,7 +435,8 @@ WORKER_FIRST_BYTE: Final = Metric(
     _W,
     _HISTOGRAM,
     "baton_worker_first_byte_seconds",
-    "Time to a worker's first byte; of a prefill worker, to its answer.",
+    "Time to a worker's first byte: of a prefill worker to its answer, of others to that of streams, and to "
+    "answers without tokens.",
     WORKER_LABELS,
     "seconds",
     BOUNDS,
@@ -445,7 +446,8 @@ WORKER_INTER_TOKEN: Final = Metric(
     _W,
     _HISTOGRAM,
     "baton_worker_inter_token_seconds",
-    "Time between two tokens of a worker's streams, as the mean of each stream.",
+    "Time between two tokens of a worker, as the mean of each stream, and of each other answer of 16 tokens or "
+    "more.",
     WORKER_LABELS,
     "seconds",
     BOUNDS,

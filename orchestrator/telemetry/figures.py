@@ -26,10 +26,14 @@ ERRORS: Final = 1  # requests that it failed
 RETRIES: Final = 2  # of these, how many another attempt followed
 TRANSFERS: Final = 3  # hand-offs that it has given, or taken over
 FIRST_BYTE: Final = 4  # of a prefill worker its whole answer
-GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two tokens of a stream, as the mean of one stream
+GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two tokens, as the mean of one answer
 CELLS: Final = GAP + _HISTOGRAM
 
 _LEAST_TOKENS: Final = 3  # of a stream: fewer have no rhythm
+# The first byte of an answer that is not streamed comes with its last token. A worker that happens to get more
+# of these than its peers must not look slower: those of up to two tokens count as first bytes, those of at
+# least so many by the time per token, in which the first one has little weight, and those between as neither.
+_LEAST_WHOLE: Final = 16
 
 
 # Looking a member up in its enumeration costs as much as a call.
@@ -40,10 +44,11 @@ _NOTHING: Final[tuple[float, ...]] = ()
 class Batch:
     """Workers have served this in a batch of records."""
 
-    __slots__ = ("first_bytes", "gaps", "not_moved")
+    __slots__ = ("first_bytes", "gaps", "not_moved", "served")
 
     def __init__(self) -> None:
-        self.first_bytes: dict[str, list[float]] = defaultdict(list)  # seconds, one of each request
+        self.served: Counter[str] = Counter()
+        self.first_bytes: dict[str, list[float]] = defaultdict(list)  # seconds
         self.gaps: dict[str, list[float]] = defaultdict(list)
         self.not_moved: Counter[str] = Counter()  # how many of these were no transfers
 
@@ -52,12 +57,16 @@ class Batch:
         began, done = record.admitted, record.prefill_done
         prefill, decode = record.prefill_worker, record.decode_worker
         if prefill is not None:
+            self.served[prefill] += 1
             self.first_bytes[prefill].append(done - began)
             began = done or began
         if decode is not None:
-            self.first_bytes[decode].append(record.first_byte - began)
+            self.served[decode] += 1
             if record.is_stream:
+                self.first_bytes[decode].append(record.first_byte - began)
                 self._add_gap(decode, record)
+            else:
+                self._add_whole(decode, record.first_byte - began, tokens_in(record.usage)[1])
         if record.kv is not _TRANSFERRED:
             self.not_moved.update(worker for worker in (prefill, decode) if worker is not None)
 
@@ -65,6 +74,13 @@ class Batch:
         _, tokens = tokens_in(record.usage)
         if tokens is not None and tokens >= _LEAST_TOKENS:
             self.gaps[worker].append((record.finished - record.first_byte) / (tokens - 1))
+
+    def _add_whole(self, worker: str, took: float, tokens: int | None) -> None:
+        """Note an answer that came as a whole; one without tokens is an embedding or the like."""
+        if tokens is None or tokens < _LEAST_TOKENS:
+            self.first_bytes[worker].append(took)
+        elif tokens >= _LEAST_WHOLE:
+            self.gaps[worker].append(took / tokens)
 
 
 class FigureWriter:
@@ -90,13 +106,12 @@ class FigureWriter:
 
     def _count(self, batch: Batch) -> None:
         cells = self._cells
-        for worker, first_bytes in batch.first_bytes.items():
+        for worker, served in batch.served.items():
             start = self._start(worker)
             if start >= 0:
-                served = len(first_bytes)
                 cells[start + SERVED] += served
                 cells[start + TRANSFERS] += served - batch.not_moved[worker]
-                observe_all(cells, start + FIRST_BYTE, BOUNDS, first_bytes)
+                observe_all(cells, start + FIRST_BYTE, BOUNDS, batch.first_bytes.get(worker, _NOTHING))
                 observe_all(cells, start + GAP, BOUNDS, batch.gaps.get(worker, _NOTHING))
 
     def _note_untimed(self, record: RequestRecord) -> None:

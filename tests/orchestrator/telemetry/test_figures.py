@@ -51,6 +51,38 @@ def test_each_worker_has_its_own_part() -> None:
 
 
 @pytest.mark.parametrize(
+    ("usage", "first_bytes", "gaps"),
+    [
+        (0, 1, 0),  # an embedding
+        (AnswerUsage(5), 1, 0),
+        (AnswerUsage(5, 2), 1, 0),
+        (AnswerUsage(5, 3), 0, 0),
+        (AnswerUsage(5, 15), 0, 0),
+        (AnswerUsage(5, 16), 0, 1),
+    ],
+)
+def test_the_first_byte_of_an_answer_that_is_not_streamed_is_not_taken_for_that_of_a_stream(
+    usage: AnswerUsage | int, first_bytes: int, gaps: int
+) -> None:
+    found = counted(answered(usage=usage))["m/decode/0"]
+    assert found[SERVED] == 1
+    assert sum(buckets(found, FIRST_BYTE)) == first_bytes
+    assert sum(buckets(found, GAP)) == gaps
+    assert total_s(found, GAP) == pytest.approx(gaps * 0.25 / 16, abs=1e-6)
+
+
+def test_who_gets_the_answers_that_are_not_streamed_does_not_look_slower() -> None:
+    whole = {"decode_worker": "m/decode/1", "first_byte": 105.0, "usage": AnswerUsage(5, 14 + 2)}
+    streamed = {"is_stream": True, "usage": 14}
+    found = counted(*(answered(**fields) for fields in (streamed, whole) for _ in range(20)))
+    fast, other = (quantile(buckets(found[f"m/decode/{index}"], GAP), 0.5) for index in range(2))
+    assert fast is not None
+    assert other is not None
+    assert other < 1.5 * fast
+    assert sum(buckets(found["m/decode/1"], FIRST_BYTE)) == 0
+
+
+@pytest.mark.parametrize(
     ("usage", "gaps"),
     [(14, 1), (AnswerUsage(21, 14), 1), (2, 0), (AnswerUsage(21), 0), (AnswerUsage(21, 2), 0)],
 )
