@@ -446,8 +446,8 @@ WORKER_INTER_TOKEN: Final = Metric(
     _W,
     _HISTOGRAM,
     "baton_worker_inter_token_seconds",
-    "Time between two tokens of a worker, as the mean of each stream, and of each other answer of 16 tokens or "
-    "more.",
+    "Time between two tokens of a worker, as the mean of each stream, and of each other answer of 16 tokens "
+    "or more.",
     WORKER_LABELS,
     "seconds",
     BOUNDS,

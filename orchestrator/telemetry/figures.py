@@ -30,9 +30,9 @@ GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two tokens, as the mean of one a
 CELLS: Final = GAP + _HISTOGRAM
 
 _LEAST_TOKENS: Final = 3  # of a stream: fewer have no rhythm
-# The first byte of an answer that is not streamed comes with its last token. A worker that happens to get more
-# of these than its peers must not look slower: those of up to two tokens count as first bytes, those of at
-# least so many by the time per token, in which the first one has little weight, and those between as neither.
+# The first byte of an answer that is not streamed comes with its last token. A worker that happens to get
+# more of these than its peers must not look slower: those of up to two tokens count as first bytes, those of
+# at least so many by the time per token, in which the first one has little weight, the others as neither.
 _LEAST_WHOLE: Final = 16
 
 
