@@ -287,8 +287,8 @@ class Orchestrator:
         answers = AnswerWriter(self.telemetry.layout, self.telemetry.row)
         log, decisions = self.config.orchestrator.log, self._decisions
         notes: list[Note] = [
+            lambda records, _: answers.note(records),  # it reads the tokens, which the figures want, too
             lambda records, _: figures.note(records),
-            lambda records, _: answers.note(records),
         ]
         if decisions is not None:
             notes.append(decisions.note)

@@ -66,12 +66,12 @@ class Batch:
                 self.first_bytes[decode].append(record.first_byte - began)
                 self._add_gap(decode, record)
             else:
-                self._add_whole(decode, record.first_byte - began, tokens_in(record.usage)[1])
+                self._add_whole(decode, record.first_byte - began, _tokens(record))
         if record.kv is not _TRANSFERRED:
             self.not_moved.update(worker for worker in (prefill, decode) if worker is not None)
 
     def _add_gap(self, worker: str, record: RequestRecord) -> None:
-        _, tokens = tokens_in(record.usage)
+        tokens = _tokens(record)
         if tokens is not None and tokens >= _LEAST_TOKENS:
             self.gaps[worker].append((record.finished - record.first_byte) / (tokens - 1))
 
@@ -81,6 +81,12 @@ class Batch:
             self.first_bytes[worker].append(took)
         elif tokens >= _LEAST_WHOLE:
             self.gaps[worker].append(took / tokens)
+
+
+def _tokens(record: RequestRecord) -> int | None:
+    """Return how many tokens an answer has; `telemetry/answers.py` has read it from the usage already."""
+    trail = record.trail
+    return tokens_in(record.usage)[1] if trail is None else trail.output_tokens
 
 
 class FigureWriter:
