@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from selenium.webdriver.common.by import By
 
 from orchestrator.compiled import ROOT
 from orchestrator.control.web_page import FOLDER
-from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, simulated
+from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, simulated, starting
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]
@@ -164,6 +165,30 @@ def test_events_and_a_worker_that_is_drained(browser: webdriver.Chrome, cluster:
     cluster.change("POST", f"/admin/workers/{MODEL}/decode/1/drain")
     wait_for(lambda: "admin.drain" in text_of(browser, "#log"), "the event")
     wait_for(lambda: "drained" in text_of(browser, f'tr[data-worker="{MODEL}/decode/1"]'), "its state")
+
+
+def test_events_go_on_after_a_restart(
+    browser: webdriver.Chrome, workers: list[SimWorker], tmp_path: Path
+) -> None:
+    """Another orchestrator at the same address numbers its events anew."""
+    with starting(tmp_path, workers) as start:
+        first = start(processes=1)
+        for index in (0, 1):
+            first.change("POST", f"/admin/workers/{MODEL}/decode/{index}/drain")
+        open_page(browser, first)
+        wait_for(lambda: text_of(browser, "#log").count("admin.drain") == 2, "the first events")
+        first.signal(signal.SIGTERM)
+        first.wait_exit()
+        second = Orchestrator(tmp_path, workers, **first.config["orchestrator"])
+        try:
+            second.url, second.admin_url = first.url, first.admin_url
+            second.wait_ready()
+            second.change("POST", f"/admin/workers/{MODEL}/decode/1/drain")
+            wait_for(
+                lambda: text_of(browser, "#log").count("admin.drain") == 3, "the event of the second one"
+            )
+        finally:
+            second.clean_up()
 
 
 def test_with_keys_it_asks_for_one(

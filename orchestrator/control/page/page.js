@@ -14,6 +14,7 @@ const page = (id) => document.getElementById(id);
 let key = sessionStorage.getItem("baton-key") ?? "";
 let last = null; // what was read before, to tell rates by
 let lastEvent = 0;
+let started = 0; // when the process began that answers: its counters and the numbers of its events begin with it
 let query = "";
 let shown = ""; // the id of the request whose timeline is open
 const charts = new Charts(page("charts"));
@@ -228,6 +229,10 @@ async function showEvents() {
 async function refresh() {
   const [metrics, workers] = await Promise.all([read("/metrics").then((answer) => answer.text()), document_of("/admin/workers")]);
   const now = { time: Date.now(), found: parse(metrics) };
+  if (started !== sum(now.found, "process_start_time_seconds")) {
+    started = sum(now.found, "process_start_time_seconds");
+    [last, lastEvent] = [null, 0];
+  }
   const [[build] = [{}]] = series(now.found, "baton_info");
   page("build").textContent = [build.version, build.form, build.transport].filter(Boolean).join(", ");
   page("door").hidden = true;
