@@ -86,6 +86,7 @@ MODULES = (
     "orchestrator.routing.revisions",
     *(f"orchestrator.routing.policies.{policy}" for policy in _POLICIES),
     "orchestrator.telemetry.access_log",
+    "orchestrator.telemetry.answers",
     "orchestrator.telemetry.counters",
     "orchestrator.telemetry.figures",
     "orchestrator.telemetry.lines",
