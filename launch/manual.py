@@ -81,8 +81,8 @@ def explained(name: str) -> str:
     known = {option.name: option for option in _walk(options())}
     wanted = _ROLES.sub("ROLE", _INDEX.sub(lambda found: ".*" if found[1] else "*", name))
     if wanted not in known:
-        nearest = get_close_matches(wanted, known, 1) or _with_key(wanted, known)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        nearest = _nearest(wanted, known)
+        hint = f", did you mean {nearest!r}?" if nearest else ""
         raise NoSuchOption(f"there is no option {name!r}{hint}")
     return "\n".join(_lines(known[wanted])) + "\n"
 
@@ -217,11 +217,12 @@ def _walk(found: Sequence[Option]) -> Iterator[Option]:
         yield from _walk(option.inner)
 
 
-def _with_key(wanted: str, known: Mapping[str, Option]) -> list[str]:
-    """Return the options that end as the wanted one does, the shortest first: sections are mixed up."""
+def _nearest(wanted: str, known: Mapping[str, Option]) -> str | None:
+    """Return the option that is probably meant: sections are mixed up more often than keys are misspelt."""
     key = wanted.rpartition(".")[2]
-    found = [name for name in known if name.rpartition(".")[2] == key]
-    return sorted(found or get_close_matches(key, known, 1), key=len)
+    same = sorted((name for name in known if name.rpartition(".")[2] == key), key=len)
+    found = get_close_matches(wanted, same, 1) or same or get_close_matches(wanted, known, 1)
+    return next(iter(found or get_close_matches(key, known, 1)), None)
 
 
 # --- for a terminal -----------------------------------------------------------------------------------
