@@ -410,6 +410,17 @@ class Refused(Failed):
         self.status = status
 
 
+@contextmanager
+def queried() -> Iterator[None]:
+    """Turn a query that the admin listener does not understand into a `Mistaken`: the user gave it."""
+    try:
+        yield
+    except Refused as error:
+        if error.status == 400:
+            raise Mistaken(str(error)) from error
+        raise
+
+
 def worker_path(name: str, change: str = "") -> str:
     """Return the path of a worker at the admin listener, or of a change of it: `drain`, `undrain`."""
     return f"/admin/workers/{quote(name, safe='/')}{f'/{change}' if change else ''}"
