@@ -15,6 +15,7 @@ from typing import Any, Final
 WIDTH: Final = 100
 
 _ROLES: Final = re.compile(r"(?<=^models\.\*\.)(prefill|decode|both)(?=\.|$)")
+_NO_INDEX: Final = re.compile(r"^models\.(prefill|decode|both)(?=\.|$)")
 _INDEX: Final = re.compile(r"\[(\d+|\*)\]|(?<=\.)\d+(?=\.|$)")
 _TYPES: Final = {
     "string": "text",
@@ -219,6 +220,7 @@ def _walk(found: Sequence[Option]) -> Iterator[Option]:
 
 def _nearest(wanted: str, known: Mapping[str, Option]) -> str | None:
     """Return the option that is probably meant: sections are mixed up more often than keys are misspelt."""
+    wanted = _NO_INDEX.sub("models.*.ROLE", wanted)
     key = wanted.rpartition(".")[2]
     same = sorted((name for name in known if name.rpartition(".")[2] == key), key=len)
     found = get_close_matches(wanted, same, 1) or same or get_close_matches(wanted, known, 1)
