@@ -164,13 +164,14 @@ def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "file", metavar="FILE", nargs="?", default=init.DEFAULT_FILE, help="default: %(default)s"
     )
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--engine",
         choices=init.ENGINES,
-        default="vllm",
-        help="sim: simulated workers; vllm: vLLM on the CPU; gpu: vLLM on two GPUs; default: %(default)s",
+        help="sim: simulated workers; vllm: vLLM on the CPU; gpu: vLLM on two GPUs; "
+        f"default: {init.DEFAULT_ENGINE}",
     )
-    parser.add_argument(
+    which.add_argument(
         "--example", metavar="NAME", help="copy an example config instead: quickstart, sim, gpu-1p1d, ..."
     )
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
@@ -334,7 +335,8 @@ def _init(arguments: argparse.Namespace) -> int:
     from launch import init
 
     try:
-        return init.init(arguments.file, arguments.engine, arguments.example, force=arguments.force)
+        engine = arguments.engine or init.DEFAULT_ENGINE
+        return init.init(arguments.file, engine, arguments.example, force=arguments.force)
     except init.InitError as error:
         raise _Usage(str(error)) from error
 

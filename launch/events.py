@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @remote.command
 def run(arguments: argparse.Namespace) -> int:
     """Print events; returns the exit code."""
-    with remote.connect(arguments) as admin:
+    with remote.connect(arguments) as admin, remote.queried():
         if arguments.follow:
             _follow(admin, arguments)
         for event in _events(admin.get(_path(arguments, arguments.after))):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from launch import remote
 from launch.exits import Exit
+from launch.remote import Failed, Mistaken
 
 if TYPE_CHECKING:
     import httpx
@@ -21,28 +22,13 @@ ABOUT: Final = (
 )
 DEFAULT_ADMIN: Final = "http://127.0.0.1:8001"
 KEY_VARIABLES: Final = (remote.KEY_VARIABLE, "BATON_API_KEY", "OPENAI_API_KEY")  # the first that is set
-TIMEOUT_S: Final = 10.0
 
 Document = Mapping[str, Any]
 Row = Sequence[str]
 
 
-class Failed(Exception):
-    """There is no explanation; the message says why."""
-
-
-class Mistaken(Failed):
-    """The command line is wrong."""
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the request's body; - is stdin")
-    parser.add_argument(
-        "--admin",
-        metavar="URL",
-        help="the admin listener; default: that of the run which was started here, or in a parent directory, "
-        f"else {DEFAULT_ADMIN}",
-    )
     parser.add_argument("--path", default="/v1/chat/completions", help="of the request; default: %(default)s")
     parser.add_argument(
         "-H",
@@ -52,7 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME:VALUE",
         help="a header of the request; may be repeated. The admin listener is asked with the key in "
-        f"{' or '.join(KEY_VARIABLES)}, or else with an authorization header that is given here",
+        f"{' or '.join(KEY_VARIABLES)}, or else with an authorization header that is given here; it is "
+        f"{DEFAULT_ADMIN} where no run is found",
     )
     parser.add_argument(
         "--avoid", action="append", default=[], metavar="WORKER", help="one that has failed the request"
@@ -61,17 +48,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", choices=("table", "json"), default="table", help="default: %(default)s"
     )
+    remote.add_options(parser)
 
 
+@remote.command
 def run(arguments: argparse.Namespace) -> int:
     """Print the explanation; returns the exit code."""
     from orchestrator.config.printing import one_line
 
-    try:
-        document = ask(arguments)
-    except Failed as error:
-        print(one_line(str(error)), file=sys.stderr)
-        return Exit.USAGE if isinstance(error, Mistaken) else Exit.FAILED
+    document = ask(arguments)
     if arguments.output == "json":
         print(json.dumps(document, indent=2))
     else:
@@ -84,38 +69,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def ask(arguments: argparse.Namespace) -> Document:
     """Return what the orchestrator tells. Raises `Failed`."""
-    import httpx
-
     query = [("path", arguments.path), *(("avoid", name) for name in arguments.avoid)]
     if arguments.process is not None:
         query.append(("process", arguments.process))
-    base, ours = _listener(arguments.admin)
-    url = f"{base}/admin/explain"
-    headers = {**ours, **_headers(arguments.headers), **_key(os.environ), "content-type": "application/json"}
-    try:
-        answer = httpx.post(
-            url,
-            params=query,
-            content=_body(arguments.file),
-            headers=headers,
-            timeout=TIMEOUT_S,
-            trust_env=False,
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Failed(f"{url} does not answer: {error}") from error
-    return _understood(answer)
+    body = _body(arguments.file)
+    headers = {**_headers(arguments.headers), **_key(os.environ), "content-type": "application/json"}
+    with _admin(arguments) as admin:
+        return _understood(admin.forward("/admin/explain", query, body, headers))
 
 
-def _listener(admin: str | None) -> tuple[str, dict[str, str]]:
-    """Return the URL of the admin listener, and the header with the key of a run that was started here."""
-    if admin is not None:
-        return (admin if "://" in admin else f"http://{admin}").rstrip("/"), {}
+def _admin(arguments: argparse.Namespace) -> remote.Admin:
+    """Return the admin listener that is meant; the usual address if there is no run. Raises `Failed`."""
     try:
-        run = remote.find_run(argparse.Namespace(run_state=None, run_config=None))
-    except remote.Failed:
-        return DEFAULT_ADMIN, {}
-    key = remote.key_of(run)
-    return run.state.admin or DEFAULT_ADMIN, {"authorization": f"Bearer {key}"} if key else {}
+        return remote.connect(arguments)
+    except remote.NoRun:
+        return remote.Admin(DEFAULT_ADMIN, None)
 
 
 def _body(file: str) -> bytes:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from launch.exits import Exit
 
 DEFAULT_FILE = "baton.yaml"
 SCHEMA = Path(".baton/schema.json")  # beside the file
+CHECKOUT = Path(__file__).parents[1]  # of an installed package: where nothing of a checkout is
+
+_OF_CHECKOUT = re.compile(
+    r"(?P<key>^ *(?:- )?path: )?(?P<path>(?<![\w/.-])configs/models/[\w-]+)", re.MULTILINE
+)
+_is_plain = re.compile(r"[\w/.-]+", re.ASCII).fullmatch  # in YAML, without quotes
 
 _HEAD = """\
 # yaml-language-server: $schema={schema}
@@ -87,6 +96,7 @@ _MODELS: Mapping[str, str] = {
 """,
 }
 ENGINES = tuple(_MODELS)
+DEFAULT_ENGINE = "vllm"
 
 
 class InitError(Exception):
@@ -98,33 +108,74 @@ def config_text(file: str, engine: str) -> str:
     return _HEAD.format(schema=SCHEMA, file=file) + _MODELS[engine] + _TAIL
 
 
-def example_text(name: str) -> str:
-    """Return the example config of this name. Raises `InitError`."""
+def example_text(name: str, file: str) -> str:
+    """Return the example config of this name as a text for `file`. Raises `InitError`.
+
+    Its comments name `file`, and a model that lies in the checkout is named by its absolute path.
+    """
     from launch.examples import examples
 
     known = examples()
     if name not in known:
         raise InitError(f"there is no example {name!r}; there is: {', '.join(known) or 'none'}")
-    return known[name].read_text("utf-8")
+    text = known[name].read_text("utf-8").replace(f"configs/{name}.yaml", file)
+    return _OF_CHECKOUT.sub(_with_place, text)
+
+
+def _with_place(found: re.Match[str]) -> str:
+    place = CHECKOUT / found["path"]
+    if not place.exists():
+        return found[0]
+    key, path = found["key"] or "", str(place)
+    return key + (json.dumps(path) if key and not _is_plain(path) else path)
+
+
+def missing_models(text: str) -> list[str]:
+    """Return the models of a config's text that are in a checkout alone, which is not there."""
+    return list(dict.fromkeys(found["path"] for found in _OF_CHECKOUT.finditer(text) if found["key"]))
 
 
 def init(file: str, engine: str, example: str | None, *, force: bool) -> Exit:
     """Write the file, a copy of the example if one is named, and the schema beside it. Raises `InitError`."""
-    path, text = Path(file), config_text(file, engine) if example is None else example_text(example)
+    path = Path(file)
+    text = config_text(file, engine) if example is None else example_text(example, file)
+    is_new = not os.path.lexists(path)
     try:
-        with path.open("w" if force else "x", encoding="utf-8") as opened:
+        with path.open("a" if force else "x", encoding="utf-8") as opened, _undone(path, is_new):
+            _write_schema(path.parent / SCHEMA)
+            opened.truncate(0)
             opened.write(text)
-        _write_schema(path.parent / SCHEMA)
+            opened.flush()
     except FileExistsError as error:
         raise InitError(f"{file} is there already: give another name, or --force") from error
     except OSError as error:
         raise InitError(f"{file} cannot be written: {error.strerror}") from error
     print(f"wrote {file}; next: baton check {file}, baton doctor {file}, baton up {file}")
+    for model in missing_models(text):
+        print(
+            f"before that, change `path: {model}`: it is in a checkout of Baton; name a model that you have"
+        )
     return Exit.OK
+
+
+@contextmanager
+def _undone(path: Path, is_new: bool) -> Iterator[None]:
+    """Leave no new file behind if the block fails."""
+    try:
+        yield
+    except (OSError, InitError):
+        if is_new:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _write_schema(path: Path) -> None:
     from orchestrator.config.file import json_schema
 
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
+    except FileExistsError as error:
+        raise InitError(f"{path.parent} is no directory: {path} is to be written; move it away") from error
+    except OSError as error:
+        raise InitError(f"{error.filename or path} cannot be written: {error.strerror}") from error

@@ -24,6 +24,7 @@ from orchestrator.config.keys import (
 )
 
 KEY_BYTES = 32  # of randomness
+_RELOAD = "it takes effect with a reload: kill -HUP of `baton up`, or POST /admin/reload"
 _PREFIX = "sk-baton-"  # by which scanners for secrets know a key
 
 
@@ -49,7 +50,7 @@ def new_key(name: str, scopes: str, file: str | None, limits: Sequence[str] = ()
     if file is None:
         print(line)
     else:
-        print(f"{file}: {name} was added; a reload has it take effect", file=sys.stderr)
+        print(f"{file}: {name} was added; {_RELOAD}", file=sys.stderr)
     return Exit.OK
 
 

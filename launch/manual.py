@@ -15,6 +15,7 @@ from typing import Any, Final
 WIDTH: Final = 100
 
 _ROLES: Final = re.compile(r"(?<=^models\.\*\.)(prefill|decode|both)(?=\.|$)")
+_NO_INDEX: Final = re.compile(r"^models\.(prefill|decode|both)(?=\.|$)")
 _INDEX: Final = re.compile(r"\[(\d+|\*)\]|(?<=\.)\d+(?=\.|$)")
 _TYPES: Final = {
     "string": "text",
@@ -81,8 +82,8 @@ def explained(name: str) -> str:
     known = {option.name: option for option in _walk(options())}
     wanted = _ROLES.sub("ROLE", _INDEX.sub(lambda found: ".*" if found[1] else "*", name))
     if wanted not in known:
-        nearest = get_close_matches(wanted, known, 1) or _with_key(wanted, known)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        nearest = _nearest(wanted, known)
+        hint = f", did you mean {nearest!r}?" if nearest else ""
         raise NoSuchOption(f"there is no option {name!r}{hint}")
     return "\n".join(_lines(known[wanted])) + "\n"
 
@@ -217,11 +218,13 @@ def _walk(found: Sequence[Option]) -> Iterator[Option]:
         yield from _walk(option.inner)
 
 
-def _with_key(wanted: str, known: Mapping[str, Option]) -> list[str]:
-    """Return the options that end as the wanted one does, the shortest first: sections are mixed up."""
+def _nearest(wanted: str, known: Mapping[str, Option]) -> str | None:
+    """Return the option that is probably meant: sections are mixed up more often than keys are misspelt."""
+    wanted = _NO_INDEX.sub("models.*.ROLE", wanted)
     key = wanted.rpartition(".")[2]
-    found = [name for name in known if name.rpartition(".")[2] == key]
-    return sorted(found or get_close_matches(key, known, 1), key=len)
+    same = sorted((name for name in known if name.rpartition(".")[2] == key), key=len)
+    found = get_close_matches(wanted, same, 1) or same or get_close_matches(wanted, known, 1)
+    return next(iter(found or get_close_matches(key, known, 1)), None)
 
 
 # --- for a terminal -----------------------------------------------------------------------------------

@@ -43,6 +43,10 @@ class Mistaken(Failed):
     """The command line is wrong. The exit code is 2."""
 
 
+class NoRun(Failed):
+    """There is no run, nor has there been one: neither here nor in a parent."""
+
+
 def add_options(parser: argparse.ArgumentParser, *, is_local: bool = False) -> None:
     """Add what says which run is meant. `is_local`: only one that `baton up` started on this machine."""
     which = parser.add_argument_group("which run (default: the one that was started here, or in a parent)")
@@ -114,7 +118,8 @@ class Run:
 def find_run(arguments: argparse.Namespace, *, ended_too: bool = False) -> Run:
     """Return the run that is meant, which is alive, or else the latest that is not if `ended_too`.
 
-    Raises `Failed` if there is none, or if several are meant.
+    Raises `NoRun` if nothing was ever started here, `Failed` if the one that is meant is not alive, or if
+    several are.
     """
     if arguments.run_state is not None:
         found = [_named(Path(arguments.run_state))]
@@ -129,7 +134,8 @@ def find_run(arguments: argparse.Namespace, *, ended_too: bool = False) -> Run:
     if not alive and ended_too and found:
         return max(found, key=lambda run: run.state.started)
     if not alive:
-        raise Failed(_nothing(found, refused, places, arguments.run_config))
+        is_empty = not found and not refused and arguments.run_config is None
+        raise (NoRun if is_empty else Failed)(_nothing(found, refused, places, arguments.run_config))
     return alive[0]
 
 
@@ -311,6 +317,20 @@ class Admin:
         """Remove something; returns the document of the answer. Raises `Failed`."""
         return self._document(self._ask("DELETE", path))
 
+    def forward(
+        self, path: str, query: Sequence[tuple[str, str]], body: bytes, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """Post somebody's request as it is; returns the answer, whatever its status. Raises `Failed`.
+
+        An authorization header among `headers` comes before the key of this client.
+        """
+        import httpx
+
+        try:
+            return self._client.post(path, params=tuple(query), content=body, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Failed(self._unanswered(error)) from error
+
     @contextmanager
     def lines(
         self, path: str, query: Mapping[str, str | int | float] | None = None
@@ -388,6 +408,17 @@ class Refused(Failed):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+@contextmanager
+def queried() -> Iterator[None]:
+    """Turn a query that the admin listener does not understand into a `Mistaken`: the user gave it."""
+    try:
+        yield
+    except Refused as error:
+        if error.status == 400:
+            raise Mistaken(str(error)) from error
+        raise
 
 
 def worker_path(name: str, change: str = "") -> str:

@@ -60,9 +60,30 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="list those for this model")
     parser.add_argument("--worker", metavar="MODEL/ROLE/INDEX", help="list those that this worker has had")
     parser.add_argument(
-        "--slower-than", metavar="SECONDS", help="list those that took longer, or have taken so far"
+        "--slower-than",
+        type=_seconds,
+        metavar="SECONDS",
+        help="list those that took longer, or have taken so far",
     )
-    parser.add_argument("--limit", metavar="N", help="list so many at most; default: 50")
+    parser.add_argument("--limit", type=_count, metavar="N", help="list so many at most; default: 50")
+
+
+def _seconds(text: str) -> str:
+    """Return a text that says seconds as it is. Raises `argparse.ArgumentTypeError`."""
+    try:
+        is_right = 0 <= float(text) < float("inf")
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return text
+
+
+def _count(text: str) -> str:
+    """Return a text that says a whole number as it is. Raises `argparse.ArgumentTypeError`."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return text
 
 
 @remote.command
@@ -71,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     query = _query(arguments)
     if arguments.id is not None and query:
         raise remote.Mistaken("a request id says which request is meant: leave out what lists others")
-    with remote.connect(arguments) as admin:
+    with remote.connect(arguments) as admin, remote.queried():
         if arguments.id is None:
             document = _checked(admin.get("/admin/requests", query), "requests")
         else:

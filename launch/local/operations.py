@@ -100,10 +100,11 @@ class Operator:
         """Return the members with these names, or all workers if there is no name."""
         if not names:
             return [*self._fleet.workers]
-        found = [self._fleet.find(name) for name in names]
-        if None in found:
-            raise CommandFailed(f"{names[found.index(None)]} is not of this run")
-        return cast("list[Member]", found)
+        found = {name: self._fleet.find(name) for name in names}
+        for name, member in found.items():
+            if member is None:
+                raise CommandFailed(f"{name} is not of this run")
+        return cast("list[Member]", [*found.values()])
 
     async def _restart(self, member: Member, order: Order) -> None:
         if member is self._fleet.orchestrator:

@@ -24,6 +24,7 @@ from orchestrator.wire.info import WORKER_KEY_ENV
 
 Scope = Literal["infer", "metrics", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+REST: Final = "other"  # the label of keys that have no place of their own in the metrics
 INFER: Final[frozenset[Scope]] = frozenset({"infer"})
 _IMPLIED: Final[dict[Scope, frozenset[Scope]]] = {"admin": frozenset({"metrics"})}
 
@@ -237,6 +238,10 @@ def _limit_words(limits: KeyLimits) -> Iterator[str]:
 
 def name_problem(name: str) -> str | None:
     """Return why a key cannot have this name; None if it can."""
+    if name == REST:
+        return (
+            f"{REST} is no name of a key: metrics count those that are beyond their number together as {REST}"
+        )
     return None if _name(name) else "a name is 1 to 64 letters, digits and . _ -"
 
 
@@ -273,7 +278,7 @@ def limits_in(words: Sequence[str]) -> KeyLimits:
     return KeyLimits(**counts, weight=weight)
 
 
-_COUNT: Final = "is a whole number, 0 for no limit"
+_COUNT: Final = f"is a whole number up to {MAX_RATE}, 0 for no limit"
 _WANTED: Final = {
     "rpm": f"rpm (requests per minute) {_COUNT}",
     "tpm": f"tpm (tokens per minute) {_COUNT}",

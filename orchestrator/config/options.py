@@ -105,6 +105,15 @@ def _token(value: str) -> str:
     return value
 
 
+def _model_name(value: str) -> str:
+    """Return a name that may stand in a path, as those of workers do: `org/model`."""
+    if value and any(part in ("", ".", "..") for part in value.split("/")):
+        raise ValueError(
+            f"expected a name without a part that is empty, `.` or `..` between /, got {value!r}"
+        )
+    return value
+
+
 def _worker_pattern(value: str) -> str:
     """Return what `allow_workers` may name: a network, an address, a host name or `*.NAME`."""
     try:
@@ -201,7 +210,8 @@ Text = Annotated[str, BeforeValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Gpu = Annotated[int, Field(ge=0, lt=MAX_GPUS)]
-AdapterName = Annotated[str, Field(min_length=1, max_length=256)]
+ModelName = Annotated[str, AfterValidator(_model_name)]
+AdapterName = Annotated[ModelName, Field(min_length=1, max_length=256)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Zone = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -737,7 +747,7 @@ class PoolConfig(Model):
 
 
 class ModelConfig(Model):
-    name: str = Field(min_length=1, description="Clients put this name into the field `model`.")
+    name: ModelName = Field(min_length=1, description="Clients put this name into the field `model`.")
     path: str | None = Field(
         None,
         description="The engine loads the model from this directory or hub name; it is not needed when all "

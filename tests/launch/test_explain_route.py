@@ -162,9 +162,57 @@ def test_what_is_no_explanation(
 
 
 def test_nobody_is_there(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for url in ("127.0.0.1:9", "http://[", "http://a b"):
-        assert main(["explain-route", "-f", file, "--admin", url]) == Exit.FAILED
-        assert "does not answer" in capsys.readouterr().err
+    assert main(["explain-route", "-f", file, "--admin", "127.0.0.1:9"]) == Exit.FAILED
+    assert "does not answer" in capsys.readouterr().err
+    for url in ("http://[", "http://a b"):
+        assert main(["explain-route", "-f", file, "--admin", url]) == Exit.USAGE
+        assert f"--admin: expected http://HOST:PORT, got {url!r}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def usual(admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Admin:
+    """A stranger listens at the usual address, and each run would give its key to who asks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr("launch.explain_route.DEFAULT_ADMIN", f"http://127.0.0.1:{admin.server_port}")
+    monkeypatch.setattr("launch.remote.key_of", lambda run: f"key-of-{run.directory.name}")
+    return admin
+
+
+def test_the_usual_address_is_asked_where_nothing_was_started(usual: Admin, file: str) -> None:
+    assert main(["explain-route", "-f", file]) == Exit.OK
+    assert usual.body == BODY
+    assert "authorization" not in usual.headers
+
+
+def test_of_several_runs_one_is_to_be_named(
+    usual: Admin, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_run(tmp_path, name="run-1", admin="http://127.0.0.1:9")
+    meant = made_run(tmp_path, name="run-2", admin=f"http://127.0.0.1:{usual.server_port}")
+    assert main(["explain-route", "-f", file]) == Exit.FAILED
+    assert capsys.readouterr().err.startswith("2 runs are alive here; say which one is meant by --config")
+    assert usual.body == b""
+    assert main(["explain-route", "-f", file, "--state", str(meant)]) == Exit.OK
+    assert usual.headers["authorization"] == "Bearer key-of-run-2"
+
+
+def test_a_run_without_an_admin_listener_has_no_explanation(
+    usual: Admin, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_run(tmp_path, admin=None)
+    assert main(["explain-route", "-f", file]) == Exit.FAILED
+    assert "has no admin listener: give its config one" in capsys.readouterr().err
+    assert usual.body == b""
+
+
+def test_a_run_that_has_ended_is_said_to_have(
+    usual: Admin, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_run(tmp_path, ended=1.0)
+    assert main(["explain-route", "-f", file]) == Exit.FAILED
+    assert capsys.readouterr().err.startswith("nothing runs: the last run, ")
+    assert usual.body == b""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from bench.shared.processes import free_port
 from launch.cli import main
 from launch.exits import Exit
-from launch.init import ENGINES, config_text
+from launch.init import ENGINES, SCHEMA, config_text
 from orchestrator.config.file import load_config
 from tests.baton import baton
 
@@ -63,6 +63,25 @@ def test_nothing_is_written_over_unless_that_is_wanted(
 def test_a_place_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "no-such-folder/c.yaml"]) == Exit.USAGE
     assert capsys.readouterr().err == "no-such-folder/c.yaml cannot be written: No such file or directory\n"
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_schema_that_cannot_be_written(
+    folder: Path, force: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / ".baton").touch()
+    assert main(["init", "y.yaml", *force]) == Exit.USAGE
+    said = ".baton is no directory: .baton/schema.json is to be written; move it away\n"
+    assert capsys.readouterr() == ("", said)
+    assert [path.name for path in folder.iterdir()] == [".baton"]
+    (folder / "y.yaml").write_text("mine")
+    assert main(["init", "y.yaml", "--force"]) == Exit.USAGE
+    assert (folder / "y.yaml").read_text() == "mine"
+    (folder / ".baton").unlink()
+    (folder / SCHEMA).mkdir(parents=True)
+    capsys.readouterr()
+    assert main(["init", "y.yaml", "--force"]) == Exit.USAGE
+    assert capsys.readouterr().err == ".baton/schema.json cannot be written: Is a directory\n"
 
 
 @pytest.mark.processes

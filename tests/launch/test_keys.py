@@ -9,7 +9,8 @@ import pytest
 
 from launch.cli import main
 from launch.exits import Exit
-from orchestrator.config.keys import KeyLimits, KeyRing
+from orchestrator.config.keys import REST, KeyLimits, KeyRing
+from orchestrator.telemetry.counters import OTHER
 
 
 def test_a_key_and_its_line_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +33,8 @@ def test_a_key_is_added_to_a_file(
     assert ring.check(f"Bearer {second}".encode(), scope="admin") == "second"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert first not in file.read_text()
-    assert shown.err.splitlines()[0] == f"{file}: first was added; a reload has it take effect"
+    reload = "it takes effect with a reload: kill -HUP of `baton up`, or POST /admin/reload"
+    assert shown.err.splitlines()[0] == f"{file}: first was added; {reload}"
 
 
 def test_a_key_may_have_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +59,18 @@ def test_a_last_line_without_its_end_is_ended_first(tmp_path: Path) -> None:
         (["a b"], "a name is 1 to 64 letters, digits and . _ -"),
         (["evil\nroot"], "a name is 1 to 64 letters, digits and . _ -"),
         (["a", "--scope", "root"], "scopes are infer, metrics, admin, with commas between them"),
-        (["a", "--rpm", "lots"], "rpm (requests per minute) is a whole number, 0 for no limit"),
+        (
+            ["a", "--rpm", "lots"],
+            "rpm (requests per minute) is a whole number up to 1000000000000, 0 for no limit",
+        ),
+        (
+            ["a", "--rpm", "99999999999999999999"],
+            "rpm (requests per minute) is a whole number up to 1000000000000, 0 for no limit",
+        ),
+        (
+            ["other"],
+            "other is no name of a key: metrics count those that are beyond their number together as other",
+        ),
         (["a", "--weight", "-1"], "weight is a number from 0.001 to 1000"),
         (["taken", "--file", "keys"], "keys has a key of the name taken already"),
         (
@@ -83,6 +96,10 @@ def test_what_makes_no_key(
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", f"{says}\n")
     assert (Path("keys").read_text(), Path("broken").read_text()) == before
+
+
+def test_the_name_that_no_key_has_is_the_label_of_the_metrics() -> None:
+    assert REST == OTHER
 
 
 def test_on_a_full_disk_the_file_stays_as_it_was(

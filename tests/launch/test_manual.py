@@ -81,6 +81,10 @@ def test_an_option_that_is_a_policy_lists_them_all_with_their_arguments() -> Non
     [
         ("routing.prefil", "routing.prefill"),
         ("seats", "models.*.ROLE.seats"),
+        ("listen", "orchestrator.listen"),
+        ("models.prefill.sim", "models.*.ROLE.sim"),
+        ("models.prefill", "models.*.ROLE"),
+        ("models.decode.seat", "models.*.ROLE.seats"),
         ("orchestrator.request_timeout_s", "orchestrator.limits.request_timeout_s"),
         ("", None),
         ("a.b.\x1b[31m", None),

@@ -188,6 +188,35 @@ def test_an_id_is_asked_for_as_it_is(name: str, path: str, capsys: pytest.Captur
     assert capsys.readouterr().err.isascii()
 
 
+@pytest.mark.parametrize(
+    "given", [["--slower-than", "x"], ["--slower-than=-1"], ["--slower-than", "inf"], ["--limit", "x"]]
+)
+def test_what_is_no_number(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["trace", *given])
+    assert ended.value.code == Exit.USAGE
+    assert f"argument {given[0].partition('=')[0]}: expected " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, Exit.USAGE), (401, Exit.FAILED), (404, Exit.FAILED), (500, Exit.FAILED)]
+)
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        (["events", "--kind", "nosuch"], "/admin/events"),
+        (["events", "-f", "--after", "x"], "/admin/events"),
+        (["trace", "--limit", "100000"], "/admin/requests"),
+    ],
+)
+def test_a_query_that_is_not_understood_is_a_wrong_command_line(
+    command: list[str], path: str, status: int, code: Exit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with admin_listener({path: (status, {"error": {"message": "no such kind"}})}) as admin:
+        assert main([*command, "--admin", admin.url]) == code
+    assert "no such kind" in capsys.readouterr().err
+
+
 def test_an_id_and_a_list_are_two_things(capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(ONE, "trace", "req-1", "--failed") == (Exit.USAGE, [])
     assert "leave out what lists others" in capsys.readouterr().err

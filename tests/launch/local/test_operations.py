@@ -198,6 +198,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "KNOWN_S", 0.05)
 
 
+def test_one_that_is_named_twice_is_restarted_once() -> None:
+    site = Site()
+    assert site.restart("m/both/1", "m/both/0", "m/both/1") == {"restarted": ["m/both/1", "m/both/0"]}
+
+
 def test_all_are_restarted_in_turn() -> None:
     site = Site(workers=3)
     assert site.restart() == {"restarted": ["m/both/0", "m/both/1", "m/both/2"]}

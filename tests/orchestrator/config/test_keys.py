@@ -205,7 +205,7 @@ def test_a_line_may_have_limits(key_file: Path, words: str, limits: KeyLimits, s
     assert [*KeyRing.load(key_file)] == [key]
 
 
-COUNT = "is a whole number, 0 for no limit"
+COUNT = "is a whole number up to 1000000000000, 0 for no limit"
 KNOWN = "limits are rpm=N, tpm=N, concurrency=N, weight=N, with blanks between them"
 
 
