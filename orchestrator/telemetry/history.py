@@ -15,13 +15,14 @@ from typing import Final
 
 import msgspec
 
-from orchestrator.errors import ClientGone
+from orchestrator.errors import ClientGone, TooManyConnections
 from orchestrator.telemetry.record import FailedAttempt, RequestRecord
 
 KEPT: Final = 1000  # that have ended last, and as many that were refused: these may come in floods
 KEPT_LONG: Final = 100  # of the slowest, and of those that failed last
 LONG_S: Final = 3600.0  # slow ones are compared with others of so many seconds
 CLIENT_GONE: Final = ClientGone.code
+_TURNED_AWAY: Final = TooManyConnections.code  # a status of 503, but unread as those that are refused
 
 
 class RequestQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,7 +81,7 @@ class History:
 
     def _note_error(self, record: RequestRecord) -> bool:
         """Keep a request that ended with an error; False if it was refused unserved."""
-        if not record.admitted and record.status < 500:
+        if not record.admitted and (record.status < 500 or record.error_code == _TURNED_AWAY):
             if record.request_id:
                 self._refused.append(record)
             return False
@@ -111,9 +112,7 @@ class History:
         return found[: query.limit]
 
     def _all(self) -> Iterator[RequestRecord]:
-        """Yield each request that is known once; not what the server refused, which has no name to be asked
-        for by.
-        """
+        """Yield each request that is known once; not what has no name to be asked for by."""
         seen: set[int] = set()
         kept = (self._ended, self._refused, self._failed, (one[2] for one in self._slow))
         for records in (self._under_way(), self._pending, *kept):
