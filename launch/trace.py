@@ -172,10 +172,16 @@ def _head(document: Document) -> Iterator[str]:
     yield from _wrapped(f"request {document['id']}: {came_to}, {document['total_ms']:.1f} ms", 2)
     for line in (_asked_for(document), _sizes(document), _arrived(document)):
         yield from _wrapped(f"  {line}", 2)
-    if document["answer_id"] and document["answer_id"] != document["id"]:
-        yield from _wrapped(f"  its answer is called {document['answer_id']}", 2)
+    yield from _other_names(document)
     if document.get("others_with_this_id"):
         yield f"  the newest of {document['others_with_this_id'] + 1} requests with this id"
+
+
+def _other_names(document: Document) -> Iterator[str]:
+    if document["answer_id"]:
+        yield from _wrapped(f"  its answer is called {document['answer_id']}", 2)
+    elif document.get("worker_id") not in (None, document["id"]):
+        yield from _wrapped(f"  the worker knows it as {document['worker_id']}", 2)
 
 
 def _asked_for(document: Document) -> str:

@@ -51,8 +51,9 @@ class Shared:
         """Requests for the paths in `handlers` go there instead of to the application.
 
         `on_refused` is told of every error that the server itself answers, with the request's id and path;
-        neither a handler nor the application ever sees those requests; `form_error` makes what their clients get. With `cors` pages of
-        other sites may ask. `held` bounds what the requests hold, if there is a bound.
+        neither a handler nor the application ever sees those requests; `form_error` makes what their clients
+        get. With `cors` pages of other sites may ask. `held` bounds what the requests hold, if there is a
+        bound.
         """
         self.limits = limits  # of the connections that are made from now on
         self.ids = ids

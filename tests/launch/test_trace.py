@@ -32,7 +32,8 @@ ONE: dict[str, Any] = {
     "bytes_in": 72,
     "bytes_out": 771,
     "process": 1,
-    "answer_id": "req-2-3",
+    "answer_id": "chatcmpl-req-2-3",
+    "worker_id": "req-2-3",
     "client_gone": False,
     "stages": {},
     "timeline": [
@@ -100,7 +101,7 @@ def test_one_request_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         "  /v1/chat/completions, model m, a stream, key alice",
         "  72 bytes in, 771 bytes out, about 460 prompt tokens, 64 of them cached",
         "  arrived 2026-11-30 13:49:39.635 UTC, at process 1",
-        "  its answer is called req-2-3",
+        "  its answer is called chatcmpl-req-2-3",
         "  the newest of 3 requests with this id",
         "",
         "       0.0 ms  arrived",
@@ -136,6 +137,16 @@ def test_one_that_is_under_way_and_one_that_was_refused(capsys: pytest.CaptureFi
     refused = waits | {"state": "ended", "status": 429, "error": "rate_limited", "attempts": 0}
     assert asked(refused, "trace", "req-1")[0] == Exit.OK
     assert capsys.readouterr().out.startswith("request req-1: 429 rate_limited, 3131.7 ms\n")
+
+
+def test_what_the_worker_calls_it_is_told_where_its_answer_has_no_id(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for worker_id, line in (("req-2-3", "  the worker knows it as req-2-3\n"), ("req-1", ""), (None, "")):
+        asked(ONE | {"answer_id": None, "worker_id": worker_id}, "trace", "req-1")
+        out = capsys.readouterr().out
+        assert line in out
+        assert ("knows it as" in out, "its answer is called" in out) == (bool(line), False)
 
 
 def test_one_worker_served_it(capsys: pytest.CaptureFixture[str]) -> None:

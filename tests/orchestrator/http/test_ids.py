@@ -28,7 +28,9 @@ def test_a_valid_id_of_the_client_is_kept(value: bytes) -> None:
     assert request_id_from([(b"host", b"h"), (b"x-request-id", value)], source()) == value.decode()
 
 
-@pytest.mark.parametrize("value", [b"", b"x" * 129, b"a b", b"a\n", b"\xff", b"a,b", "é".encode(), b".", b".."])
+@pytest.mark.parametrize(
+    "value", [b"", b"x" * 129, b"a b", b"a\n", b"\xff", b"a,b", "é".encode(), b".", b".."]
+)
 def test_any_other_is_replaced(value: bytes) -> None:
     assert request_id_from([(b"x-request-id", value)], source()).startswith("req-")
 
