@@ -86,7 +86,8 @@ def _print(document: Document, arguments: argparse.Namespace) -> None:
     if arguments.output == "json":
         print(json.dumps(document, indent=2))
     else:
-        lines = listed(document) if arguments.id is None else told(document)
+        is_picked = bool(_query(arguments).keys() - {"slowest"})
+        lines = listed(document, is_picked=is_picked) if arguments.id is None else told(document)
         print("\n".join(map(one_line, lines)))
 
 
@@ -118,15 +119,15 @@ def _checked(document: Any, part: str) -> Document:
 # --- a list -----------------------------------------------------------------------------------------
 
 
-def listed(document: Document) -> Iterator[str]:
-    """Yield a line per request, or two if its id is long."""
+def listed(document: Document, *, is_picked: bool) -> Iterator[str]:
+    """Yield a line per request, or two if its id is long. With `is_picked` not all were asked for."""
     if document["unanswered"]:
         silent = ", ".join(map(str, document["unanswered"]))
         yield f"process {silent} did not answer: its requests are missing"
     if document["requests"]:
-        yield f"{'time (UTC)':12} {'ms':>10}  {'':28}request id"
+        yield f"{'time (UTC)':12} {'ms':>10}  {'status':28}request id"
     else:
-        yield "no request of late is like that"
+        yield "no request of late is like that" if is_picked else "no request yet"
     for request in document["requests"]:
         yield from _row(request)
 

@@ -166,7 +166,7 @@ def test_requests_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, paths) == (Exit.OK, [f"/admin/requests?{query}"])
     assert capsys.readouterr().out.splitlines() == [
         "process 2 did not answer: its requests are missing",
-        "time (UTC)           ms                              request id",
+        "time (UTC)           ms  status                      request id",
         "13:49:39.635     3131.7  200 in 2 attempts           req-1",
         "13:49:39.635     3131.7  502 worker_lost",
         f"    {'x' * 60}",
@@ -174,8 +174,15 @@ def test_requests_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_list_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    asked({"requests": [], "unanswered": []}, "trace", path="/admin/requests")
-    assert capsys.readouterr().out == "no request of late is like that\n"
+    nothing = {"requests": [], "unanswered": []}
+    for options, line in (
+        ((), "no request yet"),
+        (("--slowest",), "no request yet"),
+        (("--failed",), "no request of late is like that"),
+        (("--slowest", "--key", "a"), "no request of late is like that"),
+    ):
+        assert asked(nothing, "trace", *options, path="/admin/requests")[0] == Exit.OK
+        assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_as_json_it_is_what_the_orchestrator_tells(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,8 +236,9 @@ GONE = {"number": 7, "time": 1796046579.5, "kind": "worker.gone", "message": "m/
 
 def test_events_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     drained = GONE | {"kind": "admin.drain", "message": "m/d/0 was drained", "who": "key root", "process": 1}
+    refused = GONE | {"kind": "request.rejected", "message": "2 requests were refused", "who": "key alice"}
     code, paths = asked(
-        [GONE, drained, GONE | {"message": ESCAPES}],
+        [GONE, drained, GONE | {"message": ESCAPES}, refused],
         *("events", "--kind", "worker", "--kind", "admin.drain", "--after", "6"),
         path="/admin/events",
     )
@@ -239,6 +247,7 @@ def test_events_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         "2026-11-30T13:49:39.500Z worker.gone: m/decode/0 is gone",
         "2026-11-30T13:49:39.500Z admin.drain: m/d/0 was drained, by key root (process 1)",
         r"2026-11-30T13:49:39.500Z worker.gone: \x1b[31m\r\nforged\x07é\u202e",
+        "2026-11-30T13:49:39.500Z request.rejected: 2 requests were refused, of key alice",
     ]
 
 
