@@ -112,6 +112,7 @@ def shown(event: Document) -> str:
     if "missed" in event:
         return f"({event['missed']} events are missing here: they were dropped before they could be read)"
     when = datetime.fromtimestamp(event["time"], UTC).isoformat(timespec="milliseconds")
-    who = f", by {event['who']}" if event.get("who") else ""
+    did = "of" if event["kind"].startswith("request.") else "by"  # keys ask, and it is not they who refuse
+    who = f", {did} {event['who']}" if event.get("who") else ""
     process = f" (process {event['process']})" if event.get("process") is not None else ""
     return f"{when.removesuffix('+00:00')}Z {event['kind']}: {event['message']}{who}{process}"

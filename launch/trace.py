@@ -107,7 +107,8 @@ def _print(document: Document, arguments: argparse.Namespace) -> None:
     if arguments.output == "json":
         print(json.dumps(document, indent=2))
     else:
-        lines = listed(document) if arguments.id is None else told(document)
+        is_picked = bool(_query(arguments).keys() - {"slowest"})
+        lines = listed(document, is_picked=is_picked) if arguments.id is None else told(document)
         print("\n".join(map(one_line, lines)))
 
 
@@ -139,15 +140,15 @@ def _checked(document: Any, part: str) -> Document:
 # --- a list -----------------------------------------------------------------------------------------
 
 
-def listed(document: Document) -> Iterator[str]:
-    """Yield a line per request, or two if its id is long."""
+def listed(document: Document, *, is_picked: bool) -> Iterator[str]:
+    """Yield a line per request, or two if its id is long. With `is_picked` not all were asked for."""
     if document["unanswered"]:
         silent = ", ".join(map(str, document["unanswered"]))
         yield f"process {silent} did not answer: its requests are missing"
     if document["requests"]:
-        yield f"{'time (UTC)':12} {'ms':>10}  {'':28}request id"
+        yield f"{'time (UTC)':12} {'ms':>10}  {'status':28}request id"
     else:
-        yield "no request of late is like that"
+        yield "no request of late is like that" if is_picked else "no request yet"
     for request in document["requests"]:
         yield from _row(request)
 
@@ -193,10 +194,16 @@ def _head(document: Document) -> Iterator[str]:
     yield from _wrapped(f"request {document['id']}: {came_to}, {document['total_ms']:.1f} ms", 2)
     for line in (_asked_for(document), _sizes(document), _arrived(document)):
         yield from _wrapped(f"  {line}", 2)
-    if document["answer_id"] and document["answer_id"] != document["id"]:
-        yield from _wrapped(f"  its answer is called {document['answer_id']}", 2)
+    yield from _other_names(document)
     if document.get("others_with_this_id"):
         yield f"  the newest of {document['others_with_this_id'] + 1} requests with this id"
+
+
+def _other_names(document: Document) -> Iterator[str]:
+    if document["answer_id"]:
+        yield from _wrapped(f"  its answer is called {document['answer_id']}", 2)
+    elif document.get("worker_id") not in (None, document["id"]):
+        yield from _wrapped(f"  the worker knows it as {document['worker_id']}", 2)
 
 
 def _asked_for(document: Document) -> str:

@@ -339,10 +339,12 @@ class Orchestrator:
             self, options, self._protocols, random=self.core.random, certificate=certificate
         )
 
-    def note_refused(self, error: BatonError) -> None:
-        """Count and log a request that the server refused before it got here."""
+    def note_refused(self, error: BatonError, request_id: str, path: str) -> None:
+        """Count and log a request that the server refused before it got here. What is no path of ours is the
+        client's text, which is not kept.
+        """
         now = asyncio.get_running_loop().time()
-        record = RequestRecord("", OTHER, now)
+        record = RequestRecord(request_id, self.core.data_plane.endpoint_of(path) or OTHER, now)
         record.finished = now
         record.status, record.error_code = error.status, error.code
         self.telemetry.finish(record)

@@ -62,7 +62,7 @@ def admin_app(state: AdminState, reload: Reload | None = None, run_key: str | No
     add_page(app, "/admin/events", EventPages(state.events).events, "What has happened of late.", "admin")
     requests = RequestPages(state)
     add_page(app, "/admin/requests", requests.all, "Requests of late.", "admin")
-    add_page(app, "/admin/requests/{name:path}", requests.one, "What became of one.", "admin")
+    add_page(app, "/admin/requests/{name:rest}", requests.one, "What became of one.", "admin")
     app.add_api_route("/admin/explain", ExplainPage(state).explain, methods=["POST"])
     if reload is not None:
         app.add_api_route("/admin/reload", _reload_page(reload, changes), methods=["POST"])
@@ -88,7 +88,7 @@ def _reload_page(reload: Reload, changes: Changes) -> Callable[[Request], Awaita
 
 
 def _add_worker_pages(app: FastAPI, pages: WorkerPages) -> None:
-    path, one = "/admin/workers", "/admin/workers/{name:path}"
+    path, one = "/admin/workers", "/admin/workers/{name:rest}"
     add_page(app, path, pages.all, "All workers and their states.", "admin")
     app.add_api_route(path, pages.add, methods=["POST"])
     app.add_api_route(f"{one}/drain", pages.drain, methods=["POST"])

@@ -10,6 +10,7 @@ from typing import Final
 
 import orjson
 from fastapi import FastAPI
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -37,6 +38,21 @@ OF_RUN = "baton.run"  # there, too: true if `baton up` asks, which has started t
 # Anthropic's SDKs ask for these, with their own header field for keys.
 _FOR_ANTHROPICS: Final = ("/v1/models", MESSAGES)
 _log = logging.getLogger("baton.control")
+
+
+class _Rest(Convertor[str]):
+    """All that is left of a path is the parameter `{name:rest}`; Starlette's `path` takes no line break."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("rest", _Rest())
 
 
 def add_page(

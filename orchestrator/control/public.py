@@ -62,7 +62,7 @@ def control_app(state: State) -> FastAPI:
     )
     add_page(app, "/version", pages.version, "Baton's version.", "health")
     add_page(app, "/v1/models", pages.models, "The models that requests can name.", "models")
-    add_page(app, "/v1/models/{name:path}", pages.model, "One model.", "models")
+    add_page(app, "/v1/models/{name:rest}", pages.model, "One model.", "models")
     app.add_api_route("/docs", pages.docs_of(app), methods=["GET", "HEAD"], include_in_schema=False)
     return guarded(app, state, lambda scope: scope["path"] in OPEN_PATHS)
 

@@ -13,6 +13,8 @@ from orchestrator.http.exchange import FormError
 from orchestrator.http.held import HeldBytes
 from orchestrator.http.ids import IdSource
 
+OnRefused = Callable[[BatonError, str, str], None]  # an error, the id of its request, and the path
+
 
 class Addresses(NamedTuple):
     """Both ends of a connection have a host and a port; those of Unix sockets are None."""
@@ -36,7 +38,7 @@ class Carrier(ABC):
     ids: IdSource
     date: DateLine
     held: HeldBytes  # what the requests of the process have come to
-    on_refused: Callable[[BatonError], None] | None  # told of errors that the server itself answers
+    on_refused: OnRefused | None  # told of errors that the server itself answers
     form_error: FormError  # how clients are told of them
     addresses: Addresses
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from uvicorn.server import ServerState
 
-from orchestrator.errors import BatonError, TooManyConnections
-from orchestrator.http.carrier import Addresses
+from orchestrator.errors import TooManyConnections
+from orchestrator.http.carrier import Addresses, OnRefused
 from orchestrator.http.cors import Cors
 from orchestrator.http.crowd import Crowd, Guest
 from orchestrator.http.deadlines import Deadlines, Sweep
@@ -42,7 +42,7 @@ class Shared:
         self,
         limits: ServerLimits,
         ids: IdSource,
-        on_refused: Callable[[BatonError], None] | None = None,
+        on_refused: OnRefused | None = None,
         handlers: Mapping[str, Handler] = NO_HANDLERS,
         cors: Cors | None = None,
         held: HeldBytes | None = None,
@@ -50,9 +50,10 @@ class Shared:
     ) -> None:
         """Requests for the paths in `handlers` go there instead of to the application.
 
-        `on_refused` is told of every error that the server itself answers; neither a handler nor the
-        application ever sees those requests; `form_error` makes what their clients get. With `cors` pages of
-        other sites may ask. `held` bounds what the requests hold, if there is a bound.
+        `on_refused` is told of every error that the server itself answers, with the request's id and path;
+        neither a handler nor the application ever sees those requests; `form_error` makes what their clients
+        get. With `cors` pages of other sites may ask. `held` bounds what the requests hold, if there is a
+        bound.
         """
         self.limits = limits  # of the connections that are made from now on
         self.ids = ids

@@ -316,10 +316,10 @@ async def run(exchange: HttpExchange, handler: Handler) -> None:
 
 def refuse(exchange: HttpExchange, error: BatonError) -> None:
     """Answer with `error`, in place of a handler."""
-    on_refused = exchange.connection.on_refused
+    on_refused, path = exchange.connection.on_refused, _path_of(exchange.head)
     if on_refused is not None:
-        on_refused(error)
-    exchange.respond(*exchange.connection.form_error(_path_of(exchange.head), error))
+        on_refused(error, exchange.request_id, path)
+    exchange.respond(*exchange.connection.form_error(path, error))
 
 
 def _path_of(head: Head) -> str:

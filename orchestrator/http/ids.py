@@ -9,7 +9,8 @@ from typing import Final
 
 REQUEST_ID_HEADER: Final = b"x-request-id"
 
-_valid: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
+# Not "." nor "..": as a part of a path these name a folder, so that nobody could ask for the request.
+_valid: Final = re.compile(rb"(?!\.\.?\Z)[A-Za-z0-9._:-]{1,128}").fullmatch
 _HEX: Final = tuple(f"{low:02x}" for low in range(256))
 
 

@@ -121,17 +121,22 @@ class Legs:
             if denial.epoch == denial.worker.epoch:
                 self.dispatcher.registry.judge.note_error(denial.worker, f"with {denial.answered}")
 
-    def note_failed(self, worker: Worker, error: WorkerError | WorkerAnswered, began: float) -> None:
-        """Note that a worker has failed the request, which it had since `began`, for its log line.
+    def note_failed(
+        self, worker: Worker, error: WorkerError | WorkerAnswered, began: float
+    ) -> FailedAttempt | None:
+        """Note that a worker has failed the request, which it had since `began`, for its log line; returns
+        what is noted.
 
-        An error that any worker would answer is no failure.
+        An error that any worker would answer is no failure: None.
         """
         if failure_of(error) is Failure.REFUSED:
-            return
+            return None
         outcome = "silent" if self.was_silent else outcome_of(error)
         self.was_silent = False
         seconds = self.dispatcher.time() - began
-        self.tried().failed.append(FailedAttempt(worker.name, outcome, seconds, began))
+        attempt = FailedAttempt(worker.name, outcome, seconds, began)
+        self.tried().failed.append(attempt)
+        return attempt
 
     def tried(self) -> Attempts:
         """Return what is noted of the attempts, once there is something to note."""

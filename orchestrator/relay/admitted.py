@@ -59,5 +59,7 @@ class AdmittedRequest:
         record = self.scope.record
         if not self.scope.has_begun:
             record.prefill_done = moment
+        elif record.attempts is not None:
+            record.attempts.prefill_done = moment
         if record.trail is not None:
             record.trail.prefill_sent = sent

@@ -71,7 +71,7 @@ from orchestrator.routing.overrides import Overrides
 from orchestrator.routing.plan import Plan
 from orchestrator.routing.policies.base import Choice
 from orchestrator.telemetry.counters import RetryReason, Telemetry
-from orchestrator.telemetry.record import LoggedRequest, Path, RequestRecord, Trail
+from orchestrator.telemetry.record import FailedAttempt, LoggedRequest, Path, RequestRecord, Trail
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import TokenIdsForm
 from orchestrator.workers.adapters import Adapters
@@ -660,12 +660,10 @@ def _client_id(scope: RequestScope, view: RequestView) -> bytes | None:
     return b"" if "request_id" in view.own else None
 
 
-def _called(client_id: bytes, view: RequestView) -> bytes | None:
-    """Return what a request is called by its client, if that is short enough to be kept."""
-    if client_id:
-        return client_id if len(client_id) <= _MOST_NAME else None
-    named = view.field("request_id")
-    return bytes(named) if named is not None and len(named) <= _MOST_NAME else None
+def _called(client_id: bytes, view: RequestView) -> bytes:
+    """Return what a request is called by its client; b"" for what is too long to be kept."""
+    called = client_id or bytes(view.field("request_id") or b"")
+    return called if len(called) <= _MOST_NAME else b""
 
 
 def _demand(scope: RequestScope, view: RequestView, route: Route) -> Demand:
@@ -761,11 +759,26 @@ def _note_attempt(request: AdmittedRequest, error: WorkerError | WorkerAnswered)
     began = request.attempt_began or record.admitted
     if worker is not request.plan.prefill:
         began = max(began, record.prefill_done)
-    legs.note_failed(worker, error, began)
+    attempt = legs.note_failed(worker, error, began)
     record.attempts = legs.attempts
-    if legs.attempts is not None and legs.attempts.failed:
-        legs.attempts.failed[-1].had_begun |= request.scope.has_begun
+    if attempt is not None:
+        attempt.had_begun = request.scope.has_begun
+        _move_moments(record, attempt)
     request.attempt_began = request.scope.now()
+
+
+def _move_moments(record: RequestRecord, attempt: FailedAttempt) -> None:
+    """Let the attempt that has failed have its moments, so that the next one begins with none."""
+    trail, attempts = record.trail, record.attempts
+    if trail is None or attempts is None:
+        return
+    attempt.prefill_worker = record.prefill_worker
+    attempt.prefill_sent = trail.prefill_sent
+    attempt.prefill_done = attempts.prefill_done or record.prefill_done
+    if trail.decode_sent:
+        attempt.answer_id = trail.answer_id
+        attempt.decode_sent = trail.decode_sent
+    trail.prefill_sent = trail.decode_sent = attempts.prefill_done = 0.0
 
 
 def _retry_reason(request: AdmittedRequest) -> RetryReason:

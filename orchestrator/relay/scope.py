@@ -487,11 +487,16 @@ class DataPlane:
 
     def form_error(self, path: str, error: BatonError) -> ErrorAnswer:
         """Return what tells a client of an error that keeps its request from coming here."""
-        endpoint = self.endpoints.get(self.entry_of(path) or path)
-        if endpoint is None:
+        name = self.endpoint_of(path)
+        if name is None:
             return error_answer(error)
-        headers, body = endpoint.error(error)
+        headers, body = self.endpoints[name].error(error)
         return error.status, headers, body
+
+    def endpoint_of(self, path: str) -> str | None:
+        """Return the path in `endpoints` that this one is a spelling of."""
+        name = self.entry_of(path) or path
+        return name if name in self.endpoints else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application, for servers that are not ours."""

@@ -15,13 +15,14 @@ from typing import Final
 
 import msgspec
 
-from orchestrator.errors import ClientGone
-from orchestrator.telemetry.record import FailedAttempt, RequestRecord
+from orchestrator.errors import ClientGone, TooManyConnections
+from orchestrator.telemetry.record import FailedAttempt, RequestRecord, Trail
 
 KEPT: Final = 1000  # that have ended last, and as many that were refused: these may come in floods
 KEPT_LONG: Final = 100  # of the slowest, and of those that failed last
 LONG_S: Final = 3600.0  # slow ones are compared with others of so many seconds
 CLIENT_GONE: Final = ClientGone.code
+_TURNED_AWAY: Final = TooManyConnections.code  # a status of 503, but unread as those that are refused
 
 
 class RequestQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,7 +81,7 @@ class History:
 
     def _note_error(self, record: RequestRecord) -> bool:
         """Keep a request that ended with an error; False if it was refused unserved."""
-        if not record.admitted and record.status < 500:
+        if not record.admitted and (record.status < 500 or record.error_code == _TURNED_AWAY):
             if record.request_id:
                 self._refused.append(record)
             return False
@@ -111,9 +112,7 @@ class History:
         return found[: query.limit]
 
     def _all(self) -> Iterator[RequestRecord]:
-        """Yield each request that is known once; not what the server refused, which has no name to be asked
-        for by.
-        """
+        """Yield each request that is known once; not what has no name to be asked for by."""
         seen: set[int] = set()
         kept = (self._ended, self._refused, self._failed, (one[2] for one in self._slow))
         for records in (self._under_way(), self._pending, *kept):
@@ -151,17 +150,29 @@ def is_called(record: RequestRecord, name: str) -> bool:
     trail = record.trail
     known = {record.request_id}
     if trail is not None:
-        known |= {trail.legs_id, trail.answer_id}
-        if trail.client_id is not None:
-            known.add(_named_by_client(trail.client_id))
+        known |= {trail.legs_id, trail.answer_id, named_in_answer(record, trail)}
     known.discard("")
     return not known.isdisjoint((name, name.partition("-")[2], name.partition("_")[2]))
 
 
+def named_in_answer(record: RequestRecord, trail: Trail) -> str:
+    """Return of what workers make the id of its answer: the name that the client has given, or that of the
+    leg that began to answer, also where another worker went on with the stream. "" if it is not known.
+    """
+    if trail.client_id is not None:
+        return _named_by_client(trail.client_id)
+    begun = (attempt.answer_id for attempt in failures_of(record) if attempt.had_begun)
+    return next(begun, trail.answer_id)
+
+
 def _named_by_client(block: bytes) -> str:
-    """Return the name in a header line, or in a JSON string."""
-    text = block.decode("latin-1").strip()
-    return text.strip('"') if text.startswith('"') else text.partition(":")[2].strip()
+    """Return the name in a header line, or in a JSON string; "" for what is none."""
+    if not block.startswith(b'"'):
+        return block.decode("latin-1").partition(":")[2].strip()
+    try:
+        return msgspec.json.decode(block, type=str)
+    except ValueError:
+        return ""
 
 
 def failures_of(record: RequestRecord) -> Sequence[FailedAttempt]:

@@ -37,7 +37,18 @@ class LoggedRequest:
 class FailedAttempt:
     """A worker has failed a request, which may have been served elsewhere then."""
 
-    __slots__ = ("began", "had_begun", "outcome", "seconds", "worker")
+    __slots__ = (
+        "answer_id",
+        "began",
+        "decode_sent",
+        "had_begun",
+        "outcome",
+        "prefill_done",
+        "prefill_sent",
+        "prefill_worker",
+        "seconds",
+        "worker",
+    )
 
     def __init__(self, worker: str, outcome: str, seconds: float, began: float = 0.0) -> None:
         """`outcome` says in a word how it has failed (`legs/retry.py`); it had the request for `seconds`,
@@ -48,6 +59,11 @@ class FailedAttempt:
         self.seconds = seconds
         self.began = began
         self.had_begun = False  # the client had some of the answer already
+        self.answer_id = ""  # as in its Trail, if the leg that was to answer was sent; so are the moments
+        self.prefill_worker: str | None = None  # None if one worker was to do all of it
+        self.prefill_sent = 0.0
+        self.prefill_done = 0.0  # that of an earlier attempt if this one built on the same hand-off
+        self.decode_sent = 0.0
 
     def __str__(self) -> str:
         return f"{self.worker}:{self.outcome}:{self.seconds:.1f}s"
@@ -81,7 +97,7 @@ class Trail:
         self.legs_id = ""  # what its legs' names begin with
         self.answer_id = ""  # the name of the leg that was to answer last: workers make their ids of it
         self.client_id: bytes | None = None  # what the client calls it, if not by a request id that we repeat
-        self.prefill_sent = 0.0  # moments; of the last attempt
+        self.prefill_sent = 0.0  # moments; of the last attempt, those before it have their own
         self.decode_sent = 0.0
         self.prompt_tokens: int | None = None  # as the answer told; noted when the request has ended
         self.output_tokens: int | None = None
@@ -92,13 +108,14 @@ class Trail:
 class Attempts:
     """These attempts were made to serve a request that did not succeed at once."""
 
-    __slots__ = ("count", "failed", "handoff_given_up")
+    __slots__ = ("count", "failed", "handoff_given_up", "prefill_done")
 
     def __init__(self, failed: list[FailedAttempt] | None = None, count: int = 1) -> None:
         self.failed = [] if failed is None else failed  # what came to nothing, in its order
         self.count = count  # so often workers were chosen for it, once it was admitted
         # "late" or "stalled", for the last decode worker that had a hand-off so.
         self.handoff_given_up: str | None = None
+        self.prefill_done = 0.0  # of the last attempt, if it goes on with a stream
 
 
 ONE_ATTEMPT: Final = Attempts()  # that of a request that has none in its record; nobody changes it

@@ -5,18 +5,26 @@ All of it is made when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from orchestrator.routing.policies.base import Candidate, Choice
 from orchestrator.telemetry.counters import LeaseState
-from orchestrator.telemetry.history import CLIENT_GONE, History, failures_of
-from orchestrator.telemetry.record import ONE_ATTEMPT, Path, RequestRecord, Trail
+from orchestrator.telemetry.history import CLIENT_GONE, History, failures_of, named_in_answer
+from orchestrator.telemetry.record import ONE_ATTEMPT, FailedAttempt, Path, RequestRecord, Trail
 from orchestrator.wire.usage import Kv
 
 Document = dict[str, Any]
+
+# Workers make the `id` of an answer of this and the name of its leg, or that of the client.
+_PREFIXES: Final = {
+    "/v1/chat/completions": "chatcmpl-",
+    "/v1/completions": "cmpl-",
+    "/v1/embeddings": "embd-",
+}
+_RESPONSE: Final = "resp_"  # legs of which the name is the whole id begin with it
 
 MOST_SHOWN: Final = 64  # candidates, and as many of those that were none
 _LEASES: Final = {
@@ -73,7 +81,8 @@ class Timelines:
         """Return all that is known of a request."""
         return {
             **self.summary(record),
-            "answer_id": record.trail.answer_id or None if record.trail is not None else None,
+            "answer_id": _answer_id(record),
+            "worker_id": _worker_id(record),
             "client_gone": record.error_code == CLIENT_GONE,
             "stages": _stages(record),
             "timeline": [
@@ -149,6 +158,26 @@ def _candidates(names: Sequence[str], chosen: str, terms: Mapping[str, float]) -
     ]
 
 
+def _answer_id(record: RequestRecord) -> str | None:
+    """Return the `id` in the body of the answer; None if there is none, or it is not known."""
+    trail, is_error = record.trail, record.status >= 400 and record.error_code != CLIENT_GONE
+    if trail is None or not trail.answer_id or is_error:
+        return None
+    if trail.answer_id.startswith(_RESPONSE):
+        return trail.answer_id
+    prefix, name = _PREFIXES.get(record.endpoint), named_in_answer(record, trail)
+    return prefix + name if prefix is not None and name else None
+
+
+def _worker_id(record: RequestRecord) -> str | None:
+    """Return what the worker that was to answer last was told to call the request."""
+    trail = record.trail
+    if trail is None or not trail.answer_id:
+        return None
+    is_named = trail.client_id is not None and not trail.answer_id.startswith(_RESPONSE)
+    return (named_in_answer(record, trail) if is_named else "") or trail.answer_id
+
+
 def _state(record: RequestRecord) -> str:
     """Return where a request is that is under way."""
     trail = record.trail
@@ -179,24 +208,49 @@ def _moments(record: RequestRecord) -> Iterator[tuple[float, str, str | None]]:
     yield record.received, "arrived", None
     if record.admitted:
         yield record.admitted, "left the queue", None
+    handed_over = {0.0}
     for attempt in failures_of(record):
-        yield attempt.began, "was given to a worker that failed it", attempt.worker
-        yield attempt.began + attempt.seconds, f"had failed there: {attempt.outcome}", attempt.worker
+        yield from _attempt_moments(attempt, handed_over)
+        handed_over.add(attempt.prefill_done)
     trail = record.trail
     if trail is not None:
-        yield from _leg_moments(record, trail)
+        yield from _leg_moments(record, trail, handed_over)
     if record.first_byte and record.status:
         yield record.first_byte, "first byte to the client", None
     if record.finished:
         yield record.finished, _end(record), None
 
 
-def _leg_moments(record: RequestRecord, trail: Trail) -> Iterator[tuple[float, str, str | None]]:
+def _attempt_moments(
+    attempt: FailedAttempt, handed_over: Collection[float]
+) -> Iterator[tuple[float, str, str | None]]:
+    """`handed_over` are the moments of the hand-offs of earlier attempts, one of which this one may share."""
+    if attempt.prefill_sent:
+        yield attempt.prefill_sent, "prefill sent", attempt.prefill_worker
+    if _has_own(attempt.prefill_sent, attempt.prefill_done, handed_over):
+        yield attempt.prefill_done, "prefill answered, handed over", attempt.prefill_worker
+    if attempt.decode_sent:
+        yield attempt.decode_sent, "sent" if attempt.prefill_worker is None else "decode sent", attempt.worker
+    else:
+        yield attempt.began, "was given to a worker that failed it", attempt.worker
+    yield attempt.began + attempt.seconds, f"had failed there: {attempt.outcome}", attempt.worker
+
+
+def _has_own(sent: float, done: float, handed_over: Collection[float]) -> bool:
+    """Tell whether an attempt had a hand-off, and none that is told of an earlier one."""
+    return 0.0 < sent <= done or done not in handed_over
+
+
+def _leg_moments(
+    record: RequestRecord, trail: Trail, handed_over: Collection[float]
+) -> Iterator[tuple[float, str, str | None]]:
+    """Yield those of the last attempt."""
     if trail.prefill_sent:
         yield trail.prefill_sent, "prefill sent", record.prefill_worker
-    if record.prefill_done:  # by another worker than the last one, if that was sent a stream's rest
-        worker = record.prefill_worker if trail.prefill_sent <= record.prefill_done else None
-        yield record.prefill_done, "prefill answered, handed over", worker
+    done = (record.attempts or ONE_ATTEMPT).prefill_done or record.prefill_done
+    if _has_own(trail.prefill_sent, done, handed_over):
+        worker = record.prefill_worker if trail.prefill_sent <= done else None
+        yield done, "prefill answered, handed over", worker
     if trail.decode_sent:
         what = "decode sent" if record.prefill_worker is not None else "sent"
         yield trail.decode_sent, what, record.decode_worker

@@ -32,7 +32,8 @@ ONE: dict[str, Any] = {
     "bytes_in": 72,
     "bytes_out": 771,
     "process": 1,
-    "answer_id": "req-2-3",
+    "answer_id": "chatcmpl-req-2-3",
+    "worker_id": "req-2-3",
     "client_gone": False,
     "stages": {},
     "timeline": [
@@ -100,7 +101,7 @@ def test_one_request_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         "  /v1/chat/completions, model m, a stream, key alice",
         "  72 bytes in, 771 bytes out, about 460 prompt tokens, 64 of them cached",
         "  arrived 2026-11-30 13:49:39.635 UTC, at process 1",
-        "  its answer is called req-2-3",
+        "  its answer is called chatcmpl-req-2-3",
         "  the newest of 3 requests with this id",
         "",
         "       0.0 ms  arrived",
@@ -138,6 +139,16 @@ def test_one_that_is_under_way_and_one_that_was_refused(capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith("request req-1: 429 rate_limited, 3131.7 ms\n")
 
 
+def test_what_the_worker_calls_it_is_told_where_its_answer_has_no_id(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for worker_id, line in (("req-2-3", "  the worker knows it as req-2-3\n"), ("req-1", ""), (None, "")):
+        asked(ONE | {"answer_id": None, "worker_id": worker_id}, "trace", "req-1")
+        out = capsys.readouterr().out
+        assert line in out
+        assert ("knows it as" in out, "its answer is called" in out) == (bool(line), False)
+
+
 def test_one_worker_served_it(capsys: pytest.CaptureFixture[str]) -> None:
     plan = {"whole_reason": "disaggregation is off", "decode": ONE["plan"]["decode"]}
     assert asked(ONE | {"plan": plan, "handoff": None}, "trace", "req-1")[0] == Exit.OK
@@ -155,7 +166,7 @@ def test_requests_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, paths) == (Exit.OK, [f"/admin/requests?{query}"])
     assert capsys.readouterr().out.splitlines() == [
         "process 2 did not answer: its requests are missing",
-        "time (UTC)           ms                              request id",
+        "time (UTC)           ms  status                      request id",
         "13:49:39.635     3131.7  200 in 2 attempts           req-1",
         "13:49:39.635     3131.7  502 worker_lost",
         f"    {'x' * 60}",
@@ -163,8 +174,15 @@ def test_requests_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_list_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    asked({"requests": [], "unanswered": []}, "trace", path="/admin/requests")
-    assert capsys.readouterr().out == "no request of late is like that\n"
+    nothing = {"requests": [], "unanswered": []}
+    for options, line in (
+        ((), "no request yet"),
+        (("--slowest",), "no request yet"),
+        (("--failed",), "no request of late is like that"),
+        (("--slowest", "--key", "a"), "no request of late is like that"),
+    ):
+        assert asked(nothing, "trace", *options, path="/admin/requests")[0] == Exit.OK
+        assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_as_json_it_is_what_the_orchestrator_tells(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,8 +265,9 @@ GONE = {"number": 7, "time": 1796046579.5, "kind": "worker.gone", "message": "m/
 
 def test_events_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     drained = GONE | {"kind": "admin.drain", "message": "m/d/0 was drained", "who": "key root", "process": 1}
+    refused = GONE | {"kind": "request.rejected", "message": "2 requests were refused", "who": "key alice"}
     code, paths = asked(
-        [GONE, drained, GONE | {"message": ESCAPES}],
+        [GONE, drained, GONE | {"message": ESCAPES}, refused],
         *("events", "--kind", "worker", "--kind", "admin.drain", "--after", "6"),
         path="/admin/events",
     )
@@ -257,6 +276,7 @@ def test_events_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         "2026-11-30T13:49:39.500Z worker.gone: m/decode/0 is gone",
         "2026-11-30T13:49:39.500Z admin.drain: m/d/0 was drained, by key root (process 1)",
         r"2026-11-30T13:49:39.500Z worker.gone: \x1b[31m\r\nforged\x07é\u202e",
+        "2026-11-30T13:49:39.500Z request.rejected: 2 requests were refused, of key alice",
     ]
 
 

@@ -219,6 +219,7 @@ class Site:
     state: ServerState
     protocol: Any
     refused: list[BatonError] = field(default_factory=list)
+    refused_names: list[tuple[str, str]] = field(default_factory=list)  # their ids and paths
 
     @asynccontextmanager
     async def client(self, *, receive_buffer: int | None = None) -> AsyncIterator[RawClient]:
@@ -250,8 +251,14 @@ async def serving(
     """A server for `app`; when it ends, no connection and no task may be left."""
     loop = asyncio.get_running_loop()
     refused: list[BatonError] = []
+    names: list[tuple[str, str]] = []
+
+    def note(error: BatonError, request_id: str, path: str) -> None:
+        refused.append(error)
+        names.append((request_id, path))
+
     handlers = app if isinstance(app, Everywhere) else {}
-    protocol = Protocols(Shared(limits, IdSource(Random(1)), refused.append, handlers, cors))
+    protocol = Protocols(Shared(limits, IdSource(Random(1)), note, handlers, cors))
     options = {"timeout_keep_alive": 3600, **options}
     config = uvicorn.Config(
         app, http=protocol, ws="none", lifespan="off", log_config=None, interface="asgi3", **options
@@ -259,7 +266,7 @@ async def serving(
     config.load()
     state = ServerState()
     server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
-    site = Site(server.sockets[0].getsockname()[1], state, protocol, refused)
+    site = Site(server.sockets[0].getsockname()[1], state, protocol, refused, names)
     try:
         yield site
         await until(lambda: site.is_empty)

@@ -66,11 +66,23 @@ def test_the_newest_of_those_with_one_id_is_told() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nope", "%0d%0aset-cookie:x", "%1b%5b31m", "%3Cscript%3E", "%C3%A9%F0%9F%98%80", "%ff", "x" * 50_000],
+    [
+        "nope",
+        "%0d%0aset-cookie:x",
+        "%1b%5b31m",
+        "%3Cscript%3E",
+        "%C3%A9%F0%9F%98%80",
+        "%ff",
+        "x" * 50_000,
+        "a%0ab",
+        "%0a",
+        "a%0a",
+    ],
 )
 def test_a_request_that_nobody_knows(name: str) -> None:
     answer = ask(admin_app(Requests()), f"/admin/requests/{name}")
     assert (answer.status_code, error_code(answer)) == (404, "not_found")
+    assert answer.json()["error"]["message"].startswith("no request ")
     assert len(answer.content) < 2000
     assert "set-cookie" not in answer.headers
 

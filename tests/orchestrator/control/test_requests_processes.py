@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -133,6 +134,44 @@ def test_hostile_names_break_nothing(orchestrator: Orchestrator, capsys: pytest.
         asked.sendall(b"GET /admin/requests/" + b"x" * 1_000_000 + b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         assert asked.recv(100).startswith((b"HTTP/1.1 414", b"HTTP/1.1 431"))
     assert orchestrator.client().post("/v1/chat/completions", json=CHAT).status_code == 200
+
+
+def refused(
+    orchestrator: Orchestrator, path: str, fields: dict[str, str]
+) -> tuple[http.client.HTTPResponse, str]:
+    """What comes back for a head, and the code of the error in it."""
+    connection = http.client.HTTPConnection(orchestrator.url.removeprefix("http://"), timeout=20)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", path)
+        for name, value in fields.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer, json.loads(answer.read())["error"]["code"]
+
+
+def test_what_the_server_refuses_is_known_too(
+    orchestrator: Orchestrator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ["--admin", orchestrator.admin_url]
+    for path, fields, api, status in (
+        ("/v1/chat/completions", {"content-length": str(10**12)}, "/v1/chat/completions", 413),
+        ("/v1/completions/", {"x-filler": "x" * 100_000}, "/v1/completions", 431),
+        ("/secret/path", {"content-length": str(10**12), "x-request-id": "own"}, "other", 413),
+        ("/v1/embeddings", {"content-length": "x"}, "/v1/embeddings", 400),
+    ):
+        answer, code = refused(orchestrator, path, fields)
+        name = answer.headers["x-request-id"]
+        one = told(orchestrator, name)
+        assert (one["api"], one["status"], one["error"]) == (api, answer.status, code) == (api, status, code)
+        assert main(["trace", name, *at]) == Exit.OK
+        assert capsys.readouterr().out.startswith(f"request {name}: {status} ")
+        wait_for(
+            lambda name=name, status=status: f"ACCESS {name} {status} " in orchestrator.lines, "its line"
+        )
+    assert "secret" not in orchestrator.lines
+    assert main(["trace", "a\nb", *at]) == Exit.FAILED
+    assert "no request 'a\\nb' is known" in capsys.readouterr().err.replace("\\\\", "\\")
 
 
 def test_events_are_followed_until_the_orchestrator_ends(orchestrator: Orchestrator) -> None:

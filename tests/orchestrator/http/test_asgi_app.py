@@ -81,8 +81,10 @@ def test_the_failure_of_a_body_is_answered_for_plain_asgi(run: Any) -> None:
         async with serving(control_plane(), limits) as site:
             check_error(await site.ask(chunked(b"a" * 2000, path=b"/size")), 413)
             check_error(await site.ask(post(b"abc", path=b"/size")[:-1]), 408)
-            check_error(await site.ask(chunked(b"abc", path=b"/size")[:-5] + b"z"), 400)
+            last = await site.ask(chunked(b"abc", path=b"/size")[:-5] + b"z")
+            check_error(last, 400)
             assert [error.status for error in site.refused] == [413, 408, 400]
+            assert site.refused_names[-1] == (last.headers["x-request-id"], "/size")
 
     run(main)
 

@@ -23,12 +23,14 @@ def test_two_processes_make_different_ids() -> None:
     assert source().fresh() != source(2).fresh()
 
 
-@pytest.mark.parametrize("value", [b"a", b"A.b_c:d-9", b"x" * 128])
+@pytest.mark.parametrize("value", [b"a", b"A.b_c:d-9", b"x" * 128, b"...", b".a", b"..a"])
 def test_a_valid_id_of_the_client_is_kept(value: bytes) -> None:
     assert request_id_from([(b"host", b"h"), (b"x-request-id", value)], source()) == value.decode()
 
 
-@pytest.mark.parametrize("value", [b"", b"x" * 129, b"a b", b"a\n", b"\xff", b"a,b", "é".encode()])
+@pytest.mark.parametrize(
+    "value", [b"", b"x" * 129, b"a b", b"a\n", b"\xff", b"a,b", "é".encode(), b".", b".."]
+)
 def test_any_other_is_replaced(value: bytes) -> None:
     assert request_id_from([(b"x-request-id", value)], source()).startswith("req-")
 

@@ -173,6 +173,9 @@ def test_refused_requests_leave_the_connection_usable(name: str, run: Any) -> No
             assert (await client.ask(GET)).status == 200
             if "chunked, too" not in name:  # that one was answered by the application
                 assert [error.status for error in site.refused] == [status]
+                [(request_id, path)] = site.refused_names
+                assert request_id == answer.headers["x-request-id"]
+                assert request.split()[1].startswith(path.encode())
 
     run(main)
 

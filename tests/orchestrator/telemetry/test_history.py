@@ -87,6 +87,7 @@ def test_a_flood_of_refused_requests_drops_no_other(kept: Kept) -> None:
     kept.ends("served")
     for index in range(3 * KEPT):
         kept.ends(f"x{index}", admitted=0.0, status=(401, 429)[index % 2], error_code="x", at=2000.0 + index)
+        kept.ends(f"y{index}", admitted=0.0, status=503, error_code="too_many_connections", at=1999.0)
     kept.ends("no id", admitted=0.0, status=503, error_code="overloaded")
     assert kept.names(name="served") == ["served"]
     assert kept.names(name="no id") == ["no id"]

@@ -191,6 +191,94 @@ def test_a_stream_that_another_worker_went_on_with() -> None:
     run(test, made=Streaming)
 
 
+def test_the_moments_of_an_attempt_that_a_decode_worker_has_failed() -> None:
+    async def test(site: Site) -> None:
+        spoil(site, "decode/0", dies)
+        await site.ask(CHAT)
+        assert what(site.told()) == [
+            ("arrived", None),
+            ("left the queue", None),
+            ("prefill sent", "m/prefill/0"),
+            ("prefill answered, handed over", "m/prefill/0"),
+            ("decode sent", "m/decode/0"),
+            ("had failed there: cut_short", "m/decode/0"),
+            ("prefill sent", "m/prefill/1"),
+            ("prefill answered, handed over", "m/prefill/1"),
+            ("decode sent", "m/decode/1"),
+            ("first byte to the client", None),
+            ("last byte to the client", None),
+        ]
+
+    run(test, routing=RoutingConfig.model_validate({"prefill": "round_robin"}))
+
+
+def test_a_hand_off_that_two_attempts_share_is_told_once() -> None:
+    async def test(site: Site) -> None:
+        site.cluster.upstream.refuse(site.cluster.origin("decode/0"))
+        await site.ask(CHAT)
+        assert what(site.told())[2:-2] == [
+            ("prefill sent", "m/prefill/0"),
+            ("prefill answered, handed over", "m/prefill/0"),
+            ("was given to a worker that failed it", "m/decode/0"),
+            ("had failed there: unreachable", "m/decode/0"),
+            ("decode sent", "m/decode/1"),
+        ]
+
+    run(test, routing=RoutingConfig.model_validate({"prefill": "round_robin"}))
+
+
+def test_the_moments_of_each_worker_that_went_on_with_a_stream() -> None:
+    async def test(site: Site) -> None:
+        cluster = site.cluster
+        assert isinstance(cluster, Streaming)
+        cluster.cuts = [4]
+        exchange = await cluster.ask(STREAMED | {"messages": CHAT["messages"]})
+        [name] = {json.loads(line[6:])["id"] for line in exchange.sent.split(b"\n") if b'"id"' in line}
+        told = site.told(name)
+        assert (told["answer_id"], told["attempts"]) == (name, 2)
+        assert told["worker_id"] not in name
+        prefilled = [worker for text, worker in what(told) if text == "prefill answered, handed over"]
+        assert prefilled == [worker for text, worker in what(told) if text == "prefill sent"]
+        assert None not in prefilled
+        order = [text for text, _ in what(told) if text.startswith(("prefill", "decode", "sent", "had"))]
+        legs = ["prefill sent", "prefill answered, handed over", "decode sent"]
+        assert order == [*legs, "had failed there: cut_short", *legs]
+
+    run(test, made=Streaming)
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "named"),
+    [
+        ("/v1/chat/completions", CHAT, "chatcmpl-{}"),
+        ("/v1/completions", {"model": "m", "prompt": "hi", "max_tokens": 5}, "cmpl-{}"),
+        ("/tokenize", {"model": "m", "prompt": "hi"}, None),
+    ],
+)
+def test_what_the_answer_is_called(path: str, document: Any, named: str | None) -> None:
+    """Fake workers do not make ids as real ones do, so here it is what these would make."""
+
+    async def test(site: Site) -> None:
+        own = [(b"x-request-id", b"mine")]
+        for headers, fields, name in (
+            (own, {}, "mine"),
+            ([(b"x-request-id", b"a/strange one")], {}, "a/strange one"),
+            ([], {"request_id": 'gro\u00df "1"'}, 'gro\u00df "1"'),
+            ([(b"x-request-id", b"x" * 300)], {}, None),  # that is not kept
+            ([], {}, ""),  # then it is that of the leg
+        ):
+            await site.cluster.ask(document | fields, path=path, headers=headers)
+            told = json.loads(
+                json.dumps(site.timelines.timeline(site.history.find(RequestQuery(limit=1))[0]))
+            )
+            leg = told["worker_id"] if name in ("", None) else name
+            assert told["worker_id"] == leg
+            assert told["answer_id"] == (None if named is None or name is None else named.format(leg))
+            await asyncio.sleep(1.0)
+
+    run(test)
+
+
 def test_a_client_that_left() -> None:
     async def test(site: Site) -> None:
         spoil(site, "decode/0", never_answers)
