@@ -350,6 +350,11 @@ class Operator:
 
         Raises `CommandFailed` if it cannot be told.
         """
+        if self._registrar.has_listener:
+            await self._tell_changes()
+        self._fleet.is_in_step = True
+
+    async def _tell_changes(self) -> None:
         for row in await self._registrar.rows():
             if (row.role, row.url) in self._fleet.dismissed:
                 await self._registrar.remove(row.name)
@@ -363,7 +368,6 @@ class Operator:
         for member in self._fleet.workers:
             if (member.spec.role, member.spec.url) not in known:
                 await self._introduce(member)
-        self._fleet.is_in_step = True
 
     async def _is_without_dismissed(self) -> bool:
         return not any((row.role, row.url) in self._fleet.dismissed for row in await self._registrar.rows())
