@@ -23,7 +23,7 @@ from launch.local.operations import Operator
 from launch.local.processes import Guard, NoGuard
 from launch.local.progress import Progress
 from launch.local.registrar import Registrar
-from launch.local.run_state import StateWriter
+from launch.local.run_state import STOPPING, StateWriter
 from launch.plan import Plan
 from orchestrator.loop.signals import on_hangup
 
@@ -277,15 +277,22 @@ class _Cluster:
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
+        self.fleet.operation = STOPPING
         self._note()
         if self._stepping is not None:
             self._stepping.cancel()
         if self._building is not None:
             await self._building.stop()
         limits = self.fleet.limits
-        await self.fleet.orchestrator.stop(limits.stop_orchestrator_s, hurry)
-        await asyncio.gather(*(member.stop(limits.stop_worker_s, hurry) for member in self.fleet.workers))
+        await self._stopped([self.fleet.orchestrator], limits.stop_orchestrator_s, hurry)
+        await self._stopped(self.fleet.workers, limits.stop_worker_s, hurry)
         self._writer.end(self.fleet.entries())
+
+    async def _stopped(self, members: Sequence[Member], limit_s: float, hurry: asyncio.Event) -> None:
+        stops = [asyncio.create_task(member.stop(limit_s, hurry)) for member in members]
+        await asyncio.sleep(0)  # they are stopping now
+        self._note()
+        await asyncio.gather(*stops)
 
 
 def _late(waiting: Sequence[Member], limit_s: float) -> str:

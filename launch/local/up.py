@@ -23,6 +23,7 @@ from launch.local.run_state import StateWriter
 from launch.local.supervise import Site, supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
+from launch.remote import is_alive
 from launch.surroundings import look_around, port_problem, taken_ports
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
@@ -43,6 +44,8 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
     wanted = {spec.name: spec.gpus for spec in plan.workers}
     lacking = [*map(one_line, missing_gpus(wanted, count_gpus())), *taken_ports(plan.processes)]
     if lacking:
+        if is_alive(config_path):
+            errors.write("a run of this config is alive: see `baton ps`; `baton down` stops it\n")
         errors.write("".join(f"{line}\n" for line in lacking))
         return Exit.START_FAILED
     try:

@@ -243,7 +243,7 @@ def test_requests_that_do_not_end_keep_their_worker() -> None:
     assert site.starts() == {"m/both/0": 0, "m/both/1": 0}
     assert site.registrar.drained == set()
     site.restart(is_forced=True)
-    assert "m/both/0: 3 requests are cut" in site.caller.said
+    assert "m/both/0 is stopped, which cuts 3 requests" in site.caller.said
     assert site.starts() == {"m/both/0": 1, "m/both/1": 1}
 
 
@@ -334,7 +334,7 @@ def test_those_that_do_not_serve_are_stopped_first() -> None:
 def test_one_that_is_busy_is_not_stopped() -> None:
     site = Site()
     site.registrar.busy["m/both/1"] = 1
-    with pytest.raises(CommandFailed, match="still serves 1 requests"):
+    with pytest.raises(CommandFailed, match="still serves 1 request after"):
         site.scale(1)
     assert site.registrar.drained == set()
     assert [*site.registrar.known] == ["m/both/0", "m/both/1"]

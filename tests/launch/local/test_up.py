@@ -265,3 +265,31 @@ def test_a_run_outlives_whoever_reads_what_it_shows(baton: Baton) -> None:
     finally:
         up.kill()
         up.wait()
+
+
+def command(baton: Baton, *words: str) -> subprocess.CompletedProcess[str]:
+    done = [sys.executable, "-m", "launch.cli", *words]
+    return subprocess.run(done, cwd=baton.directory, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_other_commands_are_told_that_a_run_is_being_stopped(baton: Baton) -> None:
+    up = baton.start("up", *SLOW)
+    assert first_line(up), baton.stderr
+    again = command(baton, "up", str(baton.config))
+    assert again.returncode == Exit.START_FAILED
+    first, *ports = again.stderr.splitlines()
+    assert first == "a run of this config is alive: see `baton ps`; `baton down` stops it"
+    assert all("is taken by another process" in line for line in ports)
+    with stream_of(baton) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        up.send_signal(signal.SIGINT)
+        wait_for(lambda: not _is_ready(baton), "the drain")
+        shown = command(baton, "ps")
+        assert shown.stdout.splitlines()[0].endswith(", stopping"), shown
+        assert ["orchestrator", "stopping"] in [line.split()[:2] for line in shown.stdout.splitlines()], shown
+        refused = command(baton, "scale", f"{baton.model}/decode", "2")
+        assert refused.returncode == Exit.FAILED
+        assert "is being stopped, or has ended: it takes no commands" in refused.stderr
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert up.wait(timeout=60) == Exit.OK
