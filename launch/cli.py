@@ -50,7 +50,10 @@ def _run(argv: Sequence[str] | None) -> int:
         _complain(error)
         return Exit.USAGE
     except BrokenPipeError:  # `baton schema | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from launch.local.output import leave
+
+        leave(sys.stdout)
+        leave(sys.stderr)
         return Exit.FAILED
 
 

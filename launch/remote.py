@@ -111,6 +111,16 @@ class Run:
             if name not in there:
                 raise Failed(unknown("process of this run", name, there))
 
+    def is_ending(self) -> bool:
+        """Return whether it is being stopped now, or has ended since it was found."""
+        from launch.local.run_state import FILE, STOPPING, NoState, read
+
+        try:
+            state = read(self.directory / FILE)
+        except (OSError, NoState):
+            return False
+        return state.operation == STOPPING or not state.is_alive()
+
     def __str__(self) -> str:
         return f"{self.directory} (process {self.state.pid}, {self.state.config})"
 
@@ -218,6 +228,12 @@ def _fate(state: RunState) -> str:
     if state.ended is not None:
         return "was stopped"
     return "was killed" if state.is_here() else f"is on another machine, {state.host}"
+
+
+def is_alive(config: str) -> bool:
+    """Return whether a run of this config is alive that commands find from here."""
+    found, _ = _nearest(_places(Path.cwd(), config, os.environ), config)
+    return any(run.state.is_alive() for run in found)
 
 
 # --- the admin listener ---------------------------------------------------------------------------
@@ -465,6 +481,8 @@ def _connected(run: Run) -> Iterator[socket.socket]:
             # The directory's path may be longer than the 107 bytes that the address of a socket can have.
             connection.connect(f"/proc/self/fd/{descriptor}/{SOCKET}")
         except OSError as error:
+            if run.is_ending():
+                raise Failed(f"{run} is being stopped, or has ended: it takes no commands") from error
             raise Failed(f"{run} takes no commands: {run.directory / SOCKET}: {error.strerror}") from error
         finally:
             if descriptor >= 0:

@@ -19,6 +19,7 @@ from launch.doctor.software import installed_here
 from launch.doctor.static import static_findings
 from launch.engines.base import PlanError
 from launch.exits import Exit
+from launch.local.processes import NoGuard
 from launch.plan import make_plan
 from launch.surroundings import look_around
 from orchestrator.config.checks import environment_fault
@@ -103,6 +104,8 @@ async def _visit(case: Case, visit: Visit, report: _Report) -> None:
     try:
         async for finding in live_findings(case, tuple(report.findings), visit):
             report.add(finding)
+    except NoGuard as error:
+        report.add(fail("start", ".", str(error), "see the system's message"))
     except OSError as error:
         advice = "start this in a directory that can be written"
         report.add(fail("disk", ".", f"no directory for logs can be made: {error}", advice))

@@ -37,7 +37,7 @@ class Visit:
 async def live_findings(case: Case, before: Sequence[Finding], visit: Visit) -> AsyncIterator[Finding]:
     """Yield findings as they come. `before` are the static ones. Workers that are started here end with it.
 
-    Raises `OSError` if no directory for logs can be made.
+    Raises `OSError` if no directory for logs can be made, or no process that guards what is started.
     """
     wanted = [spec for spec in case.specs if spec.role != "orchestrator" and spec.name not in case.running]
     faults = [finding for finding in before if _keeps_from_starting(finding)]

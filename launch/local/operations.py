@@ -19,6 +19,7 @@ from launch.local.fleet import Fleet
 from launch.local.further import FurtherWorkers, named, pool_of
 from launch.local.member import Member, StartFailed
 from launch.local.registrar import Registrar, Row
+from orchestrator.config.printing import counted
 from orchestrator.wire.info import Role
 
 POLL_S: Final = 0.1
@@ -233,7 +234,9 @@ class Operator:
         except PlanError as error:
             for member in added:
                 await self._dismiss(member)
-            raise CommandFailed(f"{model}/{role} cannot have {count} workers more: {error}") from error
+            raise CommandFailed(
+                f"{model}/{role} cannot have {counted(count, 'worker')} more: {error}"
+            ) from error
         waits = (self._wait_up(member, order) for member in added)
         failed = [
             error for error in await asyncio.gather(*waits, return_exceptions=True) if error is not None
@@ -307,11 +310,12 @@ class Operator:
                     await asyncio.sleep(PULLED_S)
         except TimeoutError:
             if not order.is_forced:
+                requests = counted(told or 0, "request")
                 raise CommandFailed(
-                    f"{member.spec.name} still serves {told} requests after {order.timeout_s:g} s, and goes "
+                    f"{member.spec.name} still serves {requests} after {order.timeout_s:g} s, and goes "
                     "on with them; --force cuts them, --timeout-s gives them more time"
                 ) from None
-            order.caller.say(f"{member.spec.name}: {told} requests are cut")
+            order.caller.say(f"{member.spec.name} is stopped, which cuts {counted(told or 0, 'request')}")
 
     async def _wait_known_gone(self, member: Member) -> None:
         with contextlib.suppress(TimeoutError):
@@ -351,6 +355,11 @@ class Operator:
 
         Raises `CommandFailed` if it cannot be told.
         """
+        if self._registrar.has_listener:
+            await self._tell_changes()
+        self._fleet.is_in_step = True
+
+    async def _tell_changes(self) -> None:
         for row in await self._registrar.rows():
             if (row.role, row.url) in self._fleet.dismissed:
                 await self._registrar.remove(row.name)
@@ -364,7 +373,6 @@ class Operator:
         for member in self._fleet.workers:
             if (member.spec.role, member.spec.url) not in known:
                 await self._introduce(member)
-        self._fleet.is_in_step = True
 
     async def _is_without_dismissed(self) -> bool:
         return not any((row.role, row.url) in self._fleet.dismissed for row in await self._registrar.rows())

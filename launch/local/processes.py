@@ -18,22 +18,28 @@ POLL_S = 0.05
 KILL_WAIT_S = 5.0  # the kernel's time to carry out SIGKILL
 
 
+class NoGuard(OSError):
+    """The guard cannot be started, so nothing is; the message says why."""
+
+
 class Guard:
     """A guard has our end of `guard.py`'s pipe; closed at the end, that kills what is left."""
 
     def __enter__(self) -> Self:
-        reading, self._writing = os.pipe()  # neither end is inherited across an exec
-        script = Path(__file__).with_name("guard.py")
+        """Start it. Raises `NoGuard` if the operating system refuses."""
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own file
-                [sys.executable, "-I", "-S", str(script)],
-                stdin=reading,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        finally:
-            os.close(reading)
+            reading, self._writing = os.pipe()  # neither end is inherited across an exec
+            try:
+                self._process = _started(reading)
+            except OSError:
+                os.close(self._writing)
+                raise
+            finally:
+                os.close(reading)
+        except OSError as error:
+            raise NoGuard(
+                f"the guard process, which nothing runs without, cannot be started: {error}"
+            ) from error
         return self
 
     def __exit__(
@@ -52,6 +58,18 @@ class Guard:
     def forget(self, group: int) -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._writing, b"-%d\n" % group)
+
+
+def _started(reading: int) -> subprocess.Popen[bytes]:
+    """Return the guard's process, which reads there."""
+    script = Path(__file__).with_name("guard.py")
+    return subprocess.Popen(  # noqa: S603  # our own file
+        [sys.executable, "-I", "-S", str(script)],
+        stdin=reading,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 class ProcessGroup:

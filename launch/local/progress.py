@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os.path import basename, dirname
-from typing import Protocol, TextIO
+from typing import Protocol
 
+from launch.local.output import Output
 from orchestrator.config.printing import one_line, printable
 
 
@@ -34,11 +35,11 @@ class Progress(Protocol):
         ...
 
 
-def make_progress(stream: TextIO, logs: dict[str, str]) -> Progress:
+def make_progress(output: Output, logs: dict[str, str]) -> Progress:
     """Return what fits stderr. `logs` has the log file of each process by name, in the order of display."""
-    if not stream.isatty():
-        return Lines(stream, logs)
-    table = Table(stream, logs)
+    if not output.isatty():
+        return Lines(output, logs)
+    table = Table(output, logs)
     table.say(f"logs: {dirname(next(iter(logs.values())))}")
     return table
 
@@ -47,7 +48,7 @@ def make_progress(stream: TextIO, logs: dict[str, str]) -> Progress:
 class Lines:
     """This shows a line per change; the log's name is in the first one of each process."""
 
-    stream: TextIO
+    output: Output
     logs: dict[str, str]
     _states: dict[str, str] = field(default_factory=dict)
 
@@ -63,7 +64,7 @@ class Lines:
         self.say(f"{name}: {state}{log}")
 
     def say(self, text: str) -> None:
-        print(printable(text), file=self.stream, flush=True)
+        self.output.write(f"{printable(text)}\n")
 
     def tick(self) -> None:
         """Do nothing: plain lines show no time."""
@@ -79,7 +80,7 @@ class Table:
     It shows how long each start took, and its log without the directory, which is named above.
     """
 
-    stream: TextIO
+    output: Output
     logs: dict[str, str]
     clock: Callable[[], float] = time.monotonic
     width: Callable[[], int] = lambda: shutil.get_terminal_size().columns
@@ -114,7 +115,7 @@ class Table:
     def say(self, text: str) -> None:
         drawn = self._drawn
         self._draw([])
-        print(printable(text), file=self.stream, flush=True)
+        self.output.write(f"{printable(text)}\n")
         self._draw(drawn)
 
     def tick(self) -> None:
@@ -136,8 +137,6 @@ class Table:
         return line[: self.width() - 1]  # a line that wraps could not be drawn over
 
     def _draw(self, lines: Sequence[str]) -> None:
-        if self._drawn:
-            self.stream.write(f"\x1b[{len(self._drawn)}F\x1b[J")
-        self.stream.write("".join(f"{line}\n" for line in lines))
-        self.stream.flush()
+        over = f"\x1b[{len(self._drawn)}F\x1b[J" if self._drawn else ""
+        self.output.write(over + "".join(f"{line}\n" for line in lines))
         self._drawn = list(lines)

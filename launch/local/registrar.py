@@ -39,6 +39,11 @@ class Registrar:
         self._url = url
         self._headers = {"authorization": f"Bearer {key}"}
 
+    @property
+    def has_listener(self) -> bool:
+        """Return whether there is an admin listener: without one no worker comes or goes."""
+        return self._url is not None
+
     async def rows(self) -> Sequence[Row]:
         """Return all workers."""
         return [_row(document) for document in await self._ask("GET", _PATH)]

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 FILE: Final = "state.json"
 SOCKET: Final = "control"  # beside it: `launch/local/control.py` listens there
 VERSION: Final = 1
+STOPPING: Final = "stopping"  # the operation of a run that is being stopped
 MAX_BYTES: Final = 16 * 1024 * 1024
 
 

@@ -20,10 +20,10 @@ from launch.local.fleet import Fleet
 from launch.local.further import FurtherWorkers
 from launch.local.member import Limits, Member, StartFailed
 from launch.local.operations import Operator
-from launch.local.processes import Guard
+from launch.local.processes import Guard, NoGuard
 from launch.local.progress import Progress
 from launch.local.registrar import Registrar
-from launch.local.run_state import StateWriter
+from launch.local.run_state import STOPPING, StateWriter
 from launch.plan import Plan
 from orchestrator.loop.signals import on_hangup
 
@@ -78,18 +78,26 @@ async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exi
     (`launch/local/control.py`) meanwhile.
     """
     stop = Stop()
-    with stop.on_signals(), Guard() as guard:
-        async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
-            fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, guard)
-            operator = Operator(fleet, Registrar(client, plan.admin, site.key), site.further, site.key)
-            cluster = _Cluster(
-                plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard)
-            )
-            try:
-                with on_hangup(cluster.reload, stop.request):
-                    return await _until_stopped(cluster, operator, site.directory, stop, announce)
-            finally:
-                await cluster.stop(stop.hurry)
+    try:
+        with stop.on_signals(), Guard() as guard:
+            return await _run(plan, site, announce, stop, guard)
+    except NoGuard as error:
+        site.progress.say(str(error))
+        return Exit.START_FAILED
+
+
+async def _run(plan: Plan, site: Site, announce: Callable[[], None], stop: Stop, guard: Guard) -> Exit:
+    async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
+        fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, guard)
+        operator = Operator(fleet, Registrar(client, plan.admin, site.key), site.further, site.key)
+        cluster = _Cluster(
+            plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard)
+        )
+        try:
+            with on_hangup(cluster.reload, stop.request):
+                return await _until_stopped(cluster, operator, site.directory, stop, announce)
+        finally:
+            await cluster.stop(stop.hurry)
 
 
 def _building(plan: Plan, site: Site, guard: Guard) -> Building | None:
@@ -269,15 +277,22 @@ class _Cluster:
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
+        self.fleet.operation = STOPPING
         self._note()
         if self._stepping is not None:
             self._stepping.cancel()
         if self._building is not None:
             await self._building.stop()
         limits = self.fleet.limits
-        await self.fleet.orchestrator.stop(limits.stop_orchestrator_s, hurry)
-        await asyncio.gather(*(member.stop(limits.stop_worker_s, hurry) for member in self.fleet.workers))
+        await self._stopped([self.fleet.orchestrator], limits.stop_orchestrator_s, hurry)
+        await self._stopped(self.fleet.workers, limits.stop_worker_s, hurry)
         self._writer.end(self.fleet.entries())
+
+    async def _stopped(self, members: Sequence[Member], limit_s: float, hurry: asyncio.Event) -> None:
+        stops = [asyncio.create_task(member.stop(limit_s, hurry)) for member in members]
+        await asyncio.sleep(0)  # they are stopping now
+        self._note()
+        await asyncio.gather(*stops)
 
 
 def _late(waiting: Sequence[Member], limit_s: float) -> str:

@@ -17,11 +17,13 @@ from launch.local.building import build_spec
 from launch.local.further import FurtherWorkers
 from launch.local.logs import make_run_directory
 from launch.local.member import Limits
+from launch.local.output import Output
 from launch.local.progress import make_progress
 from launch.local.run_state import StateWriter
 from launch.local.supervise import Site, supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
+from launch.remote import is_alive
 from launch.surroundings import look_around, port_problem, taken_ports
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
@@ -38,26 +40,29 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
     Progress goes to stderr; stdout gets one line, once all is ready. `compiles`: what is missing of the
     orchestrator's compiled form is built meanwhile.
     """
+    errors = Output(sys.stderr)
     wanted = {spec.name: spec.gpus for spec in plan.workers}
     lacking = [*map(one_line, missing_gpus(wanted, count_gpus())), *taken_ports(plan.processes)]
     if lacking:
-        print("\n".join(lacking), file=sys.stderr)
+        if is_alive(config_path):
+            errors.write("a run of this config is alive: see `baton ps`; `baton down` stops it\n")
+        errors.write("".join(f"{line}\n" for line in lacking))
         return Exit.START_FAILED
     try:
         directory = make_run_directory(os.environ, Path.cwd())
     except OSError as error:
-        print(f"cannot make a directory for the logs: {error}", file=sys.stderr)
+        errors.write(f"cannot make a directory for the logs: {error}\n")
         return Exit.START_FAILED
     prune(directory, config.launch.keep_runs, int(config.launch.keep_mb * MIB))
     if free_bytes(directory) < LEAST_FREE:
-        print(no_space(directory), file=sys.stderr)
+        errors.write(f"{no_space(directory)}\n")
         return Exit.START_FAILED
     raise_limit()
     if compiles:
         plan = replace(plan, build=build_spec(plan, os.environ))
     started = plan.processes if plan.build is None else (*plan.processes, plan.build)
     logs = {spec.name: str(directory / spec.log_name) for spec in started}
-    progress = make_progress(sys.stderr, logs)
+    progress = make_progress(errors, logs)
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")
     key = secrets.token_urlsafe(32)
@@ -69,7 +74,7 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
         FurtherWorkers(config, look_around(), _is_free, count_gpus),
         key,
     )
-    return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan)))
+    return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan, errors)))
 
 
 def _keyed(plan: Plan, key: str) -> Plan:
@@ -92,10 +97,10 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _announce(config: Config, plan: Plan) -> None:
+def _announce(config: Config, plan: Plan, errors: Output) -> None:
     """Print the ready line, which is alone on stdout for scripts, and an example for people."""
-    print(f"ready: {plan.url}", flush=True)
-    print(f"try:\n  {curl_example(config, plan.url)}", file=sys.stderr, flush=True)
+    Output(sys.stdout).write(f"ready: {plan.url}\n")
+    errors.write(f"try:\n  {curl_example(config, plan.url)}\n")
 
 
 def curl_example(config: Config, url: str) -> str:

@@ -30,10 +30,14 @@ def scale(arguments: argparse.Namespace) -> int:
     )
     if arguments.pool not in pools:
         raise Failed(unknown("pool that this run has started workers of", arguments.pool, pools))
+    from orchestrator.config.printing import counted
+
     model, _, role = arguments.pool.rpartition("/")
     request = {"command": "scale", "model": model, "role": role, "count": arguments.count}
     done = _changed(run, arguments, request)
-    _show(arguments, done, f"{arguments.pool} has {done['count']} workers, {done['before']} before")
+    _show(
+        arguments, done, f"{arguments.pool} has {counted(done['count'], 'worker')}, {done['before']} before"
+    )
     return Exit.OK
 
 

@@ -74,6 +74,8 @@ def _note_who_is_left(admin: Admin, changed: Iterable[Row]) -> None:
 
 
 def _wait_free(admin: Admin, chosen: Sequence[Row], timeout_s: float) -> list[Row]:
+    from orchestrator.config.printing import counted
+
     names = [_name(row) for row in chosen]
     end = time.monotonic() + timeout_s
     while True:
@@ -83,19 +85,20 @@ def _wait_free(admin: Admin, chosen: Sequence[Row], timeout_s: float) -> list[Ro
             return rows
         if time.monotonic() > end:
             raise Failed(
-                f"{left} requests have not ended after {timeout_s:g} s; {', '.join(names)} stay drained"
+                f"{counted(left, 'request')} did not end within {timeout_s:g} s; "
+                f"{', '.join(names)} {'stays' if len(names) == 1 else 'stay'} drained"
             )
         time.sleep(POLL_S)
 
 
 def _show(arguments: argparse.Namespace, rows: Iterable[Row]) -> None:
-    from orchestrator.config.printing import one_line
+    from orchestrator.config.printing import counted, one_line
 
     if arguments.output == "json":
         print(json.dumps([_described(row) for row in rows], indent=2))
         return
     for row in rows:
-        print(one_line(f"{_name(row)}: {row['state']}, {row['in_flight']} requests"))
+        print(one_line(f"{_name(row)}: {row['state']}, {counted(row['in_flight'], 'request')}"))
 
 
 def _described(row: Row) -> Row:

@@ -83,7 +83,7 @@ def _print(run: Run | None, rows: Sequence[Row], processes: Sequence[Any]) -> No
     now = time.time()
     if run is not None:
         doing = f", {run.state.operation}" if run.state.operation else ""
-        doing += "" if run.state.is_ready else ", still starting"
+        doing = doing or ("" if run.state.is_ready else ", still starting")
         up = f"up {ago(run.state.started, now)}, process {run.state.pid}, {run.state.config}{doing}"
         print(one_line(f"{run.state.url}  {up}"))
     lines = [TITLES, *([one_line(cell) for cell in _cells(row, now)] for row in rows)]

@@ -30,6 +30,11 @@ def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, as `1 request` or `2 requests`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shell_word(text: str) -> str:
     """Return the text as one word of a shell's line; `$'...'` where something had to be escaped."""
     if one_line(text) == text:

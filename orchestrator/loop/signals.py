@@ -34,13 +34,12 @@ def hold_hangup() -> None:
 
 @contextmanager
 def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Have the running event loop call `reload` for SIGHUP, or `stop` if that came with a terminal's end.
+    """Have the running event loop call `reload` for SIGHUP, or `stop`, once, if a terminal's end caused it.
 
     What was held by `hold_hangup` is heard now; at the end it is held again, as the process is about to end.
     """
     loop = asyncio.get_running_loop()
-    terminal = Terminal()
-    loop.add_signal_handler(signal.SIGHUP, lambda: stop() if terminal.is_gone() else reload())
+    loop.add_signal_handler(signal.SIGHUP, _Hangup(reload, stop).hear)
     held = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
@@ -48,6 +47,23 @@ def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> Iterator[
         if signal.SIGHUP in held:
             hold_hangup()
         loop.remove_signal_handler(signal.SIGHUP)
+
+
+class _Hangup:
+    """A shell and the kernel each tell of the terminal's end: the second SIGHUP asks for nothing more."""
+
+    def __init__(self, reload: Callable[[], None], stop: Callable[[], None]) -> None:
+        self._terminal = Terminal()
+        self._reload = reload
+        self._stop = stop
+        self._has_stopped = False
+
+    def hear(self) -> None:
+        if not self._terminal.is_gone():
+            self._reload()
+        elif not self._has_stopped:
+            self._has_stopped = True
+            self._stop()
 
 
 class Terminal:

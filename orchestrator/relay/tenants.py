@@ -22,6 +22,7 @@ from typing import Final
 from orchestrator.api.view import RequestView
 from orchestrator.config.keys import Key, KeyRing
 from orchestrator.config.options import TenantsConfig
+from orchestrator.config.printing import counted
 from orchestrator.errors import RequestsLimited, TokensLimited
 from orchestrator.relay.rate import Bucket
 from orchestrator.telemetry.counters import RejectReason, Telemetry
@@ -112,14 +113,15 @@ class Tenant:
         most = self._concurrency
         if most and self._cells.sum(OPEN) > most:
             self.reject(RejectReason.KEY_CONCURRENCY)
-            raise RequestsLimited(f"this API key may have {most} requests open at a time", _BUSY_S)
+            raise RequestsLimited(f"this API key may have {counted(most, 'request')} open at a time", _BUSY_S)
         requests = self._requests
         if requests is None:
             return
         if not requests.has(1, now):
             self.reject(RejectReason.KEY_REQUESTS)
             wait_s = math.ceil(requests.wait_s(1))
-            message = f"this API key may send {requests.limit} requests per minute: ask again in {wait_s} s"
+            most_said = counted(requests.limit, "request")
+            message = f"this API key may send {most_said} per minute: ask again in {wait_s} s"
             raise RequestsLimited(message, wait_s)
         requests.take(1)
 
@@ -137,7 +139,8 @@ class Tenant:
             self.reject(RejectReason.KEY_TOKENS)
             wait_s = math.ceil(bucket.wait_s(tokens))
             message = (
-                f"this API key may use {bucket.limit} tokens per minute, and this request may use {tokens}: "
+                f"this API key may use {counted(bucket.limit, 'token')} per minute, "
+                f"and this request may use {tokens}: "
                 f"ask again in {wait_s} s"
             )
             raise TokensLimited(message, wait_s)

@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.local import building
 from launch.local.member import Limits
+from launch.local.output import Output
 from launch.local.progress import make_progress
 from launch.local.run_state import StateWriter
 from launch.local.supervise import Site, supervise
@@ -23,7 +24,9 @@ def main() -> int:
     plan = Plan(tuple(specs[:-1]), specs[-1], (), document["url"], build=build)
     directory = Path(document["directory"])
     started = specs if build is None else [*specs, build]
-    progress = make_progress(sys.stderr, {spec.name: str(directory / spec.log_name) for spec in started})
+    progress = make_progress(
+        Output(sys.stderr), {spec.name: str(directory / spec.log_name) for spec in started}
+    )
     limits = Limits(**document["limits"])
     writer = StateWriter(directory, "stand-ins.yaml", plan.url, plan.admin, progress.say)
     announce = lambda: print("ready", flush=True)  # noqa: E731

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -8,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import guard
-from launch.local.processes import Guard
+from launch.exits import Exit
+from launch.local import guard, processes
+from launch.local.member import Limits
+from launch.local.output import Output
+from launch.local.processes import Guard, NoGuard
+from launch.local.progress import Lines
+from launch.local.run_state import StateWriter
+from launch.local.supervise import Site, supervise
+from tests.launch.planning import config, model, plan_of
 from tests.waiting import is_running, wait_for
 
 pytestmark = pytest.mark.processes
@@ -41,6 +50,34 @@ def test_what_is_not_forgotten_is_killed() -> None:
     assert forgotten.poll() is None
     forgotten.kill()
     forgotten.wait()
+
+
+def test_without_a_guard_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes.subprocess, "Popen", refuse)
+    plan = plan_of(config(model(both={"engine": "sim"})))
+    shown = io.StringIO()
+    progress = Lines(Output(shown), {})
+    writer = StateWriter(tmp_path, "a.yaml", plan.url, plan.admin, progress.say)
+    open_before = len(os.listdir("/proc/self/fd"))
+    code = asyncio.run(supervise(plan, Site(tmp_path, Limits(), progress, writer), lambda: None))
+    assert code == Exit.START_FAILED
+    assert shown.getvalue() == (
+        "the guard process, which nothing runs without, cannot be started: "
+        "[Errno 11] Resource temporarily unavailable\n"
+    )
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_no_descriptor_left_for_a_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", refuse)
+    with pytest.raises(NoGuard, match=r"cannot be started: .*Too many open files"), Guard():
+        pass
 
 
 def test_the_terminals_signals_do_not_end_it() -> None:

@@ -97,6 +97,7 @@ class FakeRegistrar:
     busy: dict[str, int] = field(default_factory=dict)  # requests of each
     drained: set[str] = field(default_factory=set)
     known: dict[str, tuple[str, str]] = field(default_factory=dict)  # role and URL by name
+    has_listener: bool = True
     is_lost: bool = False
     is_lost_with: FakeMember | None = None  # once this one is stopped
 
@@ -104,6 +105,8 @@ class FakeRegistrar:
         self.known = {m.spec.name: (m.spec.role, m.spec.url) for m in self.fleet.workers}
 
     async def rows(self) -> list[Row]:
+        if not self.has_listener:
+            raise CommandFailed("there is no admin listener")
         if self.is_lost or (self.is_lost_with is not None and not self.is_lost_with.is_ready):
             raise CommandFailed("the orchestrator does not answer")
         ready = {member.spec.url for member in self.fleet.workers if member.is_ready}
@@ -245,7 +248,7 @@ def test_requests_that_do_not_end_keep_their_worker() -> None:
     assert site.starts() == {"m/both/0": 0, "m/both/1": 0}
     assert site.registrar.drained == set()
     site.restart(is_forced=True)
-    assert "m/both/0: 3 requests are cut" in site.caller.said
+    assert "m/both/0 is stopped, which cuts 3 requests" in site.caller.said
     assert site.starts() == {"m/both/0": 1, "m/both/1": 1}
 
 
@@ -283,6 +286,17 @@ def test_an_orchestrator_that_does_not_answer() -> None:
     with pytest.raises(CommandFailed, match="does not answer"):
         site.restart()
     assert site.fleet.operation is None
+
+
+def test_an_orchestrator_without_an_admin_listener_is_restarted_all_the_same() -> None:
+    site = Site()
+    site.registrar.has_listener = False
+    assert site.restart("orchestrator", is_forced=True) == {"restarted": ["orchestrator"]}
+    assert site.fleet.orchestrator.starts == 1
+    assert site.fleet.is_in_step
+    with pytest.raises(CommandFailed, match="there is no admin listener"):
+        site.restart("m/both/0")
+    assert site.starts() == {"m/both/0": 0, "m/both/1": 0}
 
 
 def test_an_orchestrator_that_dies_while_a_worker_is_stopped() -> None:
@@ -325,7 +339,7 @@ def test_those_that_do_not_serve_are_stopped_first() -> None:
 def test_one_that_is_busy_is_not_stopped() -> None:
     site = Site()
     site.registrar.busy["m/both/1"] = 1
-    with pytest.raises(CommandFailed, match="still serves 1 requests"):
+    with pytest.raises(CommandFailed, match="still serves 1 request after"):
         site.scale(1)
     assert site.registrar.drained == set()
     assert [*site.registrar.known] == ["m/both/0", "m/both/1"]

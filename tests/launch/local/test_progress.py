@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import io
+import os
 
+import pytest
+
+from launch.local.output import Output
 from launch.local.progress import Lines, Table, make_progress
 
 
@@ -12,7 +16,7 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_on_change() -> None:
     stream = io.StringIO()
-    progress = make_progress(stream, {"one": "a.log", "two": "b.log"})
+    progress = make_progress(Output(stream), {"one": "a.log", "two": "b.log"})
     assert isinstance(progress, Lines)
     progress.set("one", "starting")
     progress.set("one", "starting")
@@ -24,7 +28,7 @@ def test_plain_lines_on_change() -> None:
 
 def test_a_terminal_gets_a_table_and_the_directory_above_it() -> None:
     stream = Terminal()
-    assert isinstance(make_progress(stream, {"one": "run/a.log"}), Table)
+    assert isinstance(make_progress(Output(stream), {"one": "run/a.log"}), Table)
     assert stream.getvalue() == "logs: run\n"
 
 
@@ -35,7 +39,7 @@ class Screen:
         self.now = 0.0
         self.stream = Terminal()
         logs = {"one": "run/a.log", "longer": "run/b.log"}
-        self.table = Table(self.stream, logs, clock=lambda: self.now, width=lambda: 40)
+        self.table = Table(Output(self.stream), logs, clock=lambda: self.now, width=lambda: 40)
 
     def lines(self) -> list[str]:
         shown: list[str] = []
@@ -84,3 +88,37 @@ def test_plain_lines_once_it_is_settled() -> None:
     screen.table.set("one", "died")
     screen.table.say("hello")
     assert screen.lines() == ["  one     ready          0 s  a.log", "one: died", "hello"]
+
+
+def test_nothing_more_is_written_once_nobody_takes_it() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        progress = make_progress(Output(stream), {"one": "a.log"})
+        for state in ("starting", "ready"):
+            progress.set("one", state)
+        stream.write("what Python still holds at its end fails no more")
+
+
+@pytest.mark.parametrize("kind", [Lines, Table])
+def test_a_stream_that_is_closed_ends_nobody(kind: type[Lines] | type[Table]) -> None:
+    stream = io.StringIO()
+    stream.close()
+    assert not Output(stream).isatty()
+    _show_something(kind(Output(stream), {"one": "a.log"}))
+
+
+@pytest.mark.parametrize("kind", [Lines, Table])
+def test_a_full_disk_ends_nobody(kind: type[Lines] | type[Table]) -> None:
+    with open("/dev/full", "w") as stream:
+        _show_something(kind(Output(stream), {"one": "a.log"}))
+
+
+def _show_something(progress: Lines | Table) -> None:
+    progress.set("one", "starting")
+    progress.say("hello")
+    progress.tick()
+
+
+def test_a_descriptor_that_was_closed_from_the_start() -> None:
+    make_progress(Output(None), {"one": "a.log"}).say("hello")

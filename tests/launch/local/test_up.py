@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,3 +198,98 @@ def test_where_nothing_can_be_built_the_sources_serve(baton: Baton, monkeypatch:
     logs = next((baton.directory / ".baton").iterdir())
     said = "pure Python (no build of these sources is there) runs"
     assert said in (logs / "orchestrator.log").read_text()
+
+
+def stream_of(baton: Baton) -> Any:
+    """A request whose answer takes some seconds and comes token by token."""
+    body = {"model": baton.model, "prompt": "What is prefill?", "max_tokens": 40, "stream": True}
+    url = f"http://{baton.listen}/v1/completions"
+    return httpx.stream("POST", url, json=body, timeout=60, trust_env=False)
+
+
+SLOW = ("--set", "models.0.decode.args=[--decode-ms-per-token=100]")
+
+
+def test_a_stream_under_way_is_finished_when_the_terminal_is_closed(baton: Baton) -> None:
+    terminal, theirs = os.openpty()
+    up = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "up", str(baton.config), *SLOW],
+        cwd=baton.directory,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        shown = b""
+        while b"try:" not in shown:
+            shown += os.read(terminal, 65536)
+        with stream_of(baton) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.close(terminal)
+            wait_for(lambda: not _is_ready(baton), "the drain")
+            up.send_signal(signal.SIGHUP)  # a shell sends it, too
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert up.wait(timeout=60) == Exit.OK
+    finally:
+        up.kill()
+        up.wait()
+
+
+def test_a_run_outlives_whoever_reads_what_it_shows(baton: Baton) -> None:
+    reading, writing = os.pipe()
+    up = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "up", str(baton.config), *SLOW],
+        cwd=baton.directory,
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+    )
+    os.close(writing)
+    try:
+        assert os.read(reading, 1)
+        os.close(reading)
+        wait_for(lambda: _is_ready(baton), "a whole path")
+        state = next((baton.directory / ".baton").iterdir()) / "state.json"
+        wait_for(lambda: json.loads(state.read_text())["is_ready"], "the start's end")
+        up.send_signal(signal.SIGHUP)  # it says that it reloads
+        with stream_of(baton) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            up.send_signal(signal.SIGINT)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert up.wait(timeout=60) == Exit.OK
+    finally:
+        up.kill()
+        up.wait()
+
+
+def command(baton: Baton, *words: str) -> subprocess.CompletedProcess[str]:
+    done = [sys.executable, "-m", "launch.cli", *words]
+    return subprocess.run(done, cwd=baton.directory, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_other_commands_are_told_that_a_run_is_being_stopped(baton: Baton) -> None:
+    up = baton.start("up", *SLOW)
+    assert first_line(up), baton.stderr
+    again = command(baton, "up", str(baton.config))
+    assert again.returncode == Exit.START_FAILED
+    first, *ports = again.stderr.splitlines()
+    assert first == "a run of this config is alive: see `baton ps`; `baton down` stops it"
+    assert all("is taken by another process" in line for line in ports)
+    with stream_of(baton) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        up.send_signal(signal.SIGINT)
+        wait_for(lambda: not _is_ready(baton), "the drain")
+        shown = command(baton, "ps")
+        assert shown.stdout.splitlines()[0].endswith(", stopping"), shown
+        assert ["orchestrator", "stopping"] in [line.split()[:2] for line in shown.stdout.splitlines()], shown
+        refused = command(baton, "scale", f"{baton.model}/decode", "2")
+        assert refused.returncode == Exit.FAILED
+        assert "is being stopped, or has ended: it takes no commands" in refused.stderr
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert up.wait(timeout=60) == Exit.OK

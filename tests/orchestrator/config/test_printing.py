@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from orchestrator.config.printing import (
+    counted,
     is_secret_option,
     is_secret_variable,
     masked,
@@ -148,3 +149,7 @@ def test_a_word_of_a_shell_steers_nothing_and_means_the_same(text: str) -> None:
 def test_mistakes_of_a_config_repeat_no_secret_and_steer_nothing() -> None:
     problem = Problem(Mark("a\x1b.yaml", 1, 2), f"no such thing: 'http://u:{SECRET}@h'\nsecond line")
     assert str(problem) == r"a\x1b.yaml:1:2: no such thing: 'http://***@h'\nsecond line"
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "request") for number in (0, 1, 2)] == ["0 requests", "1 request", "2 requests"]

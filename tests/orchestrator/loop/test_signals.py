@@ -61,6 +61,19 @@ def test_sighup_of_a_terminal_that_is_gone_asks_for_the_end(site: Site) -> None:
     assert asyncio.run(main()) == "stop"
 
 
+def test_the_end_of_a_terminal_is_heard_once(site: Site) -> None:
+    async def main() -> list[str]:
+        heard: list[str] = []
+        with on_hangup(lambda: heard.append("reload"), lambda: heard.append("stop")):
+            site.has_terminal = False
+            for _ in range(2):  # the shell and the kernel both tell of it
+                os.kill(os.getpid(), signal.SIGHUP)
+                await asyncio.sleep(0.05)
+        return heard
+
+    assert asyncio.run(main()) == ["stop"]
+
+
 def test_without_a_terminal_from_the_start_none_can_be_gone(site: Site) -> None:
     site.has_terminal = False
     assert hang_up() == "reload"

@@ -409,7 +409,7 @@ def test_names_without_end_have_a_bounded_number_of_series_and_limits_all_the_sa
         tenant.check(clock.now)
         tenant.leave(0, 5)
         tenant.enter()
-        with pytest.raises(Exception, match="1 requests per minute"):
+        with pytest.raises(Exception, match="1 request per minute"):
             tenant.check(clock.now)
         tenant.leave(0, 0)
     counts = table.counted()
