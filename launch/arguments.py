@@ -87,3 +87,14 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Return a parser's options, and the arguments that are none, in the order of the help."""
     return [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
+
+
+def seconds(text: str) -> float:
+    """Return a time in seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return value

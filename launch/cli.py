@@ -199,6 +199,8 @@ def _add_completion(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch.arguments import seconds
+
     text = "look for what keeps the cluster of CONFIG from serving, and say what to do"
     doctor = _add(commands, "doctor", _doctor, text)
     doctor.add_argument(
@@ -209,23 +211,11 @@ def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     doctor.add_argument(
         "--timeout-s",
-        type=_seconds,
+        type=seconds,
         default=60.0,
         metavar="SECONDS",
         help="how long a worker may take for an answer; default: %(default)g",
     )
-
-
-def _seconds(text: str) -> float:
-    import argparse
-
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
-    return seconds
 
 
 def _version_action() -> type[argparse.Action]:

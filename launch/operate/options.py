@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from launch import remote
-from launch.arguments import Parser
+from launch.arguments import Parser, seconds
 
 Command = Callable[[argparse.Namespace], int]
 Commands = argparse._SubParsersAction  # of `Parser`
@@ -121,17 +121,6 @@ def _add_down(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 # --- values ---------------------------------------------------------------------------------------
-
-
-def seconds(text: str) -> float:
-    """Return a time in seconds above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
-    return value
 
 
 def _lines(text: str) -> int:
