@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
+from orchestrator.telemetry.answers import LEAST_TOKENS
 from orchestrator.telemetry.counters import Row, histogram_cells, observe_all
 from orchestrator.telemetry.record import Attempts, RequestRecord
 from orchestrator.wire.usage import Kv, tokens_in
@@ -29,7 +30,6 @@ FIRST_BYTE: Final = 4  # of a prefill worker its whole answer
 GAP: Final = FIRST_BYTE + _HISTOGRAM  # between two tokens, as the mean of one answer
 CELLS: Final = GAP + _HISTOGRAM
 
-_LEAST_TOKENS: Final = 3  # of a stream: fewer have no rhythm
 # The first byte of an answer that is not streamed comes with its last token. A worker that happens to get
 # more of these than its peers must not look slower: those of up to two tokens count as first bytes, those of
 # at least so many by the time per token, in which the first one has little weight, the others as neither.
@@ -72,12 +72,12 @@ class Batch:
 
     def _add_gap(self, worker: str, record: RequestRecord) -> None:
         tokens = _tokens(record)
-        if tokens is not None and tokens >= _LEAST_TOKENS:
+        if tokens is not None and tokens >= LEAST_TOKENS:
             self.gaps[worker].append((record.finished - record.first_byte) / (tokens - 1))
 
     def _add_whole(self, worker: str, took: float, tokens: int | None) -> None:
         """Note an answer that came as a whole; one without tokens is an embedding or the like."""
-        if tokens is None or tokens < _LEAST_TOKENS:
+        if tokens is None or tokens < LEAST_TOKENS:
             self.first_bytes[worker].append(took)
         elif tokens >= _LEAST_WHOLE:
             self.gaps[worker].append(took / tokens)
