@@ -31,6 +31,7 @@ LEASE_S = 30.0
 MAX_PROCESSES = 256
 MAX_WORKERS = 4096  # of all models together
 MAX_GPUS = 1024  # of one machine
+MAX_PORT = 65535
 MAX_SECONDS = 1e9  # 31 years, for those who mean for ever
 MAX_RATE = 10**12  # of requests, or of tokens, per minute
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # of a key beside others
@@ -57,6 +58,34 @@ def split_address(address: str) -> tuple[str, int]:
 def _address(value: str) -> str:
     split_address(value)
     return value
+
+
+def _port_address(value: str) -> str:
+    if split_address(value)[1] == 0:
+        raise ValueError(f"expected HOST:PORT with a port above 0, got {value!r}")
+    return value
+
+
+def _dns_label(value: str) -> str:
+    if not _is_dns_label(value):
+        raise ValueError(f"expected a name of a-z, 0-9 and hyphens, of at most 63 characters, got {value!r}")
+    return value
+
+
+_is_dns_label = re.compile(r"(?=.{1,63}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?").fullmatch
+
+
+def _service_port(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PORT
+    if not is_number and not (isinstance(value, str) and _is_port_name(value)):
+        raise ValueError(
+            f"expected a number from 1 to {MAX_PORT}, or the name of a port, of a-z, 0-9 and hyphens, got "
+            f"{value!r}"
+        )
+    return value
+
+
+_is_port_name = re.compile(r"(?=.{1,63}\Z)(?=.*[a-z])[a-z0-9]([a-z0-9-]*[a-z0-9])?").fullmatch
 
 
 def _worker_host(value: str) -> str:
@@ -199,6 +228,9 @@ def _variable(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+PortAddress = Annotated[str, AfterValidator(_port_address)]
+DnsLabel = Annotated[str, AfterValidator(_dns_label)]
+ServicePort = Annotated[str | int, BeforeValidator(_service_port)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
 HostName = Annotated[str, AfterValidator(_host_name)]
@@ -653,8 +685,67 @@ def _max_num_seqs(args: list[str]) -> int | None:
     return int(found[-1]) or None if is_number else None
 
 
+class KubernetesConfig(Model):
+    """The workers are the pods of a Service, as its EndpointSlices list them."""
+
+    service: Reloadable[DnsLabel] = Field(
+        description="The workers are the pods of this Service, a headless one."
+    )
+    namespace: Reloadable[DnsLabel | None] = Field(
+        None, description="The Service is in this namespace; without it in the orchestrator's own."
+    )
+    port: Reloadable[ServicePort | None] = Field(
+        None,
+        description="Workers listen at this port of the Service, by name, or at this number; without it at "
+        "its only port, or at the one named http.",
+    )
+    url: Reloadable[CollectorUrl | None] = Field(
+        None,
+        description="The API server is asked here, without a token, for instance through kubectl proxy; "
+        "without it the one of the cluster that the orchestrator runs in, with the token of its pod.",
+    )
+
+
+class DiscoverConfig(Model):
+    """The workers of a pool are found by one of these sources."""
+
+    file: Reloadable[Annotated[str, Field(min_length=1)] | None] = Field(
+        None,
+        description="The workers are listed in this file, or in this folder with a file for each of them.",
+    )
+    dns: Reloadable[PortAddress | None] = Field(
+        None, description="The workers are at all addresses of this name, HOST:PORT."
+    )
+    kubernetes: KubernetesConfig | None = Field(
+        None, description="The workers are the pods of a Service of Kubernetes."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f", not {' and '.join(given)}" if given else ""
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}{found}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of the source: the one option that is given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def name(self) -> str:
+        """Name the source: `file PATH`, `dns HOST:PORT` or `kubernetes NAMESPACE/SERVICE`."""
+        if self.kubernetes is None:
+            return f"{self.kind} {self.file or self.dns}"
+        parts = (self.kubernetes.namespace, self.kubernetes.service)
+        return f"{self.kind} {'/'.join(part for part in parts if part is not None)}"
+
+
 class PoolConfig(Model):
-    """A pool has the workers of a role: `replicas` here, `workers` by host, `urls` not started by Baton."""
+    """A pool has the workers of a role: `replicas` here, `workers` by host, `urls` not started by Baton, or
+    those that `discover` finds.
+    """
 
     engine: Literal["vllm", "sim"] = Field(
         "vllm", description="The workers run this engine: vLLM, or the simulated one (sim)."
@@ -677,6 +768,11 @@ class PoolConfig(Model):
         None,
         min_length=1,
         description="The workers already run at these URLs; Baton neither starts nor stops them.",
+    )
+    discover: DiscoverConfig | None = Field(
+        None,
+        description="The workers are found by this source while the orchestrator runs, as they come and go. "
+        "Replicas beside it are what a launcher starts, and the orchestrator knows them by the source alone.",
     )
     zone: Zone | None = Field(
         None,
@@ -714,6 +810,8 @@ class PoolConfig(Model):
         given = [key for key in ("replicas", "workers", "urls") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of replicas, workers, urls, not {' and '.join(given)}")
+        if self.discover is not None and given not in ([], ["replicas"]):
+            raise ValueError(f"give {given[0]} or discover, not both: discover finds all workers of the pool")
         return self
 
     @model_validator(mode="after")
@@ -743,7 +841,7 @@ class PoolConfig(Model):
     @property
     def is_managed(self) -> bool:
         """Say whether Baton starts the workers."""
-        return self.urls is None
+        return self.urls is None and (self.discover is None or self.replicas is not None)
 
 
 class ModelConfig(Model):
