@@ -195,11 +195,14 @@ class _Cluster:
             await self._tend()
 
     async def _open(self) -> None:
+        self._writer.handle = self._backend.handle
+        self._note()  # should we be killed meanwhile
         try:
             await self._backend.open([member.spec for member in self.fleet.workers])
         except BackendError as error:
             raise StartFailed(str(error)) from error
         self._writer.handle = self._backend.handle
+        self._note()
 
     async def _wait_ready(self) -> None:
         try:

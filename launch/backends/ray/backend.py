@@ -1,7 +1,7 @@
 """On Ray each worker is an actor, on whichever node has what it needs. Ray starts lost ones elsewhere.
 
 All that needs Ray is in a process of its own (`agent.py`). Neither `baton up` nor the orchestrator imports
-it, and both live on if Ray's client ends its process, as it does when the cluster's head is away for a minute.
+it, and both live on if Ray's client ends its process, as it does when the head is away for a minute.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class RayBackend(Backend):
 
     @property
     def handle(self) -> Mapping[str, str]:
-        if self._config.launch.ray.address == "local":
-            return {}  # the cluster ends with us
-        return {"address": self._address, "namespace": self._namespace}
+        address = self._address or self._config.launch.ray.address
+        # A cluster that was started here ends with us.
+        return {} if address == "local" else {"address": address, "namespace": self._namespace}
 
     async def open(self, specs: Sequence[ProcessSpec]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
