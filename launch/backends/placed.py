@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.engines.base import PlanError
+from launch.local.control import CommandFailed
 from launch.local.further import pool_of
 from launch.local.registrar import Registrar
 from launch.plan import Plan, ProcessSpec, placed_spec
@@ -64,5 +65,13 @@ class DiscoveringRegistrar(Registrar):
 
     async def undrain(self, name: str) -> None:
         """Let a worker serve again. Another start of it, which nobody has drained, does so already."""
-        if any(row.name == name and row.is_drained for row in await self.rows()):
+        if not await self._is_drained(name):
+            return
+        try:
             await super().undrain(name)
+        except CommandFailed:
+            if await self._is_drained(name):  # else it has gone meanwhile
+                raise
+
+    async def _is_drained(self, name: str) -> bool:
+        return any(row.name == name and row.is_drained for row in await self.rows())

@@ -1,4 +1,4 @@
-"""A cluster of Ray on this machine: a head without CPUs, and nodes with two each.
+"""A cluster of Ray on this machine: a head without CPUs, and nodes with three each.
 
 Lines on stdin are commands, answered by a line of JSON: `kill PID` sends SIGKILL to a raylet and adds another
 node, `left` lists the actors and placement groups that there are. It ends with its input.
@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from launch.backends.ray.cluster import SYSTEM_CONFIG
 
-CPUS = 2
+CPUS = 3
 
 
 def main() -> None:
