@@ -1012,9 +1012,58 @@ class HealthConfig(Model):
     )
 
 
-class LaunchConfig(Model):
-    """`baton up` waits so long for the processes that it starts and stops."""
+def _ray_address(value: str) -> str:
+    """Return where a cluster of Ray is. Ray's client protocol is none: it leads to a cluster from outside."""
+    if value.startswith("ray://"):
+        raise ValueError(
+            "run `baton up` on a node of the cluster, and write auto or HOST:PORT in place of ray://"
+        )
+    if value not in ("auto", "local"):
+        split_address(value)
+    return value
 
+
+def _resource(value: str) -> str:
+    if value in ("CPU", "GPU", ""):
+        raise ValueError("give CPUs as cpus, and GPUs as gpus_per_replica of the pool")
+    return value
+
+
+class RayConfig(Model):
+    """Each worker is an actor of Ray, on a node that has what it needs."""
+
+    address: Annotated[str, AfterValidator(_ray_address)] = Field(
+        "auto",
+        description="This is the cluster: the one that this machine is a node of (auto), the one whose head "
+        "is at HOST:PORT, or one that is started here for the run (local).",
+    )
+    cpus: float = Field(
+        0.1,
+        gt=0,
+        le=MAX_GPUS,
+        description="Each worker takes so many of a node's CPUs for Ray's account; nodes that offer none get "
+        "no workers.",
+    )
+    resources: dict[Annotated[str, AfterValidator(_resource)], Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Each worker takes so much of these resources, by their names in Ray."
+    )
+    spread: Literal["any", "node"] = Field(
+        "any",
+        description="The workers of a pool go to different nodes if there is room (any), or always (node), "
+        "even if some have no place then.",
+    )
+
+
+class LaunchConfig(Model):
+    """`baton up` starts workers there, and waits so long for the processes that it starts and stops."""
+
+    backend: Literal["local", "ray"] = Field(
+        "local",
+        description="Workers run there: on this machine (local), or on the nodes of a cluster of Ray (ray).",
+    )
+    ray: RayConfig = Field(
+        RayConfig(), description="This section says what workers on Ray need, if launch.backend is ray."
+    )
     start_timeout_s: Seconds = Field(
         1800.0, description="A process that is not ready this many seconds after its start has failed."
     )
