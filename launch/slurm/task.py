@@ -1,0 +1,312 @@
+"""A task of a job array runs one worker on the node where Slurm has put it, for as long as it is there.
+
+    python -m launch.slurm.task FOLDER MODEL/ROLE
+
+It picks ports, says in the folder where the worker is, starts the engine, and starts it again whenever it ends.
+These signals come from `baton up` by scancel, or from Slurm before the time is over:
+
+    TERM   let the requests under way come to their end, then end the engine and the task
+    INT    end both at once
+    USR1   end the engine, and keep the place for the next one
+    USR2   go on, after USR1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Final, Literal, cast
+
+from launch.backends.here import reachable_address
+from launch.backends.ports import WorkerPorts, take_ports
+from launch.engines import ENGINES
+from launch.engines.base import PlanError, Surroundings
+from launch.local.processes import Guard, ProcessGroup, describe_exit
+from launch.plan import ProcessSpec, worker_process
+from launch.slurm.drain import drain
+from launch.slurm.report import CONFIG, MEMBERS, State, TaskReport, write_report
+from launch.slurm.script import DRAIN_MARGIN_S, pool_of
+from launch.surroundings import look_around
+from orchestrator.config.addresses import WorkerAddress, WorkerPlace
+from orchestrator.config.options import Config, WorkerConfig, join_address
+from orchestrator.wire.info import WORKER_KEY_ENV, Role
+from orchestrator.wire.member import Member, remove_member, write_member
+
+POLL_S: Final = 0.1
+FIRST_DELAY_S: Final = 1.0  # before an engine that died is started again
+LONGEST_DELAY_S: Final = 30.0
+STABLE_S: Final = 60.0  # after so long a run the next delay is the first again
+
+# Exit codes of a task that has not started any engine, for `baton up` to tell why.
+NO_FOLDER: Final = 97
+NO_PLAN: Final = 98
+
+Wish = Literal["run", "park", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A post is what a task is for, and where it is."""
+
+    folder: Path
+    config: Config
+    place: WorkerPlace
+    incarnation: str  # JOB.INDEX.RESTARTS
+    node: str
+    host: str  # at which others reach the node
+    around: Surroundings
+
+    @property
+    def name(self) -> str:
+        return str(self.place.index)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Return the worker's GPUs, counted among those that Slurm shows to the task."""
+        pool = self.place.pool
+        return tuple(range(pool.gpus_per_replica)) if ENGINES[pool.engine].takes_gpus(pool) else ()
+
+
+def main(argv: list[str]) -> int:
+    folder, pool = Path(argv[1]), argv[2]
+    try:
+        content = (folder / CONFIG).read_bytes()
+    except OSError as error:
+        print(f"{socket.gethostname()} cannot read {folder / CONFIG}: {error.strerror}", file=sys.stderr)
+        return NO_FOLDER
+    try:
+        post = post_of(folder, Config.model_validate_json(content), pool, os.environ)
+    except (PlanError, OSError) as error:
+        print(error, file=sys.stderr)
+        return NO_PLAN
+    return asyncio.run(_run(post))
+
+
+def post_of(folder: Path, config: Config, pool: str, environ: Mapping[str, str]) -> Post:
+    """Return what this task is for, by the environment that Slurm gives it. Raises `PlanError`, `OSError`."""
+    model, _, role = pool.rpartition("/")
+    job, index = environ["SLURM_ARRAY_JOB_ID"], int(environ["SLURM_ARRAY_TASK_ID"])
+    return Post(
+        folder,
+        config,
+        _place(config, model, cast("Role", role), index),
+        incarnation=f"{job}.{index}.{environ.get('SLURM_RESTART_COUNT', '0')}",
+        node=environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        host=reachable_address(
+            filter(None, [environ.get("SLURM_SUBMIT_HOST")]), config.launch.slurm.network
+        ),
+        around=look_around(environ),
+    )
+
+
+def _place(config: Config, model: str, role: Role, index: int) -> WorkerPlace:
+    owner = next(each for each in config.models if each.name == model)
+    return WorkerPlace(owner, role, index, pool_of(config, model, role), WorkerConfig())
+
+
+async def _run(post: Post) -> int:
+    wishes = Wishes()
+    with wishes.heard(), Guard() as guard:
+        await Keeper(post, wishes, guard, Random()).keep()
+    return 0
+
+
+class Wishes:
+    """What is to become of the worker; signals change it."""
+
+    def __init__(self) -> None:
+        self.wish: Wish = "run"
+        self.is_gentle = False  # its requests come to their end first
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Hear signals until the block ends."""
+        loop = asyncio.get_running_loop()
+        heard = {
+            signal.SIGTERM: lambda: self._end(is_gentle=True),
+            signal.SIGINT: lambda: self._end(is_gentle=False),
+            signal.SIGUSR1: lambda: self._change("park"),
+            signal.SIGUSR2: lambda: self._change("run"),
+        }
+        for number, act in heard.items():
+            loop.add_signal_handler(number, act)
+        try:
+            yield
+        finally:
+            for number in heard:
+                loop.remove_signal_handler(number)
+
+    def _end(self, *, is_gentle: bool) -> None:
+        self.is_gentle = is_gentle and (self.is_gentle or self.wish != "end")
+        self.wish = "end"
+
+    def _change(self, wish: Wish) -> None:
+        if self.wish != "end":
+            self.wish = wish
+
+
+class Keeper:
+    """A keeper keeps the engine of one worker running, and tells of it."""
+
+    def __init__(self, post: Post, wishes: Wishes, guard: Guard, random: Random) -> None:
+        self._post = post
+        self._wishes = wishes
+        self._guard = guard
+        self._random = random
+        self._starts = 0
+        self._delay_s = 0.0
+        self._code: int | None = None
+
+    async def keep(self) -> None:
+        """Keep the engine running until the task is to end."""
+        while self._wishes.wish != "end":
+            if self._wishes.wish == "park":
+                self._tell("parked")
+                await self._wait_for_other_wish("park")
+                continue
+            ran_s = await self._run_once()
+            if self._wishes.wish == "run":
+                await self._wait_a_while(ran_s)
+
+    async def _run_once(self) -> float:
+        """Run the engine once; returns how many seconds it ran."""
+        begun = asyncio.get_running_loop().time()
+        try:
+            with self._ports() as ports:
+                await self._run_at(ports)
+        except (OSError, PlanError) as error:
+            print(f"the worker cannot be started: {error}", file=sys.stderr, flush=True)
+            self._tell("ended", str(error))
+        return asyncio.get_running_loop().time() - begun
+
+    def _ports(self) -> WorkerPorts:
+        place, config = self._post.place, self._post.config
+        return take_ports(
+            self._post.host,
+            place.pool.data_parallel_size,
+            self._random,
+            has_kv_events=config.routing.hears_caches(place.role),
+        )
+
+    async def _run_at(self, ports: WorkerPorts) -> None:
+        spec, member = self._planned(ports)
+        self._starts += 1
+        write_member(self._folder, member)
+        self._tell("starting")
+        group = ProcessGroup(spec, Path("/dev/stdout"), self._guard)
+        try:
+            await self._watch(group)
+            if group.exit_code() is None and self._wishes.is_gentle:
+                await self._drain(group, spec, member)
+        finally:
+            await self._end(group, member)
+
+    def _planned(self, ports: WorkerPorts) -> tuple[ProcessSpec, Member]:
+        """Return what is started, and what the orchestrator is told of it. Raises `PlanError`."""
+        post = self._post
+        address = address_of(post.place, post.host, ports)
+        spec = worker_process(post.config, post.place, address, post.gpus, post.around)
+        member = Member(
+            uid=f"{post.incarnation}.{self._starts + 1}",
+            name=post.name,
+            model=address.model,
+            role=address.role,
+            url=address.url,
+            zone=address.zone,
+        )
+        return spec, member
+
+    async def _watch(self, group: ProcessGroup) -> None:
+        """Wait until the engine ends by itself, or is to end."""
+        while group.exit_code() is None and self._wishes.wish == "run":
+            await asyncio.sleep(POLL_S)
+
+    async def _drain(self, group: ProcessGroup, spec: ProcessSpec, member: Member) -> None:
+        self._tell("stopping")
+        write_member(self._folder, replace_draining(member))
+        limit_s = self._post.config.limits.request_timeout_s + DRAIN_MARGIN_S
+        key = self._post.around.environ.get(WORKER_KEY_ENV)
+        is_free = await drain(spec.url, key, limit_s, lambda: self._is_over(group))
+        print(f"the worker is {'free' if is_free else 'not known to be free'}, and ends", flush=True)
+
+    def _is_over(self, group: ProcessGroup) -> bool:
+        return group.exit_code() is not None or not self._wishes.is_gentle
+
+    async def _end(self, group: ProcessGroup, member: Member) -> None:
+        """End the engine, if it has not ended by itself; nobody is told that there is a worker any more."""
+        died = group.exit_code()
+        if died is not None:
+            group.signal(signal.SIGKILL)  # what is left of its group is of no use
+        await group.end(self._post.config.launch.stop_timeout_s, asyncio.Event())
+        self._code = died
+        with contextlib.suppress(OSError):
+            remove_member(self._folder, member.uid)
+        if died is not None:
+            print(f"the engine ended with {describe_exit(died)}", file=sys.stderr, flush=True)
+            self._tell("ended")
+
+    async def _wait_a_while(self, ran_s: float) -> None:
+        is_first = self._delay_s == 0.0 or ran_s >= STABLE_S
+        self._delay_s = FIRST_DELAY_S if is_first else min(self._delay_s * 2, LONGEST_DELAY_S)
+        print(f"the worker starts again in {self._delay_s:g} s", file=sys.stderr, flush=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._delay_s):
+                await self._wait_for_other_wish("run")
+
+    async def _wait_for_other_wish(self, wish: Wish) -> None:
+        while self._wishes.wish == wish:  # noqa: ASYNC110  # signals come when they come
+            await asyncio.sleep(POLL_S)
+
+    # --- what is told ---------------------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path:
+        return self._post.folder / MEMBERS
+
+    def _tell(self, state: State, problem: str | None = None) -> None:
+        """Say how it stands; a folder that cannot be written now is no reason to stop serving."""
+        post = self._post
+        report = TaskReport(
+            incarnation=post.incarnation,
+            state=state,
+            starts=self._starts,
+            code=self._code,
+            node=post.node,
+            problem=problem,
+        )
+        with contextlib.suppress(OSError):
+            write_report(post.folder, post.place.model.name, post.place.role, post.name, report)
+
+
+def address_of(place: WorkerPlace, host: str, ports: WorkerPorts) -> WorkerAddress:
+    """Return the address of a worker that is at these ports of a host."""
+    return WorkerAddress(
+        name=place.name,
+        model=place.model.name,
+        served_model=place.pool.served_model or place.model.name,
+        role=place.role,
+        url=f"http://{join_address(host, ports.port)}",
+        host=host,
+        port=ports.port,
+        side_channel_port=ports.side_channel_port,
+        is_managed=True,
+        zone=place.pool.zone,
+    )
+
+
+
+    """Return the member as one that gets no new requests."""
+    return cast("Member", structs_replace(member, is_draining=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
