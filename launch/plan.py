@@ -63,9 +63,11 @@ class Plan:
 
 
 def make_plan(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> Plan:
-    """Return everything that the file puts on this machine. Raises `PlanError`."""
+    """Return everything that the file puts on this machine, or has a backend place. Raises `PlanError`."""
     if split_address(config.orchestrator.listen)[1] == 0:
         raise PlanError("orchestrator.listen has port 0: give a port, so that others can be told of it")
+    if config.launch.backend != "local":
+        return _placed_plan(config, config_path, overrides, around)
     managed = [address for address in worker_addresses(config) if address.is_managed]
     here = [address.name for address in managed if around.is_here(address.host)]
     return Plan(
@@ -74,6 +76,35 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
         elsewhere=tuple(address.name for address in managed if address.name not in here),
         url=public_url(config),
         admin=admin_url(config),
+    )
+
+
+def _placed_plan(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> Plan:
+    """Return a plan whose workers have names only: what else they need is found out where they run."""
+    places = [place for place in worker_places(config) if place.url is None]
+    for place in places:
+        _check_placed(place, config.launch.backend)
+    return Plan(
+        workers=tuple(placed_spec(place.name, place.role) for place in places),
+        orchestrator=_orchestrator(config, config_path, overrides, around),
+        elsewhere=(),
+        url=public_url(config),
+        admin=admin_url(config),
+    )
+
+
+def _check_placed(place: WorkerPlace, backend: str) -> None:
+    if place.pool.workers is not None:
+        raise PlanError(
+            f"{place.model.name}/{place.role} names hosts of its workers, but {backend} chooses where they "
+            "run: give replicas in place of workers"
+        )
+
+
+def placed_spec(name: str, role: Role) -> ProcessSpec:
+    """Return what is known beforehand of a worker that a backend places: not where it runs, nor how."""
+    return ProcessSpec(
+        name=name, role=role, argv=(), env={}, ready_url="", listens=(), log_name=log_name(name)
     )
 
 

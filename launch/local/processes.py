@@ -75,8 +75,12 @@ def _started(reading: int) -> subprocess.Popen[bytes]:
 class ProcessGroup:
     """A group has a started process as its leader, in a session of its own.
 
-    Whoever starts it must `end()` it.
+    Whoever starts it must `end()` it. It is what the local backend starts (`launch/backends/base.py`).
     """
+
+    is_kept = False
+    starts = 1
+    trouble: str | None = None
 
     def __init__(self, spec: ProcessSpec, log: Path, guard: Guard) -> None:
         """Start the leader.
@@ -84,6 +88,7 @@ class ProcessGroup:
         Raises `OSError` if that is not possible. Output is appended to the file `log`.
         """
         self._guard = guard
+        self.ready_url = spec.ready_url
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  # argv comes from the plan, no shell
                 spec.argv,
@@ -97,6 +102,11 @@ class ProcessGroup:
 
     @property
     def group(self) -> int:
+        return self._process.pid
+
+    @property
+    def pid(self) -> int | None:
+        """Return the number of the leader, also after its end."""
         return self._process.pid
 
     def exit_code(self) -> int | None:

@@ -915,8 +915,12 @@ class HealthConfig(Model):
 
 
 class LaunchConfig(Model):
-    """`baton up` waits so long for the processes that it starts and stops."""
+    """`baton up` starts workers there, and waits so long for the processes that it starts and stops."""
 
+    backend: Literal["local"] = Field(
+        "local",
+        description="Workers run there: on this machine (local).",
+    )
     start_timeout_s: Seconds = Field(
         1800.0, description="A process that is not ready this many seconds after its start has failed."
     )
