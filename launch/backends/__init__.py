@@ -6,5 +6,6 @@ from collections.abc import Mapping
 
 from launch.backends.base import Backend
 from launch.backends.local import Local
+from launch.backends.slurm import Slurm
 
-BACKENDS: Mapping[str, type[Backend]] = {"local": Local}
+BACKENDS: Mapping[str, type[Backend]] = {"local": Local, "slurm": Slurm}

@@ -19,9 +19,9 @@ class NoAddress(OSError):
 def reachable_address(peers: Iterable[str], network: str | None = None) -> str:
     """Return the address of this machine at which others reach it.
 
-    It is the one within `network`, such as 10.1.0.0/16, if that is given; else the one that is used towards the
-    first of the `peers` for which that is no loopback address; else towards anywhere; else 127.0.0.1. Raises
-    `NoAddress` if no address is within the network.
+    It is the one within `network`, such as 10.1.0.0/16, if that is given; else the one that is used towards
+    the first of the `peers` for which that is no loopback address; else towards anywhere; else 127.0.0.1.
+    Raises `NoAddress` if no address is within the network.
     """
     if network is not None:
         return _within(ip_network(network), own_addresses())

@@ -19,8 +19,8 @@ _TIMEOUT_S: Final = 5.0
 async def drain(url: str, key: str | None, limit_s: float, is_over: Callable[[], bool]) -> bool:
     """Drain the worker at `url`; returns whether it serves nothing any more.
 
-    False if that is not so after `limit_s`, if nobody can say, or as soon as `is_over` says that it need not be
-    waited for.
+    False if that is not so after `limit_s`, if nobody can say, or as soon as `is_over` says that it need not
+    be waited for.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:

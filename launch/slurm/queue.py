@@ -13,7 +13,16 @@ from launch.slurm.script import run_of
 
 # Slurm's commands try a controller that is away for 9 s, and a configuration that is not there for a minute.
 TIMEOUT_S: Final = 30.0
-_FIELDS: Final = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "RestartCnt", "exit_code", "Name")
+_FIELDS: Final = (
+    "ArrayJobID",
+    "ArrayTaskID",
+    "State",
+    "Reason",
+    "NodeList",
+    "RestartCnt",
+    "exit_code",
+    "Name",
+)
 _BETWEEN: Final = "|"
 
 _ENDED: Final = frozenset(
@@ -40,8 +49,8 @@ _REASONS: Final = {
     "BadConstraints": "no node can have what it asks for: see launch.slurm.sbatch",
     "ReqNodeNotAvail": "the nodes that it asks for are down, or reserved",
     "Licenses": "it waits for a licence",
-    "launch_failed_requeued_held": "it could not be started on its node, and is held: `scontrol release {job}` "
-    "has it tried again",
+    "launch_failed_requeued_held": "it could not be started on its node, and is held: "
+    "`scontrol release {job}` has it tried again",
 }
 
 
@@ -94,7 +103,7 @@ def submit(script: Path) -> str:
 
 
 def queue() -> list[TaskRow]:
-    """Return the tasks of all of this user's runs, also those that have ended of late. Raises `SlurmError`."""
+    """Return the tasks of all of this user's runs, with those that ended of late. Raises `SlurmError`."""
     wanted = ",".join(f"{name}:{_BETWEEN}" for name in _FIELDS)
     text = _ask("squeue", "--me", "--noheader", "--array", "--states=all", f"--Format={wanted}")
     return [*parse_queue(text)]
@@ -190,7 +199,9 @@ def _ask(*command: str) -> str:
             f"there is no {command[0]} here: run this where Slurm's commands are, such as a login node"
         ) from None
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{command[0]} has not answered after {TIMEOUT_S:g} s{_said(error.stderr)}") from error
+        raise SlurmError(
+            f"{command[0]} has not answered after {TIMEOUT_S:g} s{_said(error.stderr)}"
+        ) from error
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror or error}") from error
     if done.returncode != 0:
@@ -200,5 +211,7 @@ def _ask(*command: str) -> str:
 
 def _said(output: str | bytes | None) -> str:
     text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.splitlines() if line.strip()]
+    lines = [
+        line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.splitlines() if line.strip()
+    ]
     return f": {' / '.join(lines[:5])}" if lines else ""

@@ -1,7 +1,7 @@
 """A task says in a file what its engine does, for `baton up`, which Slurm tells of the task only.
 
-The file is beside those of the members, which tell the orchestrator where to send requests, and is replaced as
-a whole in the same way.
+The file is beside those of the members, which tell the orchestrator where to send requests, and is replaced
+as a whole in the same way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.wire.member import file_name
 
 CONFIG: Final = "config.json"  # of the run, as the tasks read it
 MEMBERS: Final = "members"
-_REPORTS: Final = "tasks"
+TASKS: Final = "tasks"
 _MAX_BYTES: Final = 64 * 1024
 
 State = Literal["starting", "ended", "parked", "stopping"]
@@ -37,7 +37,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_report(folder: Path, model: str, role: Role, name: str, report: TaskReport) -> None:
     """Write the report of a worker's task. Raises `OSError`."""
-    reports = folder / _REPORTS
+    reports = folder / TASKS
     reports.mkdir(parents=True, exist_ok=True)
     path = reports / file_name(model, role, name)
     draft = reports / f".{os.getpid()}.{os.urandom(4).hex()}.draft"
@@ -52,7 +52,7 @@ def write_report(folder: Path, model: str, role: Role, name: str, report: TaskRe
 def read_report(folder: Path, model: str, role: Role, name: str) -> TaskReport | None:
     """Return the report of a worker's task; None if there is none, or none that can be understood."""
     try:
-        with (folder / _REPORTS / file_name(model, role, name)).open("rb") as file:
+        with (folder / TASKS / file_name(model, role, name)).open("rb") as file:
             return msgspec.json.decode(file.read(_MAX_BYTES), type=TaskReport)
     except (OSError, ValueError):
         return None

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from launch.engines import ENGINES
+from launch.backends.node import gpus_of
 from launch.plan import log_name
-from orchestrator.config.options import Config, PoolConfig
+from orchestrator.config.options import Config
 from orchestrator.config.slurm import SlurmConfig, seconds_of
 from orchestrator.wire.info import Role
 
@@ -32,7 +32,7 @@ class Job:
     folder: Path  # absolute; all nodes have it
     options: SlurmConfig
     gpus: int  # for each worker
-    drain_s: float  # a worker that is asked to end goes on with its requests for so long
+    drain_s: float  # see `drain_s`
     python: str
     imports: Mapping[str, str]
 
@@ -53,22 +53,20 @@ class Job:
 
 def job_of(config: Config, model: str, role: Role, indexes: Sequence[int], **where: object) -> Job:
     """Return the job of some workers of a pool of the config; `where` are the fields that no config tells."""
-    pool = pool_of(config, model, role)
     return Job(
         model=model,
         role=role,
         indexes=indexes,
         options=config.launch.slurm,
-        gpus=pool.gpus_per_replica if ENGINES[pool.engine].takes_gpus(pool) else 0,
-        drain_s=config.limits.request_timeout_s + DRAIN_MARGIN_S,
+        gpus=gpus_of(config, f"{model}/{role}/0"),
+        drain_s=drain_s(config),
         **where,  # type: ignore[arg-type]  # the callers give what is left
     )
 
 
-def pool_of(config: Config, model: str, role: Role) -> PoolConfig:
-    """Return a pool of the config. Raises `KeyError`."""
-    pools = {(each.name, known): pool for each in config.models for known, pool in each.pools()}
-    return pools[model, role]
+def drain_s(config: Config) -> float:
+    """Return how long a worker that is asked to end goes on with its requests."""
+    return config.orchestrator.request_timeout_s + DRAIN_MARGIN_S
 
 
 def run_of(name: str) -> tuple[str, str] | None:
@@ -110,7 +108,7 @@ def _notice_s(job: Job) -> int:
 
 
 def log_pattern(job: Job) -> str:
-    """Return where the tasks write, as Slurm has it: `%a` is the number of the task, `%%` is a percent sign."""
+    """Return where the tasks write, as Slurm has it: `%a` is a task's number, `%%` a percent sign."""
     path = str(job.folder / log_name(f"{job.pool}/@"))
     head, _, tail = path.replace("%", "%%").rpartition("@")
     return f"{head}%a{tail}"

@@ -2,7 +2,8 @@
 
     python -m launch.slurm.task FOLDER MODEL/ROLE
 
-It picks ports, says in the folder where the worker is, starts the engine, and starts it again whenever it ends.
+It picks ports, says in the folder where the worker is, starts the engine, and starts it again as often as it
+ends.
 These signals come from `baton up` by scancel, or from Slurm before the time is over:
 
     TERM   let the requests under way come to their end, then end the engine and the task
@@ -21,24 +22,25 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Final, Literal, cast
 
+import msgspec.structs
+
 from launch.backends.here import reachable_address
-from launch.backends.ports import WorkerPorts, take_ports
-from launch.engines import ENGINES
-from launch.engines.base import PlanError, Surroundings
+from launch.backends.node import Reserved, place_of, spec_here
+from launch.engines.base import PlanError
+from launch.local.further import pool_of
 from launch.local.processes import Guard, ProcessGroup, describe_exit
-from launch.plan import ProcessSpec, worker_process
+from launch.plan import ProcessSpec
 from launch.slurm.drain import drain
 from launch.slurm.report import CONFIG, MEMBERS, State, TaskReport, write_report
-from launch.slurm.script import DRAIN_MARGIN_S, pool_of
-from launch.surroundings import look_around
-from orchestrator.config.addresses import WorkerAddress, WorkerPlace
-from orchestrator.config.options import Config, WorkerConfig, join_address
-from orchestrator.wire.info import WORKER_KEY_ENV, Role
+from launch.slurm.script import drain_s
+from orchestrator.config.keys import worker_key
+from orchestrator.config.options import Config
+from orchestrator.errors import SettingError
+from orchestrator.wire.info import Role
 from orchestrator.wire.member import Member, remove_member, write_member
 
 POLL_S: Final = 0.1
@@ -59,21 +61,21 @@ class Post:
 
     folder: Path
     config: Config
-    place: WorkerPlace
+    worker: str  # MODEL/ROLE/INDEX
     incarnation: str  # JOB.INDEX.RESTARTS
     node: str
     host: str  # at which others reach the node
-    around: Surroundings
+    key: str | None  # that the worker takes
 
     @property
-    def name(self) -> str:
-        return str(self.place.index)
+    def pool(self) -> tuple[str, Role]:
+        model, role = pool_of(self.worker)
+        return model, cast("Role", role)
 
     @property
-    def gpus(self) -> tuple[int, ...]:
-        """Return the worker's GPUs, counted among those that Slurm shows to the task."""
-        pool = self.place.pool
-        return tuple(range(pool.gpus_per_replica)) if ENGINES[pool.engine].takes_gpus(pool) else ()
+    def number(self) -> str:
+        """Return what the worker is called within its pool."""
+        return self.worker.rpartition("/")[2]
 
 
 def main(argv: list[str]) -> int:
@@ -85,38 +87,34 @@ def main(argv: list[str]) -> int:
         return NO_FOLDER
     try:
         post = post_of(folder, Config.model_validate_json(content), pool, os.environ)
-    except (PlanError, OSError) as error:
+    except (PlanError, SettingError, OSError) as error:
         print(error, file=sys.stderr)
         return NO_PLAN
     return asyncio.run(_run(post))
 
 
 def post_of(folder: Path, config: Config, pool: str, environ: Mapping[str, str]) -> Post:
-    """Return what this task is for, by the environment that Slurm gives it. Raises `PlanError`, `OSError`."""
-    model, _, role = pool.rpartition("/")
-    job, index = environ["SLURM_ARRAY_JOB_ID"], int(environ["SLURM_ARRAY_TASK_ID"])
+    """Return what this task is for, by the environment that Slurm gives it.
+
+    Raises `PlanError`, `SettingError`, `OSError`.
+    """
+    job, index = environ["SLURM_ARRAY_JOB_ID"], environ["SLURM_ARRAY_TASK_ID"]
+    peers = filter(None, [environ.get("SLURM_SUBMIT_HOST")])
     return Post(
         folder,
         config,
-        _place(config, model, cast("Role", role), index),
+        f"{pool}/{index}",
         incarnation=f"{job}.{index}.{environ.get('SLURM_RESTART_COUNT', '0')}",
         node=environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        host=reachable_address(
-            filter(None, [environ.get("SLURM_SUBMIT_HOST")]), config.launch.slurm.network
-        ),
-        around=look_around(environ),
+        host=reachable_address(peers, config.launch.slurm.network),
+        key=worker_key(environ),
     )
-
-
-def _place(config: Config, model: str, role: Role, index: int) -> WorkerPlace:
-    owner = next(each for each in config.models if each.name == model)
-    return WorkerPlace(owner, role, index, pool_of(config, model, role), WorkerConfig())
 
 
 async def _run(post: Post) -> int:
     wishes = Wishes()
     with wishes.heard(), Guard() as guard:
-        await Keeper(post, wishes, guard, Random()).keep()
+        await Keeper(post, wishes, guard).keep()
     return 0
 
 
@@ -157,11 +155,10 @@ class Wishes:
 class Keeper:
     """A keeper keeps the engine of one worker running, and tells of it."""
 
-    def __init__(self, post: Post, wishes: Wishes, guard: Guard, random: Random) -> None:
+    def __init__(self, post: Post, wishes: Wishes, guard: Guard) -> None:
         self._post = post
         self._wishes = wishes
         self._guard = guard
-        self._random = random
         self._starts = 0
         self._delay_s = 0.0
         self._code: int | None = None
@@ -181,61 +178,51 @@ class Keeper:
         """Run the engine once; returns how many seconds it ran."""
         begun = asyncio.get_running_loop().time()
         try:
-            with self._ports() as ports:
-                await self._run_at(ports)
+            with Reserved() as reserved:
+                await self._run_at(reserved)
         except (OSError, PlanError) as error:
             print(f"the worker cannot be started: {error}", file=sys.stderr, flush=True)
             self._tell("ended", str(error))
         return asyncio.get_running_loop().time() - begun
 
-    def _ports(self) -> WorkerPorts:
-        place, config = self._post.place, self._post.config
-        return take_ports(
-            self._post.host,
-            place.pool.data_parallel_size,
-            self._random,
-            has_kv_events=config.routing.hears_caches(place.role),
-        )
-
-    async def _run_at(self, ports: WorkerPorts) -> None:
-        spec, member = self._planned(ports)
+    async def _run_at(self, reserved: Reserved) -> None:
+        post = self._post
+        spec = spec_here(post.config, post.worker, post.host, reserved)
         self._starts += 1
+        member = self._member(spec)
         write_member(self._folder, member)
         self._tell("starting")
         group = ProcessGroup(spec, Path("/dev/stdout"), self._guard)
         try:
             await self._watch(group)
             if group.exit_code() is None and self._wishes.is_gentle:
-                await self._drain(group, spec, member)
+                await self._drain(group, member)
         finally:
             await self._end(group, member)
 
-    def _planned(self, ports: WorkerPorts) -> tuple[ProcessSpec, Member]:
-        """Return what is started, and what the orchestrator is told of it. Raises `PlanError`."""
+    def _member(self, spec: ProcessSpec) -> Member:
+        """Return what the orchestrator is told of the worker."""
         post = self._post
-        address = address_of(post.place, post.host, ports)
-        spec = worker_process(post.config, post.place, address, post.gpus, post.around)
-        member = Member(
-            uid=f"{post.incarnation}.{self._starts + 1}",
-            name=post.name,
-            model=address.model,
-            role=address.role,
-            url=address.url,
-            zone=address.zone,
+        model, role = post.pool
+        return Member(
+            uid=f"{post.incarnation}.{self._starts}",
+            name=post.number,
+            model=model,
+            role=role,
+            url=spec.url,
+            zone=place_of(post.config, post.worker, post.host).pool.zone,
         )
-        return spec, member
 
     async def _watch(self, group: ProcessGroup) -> None:
         """Wait until the engine ends by itself, or is to end."""
-        while group.exit_code() is None and self._wishes.wish == "run":
+        while group.exit_code() is None and self._wishes.wish == "run":  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
 
-    async def _drain(self, group: ProcessGroup, spec: ProcessSpec, member: Member) -> None:
+    async def _drain(self, group: ProcessGroup, member: Member) -> None:
         self._tell("stopping")
-        write_member(self._folder, replace_draining(member))
-        limit_s = self._post.config.limits.request_timeout_s + DRAIN_MARGIN_S
-        key = self._post.around.environ.get(WORKER_KEY_ENV)
-        is_free = await drain(spec.url, key, limit_s, lambda: self._is_over(group))
+        write_member(self._folder, msgspec.structs.replace(member, is_draining=True))
+        post = self._post
+        is_free = await drain(member.url, post.key, drain_s(post.config), lambda: self._is_over(group))
         print(f"the worker is {'free' if is_free else 'not known to be free'}, and ends", flush=True)
 
     def _is_over(self, group: ProcessGroup) -> bool:
@@ -284,28 +271,7 @@ class Keeper:
             problem=problem,
         )
         with contextlib.suppress(OSError):
-            write_report(post.folder, post.place.model.name, post.place.role, post.name, report)
-
-
-def address_of(place: WorkerPlace, host: str, ports: WorkerPorts) -> WorkerAddress:
-    """Return the address of a worker that is at these ports of a host."""
-    return WorkerAddress(
-        name=place.name,
-        model=place.model.name,
-        served_model=place.pool.served_model or place.model.name,
-        role=place.role,
-        url=f"http://{join_address(host, ports.port)}",
-        host=host,
-        port=ports.port,
-        side_channel_port=ports.side_channel_port,
-        is_managed=True,
-        zone=place.pool.zone,
-    )
-
-
-
-    """Return the member as one that gets no new requests."""
-    return cast("Member", structs_replace(member, is_draining=True))
+            write_report(post.folder, *post.pool, post.number, report)
 
 
 if __name__ == "__main__":

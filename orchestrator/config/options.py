@@ -21,6 +21,7 @@ from orchestrator.config.base import Model, Reloadable
 from orchestrator.config.connectors import ConnectorName
 from orchestrator.config.policies import Policy, policy_named
 from orchestrator.config.printing import masked
+from orchestrator.config.slurm import SlurmConfig
 from orchestrator.legs.connectors import NIXL
 from orchestrator.wire.info import Role
 
@@ -917,9 +918,9 @@ class HealthConfig(Model):
 class LaunchConfig(Model):
     """`baton up` starts workers there, and waits so long for the processes that it starts and stops."""
 
-    backend: Literal["local"] = Field(
+    backend: Literal["local", "slurm"] = Field(
         "local",
-        description="Workers run there: on this machine (local).",
+        description="Workers run there: on this machine (local), or where Slurm has a place (slurm).",
     )
     start_timeout_s: Seconds = Field(
         1800.0, description="A process that is not ready this many seconds after its start has failed."
@@ -947,6 +948,9 @@ class LaunchConfig(Model):
         ge=0,
         le=1e9,
         description="The logs of earlier runs have at most this many MiB together; the oldest are removed.",
+    )
+    slurm: SlurmConfig = Field(
+        SlurmConfig(), description="This section says how workers get their places from Slurm."
     )
 
 

@@ -41,7 +41,7 @@ def seconds_of(time: str) -> float:
     found = _TIME.fullmatch(time)
     if found is None:
         raise ValueError(
-            f"expected a time as Slurm has it, such as 90 (minutes), 1:30:00 or 7-0 (days-hours), got {time!r}"
+            f"expected a time of Slurm's, such as 90 (minutes), 1:30:00 or 7-0 (days-hours), got {time!r}"
         )
     days, first, second, third = (None if part is None else int(part) for part in found.groups())
     if days is not None:
@@ -93,18 +93,20 @@ class SlurmConfig(Model):
     )
     time: Annotated[str, AfterValidator(_time)] | None = Field(
         None,
-        description="A worker's job may run so long, as Slurm writes times: 90 (minutes), 12:00:00, 7-0 (days-"
-        "hours). Before its end it is drained, and asked for anew. Without it the partition's default counts.",
+        description="A worker's job may run so long, as Slurm writes times: 90 (minutes), 12:00:00, 7-0 "
+        "(days-hours). Before its end the worker is drained, and gets another place. Without it the "
+        "partition's default counts.",
     )
     sbatch: list[Annotated[str, AfterValidator(_option)]] = Field(
         [],
-        description="Jobs have these options of sbatch, too: `[--account=lab, --mem=64G]`. They win over what "
-        "Baton asks for by itself, such as --gres=gpu:N for `gpus_per_replica`.",
+        description="Jobs have these options of sbatch, too: `[--account=lab, --mem=64G]`. They win over "
+        "what Baton asks for by itself, such as --gres=gpu:N for `gpus_per_replica`.",
     )
     folder: Annotated[str, AfterValidator(_folder)] | None = Field(
         None,
-        description="All nodes, and the machine that `baton up` runs on, have this folder in common. Workers say "
-        "there where they are, and write their logs. Without it that is the run's directory, below `.baton`.",
+        description="All nodes, and the machine that `baton up` runs on, have this folder in common. Workers "
+        "say there where they are, and write their logs. Without it that is the run's directory, below "
+        "`.baton`.",
     )
     network: Annotated[str, AfterValidator(_network)] | None = Field(
         None,

@@ -74,7 +74,7 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """Have a node gone in one moment: its daemon, the steps on it and what they have started."""
         daemon = self._daemons.pop(node)
-        for pid in {daemon.pid, *_steps_of(node, self._mark)}:
+        for pid in (daemon.pid, *_steps_of(node, self._mark)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         daemon.wait()
@@ -145,21 +145,26 @@ def reaper_kill(mark: str) -> None:
         time.sleep(reaper.POLL_S)
 
 
-def _steps_of(node: str, mark: str) -> set[int]:
-    """Return the processes of the jobs on a node, and of the daemons that look after them."""
-    found = set()
-    for pid, environ in reaper.environments():
-        if mark.encode() in environ and _is_on(node, pid, environ):
-            found.add(pid)
-    return found
+def _steps_of(node: str, mark: str) -> list[int]:
+    """Return the daemons that look after the jobs on a node, then all processes of the jobs."""
+    on_node = f"SLURMD_NODENAME={node}".encode()
+    jobs = [
+        pid
+        for pid, environ in reaper.environments()
+        if mark.encode() in environ and on_node in environ.split(b"\0")
+    ]
+    return [*filter(_is_step_daemon, {_parent(pid) for pid in jobs}), *jobs]
 
 
-def _is_on(node: str, pid: int, environ: bytes) -> bool:
-    if f"SLURMD_NODENAME={node}".encode() in environ.split(b"\0"):
-        return True
+def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return words[0].endswith(b"slurmstepd") or words[0].startswith(b"slurmstepd:")
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return 0
+
+
+def _is_step_daemon(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"slurmstepd")
     return False
 
 
@@ -214,10 +219,8 @@ def _configuration(folder: Path, nodes: tuple[str, ...]) -> str:
         "JobAcctGatherType=jobacct_gather/none",
         "AccountingStorageType=accounting_storage/none",
         "GresTypes=gpu",
-        *(
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=8 RealMemory=8000"
-            for node in nodes
-        ),
+        f"NodeName=DEFAULT NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000",
+        *(f"NodeName={node} Port={free_port()}" for node in nodes),
         f"PartitionName={PARTITION} Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE State=UP",
     ]
     return "".join(f"{line}\n" for line in lines)

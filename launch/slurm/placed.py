@@ -1,0 +1,259 @@
+"""A placed task is a worker's place in Slurm as `baton up` sees it, through everything that becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from launch.slurm import queue
+from launch.slurm.queue import SlurmError, TaskRow
+from launch.slurm.report import TaskReport
+from launch.slurm.task import NO_FOLDER
+from orchestrator.wire.member import Member
+
+POLL_S: Final = 0.1
+REPEAT_S: Final = 3.0  # a signal that came before the task heard any is sent again
+WAITS_S: Final = 5.0  # in the queue, until that is worth telling
+UNSEEN_S: Final = 60.0  # a task that runs for so long has said where it is, if the folder is shared
+HASTEN_S: Final = 10.0  # between two requests to start a task that is delayed
+LONG_S: Final = 60.0  # what was so for this long is likely to stay so for a while
+UNLISTED_S: Final = 30.0  # after it was submitted a job is in the queue, or was there
+KILL_MARGIN_S: Final = 10.0  # a task ends its engine by force itself, and is ended by force so much later
+FIRST_DELAY_S: Final = 2.0  # before a job that ended by itself is submitted anew
+LONGEST_DELAY_S: Final = 120.0
+STABLE_S: Final = 300.0  # after so long a run the next delay is the first again
+
+_UNSHARED: Final = "launch.slurm.folder must be a folder that all nodes and this machine have in common"
+
+
+class PlacedTask:
+    """It is one worker's task, and the one that follows it if it ends; see `Started`."""
+
+    is_kept = True
+    pid: int | None = None  # it runs on another machine
+
+    def __init__(self, name: str, job: str, folder: Path) -> None:
+        self.name = name
+        self.pool, _, number = name.rpartition("/")
+        self.index = int(number)
+        self.starts = 1
+        self.was_ended = False  # as it was asked for
+        self.member: Member | None = None
+        self._folder = folder
+        self._report: TaskReport | None = None
+        self._is_parking = False
+        self._is_ending = False
+        self._counted: tuple[str, int] | None = None  # incarnation and start, as far as they were counted
+        self._delay_s = 0.0
+        self._refusal: str | None = None
+        self._hastened_at = -math.inf
+        self.follow(job)
+
+    def follow(self, job: str) -> None:
+        """Be the task of another job from now on."""
+        self.job = job
+        self._row: TaskRow | None = None
+        self._is_listed = False
+        self._submitted_at = self._since = time.monotonic()
+        self._due_at: float | None = None
+        self._refusal = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.job}_{self.index}"
+
+    # --- what is seen ---------------------------------------------------------------------------
+
+    def see(self, row: TaskRow | None, asked_at: float) -> None:
+        """Take over what the queue has of the task; `asked_at`, by `time.monotonic()`, tells when."""
+        if row is None and asked_at < self._submitted_at:
+            return
+        before = self._row
+        if row is not None and (
+            before is None or (row.state, row.restarts) != (before.state, before.restarts)
+        ):
+            self._since = asked_at
+        if row is not None or self._is_listed or asked_at > self._submitted_at + UNLISTED_S:
+            self._row = row
+        self._is_listed = self._is_listed or row is not None
+        if self.is_gone() and self._due_at is None:
+            self._due_at = asked_at + self._next_delay(asked_at)
+
+    def note(self, report: TaskReport | None) -> None:
+        """Take over what the task says of its engine."""
+        self._report = report
+        if report is None or report.state == "parked":
+            return
+        seen = report.incarnation, report.starts
+        if self._counted is not None and seen != self._counted:
+            is_same = self._counted[0] == report.incarnation
+            self.starts += report.starts - self._counted[1] if is_same else max(1, report.starts)
+        self._counted = seen
+
+    @property
+    def _current(self) -> TaskReport | None:
+        """Return the report, if it is of this run of the task."""
+        found = self._report
+        if found is None or self._row is None or self._row.has_ended:
+            return None
+        return found if found.incarnation == self._row.incarnation else None
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether nothing is about to change, so that nobody needs to look often."""
+        row = self._row
+        if row is None or self._is_ending or self._is_parking:
+            return False
+        is_running = row.state == "RUNNING" and self.member is not None
+        return is_running or time.monotonic() - self._since > LONG_S
+
+    # --- what is told: see `Started` ------------------------------------------------------------
+
+    @property
+    def ready_url(self) -> str:
+        member, row = self.member, self._row
+        if member is None or row is None or not member.uid.startswith(f"{row.incarnation}."):
+            return ""
+        return f"{member.url}/health"
+
+    @property
+    def trouble(self) -> str | None:
+        row = self._row
+        if row is None or row.has_ended:
+            return self._refusal
+        for_s = time.monotonic() - self._since
+        if row.is_waiting:
+            return self._told_waiting(row) if for_s > WAITS_S or row.restarts else None
+        if self._current is None and for_s > UNSEEN_S:
+            return (
+                f"job {self.id} runs on {row.node} for {UNSEEN_S:g} s, and has not said anything in "
+                f"{self._folder}: {_UNSHARED}"
+            )
+        return None
+
+    def _told_waiting(self, row: TaskRow) -> str:
+        lost = "has lost its node, and " if row.restarts else ""
+        return f"job {self.id} {lost}waits in Slurm's queue: {row.why}"
+
+    @property
+    def end_told(self) -> str:
+        """Return how the task has ended, for the user."""
+        row = self._row
+        if row is None:
+            return "and Slurm knows nothing of it any more"
+        if row.reason == "JobLaunchFailure" or row.code == NO_FOLDER:
+            return f"as {self._folder} cannot be used on {row.node or 'its node'}: {_UNSHARED}"
+        return f"with {row.state}" + ("" if row.reason in ("None", "") else f" ({row.reason})")
+
+    def exit_code(self) -> int | None:
+        row, report = self._row, self._current
+        if self.is_gone():
+            return 0 if row is None else row.code
+        if report is not None and report.state == "ended":
+            return 1 if report.code is None else report.code
+        return None
+
+    def is_gone(self) -> bool:
+        row = self._row
+        return row.has_ended if row is not None else self._is_listed
+
+    # --- what becomes of it ---------------------------------------------------------------------
+
+    @property
+    def is_delayed(self) -> bool:
+        """Return whether it has lost its node, and waits for no place but for its time."""
+        row = self._row
+        is_delayed = row is not None and row.is_waiting and row.restarts > 0 and row.reason == "BeginTime"
+        return is_delayed and time.monotonic() - self._hastened_at > HASTEN_S
+
+    def hasten(self) -> None:
+        """Have it wait for a place only, not for its time. Raises `SlurmError`."""
+        self._hastened_at = time.monotonic()
+        queue.start_now(self.id)
+
+    def is_due(self, now: float) -> bool:
+        """Return whether it has ended, and is to be submitted anew now."""
+        return not self.was_ended and not self._is_ending and self._due_at is not None and now >= self._due_at
+
+    def refuse(self, why: str, now: float) -> None:
+        """Note that it could not be submitted anew: that is tried again later."""
+        self._refusal = why
+        self._due_at = now + self._next_delay(now)
+
+    def _next_delay(self, now: float) -> float:
+        is_first = self._delay_s == 0.0 or now - self._submitted_at > STABLE_S
+        self._delay_s = FIRST_DELAY_S if is_first else min(self._delay_s * 2, LONGEST_DELAY_S)
+        return self._delay_s
+
+    def resume(self) -> None:
+        """Have the engine started in the place that was kept for it."""
+        if not self._is_parking:
+            return
+        self._is_parking = False
+        report = self._current
+        self.starts, self._counted = 1, None if report is None else (report.incarnation, report.starts + 1)
+        with contextlib.suppress(SlurmError):  # it is told again
+            queue.signal_task(self.id, "USR2")
+
+    def hang_up(self) -> None:
+        """Workers do not reload anything."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Nothing is sent: the task looks after what its engine leaves."""
+
+    def forget(self) -> None:
+        """Nothing is kept of a task that is gone."""
+
+    async def end(self, limit_s: float, hurry: asyncio.Event, *, keeps_place: bool = False) -> bool:
+        self._is_parking, self._is_ending = keeps_place, not keeps_place
+        try:
+            if keeps_place:
+                return await self._park(limit_s, hurry)
+            return await self._end(limit_s, hurry)
+        finally:
+            self.was_ended = self.was_ended or self._is_ending
+            self._is_ending = False
+
+    async def _end(self, limit_s: float, hurry: asyncio.Event) -> bool:
+        if await self._tell("INT", self.is_gone, limit_s + KILL_MARGIN_S, hurry):
+            return True
+        await asyncio.to_thread(queue.kill, [self.id])
+        await self._tell(None, self.is_gone, KILL_MARGIN_S, asyncio.Event())
+        return False
+
+    async def _park(self, limit_s: float, hurry: asyncio.Event) -> bool:
+        """Have the engine end, or the whole task: a new run of it starts an engine by itself."""
+        before = None if self._row is None else self._row.incarnation
+
+        def is_parked() -> bool:
+            row, report = self._row, self._current
+            is_another = row is not None and row.incarnation != before
+            return self.is_gone() or is_another or (report is not None and report.state == "parked")
+
+        return await self._tell("USR1", is_parked, limit_s + KILL_MARGIN_S, hurry)
+
+    async def _tell(
+        self, name: str | None, is_done: Callable[[], bool], limit_s: float, hurry: asyncio.Event
+    ) -> bool:
+        """Send the task a signal until something is so; returns whether it was before the limit."""
+        begun = told_at = time.monotonic() - REPEAT_S
+        while not is_done():
+            now = time.monotonic()
+            if hurry.is_set() or now - begun - REPEAT_S > limit_s:
+                return False
+            if name is not None and now - told_at >= REPEAT_S:
+                told_at = now
+                await asyncio.to_thread(self._signal, name)
+            await asyncio.sleep(POLL_S)
+        return True
+
+    def _signal(self, name: str) -> None:
+        if self._is_ending:
+            queue.cancel_waiting(self.id)
+        queue.signal_task(self.id, name)
