@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote
 
@@ -183,6 +183,32 @@ def worker_process(
     )
 
 
+def worker_at(
+    config: Config,
+    place: WorkerPlace,
+    ports: tuple[int, int],
+    gpus: tuple[int, ...],
+    around: Surroundings,
+) -> ProcessSpec:
+    """Return what starts a worker that the config does not place, at its host and on these ports: its own, and
+    that of its side channel. Raises `PlanError`.
+    """
+    port, side_channel = ports
+    address = WorkerAddress(
+        name=place.name,
+        model=place.model.name,
+        served_model=place.pool.served_model or place.model.name,
+        role=place.role,
+        url=f"http://{join_address(place.worker.host, port)}",
+        host=place.worker.host,
+        port=port,
+        side_channel_port=side_channel,
+        is_managed=True,
+        zone=place.pool.zone,
+    )
+    return worker_process(config, place, address, gpus, around)
+
+
 def _worker(worker: Worker) -> ProcessSpec:
     address = worker.address
     command = ENGINES[worker.place.pool.engine].command(worker)
@@ -204,6 +230,11 @@ def _with_imports(env: Mapping[str, str], around: Surroundings) -> dict[str, str
     """Return the worker's environment: where it names a PYTHONPATH and we need one, ours comes first."""
     paths = [given[PATH_ENV] for given in (around.imports, env) if given.get(PATH_ENV)]
     return {**around.imports, **env, **({PATH_ENV: os.pathsep.join(paths)} if paths else {})}
+
+
+def named(spec: ProcessSpec, name: str) -> ProcessSpec:
+    """Return the process under the name that the worker has at the orchestrator."""
+    return replace(spec, name=name, log_name=log_name(name))
 
 
 def log_name(worker: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from launch.backends.base import Backend
 from launch.backends.local import Local
-from launch.backends.slurm import Slurm
+from launch.backends.ray.backend import RayBackend
+from launch.backends.slurm.backend import SlurmBackend
 
-BACKENDS: Mapping[str, type[Backend]] = {"local": Local, "slurm": Slurm}
+BACKENDS: Mapping[str, type[Backend]] = {"local": Local, "ray": RayBackend, "slurm": SlurmBackend}

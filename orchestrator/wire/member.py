@@ -42,6 +42,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revision: Label | None = None
     zone: Label | None = None
     is_draining: bool = False  # gets no new legs, while legs under way go on
+    is_ready: bool = True  # False: it is there, and does not serve yet, or not for the moment
 
 
 class Problem(msgspec.Struct, frozen=True):
