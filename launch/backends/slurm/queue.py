@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from launch.slurm.script import run_of
+from launch.backends.slurm.script import run_of
 
 # Slurm's commands try a controller that is away for 9 s, and a configuration that is not there for a minute.
 TIMEOUT_S: Final = 30.0

@@ -1,4 +1,4 @@
-"""The Slurm backend has a job array for each pool, whose tasks run a worker each (`launch/slurm/task.py`).
+"""The Slurm backend has a job array for each pool, whose tasks run a worker each (`launch/backends/slurm/task.py`).
 
 Slurm finds the places, and finds others when a node is lost. What a worker does is read from files in a
 folder that all nodes share: the orchestrator finds the workers there, and this backend hears of their
@@ -21,11 +21,11 @@ from launch.local.further import pool_of
 from launch.local.processes import Guard
 from launch.local.upkeep import prune
 from launch.plan import ProcessSpec
-from launch.slurm import queue
-from launch.slurm.placed import PlacedTask
-from launch.slurm.queue import SlurmError, TaskRow
-from launch.slurm.report import CONFIG, MEMBERS, TASKS, read_report
-from launch.slurm.script import job_of, script
+from launch.backends.slurm import queue
+from launch.backends.slurm.placed import PlacedTask
+from launch.backends.slurm.queue import SlurmError, TaskRow
+from launch.backends.slurm.report import CONFIG, MEMBERS, TASKS, read_report
+from launch.backends.slurm.script import job_of, script
 from launch.surroundings import look_around
 from orchestrator.config.options import Config
 from orchestrator.config.printing import counted, one_line
@@ -40,7 +40,7 @@ SWEEP_S: Final = 60.0  # until the jobs of a killed run are gone
 MIB: Final = 1024 * 1024
 
 
-class Slurm(Backend):
+class SlurmBackend(Backend):
     """It submits, watches and cancels the jobs of one run."""
 
     def __init__(self, config: Config, directory: Path, say: Callable[[str], None]) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from launch.slurm import queue
-from launch.slurm.queue import SlurmError, TaskRow
-from launch.slurm.report import TaskReport
-from launch.slurm.task import NO_FOLDER
+from launch.backends.slurm import queue
+from launch.backends.slurm.queue import SlurmError, TaskRow
+from launch.backends.slurm.report import TaskReport
+from launch.backends.slurm.task import NO_FOLDER
 from orchestrator.wire.member import Member
 
 POLL_S: Final = 0.1

@@ -1,6 +1,6 @@
 """A task of a job array runs one worker on the node where Slurm has put it, for as long as it is there.
 
-    python -m launch.slurm.task FOLDER MODEL/ROLE
+    python -m launch.backends.slurm.task FOLDER MODEL/ROLE
 
 It picks ports, says in the folder where the worker is, starts the engine, and starts it again as often as it
 ends.
@@ -34,9 +34,9 @@ from launch.engines.base import PlanError
 from launch.local.further import pool_of
 from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.plan import ProcessSpec
-from launch.slurm.drain import drain
-from launch.slurm.report import CONFIG, MEMBERS, State, TaskReport, write_report
-from launch.slurm.script import drain_s
+from launch.backends.slurm.drain import drain
+from launch.backends.slurm.report import CONFIG, MEMBERS, State, TaskReport, write_report
+from launch.backends.slurm.script import drain_s
 from orchestrator.config.keys import worker_key
 from orchestrator.config.options import Config
 from orchestrator.errors import SettingError

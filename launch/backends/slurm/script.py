@@ -79,7 +79,7 @@ def script(job: Job) -> str:
     """Return what sbatch is to be given."""
     options = "".join(f"#SBATCH {option}\n" for option in _options(job))
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(job.imports.items()))
-    task = shlex.join((job.python, "-m", "launch.slurm.task", str(job.folder), job.pool))
+    task = shlex.join((job.python, "-m", "launch.backends.slurm.task", str(job.folder), job.pool))
     # A signal that comes before Python hears it must not end the task; its children get the defaults back.
     return f"#!/bin/bash\n{options}{exports}trap '' USR1 USR2\nexec {task}\n"
 
