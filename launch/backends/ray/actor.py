@@ -60,7 +60,9 @@ class WorkerActor:
 
     def _start(self, order: bytes, name: str, environ: Mapping[str, str], version: str) -> None:
         if version != __version__:
-            raise PlanError(f"Baton {__version__} is installed there, and `baton up` is {version}: make them equal")
+            raise PlanError(
+                f"Baton {__version__} is installed there, and `baton up` is {version}: make them equal"
+            )
         inherited = {**_environ(), **environ}
         spec = spec_here(pickle.loads(order), name, self._host, self._reserved, inherited)  # noqa: S301  # our own
         self._group = ProcessGroup(spec, self._output.path, self._guard, inherited)

@@ -139,7 +139,9 @@ class Places:
             return self._told.get(worker.name)
         if self._table(group)["state"] in ("PENDING", "RESCHEDULING"):
             return f"no place for it: {self._missing(self._pool(worker.name))}"
-        return "out of reach: Ray starts it again once it knows that it is lost" if worker.was_reached else None
+        return (
+            "out of reach: Ray starts it again once it knows that it is lost" if worker.was_reached else None
+        )
 
     def _missing(self, pool: Pool) -> str:
         """Return what the cluster has not, or not now, that a worker needs."""
@@ -155,7 +157,9 @@ class Places:
                 f"there are {fitting}"
             )
         free = {key: self._ray.available_resources().get(key, 0.0) for key in pool.bundle}
-        return f"a worker of {pool.name} needs {needs}, and all that the cluster has free is {_described(free)}"
+        return (
+            f"a worker of {pool.name} needs {needs}, and all that the cluster has free is {_described(free)}"
+        )
 
 
 def _has(resources: Mapping[str, float], bundle: Mapping[str, float]) -> bool:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Final, Self, cast
 
 from launch.backends.base import Backend, BackendError
-from launch.local.further import pool_of
-from launch.local.processes import Guard
-from launch.local.upkeep import prune
-from launch.plan import ProcessSpec
 from launch.backends.slurm import queue
 from launch.backends.slurm.placed import PlacedTask
 from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import CONFIG, MEMBERS, TASKS, read_report
 from launch.backends.slurm.script import job_of, script
+from launch.local.further import pool_of
+from launch.local.processes import Guard
+from launch.local.upkeep import prune
+from launch.plan import ProcessSpec
 from launch.surroundings import look_around
 from orchestrator.config.options import Config
 from orchestrator.config.printing import counted, one_line

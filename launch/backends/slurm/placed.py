@@ -13,8 +13,7 @@ from typing import Final
 
 from launch.backends.slurm import queue
 from launch.backends.slurm.queue import SlurmError, TaskRow
-from launch.backends.slurm.report import TaskReport
-from launch.backends.slurm.task import NO_FOLDER
+from launch.backends.slurm.report import NO_FOLDER, TaskReport
 from orchestrator.wire.member import Member
 
 POLL_S: Final = 0.1

@@ -21,6 +21,10 @@ MEMBERS: Final = "members"
 TASKS: Final = "tasks"
 _MAX_BYTES: Final = 64 * 1024
 
+# Exit codes of a task that has not started any engine.
+NO_FOLDER: Final = 97
+NO_PLAN: Final = 98
+
 State = Literal["starting", "ended", "parked", "stopping"]
 
 

@@ -66,7 +66,7 @@ def job_of(config: Config, model: str, role: Role, indexes: Sequence[int], **whe
 
 def drain_s(config: Config) -> float:
     """Return how long a worker that is asked to end goes on with its requests."""
-    return config.orchestrator.request_timeout_s + DRAIN_MARGIN_S
+    return config.orchestrator.limits.request_timeout_s + DRAIN_MARGIN_S
 
 
 def run_of(name: str) -> tuple[str, str] | None:

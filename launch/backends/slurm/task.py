@@ -30,13 +30,13 @@ import msgspec.structs
 
 from launch.backends.here import reachable_address
 from launch.backends.node import Reserved, place_of, spec_here
+from launch.backends.slurm.drain import drain
+from launch.backends.slurm.report import CONFIG, MEMBERS, NO_FOLDER, NO_PLAN, State, TaskReport, write_report
+from launch.backends.slurm.script import drain_s
 from launch.engines.base import PlanError
 from launch.local.further import pool_of
 from launch.local.processes import Guard, ProcessGroup, describe_exit
 from launch.plan import ProcessSpec
-from launch.backends.slurm.drain import drain
-from launch.backends.slurm.report import CONFIG, MEMBERS, State, TaskReport, write_report
-from launch.backends.slurm.script import drain_s
 from orchestrator.config.keys import worker_key
 from orchestrator.config.options import Config
 from orchestrator.errors import SettingError
@@ -47,10 +47,6 @@ POLL_S: Final = 0.1
 FIRST_DELAY_S: Final = 1.0  # before an engine that died is started again
 LONGEST_DELAY_S: Final = 30.0
 STABLE_S: Final = 60.0  # after so long a run the next delay is the first again
-
-# Exit codes of a task that has not started any engine, for `baton up` to tell why.
-NO_FOLDER: Final = 97
-NO_PLAN: Final = 98
 
 Wish = Literal["run", "park", "end"]
 
