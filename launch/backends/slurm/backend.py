@@ -1,4 +1,4 @@
-"""The Slurm backend has a job array for each pool, whose tasks run a worker each (`launch/backends/slurm/task.py`).
+"""On Slurm each pool is a job array, whose tasks run a worker each (`launch/backends/slurm/task.py`).
 
 Slurm finds the places, and finds others when a node is lost. What a worker does is read from files in a
 folder that all nodes share: the orchestrator finds the workers there, and this backend hears of their
