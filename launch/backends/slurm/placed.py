@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from launch.backends.base import BackendError
 from launch.backends.slurm import queue
 from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import NO_FOLDER, TaskReport
@@ -42,12 +41,12 @@ class PlacedTask:
         self.pool, _, number = name.rpartition("/")
         self.index = int(number)
         self.starts = 1
-        self.was_ended = False  # as it was asked for
+        self.is_left = False  # its place is given up
         self.member: Member | None = None
         self._folder = folder
         self._report: TaskReport | None = None
-        self._is_parking = False
-        self._is_ending = False
+        self._is_parked = False  # no engine is wanted in its place now
+        self._is_ending = False  # somebody waits for that
         self._counted: tuple[str, int] | None = None  # incarnation and start, as far as they were counted
         self._delay_s = 0.0
         self._refusal: str | None = None
@@ -107,9 +106,9 @@ class PlacedTask:
     def is_settled(self) -> bool:
         """Return whether nothing is about to change, so that nobody needs to look often."""
         row = self._row
-        if row is None or self._is_ending or self._is_parking:
+        if row is None or self._is_ending:
             return False
-        is_running = row.state == "RUNNING" and self.member is not None
+        is_running = row.state == "RUNNING" and (self.member is not None or self._is_parked)
         return is_running or time.monotonic() - self._since > LONG_S
 
     # --- what is told: see `Started` ------------------------------------------------------------
@@ -178,7 +177,7 @@ class PlacedTask:
 
     def is_due(self, now: float) -> bool:
         """Return whether it has ended, and is to be submitted anew now."""
-        return not self.was_ended and not self._is_ending and self._due_at is not None and now >= self._due_at
+        return not self._is_parked and self._due_at is not None and now >= self._due_at
 
     def refuse(self, why: str, now: float) -> None:
         """Note that it could not be submitted anew: that is tried again later."""
@@ -190,69 +189,73 @@ class PlacedTask:
         self._delay_s = FIRST_DELAY_S if is_first else min(self._delay_s * 2, LONGEST_DELAY_S)
         return self._delay_s
 
+    # Slurm would give a place that is not kept to somebody else's job: a worker that is ended leaves its task
+    # behind, which waits to be used again, or to be told that it is not.
+
+    @property
+    def is_unruly(self) -> bool:
+        """Return whether it has an engine though that was ended: Slurm has moved the task meanwhile."""
+        report = self._current
+        return self._is_parked and not self._is_ending and report is not None and report.state == "starting"
+
     def resume(self) -> None:
         """Have the engine started in the place that was kept for it."""
-        if not self._is_parking:
+        if not self._is_parked:
             return
-        self._is_parking = False
+        self._is_parked = False
         report = self._current
         self.starts, self._counted = 1, None if report is None else (report.incarnation, report.starts + 1)
-        with contextlib.suppress(SlurmError):  # it is told again
-            queue.signal_task(self.id, "USR2")
+        queue.signal_task(self.id, "USR2")
+
+    def park(self) -> None:
+        """Have the engine ended, and its place kept; a task that has no place yet leaves the queue. Raises
+        `SlurmError`.
+        """
+        self._is_parked = True
+        queue.cancel_waiting(self.id)
+        queue.signal_task(self.id, "USR1")
+
+    def leave(self) -> None:
+        """Have the place given up. Raises `SlurmError`."""
+        self.is_left = True
+        queue.cancel_waiting(self.id)
+        queue.signal_task(self.id, "INT")
 
     def hang_up(self) -> None:
-        """Workers do not reload anything."""
+        """Do nothing: workers do not reload anything."""
 
     def signal(self, number: signal.Signals) -> None:
-        """Nothing is sent: the task looks after what its engine leaves."""
+        """Do nothing: the task looks after what its engine leaves."""
 
     def forget(self) -> None:
-        """Nothing is kept of a task that is gone."""
+        """Do nothing: nothing is kept of a task that is gone."""
 
-    async def end(self, limit_s: float, hurry: asyncio.Event, *, keeps_place: bool = False) -> bool:
-        self._is_parking, self._is_ending = keeps_place, not keeps_place
+    async def end(self, limit_s: float, hurry: asyncio.Event) -> bool:
+        self._is_ending = True
         try:
-            if keeps_place:
-                return await self._park(limit_s, hurry)
-            return await self._end(limit_s, hurry)
+            if await self._wait_parked(limit_s + KILL_MARGIN_S, hurry):
+                return True
+            await asyncio.to_thread(queue.kill, [self.id])
+            return False
+        except SlurmError as error:
+            raise BackendError(f"{self.name} cannot be ended: {error}") from error
         finally:
-            self.was_ended = self.was_ended or self._is_ending
             self._is_ending = False
 
-    async def _end(self, limit_s: float, hurry: asyncio.Event) -> bool:
-        if await self._tell("INT", self.is_gone, limit_s + KILL_MARGIN_S, hurry):
-            return True
-        await asyncio.to_thread(queue.kill, [self.id])
-        await self._tell(None, self.is_gone, KILL_MARGIN_S, asyncio.Event())
-        return False
-
-    async def _park(self, limit_s: float, hurry: asyncio.Event) -> bool:
-        """Have the engine end, or the whole task: a new run of it starts an engine by itself."""
-        before = None if self._row is None else self._row.incarnation
-
-        def is_parked() -> bool:
-            row, report = self._row, self._current
-            is_another = row is not None and row.incarnation != before
-            return self.is_gone() or is_another or (report is not None and report.state == "parked")
-
-        return await self._tell("USR1", is_parked, limit_s + KILL_MARGIN_S, hurry)
-
-    async def _tell(
-        self, name: str | None, is_done: Callable[[], bool], limit_s: float, hurry: asyncio.Event
-    ) -> bool:
-        """Send the task a signal until something is so; returns whether it was before the limit."""
-        begun = told_at = time.monotonic() - REPEAT_S
-        while not is_done():
+    async def _wait_parked(self, limit_s: float, hurry: asyncio.Event) -> bool:
+        """Have the engine ended; returns whether it was before the limit."""
+        begun = time.monotonic()
+        told_at = -math.inf
+        while not self._has_no_engine():
             now = time.monotonic()
-            if hurry.is_set() or now - begun - REPEAT_S > limit_s:
+            if hurry.is_set() or now - begun > limit_s:
                 return False
-            if name is not None and now - told_at >= REPEAT_S:
+            if now - told_at >= REPEAT_S:
                 told_at = now
-                await asyncio.to_thread(self._signal, name)
+                await asyncio.to_thread(self.park)
             await asyncio.sleep(POLL_S)
         return True
 
-    def _signal(self, name: str) -> None:
-        if self._is_ending:
-            queue.cancel_waiting(self.id)
-        queue.signal_task(self.id, name)
+    def _has_no_engine(self) -> bool:
+        report = self._current
+        return self.is_gone() or (report is not None and report.state == "parked")
