@@ -36,6 +36,7 @@ from orchestrator.wire.member import Member, read_members, remove_member
 FAST_S: Final = 0.5
 SLOW_S: Final = 5.0
 TICK_S: Final = 0.1
+OBEYS_S: Final = 20.0  # until tasks that are told to end are killed
 SWEEP_S: Final = 60.0  # until the jobs of a killed run are gone
 MIB: Final = 1024 * 1024
 
@@ -52,6 +53,7 @@ class SlurmBackend(Backend):
         self._folder = self._directory if given is None else Path(given).absolute() / self._run
         self._around = look_around()
         self._tasks: dict[str, PlacedTask] = {}  # by the worker's name
+        self._leaving: list[PlacedTask] = []  # their places are given up
         self._watching: asyncio.Task[None] | None = None
         self._silence: str | None = None  # why Slurm does not answer now
         self._problems: set[str] = set()  # of the folder, that were told
@@ -81,11 +83,22 @@ class SlurmBackend(Backend):
 
     def start(self, spec: ProcessSpec, log: Path) -> PlacedTask:
         task = self._tasks.get(spec.name)
-        if task is not None and not task.was_ended:
-            task.resume()
-            return task
-        self._enlist([spec], self._submit([spec]))
+        if task is None or task.is_gone():
+            self._enlist([spec], self._submit([spec]))
+        else:
+            self._resume(task)
         return self._tasks[spec.name]
+
+    def _resume(self, task: PlacedTask) -> None:
+        try:
+            task.resume()
+        except SlurmError as error:
+            raise BackendError(str(error)) from error
+
+    def dismiss(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            self._leaving.append(task)
 
     def _enlist(self, specs: Iterable[ProcessSpec], job: str) -> None:
         for spec in specs:
@@ -154,7 +167,7 @@ class SlurmBackend(Backend):
             await asyncio.sleep(TICK_S)  # many things change what is settled
 
     def _is_settled(self) -> bool:
-        return all(task.is_settled for task in self._tasks.values())
+        return not self._leaving and all(task.is_settled for task in self._tasks.values())
 
     async def _look(self) -> None:
         asked_at = time.monotonic()
@@ -165,7 +178,7 @@ class SlurmBackend(Backend):
             return
         self._note_silence(None)
         ours = {(row.job, row.pool, row.index): row for row in rows if row.run == self._run}
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *self._leaving):
             task.see(ours.get((task.job, task.pool, task.index)), asked_at)
         members = self._read_members()
         self._clear_stale(members, ours.values())
@@ -212,13 +225,19 @@ class SlurmBackend(Backend):
                     remove_member(self.members, member.uid)
 
     async def _move_on(self) -> None:
-        """Have tasks that lost their node wait no longer than they must, and submit anew what has ended."""
+        """Have tasks that lost their node wait no longer than they must, submit anew what has ended, and have
+        those end that nobody wants any more.
+        """
+        self._leaving = [task for task in self._leaving if not task.is_gone()]
         for task in [*self._tasks.values()]:
-            if task.is_delayed:
-                with contextlib.suppress(SlurmError):  # it waits for its time then
-                    await asyncio.to_thread(task.hasten)
-            elif task.is_due(time.monotonic()):
+            if task.is_due(time.monotonic()):
                 await self._submit_again(task)
+        acts = [task.leave for task in self._leaving]
+        acts += [task.hasten for task in self._tasks.values() if task.is_delayed]
+        acts += [task.park for task in self._tasks.values() if task.is_unruly]
+        for act in acts:
+            with contextlib.suppress(SlurmError):  # tried again at the next look
+                await asyncio.to_thread(act)
 
     async def _submit_again(self, task: PlacedTask) -> None:
         spec = ProcessSpec(task.name, cast("Role", pool_of(task.name)[1]), (), {}, "", (), "")
@@ -268,11 +287,19 @@ def is_stale(uid: str, rows: Mapping[tuple[str, int], TaskRow]) -> bool:
 
 def end_all(run: str) -> None:
     """End all jobs of a run, and wait until there is none. Raises `SlurmError`."""
-    end = time.monotonic() + SWEEP_S
+    begun = time.monotonic()
     while left := sorted({row.job for row in queue.queue() if row.run == run and not row.has_ended}):
-        if time.monotonic() > end:
-            raise SlurmError(
-                f"{counted(len(left), 'job')} still there after {SWEEP_S:g} s: {', '.join(left)}"
-            )
-        queue.kill(left)
+        since = time.monotonic() - begun
+        if since > SWEEP_S:
+            jobs = f"{counted(len(left), 'job')}, {', '.join(left)},"
+            raise SlurmError(f"{jobs} had not ended after {SWEEP_S:g} s: `scancel` may end them")
+        _end(left, by_force=since > OBEYS_S)
         time.sleep(FAST_S)
+
+
+def _end(jobs: Sequence[str], *, by_force: bool) -> None:
+    for job in jobs:
+        queue.cancel_waiting(job)
+        queue.signal_task(job, "INT")
+    if by_force:
+        queue.kill(jobs)

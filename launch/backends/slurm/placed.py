@@ -41,7 +41,6 @@ class PlacedTask:
         self.pool, _, number = name.rpartition("/")
         self.index = int(number)
         self.starts = 1
-        self.is_left = False  # its place is given up
         self.member: Member | None = None
         self._folder = folder
         self._report: TaskReport | None = None
@@ -217,7 +216,6 @@ class PlacedTask:
 
     def leave(self) -> None:
         """Have the place given up. Raises `SlurmError`."""
-        self.is_left = True
         queue.cancel_waiting(self.id)
         queue.signal_task(self.id, "INT")
 
