@@ -27,7 +27,7 @@ class ProcessSpec:
 
     name: str  # MODEL/ROLE/INDEX, or "orchestrator"
     role: Role | Literal["orchestrator", "build"]
-    argv: tuple[str, ...]
+    argv: tuple[str, ...]  # empty if a backend finds out where it runs, and how
     env: Mapping[str, str]  # on top of the inherited environment
     ready_url: str  # answers 200 once the process is up
     listens: tuple[tuple[str, int], ...]  # (host, port): must be free before the start
@@ -56,11 +56,17 @@ class Plan:
     admin: str | None = None  # where operators reach the admin listener; None without one
     discovered: tuple[str, ...] = ()  # pools whose workers the orchestrator finds, each with its source
     build: ProcessSpec | None = None  # builds the orchestrator's compiled form meanwhile, and ends
+    backend: str = "local"  # places the workers
 
     @property
     def processes(self) -> tuple[ProcessSpec, ...]:
         """Return all of them in the order of their start."""
         return (*self.workers, self.orchestrator)
+
+    @property
+    def here(self) -> tuple[ProcessSpec, ...]:
+        """Return those that run on this machine."""
+        return tuple(spec for spec in self.processes if spec.argv)
 
 
 def make_plan(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> Plan:
@@ -92,6 +98,8 @@ def _placed_plan(config: Config, config_path: str, overrides: Sequence[str], aro
         elsewhere=(),
         url=public_url(config),
         admin=admin_url(config),
+        discovered=tuple(_discovered(config)),
+        backend=config.launch.backend,
     )
 
 
@@ -199,8 +207,8 @@ def worker_at(
     gpus: tuple[int, ...],
     around: Surroundings,
 ) -> ProcessSpec:
-    """Return what starts a worker that the config does not place, at its host and on these ports: its own, and
-    that of its side channel. Raises `PlanError`.
+    """Return what starts a worker that the config does not place, at its host and on these ports: its own,
+    and that of its side channel. Raises `PlanError`.
     """
     port, side_channel = ports
     address = WorkerAddress(

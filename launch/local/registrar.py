@@ -39,6 +39,8 @@ class Registrar:
         self._url = url
         self._headers = {"authorization": f"Bearer {key}"}
 
+    is_discovering = False  # the orchestrator finds by itself which workers come and go
+
     @property
     def has_listener(self) -> bool:
         """Return whether there is an admin listener: without one no worker comes or goes."""

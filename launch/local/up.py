@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from launch.backends import BACKENDS
+from launch.backends.placed import DiscoveringRegistrar, PlacedWorkers, with_members
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.building import build_spec
@@ -21,11 +22,12 @@ from launch.local.logs import make_run_directory
 from launch.local.member import Limits
 from launch.local.output import Output
 from launch.local.progress import make_progress
+from launch.local.registrar import Registrar
 from launch.local.run_state import StateWriter
 from launch.local.supervise import Site, supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
-from launch.remote import is_alive
+from launch.remote import is_alive, runs_left
 from launch.surroundings import look_around, port_problem, taken_ports
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
@@ -65,18 +67,23 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
     started = plan.processes if plan.build is None else (*plan.processes, plan.build)
     logs = {spec.name: str(directory / spec.log_name) for spec in started}
     progress = make_progress(errors, logs)
+    for left in runs_left(config_path):
+        progress.say(f"{left} was killed, and may have left workers: `baton down --state {left.directory}`")
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")
     key = secrets.token_urlsafe(32)
-    make = partial(BACKENDS[config.launch.backend].make, config, directory, progress.say)
+    kind = BACKENDS[config.launch.backend]
+    is_here = kind.is_here
     site = Site(
         directory,
         _limits(config),
         progress,
         StateWriter(directory, config_path, plan.url, plan.admin, progress.say, config.launch.backend),
-        FurtherWorkers(config, look_around(), _is_free, count_gpus),
+        FurtherWorkers(config, look_around(), _is_free, count_gpus) if is_here else PlacedWorkers(config),
         key,
-        make,
+        partial(kind.make, config, directory, progress.say),
+        Registrar if is_here else DiscoveringRegistrar,
+        partial(with_members, config),
     )
     return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan, errors)))
 

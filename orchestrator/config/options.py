@@ -1009,9 +1009,11 @@ class HealthConfig(Model):
 
 
 def _ray_address(value: str) -> str:
-    """Return where a cluster of Ray is: not Ray's client protocol, which has no node that workers are near to."""
+    """Return where a cluster of Ray is. Ray's client protocol is none: it leads to a cluster from outside."""
     if value.startswith("ray://"):
-        raise ValueError("run `baton up` on a node of the cluster, and write auto or HOST:PORT in place of ray://")
+        raise ValueError(
+            "run `baton up` on a node of the cluster, and write auto or HOST:PORT in place of ray://"
+        )
     if value not in ("auto", "local"):
         split_address(value)
     return value
@@ -1043,8 +1045,8 @@ class RayConfig(Model):
     )
     spread: Literal["any", "node"] = Field(
         "any",
-        description="The workers of a pool go to different nodes where there is room (any), or always (node): "
-        "those for which there is no node more wait then.",
+        description="The workers of a pool go to different nodes if there is room (any), or always (node), "
+        "even if some have no place then.",
     )
 
 

@@ -1,8 +1,8 @@
 """An actor of Ray runs one worker on its node: it ends with its engine, and the engine with it.
 
-Ray starts it, and starts it again wherever there is room, as often as it or its node is lost. It tells what it
-does when it is asked (`report`), as nothing else is known to reach the machine of `baton up`: no file system is
-shared. Baton must be installed on the nodes.
+Ray starts it, and starts it again wherever there is room, as often as it or its node is lost. It tells what
+happens when it is asked (`report`), as no file system is shared with the machine of `baton up`. Baton must be
+installed on the nodes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAILED: Final = 2  # the exit code of an engine that could not be started
 
 
 class WorkerActor:
-    """Calls come in threads of their own: `report` waits for news, and others are to come through meanwhile."""
+    """Calls come in threads of their own: `report` waits for news, and others come through meanwhile."""
 
     def __init__(self, order: bytes, name: str, environ: Mapping[str, str], version: str) -> None:
         """Start the engine of the worker `name` of a config, which `order` has in pickled form."""
@@ -71,8 +71,8 @@ class WorkerActor:
     def report(self, uid: str, offset: int, delay_s: float, wait_s: float) -> dict[str, Any]:
         """Return what is known, once there is news or after `wait_s`.
 
-        The caller knows the start `uid`, and its output up to `offset`. Should the engine end, the actor waits for
-        `delay_s` until it ends, too.
+        The caller knows the start `uid`, and its output up to `offset`. Should the engine end, the actor ends
+        `delay_s` after it.
         """
         self._delay_s = delay_s
         offset = offset if uid == self._uid else 0
@@ -120,7 +120,7 @@ class WorkerActor:
 
 
 class _Output:
-    """An engine writes to a file that has no name once it runs, so that nothing is left of it after the end."""
+    """An engine writes to a file that has no name once it runs: nothing is left of it after the end."""
 
     def __init__(self) -> None:
         descriptor, name = tempfile.mkstemp(prefix="baton-", suffix=".log")
@@ -144,7 +144,7 @@ class _Output:
         return os.fstat(self._file.fileno()).st_size
 
     def after(self, offset: int) -> tuple[int, bytes]:
-        """Return where the caller goes on, and what was written from `offset` on; what it has is forgotten."""
+        """Return where the caller goes on, and what was written from `offset` on; the rest is forgotten."""
         with self._lock:
             start = max(0, offset - self._dropped)
             if start >= FORGET_LOG_BYTES or self._size() > MAX_LOG_BYTES:
