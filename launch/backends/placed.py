@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.engines.base import PlanError
+from launch.local.control import CommandFailed
 from launch.local.further import pool_of
 from launch.local.registrar import Registrar
 from launch.plan import Plan, ProcessSpec, placed_spec
@@ -65,4 +66,8 @@ class DiscoveringRegistrar(Registrar):
     async def undrain(self, name: str) -> None:
         """Let a worker serve again. Another start of it, which nobody has drained, does so already."""
         if any(row.name == name and row.is_drained for row in await self.rows()):
-            await super().undrain(name)
+            try:
+                await super().undrain(name)
+            except CommandFailed as error:
+                if "is being removed" not in str(error):  # its member's file is gone, and so is it in a moment
+                    raise
