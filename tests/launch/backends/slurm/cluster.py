@@ -42,7 +42,7 @@ def _program(name: str) -> str | None:
 
 
 @dataclass
-class Cluster:
+class SlurmCluster:
     """Nodes are called `n1`, `n2`, ... `environ` has what Slurm's commands need to find the cluster."""
 
     folder: Path
@@ -78,6 +78,27 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         daemon.wait()
+
+    def stop_controller(self) -> None:
+        """Have Slurm answer nobody; the nodes and the jobs go on."""
+        daemon = self._daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait()
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", "slurmctld", "-D")
+
+    def hide(self, folder: Path | None, node: str) -> None:
+        """Have a node, which is idle, see nothing of a folder; or see all again."""
+        daemon = self._daemons.pop(node)
+        daemon.terminate()
+        daemon.wait()
+        if folder is None:
+            self.start_node(node)
+        else:
+            script = 'mount -t tmpfs none "$1" && exec slurmd -D -N "$2"'
+            self._start(node, "unshare", "--mount", "sh", "-c", script, "sh", str(folder), node)
+        self._wait(node, lambda: self.state_of(node) == "idle")
 
     @property
     def _mark(self) -> str:
@@ -169,7 +190,7 @@ def _is_step_daemon(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def slurm_cluster(folder: Path, nodes: int = 4) -> Iterator[Cluster]:
+def slurm_cluster(folder: Path, nodes: int = 4) -> Iterator[SlurmCluster]:
     """Start a cluster, and yield it once all nodes are idle; its folder must be new."""
     names = tuple(f"n{number}" for number in range(1, nodes + 1))
     for name in ("munge", "state", "spool"):
@@ -180,7 +201,7 @@ def slurm_cluster(folder: Path, nodes: int = 4) -> Iterator[Cluster]:
     configuration = folder / "slurm.conf"
     configuration.write_text(_configuration(folder, names))
     environ = {"SLURM_CONF": str(configuration), MARK: secrets.token_hex(8)}
-    cluster = Cluster(folder, names, environ)
+    cluster = SlurmCluster(folder, names, environ)
     try:
         cluster._start_all()
         yield cluster
@@ -219,8 +240,8 @@ def _configuration(folder: Path, nodes: tuple[str, ...]) -> str:
         "JobAcctGatherType=jobacct_gather/none",
         "AccountingStorageType=accounting_storage/none",
         "GresTypes=gpu",
-        f"NodeName=DEFAULT NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000",
-        *(f"NodeName={node} Port={free_port()}" for node in nodes),
+        "NodeName=DEFAULT CPUs=8 RealMemory=8000",
+        *(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}" for node in nodes),
         f"PartitionName={PARTITION} Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE State=UP",
     ]
     return "".join(f"{line}\n" for line in lines)
@@ -228,7 +249,7 @@ def _configuration(folder: Path, nodes: tuple[str, ...]) -> str:
 
 if __name__ == "__main__":  # by hand: a shell's Slurm until Ctrl-C
     assert lacks() is None, lacks()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     with slurm_cluster(Path(sys.argv[1])) as made:
         print("".join(f"export {name}={value}\n" for name, value in made.environ.items()), flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.sigwait((signal.SIGINT, signal.SIGTERM))

@@ -92,9 +92,7 @@ def test_a_job_is_known_by_its_number(commands: Path) -> None:
 @pytest.mark.processes
 def test_slurm_may_not_answer(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "TIMEOUT_S", 0.2)
-    write_command(
-        commands, "squeue", "echo 'slurm_load_jobs error' >&2; exec /bin/sleep 60"
-    )
+    write_command(commands, "squeue", "echo 'slurm_load_jobs error' >&2; exec /bin/sleep 60")
     with pytest.raises(SlurmError, match=r"squeue has not answered after 0\.2 s"):
         queue.queue()
 
