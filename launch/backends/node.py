@@ -80,7 +80,7 @@ def spec_here(
     raise PlanError(f"no ports between {FIRST_PORT} and {LAST_PORT} are free on {host}")
 
 
-def place_of(config: Config, name: str, host: str) -> WorkerPlace:
+def place_of(config: Config, name: str, host: str = "localhost") -> WorkerPlace:
     """Return the place of a worker of one of the config's pools. Raises `PlanError` if there is none."""
     model_name, role_name = pool_of(name)
     for model in config.models:
@@ -92,7 +92,7 @@ def place_of(config: Config, name: str, host: str) -> WorkerPlace:
 
 def gpus_of(config: Config, name: str) -> int:
     """Return how many GPUs a worker takes. Raises `PlanError`."""
-    place = place_of(config, name, "localhost")
+    place = place_of(config, name)
     return place.pool.gpus_per_replica if _takes_gpus(place) else 0
 
 

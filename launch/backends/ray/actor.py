@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from launch.engines.base import PlanError
 from launch.local.processes import DistantGuard, ProcessGroup
 from orchestrator import __version__
 from orchestrator.compiled import ROOT
+from orchestrator.config.options import Config
 from orchestrator.interpreter import PATH_ENV
 
 POLL_S: Final = 0.1
@@ -36,8 +36,8 @@ FAILED: Final = 2  # the exit code of an engine that could not be started
 class WorkerActor:
     """Calls come in threads of their own: `report` waits for news, and others come through meanwhile."""
 
-    def __init__(self, order: bytes, name: str, environ: Mapping[str, str], version: str) -> None:
-        """Start the engine of the worker `name` of a config, which `order` has in pickled form."""
+    def __init__(self, config: str, name: str, environ: Mapping[str, str], version: str) -> None:
+        """Start the engine of the worker `name` of the config, which is given as JSON."""
         import ray
 
         self._uid = f"{ray.get_runtime_context().get_actor_id()}-{os.urandom(4).hex()}"
@@ -52,19 +52,20 @@ class WorkerActor:
         self._guard = DistantGuard()
         self._guard.__enter__()
         try:
-            self._start(order, name, environ, version)
-        except (PlanError, OSError) as error:
+            self._start(config, name, environ, version)
+        except (PlanError, OSError, ValueError) as error:
             self._output.note(f"{name} cannot be started on {self._host}: {error}")
             self._code = FAILED
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def _start(self, order: bytes, name: str, environ: Mapping[str, str], version: str) -> None:
+    def _start(self, config: str, name: str, environ: Mapping[str, str], version: str) -> None:
         if version != __version__:
             raise PlanError(
                 f"Baton {__version__} is installed there, and `baton up` is {version}: make them equal"
             )
         inherited = {**_environ(), **environ}
-        spec = spec_here(pickle.loads(order), name, self._host, self._reserved, inherited)  # noqa: S301  # our own
+        known = Config.model_validate_json(config)
+        spec = spec_here(known, name, self._host, self._reserved, inherited)
         self._group = ProcessGroup(spec, self._output.path, self._guard, inherited)
         self._output.unlink()
 

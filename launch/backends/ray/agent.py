@@ -16,7 +16,6 @@ input.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import queue
@@ -41,7 +40,7 @@ class Wanted(msgspec.Struct):
     address: str  # auto, local or HOST:PORT
     namespace: str  # of the run's actors and placement groups
     pools: list[Pool]
-    order: str  # for `WorkerActor`, in base 64
+    config: str  # as JSON
     environ: dict[str, str]
     version: str
 
@@ -108,8 +107,8 @@ class Agent:
 
     def _found(self, name: str) -> tuple[str, Any] | None:
         """Return the actor that an agent before us has started for a worker, after its name; else None."""
-        actors = {actor["name"] for actor in self._ray.util.list_named_actors()}
-        found = sorted(actor for actor in actors - self._ended if actor.rpartition("#")[0] == name)
+        actors = {*self._ray.util.list_named_actors()} - self._ended
+        found = sorted(actor for actor in actors if actor.rpartition("#")[0] == name)
         if not found:
             return None
         self._places.options(name)
@@ -134,8 +133,7 @@ class Agent:
             max_concurrency=8,
             **self._places.options(name),
         )
-        order = base64.b64decode(wanted.order)
-        return called, made.remote(order, name, wanted.environ, wanted.version)
+        return called, made.remote(wanted.config, name, wanted.environ, wanted.version)
 
     def _stop(self, command: Mapping[str, Any]) -> object:
         watched = self._watched.pop(command["worker"], None)

@@ -7,10 +7,8 @@ it, and both live on if Ray's client ends its process, as it does when the head 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import os
-import pickle
 import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -62,9 +60,10 @@ class RayBackend(Backend):
 
     @property
     def handle(self) -> Mapping[str, str]:
-        address = self._address or self._config.launch.ray.address
-        # A cluster that was started here ends with us.
-        return {} if address == "local" else {"address": address, "namespace": self._namespace}
+        address = self._config.launch.ray.address
+        if address == "local":
+            return {}  # the cluster ends with us
+        return {"address": self._address or address, "namespace": self._namespace}
 
     async def open(self, specs: Sequence[ProcessSpec]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +72,7 @@ class RayBackend(Backend):
             "address": self._config.launch.ray.address,
             "namespace": self._namespace,
             "pools": self._pools([spec.name for spec in specs]),
-            "order": base64.b64encode(pickle.dumps(self._config)).decode(),
+            "config": self._config.model_dump_json(exclude_unset=True),
             "environ": {} if key is None else {WORKER_KEY_ENV: key},
             "version": __version__,
         }
@@ -147,7 +146,7 @@ class RayBackend(Backend):
 
     @classmethod
     def sweep(cls, handle: Mapping[str, str]) -> None:
-        wanted = {**handle, "pools": [], "order": "", "environ": {}, "version": __version__}
+        wanted = {**handle, "pools": [], "config": "", "environ": {}, "version": __version__}
         ask_once({"do": "open", "wanted": wanted}, {"do": "sweep"}, limit_s=SWEEP_S)
 
 
@@ -202,7 +201,7 @@ class RayWorker:
             self._publish()
 
     def _publish(self) -> None:
-        place = place_of(self._config, self.name, "")
+        place = place_of(self._config, self.name)
         member = Member(
             uid=self._uid,
             name=self.name.rpartition("/")[2],

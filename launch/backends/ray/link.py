@@ -56,13 +56,14 @@ class Link:
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None  # noqa: S101  # for the type checker
-        while line := await process.stdout.readline():
-            self._take(json.loads(line))
-        await process.wait()
-        for asked in self._asked.values():
-            if not asked.done():
-                asked.set_exception(BackendError(self._last_words()))
-        self._asked.clear()
+        try:
+            while line := await process.stdout.readline():
+                self._take(json.loads(line))
+        finally:
+            for asked in self._asked.values():
+                if not asked.done():
+                    asked.set_exception(BackendError(self._last_words()))
+            self._asked.clear()
 
     def _take(self, line: Mapping[str, Any]) -> None:
         asked = self._asked.pop(line["id"], None) if line.get("id") is not None else None
