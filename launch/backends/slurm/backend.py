@@ -241,7 +241,6 @@ class SlurmBackend(Backend):
 
     async def _submit_again(self, task: PlacedTask) -> None:
         spec = ProcessSpec(task.name, cast("Role", pool_of(task.name)[1]), (), {}, "", (), "")
-        self._say(f"{task.name}: job {task.id} has ended, {task.end_told}; another one is submitted")
         try:
             task.follow(await asyncio.to_thread(self._submit, [spec]))
         except BackendError as error:

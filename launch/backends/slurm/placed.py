@@ -122,8 +122,10 @@ class PlacedTask:
     @property
     def trouble(self) -> str | None:
         row = self._row
-        if row is None or row.has_ended:
-            return self._refusal
+        if self.is_gone():
+            return self._told_ended()
+        if row is None:
+            return None
         for_s = time.monotonic() - self._since
         if row.is_waiting:
             return self._told_waiting(row) if for_s > WAITS_S or row.restarts else None
@@ -138,9 +140,13 @@ class PlacedTask:
         lost = "has lost its node, and " if row.restarts else ""
         return f"job {self.id} {lost}waits in Slurm's queue: {row.why}"
 
-    @property
-    def end_told(self) -> str:
-        """Return how the task has ended, for the user."""
+    def _told_ended(self) -> str | None:
+        if self._is_parked:
+            return None
+        refused = "" if self._refusal is None else f", and gets no other place: {self._refusal}"
+        return f"job {self.id} has ended, {self._how_ended()}{refused}"
+
+    def _how_ended(self) -> str:
         row = self._row
         if row is None:
             return "and Slurm knows nothing of it any more"

@@ -107,7 +107,10 @@ def test_a_folder_that_is_not_shared_is_named(task: PlacedTask, clock: Clock) ->
 def test_a_node_without_the_folder_is_named(task: PlacedTask, clock: Clock, reason: str, code: int) -> None:
     see(task, clock, state="FAILED", reason=reason, code=code)
     assert task.exit_code() == code
-    assert task.end_told.startswith("as /shared/run-1 cannot be used on n2: launch.slurm.folder must be")
+    assert task.trouble is not None
+    assert task.trouble.startswith(
+        "job 7_1 has ended, as /shared/run-1 cannot be used on n2: launch.slurm.folder"
+    )
 
 
 def test_an_engine_that_ended_is_told_until_it_is_started_again(task: PlacedTask, clock: Clock) -> None:
@@ -136,7 +139,7 @@ def test_a_job_that_ended_by_itself_is_submitted_anew_ever_later(task: PlacedTas
         while not task.is_due(clock.now):
             clock.now += 0.5
         waits.append(clock.now - begun)
-        assert task.end_told == "with TIMEOUT (TimeLimit)"
+        assert task.trouble == f"job {task.id} has ended, with TIMEOUT (TimeLimit)"
         task.follow(job)
         assert not task.is_gone()
         assert not task.is_due(clock.now)
@@ -149,13 +152,15 @@ def test_a_job_that_slurm_has_forgotten_has_ended(task: PlacedTask, clock: Clock
     see(task, clock)
     task.see(None, clock.now + 1)
     assert task.is_gone()
-    assert task.end_told == "and Slurm knows nothing of it any more"
+    assert task.trouble == "job 7_1 has ended, and Slurm knows nothing of it any more"
 
 
 def test_a_refusal_is_told_while_it_lasts(task: PlacedTask, clock: Clock) -> None:
     see(task, clock, state="FAILED", reason="NonZeroExitCode", code=1)
-    task.refuse("sbatch refuses: no such account", clock.now)
-    assert task.trouble == "sbatch refuses: no such account"
+    task.refuse("sbatch refuses: no such lab", clock.now)
+    assert task.trouble == (
+        "job 7_1 has ended, with FAILED (NonZeroExitCode), and gets no other place: sbatch refuses: no such lab"
+    )
     assert not task.is_due(clock.now)
     task.follow("8")
     assert task.trouble is None
