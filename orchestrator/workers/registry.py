@@ -122,7 +122,13 @@ class Registry:
         reported.last = report
         if reported.is_heard:
             worker.note_others(0 if report is None else report.others or 0)
+            self._note_senders(worker, 1 if report is None else report.senders or 1)
         self.judge.note_wish(worker, wants_legs=report is None or not report.is_draining)
+
+    def _note_senders(self, worker: Worker, count: int) -> None:
+        if count != worker.reported.senders:
+            worker.reported.senders = count
+            self.news.changed.tell()
 
     def _hear_loads(self, workers: Iterable[Worker]) -> None:
         """Count the legs of others with the workers from now on, or do not, as the config has it."""
@@ -130,6 +136,7 @@ class Registry:
             worker.reported.is_heard = self._routing.hears_loads
             if not worker.reported.is_heard:
                 worker.note_others(0)
+                worker.reported.senders = 1
 
     def rest(self, worker: Worker, seconds: float) -> None:
         """Let a worker rest that said for how long it is too busy; see `Pools.rest`."""
@@ -232,6 +239,7 @@ class Registry:
         self.announce(worker, Introduction(snapshot.info, snapshot.max_model_len, snapshot.adapters))
         worker.last_error, worker.reason = snapshot.last_error, snapshot.reason
         worker.is_drained, worker.reported.drains_itself = snapshot.is_drained, snapshot.drains_itself
+        worker.reported.senders = snapshot.senders
         if worker.is_denied and worker.state is WorkerState.READY:
             self.judge.note_cleared(worker)
 

@@ -28,6 +28,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     adapters: tuple[str, ...] = ()
     drains_itself: bool = False
+    senders: int = 1  # orchestrators that send to it
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,6 +204,7 @@ class Worker(ABC):
             reason=self.reason,
             adapters=self.introduction.adapters,
             drains_itself=self.reported.drains_itself,
+            senders=self.reported.senders,
         )
 
     def status(self) -> WorkerStatus:
