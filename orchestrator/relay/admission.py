@@ -141,7 +141,9 @@ class Gate:
         """Wait for a permit. Return what was charged for it, for `give_back`. Raises `TooBusy` or
         `Overloaded`; then, or if cancelled, nothing is held.
         """
-        if not self.seats or self._has_found_one():
+        if self._look is not None and self.take():
+            return None
+        if not self.seats:
             self.free -= 1
             return None
         seat: asyncio.Future[BatonError | None] = asyncio.get_running_loop().create_future()
@@ -167,12 +169,14 @@ class Gate:
                 self._look()
             self._dispatch()
 
-    def _has_found_one(self) -> bool:
-        """Look whether others have left a seat."""
-        if self._look is None:
+    def take(self) -> bool:
+        """Take a permit if there is one, also one that others have left; return whether it was taken."""
+        if self.free <= 0 and self._look is not None:
+            self._look()
+        if self.free <= 0:
             return False
-        self._look()
-        return self.free > 0
+        self.free -= 1
+        return True
 
     def look_by(self, look: Callable[[], None] | None) -> None:
         """Have `look` called, which may `resize`, before somebody has to wait, and before a seat that was
@@ -455,11 +459,11 @@ class Taken:
     others, so ours come on top; as they end, the sum is too high until it is worked out again.
     """
 
-    __slots__ = ("others", "out_of_use", "processes", "replicas", "seats")
+    __slots__ = ("legs", "others", "out_of_use", "replicas", "seats")
 
     def __init__(self) -> None:
         self.seats = 0  # that there are, for everybody
-        self.processes = 0  # of these, taken by other processes of this orchestrator
+        self.legs = 0  # of this orchestrator, which have taken as many
         self.others = 0  # taken by other orchestrators
         self.replicas = 1  # orchestrators, this one among them
         self.out_of_use = 0  # legs of this process on workers whose seats do not count
@@ -480,7 +484,7 @@ class Taken:
 
     def _add(self, worker: Worker) -> None:
         legs, senders = worker.legs, worker.reported.senders
-        self.processes += legs - worker.own_legs
+        self.legs += legs
         self.others += worker.in_flight - legs
         if senders > self.replicas:
             self.replicas = senders
@@ -500,6 +504,6 @@ class Taken:
         if not self.seats:
             return 0
         held = max(0, held - self.out_of_use)
-        left = self.seats - self.others - self.processes - held
+        left = self.seats - self.others - max(self.legs, held)
         share = max(1, self.seats // (processes * self.replicas))
         return max(share, held + max(0, -(-left // processes))) + self.out_of_use
