@@ -902,6 +902,11 @@ class RoutingConfig(Model):
         description="The workers of a request may be any two that are ready (any), or must have announced "
         "the same revision of the model (same_revision); those that announce none then go together.",
     )
+    load: Reloadable[Literal["reported", "own"]] = Field(
+        "reported",
+        description="Policies count the requests of all orchestrators that send to a worker, as far as it "
+        "reports them (reported), or only those of this one (own). With one orchestrator both are the same.",
+    )
     disaggregate: Reloadable[Literal["always", "auto", "strict", "never"]] = Field(
         "always",
         description="A request goes to two workers (always, strict), to one (never), or to whatever costs "
@@ -953,6 +958,11 @@ class RoutingConfig(Model):
     def hears_caches(self, role: Role) -> bool:
         """Tell whether workers of a role are to publish their KV events."""
         return (self.prefill if role == "prefill" else self.decode).hears_caches
+
+    @property
+    def hears_loads(self) -> bool:
+        """Say whether legs of other orchestrators count."""
+        return self.load == "reported"
 
     @property
     def keeps_revisions(self) -> bool:

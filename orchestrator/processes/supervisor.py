@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.endpoints import ENDPOINTS
+from orchestrator.app import sender_name
 from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import Key, load_keys
 from orchestrator.config.options import Config
@@ -156,7 +157,8 @@ class Supervisor:
             random=self.random,
         )
         self._publisher = Publisher(self.registry)
-        self._probe = HttpProbe(credential)
+        self._sender = sender_name()
+        self._probe = HttpProbe(credential, sender=self._sender, tell=self.registry.note_report)
         self.events = Events()
         self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
@@ -319,6 +321,7 @@ class Supervisor:
             keys=self._key_list(),
             snapshot=self._publisher.snapshot,
             salt=self._salt,
+            sender=self._sender,
             key_names=self._key_table.names,
         )
 
