@@ -69,5 +69,7 @@ class DiscoveringRegistrar(Registrar):
             try:
                 await super().undrain(name)
             except CommandFailed as error:
-                if "is being removed" not in str(error):  # its member's file is gone, and so is it in a moment
+                if "is being removed" not in str(
+                    error
+                ):  # its member's file is gone, and so is it in a moment
                     raise

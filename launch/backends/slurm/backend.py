@@ -132,19 +132,18 @@ class SlurmBackend(Backend):
     # --- the folder -----------------------------------------------------------------------------
 
     def _make_folder(self) -> None:
-        config = self._config.model_dump_json(exclude_unset=True)
         try:
-            self.members.mkdir(parents=True, exist_ok=True)
-            (self._folder / TASKS).mkdir(exist_ok=True)
+            if self._folder != self._directory:
+                self._folder.mkdir(parents=True, mode=0o700)
+                prune(self._folder, self._config.launch.keep_runs, int(self._config.launch.keep_mb * MIB))
+            self.members.mkdir()
+            (self._folder / TASKS).mkdir()
             path = self._folder / CONFIG
-            path.touch(0o600)
-            path.write_text(config)
+            path.touch(0o600)  # there may be secrets in the environment of a pool
+            path.write_text(self._config.model_dump_json(exclude_unset=True))
         except OSError as error:
-            raise BackendError(
-                f"{self._folder} cannot be used: {error.strerror} (launch.slurm.folder)"
-            ) from error
-        if self._folder != self._directory:
-            prune(self._folder, self._config.launch.keep_runs, int(self._config.launch.keep_mb * MIB))
+            why = f"{self._folder} cannot be used: {error.strerror}"
+            raise BackendError(f"{why} (launch.slurm.folder)") from error
 
     def _link_log(self, spec: ProcessSpec) -> None:
         """Have the log, which is in the folder, found in the run's directory."""
@@ -157,7 +156,10 @@ class SlurmBackend(Backend):
 
     async def _watch(self) -> None:
         while True:
-            await self._look()
+            try:
+                await self._look()
+            except Exception as error:  # a bug of ours must not end what looks after the workers
+                self._tell_once(f"Slurm's queue could not be looked at: {error!r}")
             await self._pause(SLOW_S if self._is_settled() else FAST_S)
 
     async def _pause(self, seconds: float) -> None:
@@ -177,11 +179,11 @@ class SlurmBackend(Backend):
             self._note_silence(str(error))
             return
         self._note_silence(None)
-        ours = {(row.job, row.pool, row.index): row for row in rows if row.run == self._run}
+        ours = {(row.job, row.index): row for row in rows if row.run == self._run}
         for task in (*self._tasks.values(), *self._leaving):
-            task.see(ours.get((task.job, task.pool, task.index)), asked_at)
+            task.see(ours.get((task.job, task.index)), asked_at)
         members = self._read_members()
-        self._clear_stale(members, ours.values())
+        self._clear_stale(members, ours)
         await self._move_on()
 
     def _note_silence(self, why: str | None) -> None:
@@ -216,11 +218,10 @@ class SlurmBackend(Backend):
             model, role = pool_of(task.name)
             task.note(read_report(self._folder, model, cast("Role", role), str(task.index)))
 
-    def _clear_stale(self, members: Iterable[Member], rows: Iterable[TaskRow]) -> None:
+    def _clear_stale(self, members: Iterable[Member], rows: Mapping[tuple[str, int], TaskRow]) -> None:
         """Remove what tasks that are gone, by what Slurm says, have left."""
-        known = {(row.job, row.index): row for row in rows}
         for member in members:
-            if is_stale(member.uid, known):
+            if is_stale(member.uid, rows):
                 with contextlib.suppress(OSError):
                     remove_member(self.members, member.uid)
 

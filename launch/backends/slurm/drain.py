@@ -10,8 +10,8 @@ import httpx
 
 from orchestrator.wire.load import DRAIN_PATH, READY_PATH, LoadReport, read_report
 
-# A decode worker pulls the KV cache of a prefill that has just ended; it begins with that at once. And legs may
-# be on their way when the last orchestrator hears that the worker wants none.
+# A decode worker pulls the KV cache of a prefill that has just ended; it begins with that at once. And legs
+# may be on their way when the last orchestrator hears that the worker wants none.
 STILL_S: Final = 1.0
 POLL_S: Final = 0.25
 _TIMEOUT_S: Final = 5.0
@@ -20,8 +20,8 @@ _TIMEOUT_S: Final = 5.0
 async def drain(url: str, key: str | None, limit_s: float, is_over: Callable[[], bool]) -> bool:
     """Drain the worker at `url`; returns whether it serves nothing any more.
 
-    False if that is not so after `limit_s`, if the worker cannot say, or as soon as `is_over` says that it need
-    not be waited for.
+    False if that is not so after `limit_s`, if the worker cannot say, or as soon as `is_over` says that it
+    need not be waited for.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:

@@ -192,7 +192,14 @@ def _ask(*command: str) -> str:
     """Return what a command of Slurm's writes. Raises `SlurmError`."""
     try:
         done = subprocess.run(  # noqa: S603  # no shell, and names that are ours
-            command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environ_of(os.environ),
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
         )
     except FileNotFoundError:
         raise SlurmError(
@@ -207,6 +214,19 @@ def _ask(*command: str) -> str:
     if done.returncode != 0:
         raise SlurmError(f"{command[0]} refuses{_said(done.stderr or done.stdout)}")
     return done.stdout
+
+
+def environ_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for Slurm's commands: without the user's own defaults for squeue and scancel, and
+    without what Slurm has set for a job that `baton up` runs in, as our jobs would take it for theirs.
+    """
+    ours = ("SQUEUE_", "SCANCEL_", "SLURM_") if "SLURM_JOB_ID" in environ else ("SQUEUE_", "SCANCEL_")
+    kept = {name: value for name, value in environ.items() if not name.startswith(ours)}
+    return kept | {name: environ[name] for name in _WHERE if name in environ}
+
+
+# Where Slurm is.
+_WHERE: Final = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 def _said(output: str | bytes | None) -> str:

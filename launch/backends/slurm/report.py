@@ -13,10 +13,11 @@ from typing import Final, Literal
 
 import msgspec
 
+from launch.local.upkeep import WORKERS_FILE
 from orchestrator.wire.info import Role
 from orchestrator.wire.member import file_name
 
-CONFIG: Final = "config.json"  # of the run, as the tasks read it
+CONFIG: Final = WORKERS_FILE  # the config of the run, as the tasks read it
 MEMBERS: Final = "members"
 TASKS: Final = "tasks"
 _MAX_BYTES: Final = 64 * 1024

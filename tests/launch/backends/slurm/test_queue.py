@@ -70,6 +70,13 @@ def test_a_machine_without_slurm_is_told(commands: Path) -> None:
         queue.submit(commands / "x.sbatch")
 
 
+def test_commands_do_not_take_over_a_job_that_they_run_in() -> None:
+    mine = {"PATH": "/bin", "SLURM_CONF": "/etc/s", "SQUEUE_PARTITION": "x", "SBATCH_ACCOUNT": "lab"}
+    kept = {"PATH": "/bin", "SLURM_CONF": "/etc/s", "SBATCH_ACCOUNT": "lab"}
+    assert queue.environ_of(mine) == kept
+    assert queue.environ_of(mine | {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == kept
+
+
 @pytest.mark.processes
 def test_the_words_of_slurm_are_the_users(commands: Path) -> None:
     said = (
