@@ -21,7 +21,7 @@ from launch.backends.slurm import queue
 from launch.backends.slurm.placed import PlacedTask
 from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import CONFIG, MEMBERS, TASKS, read_report
-from launch.backends.slurm.script import job_of, script
+from launch.backends.slurm.script import drain_s, job_of, script
 from launch.local.further import pool_of
 from launch.local.processes import Guard
 from launch.local.upkeep import prune
@@ -36,6 +36,7 @@ from orchestrator.wire.member import Member, read_members, remove_member
 FAST_S: Final = 0.5
 SLOW_S: Final = 5.0
 TICK_S: Final = 0.1
+MOVE_S: Final = 300.0  # for a worker that moves to be placed, and to start
 OBEYS_S: Final = 20.0  # until tasks that are told to end are killed
 SWEEP_S: Final = 60.0  # until the jobs of a killed run are gone
 MIB: Final = 1024 * 1024
@@ -83,6 +84,9 @@ class SlurmBackend(Backend):
 
     def start(self, spec: ProcessSpec, log: Path) -> PlacedTask:
         task = self._tasks.get(spec.name)
+        if task is not None and task.is_expiring and task.is_parked:
+            self.dismiss(spec.name)
+            task = None
         if task is None or task.is_gone():
             self._enlist([spec], self._submit([spec]))
         else:
@@ -182,6 +186,7 @@ class SlurmBackend(Backend):
         ours = {(row.job, row.index): row for row in rows if row.run == self._run}
         for task in (*self._tasks.values(), *self._leaving):
             task.see(ours.get((task.job, task.index)), asked_at)
+            task.lead_s = lead_s(self._config, len(self._tasks))
         members = self._read_members()
         self._clear_stale(members, ours)
         await self._move_on()
@@ -271,6 +276,11 @@ class SlurmBackend(Backend):
             shutil.rmtree(folder / name, ignore_errors=True)
         with contextlib.suppress(OSError):
             (folder / CONFIG).unlink(missing_ok=True)
+
+
+def lead_s(config: Config, workers: int) -> float:
+    """Return how long before the end of their time workers begin to move, one after the other."""
+    return (drain_s(config) + MOVE_S) * workers
 
 
 def is_stale(uid: str, rows: Mapping[tuple[str, int], TaskRow]) -> bool:

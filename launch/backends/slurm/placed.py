@@ -44,12 +44,14 @@ class PlacedTask:
         self.member: Member | None = None
         self._folder = folder
         self._report: TaskReport | None = None
-        self._is_parked = False  # no engine is wanted in its place now
+        self.is_parked = False  # no engine is wanted in its place now
         self._is_ending = False  # somebody waits for that
         self._counted: tuple[str, int] | None = None  # incarnation and start, as far as they were counted
         self._delay_s = 0.0
         self._refusal: str | None = None
         self._hastened_at = -math.inf
+        self.lead_s = 0.0  # so long before the end of its time it is to move
+        self._most_left_s = 0.0
         self.follow(job)
 
     def follow(self, job: str) -> None:
@@ -79,6 +81,7 @@ class PlacedTask:
         if row is not None or self._is_listed or asked_at > self._submitted_at + UNLISTED_S:
             self._row = row
         self._is_listed = self._is_listed or row is not None
+        self._most_left_s = max(self._most_left_s, row.left_s) if row is not None else self._most_left_s
         if self.is_gone() and self._due_at is None:
             self._due_at = asked_at + self._next_delay(asked_at)
 
@@ -107,7 +110,7 @@ class PlacedTask:
         row = self._row
         if row is None or self._is_ending:
             return False
-        is_running = row.state == "RUNNING" and (self.member is not None or self._is_parked)
+        is_running = row.state == "RUNNING" and (self.member is not None or self.is_parked)
         return is_running or time.monotonic() - self._since > LONG_S
 
     # --- what is told: see `Started` ------------------------------------------------------------
@@ -141,7 +144,7 @@ class PlacedTask:
         return f"job {self.id} {lost}waits in Slurm's queue: {row.why}"
 
     def _told_ended(self) -> str | None:
-        if self._is_parked:
+        if self.is_parked:
             return None
         refused = "" if self._refusal is None else f", and gets no other place: {self._refusal}"
         return f"job {self.id} has ended, {self._how_ended()}{refused}"
@@ -182,7 +185,7 @@ class PlacedTask:
 
     def is_due(self, now: float) -> bool:
         """Return whether it has ended, and is to be submitted anew now."""
-        return not self._is_parked and self._due_at is not None and now >= self._due_at
+        return not self.is_parked and self._due_at is not None and now >= self._due_at
 
     def refuse(self, why: str, now: float) -> None:
         """Note that it could not be submitted anew: that is tried again later."""
@@ -198,16 +201,26 @@ class PlacedTask:
     # behind, which waits to be used again, or to be told that it is not.
 
     @property
+    def is_expiring(self) -> bool:
+        """Return whether the time of its job is over soon: if that is short, not before the half of it."""
+        row = self._row
+        return (
+            row is not None
+            and row.state == "RUNNING"
+            and row.left_s < min(self.lead_s, self._most_left_s / 2)
+        )
+
+    @property
     def is_unruly(self) -> bool:
         """Return whether it has an engine though that was ended: Slurm has moved the task meanwhile."""
         report = self._current
-        return self._is_parked and not self._is_ending and report is not None and report.state == "starting"
+        return self.is_parked and not self._is_ending and report is not None and report.state == "starting"
 
     def resume(self) -> None:
         """Have the engine started in the place that was kept for it."""
-        if not self._is_parked:
+        if not self.is_parked:
             return
-        self._is_parked = False
+        self.is_parked = False
         report = self._current
         self.starts, self._counted = 1, None if report is None else (report.incarnation, report.starts + 1)
         queue.signal_task(self.id, "USR2")
@@ -216,7 +229,7 @@ class PlacedTask:
         """Have the engine ended, and its place kept; a task that has no place yet leaves the queue. Raises
         `SlurmError`.
         """
-        self._is_parked = True
+        self.is_parked = True
         queue.cancel_waiting(self.id)
         queue.signal_task(self.id, "USR1")
 

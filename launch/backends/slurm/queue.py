@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from launch.backends.slurm.script import run_of
+from orchestrator.config.slurm import seconds_of
 
 # Slurm's commands try a controller that is away for 9 s, and a configuration that is not there for a minute.
 TIMEOUT_S: Final = 30.0
@@ -21,7 +23,8 @@ _FIELDS: Final = (
     "NodeList",
     "RestartCnt",
     "exit_code",
-    "Name",
+    "TimeLeft",
+    "Name",  # the last one, as there may be anything in it
 )
 _BETWEEN: Final = "|"
 
@@ -69,6 +72,7 @@ class TaskRow:
     node: str  # where it runs, or ran
     restarts: int  # how often Slurm has put it back into the queue
     code: int  # what it ended with: an exit code, or a signal's number below zero
+    left_s: float  # of its time; infinite if it has no limit
     pool: str
     run: str
 
@@ -129,6 +133,7 @@ def _row(fields: Mapping[str, str]) -> Iterator[TaskRow]:
         node=fields["NodeList"],
         restarts=_number(fields["RestartCnt"]),
         code=_code(_number(fields["exit_code"])),
+        left_s=_left(fields["TimeLeft"]),
         pool=known[0],
         run=known[1],
     )
@@ -136,6 +141,14 @@ def _row(fields: Mapping[str, str]) -> Iterator[TaskRow]:
 
 def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
+
+
+def _left(text: str) -> float:
+    """Return how much time a task has, which may be `NOT_SET` or `INVALID`."""
+    try:
+        return seconds_of(text)
+    except ValueError:
+        return math.inf
 
 
 def _code(status: int) -> int:
@@ -217,8 +230,8 @@ def _ask(*command: str) -> str:
 
 
 def environ_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for Slurm's commands: without the user's own defaults for squeue and scancel, and
-    without what Slurm has set for a job that `baton up` runs in, as our jobs would take it for theirs.
+    """Return the environment for Slurm's commands: without the user's own defaults for squeue and scancel,
+    and without what Slurm has set for a job that `baton up` runs in, as our jobs would take it for theirs.
     """
     ours = ("SQUEUE_", "SCANCEL_", "SLURM_") if "SLURM_JOB_ID" in environ else ("SQUEUE_", "SCANCEL_")
     kept = {name: value for name, value in environ.items() if not name.startswith(ours)}

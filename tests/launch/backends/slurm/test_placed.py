@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ RUNS = TaskRow(
     node="n2",
     restarts=0,
     code=0,
+    left_s=float("inf"),
     pool="m/decode",
     run="run-1",
 )
@@ -159,7 +161,8 @@ def test_a_refusal_is_told_while_it_lasts(task: PlacedTask, clock: Clock) -> Non
     see(task, clock, state="FAILED", reason="NonZeroExitCode", code=1)
     task.refuse("sbatch refuses: no such lab", clock.now)
     assert task.trouble == (
-        "job 7_1 has ended, with FAILED (NonZeroExitCode), and gets no other place: sbatch refuses: no such lab"
+        "job 7_1 has ended, with FAILED (NonZeroExitCode), and gets no other place: "
+        "sbatch refuses: no such lab"
     )
     assert not task.is_due(clock.now)
     task.follow("8")
@@ -176,6 +179,25 @@ def test_slurm_is_asked_often_only_while_something_changes(task: PlacedTask, clo
     assert not task.is_settled
     clock.now += placed.LONG_S + 1
     assert task.is_settled
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "left_s", "is_so"),
+    [
+        (math.inf, math.inf, False),
+        (7200, 3601, False),
+        (7200, 3599, True),
+        (600, 301, False),
+        (600, 299, True),
+    ],
+)
+def test_a_worker_moves_before_its_time_is_over(
+    task: PlacedTask, clock: Clock, limit_s: float, left_s: float, is_so: bool
+) -> None:
+    task.lead_s = 3600
+    see(task, clock, left_s=limit_s)
+    see(task, clock, left_s=left_s)
+    assert task.is_expiring is is_so
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from launch.backends.slurm import queue
 from launch.backends.slurm.queue import SlurmError, TaskRow, parse_queue
 
 LISTED = """\
-3|1|PENDING|BeginTime||1|0|baton m/prefill run-7|
-10|0|RUNNING|None|n2|0|0|baton a b/c|d/decode run-1|
-9|N/A|CANCELLED|PartitionConfig||0|0|baton m/decode run-1|
-5|0|FAILED|JobLaunchFailure|n3|0|4021|baton m/decode run-1|
-8|2|FAILED|NonZeroExitCode|n3|0|24832|baton m/decode run-1|
-6|0|RUNNING|None|n3|0|0|somebody's training|
+3|1|PENDING|BeginTime||1|0|0:00|baton m/prefill run-7|
+10|0|RUNNING|None|n2|0|0|6-23:00:10|baton a b/c|d/decode run-1|
+9|N/A|CANCELLED|PartitionConfig||0|0|INVALID|baton m/decode run-1|
+5|0|FAILED|JobLaunchFailure|n3|0|4021|1:00|baton m/decode run-1|
+8|2|FAILED|NonZeroExitCode|n3|0|24832|1:00|baton m/decode run-1|
+6|0|RUNNING|None|n3|0|0|UNLIMITED|somebody's training|
 6|0|RUNNING
 """
 
@@ -29,12 +29,14 @@ def test_the_queue_has_our_tasks_among_others() -> None:
         node="",
         restarts=1,
         code=0,
+        left_s=0.0,
         pool="m/prefill",
         run="run-7",
     )
     assert (waits.is_waiting, waits.has_ended, waits.id, waits.incarnation) == (True, False, "3_1", "3.1.1")
     assert (runs.pool, runs.run, runs.node) == ("a b/c|d/decode", "run-1", "n2")
     assert (runs.is_waiting, runs.has_ended) == (False, False)
+    assert runs.left_s == 6 * 86400 + 23 * 3600 + 10
     assert (unlaunched.has_ended, unlaunched.reason) == (True, "JobLaunchFailure")
     assert failed.code == 97
 
@@ -48,7 +50,7 @@ def test_the_queue_has_our_tasks_among_others() -> None:
     ],
 )
 def test_what_keeps_a_task_waiting_is_said_in_words(reason: str, told: str) -> None:
-    (row,) = parse_queue(f"3|1|PENDING|{reason}||1|0|baton m/prefill run-7|")
+    (row,) = parse_queue(f"3|1|PENDING|{reason}||1|0|0:00|baton m/prefill run-7|")
     assert row.why == told
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,15 +146,33 @@ def is_decode(cluster: OnSlurm, task: str) -> bool:
     return "sim/decode" in cluster.slurm.run("squeue", "--noheader", "--jobs", task, "--format", "%j")
 
 
+def test_no_request_fails_when_the_time_of_all_jobs_ends(cluster: OnSlurm) -> None:
+    before, jobs = cluster.rows(), set(cluster.slurm.jobs())
+    with loaded(cluster) as load:
+        for job in jobs:
+            cluster.slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+        wait_for(lambda: not jobs & set(cluster.slurm.jobs()), "all to have other places")
+        wait_for(lambda: all_serve(cluster), "all to serve")
+    assert load.failures == []
+    assert cluster.stderr.count(" moves, as its place is lost soon") == len(WORKERS)
+    after = cluster.rows()
+    assert all(after[name]["url"] != before[name]["url"] for name in WORKERS)
+
+
 def test_no_request_fails_when_nodes_are_lost(cluster: OnSlurm) -> None:
     lost = {name: cluster.node_of(name) for name in ("sim/prefill/1", "sim/decode/0")}
+    before = cluster.rows()
+    begun = time.monotonic()
     with loaded(cluster) as load:
         for node in lost.values():
             cluster.slurm.kill_node(node)
         wait_for(
-            lambda: all(cluster.rows()[name]["restarts"] for name in lost), "both to be placed anew", LOST_S
+            lambda: all(cluster.rows()[name]["restarts"] > before[name]["restarts"] for name in lost),
+            "both to be placed anew",
+            LOST_S,
         )
         wait_for(lambda: all_serve(cluster), "all to serve", LOST_S)
+        print(f"two nodes were replaced after {time.monotonic() - begun:.0f} s")
         assert not {cluster.node_of(name) for name in lost} & {*lost.values()}
     assert load.failures == []
     assert "has lost its node, and waits in Slurm's queue: BeginTime" in cluster.stderr
