@@ -338,8 +338,6 @@ class Operator:
                 while told := sum(row.in_flight for row in await self._rows_of(member)):
                     _check_wanted(order)
                     await asyncio.sleep(POLL_S)
-                if member.spec.role != "decode":
-                    await asyncio.sleep(PULLED_S)
         except TimeoutError:
             if not order.is_forced:
                 requests = counted(told or 0, "request")
@@ -348,6 +346,9 @@ class Operator:
                     "on with them; --force cuts them, --timeout-s gives them more time"
                 ) from None
             order.caller.say(f"{member.spec.name} is stopped, which cuts {counted(told or 0, 'request')}")
+            return
+        if member.spec.role != "decode":
+            await asyncio.sleep(PULLED_S)
 
     async def _wait_known_gone(self, member: Member) -> None:
         with contextlib.suppress(TimeoutError):
