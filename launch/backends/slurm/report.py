@@ -15,7 +15,7 @@ import msgspec
 
 from launch.local.upkeep import WORKERS_FILE
 from orchestrator.wire.info import Role
-from orchestrator.wire.member import file_name
+from orchestrator.wire.member import Member, file_name
 
 CONFIG: Final = WORKERS_FILE  # the config of the run, as the tasks read it
 MEMBERS: Final = "members"
@@ -38,6 +38,26 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     code: int | None  # what it ended with last, negative for a signal
     node: str
     problem: str | None = None  # why it could not be started
+
+
+def age_of(uid: str) -> tuple[int, int, int]:
+    """Return what orders the starts of a worker, by the `uid` of its members: JOB.INDEX.RESTARTS.START.
+
+    One that is not of a task comes before all others.
+    """
+    parts = uid.split(".")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        return 0, 0, 0
+    return int(parts[0]), int(parts[2]), int(parts[3])
+
+
+def uid_of(folder: Path, member: Member) -> str:
+    """Return whose start the file of a worker's member is; an empty text if there is none, or garbage."""
+    try:
+        content = (folder / file_name(member.model, member.role, member.name)).read_bytes()
+        return msgspec.json.decode(content, type=Member).uid
+    except (OSError, ValueError):
+        return ""
 
 
 def write_report(folder: Path, model: str, role: Role, name: str, report: TaskReport) -> None:

@@ -31,7 +31,17 @@ import msgspec.structs
 from launch.backends.here import reachable_address
 from launch.backends.node import Reserved, place_of, spec_here
 from launch.backends.slurm.drain import drain
-from launch.backends.slurm.report import CONFIG, MEMBERS, NO_FOLDER, NO_PLAN, State, TaskReport, write_report
+from launch.backends.slurm.report import (
+    CONFIG,
+    MEMBERS,
+    NO_FOLDER,
+    NO_PLAN,
+    State,
+    TaskReport,
+    age_of,
+    uid_of,
+    write_report,
+)
 from launch.backends.slurm.script import drain_s
 from launch.engines.base import PlanError
 from launch.local.further import pool_of
@@ -44,6 +54,7 @@ from orchestrator.wire.info import Role
 from orchestrator.wire.member import Member, remove_member, write_member
 
 POLL_S: Final = 0.1
+CLAIM_S: Final = 5.0  # between two looks at the member's file
 FIRST_DELAY_S: Final = 1.0  # before an engine that died is started again
 LONGEST_DELAY_S: Final = 30.0
 STABLE_S: Final = 60.0  # after so long a run the next delay is the first again
@@ -126,8 +137,8 @@ class Wishes:
         """Hear signals until the block ends."""
         loop = asyncio.get_running_loop()
         heard = {
-            signal.SIGTERM: lambda: self._end(is_gentle=True),
-            signal.SIGINT: lambda: self._end(is_gentle=False),
+            signal.SIGTERM: lambda: self.end(is_gentle=True),
+            signal.SIGINT: lambda: self.end(is_gentle=False),
             signal.SIGUSR1: lambda: self._change("park"),
             signal.SIGUSR2: lambda: self._change("run"),
         }
@@ -139,7 +150,8 @@ class Wishes:
             for number in heard:
                 loop.remove_signal_handler(number)
 
-    def _end(self, *, is_gentle: bool) -> None:
+    def end(self, *, is_gentle: bool) -> None:
+        """Have the worker end; `is_gentle`: after its requests."""
         self.is_gentle = is_gentle and (self.is_gentle or self.wish != "end")
         self.wish = "end"
 
@@ -190,7 +202,7 @@ class Keeper:
         self._tell("starting")
         group = ProcessGroup(spec, Path("/dev/stdout"), self._guard)
         try:
-            await self._watch(group)
+            await self._watch(group, member)
             if group.exit_code() is None and self._wishes.is_gentle:
                 await self._drain(group, member)
         finally:
@@ -209,14 +221,33 @@ class Keeper:
             zone=place_of(post.config, post.worker, post.host).pool.zone,
         )
 
-    async def _watch(self, group: ProcessGroup) -> None:
+    async def _watch(self, group: ProcessGroup, member: Member) -> None:
         """Wait until the engine ends by itself, or is to end."""
-        while group.exit_code() is None and self._wishes.wish == "run":  # noqa: ASYNC110
+        loop = asyncio.get_running_loop()
+        claim_at = loop.time() + CLAIM_S
+        while group.exit_code() is None and self._wishes.wish == "run":
+            if loop.time() >= claim_at:
+                self._claim(member)
+                claim_at = loop.time() + CLAIM_S
             await asyncio.sleep(POLL_S)
+
+    def _claim(self, member: Member) -> None:
+        """See to it that the member's file is there, unless Slurm has given the worker another place: it may
+        take a node for lost that lives.
+        """
+        found = uid_of(self._folder, member)
+        if age_of(found) > age_of(member.uid):
+            print(f"the worker is elsewhere now, as {found}: this one ends", file=sys.stderr, flush=True)
+            self._wishes.end(is_gentle=True)
+        elif found != member.uid:
+            with contextlib.suppress(OSError):
+                write_member(self._folder, member)
 
     async def _drain(self, group: ProcessGroup, member: Member) -> None:
         self._tell("stopping")
-        write_member(self._folder, msgspec.structs.replace(member, is_draining=True))
+        with contextlib.suppress(OSError):
+            if uid_of(self._folder, member) == member.uid:
+                write_member(self._folder, msgspec.structs.replace(member, is_draining=True))
         post = self._post
         is_free = await drain(member.url, post.key, drain_s(post.config), lambda: self._is_over(group))
         print(f"the worker is {'free' if is_free else 'not known to be free'}, and ends", flush=True)
