@@ -51,7 +51,7 @@ class SlurmBackend(Backend):
         self._directory = directory.absolute()
         self._run = directory.name
         given = config.launch.slurm.folder
-        self._folder = self._directory if given is None else Path(given).absolute() / self._run
+        self._folder = self._directory if given is None else Path(given).expanduser().absolute() / self._run
         self._around = look_around()
         self._tasks: dict[str, PlacedTask] = {}  # by the worker's name
         self._leaving: list[PlacedTask] = []  # their places are given up

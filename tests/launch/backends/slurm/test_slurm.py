@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,23 +162,26 @@ def test_no_request_fails_when_the_time_of_all_jobs_ends(cluster: OnSlurm) -> No
 def test_no_request_fails_when_nodes_are_lost(cluster: OnSlurm) -> None:
     lost = {name: cluster.node_of(name) for name in ("sim/prefill/1", "sim/decode/0")}
     before = cluster.rows()
-    begun = time.monotonic()
-    with loaded(cluster) as load:
+    try:
+        with loaded(cluster) as load:
+            begun = time.monotonic()
+            for node in lost.values():
+                cluster.slurm.kill_node(node)
+            wait_for(lambda: are_restarted(cluster, lost, before), "both to be placed anew", LOST_S)
+            wait_for(lambda: all_serve(cluster), "all to serve", LOST_S)
+            print(f"two nodes were replaced after {time.monotonic() - begun:.0f} s")
+            assert not {cluster.node_of(name) for name in lost} & {*lost.values()}
+    finally:
         for node in lost.values():
-            cluster.slurm.kill_node(node)
-        wait_for(
-            lambda: all(cluster.rows()[name]["restarts"] > before[name]["restarts"] for name in lost),
-            "both to be placed anew",
-            LOST_S,
-        )
-        wait_for(lambda: all_serve(cluster), "all to serve", LOST_S)
-        print(f"two nodes were replaced after {time.monotonic() - begun:.0f} s")
-        assert not {cluster.node_of(name) for name in lost} & {*lost.values()}
+            cluster.slurm.start_node(node)
     assert load.failures == []
     assert "has lost its node, and waits in Slurm's queue: BeginTime" in cluster.stderr
-    for node in lost.values():
-        cluster.slurm.start_node(node)
     wait_for(lambda: {cluster.slurm.state_of(node) for node in lost.values()} == {"idle"}, "the nodes")
+
+
+def are_restarted(cluster: OnSlurm, names: Iterable[str], before: dict[str, dict[str, Any]]) -> bool:
+    rows = cluster.rows()
+    return all(rows[name]["restarts"] > before[name]["restarts"] for name in names)
 
 
 # --- runs of their own ------------------------------------------------------------------------------
