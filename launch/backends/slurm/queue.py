@@ -193,9 +193,12 @@ def _tell(*command: str) -> None:
     try:
         _ask(*command)
     except SlurmError as error:
-        if not any(text in str(error) for text in _TOO_LATE):
+        is_silent = str(error).endswith(_REFUSES)  # as if none of the tasks is in the state that is meant
+        if not is_silent and not any(text in str(error) for text in _TOO_LATE):
             raise
 
+
+_REFUSES: Final = "refuses"
 
 # What scancel says of tasks that do not run, or not any more.
 _TOO_LATE: Final = ("Invalid job id", "already completing or completed", "Job/step already")
@@ -225,7 +228,7 @@ def _ask(*command: str) -> str:
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror or error}") from error
     if done.returncode != 0:
-        raise SlurmError(f"{command[0]} refuses{_said(done.stderr or done.stdout)}")
+        raise SlurmError(f"{command[0]} {_REFUSES}{_said(done.stderr or done.stdout)}")
     return done.stdout
 
 

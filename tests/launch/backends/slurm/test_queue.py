@@ -114,6 +114,8 @@ def test_a_task_that_has_just_ended_can_be_told_something(commands: Path) -> Non
         "echo 'scancel: error: Kill job error on job id 1_0: Invalid job id specified' >&2; exit 1",
     )
     queue.signal_task("1_0", "INT")
+    write_command(commands, "scancel", "exit 1")  # none of the tasks is in that state
+    queue.cancel_waiting("1")
     write_command(commands, "scancel", "echo 'scancel: error: Access/permission denied' >&2; exit 1")
     with pytest.raises(SlurmError, match="permission denied"):
         queue.signal_task("1_0", "INT")

@@ -146,6 +146,17 @@ def is_decode(cluster: OnSlurm, task: str) -> bool:
     return "sim/decode" in cluster.slurm.run("squeue", "--noheader", "--jobs", task, "--format", "%j")
 
 
+def test_no_request_fails_when_a_job_is_cancelled(cluster: OnSlurm) -> None:
+    """Slurm tells the engine at the same time, which cannot drain: other workers go on."""
+    task = next(task for task in cluster.slurm.jobs() if task.endswith("_0") and is_decode(cluster, task))
+    with loaded(cluster) as load:
+        cluster.slurm.run("scancel", task)
+        wait_for(lambda: task not in cluster.slurm.jobs(), "the end of the task")
+        wait_for(lambda: all_serve(cluster), "another one to serve")
+    assert load.failures == []
+    assert f"sim/decode/0: job {task} has ended, with CANCELLED" in cluster.stderr
+
+
 def test_no_request_fails_when_the_time_of_all_jobs_ends(cluster: OnSlurm) -> None:
     before, jobs = cluster.rows(), set(cluster.slurm.jobs())
     with loaded(cluster) as load:
@@ -165,8 +176,9 @@ def test_no_request_fails_when_nodes_are_lost(cluster: OnSlurm) -> None:
     try:
         with loaded(cluster) as load:
             begun = time.monotonic()
-            for node in lost.values():
+            for name, node in lost.items():  # one after the other: who loses two workers is not helped
                 cluster.slurm.kill_node(node)
+                wait_for(lambda name=name: cluster.workers()[name] != "ready", "the loss to be noticed")
             wait_for(lambda: are_restarted(cluster, lost, before), "both to be placed anew", LOST_S)
             wait_for(lambda: all_serve(cluster), "all to serve", LOST_S)
             print(f"two nodes were replaced after {time.monotonic() - begun:.0f} s")
