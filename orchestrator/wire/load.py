@@ -29,7 +29,7 @@ LOAD_HEADER: Final = "X-Baton-Load"
 MAX_SENDER: Final = 64  # characters
 
 
-class LoadReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """A worker reports this of one moment. Of a server with several engines it is about the one that the
     question names (`x-data-parallel-rank`), else about all.
     """

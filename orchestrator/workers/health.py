@@ -354,7 +354,8 @@ class HttpProbe:
         its probe ends; of one that reports nothing None.
         """
         self._tell = tell
-        self._sender = {SENDER_HEADER.lower(): sender} if sender else {}
+        self.sender = sender
+        self._named = {SENDER_HEADER.lower(): sender} if sender else {}
         self._authorization = {"authorization": f"Bearer {credential}"} if credential else {}
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity"},
@@ -525,7 +526,7 @@ class HttpProbe:
     async def _ask(self, worker: Worker, path: str, document: bytes | None = None) -> tuple[int, bytes]:
         """Return status and body of a page, of `MAX_PAGE_BYTES` at most, as it came. Raises `_BadPage`."""
         authorization = self._authorization if worker.gets_credential else {}
-        headers = {"host": host_header(worker.origin), **self._sender, **authorization}
+        headers = {"host": host_header(worker.origin), **self._named, **authorization}
         if worker.address.rank is not None:
             headers["x-data-parallel-rank"] = str(worker.address.rank)
         if document is not None:
