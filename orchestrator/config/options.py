@@ -694,7 +694,7 @@ class PoolConfig(Model):
         ge=1,
         description="Each worker serves this many requests at once; more wait in the orchestrator's queue. "
         "Without it this is the --max-num-seqs of its args, if they have one. It is not for prefill workers. "
-        "Of several processes each has its share of the seats.",
+        "Several processes and orchestrators take what others leave, and each has its share at least.",
     )
     data_parallel_size: int = Field(
         1,

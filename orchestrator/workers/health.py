@@ -431,10 +431,11 @@ class HttpProbe:
 
     def _poll_soon(self, worker: Worker) -> None:
         """Read a worker's metrics, unless that is under way: a page may take longer than a probe may."""
-        poll, quiet = self._polls.get(worker.name), self._quiet.get(worker.name, 0)
-        self._quiet[worker.name] = quiet + 1
-        if (poll is None or poll.done()) and (quiet <= QUIET or not quiet % QUIET):
-            self._polls[worker.name] = asyncio.create_task(self._poll(worker), name=f"poll {worker.name}")
+        name, quiet = worker.name, self._quiet.get(worker.name, 0)
+        self._quiet[name] = quiet + 1
+        if name not in self._polls and (quiet <= QUIET or not quiet % QUIET):
+            self._polls[name] = poll = asyncio.create_task(self._poll(worker), name=f"poll {name}")
+            poll.add_done_callback(lambda _: self._polls.pop(name, None))
 
     async def _poll(self, worker: Worker) -> None:
         """Find out by a worker's metrics what others have there: what is not ours. A leg of ours may begin or
