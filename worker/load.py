@@ -175,7 +175,7 @@ def _is_leg(scope: Scope) -> bool:
 
 
 def _is_stream(message: Message) -> bool:
-    """Tell whether an answer is a stream, of which nobody reads the load: it is out of date when that ends."""
+    """Tell whether an answer is a stream: nobody reads the load of one, which is old when it ends."""
     return any(
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in message.get("headers", ())
