@@ -258,7 +258,6 @@ class Orchestrator:
         self.config = config
         self.transport = transport
         self.index = context.index
-        self.sender = context.sender
         self.started = context.started
         self.keys = context.keys
         self.certificate = certificate_of(config.orchestrator)

@@ -147,7 +147,7 @@ class LoadMeter:
 
 
 class LegCounting:
-    """This middleware counts legs with a meter, and has their answers say how busy the worker is."""
+    """This middleware counts legs with a meter, and has whole answers say how busy the worker is."""
 
     def __init__(self, app: ASGIApp, meter: Callable[[], LoadMeter | None]) -> None:
         """`meter` is asked for each leg: an engine that is not there yet has none."""
@@ -174,9 +174,17 @@ def _is_leg(scope: Scope) -> bool:
     return path.startswith(_SERVED) and not path.startswith(_OURS)
 
 
+def _is_stream(message: Message) -> bool:
+    """Tell whether an answer is a stream: nobody reads the load of one, which is old when it ends."""
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in message.get("headers", ())
+    )
+
+
 def _telling(meter: LoadMeter, sender: Sender, send: Send) -> Send:
     async def tell(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start" and not _is_stream(message):
             load = (_LOAD, meter.header(sender))
             message = {**message, "headers": [*message.get("headers", ()), load]}
         await send(message)

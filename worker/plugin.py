@@ -23,7 +23,14 @@ from starlette.routing import BaseRoute
 from orchestrator.wire.compatibility import NO_CONNECTOR
 from orchestrator.wire.info import MAX_LABEL, Encoding, KvEventsInfo, Role, WorkerInfo
 from worker import ending, ready
-from worker.info import decodes, role_from_env, token_ids, transport_from_env, zone_from_env
+from worker.info import (
+    decodes,
+    deployment_from_env,
+    role_from_env,
+    token_ids,
+    transport_from_env,
+    zone_from_env,
+)
 from worker.load import LoadMeter
 from worker.nixl_thread import delay_from_env
 from worker.revision import revision_of
@@ -100,6 +107,7 @@ def _announcement(
         kv_events=events,
         kv_lease_s=_lease_s(transfer),
         zone=zone_from_env(),
+        deployment=deployment_from_env(),
     )
 
 

@@ -68,7 +68,7 @@ class _Member:
         )
         self.gate = self.admission.gates["m"]
         if is_fixed:
-            self.gate.look_by(None)
+            self.gate.look = None
         context = Context("m", "decode", Random(number), clock.time)
         self.policy = ROUTING["least_loaded"].make(context)
 

@@ -791,7 +791,7 @@ class PoolConfig(Model):
         ge=1,
         description="Each worker serves this many requests at once; more wait in the orchestrator's queue. "
         "Without it this is the --max-num-seqs of its args, if they have one. It is not for prefill workers. "
-        "Of several processes each has its share of the seats.",
+        "Several processes and orchestrators take what others leave, and each has its share at least.",
     )
     data_parallel_size: int = Field(
         1,
@@ -903,9 +903,10 @@ class RoutingConfig(Model):
         "name, or a mapping with its arguments.",
     )
     pair: Reloadable[Literal["any", "same_revision"]] = Field(
-        "any",
-        description="The workers of a request may be any two that are ready (any), or must have announced "
-        "the same revision of the model (same_revision); those that announce none then go together.",
+        "same_revision",
+        description="The workers of a request must have announced the same revision of the model, version of "
+        "the engine and deployment (same_revision), and those that announce nothing go together; or they may "
+        "be any two that are ready (any), though a KV cache of another revision makes a wrong answer.",
     )
     load: Reloadable[Literal["reported", "own"]] = Field(
         "reported",

@@ -65,6 +65,7 @@ class Dispatcher:
         self.registry = registry
         self.ids = ids
         self.time = time
+        self.sender = sender
         self.upstream = upstream
         self._offload = offload
         self._telemetry = telemetry

@@ -157,8 +157,7 @@ class Supervisor:
             random=self.random,
         )
         self._publisher = Publisher(self.registry)
-        self._sender = sender_name()
-        self._probe = HttpProbe(credential, sender=self._sender, tell=self.registry.note_report)
+        self._probe = HttpProbe(credential, sender=sender_name(), tell=self.registry.note_report)
         self.events = Events()
         self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
@@ -321,7 +320,7 @@ class Supervisor:
             keys=self._key_list(),
             snapshot=self._publisher.snapshot,
             salt=self._salt,
-            sender=self._sender,
+            sender=self._probe.sender,
             key_names=self._key_table.names,
         )
 

@@ -76,10 +76,10 @@ class Gate:
         "_bytes",
         "_cell",
         "_forecast",
+        "_full",
         "_is_ordered",
         "_limits",
         "_lines",
-        "_look",
         "_model",
         "_telemetry",
         "_time",
@@ -88,6 +88,7 @@ class Gate:
         "_waiters",
         "_work",
         "free",
+        "look",
         "seats",
     )
 
@@ -105,6 +106,7 @@ class Gate:
         self.free = 0
         self.seats = 0
         self._model = model
+        self._full = f"the queue for the model '{model}' is full"
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()  # a queue that can be left from its middle
         # Of the same: tenants by their shares, or all by their turns. Else the first to come is the first.
         self._lines: Lines | None = Lines() if is_fair else None
@@ -118,7 +120,9 @@ class Gate:
         self._bytes = 0
         # Only requests that ended while no seat was free count: others wait for such as these.
         self._forecast = Forecast()
-        self._look: Callable[[], None] | None = None
+        # It may `resize`, and is called before somebody has to wait, and before a seat that was waited for is
+        # given to the next one. None: nobody else takes seats.
+        self.look: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Gate {self._model} seats={self.seats} free={self.free} waiting={len(self._waiters)}>"
@@ -141,7 +145,7 @@ class Gate:
         """Wait for a permit. Return what was charged for it, for `give_back`. Raises `TooBusy` or
         `Overloaded`; then, or if cancelled, nothing is held.
         """
-        if self._look is not None and self.take():
+        if self.look is not None and self.take():
             return None
         if not self.seats:
             self.free -= 1
@@ -165,24 +169,18 @@ class Gate:
             self._settle(charge, self._time() - record.admitted)
         if free <= 0 and self.seats:
             self._forecast.learn(record, self._time())
-            if self._look is not None:
-                self._look()
+            if self.look is not None:
+                self.look()
             self._dispatch()
 
     def take(self) -> bool:
         """Take a permit if there is one, also one that others have left; return whether it was taken."""
-        if self.free <= 0 and self._look is not None:
-            self._look()
+        if self.free <= 0 and self.look is not None:
+            self.look()
         if self.free <= 0:
             return False
         self.free -= 1
         return True
-
-    def look_by(self, look: Callable[[], None] | None) -> None:
-        """Have `look` called, which may `resize`, before somebody has to wait, and before a seat that was
-        waited for is given to the next one. None: nobody else takes seats.
-        """
-        self._look = look
 
     def reconfigure(self, limits: QueueConfig) -> None:
         """Bound the queue by these limits; requests that wait already stay, but not for longer than the new
@@ -222,7 +220,7 @@ class Gate:
         now = self._time()
         losers = self._losers(demand)
         if losers is None:
-            raise self._too_busy(self._full(), RejectReason.QUEUE_FULL, demand)
+            raise self._too_busy(self._full, RejectReason.QUEUE_FULL, demand)
         at = now + self._late_s(demand) if self._is_ordered else now
         if not self._may_wait(demand, now, at):
             raise self._too_late(demand)
@@ -242,7 +240,7 @@ class Gate:
         if waiter.seat.done():  # it was stopped a moment ago
             self._remove(waiter)
         else:
-            message = f"{self._full()}, and this API key has more than its share of it"
+            message = f"{self._full}, and this API key has more than its share of it"
             self._end(waiter, self._too_busy(message, RejectReason.OVER_SHARE, waiter.demand))
 
     def _late_s(self, demand: Demand) -> float:
@@ -361,9 +359,6 @@ class Gate:
 
     # --- refusals -------------------------------------------------------------------------------
 
-    def _full(self) -> str:
-        return f"the queue for the model '{self._model}' is full"
-
     def _too_late(self, demand: Demand) -> TooBusy:
         message = f"the model '{self._model}' is too busy to answer in time"
         return self._too_busy(message, RejectReason.TOO_LATE, demand)
@@ -447,7 +442,7 @@ class Admission:
         is_contested = self._processes > 1 or found.others > 0
         if is_contested is not (model in self._contested):
             (self._contested.add if is_contested else self._contested.discard)(model)
-            gate.look_by(functools.partial(self._resize, model) if is_contested else None)
+            gate.look = functools.partial(self._resize, model) if is_contested else None
         gate.resize(found.part(gate.seats - gate.free, self._processes))
 
 

@@ -6,7 +6,7 @@
 
 Both POSTs need the worker's key. An orchestrator names itself in `SENDER_HEADER`, in its legs and questions:
 all its processes by one name. So the worker can tell it exactly what others have there, and it need not
-guess which of the legs that are counted there are its own. Answers to legs that name their sender have
+guess which of the legs that are counted there are its own. Whole answers to legs that name their sender have
 `LOAD_HEADER`, with the same figures: `OTHERS,RUNNING,WAITING,PROMPT_TOKENS,KV,SEATS,SENDERS`, whole numbers
 (KV in thousandths) or nothing where one is not known. Later versions may say more after these.
 
@@ -29,7 +29,7 @@ LOAD_HEADER: Final = "X-Baton-Load"
 MAX_SENDER: Final = 64  # characters
 
 
-class LoadReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """A worker reports this of one moment. Of a server with several engines it is about the one that the
     question names (`x-data-parallel-rank`), else about all.
     """

@@ -360,7 +360,8 @@ class HttpProbe:
         its probe ends; of one that reports nothing None.
         """
         self._tell = tell
-        self._sender = {SENDER_HEADER.lower(): sender} if sender else {}
+        self.sender = sender
+        self._named = {SENDER_HEADER.lower(): sender} if sender else {}
         self._authorization = {"authorization": f"Bearer {credential}"} if credential else {}
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity"},
@@ -436,10 +437,11 @@ class HttpProbe:
 
     def _poll_soon(self, worker: Worker) -> None:
         """Read a worker's metrics, unless that is under way: a page may take longer than a probe may."""
-        poll, quiet = self._polls.get(worker.name), self._quiet.get(worker.name, 0)
-        self._quiet[worker.name] = quiet + 1
-        if (poll is None or poll.done()) and (quiet <= QUIET or not quiet % QUIET):
-            self._polls[worker.name] = asyncio.create_task(self._poll(worker), name=f"poll {worker.name}")
+        name, quiet = worker.name, self._quiet.get(worker.name, 0)
+        self._quiet[name] = quiet + 1
+        if name not in self._polls and (quiet <= QUIET or not quiet % QUIET):
+            self._polls[name] = poll = asyncio.create_task(self._poll(worker), name=f"poll {name}")
+            poll.add_done_callback(lambda _: self._polls.pop(name, None))
 
     async def _poll(self, worker: Worker) -> None:
         """Find out by a worker's metrics what others have there: what is not ours. A leg of ours may begin or
@@ -531,7 +533,7 @@ class HttpProbe:
     async def _ask(self, worker: Worker, path: str, document: bytes | None = None) -> tuple[int, bytes]:
         """Return status and body of a page, of `MAX_PAGE_BYTES` at most, as it came. Raises `_BadPage`."""
         authorization = self._authorization if worker.gets_credential else {}
-        headers = {"host": host_header(worker.origin), **self._sender, **authorization}
+        headers = {"host": host_header(worker.origin), **self._named, **authorization}
         if worker.address.rank is not None:
             headers["x-data-parallel-rank"] = str(worker.address.rank)
         if document is not None:

@@ -114,9 +114,9 @@ class Registry:
 
     def announce(self, worker: Worker, introduction: Introduction) -> None:
         """Note what a worker says of itself, and tell of it."""
-        has_others = introduction.adapters != worker.introduction.adapters
+        before, revision = worker.introduction.adapters, worker.revision
         worker.announce(introduction)
-        if has_others:
+        if introduction.adapters != before or worker.revision != revision:  # pools are made anew
             self._refresh(worker.address.model)
         self.news.changed.tell()
 

@@ -163,7 +163,7 @@ class Worker(ABC):
     def note_load(self, header: bytes) -> None:
         """Note what the answer of a leg says of the worker's load (`wire/load.py`). It may be anything."""
         if self.reported.is_heard:
-            others = header[: header.find(b",")]
+            others = header.partition(b",")[0]
             if len(others) < MAX_DIGITS and others.isdigit():
                 self.note_others(int(others))
 

@@ -105,7 +105,10 @@ def test_only_legs_are_counted_and_their_answers_tell_the_load() -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(meter.report(THEM).others)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        headers = (
+            [(b"Content-Type", b"text/event-stream; charset=utf-8")] if "stream" in scope["path"] else []
+        )
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         if scope["path"].endswith("broken"):
             raise ConnectionError
 
@@ -125,7 +128,8 @@ def test_only_legs_are_counted_and_their_answers_tell_the_load() -> None:
     assert asyncio.run(asked("POST", "/v1/chat/completions")) == []  # a client's own
     for method, path in (("GET", "/v1/models"), ("POST", "/v1/baton/end"), ("POST", "/tokenize")):
         assert asyncio.run(asked(method, path, ours)) == []
+    assert len(asyncio.run(asked("POST", "/v1/stream", ours))) == 1
     with pytest.raises(ConnectionError):
         asyncio.run(asked("POST", "/v1/broken", ours))
-    assert seen == [1, 1, 0, 0, 0, 1]
+    assert seen == [1, 1, 0, 0, 0, 1, 1]
     assert meter.report(THEM).others == 0

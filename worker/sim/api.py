@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, KvEventsInfo, WorkerInfo
 from orchestrator.wire.load import DRAIN_PATH, READY_PATH, UNDRAIN_PATH
-from worker.info import decodes, token_ids, zone_from_env
+from worker.info import decodes, deployment_from_env, token_ids, zone_from_env
 from worker.load import Figures, LegCounting, LoadMeter, Sender
 from worker.msgpack_route import route_class
 from worker.ready import reported
@@ -186,6 +186,7 @@ class Sim:
             kv_events=_events_info(settings.kv_events),
             kv_lease_s=settings.lease_s,
             zone=zone_from_env(),
+            deployment=deployment_from_env(),
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
