@@ -41,6 +41,7 @@ class WorkerActor:
         import ray
 
         self._uid = f"{ray.get_runtime_context().get_actor_id()}-{os.urandom(4).hex()}"
+        self._raylet = os.getppid()
         self._host = ray.util.get_node_ip_address()
         self._reserved = Reserved()
         self._output = _Output()
@@ -107,9 +108,11 @@ class WorkerActor:
             self._group.signal(signal.SIGKILL)
 
     def _watch(self) -> None:
-        """End the actor some time after its engine: Ray starts it again then."""
+        """End the actor some time after its engine, and at once if its raylet is gone: Ray starts it again."""
         while self._code is None:
             self._code = None if self._group is None else self._group.exit_code()
+            if os.getppid() != self._raylet:  # Ray waits for calls under way, such as reports, for ever
+                os._exit(1)
             time.sleep(POLL_S)
         restart_at = time.monotonic() + self._delay_s
         if self._group is not None:

@@ -36,6 +36,7 @@ class Places:
         self._namespace = namespace
         self._pools = {pool.name: pool for pool in pools}
         self._groups: dict[str, tuple[Any, int]] = {}  # by worker: its group, and its bundle there
+        self._meant: dict[str, str] = {}  # by worker: the node that was asked for, as long as it has none
         self._shared: dict[str, tuple[Any, list[str | None]]] = {}  # by pool: who has which bundle
         self._looked_at = 0.0
         self._told: dict[str, str | None] = {}
@@ -81,6 +82,7 @@ class Places:
             apart = [{_NODE: f"!in({','.join(others)})"}] if others else None
             return self._group(name, [pool.bundle], strategy="PACK", bundle_label_selector=apart), 0
         node = self._emptiest(pool)
+        self._meant[name] = node or ""
         return self._group(name, [pool.bundle], strategy="STRICT_PACK", _soft_target_node_id=node), 0
 
     def _group(self, what: str, bundles: Sequence[Mapping[str, float]], **options: Any) -> Any:
@@ -103,7 +105,7 @@ class Places:
         nodes: Counter[str] = Counter()
         for name, (group, index) in self._groups.items():
             if pool is None or self._pool(name) is pool:
-                nodes[self._table(group)["bundles_to_node_id"][index]] += 1
+                nodes[self._table(group)["bundles_to_node_id"][index] or self._meant.get(name, "")] += 1
         return nodes
 
     def _table(self, group: Any) -> Mapping[str, Any]:
@@ -114,6 +116,7 @@ class Places:
         """Give up the place of a worker that was ended."""
         group, index = self._groups.pop(name, (None, 0))
         self._told.pop(name, None)
+        self._meant.pop(name, None)
         shared = self._shared.get(name.rpartition("/")[0])
         if shared is not None and group is shared[0]:
             shared[1][index] = None
