@@ -85,6 +85,7 @@ class ProcessContext:
     figures: Row | None = None  # where it counts what workers have done; None: in memory of its own
     share: Share | None = None  # tells the policies of other processes something; None: there are none
     salt: int = 0  # of the log of decisions
+    sender: str = ""  # what this orchestrator calls itself to workers, all its processes alike; "": nothing
     key_table: KeyTable | None = None  # where keys are counted; None: in memory of its own
     events: Events | None = None  # None: nobody asks for them
 
@@ -93,7 +94,21 @@ class ProcessContext:
         """Make that of the only process. Raises `StartError`."""
         keys, salt = load_keys(options), secrets.randbits(64)
         events = Events()
-        return cls(index=0, started=time.time(), keys=keys, row=None, loads=None, salt=salt, events=events)
+        return cls(
+            index=0,
+            started=time.time(),
+            keys=keys,
+            row=None,
+            loads=None,
+            salt=salt,
+            sender=sender_name(),
+            events=events,
+        )
+
+
+def sender_name() -> str:
+    """Return a name that no other orchestrator has: workers tell each what the others have there."""
+    return secrets.token_hex(8)
 
 
 class Core:
@@ -137,7 +152,14 @@ class Core:
         self.upstream = upstream
         self._offload = Offload()
         self.dispatcher = Dispatcher(
-            self.registry, upstream, self._offload, self.telemetry, self.ids, credential, clock
+            self.registry,
+            upstream,
+            self._offload,
+            self.telemetry,
+            self.ids,
+            credential,
+            clock,
+            context.sender,
         )
         self._routes = _routes(
             config, self.registry, self.admission, random=self.random, time=clock, share=context.share

@@ -105,6 +105,7 @@ MODULES = (
     "orchestrator.workers.abilities",
     "orchestrator.workers.handoff_times",
     "orchestrator.workers.pools",
+    "orchestrator.workers.reported",
     "orchestrator.workers.worker",
 )
 SOURCES = tuple(f"{module.replace('.', '/')}.py" for module in MODULES)  # below `ROOT`

@@ -82,7 +82,9 @@ async def _serve(
 ) -> None:
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
-    probe = HttpProbe(credential)
+    probe = HttpProbe(
+        credential, sender=orchestrator.core.dispatcher.sender, tell=orchestrator.registry.note_report
+    )
     prober = Prober(orchestrator.registry, probe, random=orchestrator.core.random, events=orchestrator.events)
     options = config.orchestrator
     discovery = Discovery(config, orchestrator.registry, orchestrator.events, orchestrator.core.random)

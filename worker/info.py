@@ -6,7 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar, get_args
 
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, ZONE_ENV, Encoding, Role, TokenIdsForm
+from orchestrator.wire.info import (
+    DEFAULT_TRANSPORT,
+    DEPLOYMENT_ENV,
+    TRANSPORT_ENV,
+    ZONE_ENV,
+    Encoding,
+    Role,
+    TokenIdsForm,
+)
 
 ROLE_ENV = "BATON_ROLE"
 
@@ -37,6 +45,11 @@ def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:
 def zone_from_env(environ: Mapping[str, str] = os.environ) -> str | None:
     """Return `BATON_ZONE`; None if it is unset or empty."""
     return environ.get(ZONE_ENV) or None
+
+
+def deployment_from_env(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return `BATON_DEPLOYMENT`; None if it is unset or empty."""
+    return environ.get(DEPLOYMENT_ENV) or None
 
 
 def decodes(transport: Encoding) -> list[Encoding]:

@@ -1,8 +1,8 @@
 """Baton's part of a vLLM worker is an endpoint plugin, loaded when `VLLM_PLUGINS` names `baton`.
 
-It adds `GET /baton/info` and `POST /v1/baton/end`, and gives vLLM's own JSON endpoints the route class for
-`BATON_TRANSPORT` and, with it, packed token ids. With `json` vLLM's routes stay vLLM's, and the route classes
-are not even imported.
+It adds `GET /baton/info`, `GET /baton/ready` and `POST /v1/baton/end`, and gives vLLM's own JSON endpoints
+the route class for `BATON_TRANSPORT` and, with it, packed token ids. With `json` vLLM's routes stay vLLM's,
+and the route classes are not even imported.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ from starlette.routing import BaseRoute
 
 from orchestrator.wire.compatibility import NO_CONNECTOR
 from orchestrator.wire.info import MAX_LABEL, Encoding, KvEventsInfo, Role, WorkerInfo
-from worker import ending
-from worker.info import decodes, role_from_env, token_ids, transport_from_env, zone_from_env
+from worker import ending, ready
+from worker.info import (
+    decodes,
+    deployment_from_env,
+    role_from_env,
+    token_ids,
+    transport_from_env,
+    zone_from_env,
+)
+from worker.load import LoadMeter
 from worker.nixl_thread import delay_from_env
 from worker.revision import revision_of
 
@@ -45,6 +53,7 @@ class BatonPlugin:
 
             reroute(app, route_class(self._transport))
         app.add_api_route("/baton/info", _info, methods=["GET"])
+        ready.add_routes(app)
         ending.add_route(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -57,6 +66,7 @@ class BatonPlugin:
         events = _kv_events(engine_client, config)
         announcement = _announcement(config, args, self._role, self._transport, events)
         state.baton_info = msgspec.json.encode(announcement)
+        ready.begin(state, engine_client, args, os.environ, _meter(engine_client, config, announcement))
         if ending.can_end(engine_client):
             ending.follow(engine_client)
             setattr(state, ending.ENGINE_KEY, engine_client)
@@ -97,7 +107,14 @@ def _announcement(
         kv_events=events,
         kv_lease_s=_lease_s(transfer),
         zone=zone_from_env(),
+        deployment=deployment_from_env(),
     )
+
+
+def _meter(engine: Any, config: Any, announcement: WorkerInfo) -> LoadMeter:
+    figures = ready.EngineFigures(engine, config, announcement.data_parallel_size)
+    processes = getattr(getattr(config, "parallel_config", None), "_api_process_count", 1)
+    return LoadMeter(figures, announcement.revision, is_whole=processes == 1)
 
 
 def _label(value: object) -> str | None:

@@ -7,5 +7,6 @@ from collections.abc import Mapping
 from launch.backends.base import Backend
 from launch.backends.local import Local
 from launch.backends.ray.backend import RayBackend
+from launch.backends.slurm.backend import SlurmBackend
 
-BACKENDS: Mapping[str, type[Backend]] = {"local": Local, "ray": RayBackend}
+BACKENDS: Mapping[str, type[Backend]] = {"local": Local, "ray": RayBackend, "slurm": SlurmBackend}

@@ -54,6 +54,11 @@ class Started(Protocol):
         """Return the number of the process on this machine; None if it runs on another one, or not at all."""
         ...
 
+    @property
+    def is_expiring(self) -> bool:
+        """Return whether its place is lost soon, so that it should start anew in another one."""
+        ...
+
     def exit_code(self) -> int | None:
         """Return the exit code of the latest start, negative for a signal; None while it has not ended."""
         ...

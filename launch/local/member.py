@@ -72,6 +72,11 @@ class Member:
         return self._group is not None and self._restart_at is None
 
     @property
+    def is_expiring(self) -> bool:
+        """Return whether it runs, in a place that is lost soon."""
+        return self._group is not None and self.is_ready and self._group.is_expiring
+
+    @property
     def may_answer(self) -> bool:
         """Return whether it is worth asking whether it is up: it runs, and is somewhere."""
         return self.is_running and self.trouble is None and self.spec.ready_url != ""

@@ -28,6 +28,7 @@ POLL_S: Final = 0.1
 # A decode worker pulls the KV cache of a prefill that has just ended; it begins with that at once.
 PULLED_S: Final = 1.0
 KNOWN_S: Final = 10.0  # until the orchestrator has noticed that a worker is gone
+MOVE_S: Final = 600.0  # for the requests of a worker to end that moves unasked
 MAX_COUNT: Final = 1000  # workers of a pool on one machine: a slip of the finger is more
 
 _SERVES: Final = ("ready", "suspect")
@@ -40,6 +41,14 @@ class Order:
     caller: Caller
     timeout_s: float  # for the requests of a worker to end
     is_forced: bool  # requests may fail
+
+
+class Nobody(Caller):
+    """Nobody waits for what is done unasked: the run's own output tells of it."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.is_gone = False
+        self.say = say  # type: ignore[method-assign]
 
 
 class Operator:
@@ -196,6 +205,25 @@ class Operator:
         for name in names:
             await self._registrar.undrain(name)
 
+    # --- unasked --------------------------------------------------------------------------------
+
+    async def move_one(self) -> None:
+        """Have a worker whose place is lost soon, if there is one, start anew in another place, as a restart
+        does. Raises `CommandFailed`.
+        """
+        member = next((member for member in self._fleet.workers if member.is_expiring), None)
+        if member is None:
+            return
+        self._fleet.operation = f"move of {member.spec.name}, whose place is lost soon"
+        self._fleet.progress.say(f"{member.spec.name} moves, as its place is lost soon")
+        try:
+            await self._restart(member, Order(Nobody(self._fleet.progress.say), MOVE_S, is_forced=False))
+        except StartFailed as error:
+            raise CommandFailed(str(error)) from error
+        finally:
+            self._fleet.operation = None
+            self._fleet.note()
+
     # --- scale ----------------------------------------------------------------------------------
 
     async def _scale(self, request: Request, order: Order) -> dict[str, Any]:
@@ -310,8 +338,6 @@ class Operator:
                 while told := sum(row.in_flight for row in await self._rows_of(member)):
                     _check_wanted(order)
                     await asyncio.sleep(POLL_S)
-                if member.spec.role != "decode":
-                    await asyncio.sleep(PULLED_S)
         except TimeoutError:
             if not order.is_forced:
                 requests = counted(told or 0, "request")
@@ -320,6 +346,9 @@ class Operator:
                     "on with them; --force cuts them, --timeout-s gives them more time"
                 ) from None
             order.caller.say(f"{member.spec.name} is stopped, which cuts {counted(told or 0, 'request')}")
+            return
+        if member.spec.role != "decode":
+            await asyncio.sleep(PULLED_S)
 
     async def _wait_known_gone(self, member: Member) -> None:
         with contextlib.suppress(TimeoutError):

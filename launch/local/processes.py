@@ -94,6 +94,7 @@ class ProcessGroup:
     is_kept = False
     starts = 1
     trouble: str | None = None
+    is_expiring = False
 
     def __init__(
         self, spec: ProcessSpec, log: Path, guard: Guard, environ: Mapping[str, str] = os.environ

@@ -32,6 +32,7 @@ from orchestrator.loop.signals import on_hangup
 
 POLL_S = 0.2
 PROBE_TIMEOUT_S = 2.0
+MOVE_AGAIN_S = 60.0  # after a worker could not be moved
 EXPLAIN_AFTER_S = 5.0  # the orchestrator needs a moment to find its workers
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -173,6 +174,8 @@ class _Cluster:
         self._writer = writer
         self._operator = operator
         self._stepping: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._move_at = 0.0  # loop time
         fleet.note = self._note
         self._explain_at: float | None = None  # loop time; set once every process is up
 
@@ -252,6 +255,7 @@ class _Cluster:
             member.tend(now)
         await self._probe()
         self._keep_in_step()
+        self._keep_places(now)
         await self._pause()
 
     def _keep_in_step(self) -> None:
@@ -263,6 +267,20 @@ class _Cluster:
     async def _step(self) -> None:
         with contextlib.suppress(CommandFailed):  # tried again at the next look
             await self._operator.bring_in_step()
+
+    def _keep_places(self, now: float) -> None:
+        """Have workers move whose places are lost soon, one after the other, beside all else."""
+        is_free = self._moving is None or self._moving.done()
+        is_wanted = any(member.is_expiring for member in self.fleet.workers)
+        if is_free and is_wanted and self.fleet.operation is None and now >= self._move_at:
+            self._moving = asyncio.create_task(self._move())
+
+    async def _move(self) -> None:
+        try:
+            await self._operator.move_one()
+        except CommandFailed as error:
+            self._move_at = asyncio.get_running_loop().time() + MOVE_AGAIN_S
+            self.fleet.progress.say(f"{error}; tried again in {MOVE_AGAIN_S:g} s")
 
     async def _pause(self) -> None:
         if not self._guard.is_alive():
@@ -302,8 +320,10 @@ class _Cluster:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
         self.fleet.operation = STOPPING
         self._note()
-        if self._stepping is not None:
-            self._stepping.cancel()
+        for task in (self._stepping, self._moving):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._building is not None:
             await self._building.stop()
         limits = self.fleet.limits

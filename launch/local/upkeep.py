@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch.local.progress import Progress
 
+WORKERS_FILE = "config.json"  # workers on other machines start by it; it is removed once there are none
 LOOK_S = 5.0  # between two looks at the sizes of logs, and at the disk
 LEAST_FREE = 1024 * 1024  # bytes: with less, lines are soon lost
 _RUN = re.compile(r"run-[0-9]{8}-[0-9]{6}-([0-9]+)")
@@ -134,5 +135,6 @@ def _earlier(latest: Path) -> Iterator[Path]:
 
 
 def _is_running(run: Path) -> bool:
+    """Return whether `baton up` runs on this machine, or workers of the run may still be elsewhere."""
     match = _RUN.fullmatch(run.name)
-    return match is not None and Path(f"/proc/{match[1]}").exists()
+    return match is not None and (Path(f"/proc/{match[1]}").exists() or (run / WORKERS_FILE).exists())

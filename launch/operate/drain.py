@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from launch.exits import Exit
-from launch.remote import Admin, Failed, connect, say, understood, unknown, worker_path
+from launch.remote import Admin, Failed, Mistaken, connect, say, understood, unknown, worker_path
 
 POLL_S = 0.2
 _SERVING = ("ready", "suspect", "probing")
@@ -19,6 +19,7 @@ Row = dict[str, Any]
 
 def drain(arguments: argparse.Namespace) -> int:
     """Drain workers, and wait for their requests if that is wanted. Raises `Failed`."""
+    _check_named(arguments)
     with connect(arguments) as admin:
         rows = _chosen(admin, arguments.names)
         changed = [admin.post(worker_path(_name(row), "drain")) for row in rows]
@@ -31,10 +32,16 @@ def drain(arguments: argparse.Namespace) -> int:
 
 def undrain(arguments: argparse.Namespace) -> int:
     """Let workers serve again. Raises `Failed`."""
+    _check_named(arguments)
     with connect(arguments) as admin:
         rows = _chosen(admin, arguments.names)
         _show(arguments, [admin.post(worker_path(_name(row), "undrain")) for row in rows])
     return Exit.OK
+
+
+def _check_named(arguments: argparse.Namespace) -> None:
+    if not arguments.names:
+        raise Mistaken("name the workers, as `baton ps` shows them, or the one at --url by --self")
 
 
 def _chosen(admin: Admin, names: Sequence[str]) -> list[Row]:

@@ -77,18 +77,33 @@ def _add_drain(commands: argparse._SubParsersAction[Parser]) -> None:
     drain = _add(commands, "drain", text, _drain, is_local=False)
     _add_workers(drain)
     drain.add_argument("--wait", action="store_true", help="wait until it serves none any more")
-    _add_timeout(drain, "--wait ends with exit code 1 after this many seconds; it stays drained")
+    _add_timeout(drain, "--wait ends with exit code 1 after this many seconds; it stays drained", "--timeout")
     undrain = _add(commands, "undrain", "let a drained worker serve again", _undrain, is_local=False)
     _add_workers(undrain)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", metavar="WORKER", nargs="+", help="MODEL/ROLE/INDEX, as `baton ps` shows it")
+    parser.add_argument("names", metavar="WORKER", nargs="*", help="MODEL/ROLE/INDEX, as `baton ps` shows it")
+    which = parser.add_argument_group("a worker by itself, whatever orchestrators send to it")
+    which.add_argument(
+        "--self",
+        dest="is_self",
+        action="store_true",
+        help="the worker at --url tells all orchestrators; its key is read from BATON_WORKER_API_KEY",
+    )
+    which.add_argument(
+        "--url", default="http://127.0.0.1:8000", metavar="URL", help="of that worker; default: %(default)s"
+    )
 
 
-def _add_timeout(parser: argparse.ArgumentParser, text: str) -> None:
+def _add_timeout(parser: argparse.ArgumentParser, text: str, *others: str) -> None:
     parser.add_argument(
-        "--timeout-s", type=seconds, default=TIMEOUT_S, metavar="SECONDS", help=f"{text}; default: 600"
+        "--timeout-s",
+        *others,
+        type=seconds,
+        default=TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"{text}; default: 600",
     )
 
 
@@ -161,15 +176,15 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _drain(arguments: argparse.Namespace) -> int:
-    from launch.operate.drain import drain
+    from launch.operate import drain, self_drain
 
-    return drain(arguments)
+    return self_drain.drain(arguments) if arguments.is_self else drain.drain(arguments)
 
 
 def _undrain(arguments: argparse.Namespace) -> int:
-    from launch.operate.drain import undrain
+    from launch.operate import drain, self_drain
 
-    return undrain(arguments)
+    return self_drain.undrain(arguments) if arguments.is_self else drain.undrain(arguments)
 
 
 def _restart(arguments: argparse.Namespace) -> int:

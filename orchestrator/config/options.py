@@ -21,6 +21,7 @@ from orchestrator.config.base import Model, Reloadable
 from orchestrator.config.connectors import ConnectorName
 from orchestrator.config.policies import Policy, policy_named
 from orchestrator.config.printing import masked
+from orchestrator.config.slurm import SlurmConfig
 from orchestrator.legs.connectors import NIXL
 from orchestrator.wire.info import Role
 
@@ -790,7 +791,7 @@ class PoolConfig(Model):
         ge=1,
         description="Each worker serves this many requests at once; more wait in the orchestrator's queue. "
         "Without it this is the --max-num-seqs of its args, if they have one. It is not for prefill workers. "
-        "Of several processes each has its share of the seats.",
+        "Several processes and orchestrators take what others leave, and each has its share at least.",
     )
     data_parallel_size: int = Field(
         1,
@@ -902,9 +903,15 @@ class RoutingConfig(Model):
         "name, or a mapping with its arguments.",
     )
     pair: Reloadable[Literal["any", "same_revision"]] = Field(
-        "any",
-        description="The workers of a request may be any two that are ready (any), or must have announced "
-        "the same revision of the model (same_revision); those that announce none then go together.",
+        "same_revision",
+        description="The workers of a request must have announced the same revision of the model, version of "
+        "the engine and deployment (same_revision), and those that announce nothing go together; or they may "
+        "be any two that are ready (any), though a KV cache of another revision makes a wrong answer.",
+    )
+    load: Reloadable[Literal["reported", "own"]] = Field(
+        "reported",
+        description="Policies count the requests of all orchestrators that send to a worker, as far as it "
+        "reports them (reported), or only those of this one (own). With one orchestrator both are the same.",
     )
     disaggregate: Reloadable[Literal["always", "auto", "strict", "never"]] = Field(
         "always",
@@ -957,6 +964,11 @@ class RoutingConfig(Model):
     def hears_caches(self, role: Role) -> bool:
         """Tell whether workers of a role are to publish their KV events."""
         return (self.prefill if role == "prefill" else self.decode).hears_caches
+
+    @property
+    def hears_loads(self) -> bool:
+        """Say whether legs of other orchestrators count."""
+        return self.load == "reported"
 
     @property
     def keeps_revisions(self) -> bool:
@@ -1057,12 +1069,16 @@ class RayConfig(Model):
 class LaunchConfig(Model):
     """`baton up` starts workers there, and waits so long for the processes that it starts and stops."""
 
-    backend: Literal["local", "ray"] = Field(
+    backend: Literal["local", "ray", "slurm"] = Field(
         "local",
-        description="Workers run there: on this machine (local), or on the nodes of a cluster of Ray (ray).",
+        description="Workers run there: on this machine (local), on the nodes of a cluster of Ray (ray), or "
+        "where Slurm has a place (slurm).",
     )
     ray: RayConfig = Field(
         RayConfig(), description="This section says what workers on Ray need, if launch.backend is ray."
+    )
+    slurm: SlurmConfig = Field(
+        SlurmConfig(), description="This section says how workers get their places, if it is slurm."
     )
     start_timeout_s: Seconds = Field(
         1800.0, description="A process that is not ready this many seconds after its start has failed."

@@ -27,6 +27,7 @@ from orchestrator.wire.codec import CODECS, FORM, JSON, NotEncodable, TooLarge, 
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import BEGUN_PATH, Begun, end_body
 from orchestrator.wire.info import END_PATH as END
+from orchestrator.wire.load import SENDER_HEADER
 from orchestrator.wire.refusals import Whose, error_body, is_encoded, retry_after, whose
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.troubles import trouble_of
@@ -56,18 +57,23 @@ class Dispatcher:
         ids: IdSource,
         credential: str | None,
         time: Callable[[], float],
+        sender: str = "",
     ) -> None:
-        """`credential` is what workers want as bearer token. `upstream` and `offload` stay the caller's."""
+        """`credential` is what workers want as bearer token. `sender` names this orchestrator to them.
+        `upstream` and `offload` stay the caller's.
+        """
         self.registry = registry
         self.ids = ids
         self.time = time
+        self.sender = sender
         self.upstream = upstream
         self._offload = offload
         self._telemetry = telemetry
+        name = [(SENDER_HEADER.lower().encode(), sender.encode())] if sender else []
         authorization = [(b"authorization", f"Bearer {credential}".encode())] if credential else []
         # Of a leg, by the name of its codec, as header blocks; the second ones are without the credential.
-        self.headers: Final = _blocks(authorization)
-        self.bare_headers: Final = _blocks([])
+        self.headers: Final = _blocks([*name, *authorization])
+        self.bare_headers: Final = _blocks(name)
 
     def head(self, worker: Worker, codec: str) -> bytes:
         """Return what the heads of all legs to a worker have in this codec, as a header block."""
@@ -166,10 +172,9 @@ class Dispatcher:
             self.registry.judge.mark_gone(worker, why, trouble_of(cause).what)
 
 
-def _blocks(authorization: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
+def _blocks(more: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
     return {
-        codec.name: header_block([*codec.headers, _IDENTITY, *authorization])
-        for codec in (*CODECS.values(), FORM)
+        codec.name: header_block([*codec.headers, _IDENTITY, *more]) for codec in (*CODECS.values(), FORM)
     }
 
 

@@ -40,6 +40,7 @@ from orchestrator.wire.codec import JSON, Codec, NotEncodable, Parts
 from orchestrator.wire.headers import header_block
 from orchestrator.wire.info import DOCUMENT_REFUSED, LEG_HEADER, TOKEN_IDS_HEADER, TokenIdsForm
 from orchestrator.wire.judge import ABORTED, ENDED_BY_WORKER
+from orchestrator.wire.load import LOAD_HEADER
 from orchestrator.wire.refusals import counts_fields, recounted
 from orchestrator.wire.usage import decode_document
 from orchestrator.workers.states import IN_SERVICE, NOT_TAKEN_OUT, WorkerState
@@ -54,6 +55,7 @@ _ABORTED_MSGPACK: Final = b"\xadfinish_reason\xa5abort"
 _MAY_BE_REFUSALS: Final = frozenset({400, 415, 422})  # of a form that the worker announced
 _DOCUMENT_REFUSED: Final = DOCUMENT_REFUSED.encode()
 _LEG_HEADER: Final = LEG_HEADER.lower().encode()
+_LOAD_HEADER: Final = LOAD_HEADER.lower().encode()
 _NOT_SENT: Final = -1
 # Looking a member up in its enumeration costs as much as a call.
 _READY: Final = WorkerState.READY
@@ -276,6 +278,9 @@ class Leg(ABC):
                     return b""
             content = await answer.read(limit)
             if answer.status == 200:
+                load = answer.headers.get(_LOAD_HEADER)
+                if load is not None:
+                    self.worker.note_load(load)
                 if b"content-encoding" in answer.headers:
                     check_identity(answer)
                 return content

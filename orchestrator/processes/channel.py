@@ -40,6 +40,7 @@ class Start(msgspec.Struct, tag=True, kw_only=True):
     keys: list[Key] | None
     snapshot: Snapshot
     salt: int = 0  # of the log of decisions
+    sender: str = ""  # what this orchestrator calls itself to workers
     key_names: list[str] = []  # whose cells come one after the other in each row, see `KeyTable`
 
 

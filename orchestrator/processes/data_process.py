@@ -131,6 +131,7 @@ class DataProcess:
                 figures=rows.figures(start.row),
                 share=self._sharing.note,
                 salt=start.salt,
+                sender=start.sender,
                 key_table=self._key_table,
                 events=Events(pass_on=lambda event: channel.offer(Noted(event))),
             ),

@@ -5,8 +5,10 @@ them. There is no lock: a cell has one writer, and is eight aligned bytes, which
 
 A row holds what `Telemetry` counts, then the figures of the connections to workers, then how often the
 writer's event loop has beaten, then for each worker the legs under way, then for each the moment at which it
-was last heard, then for each its figures, then for each what is known of its caches, then what is counted of
-API keys. Row 0 is the base: what processes that have ended had counted.
+was last heard, then for each its figures, then for each what is known of its caches, then for each the legs
+of other orchestrators, then what is counted of API keys. Row 0 is the base: what processes that have ended
+had counted. The legs of other orchestrators are in the base alone, and whoever hears of them writes there: it
+is what the worker said last, and nothing is added up.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class Rows:
         self._heard = self._legs + workers
         self._figures = self._heard + workers
         self._caches = self._figures + workers * CELLS
-        self._keys = self._caches + workers * _CACHE_CELLS
+        self._others = self._caches + workers * _CACHE_CELLS
+        self._keys = self._others + workers
         self._key_slots = keys
         self.row_size = row_size(layout, workers, keys)
         self._cells = memoryview(mmap.mmap(fd, count * self.row_size * CELL_BYTES)).cast("q")
@@ -106,6 +109,7 @@ class Rows:
                 *self._cell(row, self._heard + slot),
                 [self._cache_cells(each, slot) for each in range(self.count)],
                 self._cache_cells(row, slot),
+                self._cells[self._others + slot : self._others + slot + 1],
             )
             for slot in range(self._workers)
         ]
@@ -170,7 +174,7 @@ def spare_workers(config: Config) -> int:
 
 def row_size(layout: Layout, workers: int, keys: int = 0) -> int:
     """Return the size of a row in cells."""
-    cells = layout.size + len(_UPSTREAM) + 1 + (2 + CELLS + _CACHE_CELLS) * workers + KEY_CELLS * keys
+    cells = layout.size + len(_UPSTREAM) + 1 + (3 + CELLS + _CACHE_CELLS) * workers + KEY_CELLS * keys
     per_line = CACHE_LINE // CELL_BYTES
     return -(-cells // per_line) * per_line
 

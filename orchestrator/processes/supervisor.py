@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.endpoints import ENDPOINTS
+from orchestrator.app import sender_name
 from orchestrator.config.addresses import routed_addresses
 from orchestrator.config.keys import Key, load_keys
 from orchestrator.config.options import Config
@@ -156,7 +157,7 @@ class Supervisor:
             random=self.random,
         )
         self._publisher = Publisher(self.registry)
-        self._probe = HttpProbe(credential)
+        self._probe = HttpProbe(credential, sender=sender_name(), tell=self.registry.note_report)
         self.events = Events()
         self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
@@ -319,6 +320,7 @@ class Supervisor:
             keys=self._key_list(),
             snapshot=self._publisher.snapshot,
             salt=self._salt,
+            sender=self._probe.sender,
             key_names=self._key_table.names,
         )
 

@@ -19,8 +19,13 @@ replaced in between.
 Where there are API keys, each has a line of its own in the queue (`relay/fairness.py`).
 
 So under overload seats go to requests that can still be answered before their deadline, and the other
-clients know at once. With several processes each has its share of the seats, and a queue of its own: nobody
-has to be woken across processes, at the price that one may queue while another has a seat free.
+clients know at once.
+
+Where several processes or orchestrators send to the same workers, each has a queue of its own, and none talks
+to the others: what these have taken is seen by their legs. Those of other processes are in shared memory,
+those of other orchestrators are what the workers have told last. Each may take what is left, a process its
+part of it at a time, so that several that look at once do not take the same seats; and each always has its
+share, so that those who came first leave room.
 """
 
 from __future__ import annotations
@@ -44,11 +49,13 @@ from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.states import WorkerState
+from orchestrator.workers.worker import Worker
 
 # Prefill workers have no seats: they queue by themselves, one prompt after another.
 SEATED: Final[tuple[Role, Role]] = ("decode", "both")
 
 SWEEP_S: Final = 0.25  # how late a wait that is over may be noticed, and seats that legs elsewhere have left
+LOOK_S: Final = 0.02  # the same of seats while somebody waits for one that others may give back
 
 # A request is let in if it could wait half again as long as is expected: then nearly all that wait are
 # served, and the others know at once. Without it one in ten of those sent away heard of it only when its
@@ -69,6 +76,7 @@ class Gate:
         "_bytes",
         "_cell",
         "_forecast",
+        "_full",
         "_is_ordered",
         "_limits",
         "_lines",
@@ -80,6 +88,7 @@ class Gate:
         "_waiters",
         "_work",
         "free",
+        "look",
         "seats",
     )
 
@@ -97,6 +106,7 @@ class Gate:
         self.free = 0
         self.seats = 0
         self._model = model
+        self._full = f"the queue for the model '{model}' is full"
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()  # a queue that can be left from its middle
         # Of the same: tenants by their shares, or all by their turns. Else the first to come is the first.
         self._lines: Lines | None = Lines() if is_fair else None
@@ -110,6 +120,9 @@ class Gate:
         self._bytes = 0
         # Only requests that ended while no seat was free count: others wait for such as these.
         self._forecast = Forecast()
+        # It may `resize`, and is called before somebody has to wait, and before a seat that was waited for is
+        # given to the next one. None: nobody else takes seats.
+        self.look: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Gate {self._model} seats={self.seats} free={self.free} waiting={len(self._waiters)}>"
@@ -132,6 +145,8 @@ class Gate:
         """Wait for a permit. Return what was charged for it, for `give_back`. Raises `TooBusy` or
         `Overloaded`; then, or if cancelled, nothing is held.
         """
+        if self.look is not None and self.take():
+            return None
         if not self.seats:
             self.free -= 1
             return None
@@ -154,7 +169,18 @@ class Gate:
             self._settle(charge, self._time() - record.admitted)
         if free <= 0 and self.seats:
             self._forecast.learn(record, self._time())
+            if self.look is not None:
+                self.look()
             self._dispatch()
+
+    def take(self) -> bool:
+        """Take a permit if there is one, also one that others have left; return whether it was taken."""
+        if self.free <= 0 and self.look is not None:
+            self.look()
+        if self.free <= 0:
+            return False
+        self.free -= 1
+        return True
 
     def reconfigure(self, limits: QueueConfig) -> None:
         """Bound the queue by these limits; requests that wait already stay, but not for longer than the new
@@ -194,7 +220,7 @@ class Gate:
         now = self._time()
         losers = self._losers(demand)
         if losers is None:
-            raise self._too_busy(self._full(), RejectReason.QUEUE_FULL, demand)
+            raise self._too_busy(self._full, RejectReason.QUEUE_FULL, demand)
         at = now + self._late_s(demand) if self._is_ordered else now
         if not self._may_wait(demand, now, at):
             raise self._too_late(demand)
@@ -214,7 +240,7 @@ class Gate:
         if waiter.seat.done():  # it was stopped a moment ago
             self._remove(waiter)
         else:
-            message = f"{self._full()}, and this API key has more than its share of it"
+            message = f"{self._full}, and this API key has more than its share of it"
             self._end(waiter, self._too_busy(message, RejectReason.OVER_SHARE, waiter.demand))
 
     def _late_s(self, demand: Demand) -> float:
@@ -333,9 +359,6 @@ class Gate:
 
     # --- refusals -------------------------------------------------------------------------------
 
-    def _full(self) -> str:
-        return f"the queue for the model '{self._model}' is full"
-
     def _too_late(self, demand: Demand) -> TooBusy:
         message = f"the model '{self._model}' is too busy to answer in time"
         return self._too_busy(message, RejectReason.TOO_LATE, demand)
@@ -376,6 +399,7 @@ class Admission:
         `is_fair` tenants share the seats.
         """
         self._processes = processes
+        self._contested: set[str] = set()  # models whose seats others take, too
         self._pools = pools
         self._seats = seats
         self.gates = {
@@ -400,8 +424,13 @@ class Admission:
     async def sweep_forever(self) -> None:
         """End waits that are too long, until cancelled."""
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(LOOK_S if self.awaits_others else SWEEP_S)
             self.sweep()
+
+    @property
+    def awaits_others(self) -> bool:
+        """Somebody waits for a seat that others may give back."""
+        return any(gate.waiting and model in self._contested for model, gate in self.gates.items())
 
     def sweep(self) -> None:
         for model, gate in self.gates.items():
@@ -409,21 +438,67 @@ class Admission:
             gate.sweep()
 
     def _resize(self, model: str) -> None:
-        total = seats_of(self._pools[model], self._seats.get(model, {}))
-        self.gates[model].resize(max(1, total // self._processes) if total else 0)
+        gate, found = self.gates[model], Taken.of(self._pools[model], self._seats.get(model, {}))
+        is_contested = self._processes > 1 or found.others > 0
+        if is_contested is not (model in self._contested):
+            (self._contested.add if is_contested else self._contested.discard)(model)
+            gate.look = functools.partial(self._resize, model) if is_contested else None
+        gate.resize(found.part(gate.seats - gate.free, self._processes))
 
 
-def seats_of(pools: Pools, seats: Mapping[Role, int]) -> int:
-    """Count how many requests may hold one of these workers; 0 if no worker takes any.
+class Taken:
+    """The seats of a model at one moment, and who has taken them.
 
-    A worker on trial takes one. One in slow start has all of its seats: it is asked less often while others
-    have room, but nobody waits while it has. Legs that run on workers out of use hold no seat of the others,
-    so they come on top; as they end, this is too high until it is worked out again.
+    A worker on trial takes one request. One in slow start has all of its seats: it is asked less often while
+    others have room, but nobody waits while it has. Legs that run on workers out of use hold no seat of the
+    others, so ours come on top; as they end, the sum is too high until it is worked out again.
     """
-    in_use = sum(seats.get(role, DEFAULT_SEATS) * len(getattr(pools, role)) for role in SEATED)
-    others = [worker for worker in pools.others if worker.address.role in SEATED]
-    trials = sum(worker.state is WorkerState.PROBING for worker in others)
-    if not (in_use or trials):
-        return 0
-    legs = sum(worker.in_flight for worker in others if worker.state is not WorkerState.PROBING)
-    return in_use + trials + legs
+
+    __slots__ = ("legs", "others", "out_of_use", "replicas", "seats")
+
+    def __init__(self) -> None:
+        self.seats = 0  # that there are, for everybody
+        self.legs = 0  # of this orchestrator, which have taken as many
+        self.others = 0  # taken by other orchestrators
+        self.replicas = 1  # orchestrators, this one among them
+        self.out_of_use = 0  # legs of this process on workers whose seats do not count
+
+    @classmethod
+    def of(cls, pools: Pools, seats: Mapping[Role, int]) -> Taken:
+        """Count the seats of the workers that are decoded on."""
+        made = cls()
+        for role in SEATED:
+            workers: tuple[Worker, ...] = getattr(pools, role)
+            made.seats += seats.get(role, DEFAULT_SEATS) * len(workers)
+            for worker in workers:
+                made._add(worker)
+        for worker in pools.others:
+            if worker.address.role in SEATED:
+                made._add_other(worker)
+        return made
+
+    def _add(self, worker: Worker) -> None:
+        legs, senders = worker.legs, worker.reported.senders
+        self.legs += legs
+        self.others += worker.in_flight - legs
+        if senders > self.replicas:
+            self.replicas = senders
+
+    def _add_other(self, worker: Worker) -> None:
+        if worker.state is WorkerState.PROBING:
+            self.seats += 1
+        else:
+            self.out_of_use += worker.own_legs
+
+    def part(self, held: int, processes: int) -> int:
+        """Return how many permits this process, which holds so many, may give in all; 0 if there is no seat.
+
+        That is its share at least, of `processes` of each orchestrator. Beyond that it is what others have
+        left: to each of several processes its part, until they look again.
+        """
+        if not self.seats:
+            return 0
+        held = max(0, held - self.out_of_use)
+        left = self.seats - self.others - max(self.legs, held)
+        share = max(1, self.seats // (processes * self.replicas))
+        return max(share, held + max(0, -(-left // processes))) + self.out_of_use

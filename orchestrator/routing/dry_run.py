@@ -233,6 +233,8 @@ class _DryRun:
             return "it is being removed"
         if worker.is_drained:
             return "it is drained"
+        if worker.reported.drains_itself:
+            return "it drains itself"
         if worker.state is not WorkerState.READY:
             return _state(worker)
         if worker in self._avoid:

@@ -81,7 +81,7 @@ class Planner:
             self.auto = Auto(self._model, self.prefill, self.links, random=self.random, time=self.time)
         self._reckons = self.prefill.reckons_seconds() and self.decode.reckons_seconds()
         # Both policies choose by themselves, as long as no link is known to differ.
-        self._is_plain = not self.keeps_revisions and self.auto is None
+        self._is_plain = self.auto is None
         self._measured = self.links if self._reckons else None
 
     def _made(self, policy: PolicyConfig, role: Role) -> Policy:
@@ -134,7 +134,11 @@ class Planner:
         if whole_reason is None and prefill and decode:
             if avoid and self.is_better_whole(prefill, decode, both, avoid):
                 whole_reason = PAIR_FAILED
-            elif self._is_plain and (self.links.are_equal or not self._reckons):
+            elif (
+                self._is_plain
+                and (self.links.are_equal or not self._reckons)
+                and (not self.keeps_revisions or self.revisions.are_one(prefill, decode))
+            ):
                 chosen = self.decode.choose(request, decode)
                 made = Plan(self.prefill.choose(request, prefill), chosen, None, self._measured)
                 made.prefills, made.decodes = prefill, decode

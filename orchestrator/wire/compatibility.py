@@ -8,8 +8,11 @@ them; what it finds there fails each hand-off of the pair. A field that a worker
 |---|---|
 | path, engine, dtype, kv_dtype, block_size, connector | equal |
 | tp | one divides the other: vLLM splits or joins the heads |
-| engine_version | equal, unless pairs are kept within one revision: engines of two refuse each other |
-| revision | may differ, as in a rolling update; pairs can be kept within one, see `revision_of` |
+| engine_version | equal: engines of two refuse each other |
+| revision | may differ, as in a rolling update: KV caches of two models are not told apart |
+
+Where pairs are kept within one revision (`revision_of`), workers of two need not fit each other in anything:
+they are never a pair.
 """
 
 from __future__ import annotations
@@ -54,15 +57,15 @@ def differences(
 ) -> tuple[Difference, ...]:
     """Return why two workers cannot hand KV caches over to each other; empty if they can.
 
-    `within_revision`: pairs are kept within one revision, so that others need not fit.
+    `within_revision`: pairs are kept within one revision, so that those of others need not fit.
     """
-    return tuple(_differences(mine, theirs, within_revision))
+    if within_revision and revision_of(mine) != revision_of(theirs):
+        return ()
+    return tuple(_differences(mine, theirs))
 
 
-def _differences(mine: WorkerInfo, theirs: WorkerInfo, within_revision: bool) -> Iterator[Difference]:
+def _differences(mine: WorkerInfo, theirs: WorkerInfo) -> Iterator[Difference]:
     for field in ADVICE:
-        if within_revision and field == "engine_version":
-            continue
         own, other = getattr(mine, field), getattr(theirs, field)
         if own is not None and other is not None and not _fits(field, own, other):
             yield Difference(field, own, other)
@@ -83,8 +86,11 @@ def lacks_connector(info: WorkerInfo) -> bool:
 def revision_of(info: WorkerInfo | None) -> str | None:
     """Return what must be equal in a pair that is kept within one revision; None if the worker does not say.
 
-    It names the model's revision and the engine's version: engines of two versions refuse each other.
+    It names the model's revision and the engine's version: engines of two versions refuse each other. A
+    deployment that has a name is a revision of its own, which may differ from others in all that pairs must
+    agree in.
     """
     if info is None:
         return None
-    return f"{info.revision or ''}@{info.engine_version}"
+    name = "" if info.deployment is None else f"{info.deployment}:"
+    return f"{name}{info.revision or ''}@{info.engine_version}"

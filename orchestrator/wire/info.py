@@ -37,6 +37,8 @@ TRANSPORT_ENV = "BATON_TRANSPORT"
 DEFAULT_TRANSPORT: Encoding = "orjson"
 # The zone that a worker announces; unset or empty: none.
 ZONE_ENV = "BATON_ZONE"
+# What a worker announces as its deployment; unset or empty: none.
+DEPLOYMENT_ENV = "BATON_DEPLOYMENT"
 # How long NIXL's progress thread waits between two looks; see `worker/nixl_thread.py`.
 NIXL_DELAY_ENV = "BATON_NIXL_PROGRESS_DELAY_US"
 DEFAULT_NIXL_DELAY_US = 1000  # NIXL rounds up to whole milliseconds, as `poll()` counts
@@ -82,6 +84,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # What must fit between workers that hand KV caches over to each other: `wire/compatibility.py`.
     path: Label | None = None  # the model as the engine was told to load it
     revision: Label | None = None  # of the model's files
+    deployment: Label | None = None  # what whoever started it calls all that was started together
     kv_dtype: Label | None = None
     tp: Count | None = None  # tensor parallel size
     connector: Label | None = None  # that hands KV caches over; "none" without one

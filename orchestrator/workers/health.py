@@ -4,9 +4,14 @@ A probe only says what it saw; what follows from that is in `workers/states.py` 
 
 | the worker | is asked |
 |---|---|
-| in service | `/health`, which needs no key; one time in `NAME_EVERY` also its name, with the key |
-| not in service | `/health`, `/baton/info` and, with the key, `/v1/models` |
+| in service | `/baton/ready`, which needs no key; one time in `NAME_EVERY` also its name, with the key |
+| not in service | `/baton/ready`, `/baton/info` and, with the key, `/v1/models` |
 | one that denied a leg | the same, and each path of `ENDPOINTS` with an empty document, which is no request |
+
+A worker without `/baton/ready` (`wire/load.py`), such as plain vLLM, is asked for `/health` instead. If the
+legs of other orchestrators count, they are read from its `/metrics`, beside the probes and without any effect
+on them: with each probe while there are some, and more seldom otherwise, for such a page costs the worker a
+few milliseconds.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from orchestrator.telemetry.events import Events
 from orchestrator.transport.base import host_header
 from orchestrator.transport.shortage import is_shortage
 from orchestrator.wire.info import Count, WorkerInfo
+from orchestrator.wire.load import READY_PATH, SENDER_HEADER, LoadReport, read_metrics, read_report
 from orchestrator.wire.refusals import is_denial, is_encoded
 from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.lifecycle import verdict_at
@@ -59,9 +65,14 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # eve
 PATIENCE_S = 3.0
 PATIENCE_MANAGED_S = 600.0
 MAX_ADAPTERS, MAX_ADAPTER = 1000, 256  # of a worker that are known, and characters of each
+METRICS_PATH, METRICS_S = "/metrics", 5.0  # until its page is given up
+QUIET = 8  # polls in a row without legs of others, after which so many probes are without a poll
 MAX_NAMES, MAX_NAME = 5, 60  # models of a worker that are shown, and characters of each
 TELL_EVERY_S = 5.0  # a reason that changes to and fro is told no more often
 COMPLAINT_S = 60.0  # between two lines about what keeps workers from being probed
+
+_ABSENT = (404, 405)  # of a path that a worker does not have
+_DENIED = (401, 403, 407)  # without the key that somebody wants
 
 _log = logging.getLogger("baton.health")
 
@@ -336,8 +347,21 @@ class _ModelList(msgspec.Struct):
 class HttpProbe:
     """This is the `Probe` for vLLM's server and for ours. Whoever made it closes it."""
 
-    def __init__(self, credential: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """Workers get `credential` as bearer token. A test's `transport` stands in for the network."""
+    def __init__(
+        self,
+        credential: str | None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        sender: str = "",
+        tell: Callable[[Worker, LoadReport | None], None] = lambda worker, report: None,
+    ) -> None:
+        """Workers get `credential` as bearer token, and `sender` as the name of this orchestrator. A test's
+        `transport` stands in for the network. `tell` is called with what a worker reports of its load, before
+        its probe ends; of one that reports nothing None.
+        """
+        self._tell = tell
+        self.sender = sender
+        self._named = {SENDER_HEADER.lower(): sender} if sender else {}
         self._authorization = {"authorization": f"Bearer {credential}"} if credential else {}
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity"},
@@ -348,14 +372,24 @@ class HttpProbe:
         )
         self._counts: dict[str, int] = {}  # probes in service, by worker
         self._odd: set[str] = set()  # workers whose announcements cannot be read
+        self._plain: dict[str, int] = {}  # workers that had no readiness to tell, with their epochs then
+        self._polls: dict[str, asyncio.Task[None]] = {}  # for metrics
+        self._quiet: dict[str, int] = {}  # how many were due since one has shown legs of others
 
     async def aclose(self) -> None:
+        for poll in self._polls.values():
+            poll.cancel()
+        await self.wait_polls()
         await self._client.aclose()
+
+    async def wait_polls(self) -> None:
+        """Wait until the metrics that are being read are known."""
+        await asyncio.gather(*self._polls.values(), return_exceptions=True)
 
     async def __call__(self, worker: Worker) -> Introduction | None:
         is_known = worker.state in FULL_SERVICE or worker.state is WorkerState.DRAINING
         try:
-            await self._check_health(worker)
+            await self._check_well(worker)
             if not is_known or worker.is_denied:
                 return await self._introduction(worker)
             known = worker.introduction.adapters
@@ -372,10 +406,64 @@ class HttpProbe:
                 raise ProbeRefused(why) from error
             raise ProbeFailed(why, trouble_of(error)) from error
 
+    async def _check_well(self, worker: Worker) -> None:
+        """Ask a worker of ours whether it is ready, and others for their health."""
+        if self._may_report(worker):
+            status, content = await self._ask(worker, READY_PATH)
+            report = read_report(status, content)
+            if report is not None:
+                return self._note_report(worker, report)
+            if status in _ABSENT:
+                self._plain[worker.name] = worker.epoch
+            elif _is_ours(worker):
+                raise _failed(READY_PATH, status, is_unfit=status in _DENIED)
+        await self._check_health(worker)
+        if worker.reported.is_heard and worker.state in IN_SERVICE:
+            self._poll_soon(worker)
+        else:
+            self._tell(worker, None)
+        return None
+
+    def _may_report(self, worker: Worker) -> bool:
+        """Tell whether a worker may be one that reports: ours, or one of which this is not known yet."""
+        if worker.state not in IN_SERVICE:
+            return True
+        return _is_ours(worker) and self._plain.get(worker.name) != worker.epoch
+
+    def _note_report(self, worker: Worker, report: LoadReport) -> None:
+        self._tell(worker, report)
+        if report.others is None and worker.reported.is_heard:  # it does not know whose legs it has
+            self._poll_soon(worker)
+
+    def _poll_soon(self, worker: Worker) -> None:
+        """Read a worker's metrics, unless that is under way: a page may take longer than a probe may."""
+        name, quiet = worker.name, self._quiet.get(worker.name, 0)
+        self._quiet[name] = quiet + 1
+        if name not in self._polls and (quiet <= QUIET or not quiet % QUIET):
+            self._polls[name] = poll = asyncio.create_task(self._poll(worker), name=f"poll {name}")
+            poll.add_done_callback(lambda _: self._polls.pop(name, None))
+
+    async def _poll(self, worker: Worker) -> None:
+        """Find out by a worker's metrics what others have there: what is not ours. A leg of ours may begin or
+        end meanwhile: the larger number counts, so that no leg of ours is taken for another's.
+        """
+        legs, report = worker.legs, None
+        with contextlib.suppress(Exception):  # no figures: nobody but us has legs there, for all we know
+            async with asyncio.timeout(METRICS_S):
+                status, page = await self._ask(worker, METRICS_PATH)
+            report = read_metrics(page, worker.address.rank) if status == httpx.codes.OK else None
+        if report is not None:
+            others = max(0, report.busy - max(legs, worker.legs))
+            if others:
+                self._quiet[worker.name] = 0
+            report = _merged(report, worker.reported.last, others)
+        if report is not None or worker.reported.last is None:
+            self._tell(worker, report)
+
     async def _check_health(self, worker: Worker) -> None:
         status, _ = await self._ask(worker, "/health")
         if status != httpx.codes.OK:
-            raise _failed("/health", status, is_unfit=status in (401, 403, 407))
+            raise _failed("/health", status, is_unfit=status in _DENIED)
 
     def _is_name_due(self, worker: Worker) -> bool:
         """Tell whether a worker in service is to show that it takes the key, and is who it was."""
@@ -445,7 +533,9 @@ class HttpProbe:
     async def _ask(self, worker: Worker, path: str, document: bytes | None = None) -> tuple[int, bytes]:
         """Return status and body of a page, of `MAX_PAGE_BYTES` at most, as it came. Raises `_BadPage`."""
         authorization = self._authorization if worker.gets_credential else {}
-        headers = {"host": host_header(worker.origin), **authorization}
+        headers = {"host": host_header(worker.origin), **self._named, **authorization}
+        if worker.address.rank is not None:
+            headers["x-data-parallel-rank"] = str(worker.address.rank)
         if document is not None:
             headers["content-type"] = "application/json"
         method, url = "GET" if document is None else "POST", worker.address.url + path
@@ -456,6 +546,16 @@ class HttpProbe:
                 raise _BadPage(f"{path} is encoded, which it was asked not to be")
             return status, b""
         return status, content
+
+
+def _is_ours(worker: Worker) -> bool:
+    """Tell whether a worker has announced itself when it came into service."""
+    return worker.state in IN_SERVICE and worker.introduction.info is not None
+
+
+def _merged(polled: LoadReport, told: LoadReport | None, others: int) -> LoadReport:
+    """Return a report with what the metrics say of others; what the worker has told by itself stays."""
+    return msgspec.structs.replace(polled if told is None or told.others is not None else told, others=others)
 
 
 class _BadPage(ProbeFailed):

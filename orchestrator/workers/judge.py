@@ -16,6 +16,7 @@ from orchestrator.workers.troubles import CUT, DENIES, REFUSES, SILENT, STALLS
 from orchestrator.workers.worker import Worker
 
 MAX_WHY = 300  # characters of `Worker.last_error`: a worker can have a part in it
+WITHDRAWN = "drains itself: it wants no new requests"
 CLEARED_S = 5.0  # how long a worker is left alone that a probe has cleared of having denied a leg
 
 
@@ -82,9 +83,23 @@ class Judge:
         worker.answered = now = self._time()
         if lifecycle.is_standing_still(worker, now):
             return
-        worker.last_error = worker.reason = None
+        worker.last_error = None
+        worker.reason = WITHDRAWN if worker.reported.drains_itself else None
         self._refused.discard(worker)
         self.note(worker, Event.ANSWERED)
+
+    def note_wish(self, worker: Worker, *, wants_legs: bool) -> None:
+        """Note whether a worker says that it wants new legs. One that does not gets none until it does again;
+        those under way go on, and so does what was begun with others for it.
+        """
+        if wants_legs is not worker.reported.drains_itself:
+            return
+        worker.reported.drains_itself = not wants_legs
+        if not wants_legs:
+            worker.reason = WITHDRAWN
+            self.note(worker, Event.WITHDRAWN)
+        elif not worker.is_drained:
+            self.note(worker, Event.UNDRAIN)
 
     def note_cleared(self, worker: Worker) -> None:
         """Note that a probe has shown that a worker, which had denied a leg, serves requests."""
@@ -179,8 +194,8 @@ class Judge:
         if move.is_change:
             self._refresh(worker.address.model)
             self._news.tell_move(worker, move)
-            if worker.state is WorkerState.READY and worker.is_drained:
-                self.note(worker, Event.DRAIN)
+            if worker.state is WorkerState.READY and (worker.is_drained or worker.reported.drains_itself):
+                self.note(worker, Event.DRAIN if worker.is_drained else Event.WITHDRAWN)
             self._keep_half(worker)
         self._news.changed.tell()
 

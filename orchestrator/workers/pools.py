@@ -132,7 +132,7 @@ class Pools:
         found = [worker for worker in others if not has_warm or self._has_turn(worker, now)]
         if not any(self.has_room(worker) for worker in found):
             found = [worker for worker in others if self.has_room(worker)] or found
-        found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.in_flight]
+        found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.legs]
         return tuple(found or others) or workers
 
     def preview(self, role: Role, avoid: Collection[Worker] = ()) -> tuple[Worker, ...]:

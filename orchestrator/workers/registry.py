@@ -18,6 +18,7 @@ from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role
+from orchestrator.wire.load import LoadReport
 from orchestrator.workers import lifecycle
 from orchestrator.workers.adapters import Adapters
 from orchestrator.workers.introduction import Introduction
@@ -73,6 +74,7 @@ class Registry:
             time=time,
             random=random or Random(),  # noqa: S311  # no secret
         )
+        self._hear_loads(self.workers)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -84,6 +86,7 @@ class Registry:
         self.health = health
         self._routing = routing
         self.judge.reconfigure(health, routing)
+        self._hear_loads(self.workers)
         self.adapters.reconfigure(health, routing)
         for model, pools in self.pools.items():
             pools.reconfigure(health, routing)
@@ -111,11 +114,33 @@ class Registry:
 
     def announce(self, worker: Worker, introduction: Introduction) -> None:
         """Note what a worker says of itself, and tell of it."""
-        has_others = introduction.adapters != worker.introduction.adapters
+        before, revision = worker.introduction.adapters, worker.revision
         worker.announce(introduction)
-        if has_others:
+        if introduction.adapters != before or worker.revision != revision:  # pools are made anew
             self._refresh(worker.address.model)
         self.news.changed.tell()
+
+    def note_report(self, worker: Worker, report: LoadReport | None) -> None:
+        """Note what a worker reports of its load, and whether it wants new legs; None: it reports nothing."""
+        reported = worker.reported
+        reported.last = report
+        if reported.is_heard:
+            worker.note_others(0 if report is None else report.others or 0)
+            self._note_senders(worker, 1 if report is None else report.senders or 1)
+        self.judge.note_wish(worker, wants_legs=report is None or not report.is_draining)
+
+    def _note_senders(self, worker: Worker, count: int) -> None:
+        if count != worker.reported.senders:
+            worker.reported.senders = count
+            self.news.changed.tell()
+
+    def _hear_loads(self, workers: Iterable[Worker]) -> None:
+        """Count the legs of others with the workers from now on, or do not, as the config has it."""
+        for worker in workers:
+            worker.reported.is_heard = self._routing.hears_loads
+            if not worker.reported.is_heard:
+                worker.note_others(0)
+                worker.reported.senders = 1
 
     def rest(self, worker: Worker, seconds: float) -> None:
         """Let a worker rest that said for how long it is too busy; see `Pools.rest`."""
@@ -135,7 +160,7 @@ class Registry:
         for worker in self.workers:
             if lifecycle.is_proven(worker):
                 self.judge.note(worker, Event.PROVEN)
-            if worker.is_leaving and not worker.in_flight:
+            if worker.is_leaving and not worker.legs:
                 self._drop(worker)
 
     # --- what the operator wants ----------------------------------------------------------------
@@ -146,14 +171,16 @@ class Registry:
         self.judge.note(worker, Event.DRAIN)
 
     def undrain(self, worker: Worker) -> None:
-        """Let a worker serve again: at once as the last of its pool, else when a probe has found it well.
+        """Let a worker serve again: at once as the last of its pool, else when a probe has found it well. One
+        that drains itself goes on with that.
 
         Raises `Conflict` if it is being removed.
         """
         if worker.is_leaving:
             raise Conflict(f"{worker.name} is being removed")
         worker.is_drained = False
-        self.judge.note(worker, Event.UNDRAIN)
+        if not worker.reported.drains_itself:
+            self.judge.note(worker, Event.UNDRAIN)
 
     def at(self, model: str, role: Role, url: str) -> Worker | None:
         """Return the worker that serves `model` in this role at `url`, also one that is being removed."""
@@ -183,6 +210,7 @@ class Registry:
         """
         worker = self._roster.add(address)
         worker.epoch = epoch
+        self._hear_loads([worker])
         self.news.added.tell(worker)
         self.news.changed.tell()
         return worker
@@ -221,6 +249,7 @@ class Registry:
             worker = known.get((snapshot.slot, snapshot.address))
             if worker is None:
                 worker = self._roster.enter(snapshot.address, snapshot.slot)
+                self._hear_loads([worker])
             before[worker] = worker.state
             self._adopt(worker, snapshot)
         for model in {worker.address.model for worker in before}:  # once: there may be thousands of workers
@@ -242,7 +271,8 @@ class Registry:
         worker.become(life)
         self.announce(worker, Introduction(snapshot.info, snapshot.max_model_len, snapshot.adapters))
         worker.last_error, worker.reason = snapshot.last_error, snapshot.reason
-        worker.is_drained = snapshot.is_drained
+        worker.is_drained, worker.reported.drains_itself = snapshot.is_drained, snapshot.drains_itself
+        worker.reported.senders = snapshot.senders
         if worker.is_denied and worker.state is WorkerState.READY:
             self.judge.note_cleared(worker)
 

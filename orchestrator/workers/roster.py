@@ -76,7 +76,9 @@ class Roster:
         for worker in self.workers:
             if worker.name == address.name or _served_at(worker.address) == _served_at(address):
                 raise Conflict(f"there is {worker.name} at {worker.address.url} already")
-        return self.enter(address, self._free_slot())
+        worker = self.enter(address, self._free_slot())
+        worker.note_others(0)  # the slot may have been another one's
+        return worker
 
     def enter(self, address: WorkerAddress, slot: int) -> Worker:
         """Add a worker whose slot is known."""

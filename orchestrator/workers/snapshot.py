@@ -8,6 +8,7 @@ import msgspec
 
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.load import LoadReport
 from orchestrator.workers.figures import CacheStatus
 from orchestrator.workers.states import WorkerState
 
@@ -26,6 +27,8 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None
     reason: str | None = None
     adapters: tuple[str, ...] = ()
+    drains_itself: bool = False
+    senders: int = 1  # orchestrators that send to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +45,5 @@ class WorkerStatus:
     reason: str | None = None  # as `last_error`, in words that everybody may read
     cache: CacheStatus | None = None  # None if routing does not go by caches
     adapters: tuple[str, ...] = ()  # that it lists beside its model
+    drains_itself: bool = False  # takes no new legs until it says so itself
+    report: LoadReport | None = None  # what it last said of its load; None if it says nothing

@@ -1,8 +1,9 @@
 """A table has the life of a worker: the states it can be in, what can happen to it, and the state after that.
 
-Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED, SILENT and UNFIT (`workers/health.py`), legs see
-REFUSED, LOST, STALLED, ERRED, DENIED and PROVEN (the flow), the operator drains, SLOW is what figures say
-(`control/worker_watch.py`), NEEDED follows from what happens to others of the pool.
+Who sees what: probes see ANSWERED, REFUSED, FAILED, MISSED, SILENT, UNFIT and WITHDRAWN
+(`workers/health.py`), legs see REFUSED, LOST, STALLED, ERRED, DENIED and PROVEN (the flow), the operator
+drains, SLOW is what figures say (`control/worker_watch.py`), NEEDED follows from what happens to others of
+the pool.
 
 A client could cause what a leg saw as DENIED, so it only has the worker looked at; a probe, in which no
 client has a part, says UNFIT.
@@ -22,7 +23,7 @@ class WorkerState(StrEnum):
     SUSPECT = "suspect"  # lost a leg, missed a probe, or was drained: a probe, which is due at once, decides
     EJECTED = "ejected"  # on suspicion; asked again after a pause that grows
     PROBING = "probing"  # half open: back from being ejected, until a leg succeeds
-    DRAINING = "draining"  # the operator wants it free: legs end, none begins
+    DRAINING = "draining"  # the operator wants it free, or it does so itself: legs end, none begins
     GONE = "gone"  # nobody listens there; probes bring it back
     UNFIT = "unfit"  # it is there, but not for us: another key, another model; probes bring it back
 
@@ -43,6 +44,7 @@ class Event(StrEnum):
     PROVEN = "proven"  # a leg on trial succeeded
     SLOW = "slow"  # it is far slower than its peers
     NEEDED = "needed"  # more than half of what is left of its pool is ejected
+    WITHDRAWN = "withdrawn"  # it says itself that it wants no new legs
     DRAIN = "drain"
     UNDRAIN = "undrain"
 
@@ -92,6 +94,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.ERRED: _EJECTED,
         Event.SLOW: _EJECTED,
         Event.DRAIN: _DRAINING,
+        Event.WITHDRAWN: _DRAINING,
     },
     _SUSPECT: {
         Event.ANSWERED: _READY,
@@ -101,6 +104,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.ERRED: _EJECTED,
         Event.UNFIT: _UNFIT,
         Event.DRAIN: _DRAINING,
+        Event.WITHDRAWN: _DRAINING,
     },
     _EJECTED: {
         Event.ANSWERED: _PROBING,
@@ -108,6 +112,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.REFUSED: _GONE,
         Event.NEEDED: _SUSPECT,
         Event.DRAIN: _DRAINING,
+        Event.WITHDRAWN: _DRAINING,
     },
     _PROBING: {
         Event.PROVEN: _READY,
@@ -121,6 +126,7 @@ _TABLE: dict[WorkerState, dict[Event, WorkerState]] = {
         Event.UNFIT: _UNFIT,
         Event.NEEDED: _SUSPECT,
         Event.DRAIN: _DRAINING,
+        Event.WITHDRAWN: _DRAINING,
     },
     _DRAINING: {
         Event.REFUSED: _GONE,

@@ -18,10 +18,12 @@ from orchestrator.workers.abilities import Abilities
 from orchestrator.workers.figures import NO_FIGURES, CacheFigures, cache_status
 from orchestrator.workers.handoff_times import HandoffTimes
 from orchestrator.workers.introduction import Introduction
+from orchestrator.workers.reported import Reported
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
 
 _UNKNOWN: Final = Introduction(None, None)
+MAX_DIGITS: Final = 8  # of a number of legs
 
 
 class Worker(ABC):
@@ -46,6 +48,7 @@ class Worker(ABC):
         "origin",
         "rank_header",
         "reason",
+        "reported",
         "revision",
         "slot",
         "state",
@@ -71,6 +74,7 @@ class Worker(ABC):
         self.introduction = _UNKNOWN  # of the last time that it came into service
         self.abilities = Abilities(transport)
         self.handoffs = HandoffTimes()
+        self.reported = Reported()
         self.kv_tokens: int | None = None  # that fit into its KV cache
         self.revision: str | None = None  # pairs can be kept within one; None if it does not say
         self.zone: str | None = address.zone  # hand-offs within one take the same time
@@ -93,7 +97,28 @@ class Worker(ABC):
     @property
     @abstractmethod
     def in_flight(self) -> int:
-        """Return how many legs are under way on this worker."""
+        """Return how many legs are under way on this worker: ours, and those of other orchestrators as far as
+        they are known.
+        """
+
+    @property
+    @abstractmethod
+    def legs(self) -> int:
+        """Return how many legs of this orchestrator are under way on this worker."""
+
+    @property
+    @abstractmethod
+    def own_legs(self) -> int:
+        """Return how many of these are of this process."""
+
+    @property
+    @abstractmethod
+    def others(self) -> int:
+        """Return how many legs other orchestrators had there when the worker last told."""
+
+    @abstractmethod
+    def note_others(self, legs: int) -> None:
+        """Note how many legs other orchestrators have there."""
 
     @property
     @abstractmethod
@@ -133,6 +158,15 @@ class Worker(ABC):
         self.abilities.distrusted_epoch = self.epoch
         self.abilities.announce(self.introduction.info, self.epoch)
 
+    # --- what it reports ------------------------------------------------------------------------
+
+    def note_load(self, header: bytes) -> None:
+        """Note what the answer of a leg says of the worker's load (`wire/load.py`). It may be anything."""
+        if self.reported.is_heard:
+            others = header.partition(b",")[0]
+            if len(others) < MAX_DIGITS and others.isdigit():
+                self.note_others(int(others))
+
     # --- what happens to it ---------------------------------------------------------------------
 
     def life(self) -> Life:
@@ -169,13 +203,15 @@ class Worker(ABC):
             last_error=self.last_error,
             reason=self.reason,
             adapters=self.introduction.adapters,
+            drains_itself=self.reported.drains_itself,
+            senders=self.reported.senders,
         )
 
     def status(self) -> WorkerStatus:
         return WorkerStatus(
             self.address,
             self.state,
-            self.in_flight,
+            self.legs,
             self.introduction.info,
             self.introduction.max_model_len,
             self.last_error,
@@ -183,23 +219,41 @@ class Worker(ABC):
             self.reason,
             cache_status(self.cache_figures()),
             self.introduction.adapters,
+            self.reported.drains_itself,
+            self.reported.last,
         )
 
 
 class OwnWorker(Worker):
     """Only this process sends to such a worker."""
 
-    __slots__ = ("_figures", "_heard", "_legs")
+    __slots__ = ("_figures", "_heard", "_legs", "_others")
 
     def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
         super().__init__(address, transport, tls, slot)
         self._figures = NO_FIGURES
         self._heard = NEVER
         self._legs = 0
+        self._others = 0
 
     @property
     def in_flight(self) -> int:
+        return self._legs + self._others
+
+    @property
+    def legs(self) -> int:
         return self._legs
+
+    @property
+    def own_legs(self) -> int:
+        return self._legs
+
+    @property
+    def others(self) -> int:
+        return self._others
+
+    def note_others(self, legs: int) -> None:
+        self._others = legs
 
     @property
     def heard(self) -> float:
@@ -225,7 +279,7 @@ class SharedLoad:
     The memory has a cell per row, and of `CacheFigures` all cells.
     """
 
-    __slots__ = ("figures", "heard_us", "legs", "own_figures", "own_heard_us", "own_legs")
+    __slots__ = ("figures", "heard_us", "legs", "others", "own_figures", "own_heard_us", "own_legs")
 
     def __init__(
         self,
@@ -235,8 +289,10 @@ class SharedLoad:
         own_heard_us: memoryview,
         figures: list[memoryview],
         own_figures: memoryview,
+        others: memoryview,
     ) -> None:
-        """`own_legs`, `own_heard_us` and `own_figures` are the cells that this process may write.
+        """`own_legs`, `own_heard_us` and `own_figures` are the cells that this process may write. `others` is
+        one that all may write: the last one to have heard of legs of other orchestrators knows best.
 
         Moments are in microseconds of `time.monotonic()`, which is the same in all processes.
         """
@@ -246,12 +302,13 @@ class SharedLoad:
         self.own_heard_us = own_heard_us
         self.figures = figures
         self.own_figures = own_figures
+        self.others = others
 
 
 class SharedWorker(Worker):
     """Several processes send to such a worker: `in_flight` and `heard` are those of all."""
 
-    __slots__ = ("_load", "_own_legs")
+    __slots__ = ("_load", "_others", "_own_legs")
 
     def __init__(
         self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int, load: SharedLoad
@@ -259,10 +316,26 @@ class SharedWorker(Worker):
         super().__init__(address, transport, tls, slot)
         self._load = load
         self._own_legs = load.own_legs  # one cell
+        self._others = load.others  # one cell
 
     @property
     def in_flight(self) -> int:
+        return sum(self._load.legs) + self._others[0]
+
+    @property
+    def legs(self) -> int:
         return sum(self._load.legs)
+
+    @property
+    def own_legs(self) -> int:
+        return self._own_legs[0]
+
+    @property
+    def others(self) -> int:
+        return self._others[0]
+
+    def note_others(self, legs: int) -> None:
+        self._others[0] = legs
 
     @property
     def heard(self) -> float:

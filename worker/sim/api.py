@@ -27,8 +27,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, KvEventsInfo, WorkerInfo
-from worker.info import decodes, token_ids, zone_from_env
+from orchestrator.wire.load import DRAIN_PATH, READY_PATH, UNDRAIN_PATH
+from worker.info import decodes, deployment_from_env, token_ids, zone_from_env
+from worker.load import Figures, LegCounting, LoadMeter, Sender
 from worker.msgpack_route import route_class
+from worker.ready import reported
 from worker.sim import audio, faults, frames, messages, protocol, responses, text
 from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
 from worker.sim.embeddings import EmbeddingJob, EmbeddingRequest, EmbeddingResponse, embedding_job
@@ -42,7 +45,7 @@ from worker.token_ids import LIMITS_KEY, Limits, requested_by
 
 REFUSE_KEY = "refuse"  # in `app.state`, set by `SimServer`: its `refuse`
 
-_GUARDED = "/v1"
+_GUARDED = ("/v1", DRAIN_PATH, UNDRAIN_PATH)
 _Body = Annotated[dict[str, Any], Body()]
 _JobMaker = Callable[[Any, Settings, str | None], Job | EmbeddingJob]
 _Respond = Callable[[Engine, Any, Plan, Entry], Response]
@@ -59,6 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_responses_routes(sim))
     app.include_router(_plain_routes(sim))
     app.include_router(_control_routes(sim))
+    if not settings.announced.is_plain:
+        app.add_middleware(LegCounting, meter=lambda: sim.meter)
     app.add_middleware(RequireKey, keys=sim.keys)
     if settings.defects.clock_offset_s:
         app.add_middleware(WrongClock, offset_s=settings.defects.clock_offset_s)
@@ -78,6 +83,14 @@ class Sim:
         self.journal = Journal(settings.record)
         self.store = responses.Store(settings.stores_responses)
         self.started = int(time.time())
+        self.meter = LoadMeter(self.figures, settings.announced.revision)
+
+    def figures(self, rank: int | None) -> Figures:
+        """Return how busy the engine of a rank is, or all of them together."""
+        if rank is not None and rank < len(self.engines):
+            return self.engines[rank].figures()
+        running, waiting, tokens, kv, seats = zip(*(each.figures() for each in self.engines), strict=True)
+        return Figures(sum(running), sum(waiting), sum(tokens), max(kv), sum(filter(None, seats)))
 
     def commit(self, found: Sequence[Fault]) -> None:
         """Commit faults: at once, or when requests come. Who listens sees to refusals."""
@@ -173,6 +186,7 @@ class Sim:
             kv_events=_events_info(settings.kv_events),
             kv_lease_s=settings.lease_s,
             zone=zone_from_env(),
+            deployment=deployment_from_env(),
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
@@ -380,6 +394,24 @@ def _plain_routes(sim: Sim) -> APIRouter:
     if sim.settings.announced.is_plain:
         return router
 
+    @router.get(READY_PATH)
+    async def ready(request: Request) -> Response:
+        sender = Sender.of(request.headers.raw)
+        sim.meter.note_asked(sender)
+        report = sim.meter.report(sender)
+        status = HTTPStatus.SERVICE_UNAVAILABLE if report.is_draining else HTTPStatus.OK
+        return ProbeResponse(sim.faults.draw("health"), msgspec.json.encode(report), status)
+
+    @router.post(DRAIN_PATH)
+    async def drain(request: Request) -> Response:
+        sim.meter.drain()
+        return reported(sim.meter, Sender.of(request.headers.raw), HTTPStatus.ACCEPTED)
+
+    @router.post(UNDRAIN_PATH)
+    async def undrain(request: Request) -> Response:
+        sim.meter.undrain()
+        return reported(sim.meter, Sender.of(request.headers.raw), HTTPStatus.ACCEPTED)
+
     @router.post(END_PATH)
     async def end(request: Request) -> Response:
         asked = await _asked_for(request)
@@ -550,7 +582,9 @@ class Keys:
 
 
 class RequireKey:
-    """It is vLLM's `--api-key`: everything under `/v1` needs one of the keys as a bearer token."""
+    """It is vLLM's `--api-key`: everything under `/v1` needs one of the keys as a bearer token; so
+    does what our plugin guards.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app

@@ -260,10 +260,10 @@ class GenerationResponse(EngineResponse):
 
 
 class ProbeResponse(Response):
-    """It is 200 without a body, or what a fault makes of it."""
+    """It is what a probe is answered with, 200 without a body as a rule, or what a fault makes of it."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__()
+    def __init__(self, plan: Plan, content: bytes | None = None, status: int = 200) -> None:
+        super().__init__(content, status, media_type=None if content is None else "application/json")
         self._plan = plan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from worker.load import Figures
 from worker.sim import side_channel, text
 from worker.sim.blocks import Allocation, BlockPool, hash_blocks
 from worker.sim.clock import PrefillClock, StepClock
@@ -41,6 +42,7 @@ class Engine:
         self.ledger = Ledger()
         self.running = 0
         self.sending = 0  # computed, and waiting for a decode worker to take the KV cache
+        self.prompt_tokens = 0  # of prompts that wait or run
         self.aborted = 0
         # By the names of legs, or a number where there is none: ends the request, and it is answered.
         self.under_way: dict[str | int, Callable[[], None]] = {}
@@ -87,7 +89,7 @@ class Engine:
         Leaving early gives everything back, a hand-off that was not received included.
         """
         hashes = hash_blocks(prompt.tokens, self.settings.block_size, prompt.salt)
-        with self._handing_over(prompt) as source:
+        with self._handing_over(prompt) as source, self._counting(prompt):
             reads_cache = prompt.reads_cache and self.settings.caches
             allocation = await self._admit(prompt, hashes if reads_cache else [], source)
             run = Run(prompt, b"", 0, 0, was_received=False, block_ids=allocation.block_ids)
@@ -124,6 +126,19 @@ class Engine:
             return False
         self._events.cleared()
         return True
+
+    def figures(self) -> Figures:
+        """Return how busy it is."""
+        running = self.running + self.sending
+        return Figures(running, self.waiting, self.prompt_tokens, self.pool.usage, self.settings.max_num_seqs)
+
+    @contextmanager
+    def _counting(self, prompt: Prompt) -> Iterator[None]:
+        self.prompt_tokens += len(prompt.tokens)
+        try:
+            yield
+        finally:
+            self.prompt_tokens -= len(prompt.tokens)
 
     # --- before the first token
 

@@ -154,6 +154,7 @@ class RayWorker:
     """A worker is what its actor tells of it."""
 
     is_kept = True
+    is_expiring = False
     pid: int | None = None
 
     def __init__(

@@ -27,6 +27,7 @@ class FakeMember:
         self.spec = spec
         self.is_ready = True
         self.fails = False
+        self.is_expiring = False
         self.starts = 0
 
     @property
@@ -57,6 +58,7 @@ class FakeFleet:
         self.hurry = asyncio.Event()
         self.is_ready = True
         self.operation: str | None = None
+        self.progress = FakeCaller()
         self.is_in_step = True
         self.of_config = specs
         self.dismissed: set[tuple[str, str]] = set()
@@ -204,6 +206,38 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_that_is_named_twice_is_restarted_once() -> None:
     site = Site()
     assert site.restart("m/both/1", "m/both/0", "m/both/1") == {"restarted": ["m/both/1", "m/both/0"]}
+
+
+def test_one_whose_place_is_lost_soon_moves_as_in_a_restart() -> None:
+    site = Site(workers=3)
+    site.fleet.workers[1].is_expiring = site.fleet.workers[2].is_expiring = True
+    asyncio.run(site.operator.move_one())
+    assert site.starts() == {"m/both/0": 0, "m/both/1": 1, "m/both/2": 0}
+    assert site.fleet.progress.said == ["m/both/1 moves, as its place is lost soon"]
+    assert (site.registrar.drained, site.fleet.operation) == (set(), None)
+
+
+def test_the_only_one_moves_once_another_one_serves() -> None:
+    site = Site(workers=1)
+    site.fleet.workers[0].is_expiring = True
+    asyncio.run(site.operator.move_one())
+    assert site.starts() == {"m/both/0": 1}
+    assert "m/both/1 serves in place of m/both/0 meanwhile" in site.fleet.progress.said
+
+
+def test_one_that_cannot_move_serves_on() -> None:
+    site = Site(workers=1, room=0)
+    site.fleet.workers[0].is_expiring = True
+    with pytest.raises(CommandFailed, match="none can be started in its place"):
+        asyncio.run(site.operator.move_one())
+    assert site.starts() == {"m/both/0": 0}
+    assert (site.registrar.drained, site.fleet.operation) == (set(), None)
+
+
+def test_nobody_moves_whose_place_stays() -> None:
+    site = Site()
+    asyncio.run(site.operator.move_one())
+    assert site.fleet.progress.said == []
 
 
 def test_all_are_restarted_in_turn() -> None:

@@ -8,7 +8,7 @@ import pytest
 from launch.local import upkeep
 from launch.local.logs import make_run_directory
 from launch.local.member import _because
-from launch.local.upkeep import LOOK_S, Upkeep, prune, rotate
+from launch.local.upkeep import WORKERS_FILE, LOOK_S, Upkeep, prune, rotate
 
 
 class Said:
@@ -102,11 +102,17 @@ def test_old_runs_are_removed(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_keeps_its_logs(tmp_path: Path) -> None:
     running = tmp_path / f"run-20260101-000000-{os.getpid()}"
+    elsewhere = tmp_path / f"run-20260101-000000-{2**22 + 1}"
     latest = tmp_path / "run-20260101-000001-1"
-    for folder in (running, latest):
+    for folder in (running, elsewhere, latest):
         folder.mkdir()
+    (elsewhere / WORKERS_FILE).touch()
     prune(latest, 1, 0)
     assert running.exists()
+    assert elsewhere.exists()
+    (elsewhere / WORKERS_FILE).unlink()
+    prune(latest, 1, 0)
+    assert not elsewhere.exists()
 
 
 def test_both_directories_that_cannot_be_made_are_named(tmp_path: Path) -> None:

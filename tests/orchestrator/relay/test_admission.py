@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.api.view import view_request
 from orchestrator.config.options import QueueConfig
 from orchestrator.errors import BatonError, Overloaded, TooBusy
+from orchestrator.processes.rows import Rows
 from orchestrator.relay.admission import Admission, Gate
 from orchestrator.relay.forecast import Estimate
 from orchestrator.relay.turns import Turn, Turns
@@ -21,7 +22,9 @@ from orchestrator.relay.waiting import Demand
 from orchestrator.telemetry.counters import Layout, RejectReason, Telemetry
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.wire.info import Role
-from tests.orchestrator.cluster import Clock, registry_of, seat
+from orchestrator.workers.registry import Registry
+from orchestrator.workers.worker import SharedWorker, Worker
+from tests.orchestrator.cluster import Clock, address, registry_of, seat
 from tests.orchestrator.records import request_record
 
 
@@ -773,10 +776,151 @@ def test_legs_on_a_draining_worker_hold_no_seat_of_the_others() -> None:
     assert admission.admitted == 3
 
 
-@pytest.mark.parametrize(("processes", "share"), [(2, 4), (3, 2), (100, 1)])
-def test_each_process_has_its_share(processes: int, share: int) -> None:
+@pytest.mark.parametrize(("processes", "part"), [(2, 4), (3, 3), (100, 1)])
+def test_each_process_may_take_its_part_of_what_is_left(processes: int, part: int) -> None:
     admission, _ = admission_over({"decode": 2}, processes=processes)
-    assert admission.gates["m"].seats == share
+    assert admission.gates["m"].seats == part
+
+
+class Site:
+    """Processes of some orchestrators, and clients that stick to one of them; a request has one decode leg.
+
+    Processes of an orchestrator share memory; what others have there each orchestrator hears with a report.
+    """
+
+    def __init__(self, seats: int, processes: int = 1, orchestrators: int = 1) -> None:
+        self.seats = seats
+        self.members: list[tuple[Admission, Worker]] = []
+        self.orchestrators: list[list[SharedWorker]] = []
+        for _ in range(orchestrators):
+            rows = Rows.create(Layout(["m"], []), 1, processes + 1)
+            made: list[SharedWorker] = []
+            for row in range(1, processes + 1):
+                registry = Registry([address("decode", 0)], ["m"], "json", rows.loads(row), time=Clock())
+                (worker,) = registry.workers
+                assert isinstance(worker, SharedWorker)
+                registry.judge.mark_ready(worker)
+                made.append(worker)
+                self.members.append((self._admission(registry, processes), worker))
+            self.orchestrators.append(made)
+
+    def _admission(self, registry: Registry, processes: int) -> Admission:
+        return Admission(
+            registry.pools,
+            QueueConfig(),
+            seats={"m": {"decode": self.seats}},
+            processes=processes,
+            telemetry=Telemetry(Layout(["m"], [])),
+            time=Clock(),
+        )
+
+    @property
+    def legs(self) -> int:
+        return sum(workers[0].legs for workers in self.orchestrators)
+
+    def report(self) -> None:
+        """The worker tells every orchestrator what the others have there."""
+        for workers in self.orchestrators:
+            for worker in workers:
+                worker.note_others(self.legs - worker.legs)
+                worker.reported.senders = len(self.orchestrators)
+
+    def sweep(self) -> None:
+        for admission, _ in self.members:
+            admission.sweep()
+
+    async def come(self, member: int) -> asyncio.Task[None]:
+        """A request comes, which begins as soon as it may; the task ends then."""
+        task = asyncio.create_task(self._begin(member))
+        await settle()
+        return task
+
+    async def _begin(self, member: int) -> None:
+        admission, worker = self.members[member]
+        gate = admission.gates["m"]
+        if gate.free > 0:
+            gate.free -= 1
+        else:
+            await gate.wait(demand_for(Clock()))
+        worker.count_leg(1)
+
+    def end(self, member: int) -> None:
+        admission, worker = self.members[member]
+        worker.count_leg(-1)
+        admission.gates["m"].give_back(request_record(admitted=Clock().now, is_stream=True))
+
+
+@pytest.mark.parametrize(("processes", "orchestrators"), [(4, 1), (1, 4), (2, 2)])
+def test_one_may_take_all_seats_that_the_others_leave(processes: int, orchestrators: int) -> None:
+    async def test() -> None:
+        site = Site(8, processes, orchestrators)
+        site.report()
+        begun = [await site.come(0) for _ in range(9)]
+        assert [task.done() for task in begun] == [True] * 8 + [False]
+        site.end(0)
+        await settle()
+        assert begun[-1].done()
+
+    run(test)
+
+
+@pytest.mark.parametrize(("processes", "orchestrators"), [(4, 1), (1, 4), (2, 2)])
+def test_who_took_all_seats_makes_room_for_the_share_of_others(processes: int, orchestrators: int) -> None:
+    async def test() -> None:
+        site = Site(8, processes, orchestrators)
+        site.report()
+        waiting = [await site.come(0) for _ in range(16)]
+        site.report()
+        site.sweep()
+        late = [await site.come(1) for _ in range(4)]
+        assert sum(task.done() for task in late) == 2  # its share
+        site.report()
+        site.sweep()
+        for _ in range(2):  # those that end are followed by nobody: there are more than seats
+            site.end(0)
+            await settle()
+            site.report()
+        assert site.legs == 8
+        site.end(1)
+        site.report()
+        await settle()
+        assert sum(task.done() for task in late) == 3
+        assert sum(task.done() for task in waiting) == 8
+        for task in (*waiting, *late):
+            task.cancel()
+        await asyncio.gather(*waiting, *late, return_exceptions=True)
+
+    run(test)
+
+
+def test_seats_that_processes_leave_are_noticed_by_those_that_wait() -> None:
+    async def test() -> None:
+        site = Site(4, processes=2)
+        begun = [await site.come(0) for _ in range(4)]
+        assert all(task.done() for task in begun)
+        late = [await site.come(1) for _ in range(3)]
+        assert [task.done() for task in late] == [True, True, False]
+        assert site.members[1][0].awaits_others
+        for _ in range(3):
+            site.end(0)
+        site.sweep()
+        await settle()
+        assert late[-1].done()
+        assert not site.members[1][0].awaits_others
+
+    run(test)
+
+
+def test_processes_that_look_at_once_take_each_seat_once() -> None:
+    async def test() -> None:
+        site = Site(16, processes=4)
+        tasks = [await site.come(number % 4) for number in range(64)]
+        assert site.legs == 16
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(test)
 
 
 # --- tokens -------------------------------------------------------------------------------------

@@ -212,6 +212,21 @@ def test_without_partners_one_worker_that_serves_both_is_better() -> None:
     assert plan.decode is pools.both[0]
 
 
+def test_pairs_are_of_one_revision_by_default_while_a_new_one_comes() -> None:
+    registry = registry_of({"prefill": 3, "decode": 3})
+    pools = registry.pools["m"]
+    planner = planner_of()
+    for worker in registry.workers:
+        worker.revision = "old"
+    for rolled in range(4):  # workers of both roles, one after the other
+        for pool in (pools.prefill, pools.decode):
+            for index, worker in enumerate(pool):
+                worker.revision = "new" if index < rolled else "old"
+            pools.update(registry.workers)
+            plans = [planner.plan(FakeRequest(bytes([number]) * 1000), pools, None) for number in range(24)]
+            assert all(plan.prefill and plan.prefill.revision == plan.decode.revision for plan in plans)
+
+
 def test_a_pair_that_has_failed_is_avoided_within_its_revision() -> None:
     pools = registry_of({"prefill": 2, "decode": 2}).pools["m"]
     for pool in (pools.prefill, pools.decode):

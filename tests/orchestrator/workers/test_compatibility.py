@@ -99,12 +99,31 @@ def test_revisions_may_differ() -> None:
 def test_versions_of_engines_may_differ_where_pairs_are_kept_within_one() -> None:
     newer = msgspec.structs.replace(A, engine_version="9")
     registry = new()
+    registry.reconfigure(HealthConfig(), RoutingConfig(pair="any"))
     join(registry, "prefill/0", A)
     assert join(registry, "decode/0", newer) == "unfit"
     assert "routing.pair: same_revision" in (find(registry, "decode/0").last_error or "")
     registry = new()
     registry.reconfigure(HealthConfig(), RoutingConfig(pair="same_revision"))
     assert [join(registry, "prefill/0", A), join(registry, "decode/0", newer)] == ["ready", "ready"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"engine_version": "9"}, {"revision": "new"}, {"deployment": "new"}],
+    ids=["version", "revision", "deployment"],
+)
+def test_a_new_revision_need_not_fit_the_old_one_in_anything(other: dict[str, str]) -> None:
+    changed = msgspec.structs.replace(A, kv_dtype="fp8", block_size=64, path="/models/new", **other)
+    registry = new(p=2, d=2)
+    for name in ("prefill/0", "decode/0"):
+        assert join(registry, name, A) == "ready"
+    for name in ("prefill/1", "decode/1"):
+        assert join(registry, name, changed) == "ready"
+    assert all(state == "ready" for state in states(registry).values())
+    wrong = msgspec.structs.replace(changed, kv_dtype="auto")  # but those of one revision must fit each other
+    registry.judge.mark_gone(find(registry, "decode/1"), "refused")
+    assert join(registry, "decode/1", wrong) == "unfit"
 
 
 def test_workers_that_serve_a_whole_path_keep_their_place() -> None:

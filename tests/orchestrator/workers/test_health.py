@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+import msgspec
 import pytest
 
 from orchestrator.config.addresses import ranks_of
-from orchestrator.config.options import HealthConfig
+from orchestrator.config.options import HealthConfig, RoutingConfig
+from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.load import LoadReport
 from orchestrator.workers.health import (
     NAME_EVERY,
     HttpProbe,
@@ -301,7 +304,11 @@ WELL = {"/health": httpx.Response(200), "/v1/models": httpx.Response(200, json=M
 
 
 def probed(
-    pages: dict[str, httpx.Response | Exception], state: WorkerState = WorkerState.GONE
+    pages: Mapping[str, httpx.Response | Exception],
+    state: WorkerState = WorkerState.GONE,
+    load: Literal["reported", "own"] = "own",
+    info: WorkerInfo | None = None,
+    tell: Callable[[Worker, LoadReport | None], None] = lambda worker, report: None,
 ) -> tuple[Introduction | None, list[str]]:
     """What a probe returns, and which pages it asked for."""
     asked: list[str] = []
@@ -314,10 +321,13 @@ def probed(
         return page
 
     async def scenario() -> Introduction | None:
-        probe: Probe = HttpProbe("secret", transport=httpx.MockTransport(answer))
-        registry = Registry([address("decode", 0)], ["m"], "json")
-        registry.workers[0].state = state
-        return await probe(registry.workers[0])
+        probe = HttpProbe("secret", transport=httpx.MockTransport(answer), sender="us", tell=tell)
+        routing = RoutingConfig(load=load)
+        worker = Registry([address("decode", 0)], ["m"], "json", routing=routing).workers[0]
+        worker.state, worker.introduction = state, Introduction(info, None)
+        introduction = await probe(worker)
+        await probe.wait_polls()
+        return introduction
 
     return asyncio.run(scenario()), asked
 
@@ -325,6 +335,70 @@ def probed(
 def test_a_worker_in_service_is_asked_for_its_health_only() -> None:
     for state in (WorkerState.READY, WorkerState.SUSPECT, WorkerState.DRAINING):
         assert probed(WELL, state) == (None, ["/health"])
+
+
+def test_the_load_of_a_plain_worker_is_polled_if_the_legs_of_others_count() -> None:
+    told: list[LoadReport | None] = []
+    page = httpx.Response(
+        200,
+        text='# HELP vllm:num_requests_running\nvllm:num_requests_running{engine="0"} 3.0\n'
+        'vllm:num_requests_waiting{engine="0"} 2.0\nvllm:kv_cache_usage_perc{engine="0"} 0.5\n',
+    )
+    found = probed(
+        {**WELL, "/metrics": page},
+        WorkerState.READY,
+        "reported",
+        tell=lambda worker, report: told.append(report),
+    )
+    assert found == (None, ["/health", "/metrics"])
+    assert told == [LoadReport(state="serving", running=3, waiting=2, prompt_tokens=0, kv=0.5, others=5)]
+    assert probed({**WELL, "/metrics": httpx.ReadError("reset")}, WorkerState.READY, "reported")[0] is None
+
+
+REPORT = {"state": "serving", "running": 2, "waiting": 1, "prompt_tokens": 30, "others": 1}
+OURS = msgspec.convert(INFO, WorkerInfo)
+
+
+def test_a_worker_of_ours_is_asked_whether_it_is_ready() -> None:
+    told: list[LoadReport | None] = []
+    for state in (WorkerState.READY, WorkerState.SUSPECT, WorkerState.DRAINING):
+        pages = {"/baton/ready": httpx.Response(200, json=REPORT)}
+        found = probed(pages, state, "reported", OURS, lambda worker, report: told.append(report))
+        assert found == (None, ["/baton/ready"])
+    assert told == [msgspec.convert(REPORT, LoadReport)] * 3
+
+
+def test_one_that_drains_says_so_with_503() -> None:
+    told: list[LoadReport | None] = []
+    pages = {"/baton/ready": httpx.Response(503, json=REPORT | {"state": "draining"})}
+    probed(pages, WorkerState.READY, "own", OURS, lambda worker, report: told.append(report))
+    assert [report is not None and report.is_draining for report in told] == [True]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        httpx.Response(503),  # the engine is dead
+        httpx.Response(500, json=REPORT),
+        httpx.Response(200, json=REPORT | {"state": "draining"}),  # it says both
+        httpx.Response(503, json=REPORT),
+        httpx.Response(200, json=REPORT | {"running": -1}),
+        httpx.Response(200, text="hello"),
+        httpx.Response(401),
+    ],
+    ids=["dead", "500", "200 draining", "503 serving", "negative", "text", "401"],
+)
+def test_another_answer_of_ours_in_service_fails_the_probe(page: httpx.Response) -> None:
+    with pytest.raises(ProbeFailed, match="/baton/ready"):
+        probed({**WELL, "/baton/ready": page}, WorkerState.READY, "own", OURS)
+
+
+def test_an_older_worker_of_ours_is_asked_for_its_health() -> None:
+    assert probed(WELL, WorkerState.READY, "own", OURS) == (None, ["/baton/ready", "/health"])
+    told: list[LoadReport | None] = []
+    found = probed(WELL, tell=lambda worker, report: told.append(report))
+    assert found == (Introduction(None, 4096), ["/baton/ready", "/health", "/baton/info", "/v1/models"])
+    assert told == [None]
 
 
 def test_a_worker_that_comes_introduces_itself() -> None:

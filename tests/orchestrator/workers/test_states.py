@@ -9,17 +9,18 @@ from orchestrator.workers.states import IN_SERVICE, ON_SUSPICION, REACHABLE, Eve
 # The table once more, as one line per state: the state after each event in the order of `Event`.
 # A dot is no change; the others are the first letters of states, X is EJECTED.
 EVENTS = (
-    "answered refused failed missed silent lost stalled erred denied unfit proven slow needed drain undrain"
+    "answered refused failed missed silent lost stalled erred denied unfit proven slow needed withdrawn"
+    " drain undrain"
 )
 TABLE = {
-    "starting": "R . . . . . . . . U . . . . .",
-    "ready": "   . G S S X S S X S U . X . D .",
-    "suspect": " R G X . X . . X . U . . . D .",
-    "ejected": " P G . . . . . . . U . . S D .",
-    "probing": " . G X X X X X X . U R . S D .",
-    "draining": ". G . . G . . . . . . . . . S",
-    "gone": "    R . . . . . . . . U . . . . .",
-    "unfit": "   R G . . . . . . . . . . . . .",
+    "starting": "R . . . . . . . . U . . . . . .",
+    "ready": "   . G S S X S S X S U . X . D D .",
+    "suspect": " R G X . X . . X . U . . . D D .",
+    "ejected": " P G . . . . . . . U . . S D D .",
+    "probing": " . G X X X X X X . U R . S D D .",
+    "draining": ". G . . G . . . . . . . . . . S",
+    "gone": "    R . . . . . . . . U . . . . . .",
+    "unfit": "   R G . . . . . . . . . . . . . .",
 }
 LETTERS = {
     "R": "ready",

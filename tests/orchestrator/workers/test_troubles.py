@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from launch.manual import explained
+from orchestrator.config.options import RoutingConfig
 from orchestrator.transport.base import Origin, host_header
 from orchestrator.workers import health, troubles
 from orchestrator.workers.health import ENDPOINTS, MAX_PAGE_BYTES, HttpProbe, ProbeFailed, Prober
@@ -348,7 +349,7 @@ def test_the_host_leaves_the_schemes_own_port_out(origin: Origin, host: str) -> 
 
     async def scenario() -> None:
         there = replace(address("both", 0), host=origin.host, port=origin.port, url="http://w:1")
-        worker = Registry([there], ["m"], "json").workers[0]
+        worker = Registry([there], ["m"], "json", routing=RoutingConfig(load="own")).workers[0]
         worker.origin, worker.state = origin, READY
         await HttpProbe(None, transport=httpx.MockTransport(answer))(worker)
 

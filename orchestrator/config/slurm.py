@@ -1,0 +1,115 @@
+"""The section `launch.slurm` says how jobs ask Slurm for places."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, Field
+
+from orchestrator.config.base import Model
+
+# What Slurm takes for a time: minutes, minutes:seconds, hours:minutes:seconds, and days before hours.
+_TIME: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
+_ENDLESS: Final = ("infinite", "unlimited")
+
+# A script for sbatch is as Baton writes it in these; all others are the user's.
+OURS: Final = {
+    "-a": "--array",
+    "-e": "--error",
+    "-J": "--job-name",
+    "-n": "--ntasks",
+    "-N": "--nodes",
+    "-o": "--output",
+    "-W": "--wait",
+    "--no-requeue": "--requeue",
+    **{
+        name: name
+        for name in (
+            *("--array", "--error", "--job-name", "--ntasks", "--nodes", "--output", "--wait", "--requeue"),
+            *("--open-mode", "--signal", "--wrap", "--parsable", "--test-only", "--kill-on-invalid-dep"),
+        )
+    },
+}
+
+
+def seconds_of(time: str) -> float:
+    """Return how long a time of Slurm's is: `90`, `1:30:00`, `7-0`. Raises `ValueError`."""
+    if time.lower() in _ENDLESS:
+        return float("inf")
+    found = _TIME.fullmatch(time)
+    if found is None:
+        raise ValueError(
+            f"expected a time of Slurm's, such as 90 (minutes), 1:30:00 or 7-0 (days-hours), got {time!r}"
+        )
+    days, first, second, third = (None if part is None else int(part) for part in found.groups())
+    if days is not None:
+        return float(days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0))
+    if third is not None:
+        return float((first or 0) * 3600 + (second or 0) * 60 + third)
+    return float((first or 0) * 60 + (second or 0))
+
+
+def _time(value: str) -> str:
+    if seconds_of(value) == 0:
+        raise ValueError(f"a job that has no time ends at once, got {value!r}")
+    return value
+
+
+def _word(value: str) -> str:
+    if not re.fullmatch(r"[\w.,+@-]+", value):
+        raise ValueError(f"expected a name, or several with commas between them, got {value!r}")
+    return value
+
+
+def _option(value: str) -> str:
+    text = value.removeprefix("#SBATCH").strip()
+    name = re.split(r"[=\s]", text, maxsplit=1)[0]
+    if not name.startswith("-") or not text.isprintable():
+        raise ValueError(f"expected one option of sbatch, such as --account=lab, got {value!r}")
+    ours = OURS.get(name) or (OURS.get(name[:2]) if not name.startswith("--") else None)
+    if ours is not None:
+        raise ValueError(f"Baton gives {ours} itself, so {value!r} cannot be given")
+    return text
+
+
+def _folder(value: str) -> str:
+    if not value or not value.isprintable() or any(character in value for character in '"\\'):
+        raise ValueError(f"expected a folder whose path has no quotes and no backslashes, got {value!r}")
+    return value
+
+
+def _network(value: str) -> str:
+    ip_network(value)
+    return value
+
+
+class SlurmConfig(Model):
+    """`baton up --on slurm` asks Slurm for places in this way: a job array for each pool."""
+
+    partition: Annotated[str, AfterValidator(_word)] | None = Field(
+        None, description="Jobs ask for a place in this partition; without it Slurm takes its default one."
+    )
+    time: Annotated[str, AfterValidator(_time)] | None = Field(
+        None,
+        description="A worker's job may run so long, as Slurm writes times: 90 (minutes), 12:00:00, 7-0 "
+        "(days-hours). Before its end the worker is drained, and gets another place. Without it the "
+        "partition's default counts.",
+    )
+    sbatch: list[Annotated[str, AfterValidator(_option)]] = Field(
+        [],
+        description="Jobs have these options of sbatch, too: `[--account=lab, --mem=64G]`. They win over "
+        "what Baton asks for by itself, such as --gres=gpu:N for `gpus_per_replica`.",
+    )
+    folder: Annotated[str, AfterValidator(_folder)] | None = Field(
+        None,
+        description="All nodes, and the machine that `baton up` runs on, have this folder in common. Workers "
+        "say there where they are, and write their logs. Without it that is the run's directory, below "
+        "`.baton`.",
+    )
+    network: Annotated[str, AfterValidator(_network)] | None = Field(
+        None,
+        description="Workers listen at the address that their node has in this network, such as 10.1.0.0/16; "
+        "without it at the one from which the node reaches the machine that `baton up` runs on.",
+    )
