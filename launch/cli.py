@@ -116,7 +116,9 @@ def _parser() -> Parser:
         action="store_true",
         help="of a checkout: build the orchestrator's compiled form while workers start, if it is not there",
     )
-    _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
+    _add_backend(up)
+    plan = _add(commands, "plan", _plan, "print what `baton up` would start: commands, environment, ports")
+    _add_backend(plan)
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
     _add_doctor(commands)
     operating.add_commands(commands)
@@ -137,6 +139,12 @@ def _parser() -> Parser:
     options.add_options(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_backend(parser: Parser) -> None:
+    parser.add_argument(
+        "--on", metavar="BACKEND", help="where workers run: --set launch.backend=BACKEND in short"
+    )
 
 
 def _add_explain(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -511,6 +519,8 @@ def _load(arguments: argparse.Namespace, *, starts: bool = False) -> Config:
         from launch.engines.flags import engine_findings
 
         more = engine_findings
+    if getattr(arguments, "on", None) is not None:
+        arguments.overrides = [*arguments.overrides, f"launch.backend={arguments.on}"]
     try:
         return load_config(arguments.config, arguments.overrides, more)
     except ConfigErrors as error:

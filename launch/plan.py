@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote
 
@@ -63,9 +63,11 @@ class Plan:
 
 
 def make_plan(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> Plan:
-    """Return everything that the file puts on this machine. Raises `PlanError`."""
+    """Return everything that the file puts on this machine, or has a backend place. Raises `PlanError`."""
     if split_address(config.orchestrator.listen)[1] == 0:
         raise PlanError("orchestrator.listen has port 0: give a port, so that others can be told of it")
+    if config.launch.backend != "local":
+        return _placed_plan(config, config_path, overrides, around)
     managed = [address for address in worker_addresses(config) if address.is_managed]
     here = [address.name for address in managed if around.is_here(address.host)]
     return Plan(
@@ -74,6 +76,35 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
         elsewhere=tuple(address.name for address in managed if address.name not in here),
         url=public_url(config),
         admin=admin_url(config),
+    )
+
+
+def _placed_plan(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> Plan:
+    """Return a plan whose workers have names only: what else they need is found out where they run."""
+    places = [place for place in worker_places(config) if place.url is None]
+    for place in places:
+        _check_placed(place, config.launch.backend)
+    return Plan(
+        workers=tuple(placed_spec(place.name, place.role) for place in places),
+        orchestrator=_orchestrator(config, config_path, overrides, around),
+        elsewhere=(),
+        url=public_url(config),
+        admin=admin_url(config),
+    )
+
+
+def _check_placed(place: WorkerPlace, backend: str) -> None:
+    if place.pool.workers is not None:
+        raise PlanError(
+            f"{place.model.name}/{place.role} names hosts of its workers, but {backend} chooses where they "
+            "run: give replicas in place of workers"
+        )
+
+
+def placed_spec(name: str, role: Role) -> ProcessSpec:
+    """Return what is known beforehand of a worker that a backend places: not where it runs, nor how."""
+    return ProcessSpec(
+        name=name, role=role, argv=(), env={}, ready_url="", listens=(), log_name=log_name(name)
     )
 
 
@@ -152,6 +183,32 @@ def worker_process(
     )
 
 
+def worker_at(
+    config: Config,
+    place: WorkerPlace,
+    ports: tuple[int, int],
+    gpus: tuple[int, ...],
+    around: Surroundings,
+) -> ProcessSpec:
+    """Return what starts a worker that the config does not place, at its host and on these ports: its own, and
+    that of its side channel. Raises `PlanError`.
+    """
+    port, side_channel = ports
+    address = WorkerAddress(
+        name=place.name,
+        model=place.model.name,
+        served_model=place.pool.served_model or place.model.name,
+        role=place.role,
+        url=f"http://{join_address(place.worker.host, port)}",
+        host=place.worker.host,
+        port=port,
+        side_channel_port=side_channel,
+        is_managed=True,
+        zone=place.pool.zone,
+    )
+    return worker_process(config, place, address, gpus, around)
+
+
 def _worker(worker: Worker) -> ProcessSpec:
     address = worker.address
     command = ENGINES[worker.place.pool.engine].command(worker)
@@ -173,6 +230,11 @@ def _with_imports(env: Mapping[str, str], around: Surroundings) -> dict[str, str
     """Return the worker's environment: where it names a PYTHONPATH and we need one, ours comes first."""
     paths = [given[PATH_ENV] for given in (around.imports, env) if given.get(PATH_ENV)]
     return {**around.imports, **env, **({PATH_ENV: os.pathsep.join(paths)} if paths else {})}
+
+
+def named(spec: ProcessSpec, name: str) -> ProcessSpec:
+    """Return the process under the name that the worker has at the orchestrator."""
+    return replace(spec, name=name, log_name=log_name(name))
 
 
 def log_name(worker: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch.backends.base import Backend
 from launch.local.member import Limits, Member
-from launch.local.processes import Guard
 from launch.local.progress import Progress
 from launch.local.run_state import ProcessEntry
 from launch.local.upkeep import Upkeep
@@ -21,8 +21,15 @@ class Fleet:
     """Nothing is started or stopped here, but by whoever has a member of it."""
 
     def __init__(
-        self, specs: Iterable[ProcessSpec], directory: Path, limits: Limits, progress: Progress, guard: Guard
+        self,
+        specs: Iterable[ProcessSpec],
+        directory: Path,
+        limits: Limits,
+        progress: Progress,
+        here: Backend,
+        backend: Backend,
     ) -> None:
+        """The orchestrator is started `here`, on this machine; workers by the `backend`."""
         self.limits = limits
         self.progress = progress
         self.hurry = asyncio.Event()  # whoever is being stopped gets no more time
@@ -33,14 +40,16 @@ class Fleet:
         self.dismissed: set[tuple[str, str]] = set()  # role and URL of workers that were stopped for good
         self.left_drained: set[str] = set()  # workers that are to be undrained once the orchestrator answers
         self._directory = directory
-        self._guard = guard
+        self._here = here
+        self._backend = backend
         self.of_config = tuple(specs)
         self.members = [self._made(spec) for spec in self.of_config]
         logs = [directory / member.spec.log_name for member in self.members]
         self.upkeep = Upkeep(logs, limits.log_bytes, limits.log_files, progress)
 
     def _made(self, spec: ProcessSpec) -> Member:
-        return Member(spec, self._directory / spec.log_name, self.limits, self.progress, self._guard)
+        backend = self._here if spec.role == ORCHESTRATOR else self._backend
+        return Member(spec, self._directory / spec.log_name, self.limits, self.progress, backend)
 
     @property
     def orchestrator(self) -> Member:

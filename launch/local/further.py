@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from launch.engines import ENGINES
 from launch.engines.base import PlanError, Surroundings
-from launch.plan import ProcessSpec, log_name, worker_process
+from launch.plan import ProcessSpec, worker_at
 from orchestrator.config.addresses import (
     MAX_PORT,
     SIDE_CHANNEL_OFFSET,
-    WorkerAddress,
     WorkerPlace,
     worker_addresses,
 )
-from orchestrator.config.options import Config, ModelConfig, PoolConfig, WorkerConfig, join_address
+from orchestrator.config.options import Config, ModelConfig, PoolConfig, WorkerConfig
 from orchestrator.wire.info import Role
 
 IsFree = Callable[[str, int], bool]
@@ -59,7 +57,9 @@ class FurtherWorkers:
         for port in range(self._config.base_port, MAX_PORT + 1):
             if port in taken or not self._is_free(host, port):
                 continue
-            spec = self._spec(owner, role, pool, host, port, self._side_channel(host, taken), gpus)
+            place = WorkerPlace(owner, role, 0, pool, WorkerConfig(host=host, port=port))
+            ports = port, self._side_channel(host, taken)
+            spec = worker_at(self._config, place, ports, gpus, self._around)
             if all(one not in taken and self._is_free(there, one) for there, one in spec.listens):
                 return spec
         raise PlanError(f"no port from {self._config.base_port} up is free on {host}")
@@ -87,42 +87,12 @@ class FurtherWorkers:
             )
         return tuple(free)
 
-    def _spec(
-        self,
-        model: ModelConfig,
-        role: Role,
-        pool: PoolConfig,
-        host: str,
-        port: int,
-        side_channel: int,
-        gpus: tuple[int, ...],
-    ) -> ProcessSpec:
-        place = WorkerPlace(model, role, 0, pool, WorkerConfig(host=host, port=port))
-        address = WorkerAddress(
-            name=place.name,
-            model=model.name,
-            served_model=pool.served_model or model.name,
-            role=role,
-            url=f"http://{join_address(host, port)}",
-            host=host,
-            port=port,
-            side_channel_port=side_channel,
-            is_managed=True,
-            zone=pool.zone,
-        )
-        return worker_process(self._config, place, address, gpus, self._around)
-
 
 def _check(pool: PoolConfig) -> None:
     if not pool.is_managed:
         raise PlanError("its workers are urls, which Baton does not start")
     if pool.data_parallel_size > 1:
         raise PlanError("its workers are data-parallel engines, which are added with a restart only")
-
-
-def named(spec: ProcessSpec, name: str) -> ProcessSpec:
-    """Return the process under the name that the orchestrator has given to the worker."""
-    return replace(spec, name=name, log_name=log_name(name))
 
 
 def _ports_of(config: Config) -> Iterator[int]:

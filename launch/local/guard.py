@@ -19,6 +19,8 @@ def main() -> None:
     # The terminal sends these to everybody; the guard must outlive `up`.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if "--distant" in sys.argv and os.fork():
+        return  # its child has no parent any more that could look for it
     kill_groups(watch(sys.stdin.buffer))
 
 

@@ -7,11 +7,12 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.backends.base import Backend, BackendError, Started
 from launch.local.logs import likely_cause, tail
-from launch.local.processes import Guard, ProcessGroup, describe_exit
+from launch.local.processes import describe_exit
 from launch.local.progress import Progress
 from launch.local.run_state import ProcessEntry
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space
@@ -43,7 +44,7 @@ class Member:
     """A member is one process of the plan through all its starts: starting, ready, waiting for the next."""
 
     def __init__(
-        self, spec: ProcessSpec, log: Path, limits: Limits, progress: Progress, guard: Guard
+        self, spec: ProcessSpec, log: Path, limits: Limits, progress: Progress, backend: Backend
     ) -> None:
         self.spec = spec
         self.is_ready = False
@@ -53,8 +54,10 @@ class Member:
         self._log = log
         self._limits = limits
         self._progress = progress
-        self._guard = guard
-        self._group: ProcessGroup | None = None
+        self._backend = backend
+        self._group: Started | None = None
+        self._starts = 1  # of a process that its backend starts again, as far as they were noticed
+        self.trouble: str | None = None  # what keeps it from running, as its backend told last
         self._started_at = 0.0  # loop time
         self._restart_at: float | None = None  # loop time; None unless it died
         self._delay_s = 0.0
@@ -69,9 +72,14 @@ class Member:
         return self._group is not None and self._restart_at is None
 
     @property
+    def may_answer(self) -> bool:
+        """Return whether it is worth asking whether it is up: it runs, and is somewhere."""
+        return self.is_running and self.trouble is None and self.spec.ready_url != ""
+
+    @property
     def pid(self) -> int | None:
-        """Return the number of the process, which leads its group; None if none runs."""
-        return self._group.group if self._group is not None and self.is_running else None
+        """Return the number of the process, which leads its group; None if none runs here."""
+        return self._group.pid if self._group is not None and self.is_running else None
 
     def entry(self) -> ProcessEntry:
         """Return what the state of the run says of the process."""
@@ -92,11 +100,12 @@ class Member:
         self._progress.set(self.spec.name, state)
 
     def start(self) -> None:
-        """Start the process. Raises `StartFailed` if the operating system refuses."""
+        """Start the process. Raises `StartFailed` if the operating system, or its backend, refuses."""
         try:
-            self._group = ProcessGroup(self.spec, self._log, self._guard)
-        except OSError as error:
+            self._group = self._backend.start(self.spec, self._log)
+        except (OSError, BackendError) as error:
             raise StartFailed(f"{self.spec.name} cannot be started: {error}") from error
+        self._starts, self.trouble = 1, None
         self._started_at = asyncio.get_running_loop().time()
         self._restart_at = None
         self.is_ready = False
@@ -129,6 +138,7 @@ class Member:
 
     def check_started(self) -> None:
         """Raise `StartFailed` if the process has ended."""
+        self._follow()
         code = self._group.exit_code() if self._group is not None else None
         if code is not None:
             self._show("failed")
@@ -138,13 +148,53 @@ class Member:
         """Notice the end of the process; start it again when its time has come. `now` is loop time."""
         if self._group is None or self._is_held:
             return
-        if self._restart_at is None:
+        if self._group.is_kept:
+            self._follow()
+            self._note_end_of_kept()
+        elif self._restart_at is None:
             code = self._group.exit_code()
             if code is not None:
                 self._note_death(code, now)
         elif now >= self._restart_at and self._group.is_gone():  # its ports are free again
             self._group.forget()
             self._start_again(now)
+
+    def _follow(self) -> None:
+        """Take over what its backend tells: where it is, why it is nowhere, that it was started again."""
+        if self._group is None:
+            return
+        if self._group.ready_url != self.spec.ready_url:
+            self.spec = replace(self.spec, ready_url=self._group.ready_url)
+            self.is_ready = False
+        if self._group.starts > self._starts:
+            self.restarts += self._group.starts - self._starts
+            self._starts = self._group.starts
+            self.is_ready = False
+            self._show("starting")
+        self._tell_trouble(self._group.trouble)
+
+    def _tell_trouble(self, trouble: str | None) -> None:
+        if trouble == self.trouble:
+            return
+        self.trouble = trouble
+        if trouble is not None:
+            self.is_ready = False
+            self._show("lost" if self._group is not None and self._group.ready_url else "waiting")
+            self._progress.say(f"{self.spec.name}: {trouble}")
+        elif self.state in ("lost", "waiting"):
+            self._show("starting")
+
+    def _note_end_of_kept(self) -> None:
+        assert self._group is not None  # noqa: S101  # for the type checker
+        code = self._group.exit_code()
+        if code is None or self.state == "died":
+            return
+        self.is_ready = False
+        self._show("died")
+        self._progress.say(
+            f"{self.spec.name} ended with {describe_exit(code)} and is started again"
+            f" (log: {self._log}){_because(tail(self._log, SHOWN_LINES), code)}"
+        )
 
     def _note_death(self, code: int, now: float) -> None:
         assert self._group is not None  # noqa: S101  # for the type checker

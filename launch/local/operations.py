@@ -16,9 +16,10 @@ from typing import Any, Final, cast
 from launch.engines.base import PlanError
 from launch.local.control import Caller, CommandFailed, Request
 from launch.local.fleet import Fleet
-from launch.local.further import FurtherWorkers, named, pool_of
+from launch.local.further import FurtherWorkers, pool_of
 from launch.local.member import Member, StartFailed
 from launch.local.registrar import Registrar, Row
+from launch.plan import named
 from orchestrator.config.printing import counted
 from orchestrator.wire.info import Role
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,12 +26,14 @@ class NoGuard(OSError):
 class Guard:
     """A guard has our end of `guard.py`'s pipe; closed at the end, that kills what is left."""
 
+    _options: Sequence[str] = ()
+
     def __enter__(self) -> Self:
         """Start it. Raises `NoGuard` if the operating system refuses."""
         try:
             reading, self._writing = os.pipe()  # neither end is inherited across an exec
             try:
-                self._process = _started(reading)
+                self._process = _started(reading, self._options)
             except OSError:
                 os.close(self._writing)
                 raise
@@ -60,11 +63,21 @@ class Guard:
             os.write(self._writing, b"-%d\n" % group)
 
 
-def _started(reading: int) -> subprocess.Popen[bytes]:
+class DistantGuard(Guard):
+    """A distant guard is no child of ours: whoever kills our children, as Ray does, does not kill it."""
+
+    _options = ("--distant",)
+
+    def is_alive(self) -> bool:
+        """Return whether it has been started: nobody hears of its end."""
+        return self._process.poll() in (None, 0)
+
+
+def _started(reading: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
     """Return the guard's process, which reads there."""
     script = Path(__file__).with_name("guard.py")
     return subprocess.Popen(  # noqa: S603  # our own file
-        [sys.executable, "-I", "-S", str(script)],
+        [sys.executable, "-I", "-S", str(script), *options],
         stdin=reading,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -75,28 +88,40 @@ def _started(reading: int) -> subprocess.Popen[bytes]:
 class ProcessGroup:
     """A group has a started process as its leader, in a session of its own.
 
-    Whoever starts it must `end()` it.
+    Whoever starts it must `end()` it. It is what the local backend starts (`launch/backends/base.py`).
     """
 
-    def __init__(self, spec: ProcessSpec, log: Path, guard: Guard) -> None:
-        """Start the leader.
+    is_kept = False
+    starts = 1
+    trouble: str | None = None
+
+    def __init__(
+        self, spec: ProcessSpec, log: Path, guard: Guard, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        """Start the leader, which inherits `environ`.
 
         Raises `OSError` if that is not possible. Output is appended to the file `log`.
         """
         self._guard = guard
+        self.ready_url = spec.ready_url
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  # argv comes from the plan, no shell
                 spec.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **spec.env},
+                env={**environ, **spec.env},
                 start_new_session=True,
                 preexec_fn=guard.add_self,  # one write, no locks
             )
 
     @property
     def group(self) -> int:
+        return self._process.pid
+
+    @property
+    def pid(self) -> int | None:
+        """Return the number of the leader, also after its end."""
         return self._process.pid
 
     def exit_code(self) -> int | None:

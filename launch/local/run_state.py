@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +52,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     operation: str | None  # what an operator has asked for and is under way
     ended: float | None  # when it stopped, by `time.time()`; None while it runs, or if it was killed
     processes: Sequence[ProcessEntry]
+    backend: str = "local"  # where the workers are, see `launch/backends`
+    handle: Mapping[str, str] = {}  # by which it ends what is left, should the run be killed
 
     def is_alive(self) -> bool:
         """Return whether the process that wrote this still runs on this machine."""
@@ -114,8 +116,15 @@ class StateWriter:
     """A writer keeps the file of this process's run in step with what runs; a full disk stops nobody."""
 
     def __init__(
-        self, directory: Path, config: str, url: str, admin: str | None, complain: Callable[[str], None]
+        self,
+        directory: Path,
+        config: str,
+        url: str,
+        admin: str | None,
+        complain: Callable[[str], None],
+        backend: str = "local",
     ) -> None:
+        self.handle: Mapping[str, str] = {}
         self._file = directory / FILE
         self._complain = complain
         self._is_failing = False
@@ -133,6 +142,7 @@ class StateWriter:
             operation=None,
             ended=None,
             processes=(),
+            backend=backend,
         )
 
     def note(
@@ -140,7 +150,9 @@ class StateWriter:
     ) -> None:
         """Write what runs, if it has changed."""
         found = tuple(processes)
-        self._note(replace(self._state, processes=found, is_ready=is_ready, operation=operation))
+        self._note(
+            replace(self._state, processes=found, is_ready=is_ready, operation=operation, handle=self.handle)
+        )
 
     def end(self, processes: Sequence[ProcessEntry]) -> None:
         """Write that nothing runs any more."""

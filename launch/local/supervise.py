@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 
+from launch.backends.base import Backend, BackendError
+from launch.backends.local import Local
 from launch.exits import Exit
 from launch.local.building import Building
 from launch.local.control import CommandFailed, commands_taken
@@ -69,6 +71,7 @@ class Site:
     writer: StateWriter
     further: FurtherWorkers | None = None  # plans workers that the plan has not
     key: str = ""  # that the orchestrator takes from us
+    backend: Callable[[Guard], Backend] = Local  # makes what has the workers
 
 
 async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exit:
@@ -88,10 +91,12 @@ async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exi
 
 async def _run(plan: Plan, site: Site, announce: Callable[[], None], stop: Stop, guard: Guard) -> Exit:
     async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
-        fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, guard)
+        here = Local(guard)
+        backend = site.backend(guard)
+        fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, here, backend)
         operator = Operator(fleet, Registrar(client, plan.admin, site.key), site.further, site.key)
         cluster = _Cluster(
-            plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard)
+            plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard), backend
         )
         try:
             with on_hangup(cluster.reload, stop.request):
@@ -152,8 +157,10 @@ class _Cluster:
         writer: StateWriter,
         operator: Operator,
         building: Building | None,
+        backend: Backend,
     ) -> None:
         self.fleet = fleet
+        self._backend = backend
         self._building = building
         self._url = url
         self._guard = guard
@@ -167,6 +174,7 @@ class _Cluster:
     async def run(self, announce: Callable[[], None]) -> None:
         """Start all and keep all running until cancelled. Raises `StartFailed`, `GuardGone`."""
         self._note()
+        await self._open()
         if self._building is not None:
             self._building.start()
         for member in self.fleet.members:
@@ -180,6 +188,13 @@ class _Cluster:
         announce()
         while True:
             await self._tend()
+
+    async def _open(self) -> None:
+        try:
+            await self._backend.open([member.spec for member in self.fleet.workers])
+        except BackendError as error:
+            raise StartFailed(str(error)) from error
+        self._writer.handle = self._backend.handle
 
     async def _wait_ready(self) -> None:
         try:
@@ -254,11 +269,11 @@ class _Cluster:
         self._writer.note(fleet.entries(), is_ready=fleet.is_ready, operation=fleet.operation)
 
     async def _probe(self) -> None:
-        starting = [member for member in self.fleet.members if member.is_running and not member.is_ready]
+        starting = [member for member in self.fleet.members if member.may_answer and not member.is_ready]
         await asyncio.gather(*map(self._probe_one, starting))
 
     async def _probe_one(self, member: Member) -> None:
-        if await self._answers(member.spec.ready_url) and member.is_running:
+        if await self._answers(member.spec.ready_url) and member.may_answer:
             member.mark_ready()
             if member is self.fleet.orchestrator and self.fleet.is_ready:
                 self.fleet.is_in_step = False
@@ -286,6 +301,8 @@ class _Cluster:
         limits = self.fleet.limits
         await self._stopped([self.fleet.orchestrator], limits.stop_orchestrator_s, hurry)
         await self._stopped(self.fleet.workers, limits.stop_worker_s, hurry)
+        with contextlib.suppress(BackendError):
+            await self._backend.close()
         self._writer.end(self.fleet.entries())
 
     async def _stopped(self, members: Sequence[Member], limit_s: float, hurry: asyncio.Event) -> None:
@@ -296,5 +313,9 @@ class _Cluster:
 
 
 def _late(waiting: Sequence[Member], limit_s: float) -> str:
-    names = ", ".join(member.spec.name for member in waiting) or "every process runs, but the whole"
+    names = ", ".join(map(_waits, waiting)) or "every process runs, but the whole"
     return f"not ready after {limit_s:g} s: {names} (launch.start_timeout_s)"
+
+
+def _waits(member: Member) -> str:
+    return f"{member.spec.name} ({member.trouble})" if member.trouble else member.spec.name

@@ -9,8 +9,10 @@ import secrets
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from launch.backends import BACKENDS
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.building import build_spec
@@ -66,13 +68,15 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")
     key = secrets.token_urlsafe(32)
+    make = partial(BACKENDS[config.launch.backend].make, config, directory, progress.say)
     site = Site(
         directory,
         _limits(config),
         progress,
-        StateWriter(directory, config_path, plan.url, plan.admin, progress.say),
+        StateWriter(directory, config_path, plan.url, plan.admin, progress.say, config.launch.backend),
         FurtherWorkers(config, look_around(), _is_free, count_gpus),
         key,
+        make,
     )
     return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan, errors)))
 

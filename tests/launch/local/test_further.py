@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launch.engines.base import PlanError
-from launch.local.further import FurtherWorkers, named, pool_of
-from launch.plan import ProcessSpec
+from launch.local.further import FurtherWorkers, pool_of
+from launch.plan import ProcessSpec, named
 from tests.launch.planning import around, config, model, plan_of, value_of
 
 
