@@ -94,7 +94,7 @@ async def _run(plan: Plan, site: Site, announce: Callable[[], None], stop: Stop,
         here = Local(guard)
         backend = site.backend(guard)
         fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, here, backend)
-        operator = Operator(fleet, Registrar(client, plan.admin, site.key), site.further, site.key)
+        operator = Operator(fleet, Registrar(client, plan.admins, site.key), site.further, site.key)
         cluster = _Cluster(
             plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard), backend
         )
@@ -178,7 +178,7 @@ class _Cluster:
         if self._building is not None:
             self._building.start()
         for member in self.fleet.members:
-            if self._building is None or member is not self.fleet.orchestrator:
+            if self._building is None or member not in self.fleet.orchestrators:
                 member.start()
         self._note()
         await self._wait_ready()
@@ -213,13 +213,14 @@ class _Cluster:
         return all(member.is_ready for member in self.fleet.members) and await self._is_whole()
 
     def _start_held_back(self) -> None:
-        """Start the orchestrator, which waits for its compiled form: it serves nobody without workers."""
-        orchestrator = self.fleet.orchestrator
-        if self._building is None or orchestrator.is_started:
+        """Start orchestrators, which wait for their compiled form: they serve nobody without workers."""
+        waiting = [member for member in self.fleet.orchestrators if not member.is_started]
+        if self._building is None or not waiting:
             return
         is_waited_for = all(member.is_ready for member in self.fleet.workers)
         if self._building.is_over() or (is_waited_for and self._building.may_be_left()):
-            orchestrator.start()
+            for member in waiting:
+                member.start()
 
     async def _is_whole(self) -> bool:
         """Return whether every model can be served.
@@ -234,7 +235,8 @@ class _Cluster:
             self.fleet.progress.say(
                 f"all is started, but not every model can be served yet; see {self._url}/ready"
             )
-        return await self._answers(f"{self._url}/ready")
+        ready = [self._answers(f"{member.spec.url}/ready") for member in self.fleet.orchestrators]
+        return all(await asyncio.gather(*ready))
 
     async def _tend(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -275,7 +277,7 @@ class _Cluster:
     async def _probe_one(self, member: Member) -> None:
         if await self._answers(member.spec.ready_url) and member.may_answer:
             member.mark_ready()
-            if member is self.fleet.orchestrator and self.fleet.is_ready:
+            if member in self.fleet.orchestrators and self.fleet.is_ready:
                 self.fleet.is_in_step = False
 
     async def _answers(self, url: str) -> bool:
@@ -285,10 +287,9 @@ class _Cluster:
             return False
 
     def reload(self) -> None:
-        """Have the orchestrator read its config again; its workers change with a restart only."""
-        for member in self.fleet.members:
-            if member.spec.role == "orchestrator":
-                member.reload()
+        """Have the orchestrators read their config again; workers change with a restart only."""
+        for member in self.fleet.orchestrators:
+            member.reload()
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
@@ -299,7 +300,7 @@ class _Cluster:
         if self._building is not None:
             await self._building.stop()
         limits = self.fleet.limits
-        await self._stopped([self.fleet.orchestrator], limits.stop_orchestrator_s, hurry)
+        await self._stopped(self.fleet.orchestrators, limits.stop_orchestrator_s, hurry)
         await self._stopped(self.fleet.workers, limits.stop_worker_s, hurry)
         with contextlib.suppress(BackendError):
             await self._backend.close()

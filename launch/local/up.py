@@ -73,7 +73,7 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
         directory,
         _limits(config),
         progress,
-        StateWriter(directory, config_path, plan.url, plan.admin, progress.say, config.launch.backend),
+        StateWriter(directory, config_path, plan.url, plan.admins, progress.say, config.launch.backend),
         FurtherWorkers(config, look_around(), _is_free, count_gpus),
         key,
         make,
@@ -82,9 +82,9 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
 
 
 def _keyed(plan: Plan, key: str) -> Plan:
-    """Return the plan with an orchestrator that takes this key from us."""
-    orchestrator = plan.orchestrator
-    return replace(plan, orchestrator=replace(orchestrator, env={**orchestrator.env, RUN_KEY_ENV: key}))
+    """Return the plan with orchestrators that take this key from us."""
+    first, *others = (replace(spec, env={**spec.env, RUN_KEY_ENV: key}) for spec in plan.orchestrators)
+    return replace(plan, orchestrator=first, replicas=tuple(others))
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -103,7 +103,7 @@ def _limits(config: Config) -> Limits:
 
 def _announce(config: Config, plan: Plan, errors: Output) -> None:
     """Print the ready line, which is alone on stdout for scripts, and an example for people."""
-    Output(sys.stdout).write(f"ready: {plan.url}\n")
+    Output(sys.stdout).write(f"ready: {' '.join(spec.url for spec in plan.orchestrators)}\n")
     errors.write(f"try:\n  {curl_example(config, plan.url)}\n")
 
 
