@@ -21,11 +21,20 @@ from orchestrator.config.printing import (
 
 def plan_text(plan: Plan) -> str:
     """Return what `up` would start, in the order in which it starts."""
-    blocks = [_block(spec) for spec in plan.processes]
+    blocks = [_block(spec) if spec.argv else _placed(spec, plan.backend) for spec in plan.processes]
     if plan.elsewhere:
         names = "\n".join(f"#   baton worker CONFIG {one_line(name)}" for name in plan.elsewhere)
         blocks.append(f"# on other machines, not started from here:\n{names}")
+    if plan.discovered:
+        pools = "\n".join(f"#   {one_line(masked(pool))}" for pool in plan.discovered)
+        blocks.append(f"# workers that the orchestrator finds while it runs:\n{pools}")
     return "\n\n".join(blocks)
+
+
+def _placed(spec: ProcessSpec, backend: str) -> str:
+    return (
+        f"# {one_line(spec.name)}\n#   {backend} finds the node that it runs on; its ports are chosen there"
+    )
 
 
 def _block(spec: ProcessSpec) -> str:

@@ -29,7 +29,7 @@ class ProcessSpec:
 
     name: str  # MODEL/ROLE/INDEX, or "orchestrator"
     role: Role | Literal["orchestrator", "build"]
-    argv: tuple[str, ...]
+    argv: tuple[str, ...]  # empty if a backend finds out where it runs, and how
     env: Mapping[str, str]  # on top of the inherited environment
     ready_url: str  # answers 200 once the process is up
     listens: tuple[tuple[str, int], ...]  # (host, port): must be free before the start
@@ -57,7 +57,9 @@ class Plan:
     url: str  # where clients reach the data plane from this machine
     admins: tuple[str, ...] = ()  # where operators reach the admin listeners of all orchestrators
     replicas: tuple[ProcessSpec, ...] = ()  # further orchestrators, which know nothing of each other
+    discovered: tuple[str, ...] = ()  # pools whose workers the orchestrators find, each with its source
     build: ProcessSpec | None = None  # builds the orchestrator's compiled form meanwhile, and ends
+    backend: str = "local"  # places the workers
 
     @property
     def processes(self) -> tuple[ProcessSpec, ...]:
@@ -67,6 +69,11 @@ class Plan:
     @property
     def orchestrators(self) -> tuple[ProcessSpec, ...]:
         return (self.orchestrator, *self.replicas)
+
+    @property
+    def here(self) -> tuple[ProcessSpec, ...]:
+        """Return those that run on this machine."""
+        return tuple(spec for spec in self.processes if spec.argv)
 
 
 def make_plan(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> Plan:
@@ -81,6 +88,7 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
         workers=tuple(worker_specs(config, around, only=here).values()),
         elsewhere=tuple(address.name for address in managed if address.name not in here),
         **_front(config, config_path, overrides, around),
+        discovered=tuple(_discovered(config)),
     )
 
 
@@ -93,6 +101,8 @@ def _placed_plan(config: Config, config_path: str, overrides: Sequence[str], aro
         workers=tuple(placed_spec(place.name, place.role) for place in places),
         elsewhere=(),
         **_front(config, config_path, overrides, around),
+        discovered=tuple(_discovered(config)),
+        backend=config.launch.backend,
     )
 
 
@@ -109,6 +119,13 @@ def placed_spec(name: str, role: Role) -> ProcessSpec:
     return ProcessSpec(
         name=name, role=role, argv=(), env={}, ready_url="", listens=(), log_name=log_name(name)
     )
+
+
+def _discovered(config: Config) -> Iterator[str]:
+    for model in config.models:
+        for role, pool in model.pools():
+            if pool.discover is not None:
+                yield f"{model.name}/{role} by {pool.discover.name}"
 
 
 def worker_specs(
@@ -238,8 +255,8 @@ def worker_at(
     gpus: tuple[int, ...],
     around: Surroundings,
 ) -> ProcessSpec:
-    """Return what starts a worker that the config does not place, at its host and on these ports: its own, and
-    that of its side channel. Raises `PlanError`.
+    """Return what starts a worker that the config does not place, at its host and on these ports: its own,
+    and that of its side channel. Raises `PlanError`.
     """
     port, side_channel = ports
     address = WorkerAddress(

@@ -132,7 +132,7 @@ def find_run(arguments: argparse.Namespace, *, ended_too: bool = False) -> Run:
     several are.
     """
     if arguments.run_state is not None:
-        found = [_named(Path(arguments.run_state))]
+        found = [named_run(arguments.run_state)]
         refused: list[str] = []
         places: list[Path] = []
     else:
@@ -149,9 +149,11 @@ def find_run(arguments: argparse.Namespace, *, ended_too: bool = False) -> Run:
     return alive[0]
 
 
-def _named(path: Path) -> Run:
+def named_run(directory: str) -> Run:
+    """Return the run with this directory, alive or not. Raises `Failed` if there is none."""
     from launch.local.run_state import FILE, NoState, read
 
+    path = Path(directory)
     file = path if path.name == FILE else path / FILE
     try:
         return Run(file.parent, read(file))
@@ -228,6 +230,12 @@ def _fate(state: RunState) -> str:
     if state.ended is not None:
         return "was stopped"
     return "was killed" if state.is_here() else f"is on another machine, {state.host}"
+
+
+def runs_left(config: str | None) -> list[Run]:
+    """Return the runs, of this config or any, that were killed and have left workers on a backend."""
+    found, _ = _nearest(_places(Path.cwd(), config, os.environ), config)
+    return [run for run in found if run.state.has_left_workers()]
 
 
 def is_alive(config: str) -> bool:

@@ -121,6 +121,9 @@ class Backend(ABC):
         `OSError` and `BackendError`.
         """
 
+    def dismiss(self, name: str) -> None:  # noqa: B027  # a backend may have nothing to give up
+        """Give up the place of a worker that was ended, and is not to be started again."""
+
     @abstractmethod
     async def close(self) -> None:
         """Let go of all places. Every worker has been ended before; this can be repeated."""

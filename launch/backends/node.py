@@ -1,4 +1,4 @@
-"""A worker that a backend has placed is planned on its node, with an address, ports and GPUs of that machine."""
+"""A worker that a backend has placed is planned on its node, with an address, ports and GPUs of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from launch.plan import ProcessSpec, named, worker_at
 from launch.surroundings import look_around, port_problem
 from orchestrator.config.addresses import WorkerPlace
 from orchestrator.config.options import Config, WorkerConfig
-from orchestrator.wire.info import Role
 
 # Below the ports that Linux gives to outgoing connections, which begin at 32768, with the ports of KV events
 # (3000 above a worker's own); above those that Ray gives to its own processes, which end at 19999.
@@ -27,8 +26,8 @@ _TRIES: Final = 200
 class Reserved:
     """These ports are kept from all other workers of Baton on this machine until they are closed.
 
-    An engine may take minutes until it listens. Other programs may still take a port: the engine fails then, and
-    is started anew on other ports.
+    An engine may take minutes until it listens. Other programs may still take a port: the engine fails then,
+    and is started anew on other ports.
     """
 
     def __init__(self) -> None:
@@ -81,8 +80,8 @@ def spec_here(
     raise PlanError(f"no ports between {FIRST_PORT} and {LAST_PORT} are free on {host}")
 
 
-def place_of(config: Config, name: str, host: str) -> WorkerPlace:
-    """Return the place of a worker of one of the config's pools. Raises `PlanError` if there is no such pool."""
+def place_of(config: Config, name: str, host: str = "localhost") -> WorkerPlace:
+    """Return the place of a worker of one of the config's pools. Raises `PlanError` if there is none."""
     model_name, role_name = pool_of(name)
     for model in config.models:
         for role, pool in model.pools():
@@ -93,7 +92,7 @@ def place_of(config: Config, name: str, host: str) -> WorkerPlace:
 
 def gpus_of(config: Config, name: str) -> int:
     """Return how many GPUs a worker takes. Raises `PlanError`."""
-    place = place_of(config, name, "localhost")
+    place = place_of(config, name)
     return place.pool.gpus_per_replica if _takes_gpus(place) else 0
 
 

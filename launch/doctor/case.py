@@ -20,7 +20,7 @@ class Case:
 
     @property
     def specs(self) -> tuple[ProcessSpec, ...]:
-        return () if self.plan is None else self.plan.processes
+        return () if self.plan is None else self.plan.here
 
     def workers(self) -> Iterator[tuple[WorkerPlace, WorkerAddress]]:
         """Return all workers of the file, wherever they run."""

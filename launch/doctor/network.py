@@ -30,8 +30,8 @@ def running(plan: Plan | None) -> frozenset[str]:
         httpx.Client(timeout=ASK_S, trust_env=False, verify=False) as client,  # noqa: S501  # only whether it answers
         ThreadPoolExecutor(_AT_ONCE) as pool,
     ):
-        answers = pool.map(partial(_answers, client), plan.processes)
-        return frozenset(spec.name for spec, answer in zip(plan.processes, answers, strict=True) if answer)
+        answers = pool.map(partial(_answers, client), plan.here)
+        return frozenset(spec.name for spec, answer in zip(plan.here, answers, strict=True) if answer)
 
 
 def _answers(client: httpx.Client, spec: ProcessSpec) -> bool:

@@ -87,4 +87,5 @@ class Fleet:
     def dismiss(self, member: Member) -> None:
         """Forget a worker, which was stopped."""
         self.members.remove(member)
+        self._backend.dismiss(member.spec.name)
         self.dismissed.add((member.spec.role, member.spec.url))

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from launch.backends.placed import PlacedWorkers
 from launch.engines.base import PlanError
 from launch.local.control import Caller, CommandFailed, Request
 from launch.local.fleet import Fleet
@@ -44,7 +45,9 @@ class Order:
 class Operator:
     """An operator's commands are carried out one at a time."""
 
-    def __init__(self, fleet: Fleet, registrar: Registrar, further: FurtherWorkers | None, key: str) -> None:
+    def __init__(
+        self, fleet: Fleet, registrar: Registrar, further: FurtherWorkers | PlacedWorkers | None, key: str
+    ) -> None:
         """`key` is what the orchestrator takes from us; it is given to whoever can ask at our socket."""
         self._fleet = fleet
         self._registrar = registrar
@@ -356,7 +359,9 @@ class Operator:
 
     async def _is_in_service(self, member: Member) -> bool:
         member.check_started()
-        return all(row.state == "ready" or row.is_drained for row in await self._rows_of(member))
+        rows = await self._rows_of(member)
+        is_known = bool(rows) or not self._registrar.is_discovering
+        return is_known and all(row.state == "ready" or row.is_drained for row in rows)
 
     # --- after the orchestrator was away ------------------------------------------------
 

@@ -42,6 +42,8 @@ class Registrar:
         self._client = client
         self._listeners = [_Listener(client, url, key) for url in urls]
 
+    is_discovering = False  # the orchestrator finds by itself which workers come and go
+
     @property
     def has_listener(self) -> bool:
         """Return whether there is an admin listener: without one no worker comes or goes."""

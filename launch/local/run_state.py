@@ -60,6 +60,10 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether the process that wrote this still runs on this machine."""
         return self.ended is None and self.is_here() and start_of(self.pid) == self.start
 
+    def has_left_workers(self) -> bool:
+        """Return whether it was killed while a backend had workers of it, which nobody has ended since."""
+        return self.ended is None and bool(self.handle) and not self.is_alive()
+
     def is_here(self) -> bool:
         return self.host == socket.gethostname()
 

@@ -15,6 +15,7 @@ import httpx
 
 from launch.backends.base import Backend, BackendError
 from launch.backends.local import Local
+from launch.backends.placed import PlacedWorkers
 from launch.exits import Exit
 from launch.local.building import Building
 from launch.local.control import CommandFailed, commands_taken
@@ -69,9 +70,11 @@ class Site:
     limits: Limits
     progress: Progress
     writer: StateWriter
-    further: FurtherWorkers | None = None  # plans workers that the plan has not
+    further: FurtherWorkers | PlacedWorkers | None = None  # plans workers that the plan has not
     key: str = ""  # that the orchestrator takes from us
     backend: Callable[[Guard], Backend] = Local  # makes what has the workers
+    registrar: Callable[[httpx.AsyncClient, Sequence[str], str], Registrar] = Registrar
+    discover: Callable[[Plan, Path], Plan] = lambda plan, _: plan  # has orchestrators look into a folder
 
 
 async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exit:
@@ -93,8 +96,10 @@ async def _run(plan: Plan, site: Site, announce: Callable[[], None], stop: Stop,
     async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False, verify=False) as client:  # noqa: S501  # our own children
         here = Local(guard)
         backend = site.backend(guard)
+        if backend.members is not None:
+            plan = site.discover(plan, backend.members)
         fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, here, backend)
-        operator = Operator(fleet, Registrar(client, plan.admins, site.key), site.further, site.key)
+        operator = Operator(fleet, site.registrar(client, plan.admins, site.key), site.further, site.key)
         cluster = _Cluster(
             plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard), backend
         )
@@ -190,11 +195,14 @@ class _Cluster:
             await self._tend()
 
     async def _open(self) -> None:
+        self._writer.handle = self._backend.handle
+        self._note()  # should we be killed meanwhile
         try:
             await self._backend.open([member.spec for member in self.fleet.workers])
         except BackendError as error:
             raise StartFailed(str(error)) from error
         self._writer.handle = self._backend.handle
+        self._note()
 
     async def _wait_ready(self) -> None:
         try:

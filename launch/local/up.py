@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from launch.backends import BACKENDS
+from launch.backends.listed import ListedLocal, ListedWorkers
+from launch.backends.placed import DiscoveringRegistrar, PlacedWorkers, with_members
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
 from launch.local.building import build_spec
@@ -20,12 +22,13 @@ from launch.local.further import FurtherWorkers
 from launch.local.logs import make_run_directory
 from launch.local.member import Limits
 from launch.local.output import Output
-from launch.local.progress import make_progress
+from launch.local.progress import Progress, make_progress
+from launch.local.registrar import Registrar
 from launch.local.run_state import StateWriter
 from launch.local.supervise import Site, supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
 from launch.plan import Plan
-from launch.remote import is_alive
+from launch.remote import is_alive, runs_left
 from launch.surroundings import look_around, port_problem, taken_ports
 from orchestrator.config.descriptors import raise_limit
 from orchestrator.config.options import Config
@@ -65,20 +68,35 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
     started = plan.processes if plan.build is None else (*plan.processes, plan.build)
     logs = {spec.name: str(directory / spec.log_name) for spec in started}
     progress = make_progress(errors, logs)
+    for left in runs_left(config_path):
+        progress.say(f"{left} was killed, and may have left workers: `baton down --state {left.directory}`")
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")
     key = secrets.token_urlsafe(32)
-    make = partial(BACKENDS[config.launch.backend].make, config, directory, progress.say)
-    site = Site(
-        directory,
-        _limits(config),
-        progress,
-        StateWriter(directory, config_path, plan.url, plan.admins, progress.say, config.launch.backend),
-        FurtherWorkers(config, look_around(), _is_free, count_gpus),
-        key,
-        make,
-    )
+    writer = StateWriter(directory, config_path, plan.url, plan.admins, progress.say, config.launch.backend)
+    site = _site(config, plan, directory, progress, writer, key)
     return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan, errors)))
+
+
+def _site(
+    config: Config, plan: Plan, directory: Path, progress: Progress, writer: StateWriter, key: str
+) -> Site:
+    """Return where the run is kept: its workers may be of this machine alone, known to one or to several."""
+    make = partial(Site, directory, _limits(config), progress, writer, key=key)
+    kind = BACKENDS[config.launch.backend]
+    if not kind.is_here:
+        further: FurtherWorkers | PlacedWorkers = PlacedWorkers(config)
+    elif len(plan.orchestrators) > 1 and not plan.elsewhere:
+        kind = ListedLocal
+        further = ListedWorkers(config, look_around(), _is_free, count_gpus)
+    else:
+        return make(further=FurtherWorkers(config, look_around(), _is_free, count_gpus))
+    return make(
+        further=further,
+        backend=partial(kind.make, config, directory, progress.say),
+        registrar=DiscoveringRegistrar,
+        discover=partial(with_members, config),
+    )
 
 
 def _keyed(plan: Plan, key: str) -> Plan:

@@ -683,16 +683,18 @@ def _max_num_seqs(args: list[str]) -> int | None:
 class KubernetesConfig(Model):
     """The workers are the pods of a Service, as its EndpointSlices list them."""
 
-    service: DnsLabel = Field(description="The workers are the pods of this Service, a headless one.")
-    namespace: DnsLabel | None = Field(
+    service: Reloadable[DnsLabel] = Field(
+        description="The workers are the pods of this Service, a headless one."
+    )
+    namespace: Reloadable[DnsLabel | None] = Field(
         None, description="The Service is in this namespace; without it in the orchestrator's own."
     )
-    port: PortName | Annotated[int, Field(ge=1, le=65535)] | None = Field(
+    port: Reloadable[PortName | Annotated[int, Field(ge=1, le=65535)] | None] = Field(
         None,
         description="Workers listen at this port of the Service, by name, or at this number; without it at "
         "its only port, or at the one named http.",
     )
-    url: CollectorUrl | None = Field(
+    url: Reloadable[CollectorUrl | None] = Field(
         None,
         description="The API server is asked here, without a token, for instance through kubectl proxy; "
         "without it the one of the cluster that the orchestrator runs in, with the token of its pod.",
@@ -702,11 +704,11 @@ class KubernetesConfig(Model):
 class DiscoverConfig(Model):
     """The workers of a pool are found by one of these sources."""
 
-    file: Annotated[str, Field(min_length=1)] | None = Field(
+    file: Reloadable[Annotated[str, Field(min_length=1)] | None] = Field(
         None,
         description="The workers are listed in this file, or in this folder with a file for each of them.",
     )
-    dns: PortAddress | None = Field(
+    dns: Reloadable[PortAddress | None] = Field(
         None, description="The workers are at all addresses of this name, HOST:PORT."
     )
     kubernetes: KubernetesConfig | None = Field(
@@ -723,8 +725,16 @@ class DiscoverConfig(Model):
 
     @property
     def kind(self) -> str:
-        """Name the source: the one option that is given."""
+        """Return the kind of the source: the one option that is given."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def name(self) -> str:
+        """Name the source: `file PATH`, `dns HOST:PORT` or `kubernetes NAMESPACE/SERVICE`."""
+        if self.kubernetes is None:
+            return f"{self.kind} {self.file or self.dns}"
+        parts = (self.kubernetes.namespace, self.kubernetes.service)
+        return f"{self.kind} {'/'.join(part for part in parts if part is not None)}"
 
 
 class PoolConfig(Model):
@@ -754,10 +764,10 @@ class PoolConfig(Model):
         min_length=1,
         description="The workers already run at these URLs; Baton neither starts nor stops them.",
     )
-    discover: Reloadable[DiscoverConfig | None] = Field(
+    discover: DiscoverConfig | None = Field(
         None,
         description="The workers are found by this source while the orchestrator runs, as they come and go. "
-        "With replicas beside it a launcher starts so many, and the orchestrator learns of them here alone.",
+        "Replicas beside it are what a launcher starts, and the orchestrator knows them by the source alone.",
     )
     zone: Zone | None = Field(
         None,
@@ -998,9 +1008,11 @@ class HealthConfig(Model):
 
 
 def _ray_address(value: str) -> str:
-    """Return where a cluster of Ray is: not Ray's client protocol, which has no node that workers are near to."""
+    """Return where a cluster of Ray is. Ray's client protocol is none: it leads to a cluster from outside."""
     if value.startswith("ray://"):
-        raise ValueError("run `baton up` on a node of the cluster, and write auto or HOST:PORT in place of ray://")
+        raise ValueError(
+            "run `baton up` on a node of the cluster, and write auto or HOST:PORT in place of ray://"
+        )
     if value not in ("auto", "local"):
         split_address(value)
     return value
@@ -1032,8 +1044,8 @@ class RayConfig(Model):
     )
     spread: Literal["any", "node"] = Field(
         "any",
-        description="The workers of a pool go to different nodes where there is room (any), or always (node): "
-        "those for which there is no node more wait then.",
+        description="The workers of a pool go to different nodes if there is room (any), or always (node), "
+        "even if some have no place then.",
     )
 
 

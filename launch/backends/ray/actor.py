@@ -1,15 +1,14 @@
 """An actor of Ray runs one worker on its node: it ends with its engine, and the engine with it.
 
-Ray starts it, and starts it again wherever there is room, as often as it or its node is lost. It tells what it
-does when it is asked (`report`), as nothing else is known to reach the machine of `baton up`: no file system is
-shared. Baton must be installed on the nodes.
+Ray starts it, and starts it again wherever there is room, as often as it or its node is lost. It tells what
+happens when it is asked (`report`), as no file system is shared with the machine of `baton up`. Baton must be
+installed on the nodes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from launch.engines.base import PlanError
 from launch.local.processes import DistantGuard, ProcessGroup
 from orchestrator import __version__
 from orchestrator.compiled import ROOT
+from orchestrator.config.options import Config
 from orchestrator.interpreter import PATH_ENV
 
 POLL_S: Final = 0.1
@@ -34,10 +34,10 @@ FAILED: Final = 2  # the exit code of an engine that could not be started
 
 
 class WorkerActor:
-    """Calls come in threads of their own: `report` waits for news, and others are to come through meanwhile."""
+    """Calls come in threads of their own: `report` waits for news, and others come through meanwhile."""
 
-    def __init__(self, order: bytes, name: str, environ: Mapping[str, str], version: str) -> None:
-        """Start the engine of the worker `name` of a config, which `order` has in pickled form."""
+    def __init__(self, config: str, name: str, environ: Mapping[str, str], version: str) -> None:
+        """Start the engine of the worker `name` of the config, which is given as JSON."""
         import ray
 
         self._uid = f"{ray.get_runtime_context().get_actor_id()}-{os.urandom(4).hex()}"
@@ -52,25 +52,28 @@ class WorkerActor:
         self._guard = DistantGuard()
         self._guard.__enter__()
         try:
-            self._start(order, name, environ, version)
-        except (PlanError, OSError) as error:
+            self._start(config, name, environ, version)
+        except (PlanError, OSError, ValueError) as error:
             self._output.note(f"{name} cannot be started on {self._host}: {error}")
             self._code = FAILED
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def _start(self, order: bytes, name: str, environ: Mapping[str, str], version: str) -> None:
+    def _start(self, config: str, name: str, environ: Mapping[str, str], version: str) -> None:
         if version != __version__:
-            raise PlanError(f"Baton {__version__} is installed there, and `baton up` is {version}: make them equal")
+            raise PlanError(
+                f"Baton {__version__} is installed there, and `baton up` is {version}: make them equal"
+            )
         inherited = {**_environ(), **environ}
-        spec = spec_here(pickle.loads(order), name, self._host, self._reserved, inherited)  # noqa: S301  # our own
+        known = Config.model_validate_json(config)
+        spec = spec_here(known, name, self._host, self._reserved, inherited)
         self._group = ProcessGroup(spec, self._output.path, self._guard, inherited)
         self._output.unlink()
 
     def report(self, uid: str, offset: int, delay_s: float, wait_s: float) -> dict[str, Any]:
         """Return what is known, once there is news or after `wait_s`.
 
-        The caller knows the start `uid`, and its output up to `offset`. Should the engine end, the actor waits for
-        `delay_s` until it ends, too.
+        The caller knows the start `uid`, and its output up to `offset`. Should the engine end, the actor ends
+        `delay_s` after it.
         """
         self._delay_s = delay_s
         offset = offset if uid == self._uid else 0
@@ -118,7 +121,7 @@ class WorkerActor:
 
 
 class _Output:
-    """An engine writes to a file that has no name once it runs, so that nothing is left of it after the end."""
+    """An engine writes to a file that has no name once it runs: nothing is left of it after the end."""
 
     def __init__(self) -> None:
         descriptor, name = tempfile.mkstemp(prefix="baton-", suffix=".log")
@@ -142,7 +145,7 @@ class _Output:
         return os.fstat(self._file.fileno()).st_size
 
     def after(self, offset: int) -> tuple[int, bytes]:
-        """Return where the caller goes on, and what was written from `offset` on; what it has is forgotten."""
+        """Return where the caller goes on, and what was written from `offset` on; the rest is forgotten."""
         with self._lock:
             start = max(0, offset - self._dropped)
             if start >= FORGET_LOG_BYTES or self._size() > MAX_LOG_BYTES:

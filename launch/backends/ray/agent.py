@@ -1,19 +1,21 @@
-"""An agent is the process that talks to Ray for `baton up`, which outlives it if Ray's client ends its process.
+"""An agent is the process that talks to Ray for `baton up`, which outlives it if Ray's client breaks down.
 
 It reads commands and writes what it sees, each a line of JSON:
 
-    {"do": "open", "id": 1, "wanted": {...fields of `Wanted`}}  -> {"id": 1, "done": {"address": "10.0.0.1:6379"}}
-    {"do": "start", "worker": NAME}    -> {"worker": NAME, "report": {...}} and {"worker": NAME, "trouble": TEXT}
-    {"do": "stop", "id": 2, "worker": NAME, "limit_s": 15}      -> {"id": 2, "done": true}
+    {"do": "open", "id": 1, "wanted": {...as in `Wanted`}}  -> {"id": 1, "done": {"address": "10.0.0.1:6379"}}
+    {"do": "start", "worker": NAME}                         -> {"worker": NAME, "report": {...}}, and often;
+                                                               {"worker": NAME, "trouble": TEXT or null}
+    {"do": "stop", "id": 2, "worker": NAME, "limit_s": 15}  -> {"id": 2, "done": true}
     {"do": "kill", "worker": NAME}
-    {"do": "sweep", "id": 3}                                    -> {"id": 3, "done": true}
+    {"do": "release", "worker": NAME}
+    {"do": "sweep", "id": 3}                                -> {"id": 3, "done": true}
 
-A command that fails is answered with `{"id": 1, "worker": NAME, "error": TEXT}`. The agent ends with its input.
+A command that fails is answered with `{"id": 1, "worker": NAME, "error": TEXT}`. The agent ends with its
+input.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import queue
@@ -26,7 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from launch.backends.ray.cluster import Refused, connect, end_all
-from launch.backends.ray.places import Pool, Places
+from launch.backends.ray.places import Places, Pool
 from launch.backends.ray.watch import Watched
 
 TICK_S: Final = 0.05
@@ -38,7 +40,7 @@ class Wanted(msgspec.Struct):
     address: str  # auto, local or HOST:PORT
     namespace: str  # of the run's actors and placement groups
     pools: list[Pool]
-    order: str  # for `WorkerActor`, in base 64
+    config: str  # as JSON
     environ: dict[str, str]
     version: str
 
@@ -59,6 +61,7 @@ class Agent:
             "start": self._start,
             "stop": self._stop,
             "kill": self._kill,
+            "release": self._release,
             "sweep": self._sweep,
         }
 
@@ -86,7 +89,7 @@ class Agent:
             for news in watched.tend(now):
                 self._write({"worker": watched.name, **news})
             if watched.is_lost_for_good(now):
-                watched.replace(self._made(watched.name))
+                watched.replace(*self._made(watched.name))
         for name, trouble in self._places.look(now, [*self._watched.values()]):
             self._write({"worker": name, "trouble": trouble})
 
@@ -100,13 +103,16 @@ class Agent:
 
     def _start(self, command: Mapping[str, Any]) -> None:
         name = command["worker"]
-        self._watched[name] = Watched(self._ray, name, self._found(name) or self._made(name))
+        self._watched[name] = Watched(self._ray, name, *(self._found(name) or self._made(name)))
 
-    def _found(self, name: str) -> Any:
-        """Return the actor of a worker that an agent before us has started; None if there is none."""
-        actors = {actor["name"] for actor in self._ray.util.list_named_actors(all_namespaces=True)}
-        found = sorted(actor for actor in actors - self._ended if actor.rpartition("#")[0] == name)
-        return self._ray.get_actor(found[-1], self._known.namespace) if found else None
+    def _found(self, name: str) -> tuple[str, Any] | None:
+        """Return the actor that an agent before us has started for a worker, after its name; else None."""
+        actors = {*self._ray.util.list_named_actors()} - self._ended
+        found = sorted(actor for actor in actors if actor.rpartition("#")[0] == name)
+        if not found:
+            return None
+        self._places.options(name)
+        return found[-1], self._ray.get_actor(found[-1], self._known.namespace)
 
     @property
     def _known(self) -> Wanted:
@@ -114,19 +120,20 @@ class Agent:
             raise Refused("nothing is open")
         return self._wanted
 
-    def _made(self, name: str) -> Any:
+    def _made(self, name: str) -> tuple[str, Any]:
         from launch.backends.ray.actor import WorkerActor
 
         wanted = self._known
+        called = f"{name}#{time.time_ns()}"  # the name of one that was ended is not free at once
         made = self._ray.remote(WorkerActor).options(
-            name=f"{name}#{time.time_ns()}",  # the name of one that was ended is not free at once
+            name=called,
             namespace=wanted.namespace,
             lifetime="detached",
             max_restarts=-1,
             max_concurrency=8,
             **self._places.options(name),
         )
-        return made.remote(base64.b64decode(wanted.order), name, wanted.environ, wanted.version)
+        return called, made.remote(wanted.config, name, wanted.environ, wanted.version)
 
     def _stop(self, command: Mapping[str, Any]) -> object:
         watched = self._watched.pop(command["worker"], None)
@@ -159,9 +166,12 @@ class Agent:
                 self._ray.kill(watched.actor, no_restart=True)
 
     def _end(self, watched: Watched) -> None:
-        """End an actor for good, and give up its place; a guard on its node ends what is left of the engine."""
+        """End an actor for good; the guard on its node ends what is left there. It may be started again."""
         self._ray.kill(watched.actor, no_restart=True)
-        self._places.release(watched.name)
+        self._ended.add(watched.actor_name)
+
+    def _release(self, command: Mapping[str, Any]) -> None:
+        self._places.release(command["worker"])
 
     def _sweep(self, command: Mapping[str, Any]) -> object:
         self._watched.clear()

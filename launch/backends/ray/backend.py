@@ -1,16 +1,14 @@
 """On Ray each worker is an actor, on whichever node has what it needs. Ray starts lost ones elsewhere.
 
-All that needs Ray is in a process of its own (`agent.py`): neither `baton up` nor the orchestrator imports it,
-and both live on if Ray's client ends its process, as it does when the head of the cluster is away for a minute.
+All that needs Ray is in a process of its own (`agent.py`). Neither `baton up` nor the orchestrator imports
+it, and both live on if Ray's client ends its process, as it does when the head is away for a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import os
-import pickle
 import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from launch.backends.base import Backend, BackendError, Started
-from launch.backends.node import gpus_of
+from launch.backends.node import gpus_of, place_of
 from launch.backends.ray.link import Link, ask_once
 from launch.local.further import pool_of
 from launch.local.processes import Guard
@@ -62,7 +60,10 @@ class RayBackend(Backend):
 
     @property
     def handle(self) -> Mapping[str, str]:
-        return {"address": self._address, "namespace": self._namespace}
+        address = self._config.launch.ray.address
+        if address == "local":
+            return {}  # the cluster ends with us
+        return {"address": self._address or address, "namespace": self._namespace}
 
     async def open(self, specs: Sequence[ProcessSpec]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ class RayBackend(Backend):
             "address": self._config.launch.ray.address,
             "namespace": self._namespace,
             "pools": self._pools([spec.name for spec in specs]),
-            "order": base64.b64encode(pickle.dumps(self._config)).decode(),
+            "config": self._config.model_dump_json(exclude_unset=True),
             "environ": {} if key is None else {WORKER_KEY_ENV: key},
             "version": __version__,
         }
@@ -102,7 +103,7 @@ class RayBackend(Backend):
         while True:
             await self._link.wait_ended()
             self._say(f"Ray's client has ended, and is started again; workers go on (log: {self._link.log})")
-            while not await self._is_connected_again():
+            while not await self._is_connected_again():  # noqa: ASYNC110  # nobody tells of it unasked
                 await asyncio.sleep(AGAIN_S)
 
     async def _is_connected_again(self) -> bool:
@@ -120,6 +121,9 @@ class RayBackend(Backend):
         self._workers[spec.name] = worker
         self._link.tell(do="start", worker=spec.name)
         return worker
+
+    def dismiss(self, name: str) -> None:
+        self._link.tell(do="release", worker=name)
 
     def _forget(self, worker: RayWorker) -> None:
         if self._workers.get(worker.name) is worker:
@@ -142,7 +146,7 @@ class RayBackend(Backend):
 
     @classmethod
     def sweep(cls, handle: Mapping[str, str]) -> None:
-        wanted = {**handle, "pools": [], "order": "", "environ": {}, "version": __version__}
+        wanted = {**handle, "pools": [], "config": "", "environ": {}, "version": __version__}
         ask_once({"do": "open", "wanted": wanted}, {"do": "sweep"}, limit_s=SWEEP_S)
 
 
@@ -197,17 +201,16 @@ class RayWorker:
             self._publish()
 
     def _publish(self) -> None:
-        model, role = pool_of(self.name)
-        write_member(
-            self._folder,
-            Member(
-                uid=self._uid,
-                name=self.name.rpartition("/")[2],
-                model=model,
-                role=role,
-                url=self.ready_url.removesuffix("/health"),
-            ),
+        place = place_of(self._config, self.name)
+        member = Member(
+            uid=self._uid,
+            name=self.name.rpartition("/")[2],
+            model=place.model.name,
+            role=place.role,
+            url=self.ready_url.removesuffix("/health"),
+            zone=place.pool.zone,
         )
+        write_member(self._folder, member)
 
     def exit_code(self) -> int | None:
         return self._code

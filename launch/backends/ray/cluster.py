@@ -7,7 +7,8 @@ import socket
 import time
 from typing import Any, Final
 
-# Of a cluster that we start: by its own settings Ray takes 17 s until the actors of a lost node are elsewhere.
+# Of a cluster that we start: with its own settings Ray took 17 s until the actors of a lost node were
+# elsewhere.
 SYSTEM_CONFIG: Final = {
     "health_check_initial_delay_ms": 5000,
     "health_check_period_ms": 500,
@@ -56,8 +57,8 @@ def _not_there(address: str, error: Exception) -> str:
         return f"Ray cannot be started here: {told}"
     if address == "auto":
         return (
-            "no cluster of Ray runs on this machine: join one with `ray start --address=HOST:6379`, start one "
-            f"with `ray start --head`, or have one started with launch.ray.address: local ({told})"
+            "no cluster of Ray runs on this machine: join one by `ray start --address=HOST:6379`, start one "
+            f"by `ray start --head`, or set launch.ray.address to local ({told})"
         )
     return (
         f"this machine is no node of the cluster at {address}: join it with `ray start --address={address}`, "

@@ -56,13 +56,14 @@ class Link:
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None  # noqa: S101  # for the type checker
-        while line := await process.stdout.readline():
-            self._take(json.loads(line))
-        await process.wait()
-        for asked in self._asked.values():
-            if not asked.done():
-                asked.set_exception(BackendError(self._last_words()))
-        self._asked.clear()
+        try:
+            while line := await process.stdout.readline():
+                self._take(json.loads(line))
+        finally:
+            for asked in self._asked.values():
+                if not asked.done():
+                    asked.set_exception(BackendError(self._last_words()))
+            self._asked.clear()
 
     def _take(self, line: Mapping[str, Any]) -> None:
         asked = self._asked.pop(line["id"], None) if line.get("id") is not None else None
@@ -85,7 +86,7 @@ class Link:
         if process is not None and process.stdin is not None and not process.stdin.is_closing():
             process.stdin.write(json.dumps(command).encode() + b"\n")
 
-    async def ask(self, limit_s: float, **command: object) -> Any:
+    async def ask(self, within_s: float, **command: object) -> Any:
         """Have the agent do something, and return what came of it. Raises `BackendError`."""
         if self._reading is None or self._reading.done():
             raise BackendError(self._last_words())
@@ -94,10 +95,10 @@ class Link:
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self.tell(id=number, **command)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(within_s):
                 return await answer
         except TimeoutError:
-            raise BackendError(f"Ray does not answer within {limit_s:g} s (log: {self.log})") from None
+            raise BackendError(f"Ray does not answer within {within_s:g} s (log: {self.log})") from None
         finally:
             self._asked.pop(number, None)
 

@@ -27,8 +27,8 @@ class Pool(msgspec.Struct):
 class Places:
     """Each worker has a group of its own, which is given up with it; softly they go to different nodes.
 
-    The workers of a pool that must be spread share a group, as Ray spreads within one only. Such a group is given
-    up with the run: until then another worker of the pool may take the place of one that was stopped.
+    The workers of a pool that must be spread share a group, as Ray spreads within one only. Such a group is
+    given up with the run: until then another worker of the pool may take the place of one that was stopped.
     """
 
     def __init__(self, ray: Any, namespace: str, pools: Iterable[Pool]) -> None:
@@ -139,7 +139,9 @@ class Places:
             return self._told.get(worker.name)
         if self._table(group)["state"] in ("PENDING", "RESCHEDULING"):
             return f"no place for it: {self._missing(self._pool(worker.name))}"
-        return "out of reach: Ray starts it again once it knows that it is lost" if worker.was_reached else None
+        return (
+            "out of reach: Ray starts it again once it knows that it is lost" if worker.was_reached else None
+        )
 
     def _missing(self, pool: Pool) -> str:
         """Return what the cluster has not, or not now, that a worker needs."""
@@ -147,15 +149,21 @@ class Places:
         needs = _described(pool.bundle)
         fitting = sum(_has(node, pool.bundle) for node in nodes)
         if not fitting:
-            most = {key: max((node.get(key, 0.0) for node in nodes), default=0.0) for key in pool.bundle}
-            return f"a worker of {pool.name} needs {needs} on one node, and no node has more than {_described(most)}"
+            most = _described({key: _most(nodes, key) for key in pool.bundle})
+            return f"a worker of {pool.name} needs {needs} on one node, and no node has more than {most}"
         if pool.is_spread and fitting < len(pool.workers):
             return (
-                f"{pool.name} needs {len(pool.workers)} nodes with {needs} each (launch.ray.spread: node), and "
-                f"there are {fitting}"
+                f"{pool.name} needs {len(pool.workers)} nodes with {needs} each (launch.ray.spread: node), "
+                f"and there are {fitting}"
             )
         free = {key: self._ray.available_resources().get(key, 0.0) for key in pool.bundle}
-        return f"a worker of {pool.name} needs {needs}, and all that the cluster has free is {_described(free)}"
+        return (
+            f"a worker of {pool.name} needs {needs}, and all that the cluster has free is {_described(free)}"
+        )
+
+
+def _most(nodes: Iterable[Mapping[str, float]], key: str) -> float:
+    return max((node.get(key, 0.0) for node in nodes), default=0.0)
 
 
 def _has(resources: Mapping[str, float], bundle: Mapping[str, float]) -> bool:

@@ -1,4 +1,4 @@
-"""An actor is watched by asking it again and again: what it answers, or that it does not, is what is known."""
+"""An actor is watched by asking it again and again: what it answers, if it does, is what is known."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ News = Mapping[str, Any]
 class Watched:
     """A worker of the run, through all starts of its actor."""
 
-    def __init__(self, ray: Any, name: str, actor: Any) -> None:
+    def __init__(self, ray: Any, name: str, actor_name: str, actor: Any) -> None:
         self.name = name
+        self.actor_name = actor_name
         self.actor = actor
         self.lost_at = time.monotonic()  # since when it is out of reach, unless it `is_reached`
         self.is_reached = False
@@ -85,8 +86,9 @@ class Watched:
         """Return whether Ray does not start the actor again, and it is time to make another one."""
         return self._dead_at is not None and now >= self._dead_at + self._delay_s
 
-    def replace(self, actor: Any) -> None:
+    def replace(self, actor_name: str, actor: Any) -> None:
         """Watch another actor in place of one that is lost for good."""
+        self.actor_name = actor_name
         self.actor = actor
         self._dead_at = None
         self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
