@@ -1,4 +1,4 @@
-"""Several orchestrators on this machine find its workers in a folder of members, so that all know the same."""
+"""Several orchestrators on this machine find its workers in a folder of members: all know the same."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ from launch.local.logs import make_run_directory
 from launch.local.member import Limits
 from launch.local.output import Output
 from launch.local.progress import Progress, make_progress
-from launch.local.registrar import Registrar
 from launch.local.run_state import StateWriter
 from launch.local.supervise import Site, supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
