@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Self, cast
 from launch.backends.base import Started
 from launch.backends.local import Local
 from launch.local.further import FurtherWorkers, pool_of
-from launch.local.processes import Guard, ProcessGroup
+from launch.local.processes import Guard
 from launch.plan import ProcessSpec, named
 from orchestrator.config.options import Config
 from orchestrator.wire.info import Role
@@ -25,6 +24,7 @@ class ListedLocal(Local):
         super().__init__(guard)
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._uids: dict[str, str] = {}  # of the latest start, by the worker's name
         self._zones = {
             (model.name, role): pool.zone for model in config.models for role, pool in model.pools()
         }
@@ -39,9 +39,15 @@ class ListedLocal(Local):
         return self._folder
 
     def start(self, spec: ProcessSpec, log: Path) -> Started:
-        group = _ListedGroup(spec, log, self._guard, self._folder)
-        write_member(self._folder, self._member(spec, group.uid))
+        group = super().start(spec, log)
+        self._uids[spec.name] = secrets.token_hex(8)
+        write_member(self._folder, self._member(spec, self._uids[spec.name]))
         return group
+
+    def dismiss(self, name: str) -> None:
+        """Take a worker off the list: until then it may be started again, and probes tell how it is."""
+        if (uid := self._uids.pop(name, None)) is not None:
+            remove_member(self._folder, uid)
 
     def _member(self, spec: ProcessSpec, uid: str) -> Member:
         model, role = pool_of(spec.name)
@@ -53,21 +59,6 @@ class ListedLocal(Local):
             url=spec.url,
             zone=self._zones.get((model, cast("Role", role))),
         )
-
-
-class _ListedGroup(ProcessGroup):
-    """It is listed until it was ended. One that ends by itself is found out by probes, and started again."""
-
-    def __init__(self, spec: ProcessSpec, log: Path, guard: Guard, folder: Path) -> None:
-        super().__init__(spec, log, guard)
-        self.uid = secrets.token_hex(8)
-        self._folder = folder
-
-    async def end(self, limit_s: float, hurry: asyncio.Event) -> bool:
-        try:
-            return await super().end(limit_s, hurry)
-        finally:
-            remove_member(self._folder, self.uid)
 
 
 class ListedWorkers(FurtherWorkers):

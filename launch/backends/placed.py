@@ -8,10 +8,12 @@ from pathlib import Path
 
 from launch.engines.base import PlanError
 from launch.local.further import pool_of
-from launch.local.registrar import Registrar
+from launch.local.registrar import Refused, Registrar
 from launch.plan import Plan, ProcessSpec, placed_spec
 from orchestrator.config.options import Config
 from orchestrator.wire.info import Role
+
+_GONE = (404, 409)  # no such worker; it is being removed
 
 
 def with_members(config: Config, plan: Plan, folder: Path) -> Plan:
@@ -63,6 +65,9 @@ class DiscoveringRegistrar(Registrar):
         """Do nothing: the worker is removed once its member's file is."""
 
     async def undrain(self, name: str) -> None:
-        """Let a worker serve again. Another start of it, which nobody has drained, does so already."""
-        if any(row.name == name and row.is_drained for row in await self.rows()):
+        """Let a worker serve again; one that is gone, or goes, is let be, as its next start is not drained."""
+        try:
             await super().undrain(name)
+        except Refused as error:
+            if error.status not in _GONE:
+                raise

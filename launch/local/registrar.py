@@ -17,6 +17,14 @@ TIMEOUT_S: Final = 10.0
 _PATH: Final = "/admin/workers"
 
 
+class Refused(CommandFailed):
+    """An orchestrator has refused it with this status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row is one worker as the orchestrator sees it; a data-parallel engine has one of its own."""
@@ -109,7 +117,8 @@ class _Listener:
             raise CommandFailed(f"somebody else answers at {self._url}: no JSON") from error
         if answer.status_code >= 400:
             why = content["error"]["message"]
-            raise CommandFailed(f"the orchestrator at {self._url} refuses {method} {path}: {why}")
+            told = f"the orchestrator at {self._url} refuses {method} {path}: {why}"
+            raise Refused(answer.status_code, told)
         return content
 
     async def _answer(self, method: str, path: str, document: object) -> httpx.Response:
