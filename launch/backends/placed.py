@@ -29,6 +29,8 @@ def _overrides(config: Config, folder: Path) -> Iterator[str]:
             if not pool.is_managed:
                 continue
             yield from ("--set", f"models.{index}.{role}.discover.file={folder.absolute()}")
+            if pool.workers is not None:  # only a local run may name the places of its workers
+                yield from ("--set", f"models.{index}.{role}.workers=null")
             if pool.replicas is None:  # it has some: else its engine's settings would be nobody's
                 yield from ("--set", f"models.{index}.{role}.replicas=1")
 

@@ -29,6 +29,14 @@ def binary() -> str | None:
     return os.environ.get("BATON_TEST_ENVOY") or shutil.which("envoy")
 
 
+_NOT_THE_SAME = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    },
+}
+
+
 class Envoy:
     """A running Envoy with one cluster of orchestrators."""
 
@@ -80,7 +88,8 @@ def _socket(address: str) -> dict[str, Any]:
 
 
 def _config(url: str, admin: str, members: Sequence[str], no_traffic_interval_s: float) -> dict[str, Any]:
-    route = {"match": {"prefix": "/"}, "route": {"cluster": "baton", "timeout": "0s"}}
+    retry = {"retry_on": "connect-failure", "num_retries": 2, "retry_host_predicate": [_NOT_THE_SAME]}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "baton", "timeout": "0s", "retry_policy": retry}}
     manager = {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3."
         "HttpConnectionManager",
@@ -102,10 +111,10 @@ def _config(url: str, admin: str, members: Sequence[str], no_traffic_interval_s:
         ],
     }
     check = {
-        "timeout": "1s",
+        "timeout": "5s",
         "interval": f"{HEALTH_INTERVAL_S}s",
         "no_traffic_interval": f"{no_traffic_interval_s}s",
-        "unhealthy_threshold": 1,
+        "unhealthy_threshold": 3,  # of checks without an answer; a 503 counts at once
         "healthy_threshold": 1,
         # Without a host Envoy asks under the name of its cluster, which nobody on loopback has.
         "http_health_check": {"path": "/ready", "host": "localhost"},

@@ -25,6 +25,7 @@ class Load:
 
     url: str
     host: Host | None = None  # that they are on; None: the one of the test
+    model: str = MODEL
     answered: int = 0
     slowest_s: float = 0.0
     failures: list[str] = field(default_factory=list)
@@ -41,12 +42,12 @@ class Load:
                 try:
                     self._check(client, stream=bool(number % 2))
                 except (httpx.HTTPError, AssertionError) as error:
-                    self.failures.append(repr(error))
+                    self.failures.append(f"{time.time():.2f} {error!r}")
                 self.rounds[number] += 1
 
     def _check(self, client: httpx.Client, *, stream: bool) -> None:
         began = time.monotonic()
-        body: dict[str, Any] = {"model": MODEL, "prompt": "Go on", "max_tokens": 16, "ignore_eos": True}
+        body: dict[str, Any] = {"model": self.model, "prompt": "Go on", "max_tokens": 16, "ignore_eos": True}
         answer = client.post("/v1/completions", json=body | {"stream": stream})
         assert answer.status_code == 200, answer.text
         if stream:
@@ -69,9 +70,9 @@ class Load:
 
 
 @contextlib.contextmanager
-def loaded(url: str, host: Host | None = None) -> Iterator[Load]:
+def loaded(url: str, host: Host | None = None, model: str = MODEL) -> Iterator[Load]:
     """Have clients ask until the block ends; after that nothing is under way."""
-    load = Load(url, host)
+    load = Load(url, host, model)
     threads = [threading.Thread(target=load.ask, args=[number]) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()
