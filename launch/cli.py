@@ -146,6 +146,12 @@ def _add_backend(parser: Parser) -> None:
     parser.add_argument(
         "--on", metavar="BACKEND", help="where workers run: --set launch.backend=BACKEND in short"
     )
+    parser.add_argument(
+        "--replicas",
+        metavar="N",
+        help="start N orchestrators for a balancer, each 10 ports above the one before: "
+        "--set launch.orchestrators=N in short",
+    )
 
 
 def _add_explain(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -534,6 +540,8 @@ def _load(arguments: argparse.Namespace, *, starts: bool = False) -> Config:
         more = engine_findings
     if getattr(arguments, "on", None) is not None:
         arguments.overrides = [*arguments.overrides, f"launch.backend={arguments.on}"]
+    if getattr(arguments, "replicas", None) is not None:
+        arguments.overrides = [*arguments.overrides, f"launch.orchestrators={arguments.replicas}"]
     try:
         return load_config(arguments.config, arguments.overrides, more)
     except ConfigErrors as error:

@@ -61,7 +61,7 @@ def _path(arguments: argparse.Namespace, after: str | None) -> str:
     return f"/admin/events?{urlencode(query, errors='surrogateescape')}"
 
 
-def _follow(admin: remote.Admin, arguments: argparse.Namespace) -> NoReturn:
+def _follow(admin: remote.AnyAdmin, arguments: argparse.Namespace) -> NoReturn:
     """Print events until interrupted; a stream that is cut is taken up again where it was."""
     after = arguments.after
     while True:
@@ -78,7 +78,7 @@ def _follow(admin: remote.Admin, arguments: argparse.Namespace) -> NoReturn:
         time.sleep(AGAIN_S)
 
 
-def _stream(admin: remote.Admin, path: str) -> Iterator[tuple[str, Document]]:
+def _stream(admin: remote.AnyAdmin, path: str) -> Iterator[tuple[str, Document]]:
     with admin.lines(path) as lines:
         yield from parsed(lines)
 
@@ -115,4 +115,5 @@ def shown(event: Document) -> str:
     did = "of" if event["kind"].startswith("request.") else "by"  # keys ask, and it is not they who refuse
     who = f", {did} {event['who']}" if event.get("who") else ""
     process = f" (process {event['process']})" if event.get("process") is not None else ""
-    return f"{when.removesuffix('+00:00')}Z {event['kind']}: {event['message']}{who}{process}"
+    told = f" (orchestrator {event['orchestrator']})" if "orchestrator" in event else ""
+    return f"{when.removesuffix('+00:00')}Z {event['kind']}: {event['message']}{who}{process}{told}"

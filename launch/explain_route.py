@@ -78,7 +78,7 @@ def ask(arguments: argparse.Namespace) -> Document:
         return _understood(admin.forward("/admin/explain", query, body, headers))
 
 
-def _admin(arguments: argparse.Namespace) -> remote.Admin:
+def _admin(arguments: argparse.Namespace) -> remote.AnyAdmin:
     """Return the admin listener that is meant; the usual address if there is no run. Raises `Failed`."""
     try:
         return remote.connect(arguments)

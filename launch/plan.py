@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypedDict
 from urllib.parse import quote
 
 from launch.engines import ENGINES
@@ -19,6 +19,8 @@ from orchestrator.config.options import WILDCARDS, Config, join_address, split_a
 from orchestrator.config.printing import is_secret_variable
 from orchestrator.interpreter import PATH_ENV
 from orchestrator.wire.info import Role
+
+REPLICA_PORTS = 10  # from the listeners of an orchestrator to those of the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,20 @@ class Plan:
     orchestrator: ProcessSpec
     elsewhere: tuple[str, ...]  # workers of other machines
     url: str  # where clients reach the data plane from this machine
-    admin: str | None = None  # where operators reach the admin listener; None without one
-    discovered: tuple[str, ...] = ()  # pools whose workers the orchestrator finds, each with its source
+    admins: tuple[str, ...] = ()  # where operators reach the admin listeners of all orchestrators
+    replicas: tuple[ProcessSpec, ...] = ()  # further orchestrators, which know nothing of each other
+    discovered: tuple[str, ...] = ()  # pools whose workers the orchestrators find, each with its source
     build: ProcessSpec | None = None  # builds the orchestrator's compiled form meanwhile, and ends
     backend: str = "local"  # places the workers
 
     @property
     def processes(self) -> tuple[ProcessSpec, ...]:
         """Return all of them in the order of their start."""
-        return (*self.workers, self.orchestrator)
+        return (*self.workers, *self.orchestrators)
+
+    @property
+    def orchestrators(self) -> tuple[ProcessSpec, ...]:
+        return (self.orchestrator, *self.replicas)
 
     @property
     def here(self) -> tuple[ProcessSpec, ...]:
@@ -79,10 +86,8 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
     here = [address.name for address in managed if around.is_here(address.host)]
     return Plan(
         workers=tuple(worker_specs(config, around, only=here).values()),
-        orchestrator=_orchestrator(config, config_path, overrides, around),
         elsewhere=tuple(address.name for address in managed if address.name not in here),
-        url=public_url(config),
-        admin=admin_url(config),
+        **_front(config, config_path, overrides, around),
         discovered=tuple(_discovered(config)),
     )
 
@@ -94,10 +99,8 @@ def _placed_plan(config: Config, config_path: str, overrides: Sequence[str], aro
         _check_placed(place, config.launch.backend)
     return Plan(
         workers=tuple(placed_spec(place.name, place.role) for place in places),
-        orchestrator=_orchestrator(config, config_path, overrides, around),
         elsewhere=(),
-        url=public_url(config),
-        admin=admin_url(config),
+        **_front(config, config_path, overrides, around),
         discovered=tuple(_discovered(config)),
         backend=config.launch.backend,
     )
@@ -138,9 +141,10 @@ def worker_specs(
     }
 
 
-def public_url(config: Config) -> str:
+def public_url(config: Config, replica: int = 0) -> str:
+    """Return where clients reach an orchestrator from this machine."""
     host, port = split_address(config.orchestrator.listen)
-    return f"{_scheme(config)}://{join_address(_reachable(host), port)}"
+    return f"{_scheme(config)}://{join_address(_reachable(host), port + replica * REPLICA_PORTS)}"
 
 
 def _scheme(config: Config) -> str:
@@ -148,12 +152,14 @@ def _scheme(config: Config) -> str:
     return "http" if config.orchestrator.tls is None else "https"
 
 
-def admin_url(config: Config) -> str | None:
+def admin_url(config: Config, replica: int = 0) -> str | None:
     """Return where the admin listener is reached from this machine; None if nobody can know."""
     if config.orchestrator.admin is None:
         return None
     host, port = split_address(config.orchestrator.admin)
-    return f"{_scheme(config)}://{join_address(_reachable(host), port)}" if port else None
+    if not port:
+        return None
+    return f"{_scheme(config)}://{join_address(_reachable(host), port + replica * REPLICA_PORTS)}"
 
 
 def _reachable(host: str) -> str:
@@ -162,23 +168,65 @@ def _reachable(host: str) -> str:
     return "::1" if ":" in host else "127.0.0.1"
 
 
-# --- the orchestrator -------------------------------------------------------------------------------
+# --- orchestrators ----------------------------------------------------------------------------------
+
+
+class _Front(TypedDict):
+    """These parts of a plan are of the orchestrators."""
+
+    orchestrator: ProcessSpec
+    replicas: tuple[ProcessSpec, ...]
+    url: str
+    admins: tuple[str, ...]
+
+
+def _front(config: Config, config_path: str, overrides: Sequence[str], around: Surroundings) -> _Front:
+    """Return what is planned of the orchestrators. Raises `PlanError`."""
+    count = config.launch.orchestrators
+    if count > 1 and config.orchestrator.admin is not None and admin_url(config) is None:
+        raise PlanError("orchestrator.admin has port 0, and several orchestrators are started: give a port")
+    specs = [_orchestrator(config, config_path, overrides, around, replica) for replica in range(count)]
+    admins = [admin_url(config, replica) for replica in range(count)]
+    return {
+        "orchestrator": specs[0],
+        "replicas": tuple(specs[1:]),
+        "url": public_url(config),
+        "admins": tuple(url for url in admins if url is not None),
+    }
 
 
 def _orchestrator(
-    config: Config, config_path: str, overrides: Sequence[str], around: Surroundings
+    config: Config, config_path: str, overrides: Sequence[str], around: Surroundings, replica: int
 ) -> ProcessSpec:
-    addresses = (config.orchestrator.listen, config.orchestrator.admin)
-    sets = [part for override in overrides for part in ("--set", override)]
+    """Return what starts an orchestrator: the first one as the config says, others on ports of their own."""
+    addresses = _listeners(config, replica)
+    moved = [f"orchestrator.{name}={address}" for name, address in addresses.items()] if replica else ()
+    sets = [part for override in (*overrides, *moved) for part in ("--set", override)]
+    name = f"orchestrator-{replica}" if replica else "orchestrator"
     return ProcessSpec(
-        name="orchestrator",
+        name=name,
         role="orchestrator",
         argv=(around.python, "-m", "launch.cli", "orchestrator", config_path, *sets),
         env=dict(around.imports),
-        ready_url=f"{public_url(config)}/health",
-        listens=tuple(split_address(address) for address in addresses if address is not None),
-        log_name="orchestrator.log",
+        ready_url=f"{public_url(config, replica)}/health",
+        listens=tuple(map(split_address, addresses.values())),
+        log_name=f"{name}.log",
     )
+
+
+def _listeners(config: Config, replica: int) -> Mapping[str, str]:
+    """Return the addresses of a replica's listeners by their options."""
+    found = {"listen": config.orchestrator.listen, "admin": config.orchestrator.admin}
+    return {
+        name: _moved(address, replica * REPLICA_PORTS)
+        for name, address in found.items()
+        if address is not None
+    }
+
+
+def _moved(address: str, ports: int) -> str:
+    host, port = split_address(address)
+    return join_address(host, port + ports) if port else address
 
 
 # --- workers ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from launch.exits import Exit
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import httpx
 
     from launch.local.run_state import RunState
+    from launch.replicas import Admins
 
 KEY_VARIABLE: Final = "BATON_ADMIN_KEY"
 DIRECTORY: Final = ".baton"
@@ -59,8 +60,13 @@ def add_options(parser: argparse.ArgumentParser, *, is_local: bool = False) -> N
             "--admin",
             dest="run_admin",
             metavar="URL",
-            help=f"an admin listener anywhere; its key is read from {KEY_VARIABLE}",
+            action="append",
+            help="an admin listener anywhere, or several of orchestrators with the same workers; its key is "
+            f"read from {KEY_VARIABLE}",
         )
+
+
+AnyAdmin: TypeAlias = "Admin | Admins"  # of one orchestrator, or of several that are asked as one
 
 
 def command(function: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -120,6 +126,11 @@ class Run:
         except (OSError, NoState):
             return False
         return state.operation == STOPPING or not state.is_alive()
+
+    def log_of(self, admin: str) -> str:
+        """Return the name of the log of the orchestrator that has this admin listener."""
+        logs = [entry.log for entry in self.state.processes if entry.role == "orchestrator"]
+        return dict(zip(self.state.admins, logs, strict=False)).get(admin, next(iter(logs), ""))
 
     def __str__(self) -> str:
         return f"{self.directory} (process {self.state.pid}, {self.state.config})"
@@ -247,26 +258,33 @@ def is_alive(config: str) -> bool:
 # --- the admin listener ---------------------------------------------------------------------------
 
 
-def connect(arguments: argparse.Namespace) -> Admin:
+def connect(arguments: argparse.Namespace) -> AnyAdmin:
     """Return a client of the admin listener that is meant. Raises `Failed`."""
     return named_admin(arguments) or connect_to(find_run(arguments))
 
 
-def named_admin(arguments: argparse.Namespace) -> Admin | None:
-    """Return a client of the admin listener that `--admin` names; None without it. Raises `Mistaken`."""
-    url = getattr(arguments, "run_admin", None)
-    if url is None:
+def named_admin(arguments: argparse.Namespace) -> AnyAdmin | None:
+    """Return a client of the admin listeners that `--admin` names; None without it. Raises `Mistaken`."""
+    urls = getattr(arguments, "run_admin", None)
+    if urls is None:
         return None
     if arguments.run_state is not None or arguments.run_config is not None:
         raise Mistaken("--admin names a run by itself: leave out --state and --config")
-    return Admin(_base(url), _given_key())
+    return _together([Admin(url, _given_key()) for url in dict.fromkeys(map(_base, urls))])
 
 
-def connect_to(run: Run) -> Admin:
-    """Return a client of the admin listener of a run. Raises `Failed`."""
+def connect_to(run: Run) -> AnyAdmin:
+    """Return a client of the admin listeners of a run. Raises `Failed`."""
     if run.state.admin is None:
         raise Failed(f"{run} has no admin listener: give its config one (orchestrator.admin), and restart")
-    return Admin(run.state.admin, _given_key() or key_of(run), run)
+    key = _given_key() or key_of(run)
+    return _together([Admin(url, key, run) for url in run.state.admins or (run.state.admin,)])
+
+
+def _together(admins: Sequence[Admin]) -> AnyAdmin:
+    from launch.replicas import Admins
+
+    return admins[0] if len(admins) == 1 else Admins(admins)
 
 
 def _base(url: str) -> str:
@@ -396,8 +414,7 @@ class Admin:
         where = f"the admin listener {self.url} does not answer: {error or type(error).__name__}"
         if self.run is None:
             return where
-        entry = self.run.state.process("orchestrator")
-        log = self.run.directory / (entry.log if entry is not None else "")
+        log = self.run.directory / self.run.log_of(self.url)
         return f"{where}\nthe orchestrator's log may say why: {log}"
 
     def _check(self, answer: httpx.Response) -> None:

@@ -7,19 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.engines.base import PlanError
-from launch.local.control import CommandFailed
 from launch.local.further import pool_of
-from launch.local.registrar import Registrar
+from launch.local.registrar import Refused, Registrar
 from launch.plan import Plan, ProcessSpec, placed_spec
 from orchestrator.config.options import Config
 from orchestrator.wire.info import Role
 
+_GONE = (404, 409)  # no such worker; it is being removed
+
 
 def with_members(config: Config, plan: Plan, folder: Path) -> Plan:
-    """Return the plan with an orchestrator that finds the workers in this folder of members."""
-    orchestrator = plan.orchestrator
-    argv = (*orchestrator.argv, *_overrides(config, folder))
-    return replace(plan, orchestrator=replace(orchestrator, argv=argv))
+    """Return the plan with orchestrators that find the workers in this folder of members."""
+    more = tuple(_overrides(config, folder))
+    first, *others = (replace(spec, argv=(*spec.argv, *more)) for spec in plan.orchestrators)
+    return replace(plan, orchestrator=first, replicas=tuple(others))
 
 
 def _overrides(config: Config, folder: Path) -> Iterator[str]:
@@ -28,6 +29,8 @@ def _overrides(config: Config, folder: Path) -> Iterator[str]:
             if not pool.is_managed:
                 continue
             yield from ("--set", f"models.{index}.{role}.discover.file={folder.absolute()}")
+            if pool.workers is not None:  # only a local run may name the places of its workers
+                yield from ("--set", f"models.{index}.{role}.workers=null")
             if pool.replicas is None:  # it has some: else its engine's settings would be nobody's
                 yield from ("--set", f"models.{index}.{role}.replicas=1")
 
@@ -64,14 +67,9 @@ class DiscoveringRegistrar(Registrar):
         """Do nothing: the worker is removed once its member's file is."""
 
     async def undrain(self, name: str) -> None:
-        """Let a worker serve again. Another start of it, which nobody has drained, does so already."""
-        if not await self._is_drained(name):
-            return
+        """Let a worker serve again; one that is gone, or goes, is let be: its next start is not drained."""
         try:
             await super().undrain(name)
-        except CommandFailed:
-            if await self._is_drained(name):  # else it has gone meanwhile
+        except Refused as error:
+            if error.status not in _GONE:
                 raise
-
-    async def _is_drained(self, name: str) -> bool:
-        return any(row.name == name and row.is_drained for row in await self.rows())

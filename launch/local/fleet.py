@@ -56,6 +56,10 @@ class Fleet:
         return next(member for member in self.members if member.spec.role == ORCHESTRATOR)
 
     @property
+    def orchestrators(self) -> Sequence[Member]:
+        return [member for member in self.members if member.spec.role == ORCHESTRATOR]
+
+    @property
     def workers(self) -> Sequence[Member]:
         return [member for member in self.members if member.spec.role != ORCHESTRATOR]
 
@@ -63,7 +67,7 @@ class Fleet:
         return next((member for member in self.members if member.spec.name == name), None)
 
     def entries(self) -> Sequence[ProcessEntry]:
-        return [member.entry() for member in (*self.workers, self.orchestrator)]
+        return [member.entry() for member in (*self.workers, *self.orchestrators)]
 
     def enlist(self, spec: ProcessSpec) -> Member:
         """Add a worker, and return it; it is not started yet."""

@@ -48,7 +48,10 @@ class Nobody(Caller):
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.is_gone = False
-        self.say = say  # type: ignore[method-assign]
+        self._say = say
+
+    def say(self, text: str) -> None:
+        self._say(text)
 
 
 class Operator:
@@ -111,9 +114,10 @@ class Operator:
         return {"restarted": done}
 
     def _chosen(self, names: Sequence[str]) -> Sequence[Member]:
-        """Return the members with these names, or all workers if there is no name."""
+        """Return the members with these names; if there is no name all workers, and several orchestrators."""
         if not names:
-            return [*self._fleet.workers]
+            orchestrators = self._fleet.orchestrators
+            return [*self._fleet.workers, *(orchestrators if len(orchestrators) > 1 else ())]
         found = {name: self._fleet.find(name) for name in names}
         for name, member in found.items():
             if member is None:
@@ -121,7 +125,7 @@ class Operator:
         return cast("list[Member]", [*found.values()])
 
     async def _restart(self, member: Member, order: Order) -> None:
-        if member is self._fleet.orchestrator:
+        if member in self._fleet.orchestrators:
             await self._restart_orchestrator(member, order)
             return
         spare = await self._spare_for(member, order)
@@ -139,7 +143,7 @@ class Operator:
             await self._retire(spare, order)
 
     async def _restart_orchestrator(self, member: Member, order: Order) -> None:
-        if not order.is_forced:
+        if len(self._fleet.orchestrators) == 1 and not order.is_forced:
             raise CommandFailed(
                 "while the orchestrator restarts nobody takes connections: --force restarts it all the same"
             )
@@ -147,7 +151,13 @@ class Operator:
             await member.stop(self._fleet.limits.stop_orchestrator_s, self._fleet.hurry)
             member.start_anew()
             await self._wait_started(member)
+            await self._wait_serving(member)
         await self.bring_in_step()
+
+    async def _wait_serving(self, member: Member) -> None:
+        """Wait until an orchestrator has found its workers, if others serve meanwhile."""
+        if len(self._fleet.orchestrators) > 1:
+            await self._until_up(member, lambda: self._registrar.is_serving(member.spec.url))
 
     async def _spare_for(self, member: Member, order: Order) -> Member | None:
         """Return a worker that serves in place of the only one that does; None where others do."""
@@ -359,10 +369,13 @@ class Operator:
         return all(row.state != "draining" for row in await self._rows_of(member))
 
     async def _wait_started(self, member: Member) -> None:
+        await self._until_up(member, lambda: _is_started(member))
+
+    async def _until_up(self, member: Member, is_so: Callable[[], Awaitable[bool]]) -> None:
         limit_s = self._fleet.limits.start_s
         try:
             async with asyncio.timeout(limit_s):
-                await _until(lambda: _is_started(member))
+                await _until(is_so)
         except TimeoutError:
             raise CommandFailed(f"{member.spec.name} is not ready after {limit_s:g} s") from None
 

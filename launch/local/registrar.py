@@ -1,9 +1,10 @@
-"""`baton up` asks and changes the workers of its own orchestrator, at the admin listener."""
+"""`baton up` asks and changes the workers of its own orchestrators, at their admin listeners."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,6 +15,14 @@ from launch.plan import ProcessSpec
 
 TIMEOUT_S: Final = 10.0
 _PATH: Final = "/admin/workers"
+
+
+class Refused(CommandFailed):
+    """An orchestrator has refused it with this status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +41,43 @@ class Row:
 
 
 class Registrar:
-    """A registrar is a client of the admin listener. What goes wrong is a `CommandFailed`."""
+    """A registrar is a client of the admin listeners of all orchestrators, which know nothing of each other.
 
-    def __init__(self, client: httpx.AsyncClient, url: str | None, key: str) -> None:
+    What goes wrong is a `CommandFailed`, which names the listener.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, urls: Sequence[str], key: str) -> None:
         self._client = client
-        self._url = url
-        self._headers = {"authorization": f"Bearer {key}"}
+        self._listeners = [_Listener(client, url, key) for url in urls]
 
     is_discovering = False  # the orchestrator finds by itself which workers come and go
 
     @property
     def has_listener(self) -> bool:
         """Return whether there is an admin listener: without one no worker comes or goes."""
-        return self._url is not None
+        return bool(self._listeners)
+
+    async def is_serving(self, url: str) -> bool:
+        """Return whether the orchestrator at `url` can serve every model."""
+        try:
+            return (await self._client.get(f"{url}/ready", timeout=TIMEOUT_S)).status_code == 200
+        except httpx.HTTPError:
+            return False
 
     async def rows(self) -> Sequence[Row]:
-        """Return all workers."""
-        return [_row(document) for document in await self._ask("GET", _PATH)]
+        """Return all workers; of several orchestrators what is true of a worker in all of them."""
+        found: dict[tuple[str, str, str], list[Row]] = {}
+        for rows in await self._ask("GET", _PATH):
+            for row in map(_row, rows):
+                found.setdefault((row.role, row.url, row.name), []).append(row)
+        return [_merged(rows) for rows in found.values()]
 
     async def add(self, spec: ProcessSpec, model: str, served_model: str | None, zone: str | None) -> str:
         """Add a worker, and return the name that it gets."""
         more = {"served_model": served_model, "zone": zone}
         document = {"model": model, "role": spec.role, "url": spec.url, **more}
-        return _row(await self._ask("POST", _PATH, document)).name
+        first, *_ = await self._ask("POST", _PATH, document)
+        return _row(first).name
 
     async def drain(self, name: str) -> None:
         await self._ask("POST", f"{_PATH}/{quote(name, safe='/')}/drain")
@@ -66,19 +89,39 @@ class Registrar:
         """Have a worker removed once its last leg has ended."""
         await self._ask("DELETE", f"{_PATH}/{quote(name, safe='/')}")
 
-    async def _ask(self, method: str, path: str, document: object = None) -> Any:
+    async def _ask(self, method: str, path: str, document: object = None) -> list[Any]:
+        """Return the answers of all, in their order; the first failure is raised when all have answered."""
+        if not self._listeners:
+            raise CommandFailed("there is no admin listener to change workers at: set orchestrator.admin")
+        asked = (listener.ask(method, path, document) for listener in self._listeners)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers
+
+
+class _Listener:
+    """A listener is the admin listener of one orchestrator."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str, key: str) -> None:
+        self._client = client
+        self._url = url
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    async def ask(self, method: str, path: str, document: object) -> Any:
         answer = await self._answer(method, path, document)
         try:
             content = answer.json()
         except ValueError as error:
             raise CommandFailed(f"somebody else answers at {self._url}: no JSON") from error
         if answer.status_code >= 400:
-            raise CommandFailed(f"the orchestrator refuses {method} {path}: {content['error']['message']}")
+            why = content["error"]["message"]
+            told = f"the orchestrator at {self._url} refuses {method} {path}: {why}"
+            raise Refused(answer.status_code, told)
         return content
 
     async def _answer(self, method: str, path: str, document: object) -> httpx.Response:
-        if self._url is None:
-            raise CommandFailed("there is no admin listener to change workers at: set orchestrator.admin")
         try:
             return await self._client.request(
                 method, self._url + path, headers=self._headers, json=document, timeout=TIMEOUT_S
@@ -86,6 +129,19 @@ class Registrar:
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__
             raise CommandFailed(f"the orchestrator does not answer at {self._url}: {why}") from error
+
+
+def _merged(rows: Sequence[Row]) -> Row:
+    """Return one row for a worker as several orchestrators see it: the state of one that is worse off."""
+    states = [row.state for row in rows]
+    worst = "draining" if "draining" in states else next((s for s in states if s != "ready"), "ready")
+    return replace(
+        rows[0],
+        state=worst,
+        in_flight=sum(row.in_flight for row in rows),
+        is_drained=all(row.is_drained for row in rows),
+        last_error=next((row.last_error for row in rows if row.last_error), None),
+    )
 
 
 def _row(document: Any) -> Row:

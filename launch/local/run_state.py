@@ -53,6 +53,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     ended: float | None  # when it stopped, by `time.time()`; None while it runs, or if it was killed
     processes: Sequence[ProcessEntry]
     backend: str = "local"  # where the workers are, see `launch/backends`
+    admins: Sequence[str] = ()  # those of all orchestrators, the first one's too
     handle: Mapping[str, str] = {}  # by which it ends what is left, should the run be killed
 
     def is_alive(self) -> bool:
@@ -124,7 +125,7 @@ class StateWriter:
         directory: Path,
         config: str,
         url: str,
-        admin: str | None,
+        admins: Sequence[str],
         complain: Callable[[str], None],
         backend: str = "local",
     ) -> None:
@@ -141,7 +142,8 @@ class StateWriter:
             started=time.time(),
             config=os.path.abspath(config),
             url=url,
-            admin=admin,
+            admin=next(iter(admins), None),
+            admins=admins,
             is_ready=False,
             operation=None,
             ended=None,

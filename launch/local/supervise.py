@@ -74,8 +74,8 @@ class Site:
     further: FurtherWorkers | PlacedWorkers | None = None  # plans workers that the plan has not
     key: str = ""  # that the orchestrator takes from us
     backend: Callable[[Guard], Backend] = Local  # makes what has the workers
-    registrar: Callable[[httpx.AsyncClient, str | None, str], Registrar] = Registrar
-    discover: Callable[[Plan, Path], Plan] = lambda plan, _: plan  # has the orchestrator look into a folder
+    registrar: Callable[[httpx.AsyncClient, Sequence[str], str], Registrar] = Registrar
+    discover: Callable[[Plan, Path], Plan] = lambda plan, _: plan  # has orchestrators look into a folder
 
 
 async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exit:
@@ -100,7 +100,7 @@ async def _run(plan: Plan, site: Site, announce: Callable[[], None], stop: Stop,
         if backend.members is not None:
             plan = site.discover(plan, backend.members)
         fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, here, backend)
-        operator = Operator(fleet, site.registrar(client, plan.admin, site.key), site.further, site.key)
+        operator = Operator(fleet, site.registrar(client, plan.admins, site.key), site.further, site.key)
         cluster = _Cluster(
             plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard), backend
         )
@@ -186,7 +186,7 @@ class _Cluster:
         if self._building is not None:
             self._building.start()
         for member in self.fleet.members:
-            if self._building is None or member is not self.fleet.orchestrator:
+            if self._building is None or member not in self.fleet.orchestrators:
                 member.start()
         self._note()
         await self._wait_ready()
@@ -224,13 +224,14 @@ class _Cluster:
         return all(member.is_ready for member in self.fleet.members) and await self._is_whole()
 
     def _start_held_back(self) -> None:
-        """Start the orchestrator, which waits for its compiled form: it serves nobody without workers."""
-        orchestrator = self.fleet.orchestrator
-        if self._building is None or orchestrator.is_started:
+        """Start orchestrators, which wait for their compiled form: they serve nobody without workers."""
+        waiting = [member for member in self.fleet.orchestrators if not member.is_started]
+        if self._building is None or not waiting:
             return
         is_waited_for = all(member.is_ready for member in self.fleet.workers)
         if self._building.is_over() or (is_waited_for and self._building.may_be_left()):
-            orchestrator.start()
+            for member in waiting:
+                member.start()
 
     async def _is_whole(self) -> bool:
         """Return whether every model can be served.
@@ -245,7 +246,8 @@ class _Cluster:
             self.fleet.progress.say(
                 f"all is started, but not every model can be served yet; see {self._url}/ready"
             )
-        return await self._answers(f"{self._url}/ready")
+        ready = [self._answers(f"{member.spec.url}/ready") for member in self.fleet.orchestrators]
+        return all(await asyncio.gather(*ready))
 
     async def _tend(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -301,7 +303,7 @@ class _Cluster:
     async def _probe_one(self, member: Member) -> None:
         if await self._answers(member.spec.ready_url) and member.may_answer:
             member.mark_ready()
-            if member is self.fleet.orchestrator and self.fleet.is_ready:
+            if member in self.fleet.orchestrators and self.fleet.is_ready:
                 self.fleet.is_in_step = False
 
     async def _answers(self, url: str) -> bool:
@@ -311,10 +313,9 @@ class _Cluster:
             return False
 
     def reload(self) -> None:
-        """Have the orchestrator read its config again; its workers change with a restart only."""
-        for member in self.fleet.members:
-            if member.spec.role == "orchestrator":
-                member.reload()
+        """Have the orchestrators read their config again; workers change with a restart only."""
+        for member in self.fleet.orchestrators:
+            member.reload()
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
@@ -327,7 +328,7 @@ class _Cluster:
         if self._building is not None:
             await self._building.stop()
         limits = self.fleet.limits
-        await self._stopped([self.fleet.orchestrator], limits.stop_orchestrator_s, hurry)
+        await self._stopped(self.fleet.orchestrators, limits.stop_orchestrator_s, hurry)
         await self._stopped(self.fleet.workers, limits.stop_worker_s, hurry)
         with contextlib.suppress(BackendError):
             await self._backend.close()

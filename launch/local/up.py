@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from launch.backends import BACKENDS
+from launch.backends.listed import ListedLocal, ListedWorkers
 from launch.backends.placed import DiscoveringRegistrar, PlacedWorkers, with_members
 from launch.engines.flags import count_gpus, missing_gpus
 from launch.exits import Exit
@@ -21,8 +22,7 @@ from launch.local.further import FurtherWorkers
 from launch.local.logs import make_run_directory
 from launch.local.member import Limits
 from launch.local.output import Output
-from launch.local.progress import make_progress
-from launch.local.registrar import Registrar
+from launch.local.progress import Progress, make_progress
 from launch.local.run_state import StateWriter
 from launch.local.supervise import Site, supervise
 from launch.local.upkeep import LEAST_FREE, free_bytes, no_space, prune
@@ -72,26 +72,36 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
     for name in plan.elsewhere:
         progress.say(f"{name} is on another machine: start it there with `baton worker`")
     key = secrets.token_urlsafe(32)
-    kind = BACKENDS[config.launch.backend]
-    is_here = kind.is_here
-    site = Site(
-        directory,
-        _limits(config),
-        progress,
-        StateWriter(directory, config_path, plan.url, plan.admin, progress.say, config.launch.backend),
-        FurtherWorkers(config, look_around(), _is_free, count_gpus) if is_here else PlacedWorkers(config),
-        key,
-        partial(kind.make, config, directory, progress.say),
-        Registrar if is_here else DiscoveringRegistrar,
-        partial(with_members, config),
-    )
+    writer = StateWriter(directory, config_path, plan.url, plan.admins, progress.say, config.launch.backend)
+    site = _site(config, plan, directory, progress, writer, key)
     return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan, errors)))
 
 
+def _site(
+    config: Config, plan: Plan, directory: Path, progress: Progress, writer: StateWriter, key: str
+) -> Site:
+    """Return where the run is kept: its workers may be of this machine alone, known to one or to several."""
+    make = partial(Site, directory, _limits(config), progress, writer, key=key)
+    kind = BACKENDS[config.launch.backend]
+    if not kind.is_here:
+        further: FurtherWorkers | PlacedWorkers = PlacedWorkers(config)
+    elif len(plan.orchestrators) > 1 and not plan.elsewhere:
+        kind = ListedLocal
+        further = ListedWorkers(config, look_around(), _is_free, count_gpus)
+    else:
+        return make(further=FurtherWorkers(config, look_around(), _is_free, count_gpus))
+    return make(
+        further=further,
+        backend=partial(kind.make, config, directory, progress.say),
+        registrar=DiscoveringRegistrar,
+        discover=partial(with_members, config),
+    )
+
+
 def _keyed(plan: Plan, key: str) -> Plan:
-    """Return the plan with an orchestrator that takes this key from us."""
-    orchestrator = plan.orchestrator
-    return replace(plan, orchestrator=replace(orchestrator, env={**orchestrator.env, RUN_KEY_ENV: key}))
+    """Return the plan with orchestrators that take this key from us."""
+    first, *others = (replace(spec, env={**spec.env, RUN_KEY_ENV: key}) for spec in plan.orchestrators)
+    return replace(plan, orchestrator=first, replicas=tuple(others))
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -110,7 +120,7 @@ def _limits(config: Config) -> Limits:
 
 def _announce(config: Config, plan: Plan, errors: Output) -> None:
     """Print the ready line, which is alone on stdout for scripts, and an example for people."""
-    Output(sys.stdout).write(f"ready: {plan.url}\n")
+    Output(sys.stdout).write(f"ready: {' '.join(spec.url for spec in plan.orchestrators)}\n")
     errors.write(f"try:\n  {curl_example(config, plan.url)}\n")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from launch.exits import Exit
-from launch.remote import Admin, Failed, Mistaken, connect, say, understood, unknown, worker_path
+from launch.remote import AnyAdmin, Failed, Mistaken, connect, say, understood, unknown, worker_path
 
 POLL_S = 0.2
 _SERVING = ("ready", "suspect", "probing")
@@ -44,7 +44,7 @@ def _check_named(arguments: argparse.Namespace) -> None:
         raise Mistaken("name the workers, as `baton ps` shows them, or the one at --url by --self")
 
 
-def _chosen(admin: Admin, names: Sequence[str]) -> list[Row]:
+def _chosen(admin: AnyAdmin, names: Sequence[str]) -> list[Row]:
     """Return the workers with these names; of one that has data-parallel engines, all of them."""
     rows: list[Row] = admin.get("/admin/workers")
     with understood(admin.url):
@@ -72,7 +72,7 @@ def _pool_of(row: Row) -> str:
     return f"{row['address']['model']}/{row['address']['role']}"
 
 
-def _note_who_is_left(admin: Admin, changed: Iterable[Row]) -> None:
+def _note_who_is_left(admin: AnyAdmin, changed: Iterable[Row]) -> None:
     """Say which pools nobody serves any more."""
     rows = admin.get("/admin/workers")
     for pool in dict.fromkeys(map(_pool_of, changed)):
@@ -80,7 +80,7 @@ def _note_who_is_left(admin: Admin, changed: Iterable[Row]) -> None:
             say(f"note: no worker of {pool} is left that serves: requests may wait or fail")
 
 
-def _wait_free(admin: Admin, chosen: Sequence[Row], timeout_s: float) -> list[Row]:
+def _wait_free(admin: AnyAdmin, chosen: Sequence[Row], timeout_s: float) -> list[Row]:
     from orchestrator.config.printing import counted
 
     names = [_name(row) for row in chosen]

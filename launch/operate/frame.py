@@ -101,7 +101,11 @@ def _is_wanted(line: str, wanted: tuple[str, ...]) -> bool:
 
 
 def _by(samples: Sequence[Sample], name: str, label: str) -> dict[str, float]:
-    return {one.labels.get(label, ""): one.value for one in samples if one.name == name}
+    found: dict[str, float] = defaultdict(float)  # several orchestrators have a sample each
+    for one in samples:
+        if one.name == name:
+            found[one.labels.get(label, "")] += one.value
+    return dict(found)
 
 
 def _keys(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:

@@ -113,7 +113,9 @@ def _add_restart(commands: argparse._SubParsersAction[Parser]) -> None:
     restart.add_argument(
         "names", metavar="WORKER", nargs="*", help="MODEL/ROLE/INDEX, as `baton ps` shows it"
     )
-    restart.add_argument("--rolling", action="store_true", help="all workers")
+    restart.add_argument(
+        "--rolling", action="store_true", help="all workers, then orchestrators if there are several"
+    )
     _add_force(restart)
 
 

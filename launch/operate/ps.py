@@ -120,10 +120,16 @@ def _cells(row: Row, now: float) -> Sequence[str]:
     )
 
 
+def _place(process: dict[str, Any]) -> str:
+    """Return the index of a process, after that of its orchestrator where there are several."""
+    before = f"{process['orchestrator']}." if "orchestrator" in process else ""
+    return f"{before}{process['index']}"
+
+
 def _remarks(rows: Sequence[Row], processes: Sequence[Any]) -> Iterator[str]:
     """Say what does not fit into a row: processes of the data plane, and why a worker does not serve."""
     if len(processes) > 1:
-        told = ", ".join(f"{p['index']} ({p['state']}, pid {p['pid']}, {p['in_flight']})" for p in processes)
+        told = ", ".join(f"{_place(p)} ({p['state']}, pid {p['pid']}, {p['in_flight']})" for p in processes)
         yield f"data-plane processes, with requests in flight: {told}"
     for row in rows:
         if row["last_error"] and row["state"] != "ready":

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from launch.remote import Admin, Failed, Run, connect_to, find_run, named_admin
+from launch.remote import AnyAdmin, Failed, Run, connect_to, find_run, named_admin
 
 if TYPE_CHECKING:
     from launch.local.run_state import ProcessEntry
@@ -50,7 +50,7 @@ class Source:
     """Rows come from the state of a run, from an admin listener, or from both."""
 
     run: Run | None
-    admin: Admin | None
+    admin: AnyAdmin | None
     problem: str | None  # why there is no admin listener to ask
 
 

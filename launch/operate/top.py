@@ -15,7 +15,7 @@ from launch.exits import Exit
 from launch.local.run_state import FILE, NoState, read
 from launch.operate.frame import Frame, make_frame
 from launch.operate.ps import described
-from launch.remote import Admin, Failed, Run, connect_to, find_run, named_admin, understood
+from launch.remote import AnyAdmin, Failed, Run, connect_to, find_run, named_admin, understood
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,7 @@ def _console() -> Console:
     return Console(width=width, markup=False, emoji=False, highlight=False, force_terminal=is_terminal)
 
 
-def _asked(admin: Admin, run: Run | None) -> Frame:
+def _asked(admin: AnyAdmin, run: Run | None) -> Frame:
     """Ask for all that a frame shows. Raises `Failed`."""
     workers, processes = admin.get("/admin/workers"), admin.get("/admin/processes")
     metrics = admin.text("/metrics")
@@ -71,7 +71,7 @@ def _print(console: Console, frame: Frame, run: Run | None, before: Frame | None
 # --- live -----------------------------------------------------------------------------------------
 
 
-def _follow(console: Console, admin: Admin, interval_s: float) -> None:
+def _follow(console: Console, admin: AnyAdmin, interval_s: float) -> None:
     """Show frames until Ctrl-C. Raises `Failed` if the run has ended."""
     from rich.text import Text
 

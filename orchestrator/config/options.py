@@ -1080,6 +1080,13 @@ class LaunchConfig(Model):
     slurm: SlurmConfig = Field(
         SlurmConfig(), description="This section says how workers get their places, if it is slurm."
     )
+    orchestrators: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="This many orchestrators are started, which know nothing of each other, for a balancer "
+        "in front of them: each listens 10 ports above the one before.",
+    )
     start_timeout_s: Seconds = Field(
         1800.0, description="A process that is not ready this many seconds after its start has failed."
     )

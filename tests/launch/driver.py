@@ -28,7 +28,7 @@ def main() -> int:
         Output(sys.stderr), {spec.name: str(directory / spec.log_name) for spec in started}
     )
     limits = Limits(**document["limits"])
-    writer = StateWriter(directory, "stand-ins.yaml", plan.url, plan.admin, progress.say)
+    writer = StateWriter(directory, "stand-ins.yaml", plan.url, plan.admins, progress.say)
     announce = lambda: print("ready", flush=True)  # noqa: E731
     return asyncio.run(supervise(plan, Site(directory, limits, progress, writer), announce))
 

@@ -47,7 +47,7 @@ def test_clients_get_an_address_to_reach(listen: str, tls: dict[str, str] | None
 )
 def test_operators_get_one_too(admin: str | None, tls: dict[str, str] | None, url: str | None) -> None:
     made = config(model(both={}), orchestrator={"admin": admin, "tls": tls, "insecure_no_auth": True})
-    assert plan_of(made).admin == url
+    assert plan_of(made).admins == (() if url is None else (url,))
 
 
 def test_a_port_must_be_known_beforehand() -> None:
@@ -123,3 +123,28 @@ def test_data_parallel_engines_share_a_process_and_its_gpus() -> None:
     assert value_of("--data-parallel-size", spec) == "2"
     (spec,) = plan_of(config(model(both={"data_parallel_size": 2, "gpus_per_replica": 2}))).workers
     assert "--tensor-parallel-size" not in spec.argv
+
+
+def test_several_orchestrators_have_ports_of_their_own() -> None:
+    made = config(
+        model(both={"engine": "sim"}),
+        orchestrator={"listen": "0.0.0.0:8000", "admin": "127.0.0.1:8001", "insecure_no_auth": True},
+        launch={"orchestrators": 3},
+    )
+    plan = plan_of(made)
+    assert [spec.name for spec in plan.orchestrators] == ["orchestrator", "orchestrator-1", "orchestrator-2"]
+    assert [spec.url for spec in plan.orchestrators] == [f"http://127.0.0.1:80{n}0" for n in range(3)]
+    assert plan.admins == tuple(f"http://127.0.0.1:80{n}1" for n in range(3))
+    assert plan.orchestrators[2].listens == (("0.0.0.0", 8020), ("127.0.0.1", 8021))
+    assert plan.orchestrators[2].argv[-4:] == (
+        "--set", "orchestrator.listen=0.0.0.0:8020", "--set", "orchestrator.admin=127.0.0.1:8021"
+    )  # fmt: skip
+    assert "--set" not in plan.orchestrators[0].argv
+    assert len({spec.log_name for spec in plan.orchestrators}) == 3
+
+
+def test_several_orchestrators_need_an_admin_port_that_is_known() -> None:
+    orchestrator = {"listen": "127.0.0.1:8000", "admin": "127.0.0.1:0"}
+    made = config(model(both={"engine": "sim"}), orchestrator=orchestrator, launch={"orchestrators": 2})
+    with pytest.raises(PlanError, match=r"orchestrator\.admin has port 0"):
+        plan_of(made)

@@ -146,12 +146,19 @@ class Orchestrator:
         self._config_file = directory / "config.yaml"
         self.write_config()
         self._stderr = (directory / "stderr").open("wb")
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "launch.cli", "orchestrator", str(self._config_file)],
-            env={**os.environ, **(env or {}), "BATON_TEST": self._marker},
-            stderr=self._stderr,
-            start_new_session=True,
-        )
+        self._command = [*before, sys.executable, "-m", "launch.cli", "orchestrator", str(self._config_file)]
+        self._env = {**os.environ, **(env or {}), "BATON_TEST": self._marker}
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, env=self._env, stderr=self._stderr, start_new_session=True)
+
+    def restart(self) -> None:
+        """End it as an operator does, and start it again where it was."""
+        self.signal(signal.SIGTERM)
+        assert self.wait_exit() == 0, self.lines
+        self.process = self._started()
+        self.wait_ready()
 
     def write_config(self, text: str | None = None) -> None:
         """Put `config`, or something else, into the file that a reload reads."""

@@ -60,7 +60,7 @@ def test_without_a_guard_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp
     plan = plan_of(config(model(both={"engine": "sim"})))
     shown = io.StringIO()
     progress = Lines(Output(shown), {})
-    writer = StateWriter(tmp_path, "a.yaml", plan.url, plan.admin, progress.say)
+    writer = StateWriter(tmp_path, "a.yaml", plan.url, plan.admins, progress.say)
     open_before = len(os.listdir("/proc/self/fd"))
     code = asyncio.run(supervise(plan, Site(tmp_path, Limits(), progress, writer), lambda: None))
     assert code == Exit.START_FAILED

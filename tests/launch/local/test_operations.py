@@ -70,7 +70,11 @@ class FakeFleet:
 
     @property
     def orchestrator(self) -> FakeMember:
-        return self.members[-1]
+        return self.orchestrators[0]
+
+    @property
+    def orchestrators(self) -> list[FakeMember]:
+        return [member for member in self.members if member.spec.role == "orchestrator"]
 
     @property
     def workers(self) -> list[FakeMember]:
@@ -102,6 +106,7 @@ class FakeRegistrar:
     has_listener: bool = True
     is_lost: bool = False
     is_lost_with: FakeMember | None = None  # once this one is stopped
+    asked_whether_serving: list[str] = field(default_factory=list)  # URLs of orchestrators
 
     def __post_init__(self) -> None:
         self.known = {m.spec.name: (m.spec.role, m.spec.url) for m in self.fleet.workers}
@@ -126,6 +131,10 @@ class FakeRegistrar:
             )
             for name, (role, url) in self.known.items()
         ]
+
+    async def is_serving(self, url: str) -> bool:
+        self.asked_whether_serving.append(url)
+        return len(self.asked_whether_serving) > 1
 
     async def drain(self, name: str) -> None:
         self.drained.add(name)
@@ -173,11 +182,13 @@ class FakeCaller:
 class Site:
     workers: int = 2
     room: int = 1
+    orchestrators: int = 1
     caller: FakeCaller = field(default_factory=FakeCaller)
 
     def __post_init__(self) -> None:
         pool = {"engine": "sim", "replicas": self.workers}
-        self.fleet = FakeFleet(plan_of(config(model(both=pool))).processes)
+        several = {"orchestrators": self.orchestrators}
+        self.fleet = FakeFleet(plan_of(config(model(both=pool), launch=several)).processes)
         self.registrar = FakeRegistrar(self.fleet)
         self.further = FakeFurther(self.room)
         self.operator = Operator(self.fleet, self.registrar, self.further, "key")  # type: ignore[arg-type]
@@ -431,3 +442,12 @@ def test_the_key_is_given_to_whoever_can_ask() -> None:
     assert asyncio.run(site.operator.handle({"command": "key"}, site.caller)) == {"key": "key"}  # type: ignore[arg-type]
     with pytest.raises(CommandFailed, match="something else is under way: a roll"):
         site.restart()
+
+
+def test_several_orchestrators_are_restarted_in_turn() -> None:
+    site = Site(orchestrators=3)
+    names = ["orchestrator", "orchestrator-1", "orchestrator-2"]
+    assert site.restart() == {"restarted": ["m/both/0", "m/both/1", *names]}
+    assert [member.starts for member in site.fleet.orchestrators] == [1, 1, 1]
+    urls = [member.spec.url for member in site.fleet.orchestrators]
+    assert site.registrar.asked_whether_serving == [urls[0], *urls]  # the first one did not serve at once

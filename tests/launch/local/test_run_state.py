@@ -18,7 +18,7 @@ from tests.launch.runs import entry
 
 def writer(directory: Path, said: list[str] | None = None) -> StateWriter:
     complain = [].append if said is None else said.append
-    return StateWriter(directory, "c.yaml", "http://127.0.0.1:1", None, complain)
+    return StateWriter(directory, "c.yaml", "http://127.0.0.1:1", (), complain)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ SIM = {"decode_ms_per_token": 5, "prefill_us_per_token": 20, "transfer_us_per_to
 class Cluster:
     """`baton up` on free ports in a directory of its own; `commands` are run there."""
 
-    def __init__(self, directory: Path, *, prefill: int = 1, decode: int = 1, **orchestrator: Any) -> None:
+    def __init__(
+        self, directory: Path, *, prefill: int = 1, decode: int = 1, replicas: int = 1, **orchestrator: Any
+    ) -> None:
         self.directory = directory
         self.listen, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.config = directory / f"c{free_port()}.yaml"  # its name finds the processes
@@ -35,6 +37,7 @@ class Cluster:
             "orchestrator": {"listen": self.listen, "admin": self.admin, **orchestrator},
             "models": [{"name": "sim", "prefill": _pool(prefill), "decode": _pool(decode)}],
             "health": {"interval_s": 0.2},
+            "launch": {"orchestrators": replicas},
             "base_port": free_port() + 10_000,  # of workers that are added: where no test has ports
         }
         self.config.write_text(json.dumps(document))

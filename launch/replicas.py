@@ -1,0 +1,198 @@
+"""Several orchestrators are asked as if they were one, and the user is told which of them did not answer.
+
+They know nothing of each other: a change is made at each of them, and what they tell is put together.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from urllib.parse import parse_qsl, urlencode
+
+from launch.remote import Admin, Failed, Refused, Run, say
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+Row = dict[str, Any]
+Query = Mapping[str, str | int | float] | None
+
+AGAIN_S: Final = 1.0  # before a listener whose stream was cut is asked again
+# How figures of one worker, as several orchestrators have them, become one figure. Of a distribution the
+# largest figure is shown: nobody can say more without the distributions themselves.
+_SUMS: Final = ("in_flight", "rate", "served", "errors", "retries", "transfers")
+_LARGEST: Final = (
+    "since", "restarts", "is_slow", "is_drained",
+    "first_byte_p50", "first_byte_p99", "inter_token_p50", "inter_token_p99",
+)  # fmt: skip
+
+
+class Admins:
+    """These are the admin listeners of all orchestrators of a run; it does what an `Admin` does."""
+
+    def __init__(self, members: Sequence[Admin]) -> None:
+        """There is at least one member; they are closed with this."""
+        self._members = members
+        self._told: set[str] = set()  # URLs of those of which it was said that they do not answer
+        self.url = ", ".join(member.url for member in members)
+        self.run: Run | None = members[0].run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for member in self._members:
+            member.__exit__(*error)
+
+    def get(self, path: str, query: Query = None) -> Any:
+        """Return what the documents at `path` say together. Raises `Failed` if nobody answers."""
+        found = self._answers(lambda member: member.get(path, query))
+        merge = _MERGED.get(path.partition("?")[0])
+        return found[0] if merge is None else merge(found)
+
+    def text(self, path: str) -> str:
+        """Return all texts, one after the other. Raises `Failed` if nobody answers."""
+        return "".join(self._answers(lambda member: member.text(path)))
+
+    def post(self, path: str, document: object = None) -> Any:
+        """Change something everywhere; returns an answer. Raises `Failed` if it was not done everywhere."""
+        return self._everywhere(lambda member: member.post(path, document))
+
+    def delete(self, path: str) -> Any:
+        """Remove something everywhere; returns an answer. Raises `Failed` if it was not done everywhere."""
+        return self._everywhere(lambda member: member.delete(path))
+
+    def forward(
+        self, path: str, query: Sequence[tuple[str, str]], body: bytes, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """Post somebody's request to the first one that answers. Raises `Failed`."""
+        return self._answers(lambda member: member.forward(path, query, body, headers), most=1)[0]
+
+    @contextmanager
+    def lines(self, path: str, query: Query = None) -> Iterator[Iterator[str]]:
+        """Follow all streams of events; one that is cut is taken up again where it was."""
+        lines: queue.Queue[list[str]] = queue.Queue()
+        is_over = threading.Event()
+        asked = f"{path}?{urlencode(query)}" if query else path
+        for member in self._members:
+            follower = threading.Thread(target=_follow, args=(member, asked, lines.put, is_over), daemon=True)
+            follower.start()
+        try:
+            yield (line for event in iter(lines.get, None) for line in event)
+        finally:
+            is_over.set()
+
+    def _answers(self, ask: Callable[[Admin], T], *, most: int | None = None) -> list[T]:
+        """Return the answers of those that have one, `most` of them at most; the others are told of once."""
+        answers: list[T] = []
+        errors: list[Failed] = []
+        for member in self._members:
+            try:
+                answers.append(ask(member))
+            except Failed as error:
+                errors.append(error)
+                self._tell(member, error)
+            if len(answers) == most:
+                break
+        if not answers:
+            raise errors[0]
+        return answers
+
+    def _tell(self, member: Admin, error: Failed) -> None:
+        """One that refuses knows less than the others, or all refuse: only one that is away is told of."""
+        if not isinstance(error, Refused) and member.url not in self._told:
+            self._told.add(member.url)
+            say(f"note: {str(error).partition(chr(10))[0]}")
+
+    def _everywhere(self, change: Callable[[Admin], T]) -> T:
+        answers: list[T] = []
+        errors: list[Failed] = []
+        for member in self._members:
+            try:
+                answers.append(change(member))
+            except Failed as error:
+                errors.append(error)
+        if errors and answers:
+            raise Failed(f"{errors[0]}\n{len(answers)} of {len(self._members)} orchestrators have done it")
+        if errors:
+            raise errors[0]
+        return answers[0]
+
+
+def _follow(admin: Admin, path: str, take: Callable[[list[str]], object], is_over: threading.Event) -> None:
+    """Hand on events, each with all its lines but its number, which is one of this listener alone."""
+    asked = path
+    while not is_over.is_set():
+        try:
+            with admin.lines(asked) as lines:
+                for event in _events(lines):
+                    for number in (line.removeprefix("id: ") for line in event if line.startswith("id: ")):
+                        asked = _after(path, number)
+                    take([line for line in event if not line.startswith("id: ")])
+        except Failed as error:
+            say(f"{error}\nasking again")
+        is_over.wait(AGAIN_S)
+
+
+def _after(path: str, number: str) -> str:
+    """Return the path of those after an event. It may name an earlier one already."""
+    before, _, query = path.partition("?")
+    pairs = [(name, value) for name, value in parse_qsl(query) if name != "after"]
+    return f"{before}?{urlencode([*pairs, ('after', number)])}"
+
+
+def _events(lines: Iterable[str]) -> Iterator[list[str]]:
+    event: list[str] = []
+    for line in lines:
+        event.append(line)
+        if not line:
+            yield event
+            event = []
+
+
+# --- what several tell, together --------------------------------------------------------------------
+
+
+def _workers(answers: Sequence[list[Row]]) -> list[Row]:
+    found: dict[tuple[str, str], list[Row]] = {}
+    for rows in answers:
+        for row in rows:
+            found.setdefault((row["address"]["name"], row["address"]["url"]), []).append(row)
+    return [_worker(rows) for rows in found.values()]
+
+
+def _worker(rows: Sequence[Row]) -> Row:
+    first = next((row for row in rows if row["state"] != "ready"), rows[0])  # of one that is worse off
+    summed: Row = {name: sum(row[name] for row in rows) for name in _SUMS if name in first}
+    largest: Row = {
+        name: max((row[name] for row in rows if row[name] is not None), default=None)
+        for name in _LARGEST
+        if name in first
+    }
+    return {**first, **summed, **largest}
+
+
+def _concatenated(answers: Sequence[list[Row]]) -> list[Row]:
+    return [{**row, "orchestrator": index} for index, rows in enumerate(answers) for row in rows]
+
+
+def _by_time(answers: Sequence[list[Row]]) -> list[Row]:
+    return sorted(_concatenated(answers), key=lambda event: float(event.get("time", 0.0)))
+
+
+def _requests(answers: Sequence[Row]) -> Row:
+    found = [request for answer in answers for request in answer["requests"]]
+    found.sort(key=lambda request: float(request["received"]), reverse=True)
+    return {"requests": found, "unanswered": [name for answer in answers for name in answer["unanswered"]]}
+
+
+_MERGED: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "/admin/workers": _workers,
+    "/admin/processes": _concatenated,
+    "/admin/events": _by_time,
+    "/admin/requests": _requests,
+}
