@@ -13,7 +13,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from launch.engines import ENGINES
-from launch.engines.base import PlanError, Surroundings, Worker
+from launch.engines.base import PlanError, Span, Surroundings, Worker
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
 from orchestrator.config.options import WILDCARDS, Config, join_address, split_address
 from orchestrator.config.printing import is_secret_variable
@@ -70,7 +70,7 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
     here = [address.name for address in managed if around.is_here(address.host)]
     return Plan(
         workers=tuple(worker_specs(config, around, only=here).values()),
-        orchestrator=_orchestrator(config, config_path, overrides, around),
+        orchestrator=orchestrator_process(config, config_path, overrides, around),
         elsewhere=tuple(address.name for address in managed if address.name not in here),
         url=public_url(config),
         admin=admin_url(config),
@@ -117,9 +117,10 @@ def _reachable(host: str) -> str:
 # --- the orchestrator -------------------------------------------------------------------------------
 
 
-def _orchestrator(
+def orchestrator_process(
     config: Config, config_path: str, overrides: Sequence[str], around: Surroundings
 ) -> ProcessSpec:
+    """Return what starts the orchestrator of the config in the file `config_path`."""
     addresses = (config.orchestrator.listen, config.orchestrator.admin)
     sets = [part for override in overrides for part in ("--set", override)]
     return ProcessSpec(
@@ -137,9 +138,20 @@ def _orchestrator(
 
 
 def worker_process(
-    config: Config, place: WorkerPlace, address: WorkerAddress, gpus: tuple[int, ...], around: Surroundings
+    config: Config,
+    place: WorkerPlace,
+    address: WorkerAddress,
+    gpus: tuple[int, ...],
+    around: Surroundings,
+    *,
+    listens_at: str | None = None,
+    span: Span | None = None,
 ) -> ProcessSpec:
-    """Return what starts one worker of the config. Raises `PlanError`."""
+    """Return what starts one worker of the config. Raises `PlanError`.
+
+    Its server listens `listens_at`, if that is another host than the one it is reached at; `span` is its part
+    of an engine that spans several machines.
+    """
     return _worker(
         Worker(
             place,
@@ -148,6 +160,8 @@ def worker_process(
             around,
             publishes_kv_events=config.routing.hears_caches(address.role),
             takes_priorities=address.role == "prefill" and config.routing.prefill_order == "shortest",
+            listens_at=listens_at,
+            span=span,
         )
     )
 

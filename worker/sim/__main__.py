@@ -55,6 +55,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         role=args.role,
         host=args.host,
         side_channel_port=args.side_channel_port,
+        side_channel_host=args.side_channel_host,
         transport=transport_from_env(environ),
         latency=Latency(
             prefill_ms=args.prefill_ms,
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="where decode workers ask for KV caches; 0: any",
     )
+    add("--side-channel-host", metavar="HOST", help="where they reach it, if not at --host")
     add(
         "--api-key-env",
         action="append",

@@ -60,6 +60,7 @@ class Settings:
     role: Role = "both"
     host: str = "127.0.0.1"
     side_channel_port: int = 0
+    side_channel_host: str | None = None  # where others reach the side channel; None: at `host`
     transport: Encoding = DEFAULT_TRANSPORT
     latency: Latency = field(default_factory=Latency)
     block_size: int = 16
@@ -85,6 +86,11 @@ class Settings:
     def heartbeat_s(self) -> float:
         """A decode worker says so often that it still waits for a KV cache."""
         return self.lease_s / _HEARTBEATS_PER_LEASE
+
+    @property
+    def advertised_host(self) -> str:
+        """Return the host that hand-offs name."""
+        return self.side_channel_host or self.host
 
     @property
     def context_tokens(self) -> int:
