@@ -33,9 +33,7 @@ _is_host = re.compile(
 
 def _short_name(value: str) -> str:
     if not _is_label(value) or len(value) > MAX_NAME:
-        raise ValueError(
-            f"expected at most {MAX_NAME} lower-case letters, digits and hyphens after a letter, got {value!r}"
-        )
+        raise ValueError(f"expected at most {MAX_NAME} lower-case letters, digits and hyphens, got {value!r}")
     return value
 
 
@@ -148,8 +146,8 @@ class PodConfig(Model):
 
     cpu: Quantity | None = Field(
         None,
-        description="Each pod asks for this much CPU. Without it a worker on a GPU asks for 4, one on CPUs for "
-        "2, a simulated one for 100m, and an orchestrator for one for each of its processes.",
+        description="Each pod asks for this much CPU. Without it a worker on a GPU asks for 4, one on CPUs "
+        "for 2, a simulated one for 100m, and an orchestrator for one for each of its processes.",
     )
     memory: Quantity | None = Field(
         None,
@@ -182,7 +180,7 @@ class SecretsConfig(Model):
     )
     api_keys: ObjectName | None = Field(
         None,
-        description="The key `keys` of this Secret is the file of API keys (orchestrator.api_keys_file), which "
+        description="The key `keys` of this Secret is the file of API keys (orchestrator.api_keys_file) that "
         "orchestrators read. Without it, baton-api-keys if the config names such a file.",
     )
     metrics_key: ObjectName = Field(
@@ -225,8 +223,8 @@ class KubernetesConfig(Model):
     image: Image = Field(description="Workers run this image: the target `worker` of Baton's Dockerfile.")
     orchestrator_image: Image | None = Field(
         None,
-        description="Orchestrators run this image: the target `orchestrator` of Baton's Dockerfile. Without it "
-        "they run that of the workers, which holds Baton too.",
+        description="Orchestrators run this image: the target `orchestrator` of Baton's Dockerfile. Without "
+        "it they run that of the workers, which holds Baton too.",
     )
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(
         "IfNotPresent", description="Nodes pull images as this says."
@@ -234,8 +232,8 @@ class KubernetesConfig(Model):
     pull_secrets: list[ObjectName] = Field([], description="Nodes pull images with these Secrets.")
     plugin: bool = Field(
         True,
-        description="The image of the workers has Baton's plugin. Without it workers are plain vLLM, probed at "
-        "/health, and cannot be asked to drain.",
+        description="The image of the workers has Baton's plugin. Without it workers are plain vLLM, probed "
+        "at /health, and cannot be asked to drain.",
     )
     orchestrators: int = Field(
         2,
@@ -247,21 +245,21 @@ class KubernetesConfig(Model):
         8,
         ge=1,
         le=MAX_PODS,
-        description="At most this many orchestrators run, by their use of CPU; as many as there are at least: "
-        "their number is fixed.",
+        description="At most this many orchestrators run, by their use of CPU; if that is not more than "
+        "`orchestrators`, their number is fixed.",
     )
     workload: Literal["deployment", "lws", "disaggregatedset"] = Field(
         "deployment",
-        description="The workers of a role are a Deployment, a LeaderWorkerSet (lws), or those of prefill and "
-        "decode are a DisaggregatedSet, which rolls them together. An engine that spans several pods is a "
-        "LeaderWorkerSet in any case.",
+        description="The workers of a role are a Deployment, a LeaderWorkerSet (lws), or those of prefill "
+        "and decode are a DisaggregatedSet, which rolls them together. An engine that spans several pods is "
+        "a LeaderWorkerSet in any case.",
     )
     gpu_resource: ResourceName = Field("nvidia.com/gpu", description="GPUs are asked for under this name.")
     gpus_per_pod: int = Field(
         8,
         ge=1,
         le=1024,
-        description="A pod has at most this many GPUs, as a node does; an engine with more spans several pods.",
+        description="A pod has at most this many GPUs; an engine with more spans several pods.",
     )
     spare_gpus: bool = Field(
         True,
@@ -271,7 +269,7 @@ class KubernetesConfig(Model):
     autoscale: Literal["none", "hpa", "keda"] = Field(
         "none",
         description="Pools whose replicas have min and max follow baton_wanted_workers: by a "
-        "HorizontalPodAutoscaler with an external metric (hpa), a ScaledObject of KEDA (keda), or not at all.",
+        "HorizontalPodAutoscaler on an external metric (hpa), a ScaledObject of KEDA (keda), or not.",
     )
     prometheus: Server = Field(
         "http://prometheus-operated.monitoring.svc:9090",
