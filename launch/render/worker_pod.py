@@ -153,7 +153,7 @@ def _pre_stop(cluster: Cluster, pool: RolePool) -> Tree:
         why = "vLLM cuts streams when it is told to end, and nobody can ask it how many are left."
         return Noted({"sleep": {"seconds": cluster.drain_s}}, why)
     url = f"http://127.0.0.1:{WORKER_PORT}"
-    command = ["baton", "drain", "--self", "--wait", "--url", url, "--timeout", str(cluster.drain_s)]
+    command = ["baton", "drain", "--self", "--wait", "--url", url, "--timeout-s", str(cluster.drain_s)]
     why = "vLLM cuts streams when it is told to end: so no request is left by then."
     return Noted({"exec": {"command": command}}, why)
 
