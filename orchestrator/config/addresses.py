@@ -37,6 +37,7 @@ class WorkerAddress:
     rank: int | None = None  # of a data-parallel engine of the worker; None if it has only one
     zone: str | None = None  # that the config says it is in
     gets_credential: bool = True  # it is sent BATON_WORKER_API_KEY, if there is one
+    is_discovered: bool = False  # a source has named it (`orchestrator/discovery`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class WorkerPlace:
 
 
 def worker_addresses(config: Config) -> tuple[WorkerAddress, ...]:
-    """Return all workers in the order of the file: by model, then prefill, decode, both.
+    """Return all workers in the order of the file: by model, then prefill, decode, both. Of workers that are
+    discovered, those are among them that a launcher starts.
 
     Raises `ValueError` if there are too few ports above `base_port`.
     """
@@ -66,11 +68,14 @@ def worker_addresses(config: Config) -> tuple[WorkerAddress, ...]:
 
 def routed_addresses(config: Config) -> tuple[WorkerAddress, ...]:
     """Return all that requests can be sent to, in the same order: each data-parallel engine of a worker by
-    itself.
+    itself. Workers that are discovered are not among them.
     """
     pairs = zip(worker_places(config), worker_addresses(config), strict=True)
     return tuple(
-        ranked for place, address in pairs for ranked in ranks_of(address, place.pool.data_parallel_size)
+        ranked
+        for place, address in pairs
+        if place.pool.discover is None
+        for ranked in ranks_of(address, place.pool.data_parallel_size)
     )
 
 
@@ -135,6 +140,8 @@ def _places(model: ModelConfig, role: Role, pool: PoolConfig) -> Iterator[Worker
         for index, url in enumerate(pool.urls):
             yield WorkerPlace(model, role, index, pool, WorkerConfig(), url)
         return
+    if not pool.is_managed:
+        return  # its workers are known once they are discovered
     for index, worker in enumerate(pool.workers or [WorkerConfig()] * (pool.replicas or 1)):
         yield WorkerPlace(model, role, index, pool, worker)
 
@@ -167,12 +174,14 @@ def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
 
 
 def unmanaged(
-    model: str, role: Role, index: int, url: str, served_model: str | None, zone: str | None = None
+    model: str, role: Role, name: str | int, url: str, served_model: str | None, zone: str | None = None
 ) -> WorkerAddress:
-    """Return the address of a worker that Baton never starts. `url` is as the config's type has it."""
+    """Return the address of a worker that Baton never starts, with its name within its pool. `url` is as the
+    config's type has it.
+    """
     host, port = split_address(urlsplit(url).netloc)
     return WorkerAddress(
-        name=f"{model}/{role}/{index}",
+        name=f"{model}/{role}/{name}",
         model=model,
         served_model=served_model or model,
         role=role,

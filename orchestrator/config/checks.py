@@ -105,8 +105,12 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def _count(pool: PoolConfig) -> int:
-    """Count the workers of a pool without making any."""
-    return len(pool.urls or pool.workers or ()) or pool.replicas or 1
+    """Count the workers of a pool without making any; nobody knows how many will be discovered."""
+    return (
+        0
+        if not pool.is_managed and pool.urls is None
+        else len(pool.urls or pool.workers or ()) or pool.replicas or 1
+    )
 
 
 # --- the orchestrator -------------------------------------------------------------------------------
@@ -302,14 +306,18 @@ def is_hub_name(path: str) -> bool:
     return path.count("/") == 1 and path[0].isalnum() and not path.endswith("/")
 
 
+_OF_UNMANAGED: Final = {"urls", "discover", "served_model", "seats", "data_parallel_size", "zone", "zones"}
+
+
 def _useless(path: Path, role: Role, pool: PoolConfig) -> Iterator[Finding]:
     given = pool.model_fields_set
     if role == "prefill" and "seats" in given:
         yield Finding((*path, role, "seats"), "seats has no effect on prefill workers: give it to decode")
     if not pool.is_managed:
-        for key in sorted(given - {"urls", "served_model", "seats", "data_parallel_size", "zone", "zones"}):
+        source = "urls" if pool.urls is not None else "discover"
+        for key in sorted(given - _OF_UNMANAGED):
             yield Finding(
-                (*path, role, key), f"{key} has no effect on urls: Baton does not start these workers"
+                (*path, role, key), f"{key} has no effect on {source}: Baton does not start these workers"
             )
     elif pool.engine == "sim":
         for key in sorted(given & {"device", "gpus_per_replica"}):

@@ -60,6 +60,30 @@ def _address(value: str) -> str:
     return value
 
 
+def _port_address(value: str) -> str:
+    if split_address(value)[1] == 0:
+        raise ValueError(f"expected HOST:PORT with a port above 0, got {value!r}")
+    return value
+
+
+def _dns_label(value: str) -> str:
+    if not _is_dns_label(value):
+        raise ValueError(f"expected a name of a-z, 0-9 and hyphens, of at most 63 characters, got {value!r}")
+    return value
+
+
+_is_dns_label = re.compile(r"(?=.{1,63}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?").fullmatch
+
+
+def _port_name(value: str) -> str:
+    if not _is_port_name(value):
+        raise ValueError(f"expected the name of a port, of a-z, 0-9 and hyphens, or a number, got {value!r}")
+    return value
+
+
+_is_port_name = re.compile(r"(?=.{1,63}\Z)(?=.*[a-z])[a-z0-9]([a-z0-9-]*[a-z0-9])?").fullmatch
+
+
 def _worker_host(value: str) -> str:
     if value in WILDCARDS:
         raise ValueError(f"workers are reached at their host, and {value!r} is no address to reach")
@@ -200,6 +224,9 @@ def _variable(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+PortAddress = Annotated[str, AfterValidator(_port_address)]
+DnsLabel = Annotated[str, AfterValidator(_dns_label)]
+PortName = Annotated[str, AfterValidator(_port_name)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
 HostName = Annotated[str, AfterValidator(_host_name)]
@@ -654,8 +681,57 @@ def _max_num_seqs(args: list[str]) -> int | None:
     return int(found[-1]) or None if is_number else None
 
 
+class KubernetesConfig(Model):
+    """The workers are the pods of a Service, as its EndpointSlices list them."""
+
+    service: DnsLabel = Field(description="The workers are the pods of this Service, a headless one.")
+    namespace: DnsLabel | None = Field(
+        None, description="The Service is in this namespace; without it in the orchestrator's own."
+    )
+    port: PortName | Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None,
+        description="Workers listen at this port of the Service, by name, or at this number; without it at "
+        "its only port, or at the one named http.",
+    )
+    url: CollectorUrl | None = Field(
+        None,
+        description="The API server is asked here, without a token, for instance through kubectl proxy; "
+        "without it the one of the cluster that the orchestrator runs in, with the token of its pod.",
+    )
+
+
+class DiscoverConfig(Model):
+    """The workers of a pool are found by one of these sources."""
+
+    file: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="The workers are listed in this file, or in this folder with a file for each of them.",
+    )
+    dns: PortAddress | None = Field(
+        None, description="The workers are at all addresses of this name, HOST:PORT."
+    )
+    kubernetes: KubernetesConfig | None = Field(
+        None, description="The workers are the pods of a Service of Kubernetes."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f", not {' and '.join(given)}" if given else ""
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}{found}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name the source: the one option that is given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
 class PoolConfig(Model):
-    """A pool has the workers of a role: `replicas` here, `workers` by host, `urls` not started by Baton."""
+    """A pool has the workers of a role: `replicas` here, `workers` by host, `urls` not started by Baton, or
+    those that `discover` finds.
+    """
 
     engine: Literal["vllm", "sim"] = Field(
         "vllm", description="The workers run this engine: vLLM, or the simulated one (sim)."
@@ -678,6 +754,11 @@ class PoolConfig(Model):
         None,
         min_length=1,
         description="The workers already run at these URLs; Baton neither starts nor stops them.",
+    )
+    discover: Reloadable[DiscoverConfig | None] = Field(
+        None,
+        description="The workers are found by this source while the orchestrator runs, as they come and go. "
+        "With replicas beside it a launcher starts so many, and the orchestrator learns of them here alone.",
     )
     zone: Zone | None = Field(
         None,
@@ -715,6 +796,8 @@ class PoolConfig(Model):
         given = [key for key in ("replicas", "workers", "urls") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of replicas, workers, urls, not {' and '.join(given)}")
+        if self.discover is not None and given not in ([], ["replicas"]):
+            raise ValueError(f"give {given[0]} or discover, not both: discover finds all workers of the pool")
         return self
 
     @model_validator(mode="after")
@@ -744,7 +827,7 @@ class PoolConfig(Model):
     @property
     def is_managed(self) -> bool:
         """Say whether Baton starts the workers."""
-        return self.urls is None
+        return self.urls is None and (self.discover is None or self.replicas is not None)
 
 
 class ModelConfig(Model):

@@ -101,6 +101,13 @@ def followed(worker: Worker, snapshot: WorkerSnapshot) -> Life | None:
     )
 
 
+def end(worker: Worker) -> None:
+    """Note that the process of a worker has ended for good: it is out of service, and what was seen of it so
+    far, hand-offs included, is of an earlier epoch.
+    """
+    worker.become(replace(worker.life(), state=WorkerState.GONE, epoch=worker.epoch + 1))
+
+
 def is_out(before: WorkerState, after: WorkerState) -> bool:
     """Return whether a worker that goes from one state to the other falls out of service."""
     return before in IN_SERVICE and after not in IN_SERVICE

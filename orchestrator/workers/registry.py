@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from random import Random
 
 from orchestrator.config.addresses import WorkerAddress
@@ -26,6 +27,7 @@ from orchestrator.workers.pools import Pools
 from orchestrator.workers.roster import Roster
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import Event, WorkerState
+from orchestrator.workers.troubles import ENDED
 from orchestrator.workers.worker import SharedLoad, Worker
 
 SETTLE_S = 0.25  # how soon a leg that succeeded on trial, or the last leg of a leaving worker, is noticed
@@ -159,6 +161,10 @@ class Registry:
         """Return the same, all data-parallel engines of it."""
         return self._roster.all_at(model, role, url)
 
+    def of_pool(self, model: str, role: Role) -> list[Worker]:
+        """Return all workers of a model and role, also those that are being removed."""
+        return self._roster.of_pool(model, role)
+
     def next_index(self, model: str, role: Role) -> int:
         """Return the index that goes into the name of the next worker to be added."""
         return self._roster.next_index(model, role)
@@ -167,12 +173,14 @@ class Registry:
         """Return whether so many workers can be added; only shared memory has bounds."""
         return self._roster.has_room(count)
 
-    def add(self, address: WorkerAddress) -> Worker:
-        """Add a worker; it serves once a probe has found it well.
+    def add(self, address: WorkerAddress, epoch: int = 0) -> Worker:
+        """Add a worker; it serves once a probe has found it well. `epoch` is that of an earlier one of the
+        same name, so that nothing that was seen of that one is taken for news of this one.
 
         Raises `Conflict` if it is there already, or if shared memory has no room for it.
         """
         worker = self._roster.add(address)
+        worker.epoch = epoch
         self.news.added.tell(worker)
         self.news.changed.tell()
         return worker
@@ -182,14 +190,33 @@ class Registry:
         worker.is_leaving = True
         self.drain(worker)
 
+    def keep(self, worker: Worker) -> None:
+        """Let a worker stay and serve that was being removed, and whose legs have not all ended yet."""
+        worker.is_leaving = False
+        self.undrain(worker)
+
+    def lose(self, worker: Worker, why: str) -> None:
+        """Forget a worker at once whose process has ended, or whose address is that of another one now.
+
+        Its legs are given up as soon as they are silent for `limits.leg_silence_s`, and no hand-off from it
+        is sent any more.
+        """
+        self.judge.mark_gone(worker, why, ENDED.what)
+        lifecycle.end(worker)
+        self._drop(worker)
+
     # --- what another registry decides ----------------------------------------------------------
 
     def follow(self, snapshots: Sequence[WorkerSnapshot]) -> None:
         """Take over what the process that probes knows: who is there, and how each is."""
         known = {(worker.slot, worker.address): worker for worker in self.workers}
+        taken = {value for snapshot in snapshots for value in (snapshot.address.name, snapshot.address.url)}
+        # First, so that nobody hears of two workers of one name.
+        for key in known.keys() - {(snapshot.slot, snapshot.address) for snapshot in snapshots}:
+            self._let_go(known.pop(key), taken)
         before: dict[Worker, WorkerState] = {}
         for snapshot in snapshots:
-            worker = known.pop((snapshot.slot, snapshot.address), None)
+            worker = known.get((snapshot.slot, snapshot.address))
             if worker is None:
                 worker = self._roster.enter(snapshot.address, snapshot.slot)
             before[worker] = worker.state
@@ -199,8 +226,12 @@ class Registry:
         for worker, state in before.items():
             if lifecycle.is_out(state, worker.state):
                 self.news.gone.tell(worker)
-        for worker in known.values():
-            self._drop(worker)
+
+    def _let_go(self, worker: Worker, taken: AbstractSet[str]) -> None:
+        """Drop a worker that is not there any more: it has ended if another one has its name or its URL."""
+        if not taken.isdisjoint((worker.name, worker.address.url)):
+            lifecycle.end(worker)
+        self._drop(worker)
 
     def _adopt(self, worker: Worker, snapshot: WorkerSnapshot) -> None:
         life = lifecycle.followed(worker, snapshot)

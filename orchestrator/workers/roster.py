@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 from orchestrator.config.addresses import WorkerAddress
 from orchestrator.errors import Conflict
@@ -45,20 +46,25 @@ class Roster:
     def of_model(self, model: str) -> Iterator[Worker]:
         return (worker for worker in self.workers if worker.address.model == model)
 
+    def of_pool(self, model: str, role: Role) -> list[Worker]:
+        """Return all workers of a model and role."""
+        return [w for w in self.workers if (w.address.model, w.address.role) == (model, role)]
+
     def pool_of(self, worker: Worker) -> list[Worker]:
         """Return all workers of the same model and role, `worker` among them."""
-        model, role = worker.address.model, worker.address.role
-        return [w for w in self.workers if (w.address.model, w.address.role) == (model, role)]
+        return self.of_pool(worker.address.model, worker.address.role)
 
     def next_index(self, model: str, role: Role) -> int:
         """Return the index that goes into the name of the next worker to be added."""
         prefix = f"{model}/{role}/"
         names = (worker.name for worker in self.workers if worker.name.startswith(prefix))
-        return max((int(name.removeprefix(prefix).partition(".")[0]) for name in names), default=-1) + 1
+        firsts = (name.removeprefix(prefix).partition(".")[0] for name in names)
+        # Those that are discovered have names of their own.
+        return max((int(first) for first in firsts if first.isascii() and first.isdigit()), default=-1) + 1
 
-    def has_room(self, count: int) -> bool:
+    def has_room(self, wanted: int) -> bool:
         """Return whether so many workers can be added; only shared memory has bounds."""
-        return self._loads is None or sum(1 for _ in self._free_slots(self._loads)) >= count
+        return self._loads is None or sum(1 for _ in self._free_slots(self._loads)) >= wanted
 
     # --- who comes and goes ---------------------------------------------------------------------
 
@@ -95,12 +101,13 @@ class Roster:
 
     def _free_slot(self) -> int:
         """Return a slot that nobody counts in, not even a process that has not heard of a removal yet."""
-        if self._loads is None:
-            return max((worker.slot for worker in self.workers), default=-1) + 1
+        if self._loads is None:  # the lowest: workers that come and go must not use slots up
+            taken = {worker.slot for worker in self.workers}
+            return next(slot for slot in count() if slot not in taken)
         slot = next(self._free_slots(self._loads), None)
         if slot is None:
-            count = len(self.workers)
-            raise Conflict(f"there are {count} workers, and no more can be added: restart with a new config")
+            there = len(self.workers)
+            raise Conflict(f"there are {there} workers, and no more can be added: restart with a new config")
         return slot
 
     def _free_slots(self, loads: Sequence[SharedLoad]) -> Iterator[int]:

@@ -50,6 +50,7 @@ FEWER_ENGINES = Trouble(
 GARBAGE = Trouble("answers what cannot be read", "is there another service at its URL?")
 DENIES = Trouble("denies requests", "is there a proxy before it, or another service at its URL?")
 STALLS = Trouble("does not get on with what it was handed over", "does its engine stand still?")
+ENDED = Trouble("has ended")
 FAILS = Trouble("fails its probes")
 
 
