@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 from launch.render.cluster import is_rendered, replicas, span_of
 from launch.render.workloads import SET_ROLES
 from orchestrator.config.checks import Finding
-from orchestrator.config.kubernetes import KubernetesConfig, PodConfig
+from orchestrator.config.kubernetes import KubernetesRenderConfig, PodConfig
 from orchestrator.config.options import Config, ModelConfig, PoolConfig
 from orchestrator.config.printing import is_secret_variable, masked_value, masked_words
 from orchestrator.config.yaml12 import Path
@@ -18,7 +18,7 @@ from orchestrator.wire.info import WORKER_KEY_ENV
 SECTION: Path = ("launch", "kubernetes")
 
 _is_label_value = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?").fullmatch
-_SET_BY_US = frozenset({"POD_IP", "POD_NAMESPACE", WORKER_KEY_ENV, "HOME"})
+_SET_BY_US = frozenset({"POD_IP", WORKER_KEY_ENV, "HOME"})
 
 
 def kubernetes_findings(config: Config) -> Iterator[Finding]:
@@ -36,11 +36,11 @@ def kubernetes_findings(config: Config) -> Iterator[Finding]:
         yield from _pod((*SECTION, kind), getattr(options, kind))
     for index, model in enumerate(config.models):
         for role, pool in model.pools():
-            if is_rendered(pool):
-                yield from _pool(("models", index, role), pool, options)
+            found = _pool if is_rendered(pool) else _elsewhere
+            yield from found(("models", index, role), pool, options)
 
 
-def _open_to_strangers(config: Config, options: KubernetesConfig) -> Iterator[Finding]:
+def _open_to_strangers(config: Config, options: KubernetesRenderConfig) -> Iterator[Finding]:
     orchestrator = config.orchestrator
     has_keys = orchestrator.api_keys_file is not None or options.secrets.api_keys is not None
     if not has_keys and not orchestrator.insecure_no_auth:
@@ -51,7 +51,7 @@ def _open_to_strangers(config: Config, options: KubernetesConfig) -> Iterator[Fi
         yield Finding(SECTION, message, also=(("orchestrator", "api_keys_file"),))
 
 
-def _gateway(config: Config, options: KubernetesConfig) -> Iterator[Finding]:
+def _gateway(config: Config, options: KubernetesRenderConfig) -> Iterator[Finding]:
     if options.gateway is not None and config.orchestrator.tls is not None:
         message = (
             "a gateway speaks HTTP with what is behind it: end TLS there, and leave orchestrator.tls out"
@@ -61,7 +61,7 @@ def _gateway(config: Config, options: KubernetesConfig) -> Iterator[Finding]:
         yield Finding((*SECTION, "hostnames"), "hostnames has no effect without gateway")
 
 
-def _cache(options: KubernetesConfig) -> Iterator[Finding]:
+def _cache(options: KubernetesRenderConfig) -> Iterator[Finding]:
     given = options.cache.model_fields_set
     if options.cache.claim is not None and options.cache.host_path is not None:
         yield Finding((*SECTION, "cache", "host_path"), "give one of claim and host_path, not both")
@@ -69,7 +69,7 @@ def _cache(options: KubernetesConfig) -> Iterator[Finding]:
         yield Finding((*SECTION, "cache", "size"), "size has no effect on a claim or a host_path")
 
 
-def _autoscale(config: Config, options: KubernetesConfig) -> Iterator[Finding]:
+def _autoscale(config: Config, options: KubernetesRenderConfig) -> Iterator[Finding]:
     path: Path = (*SECTION, "autoscale")
     scaled = [model for model in config.models if any(_ranges(model))]
     if options.autoscale != "none" and not scaled:
@@ -89,7 +89,7 @@ def _ranges(model: ModelConfig) -> Iterator[bool]:
         yield is_rendered(pool) and replicas(pool)[1] is not None
 
 
-def _workload(config: Config, options: KubernetesConfig) -> Iterator[Finding]:
+def _workload(config: Config, options: KubernetesRenderConfig) -> Iterator[Finding]:
     if options.workload == "disaggregatedset" and not any(map(_has_both, config.models)):
         message = "no model has prefill and decode workers that Baton starts: a set has both"
         yield Finding((*SECTION, "workload"), message)
@@ -99,7 +99,7 @@ def _has_both(model: ModelConfig) -> bool:
     return {role for role, pool in model.pools() if is_rendered(pool)}.issuperset(SET_ROLES)
 
 
-def _models(config: Config, options: KubernetesConfig) -> Iterator[Finding]:
+def _models(config: Config, options: KubernetesRenderConfig) -> Iterator[Finding]:
     for name in sorted(options.models.keys() - {model.name for model in config.models}):
         yield Finding((*SECTION, "models", name), f"there is no model {name!r}")
     for index, model in enumerate(config.models):
@@ -121,7 +121,7 @@ def _pod(path: Path, pod: PodConfig) -> Iterator[Finding]:
             yield Finding((*path, key, name), f"{name} cannot be given here: pods have one already")
 
 
-def _pool(path: Path, pool: PoolConfig, options: KubernetesConfig) -> Iterator[Finding]:
+def _pool(path: Path, pool: PoolConfig, options: KubernetesRenderConfig) -> Iterator[Finding]:
     if pool.workers is not None:
         yield Finding((*path, "workers"), "pods have no hosts of their own: give replicas for Kubernetes")
         return
@@ -134,7 +134,20 @@ def _pool(path: Path, pool: PoolConfig, options: KubernetesConfig) -> Iterator[F
     yield from _span(path, pool, options)
 
 
-def _span(path: Path, pool: PoolConfig, options: KubernetesConfig) -> Iterator[Finding]:
+def _elsewhere(path: Path, pool: PoolConfig, options: KubernetesRenderConfig) -> Iterator[Finding]:
+    """Yield what keeps orchestrators in pods from workers that run elsewhere."""
+    discover = pool.discover
+    if discover is None:
+        return
+    if discover.file is not None:
+        yield Finding((*path, "discover", "file"), "orchestrators in pods have no such file: give urls or dns")
+    service = discover.kubernetes
+    if service is not None and service.namespace not in (None, options.namespace):
+        message = f"orchestrators may read the namespace {options.namespace} only"
+        yield Finding((*path, "discover", "kubernetes", "namespace"), message, also=((*SECTION, "namespace"),))
+
+
+def _span(path: Path, pool: PoolConfig, options: KubernetesRenderConfig) -> Iterator[Finding]:
     size, gpus = span_of(pool, options), pool.gpus_per_replica
     where: Path = (*path, "gpus_per_replica")
     also: tuple[Path, ...] = ((*SECTION, "gpus_per_pod"),)

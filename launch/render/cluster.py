@@ -15,7 +15,7 @@ from launch.render.errors import RenderError
 from launch.render.names import MAX_SHORT_SLUG, digest, slug
 from launch.render.tree import Value
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace
-from orchestrator.config.kubernetes import KubernetesConfig
+from orchestrator.config.kubernetes import KubernetesRenderConfig
 from orchestrator.config.options import Config, ModelConfig, PoolConfig, WorkerConfig, split_address
 from orchestrator.wire.info import WORKER_KEY_ENV, Role
 
@@ -75,7 +75,7 @@ class Cluster:
     """The config with all pools that become pods."""
 
     config: Config
-    options: KubernetesConfig
+    options: KubernetesRenderConfig
     pools: tuple[RolePool, ...]
     orchestrator: ProcessSpec
 
@@ -165,7 +165,7 @@ def make_cluster(config: Config) -> Cluster:
     return Cluster(config, options, pools, orchestrator)
 
 
-def _surroundings(options: KubernetesConfig) -> Surroundings:
+def _surroundings(options: KubernetesRenderConfig) -> Surroundings:
     """Return what a pod is surrounded by: nothing of this machine."""
     environ = {} if options.secrets.worker_key is None else {WORKER_KEY_ENV: WORKER_KEY}
     return Surroundings(
@@ -177,7 +177,7 @@ def _surroundings(options: KubernetesConfig) -> Surroundings:
     )
 
 
-def _pools(config: Config, options: KubernetesConfig, around: Surroundings) -> Iterator[RolePool]:
+def _pools(config: Config, options: KubernetesRenderConfig, around: Surroundings) -> Iterator[RolePool]:
     for model in config.models:
         placed = options.models.get(model.name)
         model = model if placed is None else model.model_copy(update={"path": placed})
@@ -199,7 +199,7 @@ def replicas(pool: PoolConfig) -> tuple[int, int | None]:
     return given.min, given.max
 
 
-def span_of(pool: PoolConfig, options: KubernetesConfig) -> int:
+def span_of(pool: PoolConfig, options: KubernetesRenderConfig) -> int:
     """Return over how many pods one engine spans."""
     takes = ENGINES[pool.engine].takes_gpus(pool)
     return max(1, math.ceil(pool.gpus_per_replica / options.gpus_per_pod)) if takes else 1
@@ -207,7 +207,7 @@ def span_of(pool: PoolConfig, options: KubernetesConfig) -> int:
 
 def _role_pool(
     config: Config,
-    options: KubernetesConfig,
+    options: KubernetesRenderConfig,
     around: Surroundings,
     model: ModelConfig,
     role: Role,
@@ -254,7 +254,7 @@ def _address(place: WorkerPlace) -> WorkerAddress:
     )
 
 
-def _in_a_pod(spec: ProcessSpec, options: KubernetesConfig, pool: PoolConfig) -> ProcessSpec:
+def _in_a_pod(spec: ProcessSpec, options: KubernetesRenderConfig, pool: PoolConfig) -> ProcessSpec:
     """Return the process without what only a machine of several workers needs."""
     env = dict(spec.env)
     if "CUDA_VISIBLE_DEVICES" not in pool.env:

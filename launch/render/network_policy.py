@@ -9,6 +9,7 @@ from launch.render import labels
 from launch.render.cluster import ADMIN_PORT, LISTEN_PORT, WORKER_PORT, Cluster, RolePool
 from launch.render.names import slug
 from launch.render.tree import Noted, Object, Tree
+from orchestrator.config.options import split_address
 
 _DNS, _HTTPS = 53, 443
 _API_SERVER = 6443  # where it listens by itself; its Service is at 443
@@ -45,9 +46,23 @@ def _ports_elsewhere(cluster: Cluster) -> Iterator[int]:
     """Yield the ports of what the config names by URLs."""
     tracing = cluster.config.orchestrator.tracing
     urls = [url for model in cluster.config.models for _, pool in model.pools() for url in pool.urls or ()]
+    yield from _discovered_ports(cluster)
     for url in [*urls, *([] if tracing is None else [tracing.endpoint])]:
         parts = urlsplit(url)
         yield parts.port or (_HTTPS if parts.scheme == "https" else 80)
+
+
+def _discovered_ports(cluster: Cluster) -> Iterator[int]:
+    """Yield the ports of workers that are discovered and are none of our pods."""
+    ours = {(pool.model.name, pool.role) for pool in cluster.pools}
+    for model in cluster.config.models:
+        for role, pool in model.pools():
+            if pool.discover is not None and (model.name, role) not in ours:
+                service = pool.discover.kubernetes
+                if pool.discover.dns is not None:
+                    yield split_address(pool.discover.dns)[1]
+                elif service is not None and isinstance(service.port, int):
+                    yield service.port
 
 
 def _of_workers(cluster: Cluster, pools: tuple[RolePool, ...]) -> Object:

@@ -12,7 +12,6 @@ from launch.render.names import digest
 from launch.render.pods import (
     WARM_UP_S,
     escaped,
-    from_field,
     pod_security,
     probe,
     pull,
@@ -83,7 +82,6 @@ def _container(cluster: Cluster) -> dict[str, Tree]:
         "imagePullPolicy": cluster.options.pull_policy,
         "command": [escaped(word) for word in cluster.orchestrator.argv],
         "env": [
-            from_field("POD_NAMESPACE", "metadata.namespace"),
             *secrets(cluster, pod),
             *variables({"HOME": "/tmp", **pod.env}),  # noqa: S108
         ],

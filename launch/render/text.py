@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from launch.render.tree import Noted, Object, Scalar, Tree, Value
 
-WIDTH = 110
+WIDTH = 80  # of comments
 
 # What no reader of YAML, of 1.1 or of 1.2, takes for anything but a text.
 _is_safe = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*").fullmatch
@@ -33,7 +33,8 @@ def scalar(value: Scalar | Value) -> str:
     if isinstance(value, str):
         is_plain = _is_safe(value) and value.lower() not in _TAKEN
         return value if is_plain else quoted(value)
-    return json.dumps(value)
+    text = json.dumps(value)
+    return text if "." in text else text.replace("e", ".0e") if isinstance(value, float) else text
 
 
 def quoted(text: str) -> str:
@@ -94,12 +95,13 @@ def _as_scalar(item: Tree) -> Scalar | Value:
 
 
 def _bare(item: Tree) -> Tree:
-    return item.tree if isinstance(item, Noted) else item
+    return _bare(item.tree) if isinstance(item, Noted) else item
 
 
 def _reason(item: Tree) -> Iterator[str]:
     if isinstance(item, Noted):
-        yield from (f"# {line}" for line in textwrap.wrap(item.why, WIDTH - 30, break_on_hyphens=False))
+        yield from (f"# {line}" for line in textwrap.wrap(item.why, WIDTH, break_on_hyphens=False))
+        yield from _reason(item.tree)
 
 
 def _is_block(text: str) -> bool:

@@ -215,7 +215,7 @@ class CacheConfig(Model):
     )
 
 
-class KubernetesConfig(Model):
+class KubernetesRenderConfig(Model):
     """`baton render` makes Kubernetes objects or a Helm chart of this file."""
 
     name: ShortName = Field("baton", description="The names of all objects begin with this one.")

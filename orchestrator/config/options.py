@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Model, Reloadable
 from orchestrator.config.connectors import ConnectorName
-from orchestrator.config.kubernetes import KubernetesConfig
+from orchestrator.config.kubernetes import KubernetesRenderConfig
 from orchestrator.config.policies import Policy, policy_named
 from orchestrator.config.printing import masked
 from orchestrator.legs.connectors import NIXL
@@ -1028,7 +1028,7 @@ class LaunchConfig(Model):
         le=1e9,
         description="The logs of earlier runs have at most this many MiB together; the oldest are removed.",
     )
-    kubernetes: KubernetesConfig | None = Field(
+    kubernetes: KubernetesRenderConfig | None = Field(
         None, description="This section says what `baton render` makes of the file for Kubernetes."
     )
 

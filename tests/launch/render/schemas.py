@@ -1,7 +1,7 @@
 """The schemas that objects are held against.
 
-Those of Kubernetes itself come with the package kubernetes-validate. Those of others' kinds are our own, of the
-parts that we use, strict: what is not in them is refused. They say what the CRDs of LeaderWorkerSet and
+Those of Kubernetes itself come with the package kubernetes-validate. Those of others' kinds are our own, of
+the parts that we use, strict: what is not in them is refused. They say what the CRDs of LeaderWorkerSet and
 DisaggregatedSet 0.10, KEDA 2.20, the Prometheus operator 0.93 and Gateway API 1.6 take (docs/kubernetes.md).
 """
 
@@ -124,7 +124,7 @@ OTHERS: Mapping[tuple[str, str], Schema] = {
 
 
 def problems(one: Object) -> list[str]:
-    """What the schemas refuse of an object. Templates of pods in others' kinds are held against Kubernetes'."""
+    """What the schemas refuse of an object; templates of pods in others' kinds are objects of Kubernetes."""
     own = OTHERS.get((one["apiVersion"], one["kind"]))
     if own is None:
         return [text for version in VERSIONS for text in _refused(_kubernetes(version, one), one)]

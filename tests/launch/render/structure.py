@@ -34,9 +34,9 @@ def faults(found: Sequence[Object], needed: set[str]) -> list[str]:
 
 
 def templates(found: Sequence[Object]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """All templates of pods: of which object, and whether they serve requests of clients or of orchestrators."""
+    """All templates of pods: of which object, and whether they serve requests."""
     for one in found:
-        name, spec = one["metadata"]["name"], one["spec"] if "spec" in one else {}
+        name, spec = one["metadata"]["name"], one.get("spec", {})
         if one["kind"] == "Deployment":
             yield name, spec["template"], True
         elif one["kind"] == "LeaderWorkerSet":
@@ -117,9 +117,10 @@ def _budgets(found: Sequence[Object]) -> Iterator[str]:
                 _matches(spec["selector"]["matchLabels"], template) for _, template, _ in templates(found)
             ):
                 yield f"PodDisruptionBudget {name}: protects nobody"
-        elif one["kind"] == "Deployment":
-            if not _matches(one["spec"]["selector"]["matchLabels"], one["spec"]["template"]):
-                yield f"Deployment {one['metadata']['name']}: does not select its own pods"
+        elif one["kind"] == "Deployment" and not _matches(
+            one["spec"]["selector"]["matchLabels"], one["spec"]["template"]
+        ):
+            yield f"Deployment {one['metadata']['name']}: does not select its own pods"
 
 
 def _pods(found: Sequence[Object], needed: set[str]) -> Iterator[str]:
@@ -224,10 +225,10 @@ def _scalers(found: Sequence[Object]) -> Iterator[str]:
             spec = same[0]["spec"] if same and same[0]["apiVersion"] == target["apiVersion"] else None
         if spec is None or "replicas" in spec:
             yield f"{one['kind']} {one['metadata']['name']} fights with {kind} {name}"
-    for one in found:
-        if one["kind"] in ("Deployment", "LeaderWorkerSet") and "replicas" not in one["spec"]:
-            if (one["kind"], one["metadata"]["name"]) not in scaled:
-                yield f"{one['metadata']['name']} has no replicas"
+    counted = [one for one in found if one["kind"] in ("Deployment", "LeaderWorkerSet")]
+    for kind, name, spec in ((one["kind"], one["metadata"]["name"], one["spec"]) for one in counted):
+        if "replicas" not in spec and (kind, name) not in scaled:
+            yield f"{name} has no replicas"
 
 
 def _rest(found: Sequence[Object]) -> Iterator[str]:
