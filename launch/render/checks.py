@@ -140,11 +140,15 @@ def _elsewhere(path: Path, pool: PoolConfig, options: KubernetesRenderConfig) ->
     if discover is None:
         return
     if discover.file is not None:
-        yield Finding((*path, "discover", "file"), "orchestrators in pods have no such file: give urls or dns")
+        yield Finding(
+            (*path, "discover", "file"), "orchestrators in pods have no such file: give urls or dns"
+        )
     service = discover.kubernetes
     if service is not None and service.namespace not in (None, options.namespace):
         message = f"orchestrators may read the namespace {options.namespace} only"
-        yield Finding((*path, "discover", "kubernetes", "namespace"), message, also=((*SECTION, "namespace"),))
+        yield Finding(
+            (*path, "discover", "kubernetes", "namespace"), message, also=((*SECTION, "namespace"),)
+        )
 
 
 def _span(path: Path, pool: PoolConfig, options: KubernetesRenderConfig) -> Iterator[Finding]:

@@ -37,6 +37,10 @@ EXPANDED = (POD_IP, WORKER_KEY, LEADER_ADDRESS, WORKER_INDEX)
 _LISTEN = "0.0.0.0"
 _LEADER_RANK = "0"
 _REVISION_DIGITS = 10
+_NO_SECTION = (
+    "launch.kubernetes is missing: name the image of the workers, in the file or with "
+    "--set launch.kubernetes.image=IMAGE"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,7 @@ class Cluster:
 def make_cluster(config: Config) -> Cluster:
     """Return what all objects are made of. Raises `RenderError`."""
     if config.launch.kubernetes is None:
-        raise RenderError("launch.kubernetes is missing: it needs the image of the workers at least")
+        raise RenderError(_NO_SECTION)
     options = config.launch.kubernetes
     around = _surroundings(options)
     try:
