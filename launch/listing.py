@@ -25,6 +25,9 @@ def plan_text(plan: Plan) -> str:
     if plan.elsewhere:
         names = "\n".join(f"#   baton worker CONFIG {one_line(name)}" for name in plan.elsewhere)
         blocks.append(f"# on other machines, not started from here:\n{names}")
+    if plan.discovered:
+        pools = "\n".join(f"#   {one_line(masked(pool))}" for pool in plan.discovered)
+        blocks.append(f"# workers that the orchestrator finds while it runs:\n{pools}")
     return "\n\n".join(blocks)
 
 

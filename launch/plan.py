@@ -54,6 +54,7 @@ class Plan:
     elsewhere: tuple[str, ...]  # workers of other machines
     url: str  # where clients reach the data plane from this machine
     admin: str | None = None  # where operators reach the admin listener; None without one
+    discovered: tuple[str, ...] = ()  # pools whose workers the orchestrator finds, each with its source
     build: ProcessSpec | None = None  # builds the orchestrator's compiled form meanwhile, and ends
 
     @property
@@ -74,7 +75,15 @@ def make_plan(config: Config, config_path: str, overrides: Sequence[str], around
         elsewhere=tuple(address.name for address in managed if address.name not in here),
         url=public_url(config),
         admin=admin_url(config),
+        discovered=tuple(_discovered(config)),
     )
+
+
+def _discovered(config: Config) -> Iterator[str]:
+    for model in config.models:
+        for role, pool in model.pools():
+            if pool.discover is not None:
+                yield f"{model.name}/{role} by {pool.discover.name}"
 
 
 def worker_specs(

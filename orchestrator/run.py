@@ -16,6 +16,7 @@ from orchestrator.config.options import Config
 from orchestrator.control.admin import admin_app
 from orchestrator.control.certificate_watch import CertificateWatch
 from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.discovery.discovery import Discovery
 from orchestrator.errors import StartError
 from orchestrator.form import Form, handed_down, take_form
 from orchestrator.http.listeners import PublicServer, admin_served, bound
@@ -84,11 +85,13 @@ async def _serve(
     probe = HttpProbe(credential)
     prober = Prober(orchestrator.registry, probe, random=orchestrator.core.random, events=orchestrator.events)
     options = config.orchestrator
-    reloader = Reloader(source, orchestrator)
+    discovery = Discovery(config, orchestrator.registry, orchestrator.events, orchestrator.core.random)
+    reloader = Reloader(source, orchestrator, discovery.reconfigure)
     with bound(options.listen, options.backlog) as listener:
         admin, random = admin_app(orchestrator, reloader.reload, run_key), orchestrator.core.random
         async with admin_served(admin, options, random, orchestrator.certificate):
             prober.start()
+            discovery.start()
             certificate = CertificateWatch(orchestrator.certificate, orchestrator.events)
             alarm, rejections = CacheAlarm(orchestrator.registry), orchestrator.rejections
             loops = (alarm.run(), orchestrator.watch.run(), rejections.run(), certificate.run())
@@ -101,6 +104,7 @@ async def _serve(
             finally:
                 for watch in watches:
                     watch.cancel()
+                await discovery.aclose()
                 await prober.aclose()
                 await probe.aclose()
                 await orchestrator.aclose()

@@ -28,7 +28,7 @@ def kubernetes_findings(config: Config) -> Iterator[Finding]:
         return
     yield from _open_to_strangers(config, options)
     yield from _gateway(config, options)
-    yield from _cache(options)
+    yield from _volumes(options)
     yield from _autoscale(config, options)
     yield from _workload(config, options)
     yield from _models(config, options)
@@ -61,12 +61,12 @@ def _gateway(config: Config, options: KubernetesRenderConfig) -> Iterator[Findin
         yield Finding((*SECTION, "hostnames"), "hostnames has no effect without gateway")
 
 
-def _cache(options: KubernetesRenderConfig) -> Iterator[Finding]:
-    given = options.cache.model_fields_set
-    if options.cache.claim is not None and options.cache.host_path is not None:
-        yield Finding((*SECTION, "cache", "host_path"), "give one of claim and host_path, not both")
+def _volumes(options: KubernetesRenderConfig) -> Iterator[Finding]:
+    given = options.volumes.model_fields_set
+    if options.volumes.claim is not None and options.volumes.host_path is not None:
+        yield Finding((*SECTION, "volumes", "host_path"), "give one of claim and host_path, not both")
     elif "size" in given and given & {"claim", "host_path"}:
-        yield Finding((*SECTION, "cache", "size"), "size has no effect on a claim or a host_path")
+        yield Finding((*SECTION, "volumes", "size"), "size has no effect on a claim or a host_path")
 
 
 def _autoscale(config: Config, options: KubernetesRenderConfig) -> Iterator[Finding]:

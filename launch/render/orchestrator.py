@@ -79,7 +79,7 @@ def _container(cluster: Cluster) -> dict[str, Tree]:
     return {
         "name": "orchestrator",
         "image": cluster.orchestrator_image,
-        "imagePullPolicy": cluster.options.pull_policy,
+        "imagePullPolicy": cluster.options.pull.policy,
         "command": [escaped(word) for word in cluster.orchestrator.argv],
         "env": [
             *secrets(cluster, pod),

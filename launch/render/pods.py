@@ -137,5 +137,5 @@ def rollout_s(cluster: Cluster) -> int:
 
 
 def pull(cluster: Cluster) -> dict[str, Tree]:
-    given = cluster.options.pull_secrets
+    given = cluster.options.pull.secrets
     return without_none(imagePullSecrets=[{"name": name} for name in given] or None)

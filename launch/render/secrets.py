@@ -44,7 +44,7 @@ def _all(cluster: Cluster) -> Iterator[NeededSecret]:
         for variable, place in pod.secret_env.items():
             name, _, key = place.partition("/")
             yield _generic(cluster, name, f'--from-literal={key}="${variable}"')
-    for name in cluster.options.pull_secrets:
+    for name in cluster.options.pull.secrets:
         yield NeededSecret(
             name, f"{_create(cluster)} docker-registry {name} --from-file=$HOME/.docker/config.json"
         )

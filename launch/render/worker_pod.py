@@ -96,7 +96,7 @@ def _container(cluster: Cluster, pool: RolePool, spec: ProcessSpec, *, serves: b
     return {
         "name": "worker",
         "image": cluster.image,
-        "imagePullPolicy": cluster.options.pull_policy,
+        "imagePullPolicy": cluster.options.pull.policy,
         "command": Noted(
             [escaped(word) for word in spec.argv], "As `baton plan` has it, with the pod's address."
         ),
@@ -171,7 +171,7 @@ def _mounts(pool: RolePool) -> list[Tree]:
 
 
 def _volumes(cluster: Cluster, pool: RolePool) -> list[Tree]:
-    memory: dict[str, Tree] = {"medium": "Memory", "sizeLimit": cluster.options.shm}
+    memory: dict[str, Tree] = {"medium": "Memory", "sizeLimit": cluster.options.volumes.shm}
     shm: list[Tree] = [
         Noted({"name": "shm", "emptyDir": memory}, "Processes of an engine share memory; 64 MiB by default.")
     ]
@@ -180,14 +180,13 @@ def _volumes(cluster: Cluster, pool: RolePool) -> list[Tree]:
 
 
 def _cache(cluster: Cluster, pool: RolePool) -> Tree:
-    cache = cluster.options.cache
+    volumes = cluster.options.volumes
     if pool.pool.engine == "sim":
         return {"name": "cache", "emptyDir": {}}
-    if cache.claim is not None:
-        return {"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim}}
-    if cache.host_path is not None:
-        return {"name": "cache", "hostPath": {"path": cache.host_path, "type": "DirectoryOrCreate"}}
-    why = (
-        "It ends with the pod, which downloads the model again: launch.kubernetes.cache names a lasting one."
-    )
-    return Noted({"name": "cache", "emptyDir": {"sizeLimit": cache.size}}, why)
+    if volumes.claim is not None:
+        return {"name": "cache", "persistentVolumeClaim": {"claimName": volumes.claim}}
+    if volumes.host_path is not None:
+        host: dict[str, Tree] = {"path": volumes.host_path, "type": "DirectoryOrCreate"}
+        return {"name": "cache", "hostPath": host}
+    why = "It ends with the pod, whose successor downloads the model again: see `volumes`."
+    return Noted({"name": "cache", "emptyDir": {"sizeLimit": volumes.size}}, why)

@@ -197,8 +197,8 @@ class SecretsConfig(Model):
     )
 
 
-class CacheConfig(Model):
-    """Workers keep downloaded models and compiled kernels in this volume, which is mounted at /cache."""
+class VolumesConfig(Model):
+    """Workers keep downloaded models and compiled kernels in a volume, which is mounted at /cache."""
 
     claim: ObjectName | None = Field(
         None,
@@ -213,6 +213,18 @@ class CacheConfig(Model):
         description="Without claim and host_path the volume is of the pod's own and ends with it; it has at "
         "most this size.",
     )
+    shm: Quantity = Field(
+        "16Gi", description="The shared memory (/dev/shm) of a worker has at most this size; it is memory."
+    )
+
+
+class PullConfig(Model):
+    """Nodes get images as this says."""
+
+    policy: Literal["IfNotPresent", "Always", "Never"] = Field(
+        "IfNotPresent", description="Images are pulled if they are not there, always, or never."
+    )
+    secrets: list[ObjectName] = Field([], description="Images are pulled with these Secrets.")
 
 
 class KubernetesRenderConfig(Model):
@@ -226,10 +238,7 @@ class KubernetesRenderConfig(Model):
         description="Orchestrators run this image: the target `orchestrator` of Baton's Dockerfile. Without "
         "it they run that of the workers, which holds Baton too.",
     )
-    pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(
-        "IfNotPresent", description="Nodes pull images as this says."
-    )
-    pull_secrets: list[ObjectName] = Field([], description="Nodes pull images with these Secrets.")
+    pull: PullConfig = Field(PullConfig(), description="This section says how nodes get images.")
     plugin: bool = Field(
         True,
         description="The image of the workers has Baton's plugin. Without it workers are plain vLLM, probed "
@@ -299,11 +308,8 @@ class KubernetesRenderConfig(Model):
         description="Pods load these models, by their names, from another place than `path` says: "
         "`qwen: /cache/models/qwen`.",
     )
-    cache: CacheConfig = Field(
-        CacheConfig(), description="This section says which volume keeps the models that workers load."
-    )
-    shm: Quantity = Field(
-        "16Gi", description="The shared memory (/dev/shm) of a worker has at most this size; it is memory."
+    volumes: VolumesConfig = Field(
+        VolumesConfig(), description="This section says which volume keeps the models that workers load."
     )
     secrets: SecretsConfig = Field(
         SecretsConfig(), description="This section names the Secrets that pods use."

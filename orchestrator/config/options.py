@@ -32,6 +32,7 @@ LEASE_S = 30.0
 MAX_PROCESSES = 256
 MAX_WORKERS = 4096  # of all models together
 MAX_GPUS = 1024  # of one machine
+MAX_PORT = 65535
 MAX_SECONDS = 1e9  # 31 years, for those who mean for ever
 MAX_RATE = 10**12  # of requests, or of tokens, per minute
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # of a key beside others
@@ -75,9 +76,13 @@ def _dns_label(value: str) -> str:
 _is_dns_label = re.compile(r"(?=.{1,63}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?").fullmatch
 
 
-def _port_name(value: str) -> str:
-    if not _is_port_name(value):
-        raise ValueError(f"expected the name of a port, of a-z, 0-9 and hyphens, or a number, got {value!r}")
+def _service_port(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PORT
+    if not is_number and not (isinstance(value, str) and _is_port_name(value)):
+        raise ValueError(
+            f"expected a number from 1 to {MAX_PORT}, or the name of a port, of a-z, 0-9 and hyphens, got "
+            f"{value!r}"
+        )
     return value
 
 
@@ -226,7 +231,7 @@ def _variable(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 PortAddress = Annotated[str, AfterValidator(_port_address)]
 DnsLabel = Annotated[str, AfterValidator(_dns_label)]
-PortName = Annotated[str, AfterValidator(_port_name)]
+ServicePort = Annotated[str | int, BeforeValidator(_service_port)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
 HostName = Annotated[str, AfterValidator(_host_name)]
@@ -684,16 +689,18 @@ def _max_num_seqs(args: list[str]) -> int | None:
 class KubernetesConfig(Model):
     """The workers are the pods of a Service, as its EndpointSlices list them."""
 
-    service: DnsLabel = Field(description="The workers are the pods of this Service, a headless one.")
-    namespace: DnsLabel | None = Field(
+    service: Reloadable[DnsLabel] = Field(
+        description="The workers are the pods of this Service, a headless one."
+    )
+    namespace: Reloadable[DnsLabel | None] = Field(
         None, description="The Service is in this namespace; without it in the orchestrator's own."
     )
-    port: PortName | Annotated[int, Field(ge=1, le=65535)] | None = Field(
+    port: Reloadable[ServicePort | None] = Field(
         None,
         description="Workers listen at this port of the Service, by name, or at this number; without it at "
         "its only port, or at the one named http.",
     )
-    url: CollectorUrl | None = Field(
+    url: Reloadable[CollectorUrl | None] = Field(
         None,
         description="The API server is asked here, without a token, for instance through kubectl proxy; "
         "without it the one of the cluster that the orchestrator runs in, with the token of its pod.",
@@ -703,11 +710,11 @@ class KubernetesConfig(Model):
 class DiscoverConfig(Model):
     """The workers of a pool are found by one of these sources."""
 
-    file: Annotated[str, Field(min_length=1)] | None = Field(
+    file: Reloadable[Annotated[str, Field(min_length=1)] | None] = Field(
         None,
         description="The workers are listed in this file, or in this folder with a file for each of them.",
     )
-    dns: PortAddress | None = Field(
+    dns: Reloadable[PortAddress | None] = Field(
         None, description="The workers are at all addresses of this name, HOST:PORT."
     )
     kubernetes: KubernetesConfig | None = Field(
@@ -724,8 +731,16 @@ class DiscoverConfig(Model):
 
     @property
     def kind(self) -> str:
-        """Name the source: the one option that is given."""
+        """Return the kind of the source: the one option that is given."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def name(self) -> str:
+        """Name the source: `file PATH`, `dns HOST:PORT` or `kubernetes NAMESPACE/SERVICE`."""
+        if self.kubernetes is None:
+            return f"{self.kind} {self.file or self.dns}"
+        parts = (self.kubernetes.namespace, self.kubernetes.service)
+        return f"{self.kind} {'/'.join(part for part in parts if part is not None)}"
 
 
 class PoolConfig(Model):
@@ -755,10 +770,10 @@ class PoolConfig(Model):
         min_length=1,
         description="The workers already run at these URLs; Baton neither starts nor stops them.",
     )
-    discover: Reloadable[DiscoverConfig | None] = Field(
+    discover: DiscoverConfig | None = Field(
         None,
         description="The workers are found by this source while the orchestrator runs, as they come and go. "
-        "With replicas beside it a launcher starts so many, and the orchestrator learns of them here alone.",
+        "Replicas beside it are what a launcher starts, and the orchestrator knows them by the source alone.",
     )
     zone: Zone | None = Field(
         None,

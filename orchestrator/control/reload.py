@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from orchestrator.workers.worker import Worker
 KEYS_FILE = "orchestrator.api_keys_file"  # which file, and what is in it
 CERTIFICATE = "orchestrator.tls"  # what is in its files
 _RELOADABLE = frozenset(name for name, option in options_of(Config) if is_reloadable(option))
+DISCOVER = ".discover"  # may become another source as a whole
 
 _log = logging.getLogger("baton.reload")
 
@@ -78,9 +79,13 @@ class ConfigSource:
 class Reloader:
     """A reloader reads the config again and applies it, on the event loop of its target."""
 
-    def __init__(self, source: ConfigSource, target: Reconfigurable) -> None:
+    def __init__(
+        self, source: ConfigSource, target: Reconfigurable, then: Callable[[Config], None] | None = None
+    ) -> None:
+        """`then` is called with each config that was applied, last of all; it cannot fail either."""
         self._source = source
         self._target = target
+        self._then = then
         self._is_reloading = asyncio.Lock()
         self._asked: set[asyncio.Task[None]] = set()
 
@@ -134,6 +139,8 @@ class Reloader:
             changed.append(CERTIFICATE)
         target.reconfigure(config)
         workers.apply(target.registry)
+        if self._then is not None:
+            self._then(config)
         return tuple(dict.fromkeys(changed))
 
     def _check(self, changes: Sequence[Change]) -> None:
@@ -160,7 +167,8 @@ class Change:
         An option that was given cannot be left out, or the other way round: that is another kind of thing.
         """
         is_other_kind = (self.old is None) != (self.new is None)
-        return not is_other_kind and not _RELOADABLE.isdisjoint(_sections_of(self.key))
+        is_marked = not _RELOADABLE.isdisjoint(_sections_of(self.key)) or self.key.endswith(DISCOVER)
+        return not is_other_kind and is_marked
 
 
 def _sections_of(key: str) -> Iterator[str]:
@@ -187,6 +195,8 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:
 
 def _parts(old: Any, new: Any, key: str) -> list[tuple[object, Any, Any]] | None:
     """Return the parts of both values by name; None if they cannot be compared part by part."""
+    if key.endswith(DISCOVER):
+        return None
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         return [(name, value, new[name]) for name, value in old.items()]
     if key == "models" and len(old) == len(new):

@@ -17,6 +17,7 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 
+from orchestrator.config.options import Config
 from orchestrator.telemetry.counters import Layout, sum_rows
 from orchestrator.telemetry.figures import CELLS
 from orchestrator.telemetry.tenants import CELLS as KEY_CELLS
@@ -30,6 +31,8 @@ CELL_BYTES = 8
 CACHE_LINE = 64  # bytes: rows do not share one
 # How many more than the config names can be there at a time, where several processes serve.
 SPARE_WORKERS = 64
+# The same where a source finds workers: nobody knows how many. A slot has less than a kilobyte per process.
+DISCOVERED_WORKERS = 1024
 
 _UPSTREAM = UpstreamStats._fields
 _UPSTREAM_GAUGES = frozenset({"idle", "busy"})
@@ -157,6 +160,12 @@ class Rows:
         for cell in self._counters:
             base[cell] += ended[cell]
         ended[:] = array("q", bytes(self.row_size * CELL_BYTES))
+
+
+def spare_workers(config: Config) -> int:
+    """Return how many workers more than those that the config names there can be."""
+    discovers = any(pool.discover is not None for model in config.models for _, pool in model.pools())
+    return DISCOVERED_WORKERS if discovers else SPARE_WORKERS
 
 
 def row_size(layout: Layout, workers: int, keys: int = 0) -> int:

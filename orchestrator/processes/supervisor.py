@@ -39,6 +39,7 @@ from orchestrator.control.state import (
     RouteQuestion,
 )
 from orchestrator.control.worker_watch import WorkerWatch
+from orchestrator.discovery.discovery import Discovery
 from orchestrator.errors import NotFound, StartError, Unavailable
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
@@ -47,7 +48,7 @@ from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.channel import Reconfigured, Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
-from orchestrator.processes.rows import BASE, SPARE_WORKERS, Rows
+from orchestrator.processes.rows import BASE, Rows, spare_workers
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.events import Events
@@ -93,13 +94,18 @@ async def supervise(
     stop = Stopping()
     with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
         supervisor = Supervisor(config, listener, transport=transport, credential=credential)
-        reloader = Reloader(source, supervisor)
+        discovery = Discovery(config, supervisor.registry, supervisor.events, supervisor.random)
+        reloader = Reloader(source, supervisor, discovery.reconfigure)
         if writer is not None:
             writer.tell_lost(supervisor.note_log_lost)
         admin = admin_app(supervisor, reloader.reload, run_key)
         async with admin_served(admin, options, supervisor.random, supervisor.certificate):
             with on_hangup(reloader.reload_soon, stop.request):
-                await supervisor.run(stop)
+                discovery.start()
+                try:
+                    await supervisor.run(stop)
+                finally:
+                    await discovery.aclose()
 
 
 class Stopping:
@@ -135,7 +141,7 @@ class Supervisor:
         self._salt = secrets.randbits(64)
         self.layout = Layout(models, ENDPOINTS)
         # The base, and for each index one that serves and one that retires.
-        self._slots = len(addresses) + SPARE_WORKERS
+        self._slots = len(addresses) + spare_workers(config)
         keys = 0 if self.keys is None else SLOTS
         self._rows = Rows.create(self.layout, self._slots, 1 + 2 * len(self._indexes), keys)
         self._key_table = KeyTable(self._rows.keys(), BASE, [key.name for key in self.keys or ()])

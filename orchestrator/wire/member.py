@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, unquote
@@ -58,6 +57,7 @@ class MemberSet(msgspec.Struct, frozen=True):
 
     members: tuple[Member, ...] = ()
     problems: tuple[Problem, ...] = ()
+    is_whole: bool = True  # False: there are others, of which nobody can say who they are
 
 
 def write_member(folder: Path, member: Member) -> None:
@@ -123,7 +123,7 @@ def _read_folder(folder: Path) -> MemberSet:
             continue
         except (OSError, ValueError) as error:
             problems.append(Problem(path.name, str(error), _key_of(path)))
-    return MemberSet(tuple(members), (*problems, *_surplus(folder, len(files))))
+    return _made(members, problems, folder, len(files))
 
 
 def _read_member(path: Path) -> Member:
@@ -152,7 +152,7 @@ def _read_list(path: Path) -> MemberSet:
             members.append(msgspec.convert(entry, Member, strict=False))
         except ValueError as error:
             problems.append(Problem(f"entry {index}", str(error), _key_in(entry)))
-    return MemberSet(tuple(members), (*problems, *_surplus(path, len(entries))))
+    return _made(members, problems, path, len(entries))
 
 
 def _entries(path: Path) -> list[Any]:
@@ -201,6 +201,7 @@ def _bounded(path: Path) -> bytes:
     return content
 
 
-def _surplus(path: Path, count: int) -> Iterator[Problem]:
+def _made(members: list[Member], problems: list[Problem], path: Path, count: int) -> MemberSet:
     if count > MAX_MEMBERS:
-        yield Problem(path.name, f"only the first {MAX_MEMBERS} of {count} members are used")
+        problems.append(Problem(path.name, f"only the first {MAX_MEMBERS} of {count} members are used"))
+    return MemberSet(tuple(members), tuple(problems), all(problem.key is not None for problem in problems))

@@ -26,6 +26,7 @@ from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
 from orchestrator.workers.roster import Roster
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
+from orchestrator.workers.sources import SourceStatus
 from orchestrator.workers.states import Event, WorkerState
 from orchestrator.workers.troubles import ENDED
 from orchestrator.workers.worker import SharedLoad, Worker
@@ -62,6 +63,7 @@ class Registry:
         self.pools = {model: self._made_pools(model) for model in models}
         self.adapters = Adapters(dict.fromkeys(self.pools, ()) | dict(adapters or {}), self._made_pools)
         self.news = News()
+        self.sources: Sequence[SourceStatus] = ()  # that find workers; `orchestrator/discovery` keeps them
         self.judge = Judge(
             self._roster,
             self.news,

@@ -58,7 +58,6 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         role=args.role,
         host=args.host,
         side_channel_port=args.side_channel_port,
-        side_channel_host=args.side_channel_host,
         transport=transport_from_env(environ),
         latency=Latency(
             prefill_ms=args.prefill_ms,
@@ -102,6 +101,7 @@ def _announced(args: argparse.Namespace) -> Announced:
         connector=args.connector,
         engine_version=args.engine_version,
         kv_tokens=args.announced_kv_tokens,
+        host=args.side_channel_host,
     )
 
 

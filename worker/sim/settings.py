@@ -31,6 +31,7 @@ class Announced:
     connector: str = "sim"
     engine_version: str | None = None  # None: the real one
     kv_tokens: int | None = None  # in place of those that fit
+    host: str | None = None  # where others reach its side channel; None: where it listens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,6 @@ class Settings:
     role: Role = "both"
     host: str = "127.0.0.1"
     side_channel_port: int = 0
-    side_channel_host: str | None = None  # where others reach the side channel; None: at `host`
     transport: Encoding = DEFAULT_TRANSPORT
     latency: Latency = field(default_factory=Latency)
     block_size: int = 16
@@ -90,7 +90,7 @@ class Settings:
     @property
     def advertised_host(self) -> str:
         """Return the host that hand-offs name."""
-        return self.side_channel_host or self.host
+        return self.announced.host or self.host
 
     @property
     def context_tokens(self) -> int:

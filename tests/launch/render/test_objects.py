@@ -77,7 +77,7 @@ options = st.fixed_dictionaries(
         "name": st.sampled_from(["a", "baton", "twelve-chars"]),
         "namespace": st.sampled_from(["default", "llm-serving"]),
         "orchestrator_image": st.sampled_from(["o:1", "r.example:5000/o@sha256:" + "0" * 64]),
-        "pull_secrets": st.just(["regcred"]),
+        "pull": st.just({"policy": "Always", "secrets": ["regcred"]}),
         "plugin": st.booleans(),
         "orchestrators": st.sampled_from([1, 2, 8]),
         "max_orchestrators": st.sampled_from([1, 8]),
@@ -90,7 +90,7 @@ options = st.fixed_dictionaries(
         "service_type": st.sampled_from(["ClusterIP", "LoadBalancer"]),
         "gateway": st.sampled_from(["main", "infra/main"]),
         "hostnames": st.just(["api.example.com", "*.example.org"]),
-        "cache": st.sampled_from([{"claim": "models"}, {"host_path": "/var/models"}, {"size": "1Ti"}]),
+        "volumes": st.sampled_from([{"claim": "models"}, {"host_path": "/var/models"}, {"size": "1Ti"}]),
         "secrets": st.sampled_from([{"worker_key": None}, {"api_keys": "keys", "hf_token": "hub"}]),
         "worker_pod": st.just(
             {"cpu": 8, "memory": "64Gi", "resources": {"rdma/hca": 1}, "node_selector": {"gpu": "h200"}}
@@ -204,7 +204,10 @@ def test_a_rollout_needs_a_spare_gpu_or_none(spare: bool, surge: tuple[int, int]
 def test_gpus_memory_and_the_models_volume() -> None:
     model = {**PD, "prefill": {"gpus_per_replica": 2}}
     found = rendered(
-        model, gpu_resource="amd.com/gpu", cache={"claim": "models"}, shm="4Gi", worker_pod={"memory": "9Gi"}
+        model,
+        gpu_resource="amd.com/gpu",
+        volumes={"claim": "models", "shm": "4Gi"},
+        worker_pod={"memory": "9Gi"},
     )
     workload = only(found, "Deployment", "prefill")
     resources = container_of(workload)["resources"]
