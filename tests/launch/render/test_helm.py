@@ -1,11 +1,9 @@
-"""What helm makes of the chart is what is rendered plainly. BATON_HELM names helm, or it is on the PATH."""
+"""What helm makes of the chart is what is rendered plainly."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,11 @@ from launch.render.targets import TARGETS, Files
 from tests.launch.render.clusters import PD, SIM
 from tests.launch.render.clusters import cluster as made_of
 from tests.launch.render.golden.files import NAMES, cluster
+from tests.launch.render.helm import helm_in
 
-HELM = os.environ.get("BATON_HELM") or shutil.which("helm")
+pytestmark = [pytest.mark.helm, pytest.mark.processes]
 
-pytestmark = [
-    pytest.mark.helm,
-    pytest.mark.processes,
-    pytest.mark.skipif(HELM is None, reason="there is no helm: BATON_HELM names it"),
-]
+Helm = Callable[..., str]
 
 CLUSTERS = {
     **{name: cluster(name) for name in NAMES},
@@ -35,11 +30,19 @@ CLUSTERS = {
 }
 
 
-def helm(*arguments: str) -> str:
-    assert HELM is not None
-    done = subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Runs helm and returns what it says."""
+    program = helm_in(tmp_path_factory.mktemp("helm"))
+    if program is None:
+        pytest.skip("there is no helm: make helm installs it, BATON_HELM names one")
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def objects(texts: Iterable[str]) -> Mapping[tuple[str, str], Any]:
@@ -53,7 +56,7 @@ def chart(tmp_path: Path, files: Files) -> str:
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_chart_makes_the_same_objects(name: str, tmp_path: Path) -> None:
+def test_the_chart_makes_the_same_objects(name: str, tmp_path: Path, helm: Helm) -> None:
     made = CLUSTERS[name]
     folder = chart(tmp_path, TARGETS["helm"](made))
     templated = helm("template", made.name, folder, "--namespace", made.options.namespace)
@@ -62,13 +65,13 @@ def test_the_chart_makes_the_same_objects(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_helm_finds_nothing_wrong(name: str, tmp_path: Path) -> None:
+def test_helm_finds_nothing_wrong(name: str, tmp_path: Path, helm: Helm) -> None:
     said = helm("lint", "--strict", chart(tmp_path, TARGETS["helm"](CLUSTERS[name])))
     assert "0 chart(s) failed" in said
     assert "WARNING" not in said
 
 
-def test_values_are_what_users_change(tmp_path: Path) -> None:
+def test_values_are_what_users_change(tmp_path: Path, helm: Helm) -> None:
     folder = chart(tmp_path, TARGETS["helm"](made_of(PD, max_orchestrators=1)))
     plain = TARGETS["kubernetes"](
         made_of(
