@@ -20,8 +20,9 @@ TLS_CERT, TLS_KEY = "/etc/baton/tls/tls.crt", "/etc/baton/tls/tls.key"
 # Longer than any balancer takes to hear that a pod is not ready any more.
 LEAST_NOTICE_S = 5.0
 
-# What orchestrators need to know of workers that they do not start.
+# What orchestrators need to know of workers that they do not start, and of those that they scale besides.
 _KEPT = ("served_model", "data_parallel_size", "zone")
+_KEPT_OF_SCALED = ("engine", "device", "gpus_per_replica")
 # What is about this machine, and starting workers on it.
 _LOCAL = frozenset({"launch", "base_port"})
 
@@ -94,18 +95,26 @@ def _service_hosts(cluster: Cluster) -> list[str]:
 
 def _model(cluster: Cluster, model: ModelConfig, given: Mapping[str, Any]) -> dict[str, Tree]:
     ours = {pool.role: pool for pool in cluster.of_model(model)}
-    return {
+    scaled = [pool for pool in ours.values() if pool.most is not None]
+    path = scaled[0].model.path if scaled else None
+    made: dict[str, Tree] = {
         key: _pool(ours[key], value) if key in ours else value
         for key, value in given.items()
         if key != "path"
     }
+    return made if path is None else {"name": model.name, "path": path, **made}
 
 
 def _pool(pool: RolePool, given: Mapping[str, Any]) -> dict[str, Tree]:
     found: dict[str, Tree] = {"discover": {"kubernetes": {"service": pool.name, "port": PORT_NAME}}}
-    kept = {key: given[key] for key in _KEPT if given.get(key) is not None}
+    kept = _KEPT if pool.most is None else (*_KEPT_OF_SCALED, *_KEPT)
     known = pool.role != "prefill" and pool.pool.seats != type(pool.pool).model_fields["seats"].default
-    return {**found, **kept, **({"seats": pool.pool.seats} if known else {})}
+    return {
+        **found,
+        **({} if pool.most is None else {"replicas": {"min": pool.least, "max": pool.most}}),
+        **{key: given[key] for key in kept if given.get(key) is not None},
+        **({"seats": pool.pool.seats} if known else {}),
+    }
 
 
 def _routing(given: Mapping[str, Any]) -> dict[str, Tree]:

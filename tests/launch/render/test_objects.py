@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -322,6 +323,14 @@ def test_autoscaled_objects_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     for autoscale in ("hpa", "keda"):
         found = scaled(monkeypatch, autoscale=autoscale, workload="disaggregatedset")
         assert [text for one in found for text in problems(one)] == []
+
+
+def test_the_planner_knows_between_what_it_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = only(scaled(monkeypatch, autoscale="keda"), "ConfigMap")["data"]["baton.yaml"]
+    (model,) = yaml.safe_load(text)["models"]
+    assert model["path"] == "Qwen/Qwen3-8B"
+    assert model["decode"]["replicas"] == {"min": 2, "max": 6}
+    assert model["decode"]["engine"] == "vllm"
 
 
 def test_without_an_autoscaler_a_range_begins_with_its_least(monkeypatch: pytest.MonkeyPatch) -> None:
