@@ -65,6 +65,7 @@ def _scaled_object(cluster: Cluster, pool: RolePool) -> Object:
             "serverAddress": cluster.options.prometheus,
             "query": Noted(query, "All orchestrators tell the same."),
             "threshold": "1",
+            "ignoreNullValues": Noted("false", "No answer is no zero: see fallback."),
         },
     }
     hold: dict[str, Tree] = {"failureThreshold": 3, "replicas": pool.least, "behavior": "currentReplicas"}

@@ -303,6 +303,8 @@ def test_pools_follow_what_the_planner_wants(
     assert faults(found, needed) == []
     if autoscale == "keda":
         spec = only(found, "ScaledObject", "decode")["spec"]
+        assert spec["triggers"][0]["metadata"]["ignoreNullValues"] == "false"
+        assert spec["fallback"]["behavior"] == "currentReplicas"
         assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (2, 6)
         assert (
             spec["triggers"][0]["metadata"]["query"]
