@@ -73,6 +73,7 @@ class FakeKubernetes:
         self.watches: list[_Watch] = []
         self.begun = 0  # watches, ever
         self.tokens: list[str] = []  # that were shown
+        self._connections: set[asyncio.Task[Any]] = set()
         self._lost: set[int] = set()  # versions that watches never tell of
 
     # --- what the cluster does ------------------------------------------------------------------
@@ -230,8 +231,14 @@ class FakeKubernetes:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         finally:
             server.close()
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 lines = head.decode("latin-1").split("\r\n")
@@ -245,9 +252,10 @@ class FakeKubernetes:
                     await writer.drain()
                 writer.write(b"0\r\n\r\n")
                 await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, or the server goes
         finally:
+            self._connections.discard(task)
             writer.close()
 
 
