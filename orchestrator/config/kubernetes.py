@@ -176,12 +176,12 @@ class SecretsConfig(Model):
     worker_key: ObjectName | None = Field(
         "baton-worker-key",
         description="The key `key` of this Secret is the credential between orchestrators and workers "
-        "(BATON_WORKER_API_KEY). If null, workers ask for none.",
+        "(BATON_WORKER_API_KEY). If it is null, workers ask for none.",
     )
     api_keys: ObjectName | None = Field(
         None,
         description="The key `keys` of this Secret is the file of API keys (orchestrator.api_keys_file) that "
-        "orchestrators read. Without it, baton-api-keys if the config names such a file.",
+        "orchestrators read. Without it, this is baton-api-keys if the config names such a file.",
     )
     metrics_key: ObjectName = Field(
         "baton-metrics-key",
@@ -230,7 +230,7 @@ class PullConfig(Model):
 class KubernetesRenderConfig(Model):
     """`baton render` makes Kubernetes objects or a Helm chart of this file."""
 
-    name: ShortName = Field("baton", description="The names of all objects begin with this one.")
+    name: ShortName = Field("baton", description="This is what the names of all objects begin with.")
     namespace: Namespace = Field("default", description="All objects are in this namespace.")
     image: Image = Field(description="Workers run this image: the target `worker` of Baton's Dockerfile.")
     orchestrator_image: Image | None = Field(
@@ -291,14 +291,14 @@ class KubernetesRenderConfig(Model):
         "monitoring", description="Pods of this namespace may read metrics; it is where Prometheus runs."
     )
     network_policy: bool = Field(
-        True, description="NetworkPolicies let pods reach only what they need to reach."
+        True, description="NetworkPolicies are made, so that pods reach only what they need."
     )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         "ClusterIP", description="The Service of the orchestrators is of this type."
     )
     gateway: GatewayName | None = Field(
         None,
-        description="An HTTPRoute leads from this Gateway to the orchestrators: its name, or NAMESPACE/NAME.",
+        description="An HTTPRoute is made from this Gateway to the orchestrators: NAME or NAMESPACE/NAME.",
     )
     hostnames: list[HostName] = Field(
         [], description="The HTTPRoute is for these names; without any for all."
@@ -311,9 +311,7 @@ class KubernetesRenderConfig(Model):
     volumes: VolumesConfig = Field(
         VolumesConfig(), description="This section says which volume keeps the models that workers load."
     )
-    secrets: SecretsConfig = Field(
-        SecretsConfig(), description="This section names the Secrets that pods use."
-    )
+    secrets: SecretsConfig = Field(SecretsConfig(), description="This section says which Secrets pods use.")
     worker_pod: PodConfig = Field(PodConfig(), description="This section describes the pods of workers.")
     orchestrator_pod: PodConfig = Field(
         PodConfig(), description="This section describes the pods of orchestrators."
