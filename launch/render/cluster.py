@@ -56,16 +56,12 @@ class RolePool:
     span: int  # pods of one engine
     least: int  # replicas
     most: int | None  # None: their number is fixed
+    is_plain: bool  # vLLM without our plugin: it announces no revision, readiness or load
 
     @property
     def gpus_per_pod(self) -> int:
         takes = ENGINES[self.pool.engine].takes_gpus(self.pool)
         return self.pool.gpus_per_replica // self.span if takes else 0
-
-    @property
-    def is_plain(self) -> bool:
-        """Say whether it announces no revision, readiness or load."""
-        return self.pool.engine == "vllm" and "VLLM_PLUGINS" not in self.leader.env
 
     @property
     def kv_event_ports(self) -> tuple[int, ...]:
@@ -235,6 +231,7 @@ def _role_pool(
         span=size,
         least=least,
         most=most,
+        is_plain=pool.engine == "vllm" and not options.plugin,
     )
 
 
@@ -263,8 +260,9 @@ def _in_a_pod(spec: ProcessSpec, options: KubernetesRenderConfig, pool: PoolConf
     env = dict(spec.env)
     if "CUDA_VISIBLE_DEVICES" not in pool.env:
         env.pop("CUDA_VISIBLE_DEVICES", None)  # a pod sees its own GPUs only
-    if not options.plugin and "VLLM_PLUGINS" not in pool.env:
+    if not options.plugin:
         env.pop("VLLM_PLUGINS", None)
+        env.update({name: value for name, value in pool.env.items() if name == "VLLM_PLUGINS"})
     return ProcessSpec(
         spec.name, spec.role, spec.argv, env, spec.ready_url, spec.listens, spec.log_name, spec.gpus
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launch.exits import Exit
 from launch.render.cluster import Cluster, is_rendered, make_cluster
+from launch.render.errors import RenderError
 from launch.render.folder import write
 from launch.render.secrets import needed_secrets
 from launch.render.targets import TARGETS
@@ -20,6 +21,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     """Write the folder and say what else is needed. Raises `RenderError`; then nothing was written."""
     cluster = make_cluster(config)
     files = TARGETS[arguments.target](cluster)
+    if not arguments.output:
+        raise RenderError("-o names no folder")
     folder = Path(arguments.output)
     try:
         others = write(folder, files, force=arguments.force)

@@ -301,7 +301,7 @@ class KubernetesRenderConfig(Model):
         description="An HTTPRoute is made from this Gateway to the orchestrators: NAME or NAMESPACE/NAME.",
     )
     hostnames: list[HostName] = Field(
-        [], description="The HTTPRoute is for these names; without any for all."
+        [], max_length=16, description="The HTTPRoute is for these names; without any for all."
     )
     models: dict[str, ModelPlace] = Field(
         {},

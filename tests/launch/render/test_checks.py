@@ -141,6 +141,7 @@ BAD: list[dict[str, Any]] = [
     {"models": {"qwen": ""}},
     {"secrets": {"worker_key": "A"}},
     {"hostnames": ["https://a.example"]},
+    {"hostnames": [f"{number}.example" for number in range(17)]},
     {"orchestrators": 0},
     {"gpus_per_pod": 0},
     {"workload": "statefulset"},

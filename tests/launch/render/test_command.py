@@ -57,6 +57,12 @@ def test_an_example_is_rendered(
     assert "create secret generic baton-worker-key" in (tmp_path / "out/README.md").read_text()
 
 
+def test_the_example_for_kubernetes_is_rendered_as_it_is(tmp_path: Path) -> None:
+    config = str(ROOT / "configs/kubernetes.yaml")
+    assert main(["check", config]) == Exit.OK
+    assert main(["render", "kubernetes", config, "-o", str(tmp_path / "out")]) == Exit.OK
+
+
 def test_what_else_there_is_to_know_is_said(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     Path("out/mine.yaml").write_text("a: 1\n")
@@ -152,6 +158,12 @@ def test_a_folder_that_cannot_be_written(file: str, capsys: pytest.CaptureFixtur
     Path("out").write_text("")
     assert main(["render", "kubernetes", file, "-o", "out"]) == Exit.FAILED
     assert capsys.readouterr().err.startswith("cannot write out")
+
+
+def test_no_folder(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "kubernetes", file, "-o", ""]) == Exit.USAGE
+    assert capsys.readouterr().err == "c.yaml: -o names no folder\n"
+    assert [path.name for path in Path.cwd().iterdir()] == ["c.yaml"]
 
 
 def test_files_in_the_way(file: str, capsys: pytest.CaptureFixture[str]) -> None:

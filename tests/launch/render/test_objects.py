@@ -194,6 +194,12 @@ def test_plain_vllm_is_asked_for_its_health_and_left_time() -> None:
     assert container["readinessProbe"]["httpGet"]["path"] == "/health"
     assert container["lifecycle"]["preStop"] == {"sleep": {"seconds": 600}}
     assert "VLLM_PLUGINS" not in env_of(container)
+    own = {**PD, "prefill": {"env": {"VLLM_PLUGINS": "mine"}}}
+    container = container_of(only(rendered(own, plugin=False), "Deployment", "prefill"))
+    assert env_of(container)["VLLM_PLUGINS"] == "mine"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/health"
+    ours = container_of(only(rendered(own), "Deployment", "prefill"))
+    assert env_of(ours)["VLLM_PLUGINS"] == "mine,baton"
 
 
 @pytest.mark.parametrize(("spare", "surge"), [(True, (1, 0)), (False, (0, 1))])
