@@ -27,7 +27,8 @@ COPY --from=build /wheels/pure /wheels
 RUN python3 -m pip install --no-cache-dir "$(ls /wheels/*.whl)[kv-events,otel]" \
     && (python3 -c 'import nixl' || python3 -m pip install --no-cache-dir 'nixl>=1.5,<2') \
     && rm -rf /wheels
-# It owns nothing: what workers write is in volumes.
+# It owns nothing: what workers write is in volumes. Some libraries ask for the name of the user.
+RUN useradd --uid 10001 --no-create-home baton
 USER 10001:10001
 ENV HOME=/tmp
 WORKDIR /tmp
@@ -37,6 +38,7 @@ CMD ["baton", "--help"]
 FROM ${PYTHON_IMAGE} AS orchestrator
 COPY --from=build /wheels/compiled /wheels
 RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[kv-events,otel]" && rm -rf /wheels
+RUN useradd --uid 10001 --no-create-home baton
 USER 10001:10001
 ENV HOME=/tmp
 WORKDIR /tmp

@@ -32,6 +32,7 @@ def kubernetes_findings(config: Config) -> Iterator[Finding]:
     yield from _autoscale(config, options)
     yield from _workload(config, options)
     yield from _models(config, options)
+    yield from _hub_token(options)
     for kind in ("worker_pod", "orchestrator_pod"):
         yield from _pod((*SECTION, kind), getattr(options, kind))
     for index, model in enumerate(config.models):
@@ -112,6 +113,13 @@ def _models(config: Config, options: KubernetesRenderConfig) -> Iterator[Finding
             yield Finding(("models", index, "path"), message, also=((*SECTION, "models"),))
 
 
+def _hub_token(options: KubernetesRenderConfig) -> Iterator[Finding]:
+    if options.secrets.hf_token is not None and "HF_TOKEN" in options.worker_pod.secret_env:
+        yield Finding(
+            (*SECTION, "worker_pod", "secret_env", "HF_TOKEN"), "HF_TOKEN is secrets.hf_token already"
+        )
+
+
 def _pod(path: Path, pod: PodConfig) -> Iterator[Finding]:
     yield from _secrets_in((*path, "env"), pod.env)
     for name in sorted(pod.env.keys() & pod.secret_env.keys()):
@@ -127,6 +135,8 @@ def _pool(path: Path, pool: PoolConfig, options: KubernetesRenderConfig) -> Iter
         return
     yield from _secrets_in((*path, "env"), pool.env)
     yield from _secret_args((*path, "args"), pool.args)
+    for name in sorted(pool.env.keys() & _SET_BY_US - {"HOME"}):
+        yield Finding((*path, "env", name), f"{name} cannot be given here: pods have one already")
     for name in sorted(pool.env.keys() & options.worker_pod.secret_env.keys()):
         yield Finding((*path, "env", name), f"{name} is in launch.kubernetes.worker_pod.secret_env too")
     if not options.plugin and pool.engine == "sim":

@@ -11,17 +11,16 @@ from launch.render.config_map import KEYS_FILE, TLS_CERT, config_name, config_te
 from launch.render.names import digest
 from launch.render.pods import (
     WARM_UP_S,
+    environment,
     escaped,
     pod_security,
     probe,
     pull,
     resources,
     rollout_s,
-    secrets,
     security,
     spread,
     tolerations,
-    variables,
 )
 from launch.render.services import API_PORT_NAME
 from launch.render.tree import Noted, Object, Tree, Value, without_none
@@ -81,10 +80,7 @@ def _container(cluster: Cluster) -> dict[str, Tree]:
         "image": cluster.orchestrator_image,
         "imagePullPolicy": cluster.options.pull.policy,
         "command": [escaped(word) for word in cluster.orchestrator.argv],
-        "env": [
-            *secrets(cluster, pod),
-            *variables({"HOME": "/tmp", **pod.env}),  # noqa: S108
-        ],
+        "env": environment(cluster, pod, {"HOME": "/tmp", **pod.env}),  # noqa: S108
         "ports": [
             {"name": API_PORT_NAME, "containerPort": LISTEN_PORT},
             {"name": ADMIN_PORT_NAME, "containerPort": ADMIN_PORT},

@@ -85,26 +85,32 @@ def escaped(text: str) -> str:
     return doubled
 
 
-def variables(env: Mapping[str, str]) -> list[Tree]:
-    return [{"name": name, "value": escaped(value)} for name, value in env.items()]
-
-
-def from_secret(variable: str, secret: str, key: str) -> Tree:
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-
-
 def from_field(variable: str, path: str) -> Tree:
     return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def secrets(cluster: Cluster, pod: PodConfig) -> Iterator[Tree]:
-    """Yield the variables whose values are in Secrets."""
+def environment(
+    cluster: Cluster, pod: PodConfig, plain: Mapping[str, str], secret: Mapping[str, str] | None = None
+) -> list[Tree]:
+    """Return the variables of a container. `secret` says as SECRET/KEY where values are, beside `pod`.
+
+    What others refer to comes first, and no variable is there twice: that of a Secret wins.
+    """
     worker_key = cluster.options.secrets.worker_key
-    if worker_key is not None:
-        yield from_secret(WORKER_KEY_ENV, worker_key, "key")
-    for variable, place in pod.secret_env.items():
-        secret, _, key = place.partition("/")
-        yield from_secret(variable, secret, key)
+    own = {} if worker_key is None else {WORKER_KEY_ENV: f"{worker_key}/key"}
+    places = {**own, **(secret or {}), **pod.secret_env}
+    rest = {name: value for name, value in plain.items() if name not in places}
+    return [*(_from_secret(name, place) for name, place in places.items()), *_variables(rest)]
+
+
+def _variables(env: Mapping[str, str]) -> Iterator[Tree]:
+    for name, value in env.items():
+        yield {"name": name, "value": escaped(value)}
+
+
+def _from_secret(variable: str, place: str) -> Tree:
+    secret, _, key = place.partition("/")
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
 def resources(pod: PodConfig, cpu: str, memory: str, limits: Mapping[str, Tree]) -> dict[str, Tree]:

@@ -9,19 +9,17 @@ from launch.plan import ProcessSpec
 from launch.render import labels
 from launch.render.cluster import SIDE_CHANNEL_PORT, WORKER_PORT, Cluster, RolePool
 from launch.render.pods import (
+    environment,
     escaped,
     from_field,
-    from_secret,
     pod_security,
     probe,
     pull,
     resources,
-    secrets,
     security,
     spread,
     startup_failures,
     tolerations,
-    variables,
 )
 from launch.render.tree import Noted, Tree
 
@@ -31,8 +29,10 @@ PORT_NAME = "http"
 _END_MARGIN_S = 15  # from the end of the engine's own time to SIGKILL
 _STARTUP_PERIOD_S = 10
 
-# Where vLLM, the hub, compilers and everything else keep files.
-_CACHES = {
+# Where vLLM, the hub, compilers and everything else keep files. Some ask for the name of the user, who has
+# none in images that are not ours.
+_HOME = {
+    "USER": "baton",
     "HOME": CACHE,
     "XDG_CACHE_HOME": f"{CACHE}/xdg",
     "HF_HOME": f"{CACHE}/huggingface",
@@ -112,10 +112,9 @@ def _container(cluster: Cluster, pool: RolePool, spec: ProcessSpec, *, serves: b
 def _env(cluster: Cluster, spec: ProcessSpec) -> Iterator[Tree]:
     """Yield the variables; what others refer to comes first."""
     yield Noted(from_field("POD_IP", "status.podIP"), "Other workers fetch KV caches there (NIXL).")
-    yield from secrets(cluster, cluster.options.worker_pod)
-    if cluster.options.secrets.hf_token is not None:
-        yield from_secret("HF_TOKEN", cluster.options.secrets.hf_token, "token")
-    yield from variables({**_CACHES, **cluster.options.worker_pod.env, **spec.env})
+    pod, token = cluster.options.worker_pod, cluster.options.secrets.hf_token
+    secret = {} if token is None else {"HF_TOKEN": f"{token}/token"}
+    yield from environment(cluster, pod, {**_HOME, **pod.env, **spec.env}, secret)
 
 
 def _ports(pool: RolePool) -> list[Tree]:

@@ -81,6 +81,13 @@ CASES: list[tuple[str, str, list[Any], dict[str, Any]]] = [
         [{**PD, "decode": {"env": {"A": "x"}}}],
         {"worker_pod": {"secret_env": {"A": "s/k"}}},
     ),
+    ("models.0.decode.env.POD_IP", "have one already", [{**PD, "decode": {"env": {"POD_IP": "x"}}}], {}),
+    (
+        f"{K}.worker_pod.secret_env.HF_TOKEN",
+        "secrets.hf_token already",
+        [PD],
+        {"secrets": {"hf_token": "hub"}, "worker_pod": {"secret_env": {"HF_TOKEN": "s/k"}}},
+    ),
     ("models.0.prefill.engine", "plugin must be true", [SIM], {"plugin": False}),
     ("models.0.decode.gpus_per_replica", "cannot be divided", [BIG], {"gpus_per_pod": 5}),
     (

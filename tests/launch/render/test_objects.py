@@ -94,7 +94,13 @@ options = st.fixed_dictionaries(
         "volumes": st.sampled_from([{"claim": "models"}, {"host_path": "/var/models"}, {"size": "1Ti"}]),
         "secrets": st.sampled_from([{"worker_key": None}, {"api_keys": "keys", "hf_token": "hub"}]),
         "worker_pod": st.just(
-            {"cpu": 8, "memory": "64Gi", "resources": {"rdma/hca": 1}, "node_selector": {"gpu": "h200"}}
+            {
+                "secret_env": {"VLLM_API_KEY": "s/k", "HF_TOKEN": "s/t", "USER": "s/u"},
+                "cpu": 8,
+                "memory": "64Gi",
+                "resources": {"rdma/hca": 1},
+                "node_selector": {"gpu": "h200"},
+            }
         ),
         "orchestrator_pod": st.just(
             {"env": {"A": "$(B) $$"}, "secret_env": {"OTEL_EXPORTER_OTLP_HEADERS": "otel/headers"}}
