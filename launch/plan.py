@@ -13,7 +13,7 @@ from typing import Literal, TypedDict
 from urllib.parse import quote
 
 from launch.engines import ENGINES
-from launch.engines.base import PlanError, Surroundings, Worker
+from launch.engines.base import PlanError, Span, Surroundings, Worker
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
 from orchestrator.config.options import WILDCARDS, Config, join_address, split_address
 from orchestrator.config.printing import is_secret_variable
@@ -185,7 +185,7 @@ def _front(config: Config, config_path: str, overrides: Sequence[str], around: S
     count = config.launch.orchestrators
     if count > 1 and config.orchestrator.admin is not None and admin_url(config) is None:
         raise PlanError("orchestrator.admin has port 0, and several orchestrators are started: give a port")
-    specs = [_orchestrator(config, config_path, overrides, around, replica) for replica in range(count)]
+    specs = [orchestrator_process(config, config_path, overrides, around, replica) for replica in range(count)]
     admins = [admin_url(config, replica) for replica in range(count)]
     return {
         "orchestrator": specs[0],
@@ -195,8 +195,8 @@ def _front(config: Config, config_path: str, overrides: Sequence[str], around: S
     }
 
 
-def _orchestrator(
-    config: Config, config_path: str, overrides: Sequence[str], around: Surroundings, replica: int
+def orchestrator_process(
+    config: Config, config_path: str, overrides: Sequence[str], around: Surroundings, replica: int = 0
 ) -> ProcessSpec:
     """Return what starts an orchestrator: the first one as the config says, others on ports of their own."""
     addresses = _listeners(config, replica)
@@ -233,9 +233,20 @@ def _moved(address: str, ports: int) -> str:
 
 
 def worker_process(
-    config: Config, place: WorkerPlace, address: WorkerAddress, gpus: tuple[int, ...], around: Surroundings
+    config: Config,
+    place: WorkerPlace,
+    address: WorkerAddress,
+    gpus: tuple[int, ...],
+    around: Surroundings,
+    *,
+    listens_at: str | None = None,
+    span: Span | None = None,
 ) -> ProcessSpec:
-    """Return what starts one worker of the config. Raises `PlanError`."""
+    """Return what starts one worker of the config. Raises `PlanError`.
+
+    Its server listens `listens_at`, if that is another host than the one it is reached at; `span` is its part
+    of an engine that spans several machines.
+    """
     return _worker(
         Worker(
             place,
@@ -244,6 +255,8 @@ def worker_process(
             around,
             publishes_kv_events=config.routing.hears_caches(address.role),
             takes_priorities=address.role == "prefill" and config.routing.prefill_order == "shortest",
+            listens_at=listens_at,
+            span=span,
         )
     )
 

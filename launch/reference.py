@@ -26,6 +26,7 @@ _MORE: Final = {
     "up": ("logs, disks and what is executed", "operating.md"),
     "check": ("all options", "config.md"),
     "doctor": ("what it looks for", "doctor.md"),
+    "render": ("from a file to a cluster", "kubernetes.md"),
     "worker": ("workers of your own", "quickstart.md#workers-of-your-own"),
     "simulate": ("traces, policies and numbers of workers", "simulate.md"),
     "key": ("who may do what", "operating.md#keys-who-may-do-what"),

@@ -34,6 +34,19 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """One engine runs on several machines, and a process of it on each. The first one serves requests."""
+
+    machines: int
+    rank: str  # of this machine, from 0; or what becomes it when the process is started
+    leader: str  # where the others find the first one
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == "0"
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """An engine gets to know this of the worker that it is to start."""
 
@@ -43,6 +56,13 @@ class Worker:
     around: Surroundings
     publishes_kv_events: bool = False  # routing goes by them
     takes_priorities: bool = False  # prompts are computed by the priorities that requests have
+    listens_at: str | None = None  # where its server listens; None: at the host where it is reached
+    span: Span | None = None  # its part of an engine that spans several machines
+
+    @property
+    def listen_host(self) -> str:
+        """Return where its server listens."""
+        return self.listens_at or self.address.host
 
     @property
     def kv_events(self) -> tuple[str, str]:

@@ -22,7 +22,9 @@ class Sim:
 def _argv(worker: Worker) -> list[str]:
     address = worker.address
     argv = ["-m", "worker.sim", "--model-name", address.served_model, "--role", address.role]
-    argv += ["--host", address.host, "--port", str(address.port)]
+    argv += ["--host", worker.listen_host, "--port", str(address.port)]
+    if worker.listen_host != address.host:
+        argv += ["--side-channel-host", address.host]
     argv += ["--side-channel-port", str(address.side_channel_port)]
     if worker.publishes_kv_events:
         endpoint, replay = worker.kv_events

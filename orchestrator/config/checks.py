@@ -298,7 +298,9 @@ def _model_path(path: Path, model: ModelConfig) -> Iterator[Finding]:
 
 
 def _is_needed_here(pools: Iterable[PoolConfig]) -> bool:
-    return any(is_loopback(worker.host) for pool in pools for worker in pool.workers or [WorkerConfig()])
+    """Return whether workers of this machine load the model; those that are discovered are elsewhere."""
+    here = [pool for pool in pools if pool.discover is None]
+    return any(is_loopback(worker.host) for pool in here for worker in pool.workers or [WorkerConfig()])
 
 
 def is_hub_name(path: str) -> bool:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Model, Reloadable
 from orchestrator.config.connectors import ConnectorName
+from orchestrator.config.kubernetes import KubernetesRenderConfig
 from orchestrator.config.policies import Policy, policy_named
 from orchestrator.config.printing import masked
 from orchestrator.config.slurm import SlurmConfig
@@ -1113,6 +1114,9 @@ class LaunchConfig(Model):
         ge=0,
         le=1e9,
         description="The logs of earlier runs have at most this many MiB together; the oldest are removed.",
+    )
+    kubernetes: KubernetesRenderConfig | None = Field(
+        None, description="This section says what `baton render` makes of the file for Kubernetes."
     )
 
 

@@ -58,7 +58,11 @@ def control_app(state: State) -> FastAPI:
     app.add_api_route("/ping", pages.health, methods=["POST"], include_in_schema=False)
     add_page(app, "/load", pages.load, "How many requests are in progress in this process.", "health")
     add_page(
-        app, "/ready", pages.ready, "200 if every model can be served, else 503 with the reasons.", "health"
+        app,
+        "/ready",
+        pages.ready,
+        "200 if every model can be served, with `?any` if one can, else 503 with the reasons.",
+        "health",
     )
     add_page(app, "/version", pages.version, "Baton's version.", "health")
     add_page(app, "/v1/models", pages.models, "The models that requests can name.", "models")
@@ -93,11 +97,12 @@ class _Pages:
     async def load(self) -> Response:
         return as_json({"server_load": self._state.telemetry.in_flight})
 
-    async def ready(self) -> Response:
+    async def ready(self, request: Request) -> Response:
         problems = self._state.model_problems()
         is_draining = self._state.is_draining
         said = {"models": problems} | _troubled(self._state.workers())
-        if not is_draining and all(problem is None for problem in problems.values()):
+        enough = any if "any" in request.query_params else all
+        if not is_draining and enough(problem is None for problem in problems.values()):
             return as_json({"status": "ready"} | said)
         status = "draining" if is_draining else "not ready"
         answer = as_json({"status": status} | said, 503)

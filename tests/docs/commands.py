@@ -12,7 +12,7 @@ from launch.cli import _parser
 from orchestrator.compiled import ROOT
 
 # Commands of others: what they may be given is theirs to say.
-OTHERS = {"cd", "docker", "export", "git", "pip", "python", "vllm"}
+OTHERS = {"cd", "docker", "export", "git", "helm", "kubectl", "pip", "python", "vllm"}
 PLACEHOLDERS = {"SECONDS": "1", "N": "1", "COUNT": "1"}  # where a number is wanted
 _TARGET = re.compile(r"^([\w-]+):", re.MULTILINE)
 

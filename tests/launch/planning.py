@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.engines.base import Surroundings
-from launch.plan import Plan, ProcessSpec, make_plan
+from launch.engines.base import Span, Surroundings
+from launch.plan import Plan, ProcessSpec, make_plan, worker_process
+from orchestrator.config.addresses import worker_addresses, worker_places
 from orchestrator.config.options import Config
 
 
@@ -40,6 +41,13 @@ def plan_of(made: Config, surroundings: Surroundings | None = None, overrides: S
 def only_worker(pool: Mapping[str, Any], surroundings: Surroundings | None = None) -> ProcessSpec:
     (spec,) = plan_of(config(model(both=pool)), surroundings).workers
     return spec
+
+
+def worker_elsewhere(pool: Mapping[str, Any], span: Span | None = None) -> ProcessSpec:
+    """A prefill worker that is reached at 10.0.0.1, and listens at all addresses."""
+    made = config(model(prefill={**pool, "workers": [{"host": "10.0.0.1"}]}, decode=pool))
+    place, address = worker_places(made)[0], worker_addresses(made)[0]
+    return worker_process(made, place, address, (0,), around(), listens_at="0.0.0.0", span=span)
 
 
 def value_of(option: str, spec: ProcessSpec) -> str:

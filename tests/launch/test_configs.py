@@ -21,6 +21,7 @@ STARTED = {
     "gpu-one-card": ["qwen/prefill/0", "qwen/decode/0", "orchestrator"],
     "gpu-1p1d": ["qwen/prefill/0", "qwen/decode/0", "orchestrator"],
     "multi-node": ["orchestrator"],
+    "kubernetes": ["qwen/prefill/0", "qwen/prefill/1", "qwen/decode/0", "qwen/decode/1", "orchestrator"],
 }
 
 

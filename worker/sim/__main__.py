@@ -101,6 +101,7 @@ def _announced(args: argparse.Namespace) -> Announced:
         connector=args.connector,
         engine_version=args.engine_version,
         kv_tokens=args.announced_kv_tokens,
+        host=args.side_channel_host,
     )
 
 
@@ -128,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="where decode workers ask for KV caches; 0: any",
     )
+    add("--side-channel-host", metavar="HOST", help="where they reach it, if not at --host")
     add(
         "--api-key-env",
         action="append",

@@ -31,6 +31,7 @@ class Announced:
     connector: str = "sim"
     engine_version: str | None = None  # None: the real one
     kv_tokens: int | None = None  # in place of those that fit
+    host: str | None = None  # where others reach its side channel; None: where it listens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,11 @@ class Settings:
     def heartbeat_s(self) -> float:
         """A decode worker says so often that it still waits for a KV cache."""
         return self.lease_s / _HEARTBEATS_PER_LEASE
+
+    @property
+    def advertised_host(self) -> str:
+        """Return the host that hand-offs name."""
+        return self.announced.host or self.host
 
     @property
     def context_tokens(self) -> int:

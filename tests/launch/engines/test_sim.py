@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.launch.planning import around, config, model, only_worker, plan_of, value_of
+from tests.launch.planning import around, config, model, only_worker, plan_of, value_of, worker_elsewhere
 
 
 def test_a_simulated_worker() -> None:
@@ -32,3 +32,9 @@ def test_it_publishes_kv_events_if_routing_goes_by_them() -> None:
     assert value_of("--kv-events", prefill) == "ipc://@baton-kv-events-8100"
     assert value_of("--kv-events-replay", prefill) == "ipc://@baton-kv-events-8100-again"
     assert "--kv-events" not in decode.argv
+
+
+def test_it_may_listen_elsewhere_than_it_is_reached() -> None:
+    spec = worker_elsewhere({"engine": "sim"})
+    assert value_of("--host", spec) == "0.0.0.0"
+    assert value_of("--side-channel-host", spec) == "10.0.0.1"

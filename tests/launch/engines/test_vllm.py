@@ -5,9 +5,18 @@ from typing import Any
 
 import pytest
 
-from launch.engines.base import PlanError
+from launch.engines.base import PlanError, Span
 from launch.plan import ProcessSpec
-from tests.launch.planning import around, config, gpus, model, only_worker, plan_of, value_of
+from tests.launch.planning import (
+    around,
+    config,
+    gpus,
+    model,
+    only_worker,
+    plan_of,
+    value_of,
+    worker_elsewhere,
+)
 
 PREFILL_ON_CPU = (
     '{"kv_connector":"NixlConnector","kv_role":"kv_producer","kv_buffer_device":"cpu",'
@@ -195,3 +204,18 @@ def test_several_gpus_are_used_as_one_unless_the_user_says_how() -> None:
 
 def test_the_workers_name_for_the_model() -> None:
     assert value_of("--served-model-name", only_worker({"served_model": "theirs"})) == "theirs"
+
+
+def test_it_may_listen_elsewhere_than_it_is_reached() -> None:
+    spec = worker_elsewhere({})
+    assert value_of("--host", spec) == "0.0.0.0"
+    assert spec.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "10.0.0.1"
+    assert "--nnodes" not in spec.argv
+
+
+def test_an_engine_that_spans_machines_is_a_process_on_each() -> None:
+    first, second = (worker_elsewhere({}, Span(2, rank, "leader")) for rank in ("0", "1"))
+    assert (value_of("--nnodes", first), value_of("--node-rank", first)) == ("2", "0")
+    assert value_of("--master-addr", second) == "leader"
+    assert "--headless" not in first.argv
+    assert "--headless" in second.argv

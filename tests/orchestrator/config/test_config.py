@@ -149,6 +149,7 @@ def test_paths_that_need_not_be_here() -> None:
     elsewhere = "models: [{name: m, path: /data/m, both: {workers: [{host: 10.0.0.1}]}}]"
     assert load(elsewhere).models[0].path == "/data/m"
     load("models: [{name: m, path: gone/for/good, both: {urls: ['http://h']}}]")
+    load("models: [{name: m, path: /cache/m, both: {replicas: 2, discover: {dns: 'workers:8100'}}}]")
 
 
 @pytest.mark.usefixtures("here")

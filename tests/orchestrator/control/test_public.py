@@ -290,3 +290,12 @@ def test_figures_of_the_process_need_a_key_where_there_are_keys() -> None:
     assert ask(app, "/health?verbose").status_code == 401
     assert "rss_bytes" not in ask(app, "/health").json()
     assert "rss_bytes" in ask(app, "/health?verbose", headers=KEY).json()
+
+
+def test_ready_if_any_model_can_be_served() -> None:
+    problems = {"tiny": None, "org/large": "no decode worker is ready"}
+    response = ask(control_app(FakeState(problems=problems)), "/ready?any")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "models": problems}
+    problems = {"tiny": "no worker", "org/large": "no worker"}
+    assert ask(control_app(FakeState(problems=problems)), "/ready?any").status_code == 503

@@ -21,6 +21,7 @@ from tests.worker.sim.asking import (
 )
 from tests.worker.sim.workers import Worker, running
 from worker.sim.latency import Latency
+from worker.sim.settings import Announced
 
 MAKES = [chat, completion]
 STREAMS = [False, True]
@@ -34,6 +35,15 @@ def test_the_text_equals_the_aggregated_one(
     document = make("What is a KV cache?", max_tokens=30)
     answer = decode(decoder, document, prefill(prefiller, document), stream=stream)
     assert text_of(answer) == text_of(ask(decoder, document)) != ""
+
+
+def test_a_worker_that_listens_at_all_addresses_names_its_own(decoder: Worker) -> None:
+    document = chat("What is a KV cache?")
+    with running(role="prefill", host="0.0.0.0", announced=Announced(host="127.0.0.1")) as prefiller:
+        handoff = prefill(prefiller, document)
+        assert handoff["remote_host"] == "127.0.0.1"
+        answer = decode(decoder, document, handoff)
+        assert cached_tokens(answer) == handoff["remote_num_tokens"]
 
 
 @pytest.mark.parametrize("make", MAKES)

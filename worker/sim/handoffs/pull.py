@@ -96,7 +96,7 @@ class Pull(Kind):
             "remote_block_ids": [block_ids],
             "remote_engine_id": self._engine_id,
             "remote_request_id": request_id,
-            "remote_host": self._settings.host,
+            "remote_host": self._settings.advertised_host,
             "remote_port": self._settings.defects.advertised_port or self.port,
             "tp_size": self._settings.announced.tp,
             "dcp_size": 1,
