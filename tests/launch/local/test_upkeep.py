@@ -8,7 +8,7 @@ import pytest
 from launch.local import upkeep
 from launch.local.logs import make_run_directory
 from launch.local.member import _because
-from launch.local.upkeep import WORKERS_FILE, LOOK_S, Upkeep, prune, rotate
+from launch.local.upkeep import LOOK_S, WORKERS_FILE, Upkeep, prune, rotate
 
 
 class Said:
