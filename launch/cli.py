@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # How `baton --help` lists the commands.
 _GROUPS = {
-    "begin": ["init", "check", "doctor", "plan", "explain", "schema", "metrics", "completion"],
+    "begin": ["init", "check", "doctor", "discover", "plan", "explain", "schema", "metrics", "completion"],
     "run": ["up", "down", "worker", "orchestrator", "key"],
     "look at what runs": ["ps", "top", "logs", "events", "trace", "explain-route"],
     "change what runs": ["drain", "undrain", "restart", "scale"],
@@ -121,6 +121,7 @@ def _parser() -> Parser:
     _add_backend(plan)
     _add(commands, "check", _check, "validate CONFIG; print all mistakes at once, as FILE:LINE:COL: message")
     _add_doctor(commands)
+    _add_discover(commands)
     operating.add_commands(commands)
     _add(commands, "orchestrator", _orchestrator, "run the orchestrator alone, in the foreground")
     worker = _add(commands, "worker", _worker, "run one worker alone, in the foreground")
@@ -245,6 +246,12 @@ def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="SECONDS",
         help="how long a worker may take for an answer; default: %(default)g",
     )
+
+
+def _add_discover(commands: argparse._SubParsersAction[Parser]) -> None:
+    from launch import discover
+
+    discover.add_options(_add(commands, "discover", _discover, discover.ABOUT))
 
 
 def _version_action() -> type[argparse.Action]:
@@ -502,6 +509,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from launch.doctor.command import run
 
     return run(arguments, config)
+
+
+def _discover(arguments: argparse.Namespace) -> int:
+    from launch import discover
+
+    return discover.run(arguments, _load(arguments))
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ ALLOWED = {
         "orchestrator.compiled",  # what has a compiled form, for `launch/compile.py`
         "orchestrator.config",
         "orchestrator.control.reload",  # where a running orchestrator gets its config from
+        "orchestrator.discovery",  # `baton discover` asks the sources that an orchestrator would
         "orchestrator.errors",
         "orchestrator.form",  # which form runs, and whether there is a build
         "orchestrator.interpreter",  # what its children import is what ours do

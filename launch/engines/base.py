@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.config.addresses import MAX_PORT, WorkerAddress, WorkerPlace, is_loopback
-from orchestrator.config.options import PoolConfig
+from orchestrator.config.addresses import WorkerAddress, WorkerPlace, is_loopback
+from orchestrator.config.options import MAX_PORT, PoolConfig
 
 # From a worker's own port to those of its KV events, where other machines are to reach them.
 KV_EVENTS_OFFSET = 2000

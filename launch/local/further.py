@@ -8,12 +8,11 @@ from launch.engines import ENGINES
 from launch.engines.base import PlanError, Surroundings
 from launch.plan import ProcessSpec, worker_at
 from orchestrator.config.addresses import (
-    MAX_PORT,
     SIDE_CHANNEL_OFFSET,
     WorkerPlace,
     worker_addresses,
 )
-from orchestrator.config.options import Config, ModelConfig, PoolConfig, WorkerConfig
+from orchestrator.config.options import MAX_PORT, Config, ModelConfig, PoolConfig, WorkerConfig
 from orchestrator.wire.info import Role
 
 IsFree = Callable[[str, int], bool]
@@ -90,7 +89,7 @@ class FurtherWorkers:
 
 def _check(pool: PoolConfig) -> None:
     if not pool.is_managed:
-        raise PlanError("its workers are urls, which Baton does not start")
+        raise PlanError("its workers are urls or discovered, which Baton does not start")
     if pool.data_parallel_size > 1:
         raise PlanError("its workers are data-parallel engines, which are added with a restart only")
 

@@ -78,14 +78,21 @@ def model_named(config: Config, name: str | None) -> ModelConfig:
 
 def with_workers(model: ModelConfig, prefill: int | None, decode: int | None) -> ModelConfig:
     """Return the model with so many workers instead, where a number is given; without prefill workers for
-    0.
+    0. Raises `SimulationError` where nobody says how many there are.
     """
     pools: dict[str, PoolConfig | None] = {}
     if prefill is not None:
         pools["prefill"] = _of_size(model.prefill or model.decode or model.both, prefill)
     if decode is not None:
         pools["decode"] = _of_size(model.decode or model.both, decode)
-    return model.model_copy(update=pools)
+    made = model.model_copy(update=pools)
+    for role, pool in made.pools():
+        if pool.discover is not None and pool.replicas is None:
+            option = "--prefill" if role == "prefill" else "--decode"
+            raise SimulationError(
+                f"the workers of {made.name}/{role} are discovered: say how many with {option}"
+            )
+    return made
 
 
 def _of_size(pool: PoolConfig | None, count: int) -> PoolConfig | None:

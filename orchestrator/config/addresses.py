@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from orchestrator.config.options import (
+    MAX_PORT,
     Config,
     ModelConfig,
     PoolConfig,
@@ -18,7 +19,6 @@ from orchestrator.config.options import (
 from orchestrator.wire.info import Role
 
 SIDE_CHANNEL_OFFSET = 1000  # from base_port to the first side channel
-MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,19 +306,17 @@ def is_hub_name(path: str) -> bool:
     return path.count("/") == 1 and path[0].isalnum() and not path.endswith("/")
 
 
-_OF_UNMANAGED: Final = {"urls", "discover", "served_model", "seats", "data_parallel_size", "zone", "zones"}
-
-
 def _useless(path: Path, role: Role, pool: PoolConfig) -> Iterator[Finding]:
     given = pool.model_fields_set
     if role == "prefill" and "seats" in given:
         yield Finding((*path, role, "seats"), "seats has no effect on prefill workers: give it to decode")
-    if not pool.is_managed:
-        source = "urls" if pool.urls is not None else "discover"
-        for key in sorted(given - _OF_UNMANAGED):
+    if pool.urls is not None:
+        for key in sorted(given - {"urls", "served_model", "seats", "data_parallel_size", "zone", "zones"}):
             yield Finding(
-                (*path, role, key), f"{key} has no effect on {source}: Baton does not start these workers"
+                (*path, role, key), f"{key} has no effect on urls: Baton does not start these workers"
             )
+    elif not pool.is_managed:
+        return  # a launcher elsewhere may start what is discovered, from the same file
     elif pool.engine == "sim":
         for key in sorted(given & {"device", "gpus_per_replica"}):
             yield Finding((*path, role, key), f"{key} has no effect on the simulated engine")

@@ -31,6 +31,7 @@ LEASE_S = 30.0
 MAX_PROCESSES = 256
 MAX_WORKERS = 4096  # of all models together
 MAX_GPUS = 1024  # of one machine
+MAX_PORT = 65535
 MAX_SECONDS = 1e9  # 31 years, for those who mean for ever
 MAX_RATE = 10**12  # of requests, or of tokens, per minute
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # of a key beside others
@@ -74,9 +75,13 @@ def _dns_label(value: str) -> str:
 _is_dns_label = re.compile(r"(?=.{1,63}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?").fullmatch
 
 
-def _port_name(value: str) -> str:
-    if not _is_port_name(value):
-        raise ValueError(f"expected the name of a port, of a-z, 0-9 and hyphens, or a number, got {value!r}")
+def _service_port(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PORT
+    if not is_number and not (isinstance(value, str) and _is_port_name(value)):
+        raise ValueError(
+            f"expected a number from 1 to {MAX_PORT}, or the name of a port, of a-z, 0-9 and hyphens, got "
+            f"{value!r}"
+        )
     return value
 
 
@@ -225,7 +230,7 @@ def _variable(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 PortAddress = Annotated[str, AfterValidator(_port_address)]
 DnsLabel = Annotated[str, AfterValidator(_dns_label)]
-PortName = Annotated[str, AfterValidator(_port_name)]
+ServicePort = Annotated[str | int, BeforeValidator(_service_port)]
 Host = Annotated[str, AfterValidator(_worker_host)]
 Url = Annotated[str, AfterValidator(_worker_url)]
 HostName = Annotated[str, AfterValidator(_host_name)]
@@ -689,7 +694,7 @@ class KubernetesConfig(Model):
     namespace: Reloadable[DnsLabel | None] = Field(
         None, description="The Service is in this namespace; without it in the orchestrator's own."
     )
-    port: Reloadable[PortName | Annotated[int, Field(ge=1, le=65535)] | None] = Field(
+    port: Reloadable[ServicePort | None] = Field(
         None,
         description="Workers listen at this port of the Service, by name, or at this number; without it at "
         "its only port, or at the one named http.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -33,6 +34,7 @@ Baton admin
 /admin/workers/{name}               DELETE drains and removes it
 /admin/workers/{name}/drain         POST: no new legs
 /admin/workers/{name}/undrain       POST: takes legs again
+/admin/discovery                    the sources that find workers, and what is wrong with what they list
 /admin/requests                     of late; ?key= ?model= ?worker= ?failed=1 ?slowest=1 ?slower_than= ?limit=
 /admin/requests/{id}                all that became of one
 /admin/explain                      POST a request: who would serve it, and why; ?path= is its path
@@ -60,6 +62,7 @@ def admin_app(state: AdminState, reload: Reload | None = None, run_key: str | No
     _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
     add_page(app, "/admin/events", EventPages(state.events).events, "What has happened of late.", "admin")
+    add_page(app, "/admin/discovery", pages.discovery, "The sources that find workers.", "admin")
     requests = RequestPages(state)
     add_page(app, "/admin/requests", requests.all, "Requests of late.", "admin")
     add_page(app, "/admin/requests/{name:rest}", requests.one, "What became of one.", "admin")
@@ -112,6 +115,7 @@ class _AdminPages:
             events=lambda: state.events.counts,
             not_after=lambda: None if state.certificate is None else state.certificate.not_after,
             keys=state.keys_counted,
+            sources=lambda: state.registry.sources,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 
@@ -123,6 +127,11 @@ class _AdminPages:
 
     async def metrics(self) -> Response:
         return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
+
+    async def discovery(self) -> Response:
+        now = time.monotonic()
+        sources = [source.described(now) for source in self._state.registry.sources]
+        return Response(msgspec.json.encode(sources), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

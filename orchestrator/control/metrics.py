@@ -28,6 +28,7 @@ from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.sources import SourceStatus
 from orchestrator.workers.worker import Worker
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,6 +49,7 @@ class Sources:
     events: Callable[[], Mapping[str, int]] = dict  # how many there were of each kind
     not_after: Callable[[], float | None] = lambda: None  # of the TLS certificate, in seconds since 1970
     keys: Callable[[], Sequence[KeyCounts]] = list
+    sources: Callable[[], Sequence[SourceStatus]] = list  # that find workers
 
 
 class BatonCollector(Collector):
@@ -86,6 +88,7 @@ class BatonCollector(Collector):
             events=sources.events(),
             not_after=sources.not_after(),
             keys=sources.keys(),
+            sources=sources.sources(),
         )
 
     def _samples(self, metric: catalog.Metric, samples: Iterable[Sample]) -> Metric:

@@ -5,6 +5,7 @@ All series exist before the first request, and every label comes from the config
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,6 +23,7 @@ from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.usage import Kv
 from orchestrator.workers.figures import COUNTERS, CacheFigures, CacheStatus, KvEventStatus
 from orchestrator.workers.snapshot import WorkerStatus
+from orchestrator.workers.sources import SourceStatus
 from orchestrator.workers.states import WorkerState
 
 Sample = tuple[Sequence[str], float]  # the values of the labels, and the value
@@ -48,6 +50,7 @@ class Moment:
     events: Mapping[str, int]  # how many there were of each kind
     not_after: float | None  # of the TLS certificate, in seconds since 1970
     keys: Sequence[KeyCounts]
+    sources: Sequence[SourceStatus]  # that find workers
 
 
 Read = Callable[[Moment], Iterable[Sample]]
@@ -240,6 +243,13 @@ def _reloads(moment: Moment) -> Iterator[Sample]:
         yield (outcome,), moment.events.get(kind, 0)
 
 
+def _discovery_ages(moment: Moment) -> Iterator[Sample]:
+    now = time.monotonic()
+    for source in moment.sources:
+        for model, role in source.pools:
+            yield (model, role, source.name), now - source.since
+
+
 def _certificate(moment: Moment) -> Iterator[Sample]:
     if moment.not_after is not None:
         yield (), moment.not_after
@@ -302,6 +312,7 @@ READ: Final[Mapping[Metric, Read]] = {
     catalog.RECONNECTS: _upstream(lambda stats: stats.retries),
     catalog.FALLBACKS: _cells(lambda layout: layout.fallbacks, _names(counters.FallbackReason)),
     catalog.RELOADS: _reloads,
+    catalog.DISCOVERY_AGE: _discovery_ages,
     catalog.CERTIFICATE: _certificate,
 }
 READ_HISTOGRAM: Final[Mapping[Metric, ReadHistogram]] = {

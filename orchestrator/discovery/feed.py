@@ -38,8 +38,8 @@ class Feed:
         random: Random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`name` is the source's, as `kubernetes team/qwen-decode`. `others` are pools whose members may be in
-        the same list, and are found by other sources.
+        """`name` is the source's, as `kubernetes team/qwen-decode`. `others` are pools whose members may be
+        in the same list, and are found by other sources.
         """
         self._source = source
         self._pools = pools

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Final, NoReturn
+from typing import Final, NoReturn, cast
 
 import httpx
 import msgspec
@@ -144,10 +144,11 @@ class KubernetesSource(Source):
         parameters = {"limit": str(PAGE), **({"continue": more} if more else {})}
         async with self._asked(client, api, parameters) as response:
             content = bytearray()
-            async for piece in response.aiter_raw():
-                content += piece
-                if len(content) > MAX_LIST_BYTES:
-                    raise SourceAway(f"{api.url} answers with more than {MAX_LIST_BYTES} bytes")
+            async with contextlib.aclosing(_pieces(response)) as pieces:
+                async for piece in pieces:
+                    content += piece
+                    if len(content) > MAX_LIST_BYTES:
+                        raise SourceAway(f"{api.url} answers with more than {MAX_LIST_BYTES} bytes")
         try:
             return _decode_list(bytes(content))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -188,9 +189,15 @@ class KubernetesSource(Source):
         }
         limit = asyncio.get_running_loop().time() + seconds + LATE_S
         async with asyncio.timeout_at(limit), self._asked(client, api, parameters) as response:
-            async for line in _lines(response):
-                if self._heard(line):
-                    take(self._found(api))
+            rest = b""
+            async with contextlib.aclosing(_pieces(response)) as pieces:
+                async for piece in pieces:
+                    *lines, rest = (rest + piece).split(b"\n")  # a rest without its end is no event
+                    changes = [self._heard(line) for line in lines if line.strip()]
+                    if any(changes):
+                        take(self._found(api))
+                    if len(rest) > MAX_LINE_BYTES:
+                        raise _Cut
 
     def _heard(self, line: bytes) -> bool:
         """Take an event over; return whether anything can have changed. Raises `_Cut` for one after which
@@ -219,7 +226,8 @@ class KubernetesSource(Source):
 def find_api(config: KubernetesConfig, account: Path, environ: Mapping[str, str]) -> Api:
     """Return the API server of the config, or of the cluster around. Raises `SourceAway`."""
     if config.url is not None:
-        return Api(config.url.rstrip("/"), config.namespace or "default", {}, tls=True)
+        is_plain = config.url.startswith("http://")  # certificates are read in vain then
+        return Api(config.url.rstrip("/"), config.namespace or "default", {}, tls=not is_plain)
     host = environ.get(HOST_ENV)
     if not host:
         raise SourceAway(OUTSIDE)
@@ -268,20 +276,13 @@ _decode_list = msgspec.json.Decoder(_List).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 
 
+def _pieces(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Return the body as it comes, which whoever reads closes: one that is left alone is closed late."""
+    return cast(AsyncGenerator[bytes, None], aiter(cast(AsyncIterable[bytes], response.stream)))
+
+
 class _Cut(Exception):
     """A watch is over, and what has changed since must be found out by a list."""
-
-
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the whole lines of a watch; a rest without its end is no event. Raises `_Cut`."""
-    rest = b""
-    async for piece in response.aiter_raw():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield line
-        if len(rest) > MAX_LINE_BYTES:
-            raise _Cut
 
 
 _ON_THE_WAY: Final = (TimeoutError, httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
@@ -334,8 +335,9 @@ async def _refused(response: httpx.Response, api: Api) -> Exception:
 
 async def _head_of(response: httpx.Response) -> bytes:
     content = b""
-    async for piece in response.aiter_raw():
-        content += piece
-        if len(content) > MAX_LINE_BYTES:
-            break
+    async with contextlib.aclosing(_pieces(response)) as pieces:
+        async for piece in pieces:
+            content += piece
+            if len(content) > MAX_LINE_BYTES:
+                break
     return content

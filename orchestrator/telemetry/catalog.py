@@ -643,6 +643,16 @@ RELOADS: Final = Metric(
     "reloads",
     panel=Panel("Reloads of the config per second", ("outcome",)),
 )
+DISCOVERY_AGE: Final = Metric(
+    _O,
+    _GAUGE,
+    "baton_discovery_age_seconds",
+    "For how long a source of workers has not told what there is, by the pool whose workers it finds: well "
+    "under a minute unless the source is away.",
+    ("model", "role", "source"),
+    "seconds",
+    panel=Panel("Age of the lists of workers", ("source",), "max"),
+)
 CERTIFICATE: Final = Metric(
     _O,
     _GAUGE,

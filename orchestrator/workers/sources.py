@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -15,3 +16,14 @@ class SourceStatus:
     members: int | None = None  # in that set; None until the first one
     away: str | None = None  # why it cannot be asked, if that is so
     problems: tuple[str, ...] = field(default=())  # what is wrong with that set
+
+    def described(self, now: float) -> dict[str, Any]:
+        """Return the status as the admin API shows it, with its age in seconds."""
+        return {
+            "name": self.name,
+            "pools": ["/".join(pool) for pool in self.pools],
+            "age_s": round(now - self.since, 3),
+            "members": self.members,
+            "away": self.away,
+            "problems": self.problems,
+        }

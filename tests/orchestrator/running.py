@@ -136,10 +136,7 @@ class Orchestrator:
         listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
         scheme = "https" if "tls" in options else "http"
         self.url, self.admin_url = f"{scheme}://{listen}", f"{scheme}://{admin}"
-        pools = {
-            role: {"urls": [w.url for w in workers if w.role == role], **(pool or {})}
-            for role in ("prefill", "decode")
-        }
+        pools = {role: {**_urls(workers, role, pool or {}), **(pool or {})} for role in ("prefill", "decode")}
         decode = {**pools["decode"], "seats": seats}
         self.config: dict[str, Any] = {
             "orchestrator": {"listen": listen, "admin": admin, **options},
@@ -279,6 +276,10 @@ class Orchestrator:
         for client in self._clients:
             client.close()
         wait_for(lambda: not self.left(), "the end of all processes")
+
+
+def _urls(workers: Sequence[SimWorker], role: str, pool: Mapping[str, Any]) -> dict[str, Any]:
+    return {} if "discover" in pool else {"urls": [w.url for w in workers if w.role == role]}
 
 
 class CounterWatch:

@@ -96,6 +96,18 @@ def test_other_numbers_of_workers(site: Path, tmp_path: Path, capsys: pytest.Cap
     assert (four["whole"], none["least_loaded"]["whole"]) == (0.0, 1.0)
 
 
+def test_workers_that_are_discovered_are_as_many_as_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = {"engine": "sim", "discover": {"dns": "h:1"}}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"models": [{"name": "m", "prefill": pool, "decode": pool}]}))
+    trace = trace_file(tmp_path, conversations(100, rate=4.0))
+    assert cli.main(["simulate", str(path), "--trace", trace, "--prefill", "2"]) == 2
+    assert "the workers of m/decode are discovered: say how many with --decode" in capsys.readouterr().err
+    assert found(capsys, str(path), "--trace", trace, "--prefill", "2", "--decode", "2")
+
+
 def test_a_slow_worker(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = str(site), "--trace", trace_file(tmp_path, conversations(500, rate=3.0))
     policy = "--policies", "round_robin"

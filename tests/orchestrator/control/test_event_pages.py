@@ -43,7 +43,7 @@ def test_events_are_picked_by_number_and_kind() -> None:
         ("aftr=1", "unknown parameter 'aftr'; there is: after, follow, kind"),
         (
             "kind=worker.lost",
-            "no events are of the kind 'worker.lost'; there is: admin, certificate, lease, ",
+            "no events are of the kind 'worker.lost'; there is: admin, certificate, discovery, lease, ",
         ),
         ("kind=%0d%0aX:%1b[31m", "no events are of the kind '\\r\\nX:\\x1b[31m'"),
         ("follow=yes", "'follow' is 1 or 0"),

@@ -260,3 +260,46 @@ def test_more_workers_than_there_is_room_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigRefused, match="there is no room for 2 workers more: restart"):
         target.reload()
     assert len(target.workers()) == 4
+
+
+# --- workers that are discovered ----------------------------------------------------------------
+
+
+def discovered(**sources: Any) -> dict[str, Any]:
+    """The config with a pool that finds its workers by this source."""
+    return changed(lambda config: config["models"][0].update(decode={"discover": sources}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ({"file": "a"}, {"file": "b"}, "models.0.decode.discover"),
+        ({"file": "a"}, {"dns": "h:1"}, "models.0.decode.discover"),
+        (
+            {"kubernetes": {"service": "a"}},
+            {"kubernetes": {"service": "a", "port": 1}},
+            "models.0.decode.discover",
+        ),
+    ],
+)
+def test_a_source_may_become_another_one(old: Any, new: Any, key: str, tmp_path: Path) -> None:
+    target = FakeTarget(tmp_path / "config.yaml", old=discovered(**old))
+    target.write(discovered(**new))
+    told: list[Config] = []
+
+    async def main() -> tuple[str, ...]:
+        return await Reloader(ConfigSource(str(target.path)), target, told.append).reload()
+
+    assert asyncio.run(main()) == (key,)
+    assert told == target.reconfigured == [target.config]
+
+
+def test_a_pool_does_not_begin_or_cease_to_be_discovered(tmp_path: Path) -> None:
+    target = FakeTarget(tmp_path / "config.yaml", old=discovered(file="a"))
+    target.write(OLD)
+    with pytest.raises(ConfigRefused, match="only a restart can change"):
+        target.reload()
+    target = FakeTarget(tmp_path / "config.yaml")
+    target.write(discovered(file="a"))
+    with pytest.raises(ConfigRefused, match="only a restart can change"):
+        target.reload()

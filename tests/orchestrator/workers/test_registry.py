@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import Conflict
+from orchestrator.processes.rows import Rows
 from orchestrator.routing.policies.base import Context
 from orchestrator.routing.policies.least_loaded import LeastLoaded
+from orchestrator.telemetry.counters import Layout
 from orchestrator.wire.codec import CODECS
 from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.judge import CLEARED_S, MAX_WHY
@@ -482,3 +485,89 @@ def test_what_a_worker_can_write_into_an_error_is_bounded() -> None:
     registry = registry_of({"decode": 1})
     registry.judge.note_failed(registry.workers[0], "x" * 10_000)
     assert len(str(registry.workers[0].last_error)) == MAX_WHY
+
+
+# --- workers that end for good ------------------------------------------------------------------
+
+
+def test_a_worker_that_is_lost_is_forgotten_at_once_and_its_legs_are_out_of_service() -> None:
+    registry = registry_of({"decode": 2})
+    gone: list[Worker] = []
+    registry.news.gone.add(gone.append)
+    worker = registry.workers[0]
+    epoch = worker.epoch
+    with seat(worker):
+        registry.lose(worker, "its pod has ended")
+        assert worker.state is WorkerState.GONE
+        assert worker.epoch > epoch
+        assert gone == [worker]
+    assert names(registry.workers) == ["decode/1"]
+    assert names(registry.pools["m"].decode) == ["decode/1"]
+
+
+def test_a_worker_that_stays_after_all_serves_again() -> None:
+    registry = registry_of({"decode": 2})
+    worker = registry.workers[0]
+    with seat(worker):
+        registry.remove(worker)
+        registry.keep(worker)
+        registry.judge.mark_ready(worker)
+        registry.settle()
+    assert names(registry.pools["m"].decode) == ["decode/0", "decode/1"]
+
+
+def followed() -> tuple[Registry, Registry]:
+    """The registry that decides, of two prefill workers, and one that follows it; there is room for two."""
+    addresses = [address("prefill", index, port=1 + index) for index in range(2)]
+    rows = Rows.create(Layout(["m"], []), len(addresses) + 2, 2)
+    source, copy = (Registry(addresses, ["m"], "json", rows.loads(row)) for row in range(2))
+    rows.close()
+    for worker in source.workers:
+        source.judge.mark_ready(worker)
+    copy.follow(source.snapshots())
+    return source, copy
+
+
+@pytest.mark.parametrize("is_slot_the_same", [False, True])
+def test_processes_take_another_start_of_a_worker_for_another_one(is_slot_the_same: bool) -> None:
+    """Whatever was published in between: only the last snapshot may be seen."""
+    source, copy = followed()
+    old, epoch = copy.workers[0], copy.workers[0].epoch
+    lost = source.workers[0]
+    taken = contextlib.nullcontext() if is_slot_the_same else seat(lost)
+    with taken:
+        source.lose(lost, "its pod has ended")
+        new = source.add(lost.address, lost.epoch)
+        assert (new.slot == lost.slot) is is_slot_the_same
+        source.judge.mark_ready(new)
+        copy.follow(source.snapshots())
+    assert old.epoch > epoch  # hand-offs of the old start are void
+    found = copy.find(old.name)
+    assert found is not None
+    assert (found.state, found.epoch) == (WorkerState.READY, new.epoch)
+    assert len(copy.workers) == 2
+
+
+def test_an_address_that_another_worker_has_now_ends_the_one_that_had_it() -> None:
+    source, copy = followed()
+    old, epoch = copy.workers[0], copy.workers[0].epoch
+    source.lose(source.workers[0], "its pod has ended")
+    source.add(replace(old.address, name="m/prefill/pod"))
+    copy.follow(source.snapshots())
+    assert (old.state, old.epoch) == (WorkerState.GONE, epoch + 1)
+
+
+def test_slots_of_those_that_have_left_are_used_again() -> None:
+    registry = registry_of({"decode": 1})
+    for index in range(1, 100):
+        added = registry.add(address("decode", index, port=1 + index))
+        registry.remove(added)
+        registry.settle()
+        assert added.slot == 1
+
+
+def test_names_of_their_own_do_not_count_as_indexes() -> None:
+    registry = registry_of({"decode": 1})
+    for name in ("pod-7", "x", "²", "3"):
+        registry.add(replace(address("decode", 0, port=ord(name[0])), name=f"m/decode/{name}"))
+    assert registry.next_index("m", "decode") == 4
