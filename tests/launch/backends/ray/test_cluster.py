@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    """A head and three nodes with room for two workers each, in a network of their own."""
+    """A head and three nodes with room for three workers each, in a network of their own."""
     with own_network():
         made = Nodes(3)
         try:
@@ -189,7 +189,7 @@ def test_ctrl_c_while_places_are_missing_leaves_nothing(runs: Callable[..., Run]
     others = nodes.ask("left")
     run = runs(options={"resources": {"H200": 1}})
     missing = (
-        "a worker of sim/prefill needs 1 CPU, 1 H200 on one node, and no node has more than 2 CPU, 0 H200"
+        "a worker of sim/prefill needs 1 CPU, 1 H200 on one node, and no node has more than 3 CPU, 0 H200"
     )
     wait_for(lambda: missing in run.stderr, "what is missing")
     run.process.send_signal(signal.SIGINT)
