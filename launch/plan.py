@@ -185,7 +185,7 @@ def _front(config: Config, config_path: str, overrides: Sequence[str], around: S
     count = config.launch.orchestrators
     if count > 1 and config.orchestrator.admin is not None and admin_url(config) is None:
         raise PlanError("orchestrator.admin has port 0, and several orchestrators are started: give a port")
-    specs = [orchestrator_process(config, config_path, overrides, around, replica) for replica in range(count)]
+    specs = [orchestrator_process(config, config_path, overrides, around, index) for index in range(count)]
     admins = [admin_url(config, replica) for replica in range(count)]
     return {
         "orchestrator": specs[0],

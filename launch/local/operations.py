@@ -103,7 +103,7 @@ class Operator:
     # --- restart --------------------------------------------------------------------------------
 
     async def _restart_all(self, request: Request, order: Order) -> dict[str, Any]:
-        members = self._chosen(request["workers"])
+        members = _chosen(self._fleet, request["workers"])
         done: list[str] = []
         for number, member in enumerate(members, 1):
             _check_wanted(order)
@@ -112,17 +112,6 @@ class Operator:
             done.append(member.spec.name)
             order.caller.say(f"{member.spec.name}: restarted, {number} of {len(members)}")
         return {"restarted": done}
-
-    def _chosen(self, names: Sequence[str]) -> Sequence[Member]:
-        """Return the members with these names; if there is no name all workers, and several orchestrators."""
-        if not names:
-            orchestrators = self._fleet.orchestrators
-            return [*self._fleet.workers, *(orchestrators if len(orchestrators) > 1 else ())]
-        found = {name: self._fleet.find(name) for name in names}
-        for name, member in found.items():
-            if member is None:
-                raise CommandFailed(f"{name} is not of this run")
-        return cast("list[Member]", [*found.values()])
 
     async def _restart(self, member: Member, order: Order) -> None:
         if member in self._fleet.orchestrators:
@@ -433,6 +422,19 @@ class Operator:
         name = await self._registrar.add(member.spec, model, pool.served_model, pool.zone)
         if name != member.spec.name:
             self._fleet.rename(member, name)
+
+
+def _chosen(fleet: Fleet, names: Sequence[str]) -> Sequence[Member]:
+    """Return the members with these names; if there is no name all workers, and orchestrators if there are
+    several. Raises `CommandFailed`.
+    """
+    if not names:
+        return [*fleet.workers, *(fleet.orchestrators if len(fleet.orchestrators) > 1 else ())]
+    found = {name: fleet.find(name) for name in names}
+    for name, member in found.items():
+        if member is None:
+            raise CommandFailed(f"{name} is not of this run")
+    return cast("list[Member]", [*found.values()])
 
 
 async def _until(is_so: Callable[[], Awaitable[bool]]) -> None:

@@ -330,9 +330,12 @@ class _Cluster:
         limits = self.fleet.limits
         await self._stopped(self.fleet.orchestrators, limits.stop_orchestrator_s, hurry)
         await self._stopped(self.fleet.workers, limits.stop_worker_s, hurry)
-        with contextlib.suppress(BackendError):
+        try:
             await self._backend.close()
-        self._writer.end(self.fleet.entries())
+        except BackendError as error:  # the file goes on to say that there are workers
+            self.fleet.progress.say(f"{error}; `baton down` tries that again")
+        else:
+            self._writer.end(self.fleet.entries())
 
     async def _stopped(self, members: Sequence[Member], limit_s: float, hurry: asyncio.Event) -> None:
         stops = [asyncio.create_task(member.stop(limit_s, hurry)) for member in members]

@@ -95,7 +95,7 @@ class SlurmConfig(Model):
         None,
         description="A worker's job may run so long, as Slurm writes times: 90 (minutes), 12:00:00, 7-0 "
         "(days-hours). Before its end the worker is drained, and gets another place. Without it the "
-        "partition's default counts.",
+        "partition's default is taken.",
     )
     sbatch: list[Annotated[str, AfterValidator(_option)]] = Field(
         [],

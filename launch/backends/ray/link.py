@@ -34,6 +34,7 @@ class Link:
         self._reading: asyncio.Task[None] | None = None
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
+        self._refusal: str | None = None  # why an agent has ended, in its own words
 
     async def open(self) -> None:
         """Start the agent; one of before is ended. Raises `BackendError`."""
@@ -67,7 +68,9 @@ class Link:
 
     def _take(self, line: Mapping[str, Any]) -> None:
         asked = self._asked.pop(line["id"], None) if line.get("id") is not None else None
-        if asked is None:
+        if asked is None and set(line) == {"error"}:
+            self._refusal = line["error"]
+        elif asked is None:
             self._hear(line)
         elif asked.done():
             return
@@ -77,6 +80,8 @@ class Link:
             asked.set_result(line["done"])
 
     def _last_words(self) -> str:
+        if self._refusal is not None:
+            return self._refusal
         said = " ".join(line.strip() for line in tail(self.log, 3)) or "it said nothing"
         return f"the process that talks to Ray has ended: {said} (log: {self.log})"
 

@@ -259,11 +259,7 @@ class SlurmBackend(Backend):
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
             self._watching = None
-        try:
-            await asyncio.to_thread(self.sweep, self.handle)
-        except BackendError as error:
-            self._say(str(error))
-            raise
+        await asyncio.to_thread(self.sweep, self.handle)
 
     @classmethod
     def sweep(cls, handle: Mapping[str, str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import signal
 import time
 from pathlib import Path
 from typing import Final
 
-from launch.backends.base import BackendError
 from launch.backends.slurm import queue
 from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import NO_FOLDER, TaskReport
@@ -252,10 +252,9 @@ class PlacedTask:
         try:
             if await self._wait_parked(limit_s + KILL_MARGIN_S, hurry):
                 return True
-            await asyncio.to_thread(queue.kill, [self.id])
+            with contextlib.suppress(SlurmError):  # whoever waits cannot do better
+                await asyncio.to_thread(queue.kill, [self.id])
             return False
-        except SlurmError as error:
-            raise BackendError(f"{self.name} cannot be ended: {error}") from error
         finally:
             self._is_ending = False
 
@@ -269,7 +268,8 @@ class PlacedTask:
                 return False
             if now - told_at >= REPEAT_S:
                 told_at = now
-                await asyncio.to_thread(self.park)
+                with contextlib.suppress(SlurmError):  # told again
+                    await asyncio.to_thread(self.park)
             await asyncio.sleep(POLL_S)
         return True
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from launch.backends.placed import PlacedWorkers, with_members
+from launch.backends.placed import DiscoveringRegistrar, PlacedWorkers, with_members
 from launch.engines.base import PlanError
 from launch.listing import plan_text
+from launch.local.control import CommandFailed
+from launch.plan import placed_spec
 from orchestrator.config.file import load_config
 from tests.launch.planning import config, model, plan_of
 
@@ -59,3 +64,57 @@ def test_urls_have_no_further_worker() -> None:
     made = config(model(both={"urls": ["http://10.0.0.1:8000"]}), **RAY)
     with pytest.raises(PlanError, match="not started by Baton"):
         PlacedWorkers(made).plan("m", "both", [])
+
+
+def row(name: str, *, is_drained: bool) -> dict[str, Any]:
+    address = {"name": name, "model": "m", "role": "both", "url": "http://h:1", "is_managed": False}
+    state = {"state": "draining", "in_flight": 0, "is_drained": is_drained, "last_error": None}
+    return {"address": address, **state}
+
+
+class Orchestrator:
+    """An admin listener that lists `rows`, a list for each time that it is asked, and refuses all else."""
+
+    def __init__(self, *rows: list[dict[str, Any]]) -> None:
+        self._rows = [*rows]
+        self.asked: list[str] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(f"{request.method} {request.url.path}")
+        if request.method == "GET":
+            return httpx.Response(200, json=self._rows.pop(0))
+        return httpx.Response(404, json={"error": {"message": "there is no such worker"}})
+
+    async def undrain(self, name: str) -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(self.answer)) as client:
+            await DiscoveringRegistrar(client, "http://admin", "key").undrain(name)
+
+
+def test_another_start_of_a_worker_needs_no_undrain() -> None:
+    listener = Orchestrator([row("m/both/0", is_drained=False)])
+    asyncio.run(listener.undrain("m/both/0"))
+    assert listener.asked == ["GET /admin/workers"]
+
+
+def test_a_worker_that_goes_meanwhile_needs_no_undrain() -> None:
+    listener = Orchestrator([row("m/both/0", is_drained=True)], [])
+    asyncio.run(listener.undrain("m/both/0"))
+
+
+def test_a_worker_that_stays_drained_is_an_error() -> None:
+    listener = Orchestrator([row("m/both/0", is_drained=True)], [row("m/both/0", is_drained=True)])
+    with pytest.raises(CommandFailed, match="there is no such worker"):
+        asyncio.run(listener.undrain("m/both/0"))
+
+
+def test_workers_come_and_go_without_a_word_to_the_orchestrator() -> None:
+    listener = Orchestrator()
+
+    async def change() -> str:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(listener.answer)) as client:
+            registrar = DiscoveringRegistrar(client, "http://admin", "key")
+            await registrar.remove("m/both/0")
+            return await registrar.add(placed_spec("m/both/1", "both"), "m", None, None)
+
+    assert asyncio.run(change()) == "m/both/1"
+    assert listener.asked == []

@@ -104,6 +104,7 @@ class FakeRegistrar:
     drained: set[str] = field(default_factory=set)
     known: dict[str, tuple[str, str]] = field(default_factory=dict)  # role and URL by name
     has_listener: bool = True
+    is_discovering: bool = False
     is_lost: bool = False
     is_lost_with: FakeMember | None = None  # once this one is stopped
     asked_whether_serving: list[str] = field(default_factory=list)  # URLs of orchestrators

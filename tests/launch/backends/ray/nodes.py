@@ -39,8 +39,8 @@ def main() -> None:
 def left() -> dict[str, Any]:
     groups = ray.util.placement_group_table().values()
     return {
-        "actors": [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)],
-        "groups": [group["name"] for group in groups if group["state"] != "REMOVED"],
+        "actors": sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)),
+        "groups": sorted(group["name"] for group in groups if group["state"] != "REMOVED"),
     }
 
 

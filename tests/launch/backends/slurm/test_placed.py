@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from launch.backends.slurm import placed
 from launch.backends.slurm.backend import is_stale
 from launch.backends.slurm.placed import PlacedTask
-from launch.backends.slurm.queue import TaskRow
+from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import State, TaskReport
 from orchestrator.wire.member import Member
 
@@ -214,3 +215,21 @@ def test_a_worker_moves_before_its_time_is_over(
 )
 def test_a_member_is_stale_once_its_task_is_gone(uid: str, row: TaskRow, is_so: bool) -> None:
     assert is_stale(uid, {(row.job, row.index): row}) is is_so
+
+
+def test_what_slurm_cannot_be_told_does_not_keep_a_run_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def refuse(*what: object) -> None:
+        told.append(str(what))
+        raise SlurmError("scancel refuses: Unable to contact slurm controller")
+
+    for name in ("cancel_waiting", "signal_task", "kill"):
+        monkeypatch.setattr(placed.queue, name, refuse)
+    monkeypatch.setattr(placed, "KILL_MARGIN_S", 0.05)
+    monkeypatch.setattr(placed, "REPEAT_S", 0.01)
+    monkeypatch.setattr(placed, "POLL_S", 0.01)
+    task = PlacedTask("m/decode/1", "7", Path("/shared/run-1"))
+    assert asyncio.run(task.end(0.05, asyncio.Event())) is False
+    assert len(told) > 1
+    assert told[-1] == "(['7_1'],)"

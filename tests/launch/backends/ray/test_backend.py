@@ -1,0 +1,67 @@
+"""Without a cluster: what is wrong is named, with what to do. A module of its name stands in for Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.shared.processes import free_port
+from launch.backends.base import BackendError
+from launch.backends.ray.backend import RayBackend
+from launch.exits import Exit
+
+pytestmark = pytest.mark.processes
+
+ROOT = Path(__file__).parents[4]
+CONFIG = "models: [{name: m, both: {engine: sim}}]\norchestrator: {listen: '127.0.0.1:%d'}\n"
+MISMATCH = "Version mismatch: The cluster was started with: Ray: 2.60.0 Python: 3.12.1"
+
+
+@pytest.fixture
+def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the stand-in, for what is started."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+    return folder / "ray.py"
+
+
+REFUSALS = {
+    f"raise RuntimeError({MISMATCH!r})": f"{MISMATCH}: have one version of Ray, and of Python, on all nodes",
+    "raise ConnectionError('none')": "no cluster of Ray runs on this machine: join one by `ray start",
+    "import os; print('dies', flush=True); os.abort()": "the process that talks to Ray has ended: .*dies",
+    "raise KeyError('?')": r"Ray refuses: KeyError: '\?'",
+}
+
+
+@pytest.mark.parametrize(("init", "told"), REFUSALS.items(), ids=["version", "none", "dies", "unknown"])
+def test_a_cluster_that_cannot_be_connected_to(ray: Path, init: str, told: str) -> None:
+    ray.write_text(f"def init(**options):\n    {init}\n")
+    with pytest.raises(BackendError, match=told):
+        RayBackend.sweep({"address": "auto", "namespace": "n"})
+
+
+def test_a_head_that_does_not_answer(ray: Path) -> None:
+    ray.write_text("")
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(BackendError, match=f"no head of Ray answers at {address}: .*refused"):
+        RayBackend.sweep({"address": address, "namespace": "n"})
+
+
+def test_up_says_that_ray_is_not_installed(ray: Path, tmp_path: Path) -> None:
+    ray.write_text("raise ImportError('No module named ray')")
+    (tmp_path / "c.yaml").write_text(CONFIG % free_port())
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "up", "--on", "ray", "c.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == Exit.START_FAILED
+    assert "Ray is not installed here (No module named ray): pip install 'baton-serve[ray]'" in done.stderr
+    assert "has ended" not in done.stderr
