@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from launch.backends.placed import PlacedWorkers
@@ -19,39 +18,17 @@ from launch.local.control import Caller, CommandFailed, Request
 from launch.local.fleet import Fleet
 from launch.local.further import FurtherWorkers, pool_of
 from launch.local.member import Member, StartFailed
-from launch.local.registrar import Registrar, Row
+from launch.local.order import Nobody, Order, check_wanted
+from launch.local.registrar import Registrar
+from launch.local.waits import KNOWN_S, Waits, until
 from launch.plan import named
 from orchestrator.config.printing import counted
 from orchestrator.wire.info import Role
 
-POLL_S: Final = 0.1
-# A decode worker pulls the KV cache of a prefill that has just ended; it begins with that at once.
-PULLED_S: Final = 1.0
-KNOWN_S: Final = 10.0  # until the orchestrator has noticed that a worker is gone
 MOVE_S: Final = 600.0  # for the requests of a worker to end that moves unasked
 MAX_COUNT: Final = 1000  # workers of a pool on one machine: a slip of the finger is more
 
 _SERVES: Final = ("ready", "suspect")
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """This is how an operator wants something done."""
-
-    caller: Caller
-    timeout_s: float  # for the requests of a worker to end
-    is_forced: bool  # requests may fail
-
-
-class Nobody(Caller):
-    """Nobody waits for what is done unasked: the run's own output tells of it."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.is_gone = False
-        self._say = say
-
-    def say(self, text: str) -> None:
-        self._say(text)
 
 
 class Operator:
@@ -63,6 +40,7 @@ class Operator:
         """`key` is what the orchestrator takes from us; it is given to whoever can ask at our socket."""
         self._fleet = fleet
         self._registrar = registrar
+        self._waits = Waits(fleet, registrar)
         self._further = further
         self._key = key
         self._commands: dict[str, Callable[[Request, Order], Awaitable[dict[str, Any]]]] = {
@@ -106,7 +84,7 @@ class Operator:
         members = _chosen(self._fleet, request["workers"])
         done: list[str] = []
         for number, member in enumerate(members, 1):
-            _check_wanted(order)
+            check_wanted(order)
             self._fleet.operation = f"restart of {member.spec.name}, {number} of {len(members)}"
             await self._restart(member, order)
             done.append(member.spec.name)
@@ -122,8 +100,8 @@ class Operator:
             with member.held():
                 await self._take_out(member, order)
                 member.start_anew()
-                await self._wait_started(member)
-                await self._wait_in_service(member)
+                await self._waits.until_started(member)
+                await self._waits.until_in_service(member)
         except (CommandFailed, StartFailed):
             if spare is not None:
                 order.caller.say(f"{spare.spec.name} goes on in its place; `baton scale` takes it away")
@@ -139,14 +117,9 @@ class Operator:
         with member.held():
             await member.stop(self._fleet.limits.stop_orchestrator_s, self._fleet.hurry)
             member.start_anew()
-            await self._wait_started(member)
-            await self._wait_serving(member)
+            await self._waits.until_started(member)
+            await self._waits.until_serving(member)
         await self.bring_in_step()
-
-    async def _wait_serving(self, member: Member) -> None:
-        """Wait until an orchestrator has found its workers, if others serve meanwhile."""
-        if len(self._fleet.orchestrators) > 1:
-            await self._until_up(member, lambda: self._registrar.is_serving(member.spec.url))
 
     async def _spare_for(self, member: Member, order: Order) -> Member | None:
         """Return a worker that serves in place of the only one that does; None where others do."""
@@ -178,13 +151,13 @@ class Operator:
 
         If that fails it goes on to serve, by another start if it was stopped already.
         """
-        drained = [row.name for row in await self._rows_of(member) if not row.is_drained]
+        drained = [row.name for row in await self._waits.rows_of(member) if not row.is_drained]
         try:
             for name in drained:
                 await self._registrar.drain(name)
-            await self._wait_free(member, order)
+            await self._waits.until_free(member, order)
             await member.stop(self._fleet.limits.stop_worker_s, self._fleet.hurry)
-            await self._wait_known_gone(member)
+            await self._waits.until_known_gone(member)
             await self._undrain(drained)
         except BaseException as error:
             await self._undrain_at_last(drained)
@@ -299,8 +272,8 @@ class Operator:
         """Wait until a worker that was added serves; one that does not is taken away again."""
         with member.held():
             try:
-                await self._wait_started(member)
-                await self._wait_in_service(member)
+                await self._waits.until_started(member)
+                await self._waits.until_in_service(member)
             except BaseException:
                 await self._dismiss(member)
                 raise
@@ -315,74 +288,10 @@ class Operator:
 
     async def _dismiss(self, member: Member) -> None:
         with contextlib.suppress(CommandFailed):
-            for row in await self._rows_of(member):
+            for row in await self._waits.rows_of(member):
                 await self._registrar.remove(row.name)
         await member.stop(self._fleet.limits.stop_worker_s, self._fleet.hurry)
         self._fleet.dismiss(member)
-
-    # --- waiting --------------------------------------------------------------------------------
-
-    async def _rows_of(self, member: Member) -> Sequence[Row]:
-        """Return what the orchestrator knows of a worker: a row for each of its engines."""
-        place = member.spec.role, member.spec.url
-        return [row for row in await self._registrar.rows() if (row.role, row.url) == place]
-
-    async def _wait_free(self, member: Member, order: Order) -> None:
-        """Wait until a worker, which is drained, serves no request. Raises `CommandFailed` if that takes too
-        long, unless requests may fail.
-        """
-        told = None
-        try:
-            async with asyncio.timeout(order.timeout_s):
-                while told := sum(row.in_flight for row in await self._rows_of(member)):
-                    _check_wanted(order)
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            if not order.is_forced:
-                requests = counted(told or 0, "request")
-                raise CommandFailed(
-                    f"{member.spec.name} still serves {requests} after {order.timeout_s:g} s, and goes "
-                    "on with them; --force cuts them, --timeout-s gives them more time"
-                ) from None
-            order.caller.say(f"{member.spec.name} is stopped, which cuts {counted(told or 0, 'request')}")
-            return
-        if member.spec.role != "decode":
-            await asyncio.sleep(PULLED_S)
-
-    async def _wait_known_gone(self, member: Member) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KNOWN_S):
-                await _until(lambda: self._is_known_gone(member))
-
-    async def _is_known_gone(self, member: Member) -> bool:
-        return all(row.state != "draining" for row in await self._rows_of(member))
-
-    async def _wait_started(self, member: Member) -> None:
-        await self._until_up(member, lambda: _is_started(member))
-
-    async def _until_up(self, member: Member, is_so: Callable[[], Awaitable[bool]]) -> None:
-        limit_s = self._fleet.limits.start_s
-        try:
-            async with asyncio.timeout(limit_s):
-                await _until(is_so)
-        except TimeoutError:
-            raise CommandFailed(f"{member.spec.name} is not ready after {limit_s:g} s") from None
-
-    async def _wait_in_service(self, member: Member) -> None:
-        """Wait until the orchestrator lets a worker serve, unless somebody has drained it before."""
-        try:
-            async with asyncio.timeout(self._fleet.limits.start_s):
-                await _until(lambda: self._is_in_service(member))
-        except TimeoutError:
-            rows = await self._rows_of(member)
-            why = next((row.last_error for row in rows if row.last_error), "it does not say why")
-            raise CommandFailed(f"the orchestrator does not let {member.spec.name} serve: {why}") from None
-
-    async def _is_in_service(self, member: Member) -> bool:
-        member.check_started()
-        rows = await self._rows_of(member)
-        is_known = bool(rows) or not self._registrar.is_discovering
-        return is_known and all(row.state == "ready" or row.is_drained for row in rows)
 
     # --- after the orchestrator was away ------------------------------------------------
 
@@ -405,7 +314,7 @@ class Operator:
         self._fleet.left_drained.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KNOWN_S):
-                await _until(self._is_without_dismissed)  # their names are free then
+                await until(self._is_without_dismissed)  # their names are free then
         known = {(row.role, row.url) for row in await self._registrar.rows()}
         for member in self._fleet.workers:
             if (member.spec.role, member.spec.url) not in known:
@@ -435,21 +344,6 @@ def _chosen(fleet: Fleet, names: Sequence[str]) -> Sequence[Member]:
         if member is None:
             raise CommandFailed(f"{name} is not of this run")
     return cast("list[Member]", [*found.values()])
-
-
-async def _until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    while not await is_so():  # noqa: ASYNC110  # nobody tells of it unasked
-        await asyncio.sleep(POLL_S)
-
-
-async def _is_started(member: Member) -> bool:
-    member.check_started()
-    return member.is_ready
-
-
-def _check_wanted(order: Order) -> None:
-    if order.caller.is_gone:
-        raise CommandFailed("given up")
 
 
 def _place(member: Member) -> int:

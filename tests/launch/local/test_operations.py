@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launch.engines.base import PlanError
-from launch.local import operations
+from launch.local import operations, waits
 from launch.local.control import CommandFailed
 from launch.local.member import Limits, StartFailed
 from launch.local.operations import Operator
@@ -210,8 +210,9 @@ class Site:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "POLL_S", 0.001)
-    monkeypatch.setattr(operations, "PULLED_S", 0.001)
+    monkeypatch.setattr(waits, "POLL_S", 0.001)
+    monkeypatch.setattr(waits, "PULLED_S", 0.001)
+    monkeypatch.setattr(waits, "KNOWN_S", 0.05)
     monkeypatch.setattr(operations, "KNOWN_S", 0.05)
 
 
