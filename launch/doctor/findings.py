@@ -41,6 +41,7 @@ Check = Literal[
     "health",
     "announces",
     "role",
+    "ranks",
     "clock",
     "answer",
     "fits",

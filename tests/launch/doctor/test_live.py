@@ -255,7 +255,11 @@ def test_of_several_the_odd_one_is_named(doctor: Doctor) -> None:
 def test_pools_that_were_exchanged(doctor: Doctor) -> None:
     with pair() as (prefill, decode):
         report = doctor.visit([decode], [prefill])
-    assert [warning.partition(":")[0] for warning in report.warnings] == [f"role {PREFILL}", f"role {DECODE}"]
+    assert [fault.partition(":")[0] for fault in report.faults] == [f"role {PREFILL}", f"role {DECODE}"]
+    assert (
+        "are the URLs of the two pools exchanged? else start it with BATON_ROLE=prefill" in report.faults[0]
+    )
+    assert not any(line.startswith("handoff") for line in report.lines)
 
 
 def test_a_transport_that_a_worker_does_not_decode(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -81,6 +81,41 @@ def test_a_worker_without_a_connector_is_refused_by_itself() -> None:
     assert join(registry, "decode/0", msgspec.structs.replace(A, connector="none")) == "unfit"
     assert "--kv-transfer-config" in (find(registry, "decode/0").last_error or "")
     assert join(registry, "both/0", msgspec.structs.replace(A, connector="none")) == "ready"
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_worker_of_the_other_role_is_refused_by_itself_and_is_nobodys_partner(role: Role) -> None:
+    registry = new(p=2, d=2)
+    other: Role = "decode" if role == "prefill" else "prefill"
+    right = msgspec.structs.replace(A, role=role)
+    wrong = msgspec.structs.replace(B, role=other)
+    assert join(registry, f"{role}/0", wrong) == "unfit"
+    status = find(registry, f"{role}/0").status()
+    assert status.reason == "has another role"
+    error = (
+        f"it announces the role '{other}', and its pool is '{role}': are the URLs of the two pools exchanged?"
+    )
+    assert status.last_error == f"{error} else start it with BATON_ROLE={role}"
+    assert join(registry, f"{role}/1", right) == "ready"
+    assert join(registry, f"{other}/0", wrong) == "unfit"  # with the first it would be a whole path
+    assert join(registry, f"{other}/1", msgspec.structs.replace(A, role=other)) == "ready"
+
+
+def test_an_engine_for_both_serves_any_role_and_any_engine_serves_alone() -> None:
+    for announced in get_args(Role):
+        registry = new()
+        info = msgspec.structs.replace(A, role=announced)
+        assert join(registry, "both/0", info) == "ready"
+        assert (join(registry, "prefill/0", info) == "ready") == (announced != "decode")
+        assert (join(registry, "decode/0", info) == "ready") == (announced != "prefill")
+
+
+def test_a_worker_in_service_that_was_started_again_in_another_role_goes() -> None:
+    registry = new()
+    for name, role in (("prefill/0", "prefill"), ("decode/0", "decode")):
+        assert join(registry, name, msgspec.structs.replace(A, role=role)) == "ready"
+    assert join(registry, "decode/0", msgspec.structs.replace(A, role="prefill")) == "unfit"
+    assert states(registry)["prefill/0"] == "ready"
 
 
 def test_plain_workers_are_taken_as_they_are() -> None:
