@@ -14,8 +14,9 @@ import msgspec
 from orchestrator.config.addresses import WorkerAddress, ranks_of
 from orchestrator.wire.info import WorkerInfo
 
-# A server makes its Date anew each second, of whole seconds: it may lie so far behind its clock.
-DATE_GRAIN_S = 2.0
+# A server makes its Date anew each second, of whole seconds, and later if it is busy. The freshest of answers
+# over more than a second lies no further behind its clock than this.
+DATE_LATE_S = 1.0
 _ENGINES_AT_MOST = 64  # of a worker are known that says by itself how many it has
 
 
@@ -25,10 +26,13 @@ class Unanswered(Exception):
 
 @dataclass
 class Offset:
-    """How far a worker's clock is ahead of ours, in seconds: each answer narrows the range."""
+    """How far a worker's clock is ahead of ours, in seconds.
+
+    Each answer narrows the range from below. From above the freshest Date counts: a busy server makes it late.
+    """
 
     least: float = float("-inf")
-    most: float = float("inf")
+    freshest: float = float("-inf")  # of Dates, by when they were asked for
 
     def note(self, date: str | None, sent: float, received: float) -> None:
         """Take an answer's Date, which was made between these moments; `time.time()`."""
@@ -37,7 +41,7 @@ class Offset:
         except ValueError:
             return
         self.least = max(self.least, said - received)
-        self.most = min(self.most, said + DATE_GRAIN_S - sent)
+        self.freshest = max(self.freshest, said - sent)
 
     @property
     def is_known(self) -> bool:
@@ -46,7 +50,7 @@ class Offset:
     @property
     def surely_s(self) -> float:
         """Return by how much the clocks differ at least, negative if the worker's is behind."""
-        return self.least if self.least > 0 else min(self.most, 0.0)
+        return self.least if self.least > 0 else min(self.freshest + DATE_LATE_S, 0.0)
 
 
 @dataclass

@@ -116,7 +116,7 @@ async def _announced(client: Client, patient: Patient) -> list[Finding]:
         info = patient.info = msgspec.json.decode(answer.content, type=WorkerInfo)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         return [_plain(patient, f"announces what cannot be read: {error}")]
-    return [*_of_info(patient, info)]
+    return [*of_info(patient, info)]
 
 
 def _plain(patient: Patient, found: str) -> Finding:
@@ -128,7 +128,8 @@ def _plain(patient: Patient, found: str) -> Finding:
     )
 
 
-def _of_info(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
+def of_info(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
+    """Yield what follows from a worker's announcement alone."""
     facts = {"dtype": info.dtype, "block_size": info.block_size, "tp": info.tp, "revision": info.revision}
     said = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     yield ok("announces", patient.name, f"{info.engine} {info.engine_version}, {said}")
