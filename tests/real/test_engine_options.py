@@ -220,7 +220,8 @@ def test_a_request_of_a_higher_priority_overtakes(ranked: Cluster) -> None:
         first = stack.enter_context(
             httpx.stream("POST", f"{ranked.front}/v1/completions", json=long, timeout=LIMIT)
         )
-        next(first.iter_lines())
+        lines = first.iter_lines()  # to be kept: the stream ends with it
+        next(lines)
         waiting: list[Future[None]] = []
         for name, priority in (("usual", 5), ("urgent", -5)):
             waiting.append(pool.submit(_ask_and_note, ranked, name, priority, done))
