@@ -28,7 +28,8 @@ class Unanswered(Exception):
 class Offset:
     """How far a worker's clock is ahead of ours, in seconds.
 
-    Each answer narrows the range from below. From above the freshest Date counts: a busy server makes it late.
+    Each answer narrows the range from below. From above the freshest Date counts: a busy server makes them
+    late.
     """
 
     least: float = float("-inf")
