@@ -247,3 +247,32 @@ def test_the_log_names_it_once(caplog: pytest.LogCaptureFixture) -> None:
     lines = [record.getMessage() for record in caplog.records if "m/decode/0" in record.getMessage()]
     assert len(lines) == 1
     assert "its dtype is 'float32', that of m/prefill/0 is 'bfloat16': give both the same --dtype" in lines[0]
+
+
+def test_a_worker_that_was_started_again_in_place_goes_if_it_does_not_fit_any_more() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        registry = Registry(
+            [address("prefill", 0), address("decode", 0, port=2)], ["m"], "json", time=loop.time
+        )
+        said = {"m/prefill/0": A, "m/decode/0": A}
+
+        async def probe(worker: Worker) -> Introduction | None:
+            found = Introduction(said[worker.name], None)
+            is_known = worker.state is WorkerState.READY and worker.introduction == found
+            return None if is_known else found
+
+        prober = Prober(registry, probe, random=Random(1), time=loop.time)
+        prober.start()
+        await asyncio.sleep(60)
+        assert states(registry) == {"prefill/0": "ready", "decode/0": "ready"}
+        for change in ({"dtype": "float32"}, {"role": "prefill"}):
+            said["m/decode/0"] = msgspec.structs.replace(A, **change)
+            await asyncio.sleep(60)
+            assert states(registry) == {"prefill/0": "ready", "decode/0": "unfit"}
+            said["m/decode/0"] = A
+            await asyncio.sleep(60)
+            assert states(registry) == {"prefill/0": "ready", "decode/0": "ready"}
+        await prober.aclose()
+
+    run_virtually(main())
