@@ -34,9 +34,9 @@ CALLS = 20  # in a round
 class Prompt(Request):
     """A request is its prompt."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, seed: int = 0) -> None:
         self.model = "m"
-        self._prompt = Random(size).randbytes(size)
+        self._prompt = Random(size + seed).randbytes(size)
 
     def body_bytes(self) -> int:
         return len(self._prompt)

@@ -14,8 +14,9 @@ from typing import Final
 
 from bench.routing.cases import Case, TraceOf, of_agents, of_file
 from bench.routing.formulas import FORMULAS, enter
-from bench.routing.rules import RULES
+from bench.routing.rules import APART, RULES
 from launch.simulate.figures import SPREAD, Figures
+from launch.simulate.network import Network
 from launch.simulate.site import Conditions
 
 OURS: Final = ("least_loaded", "prefix")
@@ -176,6 +177,16 @@ def conditions(traces: Traces, seeds: range, names: Sequence[str]) -> Iterator[s
         yield f"{name}: p50 x {ratios[0]:.2f}, p99 x {ratios[1]:.2f}."
 
 
+def zones(traces: Traces, seeds: range, names: Sequence[str]) -> Iterator[str]:
+    """Two zones, between which hand-offs take longer: pairs that are chosen together, and apart."""
+    variants = (f"prefix@always/{APART}", "prefix", "prefix@auto")
+    for factor in (1.0, 4.0, 20.0):
+        there = Conditions(network=Network(("east", "west"), factor))
+        title = f"conversation x1.5, 8P+8D in 2 zones, hand-offs between them x{factor:g}"
+        case = Case(title, traces["conversation"], 1.5, 8, 8, conditions=there)
+        yield from _table(title, {name: case.figures(name, seeds) for name in variants})
+
+
 # --- one worker or two --------------------------------------------------------------------------
 
 
@@ -238,6 +249,7 @@ TABLES: Final[dict[str, Callable[[Traces, range, Sequence[str]], Iterator[str]]]
     "carried": carried,
     "slow": slow,
     "conditions": conditions,
+    "zones": zones,
     "modes": modes,
 }
 

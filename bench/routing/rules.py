@@ -72,7 +72,26 @@ class Ruled:
         return found
 
 
+class Apart:
+    """Each policy chooses by itself, whatever hand-offs take."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+
+    def plan(self, request: SimulatedRequest, pools: Pools, whole_reason: str | None) -> Plan:
+        decode = self._planner.decode.choose(request, pools.decode)
+        return Plan(self._planner.prefill.choose(request, pools.prefill), decode, whole_reason)
+
+    def hear(self, role: Role, note: bytes) -> None:
+        self._planner.hear(role, note)
+
+
+APART: Final = "apart"
+
+
 def before(rule: str) -> Callable[[Planner], Plans]:
-    """Return what makes a rule stand before a planner."""
+    """Return what makes a rule stand before a planner, or in its place."""
+    if rule == APART:
+        return Apart
     most_tokens, most_share = RULES[rule]
     return lambda planner: Ruled(planner, most_tokens, most_share)

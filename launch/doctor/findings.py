@@ -42,6 +42,7 @@ Check = Literal[
     "health",
     "announces",
     "role",
+    "ranks",
     "clock",
     "answer",
     "fits",

@@ -13,6 +13,7 @@ from orchestrator.wire.compatibility import (
     NO_CONNECTOR_ADVICE,
     Difference,
     differences,
+    is_for,
     lacks_connector,
     revision_of,
 )
@@ -84,7 +85,12 @@ def can_pair(prefill: Patient, decode: Patient, *, within_revision: bool) -> boo
     """Return whether a hand-off is worth a try."""
     lacks = any(patient.info is not None and lacks_connector(patient.info) for patient in (prefill, decode))
     is_apart = within_revision and revision_of(prefill.info) != revision_of(decode.info)
+    is_apart = is_apart or not (_is_in_its_pool(prefill) and _is_in_its_pool(decode))
     return prefill.is_well and decode.is_well and not lacks and not is_apart and not _between(prefill, decode)
+
+
+def _is_in_its_pool(patient: Patient) -> bool:
+    return patient.info is None or is_for(patient.info, patient.address.role)
 
 
 def pairs_of(
@@ -101,18 +107,18 @@ def _covering(pairs: Sequence[tuple[Patient, Patient]]) -> list[tuple[Patient, P
     """Return pairs of which each worker is in at least one."""
     kept: list[tuple[Patient, Patient]] = []
     met: Counter[str] = Counter()
-    for prefill, decode in sorted(pairs, key=lambda pair: _spread(pairs, pair)):
+    for prefill, decode in _spread(pairs):
         if not met[prefill.name] or not met[decode.name]:
             kept.append((prefill, decode))
             met.update((prefill.name, decode.name))
     return kept
 
 
-def _spread(pairs: Sequence[tuple[Patient, Patient]], pair: tuple[Patient, Patient]) -> int:
+def _spread(pairs: Sequence[tuple[Patient, Patient]]) -> list[tuple[Patient, Patient]]:
     """Order pairs along the diagonal, so that no worker is in many of the first."""
-    prefills = [*dict.fromkeys(prefill.name for prefill, _ in pairs)]
-    decodes = [*dict.fromkeys(decode.name for _, decode in pairs)]
-    return (decodes.index(pair[1].name) - prefills.index(pair[0].name)) % len(decodes)
+    rows = {name: place for place, name in enumerate(dict.fromkeys(one.name for one, _ in pairs))}
+    columns = {name: place for place, name in enumerate(dict.fromkeys(other.name for _, other in pairs))}
+    return sorted(pairs, key=lambda pair: (columns[pair[1].name] - rows[pair[0].name]) % len(columns))
 
 
 # --- what may differ, for a while -------------------------------------------------------------------

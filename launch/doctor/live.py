@@ -18,7 +18,6 @@ from launch.doctor.static import KEEPS_FROM_STARTING
 from launch.doctor.workers import check_front, examine_all
 from launch.local.logs import make_run_directory
 from launch.plan import ProcessSpec
-from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.keys import worker_key
 from orchestrator.config.options import ModelConfig
 from orchestrator.legs.connectors import CONNECTORS
@@ -75,7 +74,11 @@ def _start(
 
 
 async def _examined(case: Case, client: Client, absent: set[str]) -> AsyncIterator[Finding]:
-    patients = [Patient(address) for address in _addresses(case) if address.name not in absent]
+    patients = [
+        Patient(address, place.pool.data_parallel_size)
+        for place, address in case.workers()
+        if address.name not in absent
+    ]
     for finding in await examine_all(client, patients, AT_ONCE):
         yield finding
     for model in case.config.models:
@@ -88,16 +91,13 @@ async def _examined(case: Case, client: Client, absent: set[str]) -> AsyncIterat
                 yield finding
 
 
-def _addresses(case: Case) -> list[WorkerAddress]:
-    return [address for _, address in case.workers()]
-
-
 async def _paired(
     model: ModelConfig, client: Client, patients: Sequence[Patient], *, within_revision: bool
 ) -> AsyncIterator[Finding]:
     """Try the pairs of a model one after the other: their answers must not depend on each other's load."""
     connector = CONNECTORS[model.connector]
-    pairs, count = pairs_of(patients, within_revision=within_revision)
+    parts = [part for patient in patients for part in patient.parts]
+    pairs, count = pairs_of(parts, within_revision=within_revision)
     if pairs and connector.sends_both_at_once:
         found = f"pairs by the connector {model.connector} are not tried"
         yield warn("handoff", model.name, found, "send a request through `baton up`")

@@ -15,12 +15,14 @@ from launch.doctor.findings import Finding, fail, ok, warn
 from launch.doctor.settings import judged_delay
 from launch.doctor.software import judged_version
 from launch.plan import Plan
+from orchestrator.wire.compatibility import OTHER_ROLE_ADVICE, is_for
 from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV, Encoding, WorkerInfo
-from orchestrator.workers.troubles import OTHER_MODEL, Trouble, answered, trouble_of
+from orchestrator.workers.troubles import FEWER_ENGINES, OTHER_MODEL, Trouble, answered, trouble_of
 
 CLOCK_S = 1.0  # clocks may differ by so much
 _FRONT_S = 10.0
 _LOOKS, _LOOK_S = 11, 0.1  # a second and a little more
+_NAME = 60  # characters of a model's name that are looked at
 _LOGS = "the worker's own log says more"
 
 
@@ -33,8 +35,10 @@ async def _examine(client: Client, patient: Patient) -> AsyncIterator[Finding]:
     try:
         async for finding in _introduced(client, patient):
             yield finding
-        if patient.is_well:
-            yield await _computes(client, patient)
+        patient.divide()
+        for part in patient.parts:
+            if part.is_well:
+                yield await _computes(client, part)
         for finding in await _clock(client, patient):
             yield finding
     except Unanswered as error:
@@ -67,6 +71,7 @@ async def _known(client: Client, patient: Patient) -> Finding:
         trouble = answered(answer.status_code)
         return fail("key", patient.name, f"it {trouble.what}", trouble.advice)
     models = _models(answer)
+    patient.models = tuple(models)
     if patient.address.served_model not in models:
         names = ", ".join(map(repr, [*models][:5])) or "nothing"
         return fail(
@@ -80,7 +85,7 @@ def _models(answer: httpx.Response) -> dict[str, int | None]:
     """Return the context length of each model in a list; nothing if it is none."""
     try:
         cards = answer.json()["data"]
-        return {str(card["id"])[:60]: card.get("max_model_len") for card in cards}
+        return {str(card["id"])[:_NAME]: card.get("max_model_len") for card in cards}
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
 
@@ -111,7 +116,7 @@ async def _announced(client: Client, patient: Patient) -> list[Finding]:
         info = patient.info = msgspec.json.decode(answer.content, type=WorkerInfo)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         return [_plain(patient, f"announces what cannot be read: {error}")]
-    return [*_of_info(patient, info)]
+    return [*of_info(patient, info)]
 
 
 def _plain(patient: Patient, found: str) -> Finding:
@@ -123,11 +128,14 @@ def _plain(patient: Patient, found: str) -> Finding:
     )
 
 
-def _of_info(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
+def of_info(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
+    """Yield what follows from a worker's announcement alone."""
     facts = {"dtype": info.dtype, "block_size": info.block_size, "tp": info.tp, "revision": info.revision}
     said = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     yield ok("announces", patient.name, f"{info.engine} {info.engine_version}, {said}")
     yield from _role(patient, info)
+    yield from _named(patient, info)
+    yield from _ranks(patient, info)
     yield from _transport(patient, info)
     if info.engine == "vllm":
         yield judged_version(patient.name, info.engine_version)
@@ -137,11 +145,21 @@ def _of_info(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
 
 def _role(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
     role = patient.address.role
-    if "both" not in (info.role, role) and info.role != role:
+    if not is_for(info, role):
         found = f"was started as a {info.role} worker, and the config has it as one for {role}"
-        yield warn(
-            "role", patient.name, found, "are the URLs of the two pools exchanged? else set BATON_ROLE there"
-        )
+        yield fail("role", patient.name, found, OTHER_ROLE_ADVICE.format(role=role))
+
+
+def _named(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
+    if patient.models and info.model[:_NAME] not in patient.models:
+        found = f"announces {info.model[:_NAME]!r}, which it does not list"
+        yield fail("model", patient.name, found, OTHER_MODEL.advice)
+
+
+def _ranks(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
+    if info.data_parallel_size is not None and info.data_parallel_size < patient.size:
+        found = f"has {info.data_parallel_size} data-parallel engines, and {patient.size} by the config"
+        yield fail("ranks", patient.name, found, FEWER_ENGINES.advice)
 
 
 def _transport(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:

@@ -14,8 +14,10 @@ from launch.simulate.experiment import Experiment
 from launch.simulate.figures import Figures, Slo
 from launch.simulate.formats import read_trace
 from launch.simulate.models import model_named, with_workers
+from launch.simulate.network import Network
 from launch.simulate.site import Conditions
 from launch.simulate.variants import own_name, routing_of
+from orchestrator.config.addresses import worker_places, zone_of
 from orchestrator.config.options import Config, ModelConfig, RoutingConfig
 
 
@@ -27,6 +29,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.advise and (arguments.prefill is not None or arguments.decode is not None):
         raise SimulationError("--advise looks for the numbers of workers itself: without --prefill, --decode")
     _check_slow(arguments, model)
+    _check_zones(arguments, config, model)
     variants = _variants(arguments, config.routing)
     found: dict[str, Any] = {}
     texts: list[str] = []
@@ -60,6 +63,22 @@ def _check_slow(arguments: argparse.Namespace, model: ModelConfig) -> None:
             raise SimulationError(f"--slow: there is no worker {name!r}; there is: {', '.join(names[:8])}")
 
 
+def _check_zones(arguments: argparse.Namespace, config: Config, model: ModelConfig) -> None:
+    """Refuse names of zones that there are not."""
+    places = worker_places(config.model_copy(update={"models": [model]}))
+    zones = arguments.zones or [*dict.fromkeys(zone for place in places if (zone := zone_of(place)))]
+    if "" in zones:
+        raise SimulationError("--zones: a zone has no name")
+    for names, _ in arguments.link:
+        for name in sorted(names.difference(zones)):
+            known = ", ".join(zones) or "none: see --zones"
+            raise SimulationError(f"--link: there is no zone {name!r}; there is: {known}")
+
+
+def _network(arguments: argparse.Namespace) -> Network:
+    return Network(arguments.zones, arguments.between_zones, dict(arguments.link))
+
+
 def _experiment(
     arguments: argparse.Namespace, config: Config, model: ModelConfig, calibration: Calibration | None
 ) -> Experiment:
@@ -72,7 +91,7 @@ def _experiment(
         slo=Slo(arguments.slo_ttft, arguments.slo_tpot),
         warm_up=arguments.warm_up,
         latency=None if calibration is None else calibration.latency,
-        conditions=Conditions(noise=arguments.noise, slow=dict(arguments.slow)),
+        conditions=Conditions(noise=arguments.noise, slow=dict(arguments.slow), network=_network(arguments)),
     )
 
 

@@ -107,14 +107,14 @@ class Engine:
         self._prompts.append((job, is_whole))
         self._go_on()
 
-    def receive(self, job: Job) -> None:
+    def receive(self, job: Job, factor: float = 1.0) -> None:
         """Take the KV cache over as soon as the link is free, and make the answer. What is in the prefix
-        cache need not come.
+        cache need not come. The transfer takes `factor` times as long as the model says.
         """
         arrival = job.arrival
         missing = arrival.prompt_tokens - self._cached(arrival)
         begun = max(self._clock.now, self._link_free_at)
-        self._link_free_at = begun + self._latency.transfer_s(missing)
+        self._link_free_at = begun + self._latency.transfer_s(missing) * factor
         self._clock.at(self._link_free_at, self._land, job)
 
     # --- time -----------------------------------------------------------------------------------
@@ -237,4 +237,5 @@ class Engine:
                 self._kv_tokens -= job.arrival.prompt_tokens + job.arrival.output_tokens
             else:
                 self._kv_tokens = self._steps = 0.0
+            job.first_at = min(job.first_at, self._at)  # all of it was made: it may be early by `CLOSE`
             self._on_ended(job)

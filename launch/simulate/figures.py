@@ -14,7 +14,7 @@ from launch.simulate.site import Job, Site
 Figures = dict[str, float]  # by name; NaN where there is nothing to say it of
 
 SPREAD: Final = "_spread"  # behind a figure's name: the standard deviation over the seeds
-QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+QUANTILES: Final = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Slo:
@@ -41,6 +41,16 @@ def tpot_s(job: Job) -> float:
     return (job.ended_at - job.first_at) / later if later else 0.0
 
 
+def prefill_s(job: Job) -> float:
+    """Return how long a request that two workers served was with its prefill worker."""
+    return job.record.prefill_done - job.record.admitted
+
+
+def handoff_s(job: Job) -> float:
+    """Return how long after that its first token came: after a transfer, and a step of the decode worker."""
+    return job.first_at - job.record.prefill_done
+
+
 def measure(site: Site, slo: Slo, warm_up: float) -> Figures:
     """Return the figures of the requests that came after a share `warm_up` of the time in which they did."""
     first, last = site.jobs[0].received_at, max(job.received_at for job in site.jobs)
@@ -50,6 +60,8 @@ def measure(site: Site, slo: Slo, warm_up: float) -> Figures:
     figures = {"requests": float(len(jobs)), "refused": float(len(jobs) - len(answered))}
     figures |= _spread("ttft", [ttft_s(job) for job in answered])
     figures |= _spread("tpot", [tpot_s(job) for job in answered if job.arrival.output_tokens > 1])
+    figures |= _spread("prefill", [prefill_s(job) for job in answered if job.record.prefill_done])
+    figures |= _spread("handoff", [handoff_s(job) for job in answered if job.record.prefill_done])
     figures["cached_ratio"] = _ratio(
         sum(job.cached_tokens for job in answered), sum(job.arrival.prompt_tokens for job in answered)
     )

@@ -83,6 +83,28 @@ def _add_engines(group: argparse._ArgumentGroup) -> None:
         help="this worker takes so many times as long, e.g. m/prefill/3=5; may be repeated",
     )
     group.add_argument(
+        "--zones",
+        metavar="NAMES",
+        type=_names,
+        default=(),
+        help="the workers of each pool are in these zones in turn, e.g. east,west; default: as CONFIG says",
+    )
+    group.add_argument(
+        "--between-zones",
+        metavar="FACTOR",
+        type=_positive,
+        default=1.0,
+        help="a hand-off between two zones takes so many times as long as within one; default: 1",
+    )
+    group.add_argument(
+        "--link",
+        metavar="ZONE:ZONE=FACTOR",
+        type=_link,
+        action="append",
+        default=[],
+        help="it takes so many times as long between these two, e.g. east:west=20; may be repeated",
+    )
+    group.add_argument(
         "--calibrate",
         metavar="FILE",
         help="fit the times to this result of `baton bench --output`, and say how far off they are",
@@ -108,6 +130,14 @@ def _slow(text: str) -> tuple[str, float]:
     if not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not WORKER=FACTOR")
     return name, _positive(factor)
+
+
+def _link(text: str) -> tuple[frozenset[str], float]:
+    names, _, factor = text.rpartition("=")
+    zones = frozenset(filter(None, names.split(":")))
+    if len(zones) != 2 or names.count(":") != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ZONE:ZONE=FACTOR, of two zones")
+    return zones, _positive(factor)
 
 
 def _count(text: str) -> int:

@@ -13,9 +13,10 @@ from typing import Final, Protocol
 
 from launch.simulate.engine import Engine, EngineModel
 from launch.simulate.heap import VirtualClock
+from launch.simulate.network import Network
 from launch.simulate.trace import Arrival
 from launch.simulate.view import SimulatedRequest
-from orchestrator.config.addresses import WorkerAddress, WorkerPlace, unmanaged, worker_places
+from orchestrator.config.addresses import WorkerAddress, WorkerPlace, unmanaged, worker_places, zone_of
 from orchestrator.config.options import Config, ModelConfig, RoutingConfig
 from orchestrator.errors import BatonError, TooBusy, Unavailable
 from orchestrator.relay.admission import SWEEP_S, Admission, Gate
@@ -39,7 +40,7 @@ ENDPOINT: Final = "/v1/chat/completions"
 class Conditions:
     """What is not as the model has it."""
 
-    __slots__ = ("noise", "restarts", "shares", "slow")
+    __slots__ = ("network", "noise", "restarts", "shares", "slow")
 
     def __init__(
         self,
@@ -48,11 +49,13 @@ class Conditions:
         slow: Mapping[str, float] | None = None,
         restarts: Sequence[tuple[float, str]] = (),
         shares: bool = True,
+        network: Network | None = None,
     ) -> None:
         """`noise` is that of prefills (`Engine`). `slow` says how many times as long workers take. At the
         moments of `restarts`, in seconds from the first arrival, a worker loses its cache, and nobody is
-        told. Several processes tell each other of their choices if `shares`.
+        told. Several processes tell each other of their choices if `shares`. `network` has the zones.
         """
+        self.network = network or Network()
         self.noise = noise
         self.slow = slow or {}
         self.restarts = restarts
@@ -161,7 +164,8 @@ class Site:
         self._timeout_s = config.orchestrator.limits.request_timeout_s
         self._random = Random(f"front {seed}")  # noqa: S311  # no secret
         config = config.model_copy(update={"models": [model], "routing": routing})
-        registry = _registry(config, engines, self.clock)
+        self._network = conditions.network
+        registry = _registry(config, engines, self.clock, conditions.network)
         self._pools = registry.pools[model.name]
         self.engines = {
             worker: self._engine(worker, engines[worker.address.role], seed, conditions)
@@ -279,7 +283,8 @@ class Site:
         choice.ended(Outcome(End.ANSWERED, self.clock.now, job.cached_tokens))
         choice.worker.count_leg(-1)
         job.record.prefill_done = self.clock.now
-        self.engines[plan.decode].receive(job)
+        factor = self._network.factor(choice.worker.zone, plan.decode.zone)
+        self.engines[plan.decode].receive(job, factor)
 
     def _begun(self, job: Job) -> None:
         plan = job.plan
@@ -310,9 +315,11 @@ class Site:
                 engine.cache.clear()
 
 
-def _registry(config: Config, engines: Mapping[Role, EngineModel], clock: VirtualClock) -> Registry:
+def _registry(
+    config: Config, engines: Mapping[Role, EngineModel], clock: VirtualClock, network: Network
+) -> Registry:
     """Make the registry, and have it know that all workers are ready, as a process hears it."""
-    addresses = [_address(place) for place in worker_places(config)]
+    addresses = [_address(place, network) for place in worker_places(config)]
     models = [model.name for model in config.models]
     registry = Registry(
         addresses,
@@ -342,9 +349,10 @@ def _registry(config: Config, engines: Mapping[Role, EngineModel], clock: Virtua
     return registry
 
 
-def _address(place: WorkerPlace) -> WorkerAddress:
+def _address(place: WorkerPlace, network: Network) -> WorkerAddress:
     """Return the address of a worker by its name: nobody will connect to it."""
-    return unmanaged(place.model.name, place.role, place.index, "http://127.0.0.1:1", None)
+    zone = network.zone(place.index, zone_of(place))
+    return unmanaged(place.model.name, place.role, place.index, "http://127.0.0.1:1", None, zone)
 
 
 def _info(model: str, role: Role, engine: EngineModel) -> WorkerInfo:

@@ -146,6 +146,13 @@ def _places(model: ModelConfig, role: Role, pool: PoolConfig) -> Iterator[Worker
         yield WorkerPlace(model, role, index, pool, worker)
 
 
+def zone_of(place: WorkerPlace) -> str | None:
+    """Return the zone that the config has a worker in."""
+    if place.url is not None:
+        return place.pool.zone_of(place.url)
+    return place.worker.zone or place.pool.zone
+
+
 def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
     if place.url is not None:
         return unmanaged(
@@ -154,7 +161,7 @@ def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
             place.index,
             place.url,
             place.pool.served_model,
-            place.pool.zone_of(place.url),
+            zone_of(place),
         )
     host = place.worker.host
     port = place.worker.port or ports.next_http(host)
@@ -169,7 +176,7 @@ def _address(place: WorkerPlace, ports: _Ports) -> WorkerAddress:
         side_channel_port=place.worker.side_channel_port
         or ports.next_side_channel(host, place.pool.data_parallel_size),
         is_managed=True,
-        zone=place.worker.zone or place.pool.zone,
+        zone=zone_of(place),
     )
 
 

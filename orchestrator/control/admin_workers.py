@@ -18,9 +18,9 @@ from orchestrator.config.addresses import is_allowed_worker, unmanaged
 from orchestrator.config.base import Model
 from orchestrator.config.options import Url
 from orchestrator.control.changes import Changes
-from orchestrator.control.pages import OF_RUN
+from orchestrator.control.pages import OF_RUN, mistaken
 from orchestrator.control.state import AdminState
-from orchestrator.errors import ClientError, NotFound, UnknownModel
+from orchestrator.errors import NotFound, UnknownModel
 from orchestrator.wire.info import Role
 from orchestrator.workers.worker import Worker
 
@@ -112,11 +112,4 @@ def _new_worker(body: bytes) -> NewWorker:
     try:
         return NewWorker.model_validate_json(body)
     except ValidationError as error:
-        raise ClientError("; ".join(_mistakes(error))) from error
-
-
-def _mistakes(error: ValidationError) -> list[str]:
-    return [
-        ": ".join((*map(str, mistake["loc"]), mistake["msg"].removeprefix("Value error, ")))
-        for mistake in error.errors(include_url=False)
-    ]
+        raise mistaken(error) from error

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orchestrator.control.queries import Query
 from orchestrator.control.state import AdminState, RouteQuestion
-from orchestrator.errors import BodyTooLarge, ClientError
+from orchestrator.errors import BodyTooLarge
 
 CHATS = "/v1/chat/completions"
+MOST_PROCESS = 10**9  # the highest index of a process that is looked for
 # These are of the connection to this listener, or no client's.
 _NOT_THE_CLIENTS = frozenset({b"authorization", b"host", b"connection", b"content-length"})
 
@@ -25,13 +25,14 @@ class ExplainPage:
         `?path=` is its path, by default that of chats. `?avoid=`, which may be repeated, names a worker that
         has failed it. `?process=` is the index of the process that is to tell.
         """
-        query = request.query_params
+        query = Query(request.query_params, ("path", "process"), ("avoid",))
+        path = query.text("path")
         question = RouteQuestion(
-            path=query.get("path", CHATS),
+            path=CHATS if path is None else path,
             headers=[field for field in request.headers.raw if field[0] not in _NOT_THE_CLIENTS],
             body=await self._body(request),
-            avoid=tuple(query.getlist("avoid")),
-            process=_index(query),
+            avoid=tuple(query.texts("avoid")),
+            process=None if query.text("process") is None else query.number("process", 0, MOST_PROCESS),
         )
         answer = await self._state.explain(question)
         return Response(answer.content, answer.status, media_type="application/json")
@@ -44,12 +45,3 @@ class ExplainPage:
             if len(body) > most:
                 raise BodyTooLarge(f"the body has more than {most} bytes")
         return bytes(body)
-
-
-def _index(query: Mapping[str, str]) -> int | None:
-    given = query.get("process")
-    if given is None:
-        return None
-    if not (given.isascii() and given.isdigit() and len(given) < 10):
-        raise ClientError("'process' is the index of a process", param="process")
-    return int(given)

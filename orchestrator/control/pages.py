@@ -10,6 +10,8 @@ from typing import Final
 
 import orjson
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -32,6 +34,7 @@ HTTP_PARSER = "httptools"  # what `http/reader.py` is built on
 Check = Callable[[str, Headers], None]  # of a method and the headers
 IsOpen = Callable[[Scope], bool]  # of an ASGI scope: it needs no key
 ScopeOf = Callable[[str], KeyScope]  # of a path: what a key must be for
+MAX_FIELD: Final = 100  # characters of a field's name, in an error
 KEY_NAME = "baton.key"  # in the ASGI scope: the name of the key, if one was asked for
 OF_RUN = "baton.run"  # there, too: true if `baton up` asks, which has started this process
 
@@ -77,6 +80,7 @@ def guarded(
     """
     app.add_middleware(_Guard, state=state, is_open=is_open, check=check, scope_of=scope_of, run_key=run_key)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _not_valid)
     return app
 
 
@@ -195,6 +199,20 @@ def _translated(error: HTTPException, request: Request) -> BatonError:
         allow = (error.headers or {}).get("allow", "GET")
         return MethodNotAllowed(f"{request.method} is not allowed here", allow=allow)
     return ClientError(str(error.detail))
+
+
+async def _not_valid(request: Request, error: Exception) -> Response:
+    """Turn what FastAPI finds wrong with a query or a body into an error of ours, too."""
+    if not isinstance(error, RequestValidationError):  # it is registered for nothing else
+        raise error
+    return _error_response(mistaken(error), request.url.path)
+
+
+def mistaken(error: RequestValidationError | ValidationError) -> ClientError:
+    """Return the error that tells all mistakes in a query or a body, and the first field that has one."""
+    found = [(".".join(map(str, mistake["loc"])), str(mistake["msg"])) for mistake in error.errors()]
+    said = (f"{field}: {what.removeprefix('Value error, ')}".removeprefix(": ") for field, what in found)
+    return ClientError("; ".join(said), param=found[0][0][:MAX_FIELD] or None)
 
 
 def as_json(value: object, status: int = 200) -> Response:

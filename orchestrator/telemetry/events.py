@@ -29,7 +29,7 @@ KINDS: Final[Mapping[str, str]] = {
     "worker.probing": "a worker is back on trial, with one request at a time",
     "worker.draining": "requests end there, and none begins",
     "worker.gone": "nobody listens at its address: it has ended, or restarts",
-    "worker.unfit": "a worker is there, but has another key, model or form",
+    "worker.unfit": "a worker is there, but has another key, model, role or form",
     "worker.slow": "a worker is far slower than its peers",
     "worker.slow_over": "a worker is as fast as its peers again",
     "worker.slow_kept": "a worker is slow and stays in service, as half of its pool is out",

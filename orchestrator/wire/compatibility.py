@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import Role, WorkerInfo
 
 NO_CONNECTOR: Final = "none"
 
@@ -37,6 +37,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "tp": "choose values of --tensor-parallel-size of which one divides the other",
 }
 NO_CONNECTOR_ADVICE: Final = "start it with --kv-transfer-config, or put it into the pool `both`"
+OTHER_ROLE_ADVICE: Final = "are the URLs of the two pools exchanged? else start it with BATON_ROLE={role}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,15 @@ def _fits(field: str, own: object, other: object) -> bool:
         least, most = sorted((own, other))
         return least > 0 and most % least == 0
     return own == other
+
+
+def is_for(info: WorkerInfo, role: Role) -> bool:
+    """Return whether a worker that announces this may be in the pool of `role`.
+
+    One that announces `both`, as is the default, may be in any. In the pool `both` may be any: an engine with
+    a connector, whatever its `kv_role`, answers whole requests, too.
+    """
+    return "both" in (info.role, role) or info.role == role
 
 
 def lacks_connector(info: WorkerInfo) -> bool:

@@ -4,7 +4,8 @@ Workers that serve keep their place as long as they make a whole path, of prefil
 refused. If they make none, and the newcomer does with those that were refused before, these replace them. So
 one wrong worker that is up first keeps nobody out for long, and a change of settings takes no request away
 from workers that serve. Workers that announce nothing fit everybody. Workers that serve alone hand nothing
-over and are not compared.
+over and are not compared. One that announces the other role of a pair than that of its pool is refused by
+itself.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from dataclasses import dataclass
 
 from orchestrator.wire.compatibility import (
     NO_CONNECTOR_ADVICE,
+    OTHER_ROLE_ADVICE,
     Difference,
     differences,
+    is_for,
     lacks_connector,
 )
+from orchestrator.wire.info import WorkerInfo
 from orchestrator.workers.states import SERVING
 from orchestrator.workers.worker import Worker
 
@@ -44,11 +48,27 @@ def misfits(
     info = worker.introduction.info
     if info is None or worker.address.role not in _PAIR:
         return []
+    if not is_for(info, worker.address.role):
+        return [_of_other_role(worker, info)]
     if lacks_connector(info):
         return [Misfit(worker, f"it has no KV connector: {NO_CONNECTOR_ADVICE}", "has no KV connector")]
     comparison = _Comparison(within_revision)
-    peers = [other for other in others if other is not worker and other.address.role in _PAIR]
+    pairing = (other for other in others if other is not worker and other.address.role in _PAIR)
+    peers = [other for other in pairing if _is_in_its_pool(other)]
     return comparison.misfits(worker, peers, refused)
+
+
+def _of_other_role(worker: Worker, info: WorkerInfo) -> Misfit:
+    role = worker.address.role
+    advice = OTHER_ROLE_ADVICE.format(role=role)
+    return Misfit(
+        worker, f"it announces the role {info.role!r}, and its pool is {role!r}: {advice}", "has another role"
+    )
+
+
+def _is_in_its_pool(worker: Worker) -> bool:
+    info = worker.introduction.info
+    return info is None or is_for(info, worker.address.role)
 
 
 def _is_whole(workers: Iterable[Worker]) -> bool:

@@ -4,7 +4,7 @@ A probe only says what it saw; what follows from that is in `workers/states.py` 
 
 | the worker | is asked |
 |---|---|
-| in service | `/baton/ready`, which needs no key; one time in `NAME_EVERY` also its name, with the key |
+| in service | `/baton/ready`, which needs no key; one time in `NAME_EVERY`, and after doubt, all of the next row |
 | not in service | `/baton/ready`, `/baton/info` and, with the key, `/v1/models` |
 | one that denied a leg | the same, and each path of `ENDPOINTS` with an empty document, which is no request |
 
@@ -56,7 +56,7 @@ GREETING_S = 5.0  # limit of a probe of a worker that is not in service: nothing
 JITTER = 0.2  # of the interval: probes of many workers, or by many orchestrators, do not come all at once
 LAST_PROBE = 1.5  # of the timeout: with less time than this until the verdict, there is but one more probe
 IMPATIENT = 0.1  # of the interval: what lies between probes of a suspect, or before that of one that refused
-NAME_EVERY = 10  # probes of a worker in service: a key that was changed shows within so many intervals
+NAME_EVERY = 10  # probes of a worker in service: a key or settings that were changed show within so many
 MAX_PAGE_BYTES = 1024 * 1024  # of an answer to a probe; a list of models has some hundred bytes for each
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # every worker has one of these
 
@@ -338,6 +338,7 @@ class _Served(msgspec.Struct):
 
     max_model_len: int | None
     adapters: tuple[str, ...]
+    names: tuple[str, ...]  # all that it lists
 
 
 class _ModelList(msgspec.Struct):
@@ -392,10 +393,7 @@ class HttpProbe:
             await self._check_well(worker)
             if not is_known or worker.is_denied:
                 return await self._introduction(worker)
-            known = worker.introduction.adapters
-            if self._is_name_due(worker) and (await self._card(worker)).adapters != known:
-                return await self._introduction(worker)
-            return None
+            return await self._changed(worker) if self._is_name_due(worker) else None
         except ProbeFailed:
             raise
         except Exception as error:  # whatever a worker has answered, it is no reason not to ask it again
@@ -466,16 +464,26 @@ class HttpProbe:
             raise _failed("/health", status, is_unfit=status in _DENIED)
 
     def _is_name_due(self, worker: Worker) -> bool:
-        """Tell whether a worker in service is to show that it takes the key, and is who it was."""
+        """Tell whether a worker in service is to show that it takes the key, and is who it was.
+
+        One that was in doubt is the next time: it may have been started again, with other settings.
+        """
         if worker.state is not WorkerState.READY:
+            self._counts[worker.name] = NAME_EVERY - 1
             return False
         count = self._counts[worker.name] = self._counts.get(worker.name, 0) + 1
         return count % NAME_EVERY == 0
+
+    async def _changed(self, worker: Worker) -> Introduction | None:
+        """Return the introduction of a worker in service if it says something else than before."""
+        found = await self._introduction(worker)
+        return None if found == worker.introduction else found
 
     async def _introduction(self, worker: Worker) -> Introduction:
         """Ask a worker what it can do, each time that it comes back: it may be another version."""
         info = await self._info(worker)
         card = await self._card(worker)
+        _check_model(info, card)
         _check_rank(worker, info)
         if worker.is_denied:
             await self._check_serves(worker)
@@ -491,7 +499,8 @@ class HttpProbe:
         served = worker.address.served_model
         for card in cards:
             if card.id == served:
-                return _Served(card.max_model_len, _adapters(cards, served))
+                listed = tuple(each.id for each in cards)
+                return _Served(card.max_model_len, _adapters(cards, served), listed)
         names = _listed(card.id for card in cards)
         raise ProbeUnfit(f"it serves {names}, not {served!r}", OTHER_MODEL)
 
@@ -573,6 +582,14 @@ async def _bounded(stream: object) -> bytes:
         if len(content) > MAX_PAGE_BYTES:
             raise _BadPage(f"an answer to a probe has more than {MAX_PAGE_BYTES} bytes")
     return bytes(content)
+
+
+def _check_model(info: WorkerInfo | None, card: _Served) -> None:
+    """Raise `ProbeUnfit` if the worker announces a model that it does not list: two servers answer there."""
+    if info is not None and info.model not in card.names:
+        raise ProbeUnfit(
+            f"it announces {info.model!r:.{MAX_NAME}}, and lists {_listed(card.names)}", OTHER_MODEL
+        )
 
 
 def _check_rank(worker: Worker, info: WorkerInfo | None) -> None:

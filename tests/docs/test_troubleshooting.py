@@ -173,6 +173,7 @@ UNUSABLE = {
     "Its host is unknown": unknown_host,
     "Its key is another one": lambda: simulated(api_keys=("theirs",)),
     "It serves another model": lambda: simulated(model_name="other"),
+    "It has another role": lambda: simulated(role="prefill"),
     "TLS on a plain port": lambda: simulated("https"),
     "A plain request on a TLS port": lambda: tls_port("http"),
     "Its certificate is not trusted": lambda: tls_port("https"),

@@ -74,7 +74,7 @@ def processes_of(count: int) -> list[Registry]:
 
 def announcement(*decodes: Encoding, token_ids: Sequence[TokenIdsForm] = ()) -> WorkerInfo:
     return WorkerInfo(
-        role="decode",
+        role="both",
         model="m",
         decodes=list(decodes),
         engine="vllm",

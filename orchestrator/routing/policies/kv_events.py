@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
@@ -39,6 +40,7 @@ MOST_GONE: Final = 4096  # blocks of a worker that were removed before any answe
 # Bytes of memory, measured: of a block of a worker; of a step that a prompt's tokens are known of.
 BLOCK_BYTES: Final = 170
 STEP_BYTES: Final = 230
+AT_ONCE: Final = 16  # such a part of what may be known is forgotten at once
 LEAST_BLOCKS: Final = 1024  # of a worker are known, whatever the memory
 
 # How much more than fits into a cache is remembered of it while all of its events are known: they take away
@@ -146,8 +148,7 @@ class KvEvents(Prefix):
             name = places[at]
             known.pop(name, None)  # to the end of the order
             known[name] = Place(hashes, places[at + 1], places[at + 2])
-        while len(known) > self._most_places:
-            del known[next(iter(known))]
+        _forget_oldest(known, self._most_places)
 
     def _take_gone(self, load: Load, engine: Engine, hashes: bytes, places: array[int]) -> None:
         """Take from a worker what was removed before this answer came."""
@@ -208,9 +209,8 @@ class KvEvents(Prefix):
         if back is not None and load is not None:
             self._index.restore(load.holder, back.hashes[: back.has * WIDTH], self._time())
         most = max(self._most_blocks // len(self._engines), LEAST_BLOCKS)
-        while len(names) > most:
+        if _forget_oldest(names, most):
             engine.is_cut = True
-            del names[next(iter(names))]
 
     def _note_removed(self, engine: Engine, load: Load | None, event: Removed) -> None:
         engine.is_full = True
@@ -224,8 +224,7 @@ class KvEvents(Prefix):
                 engine.gone[name] = None
             elif place.keeps < kept.get(place.hashes, UNBOUNDED):
                 kept[place.hashes] = place.keeps
-        while len(engine.gone) > MOST_GONE:
-            del engine.gone[next(iter(engine.gone))]
+        _forget_oldest(engine.gone, MOST_GONE)
         if load is not None:
             for hashes, steps in kept.items():
                 self._index.keep(load.holder, hashes, steps)
@@ -263,6 +262,20 @@ class KvEvents(Prefix):
 # What other processes are told of a prompt's blocks has this in place of an epoch: then how many numbers
 # follow, three for each block as `Place` has them; then those, and the hashes of the prompt's steps.
 PLACES: Final = (1 << 64) - 1
+
+
+def _forget_oldest(known: dict[Any, Any], most: int) -> bool:
+    """Forget what was entered first if there is more than `most`, and return whether there is.
+
+    More than is too much goes at once: to find the first entry of a dict takes as long as many were taken out
+    before it.
+    """
+    too_many = len(known) - most
+    if too_many <= 0:
+        return False
+    for key in list(islice(known, too_many + most // AT_ONCE)):
+        del known[key]
+    return True
 
 
 def _name(ids: bytes, before: int, salt: bytes) -> int:

@@ -14,9 +14,14 @@ import httpx
 import pytest
 
 from bench.shared.processes import free_port
+from launch.doctor.asking import Patient
+from launch.doctor.findings import Verdict
+from launch.doctor.workers import of_info
 from launch.exits import Exit
+from orchestrator.wire.info import WorkerInfo
 from tests.baton import baton
 from tests.launch.doctor.visiting import Doctor, cluster
+from tests.orchestrator.cluster import address
 from tests.worker.sim.workers import MODEL, Worker, running
 from worker.sim.faults import Error, Freeze, KvGarbled, KvLost
 from worker.sim.settings import Announced, Defects
@@ -255,7 +260,51 @@ def test_of_several_the_odd_one_is_named(doctor: Doctor) -> None:
 def test_pools_that_were_exchanged(doctor: Doctor) -> None:
     with pair() as (prefill, decode):
         report = doctor.visit([decode], [prefill])
-    assert [warning.partition(":")[0] for warning in report.warnings] == [f"role {PREFILL}", f"role {DECODE}"]
+    assert [fault.partition(":")[0] for fault in report.faults] == [f"role {PREFILL}", f"role {DECODE}"]
+    assert (
+        "are the URLs of the two pools exchanged? else start it with BATON_ROLE=prefill" in report.faults[0]
+    )
+    assert not any(line.startswith("handoff") for line in report.lines)
+
+
+def ranked(prefills: list[Worker], decodes: list[Worker], size: int) -> dict[str, Any]:
+    config = cluster(prefills, decodes)
+    for pool in (config["models"][0][role] for role in ("prefill", "decode")):
+        pool["data_parallel_size"] = size
+    return config
+
+
+@pytest.mark.parametrize("is_said", [True, False])
+def test_each_data_parallel_engine_is_tried(doctor: Doctor, is_said: bool) -> None:
+    """As many as the config says, or else the workers."""
+    two = {"data_parallel_size": 2}
+    with pair(two, two) as (prefill, decode):
+        report = doctor(ranked([prefill], [decode], 2 if is_said else 1), "--timeout-s", "20")
+        assert (report.code, report.faults, report.warnings) == (Exit.OK, [], []), report.out
+        tried = [line.partition(":")[0] for line in report.of("ok") if line.startswith("handoff")]
+        ranks = [f"{PREFILL}.dp{one} -> {DECODE}.dp{other}" for one in (0, 1) for other in (0, 1)]
+        assert tried == [f"handoff {pair}" for pair in ranks]
+        assert f"answer {DECODE}.dp1: computes one token" in report.of("ok")
+        assert {entry["rank"] for entry in prefill.ledger()["requests"]} == {0, 1}
+        assert {entry["rank"] for entry in decode.ledger()["requests"]} == {0, 1}
+
+
+def test_fewer_engines_than_the_config_says(doctor: Doctor) -> None:
+    with pair({"data_parallel_size": 2}, {"data_parallel_size": 2}) as (prefill, decode):
+        report = doctor(ranked([prefill], [decode], 3), "--timeout-s", "20")
+    assert [fault.partition(";")[0] for fault in report.faults] == [
+        f"ranks {name}: has 2 data-parallel engines, and 3 by the config: correct"
+        " models.*.ROLE.data_parallel_size"
+        for name in (PREFILL, DECODE)
+    ]
+    assert sum(line.startswith("handoff") for line in report.of("ok")) == 4
+
+
+def test_a_worker_that_announces_another_model_than_it_lists() -> None:
+    patient = Patient(address("decode", 0), models=("m",))
+    info = WorkerInfo(role="both", model="other", decodes=["json"], engine="sim", engine_version="1")
+    (finding,) = [each for each in of_info(patient, info) if each.verdict is Verdict.FAIL]
+    assert (finding.check, finding.found) == ("model", "announces 'other', which it does not list")
 
 
 def test_a_transport_that_a_worker_does_not_decode(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,14 @@ from launch.bench.results import FORMAT, ClientLoad, Load, Result, Setup, Step, 
 from launch.bench.sample import Slo
 from launch.simulate.calibration import calibrate
 from launch.simulate.experiment import Experiment
-from launch.simulate.figures import tpot_s, ttft_s
+from launch.simulate.figures import handoff_s, prefill_s, tpot_s, ttft_s
 from launch.simulate.formats import read_trace
-from launch.simulate.site import Conditions
+from launch.simulate.network import Network
+from launch.simulate.site import Conditions, Site
 from launch.simulate.trace import Arrival, Trace
 from launch.simulate.variants import own_name, routing_of
 from orchestrator.config.options import Config, RoutingConfig
-from tests.launch.simulate.sites import config_of, conversations, row, trace_file
+from tests.launch.simulate.sites import SLOW_PREFILL, STEPS, config_of, conversations, row, trace_file
 from worker.sim.latency import Latency
 
 
@@ -33,9 +34,11 @@ def site(tmp_path: Path) -> Path:
     return path
 
 
-def raw_config(prefill: int, decode: int, routing: dict[str, Any] | None = None) -> dict[str, Any]:
+def raw_config(
+    prefill: int, decode: int, routing: dict[str, Any] | None = None, sim: dict[str, Any] | None = None
+) -> dict[str, Any]:
     pools = {"prefill": prefill, "decode": decode}
-    model = {role: {"engine": "sim", "replicas": count} for role, count in pools.items()}
+    model = {role: {"engine": "sim", "replicas": count, "sim": sim or {}} for role, count in pools.items()}
     return {"models": [{"name": "m", "path": "x", **model}], "routing": routing or {}}
 
 
@@ -197,19 +200,72 @@ def test_advice_says_when_no_site_does(
     assert "the SLO is out of reach" in capsys.readouterr().err
 
 
+# --- zones --------------------------------------------------------------------------------------
+
+FAR = {**SLOW_PREFILL, **STEPS, "prefill_us_per_token": 1_000, "transfer_us_per_token": 200}
+
+
+def far_file(folder: Path) -> str:
+    return trace_file(folder, [row(700 * index, 500, 20) for index in range(300)])
+
+
+def test_hand_offs_between_zones_take_longer(tmp_path: Path) -> None:
+    for zones, network, expected in (
+        (("a", "b"), Network(), 0.1),
+        (("a", "b"), Network((), 4.0), 0.4),
+        (("a", "b"), Network((), 4.0, {frozenset("ab"): 2.0}), 0.2),
+        (("a", "a"), Network((), 4.0), 0.1),
+        ((), Network(("a", "b"), 4.0), 0.4),
+    ):
+        site = zoned_site(tmp_path, zones, network)
+        (far,) = [job for job in site.jobs if job.plan is not None and job.plan.decode.name == "m/decode/1"]
+        assert handoff_s(far) == pytest.approx(expected + 0.1)
+
+
+def zoned_site(folder: Path, zones: tuple[str, ...], network: Network) -> Site:
+    """A site that has served two requests: the later one went to the second decode worker."""
+    raw = raw_config(1, 2, sim=FAR)
+    if zones:
+        raw["models"][0]["prefill"]["zone"] = zones[0]
+        del raw["models"][0]["decode"]["replicas"]
+        raw["models"][0]["decode"]["workers"] = [{"zone": zone} for zone in zones]
+    config = Config.model_validate(raw)
+    trace = read_trace(trace_file(folder, [row(0, 500, 100), row(10, 500, 100)]), "m")
+    conditions = Conditions(noise=0.0, network=network)
+    return Experiment(config, config.models[0], trace, conditions=conditions).site(0, config.routing)
+
+
+def test_pairs_are_chosen_by_what_their_link_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(raw_config(2, 2, sim=FAR)))
+    options = [str(path), "--trace", far_file(tmp_path), "--zones", "a,b", "--between-zones", "20"]
+    together = found(capsys, *options, "--policies", "prefix+least_tokens,prefix+random")
+    pair, apart = together["prefix+least_tokens"], together["prefix+random"]
+    assert pair["ttft_p50_s"] < apart["ttft_p50_s"] / 2
+    near = found(capsys, *options[:-2], "--policies", "prefix+least_tokens")["prefix+least_tokens"]
+    assert pair["handoff_p50_s"] == pytest.approx(near["handoff_p50_s"], rel=0.1)
+
+
 # --- calibration --------------------------------------------------------------------------------
 
 TRUE = Latency(
-    prefill_ms=5, prefill_us_per_token=200, decode_ms_per_token=12, decode_ms_per_running=0.5, transfer_ms=0
+    prefill_ms=5,
+    prefill_us_per_token=200,
+    decode_ms_per_token=12,
+    decode_ms_per_running=0.5,
+    transfer_ms=4,
+    transfer_us_per_token=50,
 )
 
 
-def bench_file(folder: Path, config: Config) -> str:
+def bench_file(folder: Path, config: Config, *, has_stages: bool = True) -> str:
     """What `baton bench` would have found in front of engines with these times."""
     steps = [
-        step_of(config, "chat", 4.0, 256, 128, 200),
-        step_of(config, "chat", 16.0, 256, 128, 400),
-        step_of(config, "long-prompt", 1.0, 8000, 128, 60),
+        step_of(config, "chat", 4.0, 256, 128, 200, has_stages=has_stages),
+        step_of(config, "chat", 16.0, 256, 128, 400, has_stages=has_stages),
+        step_of(config, "long-prompt", 1.0, 8000, 128, 60, has_stages=has_stages),
     ]
     slo = Slo(1000, 100, 0.95)
     setup = Setup(model="m", profile="full", seed=0, slo=slo, tokens_per_word=1.3, fixed_length=True)
@@ -219,7 +275,16 @@ def bench_file(folder: Path, config: Config) -> str:
     return str(path)
 
 
-def step_of(config: Config, workload: str, rate: float, prompt: int, answer: int, count: int) -> Step:
+def step_of(
+    config: Config,
+    workload: str,
+    rate: float,
+    prompt: int,
+    answer: int,
+    count: int,
+    *,
+    has_stages: bool = True,
+) -> Step:
     random = Random(workload)
     spread_of = random.uniform if workload == "chat" else lambda low, high: 1.0
     arrivals = [
@@ -240,7 +305,11 @@ def step_of(config: Config, workload: str, rate: float, prompt: int, answer: int
         "tpot": [tpot_s(job) * 1e3 for job in jobs],
         "e2e": [(job.ended_at - job.received_at) * 1e3 for job in jobs],
     }
-    prefill = [(job.record.prefill_done - job.received_at) * 1e3 for job in jobs]
+    stages = {
+        "prefill": [prefill_s(job) * 1e3 for job in jobs],
+        "decode": [handoff_s(job) * 1e3 for job in jobs],
+    }
+    told = {name: spread(values) for name, values in stages.items() if has_stages}
     found = {name: spread(values) for name, values in times.items()}
     return Step(
         workload=workload,
@@ -255,7 +324,7 @@ def step_of(config: Config, workload: str, rate: float, prompt: int, answer: int
         cached_tokens=0,
         output_tokens=sum(arrival.output_tokens for arrival in arrivals),
         times={name: value for name, value in found.items() if value is not None},
-        stages={name: value for name, value in {"prefill": spread(prefill)}.items() if value is not None},
+        stages={name: value for name, value in told.items() if value is not None},
         paths={},
         client=ClientLoad(0.0, 0, 0),
     )
@@ -267,8 +336,21 @@ def test_calibration_finds_the_times_again(tmp_path: Path) -> None:
     latency = found.latency
     assert latency.prefill_us_per_token == pytest.approx(200, rel=0.1)
     assert latency.decode_ms_per_token == pytest.approx(12, rel=0.1)
+    assert latency.transfer_s(8000) == pytest.approx(TRUE.transfer_s(8000), rel=0.1)
+    assert latency.transfer_s(256) == pytest.approx(TRUE.transfer_s(256), rel=0.25)
     assert found.error < 0.1
-    assert {figure for _, figure, _, _ in found.rows} == {"ttft p50", "ttft p99", "tpot p50"}
+    assert {figure for _, figure, _, _ in found.rows} == {
+        *("ttft p10", "ttft p50", "ttft p99", "tpot p50", "prefill p10", "hand-off p10")
+    }
+
+
+def test_without_stages_what_a_transfer_takes_counts_as_prefill(tmp_path: Path) -> None:
+    config = config_of(2, 2)
+    found = calibrate(bench_file(tmp_path, config, has_stages=False), config, config.models[0])
+    assert found.latency.transfer_s(8000) == 0.0
+    true = TRUE.prefill_s(8000) + TRUE.transfer_s(8000)
+    assert found.latency.prefill_s(8000) == pytest.approx(true, rel=0.1)
+    assert {figure for _, figure, _, _ in found.rows} == {"ttft p10", "ttft p50", "ttft p99", "tpot p50"}
 
 
 def test_calibration_says_how_far_off_it_is(
@@ -303,6 +385,9 @@ REFUSED = {
     "no policy at all": (["--policies", ""], "'' is not PREFILL"),
     "an unknown model": (["--model", "n"], "there is no model 'n'; there is: m"),
     "an unknown worker": (["--slow", "m/prefill/9=2"], "there is no worker 'm/prefill/9'"),
+    "an unknown zone": (["--zones", "a,b", "--link", "a:c=2"], "there is no zone 'c'; there is: a, b"),
+    "a link without zones": (["--link", "a:b=2"], "there is no zone 'a'; there is: none: see --zones"),
+    "a zone without a name": (["--zones", "a,"], "--zones: a zone has no name"),
     "no result of a bench": (["--calibrate", "CONFIG"], "is no result of baton bench"),
     "advice with numbers": (
         ["--advise", "--prefill", "0"],
@@ -342,7 +427,8 @@ def test_a_trace_is_needed(site: Path, capsys: pytest.CaptureFixture[str]) -> No
     "option",
     [
         *("--rate=0", "--rate=x", "--seeds=0", "--seeds=1.5", "--warm-up=1", "--noise=-1", "--prefill=-1"),
-        *("--decode=0", "--slow=5", "--slo-ttft=nan", "--slo-share=2", "-o=xml"),
+        *("--decode=0", "--slow=5", "--slo-ttft=nan", "--slo-share=2", "-o=xml", "--between-zones=0"),
+        *("--link=a:b", "--link=a:a=2", "--link=a=2", "--link=a:b:c=2", "--link=a:b=x"),
     ],
 )
 def test_wrong_values_of_options(site: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:

@@ -66,6 +66,7 @@ def test_mistakes_are_named(admin: Admin, body: object, says: str) -> None:
     answer = admin.ask("POST", body=body)
     assert (answer.status_code, error_code(answer)) == (400, "invalid_request")
     assert answer.json()["error"]["message"].startswith(says)
+    assert answer.json()["error"]["param"] == (says.partition(":")[0] if ": " in says else None)
     assert len(admin.registry.workers) == 3
 
 

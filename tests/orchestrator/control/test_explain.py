@@ -54,6 +54,12 @@ def test_an_index_is_a_number(process: str) -> None:
     assert error_code(response) == "invalid_request"
 
 
+@pytest.mark.parametrize("query", ["proces=1", "path=/v1/completions&path=/v1/embeddings"])
+def test_a_query_that_is_not_understood_is_refused(query: str) -> None:
+    response = post(Asked(), f"/admin/explain?{query}", body={})
+    assert (response.status_code, error_code(response)) == (400, "invalid_request")
+
+
 def test_a_body_has_a_limit() -> None:
     limits = {"orchestrator": {"limits": {"max_body_bytes": 2000}}}
     config = Config.model_validate({**CONFIG.model_dump(), **limits})

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 import pytest
 from fastapi import FastAPI
 
+from orchestrator.config.base import Model
 from orchestrator.control.admin import admin_app
+from orchestrator.control.pages import guarded
 from orchestrator.control.public import control_app
 from tests.orchestrator.control.fakes import FakeState, ask, error_code
 
@@ -56,3 +58,40 @@ def test_every_answer_has_an_id(build: Build, path: str) -> None:
     fresh = [ask(app, path, headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("", "a b")]
     assert all(one.startswith("req-") for one in fresh)
     assert len(set(fresh)) == 2
+
+
+class _Wanted(Model):
+    count: int
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "said", "param"),
+    [
+        ("after=x", {"count": 1}, "query.after: Input should be a valid integer", "query.after"),
+        ("", {"count": 1}, "query.after: Field required", "query.after"),
+        ("after=1", {"count": "x"}, "body.count: Input should be a valid integer", "body.count"),
+        ("after=1", {"count": 1, "x": 1}, "body.x: Extra inputs are not permitted", "body.x"),
+    ],
+)
+def test_what_fastapi_finds_wrong_is_an_error_of_ours(
+    query: str, body: object, said: str, param: str
+) -> None:
+    app, state = FastAPI(), FakeState()
+
+    async def page(after: int, wanted: _Wanted) -> None: ...
+
+    app.add_api_route("/page", page, methods=["POST"])
+    response = ask(guarded(app, state, is_open=lambda scope: True), f"/page?{query}", "POST", body=body)
+    assert (response.status_code, error_code(response)) == (400, "invalid_request")
+    error = response.json()["error"]
+    assert error["message"].startswith(said)
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/admin/events?after=x", "/admin/events?after=-1", "/admin/requests?limit=x", "/admin/requests/a?x=1"],
+)
+def test_a_query_of_the_admin_api_that_makes_no_sense_is_an_error_of_ours(path: str) -> None:
+    response = ask(admin_app(FakeState()), path)
+    assert (response.status_code, error_code(response)) == (400, "invalid_request")

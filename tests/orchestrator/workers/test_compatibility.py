@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -81,6 +81,41 @@ def test_a_worker_without_a_connector_is_refused_by_itself() -> None:
     assert join(registry, "decode/0", msgspec.structs.replace(A, connector="none")) == "unfit"
     assert "--kv-transfer-config" in (find(registry, "decode/0").last_error or "")
     assert join(registry, "both/0", msgspec.structs.replace(A, connector="none")) == "ready"
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_worker_of_the_other_role_is_refused_by_itself_and_is_nobodys_partner(role: Role) -> None:
+    registry = new(p=2, d=2)
+    other: Role = "decode" if role == "prefill" else "prefill"
+    right = msgspec.structs.replace(A, role=role)
+    wrong = msgspec.structs.replace(B, role=other)
+    assert join(registry, f"{role}/0", wrong) == "unfit"
+    status = find(registry, f"{role}/0").status()
+    assert status.reason == "has another role"
+    error = (
+        f"it announces the role '{other}', and its pool is '{role}': are the URLs of the two pools exchanged?"
+    )
+    assert status.last_error == f"{error} else start it with BATON_ROLE={role}"
+    assert join(registry, f"{role}/1", right) == "ready"
+    assert join(registry, f"{other}/0", wrong) == "unfit"  # with the first it would be a whole path
+    assert join(registry, f"{other}/1", msgspec.structs.replace(A, role=other)) == "ready"
+
+
+def test_an_engine_for_both_serves_any_role_and_any_engine_serves_alone() -> None:
+    for announced in get_args(Role):
+        registry = new()
+        info = msgspec.structs.replace(A, role=announced)
+        assert join(registry, "both/0", info) == "ready"
+        assert (join(registry, "prefill/0", info) == "ready") == (announced != "decode")
+        assert (join(registry, "decode/0", info) == "ready") == (announced != "prefill")
+
+
+def test_a_worker_in_service_that_was_started_again_in_another_role_goes() -> None:
+    registry = new()
+    for name, role in (("prefill/0", "prefill"), ("decode/0", "decode")):
+        assert join(registry, name, msgspec.structs.replace(A, role=role)) == "ready"
+    assert join(registry, "decode/0", msgspec.structs.replace(A, role="prefill")) == "unfit"
+    assert states(registry)["prefill/0"] == "ready"
 
 
 def test_plain_workers_are_taken_as_they_are() -> None:
@@ -231,3 +266,32 @@ def test_the_log_names_it_once(caplog: pytest.LogCaptureFixture) -> None:
     lines = [record.getMessage() for record in caplog.records if "m/decode/0" in record.getMessage()]
     assert len(lines) == 1
     assert "its dtype is 'float32', that of m/prefill/0 is 'bfloat16': give both the same --dtype" in lines[0]
+
+
+def test_a_worker_that_was_started_again_in_place_goes_if_it_does_not_fit_any_more() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        registry = Registry(
+            [address("prefill", 0), address("decode", 0, port=2)], ["m"], "json", time=loop.time
+        )
+        said = {"m/prefill/0": A, "m/decode/0": A}
+
+        async def probe(worker: Worker) -> Introduction | None:
+            found = Introduction(said[worker.name], None)
+            is_known = worker.state is WorkerState.READY and worker.introduction == found
+            return None if is_known else found
+
+        prober = Prober(registry, probe, random=Random(1), time=loop.time)
+        prober.start()
+        await asyncio.sleep(60)
+        assert states(registry) == {"prefill/0": "ready", "decode/0": "ready"}
+        for change in ({"dtype": "float32"}, {"role": "prefill"}):
+            said["m/decode/0"] = msgspec.structs.replace(A, **change)
+            await asyncio.sleep(60)
+            assert states(registry) == {"prefill/0": "ready", "decode/0": "unfit"}
+            said["m/decode/0"] = A
+            await asyncio.sleep(60)
+            assert states(registry) == {"prefill/0": "ready", "decode/0": "ready"}
+        await prober.aclose()
+
+    run_virtually(main())

@@ -22,6 +22,7 @@ from orchestrator.workers.health import (
     ProbeFailed,
     Prober,
     ProbeRefused,
+    ProbeUnfit,
 )
 from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.registry import Registry
@@ -454,6 +455,7 @@ def test_a_worker_in_service_is_asked_again_when_it_lists_other_adapters() -> No
     async def scenario() -> list[tuple[str, ...] | None]:
         probe: Probe = HttpProbe(None, transport=httpx.MockTransport(answer))
         worker = Registry([address("decode", 0)], ["m"], "json").workers[0]
+        worker.announce(Introduction(None, 4096))
         worker.state = WorkerState.READY
         seen: list[tuple[str, ...] | None] = []
         for change in ([], cards("sql"), []):
@@ -467,6 +469,69 @@ def test_a_worker_in_service_is_asked_again_when_it_lists_other_adapters() -> No
 
     pause: list[tuple[str, ...] | None] = [None] * (NAME_EVERY - 1)
     assert asyncio.run(scenario()) == [*pause, None, *pause, ("sql",), *pause, None]
+
+
+def restarted(changes: list[dict[str, Any]]) -> list[Introduction | None]:
+    """What each tenth probe returns of a worker in service that announces itself otherwise each time."""
+    info: dict[str, Any] = dict(INFO)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return {**WELL, "/baton/info": httpx.Response(200, json=info)}[request.url.path]
+
+    async def scenario() -> list[Introduction | None]:
+        probe: Probe = HttpProbe(None, transport=httpx.MockTransport(answer))
+        worker = Registry([address("decode", 0)], ["m"], "json").workers[0]
+        worker.announce(Introduction(msgspec.convert(INFO, WorkerInfo), 4096))
+        worker.state = WorkerState.READY
+        seen: list[Introduction | None] = []
+        for change in changes:
+            info.update(change)
+            found = [await probe(worker) for _ in range(NAME_EVERY)]
+            assert found[:-1] == [None] * (NAME_EVERY - 1)
+            seen.append(found[-1])
+        return seen
+
+    return asyncio.run(scenario())
+
+
+def test_a_worker_that_was_started_again_in_place_introduces_itself_anew() -> None:
+    before, after = restarted([{}, {"role": "prefill", "dtype": "float32"}])
+    assert before is None
+    assert after is not None
+    assert after.info is not None
+    assert (after.info.role, after.info.dtype) == ("prefill", "float32")
+
+
+def test_a_worker_that_announces_a_model_that_it_does_not_list_is_unfit() -> None:
+    with pytest.raises(ProbeUnfit, match=r"it announces 'other', and lists \['m'\]"):
+        restarted([{"model": "other"}])
+
+
+def test_a_worker_that_has_several_names_may_announce_any_of_them() -> None:
+    names = {"data": [{"id": "first"}, *MODELS["data"]]}
+    info = httpx.Response(200, json=INFO | {"model": "first"})
+    pages: Any = {**WELL, "/v1/models": httpx.Response(200, json=names), "/baton/info": info}
+    assert probed(pages)[0] is not None
+
+
+def test_a_worker_that_was_in_doubt_is_asked_all_as_soon_as_it_is_back() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return WELL.get(request.url.path, httpx.Response(404))
+
+    async def scenario() -> None:
+        probe: Probe = HttpProbe(None, transport=httpx.MockTransport(answer))
+        worker = Registry([address("decode", 0)], ["m"], "json").workers[0]
+        worker.announce(Introduction(None, 4096))
+        for state in (WorkerState.SUSPECT, WorkerState.READY, WorkerState.READY):
+            worker.state = state
+            assert await probe(worker) is None
+            asked.append("")
+
+    asyncio.run(scenario())
+    assert asked == ["/health", "", "/health", "/baton/info", "/v1/models", "", "/health", ""]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,30 @@ def test_a_pair_that_does_not_fit_is_not_ready_and_says_so(tmp_path: Path) -> No
             orchestrator.clean_up()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_that_is_added_under_the_wrong_role_is_refused_and_named(
+    tmp_path: Path, processes: int
+) -> None:
+    with (
+        simulated("prefill", "decode") as right,
+        simulated("prefill") as (wrong,),
+        starting(tmp_path, right) as start,
+    ):
+        orchestrator: Orchestrator = start(processes=processes)
+        new = {"model": MODEL, "role": "decode", "url": wrong.url}
+        httpx.post(f"{orchestrator.admin_url}/admin/workers", json=new, trust_env=False).raise_for_status()
+        name = f"{MODEL}/decode/1"
+        wait_for(lambda: orchestrator.worker_states()[name] == "unfit", "the refusal")
+        (refused,) = (w for w in orchestrator.admin("/admin/workers").json() if w["state"] == "unfit")
+        assert (refused["address"]["name"], refused["reason"]) == (name, "has another role")
+        said = "it announces the role 'prefill', and its pool is 'decode': "
+        assert refused["last_error"].startswith(said)
+        events = orchestrator.admin("/admin/events?kind=worker.unfit").json()
+        assert [event["subject"] for event in events] == [name]
+        assert said in events[0]["message"]
+        assert "unfit: it has another role" in orchestrator.client().get("/ready").text
+
+
 def reasons(orchestrator: Orchestrator) -> str:
     """What /admin/workers gives as reasons; nothing while nobody listens."""
     try:

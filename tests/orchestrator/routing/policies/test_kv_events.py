@@ -22,7 +22,7 @@ from orchestrator.routing.policies.base import (
     Removed,
     Stored,
 )
-from orchestrator.routing.policies.kv_events import KvEvents
+from orchestrator.routing.policies.kv_events import KvEvents, _forget_oldest
 from orchestrator.routing.policies.prefix_legs import PrefixChoice, Sent
 from tests.orchestrator.routing.policies.test_prefix import Server, text
 from tests.orchestrator.routing.requests import FakeRequest
@@ -217,6 +217,17 @@ def test_a_cache_that_is_larger_than_it_says_is_remembered_whole() -> None:
 
     assert known(exact=False) <= 1
     assert known(exact=True) == 10
+
+
+def test_what_is_too_much_is_forgotten_the_oldest_first_and_some_at_once() -> None:
+    known = dict.fromkeys(range(100))
+    assert not _forget_oldest(known, 100)
+    assert list(known) == [*range(100)]
+    known[100] = None
+    assert _forget_oldest(known, 100)
+    assert list(known) == [*range(1 + 100 // 16, 101)]
+    assert _forget_oldest(known, 0)
+    assert not known
 
 
 def test_prompts_whose_tokens_nobody_told_are_forgotten_in_the_end() -> None:
