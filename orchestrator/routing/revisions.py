@@ -8,7 +8,7 @@ from orchestrator.workers.worker import Worker
 
 
 class Group:
-    """The decode workers have the same revision, and the prefill workers go with it; there are some of both."""
+    """The decode workers have one revision, and the prefill workers go with it; there are some of both."""
 
     __slots__ = ("decode", "prefill", "revision")
 
