@@ -60,6 +60,15 @@ class Pod:
         except httpx.HTTPError:
             return False
 
+    def pre_stop(self) -> subprocess.CompletedProcess[str]:
+        """Run what Kubernetes runs in the pod before it ends it."""
+        program, *words = self.container["lifecycle"]["preStop"]["exec"]["command"]
+        assert program == "baton"
+        argv = [word.replace("127.0.0.1", self.address) for word in words]
+        env = {**os.environ, **self._env()}
+        command = [sys.executable, "-m", "launch.cli", *argv]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=ENDS_S)
+
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=ENDS_S)

@@ -73,6 +73,8 @@ def test_what_is_rendered_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             (only(made, "Deployment", role), f"127.77.0.{index}") for index, role in enumerate(ROLES, 1)
         ]
         pods = stack.enter_context(running(*places))
+        for pod in pods:
+            wait_for(lambda pod=pod: pod.passes("readinessProbe"), "a pod that is ready")
         services = {role: only(made, "Service", role) for role in ROLES}
         urls = {role: stack.enter_context(api_server(service, pods)) for role, service in services.items()}
         document: dict[str, Any] = yaml.safe_load(only(made, "ConfigMap")["data"]["baton.yaml"])
@@ -94,6 +96,9 @@ def test_what_is_rendered_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "max_tokens": 8,
         }
         answer = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60)
+        stopped = pods[0].pre_stop()
+        assert not pods[0].passes("readinessProbe")
+    assert stopped.returncode == 0, stopped.stderr
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-baton-path"] == "disaggregated"
     assert answer.headers["x-baton-kv"] == "transferred"

@@ -97,6 +97,25 @@ def test_a_leg_has_a_place_on_its_worker_until_its_block_ends() -> None:
 
 
 @pytest.mark.parametrize(
+    ("load", "others"),
+    [(b"3,2,1,30,250,8,2", 3), (b"", 1), (b"?", 1), (None, 1)],
+    ids=["told", "empty", "garbage", "absent"],
+)
+def test_an_answer_tells_what_others_have_on_its_worker(load: bytes | None, others: int) -> None:
+    async def test(one: OneRequest) -> None:
+        one.decode.note_others(1)
+        told = {} if load is None else {b"x-baton-load": load}
+        one.serve(one.decode, answers(200, b"[1]", JSON | told))
+        leg = AnswerLeg(one.legs, one.decode)
+        with leg:
+            await leg.read(LIMIT)
+            assert one.decode.in_flight == 1 + others
+        one.decode.note_others(0)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
     ("handler", "error"),
     [
         (cuts_short, WorkerCutShort),
