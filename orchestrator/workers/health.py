@@ -4,7 +4,7 @@ A probe only says what it saw; what follows from that is in `workers/states.py` 
 
 | the worker | is asked |
 |---|---|
-| in service | `/baton/ready`, which needs no key; at times (`NAME_EVERY`), and after doubt, as in the next row |
+| in service | `/baton/ready`, without the key; at times (`NAME_EVERY`) or after doubt as in the next row |
 | not in service | `/baton/ready`, `/baton/info` and, with the key, `/v1/models` |
 | one that denied a leg | the same, and each path of `ENDPOINTS` with an empty document, which is no request |
 
