@@ -284,9 +284,10 @@ class Orchestrator:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
         figures = FigureWriter(self._figures.cells, self._figures.slots)
-        answers = AnswerWriter(self.telemetry.layout, self.telemetry.row)
+        answers = AnswerWriter(self.telemetry.layout, self.telemetry.cells)
         log, decisions = self.config.orchestrator.log, self._decisions
         notes: list[Note] = [
+            lambda records, _: self.telemetry.fold(),
             lambda records, _: answers.note(records),  # it reads the tokens, which the figures want, too
             lambda records, _: figures.note(records),
         ]

@@ -524,4 +524,4 @@ class DataPlane:
     def note_under_way(self, size: int) -> None:
         """Note how many bytes are under way that nobody counts as they come."""
         self.held.answers = size + self.held.unsent()
-        self.telemetry.row[self.telemetry.layout.held_bytes] = self.held.size
+        self.telemetry.cells[self.telemetry.layout.held_bytes] = self.held.size
