@@ -56,8 +56,9 @@ from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
-from orchestrator.telemetry.history import History, RequestQuery
+from orchestrator.telemetry.history import History
 from orchestrator.telemetry.logs import Write, lost_lines
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.telemetry.tenants import KeyCounts, KeyTable
 from orchestrator.telemetry.timeline import Timelines
