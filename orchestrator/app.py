@@ -56,8 +56,9 @@ from orchestrator.telemetry.counters import OTHER, Layout, Row, Telemetry
 from orchestrator.telemetry.decisions import DecisionLog
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS, FigureWriter
-from orchestrator.telemetry.history import History, RequestQuery
+from orchestrator.telemetry.history import History
 from orchestrator.telemetry.logs import Write, lost_lines
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.telemetry.tenants import KeyCounts, KeyTable
 from orchestrator.telemetry.timeline import Timelines
@@ -306,9 +307,10 @@ class Orchestrator:
         """Begin to enforce deadlines, to measure, and to write a line per request with `write`."""
         models = [model.name for model in self.config.models]
         figures = FigureWriter(self._figures.cells, self._figures.slots)
-        answers = AnswerWriter(self.telemetry.layout, self.telemetry.row)
+        answers = AnswerWriter(self.telemetry.layout, self.telemetry.cells)
         log, decisions = self.config.orchestrator.log, self._decisions
         notes: list[Note] = [
+            lambda records, _: self.telemetry.fold(),
             lambda records, _: answers.note(records),  # it reads the tokens, which the figures want, too
             lambda records, _: figures.note(records),
         ]

@@ -89,6 +89,7 @@ MODULES = (
     "orchestrator.telemetry.answers",
     "orchestrator.telemetry.counters",
     "orchestrator.telemetry.figures",
+    "orchestrator.telemetry.history",
     "orchestrator.telemetry.lines",
     "orchestrator.telemetry.record",
     "orchestrator.telemetry.tenants",

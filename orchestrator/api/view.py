@@ -183,7 +183,9 @@ class RequestView(Request):
             listed = bytes(prompt)
             if listed.startswith(b"[") and b'"' not in listed:
                 return listed.count(b",") + 1
-        return sum(map(len, self.common)) // BYTES_PER_TOKEN
+        common = self.common
+        size = len(common[0]) if len(common) == 1 else sum(map(len, common))
+        return size // BYTES_PER_TOKEN
 
     def prompt(self, most: int) -> bytes:
         pieces: list[memoryview] = []

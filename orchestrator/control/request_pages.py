@@ -11,7 +11,8 @@ from starlette.responses import Response
 from orchestrator.control.queries import MOST_TEXT, Query
 from orchestrator.control.state import AdminState
 from orchestrator.errors import NotFound, Unavailable
-from orchestrator.telemetry.history import KEPT, KEPT_LONG, RequestQuery
+from orchestrator.telemetry.history import KEPT, KEPT_LONG
+from orchestrator.telemetry.query import RequestQuery
 
 MOST: Final = 1000  # in a list
 USUAL: Final = 50

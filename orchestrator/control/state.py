@@ -15,7 +15,7 @@ from orchestrator.http.tls import Certificate
 from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
-from orchestrator.telemetry.history import RequestQuery
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.registry import Registry

@@ -8,6 +8,7 @@ between. `http/asgi.py` does the same over plain ASGI, for other servers and for
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -73,6 +74,7 @@ class Exchange(ABC):
     is_gone: bool  # the client's connection was lost before the answer was complete
     is_started: bool  # `start()` or `respond()` was called: the status can no longer be changed
     is_complete: bool  # `finish()` or `respond()` was called: nothing more may be written
+    task: asyncio.Task[None] | None = None  # that answers it, if its server says so
 
     @property
     @abstractmethod

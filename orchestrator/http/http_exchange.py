@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
@@ -45,7 +44,6 @@ class HttpExchange(Exchange):
 
     # Class attributes are defaults of what is seldom looked at: to find one costs as much as to set three.
     is_counted = True
-    task: asyncio.Task[None] | None = None  # of the handler
 
     _on_leave: Callable[[], None] | None = None
     _on_writable: Callable[[], None] | None = None
@@ -284,7 +282,7 @@ class HttpExchange(Exchange):
 
 def _content_length(headers: Headers) -> int | None:
     """Return the content length that the headers of an answer promise."""
-    if isinstance(headers, bytes) and b"content-length: " not in headers:
+    if isinstance(headers, bytes) and headers.find(b"content-length: ") < 0:
         return None
     fields = fields_of(headers) if isinstance(headers, bytes) else headers
     return next((int(value) for name, value in fields if name == b"content-length"), None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 
@@ -34,6 +34,7 @@ NO_TRAILERS: Final = frozenset(
 # The parser also takes requests of RTSP and ICE, and tells of their version only.
 _REQUEST_LINE: Final = re.compile(rb"(?:^|\n)([A-Z_-]+) +([^ \r\n]+) +([A-Z]+/)")
 _PROTOCOL: Final = b"HTTP/"
+_HTTP_1_1: Final = b"HTTP/1.1\r"
 
 
 class Reader(Intake):
@@ -173,18 +174,24 @@ class Reader(Intake):
 
     def _head(self) -> Head:
         parser = self._parser
-        version = parser.get_http_version()
+        version, name, url = "1.1", parser.get_method(), self._url
+        # Where the head begins with the read and has single blanks, as nearly all have, its version is here.
+        at = len(name) + len(url) + 2
+        if not self._is_at_start or self._data[at : at + 9] != _HTTP_1_1:
+            version = self._version(name, at)
+        self._is_at_start = False
         keep_alive = version == "1.1" and parser.should_keep_alive()
         if self._connection.max_requests is not None and self._connection.is_last():
             keep_alive = False
         self._is_upgrade = is_upgrade = parser.should_upgrade()
-        name, url = parser.get_method(), self._url
-        # Where the head begins with the read and has single blanks, as nearly all have, its version is here.
-        at = len(name) + len(url) + 2
-        if not self._is_at_start or self._data[at : at + 5] != _PROTOCOL:
-            version = version if self._is_http(name) else OTHER_PROTOCOL
-        self._is_at_start = False
         return Head(name.decode("ascii"), url, version, self._headers, keep_alive, is_upgrade)
+
+    def _version(self, method: bytes, at: int) -> str:
+        """Return the version of the present head; `at` is where it would be in the read."""
+        is_here = self._is_at_start and self._data[at : at + 5] == _PROTOCOL
+        if not is_here and not self._is_http(method):
+            return OTHER_PROTOCOL
+        return cast("str", self._parser.get_http_version())
 
     def _is_http(self, method: bytes) -> bool:
         """Return whether the present head is one of HTTP. Its request line is in the last reads; if others

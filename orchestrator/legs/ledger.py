@@ -129,7 +129,7 @@ class LeaseLedger:
     def __init__(self, telemetry: Telemetry, time: Callable[[], float], lease_s: float = LEASE_S) -> None:
         """`lease_s` is how long prefill workers that do not announce it pin blocks that nobody pulls."""
         self._telemetry = telemetry
-        self._row = telemetry.row
+        self._row = telemetry.cells
         self._cell = telemetry.layout.leases
         self._leaked = telemetry.layout.leases_leaked
         self._time = time

@@ -17,7 +17,7 @@ from orchestrator.config.keys import Key
 from orchestrator.processes.membership import Report, Snapshot
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.events import Event
-from orchestrator.telemetry.history import RequestQuery
+from orchestrator.telemetry.query import RequestQuery
 
 LENGTH_BYTES = 4
 MOST_UNREAD = 1024 * 1024  # bytes that wait for the other side before an offer is dropped

@@ -31,7 +31,7 @@ from orchestrator.processes.channel import (
 from orchestrator.processes.membership import Publisher, Report
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.events import Events
-from orchestrator.telemetry.history import RequestQuery
+from orchestrator.telemetry.query import RequestQuery
 
 POLL_S = 0.05  # how soon the end of a process is seen
 

@@ -53,8 +53,8 @@ from orchestrator.processes.rows import BASE, Rows, spare_workers
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.counters import Layout
 from orchestrator.telemetry.events import Events
-from orchestrator.telemetry.history import RequestQuery
 from orchestrator.telemetry.logs import LineWriter, lost_lines
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.tenants import SLOTS, KeyCounts, KeyTable
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.workers.cache_alarm import CacheAlarm

@@ -338,7 +338,7 @@ class Gate:
     def _count(self, demand: Demand, sign: int) -> None:
         self._tokens += sign * demand.tokens
         self._bytes += sign * demand.size
-        row, cell = self._telemetry.row, self._cell
+        row, cell = self._telemetry.cells, self._cell
         row[cell], row[cell + 1], row[cell + 2] = len(self._waiters), self._tokens, self._bytes
         if demand.tenant is not None:
             demand.tenant.wait(sign)

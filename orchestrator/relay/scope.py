@@ -71,7 +71,7 @@ class RequestScope:
 
     def __init__(self, plane: DataPlane, exchange: Exchange) -> None:
         self._plane = plane
-        self._task = asyncio.current_task(plane.loop)
+        self._task = exchange.task or asyncio.current_task(plane.loop)
         self._stop: BatonError | None = None
         self._seen_bytes = 0  # of the answer, at the last sweep
         received = plane.time()
@@ -524,4 +524,4 @@ class DataPlane:
     def note_under_way(self, size: int) -> None:
         """Note how many bytes are under way that nobody counts as they come."""
         self.held.answers = size + self.held.unsent()
-        self.telemetry.row[self.telemetry.layout.held_bytes] = self.held.size
+        self.telemetry.cells[self.telemetry.layout.held_bytes] = self.held.size

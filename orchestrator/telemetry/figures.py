@@ -6,7 +6,6 @@ pays nothing for them. A worker has `CELLS` cells of int64 in a row; rows of sev
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
@@ -38,49 +37,64 @@ _LEAST_WHOLE: Final = 16
 
 # Looking a member up in its enumeration costs as much as a call.
 _TRANSFERRED: Final = Kv.TRANSFERRED
-_NOTHING: Final[tuple[float, ...]] = ()
+
+
+class Served:
+    """A worker has served this of a batch of records."""
+
+    __slots__ = ("first_bytes", "gaps", "requests", "transfers")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.transfers = 0
+        self.first_bytes: list[float] = []  # seconds
+        self.gaps: list[float] = []
+
+    def count(self, record: RequestRecord) -> None:
+        self.requests += 1
+        if record.kv is _TRANSFERRED:
+            self.transfers += 1
+
+    def add_answer(self, record: RequestRecord, began: float) -> None:
+        """Note the times of an answer that began to be made at this moment."""
+        tokens = _tokens(record)
+        if record.is_stream:
+            self.first_bytes.append(record.first_byte - began)
+            if tokens is not None and tokens >= LEAST_TOKENS:
+                self.gaps.append((record.finished - record.first_byte) / (tokens - 1))
+        elif tokens is None or tokens < LEAST_TOKENS:  # without tokens it is an embedding or the like
+            self.first_bytes.append(record.first_byte - began)
+        elif tokens >= _LEAST_WHOLE:
+            self.gaps.append((record.first_byte - began) / tokens)
 
 
 class Batch:
     """Workers have served this in a batch of records."""
 
-    __slots__ = ("first_bytes", "gaps", "not_moved", "served")
+    __slots__ = ("workers",)
 
     def __init__(self) -> None:
-        self.served: Counter[str] = Counter()
-        self.first_bytes: dict[str, list[float]] = defaultdict(list)  # seconds
-        self.gaps: dict[str, list[float]] = defaultdict(list)
-        self.not_moved: Counter[str] = Counter()  # how many of these were no transfers
+        self.workers: dict[str, Served] = {}
+
+    def of(self, worker: str) -> Served:
+        found = self.workers.get(worker)
+        if found is None:
+            self.workers[worker] = found = Served()
+        return found
 
     def add(self, record: RequestRecord) -> None:
         """Note a request that was served at the first attempt."""
         began, done = record.admitted, record.prefill_done
         prefill, decode = record.prefill_worker, record.decode_worker
         if prefill is not None:
-            self.served[prefill] += 1
-            self.first_bytes[prefill].append(done - began)
+            served = self.of(prefill)
+            served.count(record)
+            served.first_bytes.append(done - began)
             began = done or began
         if decode is not None:
-            self.served[decode] += 1
-            if record.is_stream:
-                self.first_bytes[decode].append(record.first_byte - began)
-                self._add_gap(decode, record)
-            else:
-                self._add_whole(decode, record.first_byte - began, _tokens(record))
-        if record.kv is not _TRANSFERRED:
-            self.not_moved.update(worker for worker in (prefill, decode) if worker is not None)
-
-    def _add_gap(self, worker: str, record: RequestRecord) -> None:
-        tokens = _tokens(record)
-        if tokens is not None and tokens >= LEAST_TOKENS:
-            self.gaps[worker].append((record.finished - record.first_byte) / (tokens - 1))
-
-    def _add_whole(self, worker: str, took: float, tokens: int | None) -> None:
-        """Note an answer that came as a whole; one without tokens is an embedding or the like."""
-        if tokens is None or tokens < LEAST_TOKENS:
-            self.first_bytes[worker].append(took)
-        elif tokens >= _LEAST_WHOLE:
-            self.gaps[worker].append(took / tokens)
+            served = self.of(decode)
+            served.count(record)
+            served.add_answer(record, began)
 
 
 def _tokens(record: RequestRecord) -> int | None:
@@ -112,13 +126,13 @@ class FigureWriter:
 
     def _count(self, batch: Batch) -> None:
         cells = self._cells
-        for worker, served in batch.served.items():
+        for worker, served in batch.workers.items():
             start = self._start(worker)
             if start >= 0:
-                cells[start + SERVED] += served
-                cells[start + TRANSFERS] += served - batch.not_moved[worker]
-                observe_all(cells, start + FIRST_BYTE, BOUNDS, batch.first_bytes.get(worker, _NOTHING))
-                observe_all(cells, start + GAP, BOUNDS, batch.gaps.get(worker, _NOTHING))
+                cells[start + SERVED] += served.requests
+                cells[start + TRANSFERS] += served.transfers
+                observe_all(cells, start + FIRST_BYTE, BOUNDS, served.first_bytes)
+                observe_all(cells, start + GAP, BOUNDS, served.gaps)
 
     def _note_untimed(self, record: RequestRecord) -> None:
         """Count a request that was served at a later attempt: nobody knows whose its time was."""

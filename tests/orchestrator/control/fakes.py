@@ -30,7 +30,7 @@ from orchestrator.loop.lag import LoopLagMonitor
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import CELLS
-from orchestrator.telemetry.history import RequestQuery
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
 from orchestrator.wire.info import WorkerInfo

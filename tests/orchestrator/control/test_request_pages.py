@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.control.admin import admin_app
 from orchestrator.control.state import FoundRequests
-from orchestrator.telemetry.history import RequestQuery
+from orchestrator.telemetry.query import RequestQuery
 from tests.orchestrator.control.fakes import RING, FakeState, ask, error_code
 
 

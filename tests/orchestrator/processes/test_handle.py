@@ -19,7 +19,7 @@ from orchestrator.processes.handle import ProcessHandle, describe_exit
 from orchestrator.processes.membership import Publisher
 from orchestrator.processes.sharing import Note, Shared
 from orchestrator.telemetry.events import Events
-from orchestrator.telemetry.history import RequestQuery
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import registry_of

@@ -1,3 +1,4 @@
+from array import array
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from orchestrator.telemetry.counters import (
     STAGE_BOUNDS,
     STAGES,
     STATUSES,
+    TOTAL,
     FallbackReason,
     HandoffTrouble,
     Layout,
@@ -147,6 +149,34 @@ def test_a_time_above_all_bounds_has_a_bucket() -> None:
     counts, total_us = histogram(telemetry, LAYOUT.stage_cell(1, 3), STAGE_BOUNDS)
     assert counts == [0] * len(STAGE_BOUNDS) + [1]
     assert total_us == 99_900 * 10**6
+
+
+TIMES = st.one_of(st.floats(0, 1e4), st.floats(0, 1.1), st.sampled_from([0.0, *STAGE_BOUNDS]))
+
+
+@given(st.lists(TIMES, max_size=50))
+def test_histograms_of_stages_count_everything_once(times: list[float]) -> None:
+    telemetry = Telemetry(LAYOUT)
+    for seconds in times:
+        telemetry.finish(answered(received=0.0, admitted=0.0, prefill_done=0.0, finished=seconds))
+    counts, total_us = histogram(telemetry, LAYOUT.stage_cell(1, TOTAL), STAGE_BOUNDS)
+    assert total_us == sum(int(seconds * 1e6) for seconds in times)
+    for index, bound in enumerate(STAGE_BOUNDS):
+        assert sum(counts[: index + 1]) == sum(seconds <= bound for seconds in times)
+    assert sum(counts) == len(times)
+
+
+def test_other_processes_see_times_once_they_are_folded() -> None:
+    row = array("q", bytes(8 * LAYOUT.size))
+    telemetry = Telemetry(LAYOUT, row)
+    telemetry.finish(answered())
+    times = range(LAYOUT.stages, LAYOUT.errors)
+    assert row[requests_cell(1, 0, STATUSES.index(200))] == 1
+    assert not any(row[cell] for cell in times)
+    telemetry.fold()
+    telemetry.fold()
+    assert sum(row[LAYOUT.stage_cell(1, TOTAL) :][: len(STAGE_BOUNDS) + 1]) == 1
+    assert telemetry.row is row
 
 
 @given(st.lists(st.floats(0, 1e4), max_size=50))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from orchestrator.telemetry.history import CLIENT_GONE, KEPT, KEPT_LONG, LONG_S, History, RequestQuery
+from orchestrator.telemetry.history import CLIENT_GONE, KEPT, KEPT_LONG, LONG_S, History
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.record import Attempts, FailedAttempt, RequestRecord, Trail
 from tests.orchestrator.records import request_record
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from orchestrator.config.options import RoutingConfig
-from orchestrator.telemetry.history import CLIENT_GONE, History, RequestQuery
+from orchestrator.telemetry.history import CLIENT_GONE, History
+from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.timeline import Timelines
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from tests.orchestrator.failover.test_failover import CHAT as STREAMED
