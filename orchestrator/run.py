@@ -83,7 +83,7 @@ async def _serve(
     upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
     orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
     probe = HttpProbe(
-        credential, sender=orchestrator.core.dispatcher.sender, tell=orchestrator.registry.note_report
+        credential, sender=orchestrator.core.dispatcher.sender, tell=orchestrator.registry.reports.note
     )
     prober = Prober(orchestrator.registry, probe, random=orchestrator.core.random, events=orchestrator.events)
     options = config.orchestrator

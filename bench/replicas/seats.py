@@ -126,7 +126,7 @@ class Run:
         if self._site.division == "reports":
             for worker, meter in zip(member.registry.workers, self.meters, strict=True):
                 meter.note_asked(member.sender)
-                member.registry.note_report(worker, meter.report(member.sender))
+                member.registry.reports.note(worker, meter.report(member.sender))
         if self._left:
             self._later(POLL_S * jitter.uniform(0.8, 1.2), self._poll, of)
 

@@ -157,7 +157,7 @@ class Supervisor:
             random=self.random,
         )
         self._publisher = Publisher(self.registry)
-        self._probe = HttpProbe(credential, sender=sender_name(), tell=self.registry.note_report)
+        self._probe = HttpProbe(credential, sender=sender_name(), tell=self.registry.reports.note)
         self.events = Events()
         self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)

@@ -18,13 +18,13 @@ from orchestrator.config.addresses import WorkerAddress
 from orchestrator.config.options import HealthConfig, RoutingConfig
 from orchestrator.errors import Conflict
 from orchestrator.wire.info import Role
-from orchestrator.wire.load import LoadReport
 from orchestrator.workers import lifecycle
 from orchestrator.workers.adapters import Adapters
 from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.judge import Judge
 from orchestrator.workers.news import News
 from orchestrator.workers.pools import Pools
+from orchestrator.workers.reports import Reports
 from orchestrator.workers.roster import Roster
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.sources import SourceStatus
@@ -74,7 +74,8 @@ class Registry:
             time=time,
             random=random or Random(),  # noqa: S311  # no secret
         )
-        self._hear_loads(self.workers)
+        self.reports = Reports(self.judge, self.news, self._routing)
+        self.reports.hear(self.workers)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -86,7 +87,7 @@ class Registry:
         self.health = health
         self._routing = routing
         self.judge.reconfigure(health, routing)
-        self._hear_loads(self.workers)
+        self.reports.reconfigure(routing, self.workers)
         self.adapters.reconfigure(health, routing)
         for model, pools in self.pools.items():
             pools.reconfigure(health, routing)
@@ -119,28 +120,6 @@ class Registry:
         if introduction.adapters != before or worker.revision != revision:  # pools are made anew
             self._refresh(worker.address.model)
         self.news.changed.tell()
-
-    def note_report(self, worker: Worker, report: LoadReport | None) -> None:
-        """Note what a worker reports of its load, and whether it wants new legs; None: it reports nothing."""
-        reported = worker.reported
-        reported.last = report
-        if reported.is_heard:
-            worker.note_others(0 if report is None else report.others or 0)
-            self._note_senders(worker, 1 if report is None else report.senders or 1)
-        self.judge.note_wish(worker, wants_legs=report is None or not report.is_draining)
-
-    def _note_senders(self, worker: Worker, count: int) -> None:
-        if count != worker.reported.senders:
-            worker.reported.senders = count
-            self.news.changed.tell()
-
-    def _hear_loads(self, workers: Iterable[Worker]) -> None:
-        """Count the legs of others with the workers from now on, or do not, as the config has it."""
-        for worker in workers:
-            worker.reported.is_heard = self._routing.hears_loads
-            if not worker.reported.is_heard:
-                worker.note_others(0)
-                worker.reported.senders = 1
 
     def rest(self, worker: Worker, seconds: float) -> None:
         """Let a worker rest that said for how long it is too busy; see `Pools.rest`."""
@@ -210,7 +189,7 @@ class Registry:
         """
         worker = self._roster.add(address)
         worker.epoch = epoch
-        self._hear_loads([worker])
+        self.reports.hear([worker])
         self.news.added.tell(worker)
         self.news.changed.tell()
         return worker
@@ -249,7 +228,7 @@ class Registry:
             worker = known.get((snapshot.slot, snapshot.address))
             if worker is None:
                 worker = self._roster.enter(snapshot.address, snapshot.slot)
-                self._hear_loads([worker])
+                self.reports.hear([worker])
             before[worker] = worker.state
             self._adopt(worker, snapshot)
         for model in {worker.address.model for worker in before}:  # once: there may be thousands of workers

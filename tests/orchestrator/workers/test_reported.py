@@ -29,7 +29,7 @@ def report(others: int | None = 0, **fields: object) -> LoadReport:
 
 def told(registry: Registry, worker: Worker, said: LoadReport | None) -> None:
     """What a probe does that has found the worker well."""
-    registry.note_report(worker, said)
+    registry.reports.note(worker, said)
     registry.judge.mark_ready(worker)
 
 
