@@ -12,8 +12,8 @@ PEERS := .venv-bench-peers
 PROMETHEUS := .prometheus
 AXE := .axe
 CONFIG ?= configs/quickstart.yaml
-# What needs more than .venv has: `make cluster` brings it.
-ON_CLUSTERS := ray or slurm or helm or envoy or netns
+# Tests with these marks need more than `make setup` brings: `A or B`.
+ON_CLUSTERS := ray
 ON_ALL_CORES := -n logical --dist worksteal
 
 .PHONY: help setup serve test quick check docs monitoring metrics page cluster bench regression soak chaos fuzz clients \

@@ -136,6 +136,10 @@ class _Output:
     def unlink(self) -> None:
         self.path.unlink(missing_ok=True)
 
+    def close(self) -> None:
+        self.unlink()
+        self._file.close()
+
     def note(self, text: str) -> None:
         """Write a line of ours: the engine writes nothing."""
         self._file.write(f"{text}\n".encode())
