@@ -83,7 +83,8 @@ def _misfit(patient: Patient, usual: Patient, difference: Difference) -> Finding
 def can_pair(prefill: Patient, decode: Patient, *, within_revision: bool) -> bool:
     """Return whether a hand-off is worth a try."""
     lacks = any(patient.info is not None and lacks_connector(patient.info) for patient in (prefill, decode))
-    is_apart = within_revision and revision_of(prefill.info) != revision_of(decode.info)
+    is_known = prefill.info is not None and decode.info is not None
+    is_apart = within_revision and is_known and revision_of(prefill.info) != revision_of(decode.info)
     return prefill.is_well and decode.is_well and not lacks and not is_apart and not _between(prefill, decode)
 
 

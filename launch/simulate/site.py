@@ -224,7 +224,9 @@ class Site:
         job = Job(arrival, self.clock.now, front)
         self.jobs.append(job)
         gate = front.gate
-        if gate.free > 0 or not gate.seats:
+        if gate.take():
+            self.admitted(job)
+        elif not gate.seats:
             gate.free -= 1
             self.admitted(job)
         else:

@@ -902,11 +902,13 @@ class RoutingConfig(Model):
         description="This policy chooses the decode worker, or the worker that serves a request alone: its "
         "name, or a mapping with its arguments.",
     )
-    pair: Reloadable[Literal["any", "same_revision"]] = Field(
-        "same_revision",
-        description="The workers of a request must have announced the same revision of the model, version of "
-        "the engine and deployment (same_revision), and those that announce nothing go together; or they may "
-        "be any two that are ready (any), though a KV cache of another revision makes a wrong answer.",
+    pair: Reloadable[Literal["same_if_known", "same_revision", "any"]] = Field(
+        "same_if_known",
+        description="The workers of a request must not have announced different revisions of the model, "
+        "versions of the engine or deployments, and one that announces nothing goes with any "
+        "(same_if_known); or must have announced the same ones, and those that announce nothing go together "
+        "(same_revision); or may be any two that are ready (any), though a KV cache of another revision "
+        "makes a wrong answer.",
     )
     load: Reloadable[Literal["reported", "own"]] = Field(
         "reported",
@@ -972,8 +974,13 @@ class RoutingConfig(Model):
 
     @property
     def keeps_revisions(self) -> bool:
-        """Say whether the workers of a pair must be of one revision."""
-        return self.pair == "same_revision"
+        """Say whether the workers of a pair must be of one revision, as far as that is known."""
+        return self.pair != "any"
+
+    @property
+    def pairs_unknown(self) -> bool:
+        """Say whether a worker that announces no revision goes with one of any."""
+        return self.pair == "same_if_known"
 
 
 class HealthConfig(Model):

@@ -23,9 +23,9 @@ clients know at once.
 
 Where several processes or orchestrators send to the same workers, each has a queue of its own, and none talks
 to the others: what these have taken is seen by their legs. Those of other processes are in shared memory,
-those of other orchestrators are what the workers have told last. Each may take what is left, a process its
-part of it at a time, so that several that look at once do not take the same seats; and each always has its
-share, so that those who came first leave room.
+those of other orchestrators are what the workers have told last. Each has its share, which it takes without
+a look. Beyond that it may take what is left: an orchestrator by the last report, a process by a look for each
+seat. Those who have more than their share leave room as their requests end.
 """
 
 from __future__ import annotations
@@ -120,9 +120,10 @@ class Gate:
         self._bytes = 0
         # Only requests that ended while no seat was free count: others wait for such as these.
         self._forecast = Forecast()
-        # It may `resize`, and is called before somebody has to wait, and before a seat that was waited for is
-        # given to the next one. None: nobody else takes seats.
-        self.look: Callable[[], None] | None = None
+        # It resizes the gate so that as many more can be given as there are, of so many that are wanted. It
+        # is called before somebody has to wait, and before a seat is given to the next one. None: nobody else
+        # takes seats.
+        self.look: Callable[[int], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Gate {self._model} seats={self.seats} free={self.free} waiting={len(self._waiters)}>"
@@ -170,13 +171,13 @@ class Gate:
         if free <= 0 and self.seats:
             self._forecast.learn(record, self._time())
             if self.look is not None:
-                self.look()
+                self.look(len(self._waiters))
             self._dispatch()
 
     def take(self) -> bool:
         """Take a permit if there is one, also one that others have left; return whether it was taken."""
         if self.free <= 0 and self.look is not None:
-            self.look()
+            self.look(len(self._waiters) + 1)
         if self.free <= 0:
             return False
         self.free -= 1
@@ -437,13 +438,13 @@ class Admission:
             self._resize(model)
             gate.sweep()
 
-    def _resize(self, model: str) -> None:
+    def _resize(self, model: str, wanted: int = 0) -> None:
         gate, found = self.gates[model], Taken.of(self._pools[model], self._seats.get(model, {}))
         is_contested = self._processes > 1 or found.others > 0
         if is_contested is not (model in self._contested):
             (self._contested.add if is_contested else self._contested.discard)(model)
             gate.look = functools.partial(self._resize, model) if is_contested else None
-        gate.resize(found.part(gate.seats - gate.free, self._processes))
+        gate.resize(found.part(gate.seats - gate.free, self._processes, wanted or gate.waiting))
 
 
 class Taken:
@@ -490,15 +491,16 @@ class Taken:
         else:
             self.out_of_use += worker.own_legs
 
-    def part(self, held: int, processes: int) -> int:
+    def part(self, held: int, processes: int, wanted: int) -> int:
         """Return how many permits this process, which holds so many, may give in all; 0 if there is no seat.
 
         That is its share at least, of `processes` of each orchestrator. Beyond that it is what others have
-        left: to each of several processes its part, until they look again.
+        left; one of several processes gets no more of it than is `wanted` now.
         """
         if not self.seats:
             return 0
         held = max(0, held - self.out_of_use)
         left = self.seats - self.others - max(self.legs, held)
         share = max(1, self.seats // (processes * self.replicas))
-        return max(share, held + max(0, -(-left // processes))) + self.out_of_use
+        more = max(0, left if processes == 1 else min(left, wanted))
+        return max(share, held + more) + self.out_of_use

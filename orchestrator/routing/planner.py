@@ -69,6 +69,7 @@ class Planner:
         self.disaggregates = routing.disaggregate != "never"
         self.is_strict = routing.disaggregate == "strict"
         self.keeps_revisions = routing.keeps_revisions
+        self.revisions.pair_unknown(routing.pairs_unknown)
         has_new_prefill = before is None or routing.prefill != before.prefill
         if has_new_prefill:
             self.prefill = self._made(routing.prefill, "prefill")

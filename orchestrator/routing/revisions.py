@@ -1,4 +1,4 @@
-"""Workers are sorted by the revision of the model that they have announced, for `pair: same_revision`."""
+"""Workers are sorted by the revision of the model that they have announced, unless `routing.pair` is any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orchestrator.workers.worker import Worker
 
 
 class Group:
-    """These workers have the same revision; there are some of both roles."""
+    """The decode workers have one revision, and the prefill workers go with it; there are some of both."""
 
     __slots__ = ("decode", "prefill", "revision")
 
@@ -28,6 +28,13 @@ class Revisions:
         self._decodes: tuple[Worker, ...] = ()  # of all groups
         self._asked: tuple[Sequence[Worker], Sequence[Worker]] = ((), ())  # whether these are one
         self._is_one = True
+        self._pairs_unknown = False
+
+    def pair_unknown(self, pairs_unknown: bool) -> None:
+        """Let a worker without a revision go with one of any from now on, or only with others without."""
+        if pairs_unknown is not self._pairs_unknown:
+            self._pairs_unknown = pairs_unknown
+            self._prefill = self._decode = ()
 
     def groups(self, prefill: Sequence[Worker], decode: Sequence[Worker]) -> list[Group]:
         """Return the groups of workers that can be pairs, in the order of the decode workers. Tuples of
@@ -35,7 +42,7 @@ class Revisions:
         """
         if prefill is not self._prefill or decode is not self._decode:
             self._prefill, self._decode = prefill, decode
-            self._groups = _groups(prefill, decode)
+            self._groups = _groups(prefill, decode, self._pairs_unknown)
             self._decodes = tuple([worker for group in self._groups for worker in group.decode])
         return self._groups
 
@@ -60,13 +67,17 @@ def _are_one(workers: Sequence[Worker], revision: str | None) -> bool:
     return True
 
 
-def _groups(prefill: Sequence[Worker], decode: Sequence[Worker]) -> list[Group]:
-    firsts, seconds = _by_revision(prefill), _by_revision(decode)
-    return [
-        Group(revision, tuple(firsts[revision]), tuple(workers))
-        for revision, workers in seconds.items()
-        if revision in firsts
-    ]
+def _groups(prefill: Sequence[Worker], decode: Sequence[Worker], pairs_unknown: bool) -> list[Group]:
+    found: list[Group] = []
+    for revision, workers in _by_revision(decode).items():
+        partners = [worker for worker in prefill if _goes_with(worker.revision, revision, pairs_unknown)]
+        if partners:
+            found.append(Group(revision, tuple(partners), tuple(workers)))
+    return found
+
+
+def _goes_with(one: str | None, other: str | None, pairs_unknown: bool) -> bool:
+    return one == other or (pairs_unknown and (one is None or other is None))
 
 
 def _by_revision(workers: Sequence[Worker]) -> dict[str | None, list[Worker]]:

@@ -776,10 +776,10 @@ def test_legs_on_a_draining_worker_hold_no_seat_of_the_others() -> None:
     assert admission.admitted == 3
 
 
-@pytest.mark.parametrize(("processes", "part"), [(2, 4), (3, 3), (100, 1)])
-def test_each_process_may_take_its_part_of_what_is_left(processes: int, part: int) -> None:
+@pytest.mark.parametrize(("processes", "share"), [(2, 4), (3, 2), (100, 1)])
+def test_each_process_has_its_share(processes: int, share: int) -> None:
     admission, _ = admission_over({"decode": 2}, processes=processes)
-    assert admission.gates["m"].seats == part
+    assert admission.gates["m"].seats == share
 
 
 class Site:

@@ -212,6 +212,23 @@ def test_without_partners_one_worker_that_serves_both_is_better() -> None:
     assert plan.decode is pools.both[0]
 
 
+@given(REVISIONS, REVISIONS)
+def test_by_default_no_two_go_together_that_are_known_to_differ(prefills: Any, decodes: Any) -> None:
+    pools = registry_of({"prefill": len(prefills), "decode": len(decodes)}).pools["m"]
+    for worker, revision in zip((*pools.prefill, *pools.decode), (*prefills, *decodes), strict=True):
+        worker.revision = revision
+    planner = planner_of()
+    can = None in prefills or None in decodes or bool({*prefills} & {*decodes})
+    for index in range(6):
+        plan = planner.plan(FakeRequest(bytes([index]) * 1000), pools, None)
+        assert (plan.prefill is not None) is can
+        if plan.prefill is not None:
+            assert plan.prefill.revision == plan.decode.revision or None in (
+                plan.prefill.revision,
+                plan.decode.revision,
+            )
+
+
 def test_pairs_are_of_one_revision_by_default_while_a_new_one_comes() -> None:
     registry = registry_of({"prefill": 3, "decode": 3})
     pools = registry.pools["m"]
