@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 
 from launch.doctor.case import Case
+from launch.doctor.discovered import with_discovered
 from launch.doctor.findings import Finding, Verdict, count, document, fail, summary
 from launch.doctor.live import Visit, live_findings
 from launch.doctor.network import running
@@ -58,6 +59,8 @@ class _Report:
 
 
 def _examine(arguments: argparse.Namespace, config: Config, report: _Report) -> None:
+    if not arguments.static:
+        config = with_discovered(config, arguments.timeout_s, report.add)
     case = _case(arguments, config, report.add)
     for finding in static_findings(case, installed_here()):
         report.add(finding)

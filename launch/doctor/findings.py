@@ -37,6 +37,7 @@ Check = Literal[
     "files",
     "disk",
     "model",
+    "discover",
     "start",
     "health",
     "announces",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
 from typing import Final, NoReturn
 
+from orchestrator.config.printing import one_line
 from orchestrator.discovery.base import PoolKey, Source, SourceAway
 from orchestrator.discovery.followed import FollowedPool
 from orchestrator.discovery.listed import sort_out
@@ -20,6 +21,7 @@ FIRST_PAUSE_S: Final = 0.2  # before a source that is away is asked again
 LONGEST_PAUSE_S: Final = 5.0
 LONGEST_WISH_S: Final = 30.0  # a source may ask to be left alone for longer, and is not
 TELL_AGAIN_S: Final = 60.0  # another reason for which a source is away is told no sooner
+MAX_TEXT: Final = 1000  # characters of a line: whoever writes the lists may have a part in it
 MAX_NAMES: Final = 5  # in one line
 
 _log = logging.getLogger("baton.discovery")
@@ -123,7 +125,7 @@ class Feed:
             self._tell(logging.INFO, "discovery.back", "can be asked again")
 
     def _tell(self, level: int, kind: str, text: str) -> None:
-        text = " ".join(f"{self.status.name} {text}".split())
+        text = one_line(f"{self.status.name} {text}")[:MAX_TEXT]
         _log.log(level, "%s", text)
         self._events.note(kind, text, subject=self.status.name)
 

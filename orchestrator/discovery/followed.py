@@ -74,8 +74,9 @@ class FollowedPool:
 
     def _look(self, listed: Listed) -> None:
         """Note which workers have been forgotten, and which the operator has removed."""
+        there = frozenset(self._registry.workers)
         for name, record in list(self._records.items()):
-            is_there = any(self._registry.find(worker.name) is worker for worker in record.workers)
+            is_there = not there.isdisjoint(record.workers)
             if not record.is_removed and (not is_there or any(w.is_leaving for w in record.workers)):
                 self._dismissed[name] = record.member.uid
                 record.is_dismissed = True

@@ -483,9 +483,11 @@ class PrefillLeg(Leg):
 
     def handoff(self, content: bytes) -> Handoff:
         """Return what its answer tells the decode leg. Raises `WorkerCutShort` if the worker has ended the
-        request by itself, else `WorkerGarbage`.
+        request by itself, or has ended meanwhile for good (`Registry.lose`), else `WorkerGarbage`.
         """
-        answer = self.answer
+        worker, answer = self.worker, self.answer
+        if self.epoch != worker.epoch and worker.state is WorkerState.GONE:
+            raise WorkerCutShort("the worker has ended, and another one may have its address")
         is_packed = answer is not None and answer.headers.get(b"content-type") == b"application/msgpack"
         try:
             return self.bodies.connector.read(content, is_packed=is_packed, has_ids=self.ids_form is not None)

@@ -91,3 +91,9 @@ def test_what_comes_from_outside_steers_no_terminal() -> None:
     assert not any(ord(char) < 32 and char != "\n" for char in text)
     assert r"# m\x1b[2J\r\nm/both/0" in text
     assert r"A\n=$'b\x07c'" in text
+
+
+def test_pools_whose_workers_are_found_are_named() -> None:
+    plan = Plan((), spec("orchestrator"), (), "http://h", discovered=("m/both by dns h:1",))
+    *_, head, pool = plan_text(plan).splitlines()
+    assert (head, pool) == ("# workers that the orchestrator finds while it runs:", "#   m/both by dns h:1")

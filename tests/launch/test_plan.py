@@ -4,6 +4,7 @@ import pytest
 
 from launch.engines.base import PlanError
 from launch.plan import worker_specs
+from orchestrator.config.addresses import routed_addresses
 from tests.launch.planning import around, config, gpus, model, only_worker, plan_of, value_of
 
 
@@ -68,6 +69,17 @@ def test_only_what_is_here_is_started() -> None:
     assert [spec.name for spec in plan.workers] == ["m/both/1"]
     assert plan.elsewhere == ("m/both/0",)
     assert list(worker_specs(made, around())) == ["m/both/0", "m/both/1"]
+
+
+def test_workers_that_are_discovered_are_started_only_if_it_is_said_how_many() -> None:
+    sources = {"prefill": {"dns": "p:1"}, "decode": {"kubernetes": {"service": "d", "namespace": "team"}}}
+    pools = {role: {"engine": "sim", "discover": source} for role, source in sources.items()}
+    made = config(model(**pools))
+    assert [spec.name for spec in plan_of(made).processes] == ["orchestrator"]
+    assert plan_of(made).discovered == ("m/prefill by dns p:1", "m/decode by kubernetes team/d")
+    made = config(model(**{role: {**pool, "replicas": 2} for role, pool in pools.items()}))
+    assert len(plan_of(made).workers) == 4
+    assert routed_addresses(made) == ()  # the orchestrator learns of them from the source
 
 
 def test_arguments_and_environment_of_the_user_come_last() -> None:

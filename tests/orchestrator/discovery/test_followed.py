@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 
+import pytest
+
 from orchestrator.config.options import PoolConfig
-from orchestrator.wire.member import Problem
+from orchestrator.wire.member import Member, Problem
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import seat
 from tests.orchestrator.discovery.followed import DECODE, PREFILL, Followed, member
@@ -198,6 +200,16 @@ def test_what_is_wrong_is_told_once_for_as_long_as_it_is() -> None:
     for problems in ((bad,), (bad,), (), (bad,)):
         followed.lists(member("a"), problems=problems)
     assert followed.told("discovery.problem") == ["test x.json: it is garbage"] * 2
+
+
+def test_what_steers_a_terminal_reaches_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    followed = Followed()
+    evil = Member(uid="\x1b[31m", name="a", model="x\ny\x1b]0;", role="decode", url="http://h:1")
+    followed.lists(evil, evil, problems=(Problem("a\r\nERROR forged", "z" * 10_000),))
+    for line in (*followed.told("discovery.problem"), *caplog.messages):
+        assert line.isprintable()
+        assert len(line) <= 1000
+    assert len(caplog.messages) == 2
 
 
 # --- beside others ------------------------------------------------------------------------------

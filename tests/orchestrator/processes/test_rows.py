@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.processes.rows import BASE, Rows
+from orchestrator.config.options import Config
+from orchestrator.processes.rows import BASE, DISCOVERED_WORKERS, SPARE_WORKERS, Rows, spare_workers
 from orchestrator.telemetry.counters import Layout, Telemetry, sum_rows
 from orchestrator.telemetry.record import RequestRecord
 from orchestrator.telemetry.tenants import CHARGED_TOKENS, OPEN, REQUESTS, SLOTS, KeyTable
@@ -162,3 +163,10 @@ def test_another_process_writes_to_the_same_memory(rows: Rows) -> None:
 def test_the_memory_has_no_name_and_other_programs_do_not_inherit_it(rows: Rows) -> None:
     assert os.fstat(rows.fd).st_nlink == 0
     assert not os.get_inheritable(rows.fd)
+
+
+def test_there_is_room_for_hundreds_where_a_source_finds_workers() -> None:
+    urls = {"urls": ["http://h:1"]}
+    for prefill, room in ((urls, SPARE_WORKERS), ({"discover": {"dns": "h:1"}}, DISCOVERED_WORKERS)):
+        model = {"name": "m", "prefill": prefill, "decode": urls}
+        assert spare_workers(Config.model_validate({"models": [model]})) == room
