@@ -93,6 +93,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _kv_events(config)
     yield from _tracing(config.orchestrator)
     yield from _ranks(config)
+    yield from _slurm(config)
     yield from _files(config)
     yield from _model_names(config)
     for index, model in enumerate(config.models):
@@ -102,6 +103,18 @@ def findings(config: Config) -> Iterator[Finding]:
         yield Finding(("models",), f"there are {count} workers in all, at most {MAX_WORKERS} are possible")
     else:
         yield from _addresses(config)
+
+
+def _slurm(config: Config) -> Iterator[Finding]:
+    there = {f"{model.name}/{role}" for model in config.models for role, _ in model.pools()}
+    seen: set[str] = set()
+    for index, own in enumerate(config.launch.slurm.pools):
+        path = ("launch", "slurm", "pools", index, "pool")
+        if own.pool not in there:
+            yield Finding(path, f"there is no pool {own.pool!r}; there is {', '.join(sorted(there))}")
+        elif own.pool in seen:
+            yield Finding(path, f"{own.pool} has values of its own already")
+        seen.add(own.pool)
 
 
 def _count(pool: PoolConfig) -> int:

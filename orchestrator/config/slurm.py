@@ -85,19 +85,37 @@ def _network(value: str) -> str:
     return value
 
 
+Partition = Annotated[str, AfterValidator(_word)]
+Time = Annotated[str, AfterValidator(_time)]
+SbatchOption = Annotated[str, AfterValidator(_option)]
+
+
+class SlurmPoolConfig(Model):
+    """The jobs of one pool ask in another way than those of other pools."""
+
+    pool: str = Field(description="This is the pool, MODEL/ROLE.")
+    partition: Partition | None = Field(
+        None, description="Jobs of this pool have this partition in place of `launch.slurm.partition`."
+    )
+    time: Time | None = Field(None, description="Jobs of this pool may run so long.")
+    sbatch: list[SbatchOption] = Field(
+        [], description="Jobs of this pool have these options of sbatch, too: after those of all pools."
+    )
+
+
 class SlurmConfig(Model):
     """`baton up --on slurm` asks Slurm for places in this way: a job array for each pool."""
 
-    partition: Annotated[str, AfterValidator(_word)] | None = Field(
+    partition: Partition | None = Field(
         None, description="Jobs ask for a place in this partition; without it Slurm takes its default one."
     )
-    time: Annotated[str, AfterValidator(_time)] | None = Field(
+    time: Time | None = Field(
         None,
         description="A worker's job may run so long, as Slurm writes times: 90 (minutes), 12:00:00, 7-0 "
         "(days-hours). Before its end the worker is drained, and gets another place. Without it the "
         "partition's default is taken.",
     )
-    sbatch: list[Annotated[str, AfterValidator(_option)]] = Field(
+    sbatch: list[SbatchOption] = Field(
         [],
         description="Jobs have these options of sbatch, too: `[--account=lab, --mem=64G]`. They win over "
         "what Baton asks for by itself, such as --gres=gpu:N for `gpus_per_replica`.",
@@ -113,3 +131,15 @@ class SlurmConfig(Model):
         description="Workers listen at the address that their node has in this network, such as 10.1.0.0/16; "
         "without it at the one from which the node reaches the machine that `baton up` runs on.",
     )
+    pools: list[SlurmPoolConfig] = Field(
+        [],
+        description="Some pools have values of their own: `[{pool: qwen/prefill, partition: h100}]`.",
+    )
+
+    def of_pool(self, pool: str) -> SlurmConfig:
+        """Return how the jobs of a pool, MODEL/ROLE, ask."""
+        own = next((each for each in self.pools if each.pool == pool), None)
+        if own is None:
+            return self
+        given = {name: getattr(own, name) for name in ("partition", "time") if getattr(own, name) is not None}
+        return self.model_copy(update={**given, "sbatch": [*self.sbatch, *own.sbatch]})

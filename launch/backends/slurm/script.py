@@ -57,7 +57,7 @@ def job_of(config: Config, model: str, role: Role, indexes: Sequence[int], **whe
         model=model,
         role=role,
         indexes=indexes,
-        options=config.launch.slurm,
+        options=config.launch.slurm.of_pool(f"{model}/{role}"),
         gpus=gpus_of(config, f"{model}/{role}/0"),
         drain_s=drain_s(config),
         **where,  # type: ignore[arg-type]  # the callers give what is left

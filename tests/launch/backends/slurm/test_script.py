@@ -75,6 +75,13 @@ def test_options_of_the_user_come_last_as_sbatch_takes_the_last() -> None:
     assert found[-4:] == ["--gres=gpu:1", "--gres=gpu:h100:1", "--account=lab", "-C a100"]
 
 
+def test_a_pool_may_ask_in_another_way_than_others() -> None:
+    decode = {"pool": "m/decode", "partition": "h20", "sbatch": ["--mem=64G"]}
+    pools = [{"pool": "m/prefill", "partition": "h100"}, decode]
+    found = options(job(partition="gpu", time="1-0", sbatch=["--account=lab"], pools=pools))
+    assert found[-4:] == ["--partition=h20", "--time=1-0", "--account=lab", "--mem=64G"]
+
+
 @pytest.mark.parametrize(
     ("time", "notice_s"), [("90", 630), ("10", 300), ("0:40", 20), ("unlimited", 630), ("1-0", 630)]
 )
