@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from launch.exits import Exit
 
 if TYPE_CHECKING:
+    import asyncio
+
     from orchestrator.config.options import Config, DiscoverConfig
     from orchestrator.discovery.base import PoolKey
     from orchestrator.wire.member import Member, MemberSet
@@ -40,6 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
     """Print what each source lists; fails if one cannot be asked, or something in it cannot be used."""
+    import asyncio
+
     from orchestrator.config.printing import one_line
 
     found = asyncio.run(ask(config, arguments.timeout_s))
@@ -58,6 +60,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
 
 async def ask(config: Config, timeout_s: float) -> list[Document]:
     """Return what each source lists first, or why it lists nothing."""
+    import asyncio
+
     from orchestrator.discovery.discovery import sources_of
 
     wanted = sources_of(config)
@@ -87,6 +91,9 @@ async def _first_set(
     discover: DiscoverConfig, pools: Sequence[PoolKey], timeout_s: float
 ) -> tuple[MemberSet | None, str | None]:
     """Return what a source lists first, or else why it cannot be asked."""
+    import asyncio
+    from random import Random
+
     from orchestrator.discovery import SOURCES
     from orchestrator.discovery.base import SourceAway
 
