@@ -476,7 +476,8 @@ def restarted(changes: list[dict[str, Any]]) -> list[Introduction | None]:
     info: dict[str, Any] = dict(INFO)
 
     def answer(request: httpx.Request) -> httpx.Response:
-        return {**WELL, "/baton/info": httpx.Response(200, json=info)}[request.url.path]
+        pages = {**WELL, "/baton/info": httpx.Response(200, json=info)}
+        return pages.get(request.url.path, httpx.Response(404))
 
     async def scenario() -> list[Introduction | None]:
         probe: Probe = HttpProbe(None, transport=httpx.MockTransport(answer))
@@ -518,7 +519,8 @@ def test_a_worker_that_was_in_doubt_is_asked_all_as_soon_as_it_is_back() -> None
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.path)
+        if request.url.path not in ("/baton/ready", "/metrics"):  # what it has not, and its load
+            asked.append(request.url.path)
         return WELL.get(request.url.path, httpx.Response(404))
 
     async def scenario() -> None:
