@@ -50,11 +50,7 @@ def _variants(arguments: argparse.Namespace, routing: RoutingConfig) -> dict[str
 
 def _check_slow(arguments: argparse.Namespace, model: ModelConfig) -> None:
     """Refuse names of workers that there are not."""
-    names = [
-        f"{model.name}/{role}/{index}"
-        for role, pool in model.pools()
-        for index in range(len(pool.urls or pool.workers or ()) or pool.replicas or 1)
-    ]
+    names = [f"{model.name}/{role}/{index}" for role, pool in model.pools() for index in range(pool.count)]
     for name, _ in arguments.slow:
         if name not in names:
             raise SimulationError(f"--slow: there is no worker {name!r}; there is: {', '.join(names[:8])}")

@@ -135,7 +135,7 @@ def _places(model: ModelConfig, role: Role, pool: PoolConfig) -> Iterator[Worker
         for index, url in enumerate(pool.urls):
             yield WorkerPlace(model, role, index, pool, WorkerConfig(), url)
         return
-    for index, worker in enumerate(pool.workers or [WorkerConfig()] * (pool.replicas or 1)):
+    for index, worker in enumerate(pool.workers or [WorkerConfig()] * pool.count):
         yield WorkerPlace(model, role, index, pool, worker)
 
 
