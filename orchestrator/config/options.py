@@ -666,7 +666,7 @@ class PoolConfig(Model):
     replicas: Replicas | None = Field(
         None,
         description="This many workers are started on this machine; it is one if neither this, nor workers, "
-        "nor urls are given. With {min: N, max: M} there are N at first, and as many as `scaling` wants then.",
+        "nor urls are given. With {min: N, max: M} there are N at first, then as many as `scaling` wants.",
     )
     gpus_per_replica: int = Field(1, ge=1, le=MAX_GPUS, description="Each worker gets this many GPUs.")
     workers: list[WorkerConfig] | None = Field(
