@@ -33,10 +33,11 @@ class Experiment:
         latency: Latency | None = None,
         conditions: Conditions | None = None,
         before: Callable[[Planner], Plans] | None = None,
+        attend: Callable[[Site], object] | None = None,
     ) -> None:
         """Requests come `rate` times as fast as in the trace. Those are not counted that came in the share
         `warm_up` of the time, at its beginning. `latency` is that of all workers, in place of the config's.
-        `before` makes what stands before the planner.
+        `before` makes what stands before the planner. `attend` is called with each site before requests come.
         """
         self.config = config
         self.model = model
@@ -48,6 +49,7 @@ class Experiment:
         self._latency = latency
         self._conditions = conditions or Conditions()
         self._before = before
+        self._attend = attend
 
     def figures(self, routing: RoutingConfig, model: ModelConfig | None = None) -> Figures:
         """Run a variant with each seed, on the workers of `model` if it is given."""
@@ -63,5 +65,7 @@ class Experiment:
         block_tokens = self._trace.block_tokens
         site = Site(self.config, model, routing, engines, block_tokens, seed, self._conditions, self._before)
         random = Random(f"arrivals {seed}")  # noqa: S311  # no secret
+        if self._attend is not None:
+            self._attend(site)
         site.run(self._trace.moments(self._rate, random))
         return site

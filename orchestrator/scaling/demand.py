@@ -6,6 +6,8 @@ and how slow answers get from how slow they are.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,20 +15,31 @@ from orchestrator.config.options import ScalingConfig
 from orchestrator.scaling.window import Look, Window, less, quantile, share_above
 from orchestrator.telemetry.counters import GAP_BOUNDS, STAGE_BOUNDS
 
-MEAN_S: Final = 60.0  # means are of so long
-SOON_S: Final = 15.0  # what may be too much is noticed in so long
+MEAN_S: Final = 120.0  # means are of so long
+SOON_S: Final = 30.0  # what may be too much is noticed in so long
+SEATS_S: Final = 60.0  # seats are looked at for so long
+DRAIN: Final = 3.0  # times `up_after_s`: what waits is to be computed within that
+UNSEEN: Final = 0.75  # of the time per token that is, at most, is that of a worker with few answers
+MOST_SPREAD: Final = 1.3  # times the mean is the slowest of 20 answers
+MOST_LAG_S: Final = 60.0  # answers that take longer tell of what was so long ago
+SETTLED_S: Final = 60.0  # so long after a change of workers most answers are of the time after it
 LEAST_S: Final = 10.0  # a window that is shorter says nothing
 LEAST_PROMPTS: Final = 5  # in it: fewer do not say what one costs
 LEAST_ANSWERS: Final = 20  # fewer say nothing of the slowest
 PART: Final = 0.95  # of the answers keep to a bound
-HELPED: Final = 0.1  # of the bound is waited for prompts: with less no further worker helps
+BORNE: Final = 1.15  # times what is to be used of workers is used before there are more
+ERROR: Final = 1.0  # of what one prompt costs, by its mean: that of many is known better by their root
+HELPED: Final = 0.2  # of the bound is waited for other prompts: with less no further worker helps
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """So many workers are needed, at the shares of time or seats that the config wants."""
+    """So many workers are needed, at the shares of time or seats that the config wants; `least` will do while
+    these are there.
+    """
 
     workers: float
+    least: float
     why: str
 
 
@@ -38,7 +51,7 @@ class Cost:
     tokens: float
 
 
-NOTHING: Final = Need(0.0, "nothing is asked")
+NOTHING: Final = Need(0.0, 0.0, "nothing is asked")
 
 
 class PrefillDemand:
@@ -59,16 +72,17 @@ class PrefillDemand:
         self.work = 0.0 if cost is None else rate * cost.busy_s
         if cost is None:
             return None if rate else NOTHING
-        soon = self._soon(window, cost, options.up_after_s)
-        needed = max(self.work / busy, soon)
-        return Need(needed, _prefill_why(rate, cost, needed, busy, is_soon=soon > self.work / busy))
+        soon = self._soon(window, cost, DRAIN * options.up_after_s)
+        usual = self.work / busy
+        why = _prefill_why(rate, cost, max(usual, soon), busy, is_soon=soon > usual)
+        return Need(max(usual, soon), max(usual / BORNE, soon), why)
 
     def _soon(self, window: Window, mean: Cost, drain_s: float) -> float:
         """Return how many workers it takes that what comes now, and what waits, is computed in time."""
         cost = _cost(window, SOON_S) or mean
         look = window.last
         waiting = 0 if look is None else look.waiting
-        return (_rate(window, SOON_S) + waiting / drain_s) * max(cost.busy_s, mean.busy_s)
+        return _rate(window, SOON_S) * mean.busy_s + waiting / drain_s * max(cost.busy_s, mean.busy_s)
 
 
 def _rate(window: Window, seconds: float) -> float:
@@ -86,7 +100,8 @@ def _cost(window: Window, seconds: float) -> Cost | None:
         return None
     answered = now.report.answered - then.report.answered
     tokens = (now.report.new_tokens - then.report.new_tokens) / answered if answered else 0.0
-    return Cost((now.busy_s - then.busy_s) * _own_share(then, now) / done, tokens)
+    busy_s = (now.busy_s - then.busy_s) * _own_share(then, now) / done
+    return Cost(busy_s / (1 + ERROR / math.sqrt(done)), tokens)
 
 
 def _own_share(then: Look, now: Look) -> float:
@@ -103,6 +118,13 @@ def _prefill_why(rate: float, cost: Cost, needed: float, busy: float, *, is_soon
     return f"{each}, at {busy:.0%} busy: {needed:.2f} workers"
 
 
+def busy_share(window: Window, seconds: float, workers: int) -> float:
+    """Return for which part of the time prefill workers were busy."""
+    then, now = window.since(seconds), window.last
+    assert now is not None  # noqa: S101  # for the type checker
+    return (now.busy_s - then.busy_s) / (now.moment - then.moment) / workers if now is not then else 0.0
+
+
 def waited_s(window: Window, seconds: float) -> float:
     """Return how long a prompt waited on average for those before it, by Little's law."""
     then, now = window.since(seconds), window.last
@@ -113,11 +135,14 @@ def waited_s(window: Window, seconds: float) -> float:
 
 
 class SeatDemand:
-    """It remembers how fast tokens come where little runs: slower ones are slower by what runs."""
+    """It remembers how many answers a worker may make at once that tokens come fast enough, and how fast they
+    came where little ran: what is slower is so by what runs.
+    """
 
     def __init__(self) -> None:
-        self._fastest_s = float("inf")
-        self.running = 0.0  # mean of the last minute, of answers on all workers
+        self._fastest_s = math.inf
+        self._most = math.inf
+        self.running = 0.0  # answers on all workers, if tokens came as slowly as they may
 
     def need(self, window: Window, options: ScalingConfig, seats: int, running: float) -> Need | None:
         """Return what answers need if a worker has so many seats, and is to make at most `running` answers at
@@ -125,39 +150,60 @@ class SeatDemand:
         """
         if window.span_s < LEAST_S:
             return None
-        taken = window.quantile(lambda look: look.seats, PART, MEAN_S)
+        taken = window.quantile(lambda look: look.seats, PART, SEATS_S)
         by_seats = taken / (seats * options.decode_seats)
-        need = Need(by_seats, f"{taken:.0f} seats taken, {options.decode_seats:.0%} of {seats} each")
-        by_pace = self._by_pace(window, options, running)
-        need = need if by_pace is None or by_pace.workers < by_seats else by_pace
-        return Need(need.workers, f"{need.why}: {need.workers:.2f} workers")
+        by_pace, why = self._by_pace(window, options, running)
+        if by_seats >= by_pace:
+            why = f"{taken:.0f} seats taken, {options.decode_seats:.0%} of {seats} each"
+        needed, least = max(by_seats, by_pace), max(by_seats / min(BORNE, 1 / options.decode_seats), by_pace)
+        return Need(needed, least, f"{why}: {needed:.2f} workers")
 
-    def _by_pace(self, window: Window, options: ScalingConfig, most: float) -> Need | None:
-        """Return how many workers it takes that tokens come fast enough."""
-        then, now = window.since(MEAN_S), window.last
+    def _by_pace(self, window: Window, options: ScalingConfig, most: float) -> tuple[float, str]:
+        """Return how many workers it takes that tokens come fast enough, and why."""
+        then, now = window.since(SEATS_S), window.last
         assert now is not None  # noqa: S101  # for the type checker
-        ready_s = now.ready_s - then.ready_s
-        if ready_s <= 0:
-            return None
         self.running = (now.running_s - then.running_s) / (now.moment - then.moment)
-        each = (now.running_s - then.running_s) / ready_s
-        gaps = less(now.report.gaps, then.report.gaps)
-        told = ""
+        gaps, told = less(now.report.gaps, then.report.gaps), ""
         if sum(gaps) >= LEAST_ANSWERS:
-            gap_s = quantile(gaps, GAP_BOUNDS, PART)
-            most = min(most, self._most(each, gap_s, options.itl_p95_ms / 1e3))
-            told = f", with {gap_s * 1e3:.3g} ms per token"
-        running = window.quantile(lambda look: look.running, PART, MEAN_S)
-        return Need(running / most, f"{running:.0f} answers at once{told}, at most {most:.3g} on a worker")
+            gap_s = (now.report.gaps_s - then.report.gaps_s) / sum(gaps)
+            bound_s = options.itl_p95_ms / 1e3 / _spread(gaps, gap_s)
+            told = f" with {gap_s * 1e3:.3g} ms per token"
+            self._learn(window, gap_s, bound_s)
+            # Answers that are slower are made for longer, so that more are made at once.
+            self.running *= bound_s / gap_s
+        most = min(most, self._most)
+        return self.running / most, f"{self.running:.0f} answers at once{told}, at most {most:.3g} each"
 
-    def _most(self, each: float, gap_s: float, bound_s: float) -> float:
-        """Return how many answers a worker may make at once, by the line through what is and the pace of a
-        worker that makes one. That is not known: it is at most the fastest that was seen, and half of what
-        is now, so that the line is rather too steep.
+    def _learn(self, window: Window, gap_s: float, bound_s: float) -> None:
+        """Learn how many answers a worker may make at once, by the line through what is and the pace of a
+        worker that makes few. That may not have been seen: it is taken to be well below what is now.
         """
         self._fastest_s = min(self._fastest_s, gap_s)
-        least_s = min(self._fastest_s, gap_s / 2)
-        return max(1.0, each * (bound_s - least_s) / (gap_s - least_s)) if bound_s > least_s else 1.0
+        each = _running_each(window)
+        if each is not None and gap_s > 0:
+            least_s = min(self._fastest_s, UNSEEN * gap_s)
+            self._most = max(1.0, each * max(0.0, bound_s - least_s) / (gap_s - least_s))
+
+
+def _spread(gaps: Sequence[int], mean_s: float) -> float:
+    """Return how many times the mean the slowest are that count; buckets do not tell it well."""
+    slowest_s = quantile(gaps, GAP_BOUNDS, PART)
+    return min(max(1.0, slowest_s / mean_s), MOST_SPREAD) if mean_s > 0 else 1.0
+
+
+def _running_each(window: Window) -> float | None:
+    """Return how many answers a worker made at once while those were made that have ended now: they began
+    before, by half of what an answer takes on average. None if there were other workers then.
+    """
+    then, now = window.since(SEATS_S), window.last
+    assert now is not None  # noqa: S101  # for the type checker
+    answered = now.report.answered - then.report.answered
+    lag_s = min((now.running_s - then.running_s) / answered / 2, MOST_LAG_S) if answered else MOST_LAG_S
+    then, now = window.since(SEATS_S + lag_s), window.since(lag_s)
+    seconds = window.last.moment - then.moment if window.last else 0.0
+    if not window.is_settled(seconds) or now.moment - then.moment < LEAST_S:
+        return None
+    return (now.running_s - then.running_s) / (now.ready_s - then.ready_s)
 
 
 def late_share(then: Look, now: Look, bound_s: float) -> float | None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from orchestrator.wire.info import Role
+from orchestrator.workers.states import WorkerState
 
 MOST: Final = 2**53  # of anything that is counted: a report with more is no report
 MOST_LEGS: Final = 10**7  # on one worker
@@ -20,6 +21,16 @@ class Stage(StrEnum):
     READY = "ready"
     STARTING = "starting"  # also one that is gone or kept out: it is wanted, and is no capacity
     DRAINING = "draining"
+
+
+def stage_of(state: WorkerState, legs: int) -> Stage | None:
+    """Return the stage of a worker in this state with so many legs; None if nothing is to be reported."""
+    if state is WorkerState.DRAINING:
+        return Stage.DRAINING if legs else None
+    return Stage.READY if state in _SERVES else Stage.STARTING
+
+
+_SERVES: Final = (WorkerState.READY, WorkerState.SUSPECT, WorkerState.PROBING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,7 @@ class Report:
     new_tokens: int  # of the prompts of those, what was in no cache, counted
     first_tokens: Sequence[int]  # answers by the time to their first token, counted in `STAGE_BOUNDS`
     gaps: Sequence[int]  # answers by the time between two tokens, counted in `GAP_BOUNDS`
+    gaps_s: float  # the sum of these times
 
     def is_sound(self) -> bool:
         """Tell whether the numbers are such as can be."""
@@ -58,8 +70,8 @@ class Report:
 
     def is_later(self, other: Report) -> bool:
         """Tell whether this may have come of the other: time goes on, and what is counted only grows."""
-        grown = (self.entered, self.answered, self.new_tokens)
-        before = (other.entered, other.answered, other.new_tokens)
+        grown = (self.entered, self.answered, self.new_tokens, self.gaps_s)
+        before = (other.entered, other.answered, other.new_tokens, other.gaps_s)
         histograms = ((self.first_tokens, other.first_tokens), (self.gaps, other.gaps))
         return (
             self.moment > other.moment
@@ -68,7 +80,7 @@ class Report:
         )
 
     def _counts(self) -> Iterator[float]:
-        yield from (self.queued, self.entered, self.answered, self.new_tokens)
+        yield from (self.queued, self.entered, self.answered, self.new_tokens, self.gaps_s)
         yield from self.first_tokens
         yield from self.gaps
 

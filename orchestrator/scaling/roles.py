@@ -9,11 +9,12 @@ from typing import Final
 from orchestrator.config.options import PoolConfig, ScalingConfig
 from orchestrator.scaling.demand import (
     HELPED,
-    MEAN_S,
     PART,
+    SETTLED_S,
     Need,
     PrefillDemand,
     SeatDemand,
+    busy_share,
     late_share,
     slow_share,
     waited_s,
@@ -23,6 +24,8 @@ from orchestrator.scaling.window import Look, Window
 from orchestrator.wire.info import Role
 
 NO_LIMIT: Final = float("inf")
+LEAST_USED: Final = 0.7  # of what prefill workers may be busy for they are in any case
+IDLE: Final = 0.7  # prefill workers that are busy for less than this part of what they may be have no lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class RolePlanner(ABC):
     def look(self, pool: Pool, moment: float) -> None:
         """Note how many workers there are."""
         if self._pool is None or pool.ready != self._pool.ready:
-            self._limit.restart(moment)
+            self._limit.restart(moment + SETTLED_S)
         self._pool = pool
 
     def forget(self, moment: float) -> None:
@@ -76,7 +79,7 @@ class RolePlanner(ABC):
             return
         need = self._corrected(window, look, need, pool, options)
         before = self._track.begin(pool)
-        wanted = self._track.decide(look.moment, need.workers, pool, options)
+        wanted = self._track.decide(look.moment, need, pool, options)
         self._why = need.why + _held(before, wanted, need.workers, pool)
 
     def _corrected(self, window: Window, look: Look, need: Need, pool: Pool, options: ScalingConfig) -> Need:
@@ -86,13 +89,14 @@ class RolePlanner(ABC):
         is_broken = None if share is None else share > 1 - PART
         if not self._limit.judge(look.moment, is_broken, period_s) or share is None:
             return need
-        if pool.ready < wanted or need.workers > wanted:
+        if pool.ready < wanted or need.least > wanted:
             return need
         broken = f"{self._bound(options)} for {share:.0%} of the answers"
         if not self._helps(window, options):
             return replace(need, why=f"{need.why}; {broken}, which one worker more would not mend")
-        self._limit.learn(self._load(), pool.ready)
-        return Need(pool.ready + 0.9, f"{broken}, again: one more")
+        self._limit.learn(self._load(), pool.ready, self._least(options))
+        more = pool.ready + 0.9
+        return Need(more, more, f"{broken}, again: one more")
 
     # --- what differs between roles ---------------------------------------------------------------
 
@@ -103,6 +107,10 @@ class RolePlanner(ABC):
     @abstractmethod
     def _load(self) -> float:
         """Return the load of which a limit is learned."""
+
+    @abstractmethod
+    def _least(self, options: ScalingConfig) -> float:
+        """Return how much of it a worker gets at any rate."""
 
     @abstractmethod
     def _broken_share(self, then: Look, now: Look, options: ScalingConfig) -> float | None:
@@ -129,6 +137,9 @@ class _Prefill(RolePlanner):
     def _load(self) -> float:
         return self._demand.work
 
+    def _least(self, options: ScalingConfig) -> float:
+        return options.prefill_busy * LEAST_USED
+
     def _broken_share(self, then: Look, now: Look, options: ScalingConfig) -> float | None:
         return late_share(then, now, options.ttft_p95_s)
 
@@ -136,7 +147,11 @@ class _Prefill(RolePlanner):
         return f"the first token takes over {options.ttft_p95_s:g} s"
 
     def _helps(self, window: Window, options: ScalingConfig) -> bool:
-        return waited_s(window, MEAN_S) > HELPED * options.ttft_p95_s
+        pool, look, period_s = self._pool, window.last, options.up_after_s
+        if pool is None or look is None or look.report.queued:  # those that wait for seats are late anyway
+            return False
+        is_busy = busy_share(window, period_s, pool.ready) >= IDLE * options.prefill_busy
+        return is_busy and waited_s(window, period_s) > HELPED * options.ttft_p95_s
 
 
 class _Seats(RolePlanner):
@@ -153,6 +168,9 @@ class _Seats(RolePlanner):
 
     def _load(self) -> float:
         return self._demand.running
+
+    def _least(self, options: ScalingConfig) -> float:
+        return 1.0
 
     def _broken_share(self, then: Look, now: Look, options: ScalingConfig) -> float | None:
         return slow_share(then, now, options.itl_p95_ms / 1e3)

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.config.options import ScalingConfig
+from orchestrator.scaling.demand import Need
 
-ROOM: Final = 0.05  # a worker goes only if the others would have so much room
-REGRETTED_ROOM: Final = 0.2  # the same where the last one that went was missed soon
+ROOM: Final = 0.1  # a worker goes only if the others would have so much room
+GROWTH: Final = 4  # times as many workers as are ready are wanted at most
+LEAST_GROWTH: Final = 8
+MOST_DOUBLED: Final = 3  # so often the time is doubled for which fewer must be enough
+FORGIVEN: Final = 24  # times that time: after it nobody minds that one was missed
 CLOSE: Final = 1e-6  # what is so little above a whole number is rounding
 CHANGED: Final = 2.0  # a load that is so many times another one, or so small a part, is another load
 
@@ -31,9 +35,9 @@ class Track:
 
     def __init__(self) -> None:
         self.wanted: int | None = None  # None until the first pool is seen
-        self._needs: deque[tuple[float, float]] = deque()
-        self._went_at: tuple[float, int] | None = None  # when the last one went, and how many there were
-        self._missed: set[int] = set()  # numbers of workers of which the last one was missed when it went
+        self._needs: deque[tuple[float, Need]] = deque()
+        self._went_at: float | None = None  # when the last one went
+        self._missed: deque[float] = deque(maxlen=MOST_DOUBLED)  # when one that had gone was missed
 
     def begin(self, pool: Pool) -> int:
         """Take what is there for wanted, if nothing is yet; return what is wanted within the bounds."""
@@ -42,17 +46,16 @@ class Track:
         self.wanted = max(pool.least, min(self.wanted, pool.most))
         return self.wanted
 
-    def decide(self, moment: float, need: float, pool: Pool, options: ScalingConfig) -> int:
-        """Return how many workers are wanted if the load needs so many now."""
+    def decide(self, moment: float, need: Need, pool: Pool, options: ScalingConfig) -> int:
+        """Return how many workers are wanted if this is needed now."""
         wanted = self.begin(pool)
-        self._note(moment, need, options.down_after_s)
-        up = _whole(self._highest(moment, options.up_after_s))
-        if up > wanted:
-            self.wanted = min(up, pool.most)
-            self._note_missed(moment, self.wanted, options)
-        elif self._may_go(moment, wanted, pool, options):
-            self._went_at = moment, wanted
-            self._missed.discard(wanted)
+        hold_s = self._hold_s(moment, options)
+        self._note(moment, need, hold_s)
+        if _whole(self._least(moment, options.up_after_s)) > wanted < pool.most:
+            self.wanted = max(wanted, min(self._highest(moment, options.up_after_s), _most(pool)))
+            self._note_missed(moment, hold_s)
+        elif self._may_go(moment, wanted, pool, hold_s, options.up_after_s):
+            self._went_at = moment
             self.wanted = wanted - 1
         return self.wanted or wanted
 
@@ -60,29 +63,40 @@ class Track:
         """Begin anew after a time of which nothing is known; what is wanted stays."""
         self._needs.clear()
 
-    def _note(self, moment: float, need: float, kept_s: float) -> None:
+    def _hold_s(self, moment: float, options: ScalingConfig) -> float:
+        """Return for how long fewer must have been enough: the longer, the more often one was missed."""
+        while self._missed and moment - self._missed[0] > FORGIVEN * options.down_after_s:
+            self._missed.popleft()
+        return options.down_after_s * float(1 << len(self._missed))
+
+    def _note(self, moment: float, need: Need, kept_s: float) -> None:
         self._needs.append((moment, need))
         while len(self._needs) > 1 and self._needs[1][0] <= moment - kept_s:
             self._needs.popleft()
 
-    def _highest(self, moment: float, seconds: float) -> float:
-        return max(need for when, need in self._needs if when >= moment - seconds)
+    def _highest(self, moment: float, seconds: float) -> int:
+        return _whole(max(need.workers for when, need in self._needs if when >= moment - seconds))
 
-    def _may_go(self, moment: float, wanted: int, pool: Pool, options: ScalingConfig) -> bool:
-        if wanted <= pool.least or pool.draining or self._needs[0][0] > moment - options.down_after_s:
-            return False
-        if self._went_at is not None and moment - self._went_at[0] < options.up_after_s:
-            return False
-        room = REGRETTED_ROOM if wanted in self._missed else ROOM
-        return self._highest(moment, options.down_after_s) <= (wanted - 1) * (1 - room)
+    def _least(self, moment: float, seconds: float) -> float:
+        return max(need.least for when, need in self._needs if when >= moment - seconds)
 
-    def _note_missed(self, moment: float, wanted: int, options: ScalingConfig) -> None:
-        """Note that a worker was missed soon after it had gone."""
-        if self._went_at is None:
-            return
-        when, before = self._went_at
-        if moment - when <= 2 * options.down_after_s and wanted >= before:
-            self._missed.add(before)
+    def _may_go(self, moment: float, wanted: int, pool: Pool, hold_s: float, pause_s: float) -> bool:
+        if wanted <= pool.least or pool.draining or self._needs[0][0] > moment - hold_s:
+            return False
+        if self._went_at is not None and moment - self._went_at < pause_s:
+            return False
+        return self._least(moment, hold_s) <= (wanted - 1) * (1 - ROOM)
+
+    def _note_missed(self, moment: float, hold_s: float) -> None:
+        """Note that a worker is wanted again soon after one has gone."""
+        if self._went_at is not None and moment - self._went_at <= 2 * hold_s:
+            self._missed.append(moment)
+        self._went_at = None
+
+
+def _most(pool: Pool) -> int:
+    """Return how many there may be next: what is known by few workers is known badly."""
+    return min(pool.most, max(LEAST_GROWTH, GROWTH * pool.ready))
 
 
 def _whole(need: float) -> int:
@@ -119,10 +133,10 @@ class Limit:
         return self._broken >= 2
 
     def restart(self, moment: float) -> None:
-        """Look anew from now on: there are other workers."""
+        """Look anew from `moment` on: there are other workers."""
         self._broken, self._since = 0, moment
 
-    def learn(self, load: float, workers: int) -> None:
-        """Note that this load wants one worker more than these."""
-        self._most, self._load = load / (workers + 0.9), load
+    def learn(self, load: float, workers: int, least: float) -> None:
+        """Note that this load wants one worker more than these; they are used for `least` at any rate."""
+        self._most, self._load = max(least, load / (workers + 0.9)), load
         self._broken = 0

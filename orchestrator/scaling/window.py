@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from orchestrator.scaling.reports import Report, Stage, WorkerReport
+from orchestrator.scaling.reports import Report, Stage
 
 LONGEST_PAUSE_S: Final = 30.0  # between two reports: after a longer one nothing is known of what was between
-KEPT_S: Final = 120.0
+KEPT_S: Final = 180.0
 SEATED: Final = ("decode", "both")
 
 
@@ -26,6 +26,7 @@ class Look:
     own_prompts_s: float  # the same of this one
     running_s: float  # sum of answers under way
     ready_s: float  # sum of workers with seats that were ready
+    ready: int  # workers with seats that serve
     waiting: int  # prompts that wait for others at their prefill worker
     running: int  # answers that are being made
     seats: int  # that are taken or asked for, but for those whose prompts wait for others
@@ -84,6 +85,11 @@ class Window:
         """Return the look of so long ago, or the first one. There must be one."""
         return self._looks[min(self._place(seconds), len(self._looks) - 1)]
 
+    def is_settled(self, seconds: float) -> bool:
+        """Tell whether there were as many workers with seats all the time, and any."""
+        counts = {look.ready for look in self._looks[self._place(seconds) :]}
+        return self.span_s >= seconds and len(counts) == 1 and 0 not in counts
+
     def quantile(self, value: Callable[[Look], float], part: float, seconds: float) -> float:
         """Return the value that a `part` of the looks of the last seconds are not above."""
         found = sorted(map(value, self._looks[self._place(seconds) :]))
@@ -105,6 +111,7 @@ def _look(report: Report, before: Look | None) -> Look:
     legs = sum(worker.legs for worker in prompts)
     waiting = sum(max(0, worker.legs - 1) for worker in prompts)
     taken = sum(worker.legs for worker in seated)
+    ready = sum(worker.stage is Stage.READY for worker in seated)
     running, seats = max(0, taken - legs), max(0, taken - waiting) + report.queued
     return Look(
         report,
@@ -112,15 +119,12 @@ def _look(report: Report, before: Look | None) -> Look:
         prompts_s=elapsed * legs + (before.prompts_s if before else 0.0),
         own_prompts_s=elapsed * sum(w.own_legs for w in prompts) + (before.own_prompts_s if before else 0.0),
         running_s=elapsed * running + (before.running_s if before else 0.0),
-        ready_s=elapsed * _ready(seated) + (before.ready_s if before else 0.0),
+        ready_s=elapsed * ready + (before.ready_s if before else 0.0),
+        ready=ready,
         waiting=waiting,
         running=running,
         seats=seats,
     )
-
-
-def _ready(workers: Sequence[WorkerReport]) -> int:
-    return sum(worker.stage is Stage.READY for worker in workers)
 
 
 # --- of histograms ------------------------------------------------------------------------------
