@@ -20,6 +20,7 @@ from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
 from orchestrator.control.rejections import RejectionWatch
+from orchestrator.control.scaling_watch import ScalingWatch
 from orchestrator.control.state import (
     FoundRequests,
     ProcessEnd,
@@ -247,6 +248,7 @@ class Orchestrator:
         self._figures = _WorkerFigures(self.registry, context.figures)
         self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
         self.rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
+        self.scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
         self.is_draining = False
         plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), plane.handle)
@@ -317,6 +319,7 @@ class Orchestrator:
         """Serve by another config from now on; see `Core.reconfigure`."""
         self.config = config
         self.core.reconfigure(config)
+        self.scaling.reconfigure(config)
         self._protocols.limit(ServerLimits.of(config.orchestrator, uploads=spellings(UPLOADS)))
 
     # --- the end (`listeners.Draining`) -------------------------------------------------------------

@@ -31,6 +31,16 @@ class Row:
     last_error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """So many workers of a pool are wanted."""
+
+    model: str
+    role: str
+    count: int
+    why: str
+
+
 class Registrar:
     """A registrar is a client of the admin listener. What goes wrong is a `CommandFailed`."""
 
@@ -53,6 +63,11 @@ class Registrar:
         more = {"served_model": served_model, "zone": zone}
         document = {"model": model, "role": spec.role, "url": spec.url, **more}
         return _row(await self._ask("POST", _PATH, document)).name
+
+    async def wanted(self) -> Sequence[Wanted]:
+        """Return how many workers are wanted of each role of each model."""
+        wishes = await self._ask("GET", "/admin/scaling")
+        return [Wanted(wish["model"], wish["role"], wish["wanted"], wish["why"]) for wish in wishes]
 
     async def drain(self, name: str) -> None:
         await self._ask("POST", f"{_PATH}/{quote(name, safe='/')}/drain")

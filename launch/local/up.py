@@ -73,8 +73,14 @@ def up(config: Config, plan: Plan, config_path: str, *, compiles: bool = False) 
         StateWriter(directory, config_path, plan.url, plan.admin, progress.say),
         FurtherWorkers(config, look_around(), _is_free, count_gpus),
         key,
+        scaled=_scaled(config),
     )
     return asyncio.run(supervise(_keyed(plan, key), site, lambda: _announce(config, plan, errors)))
+
+
+def _scaled(config: Config) -> list[tuple[str, str]]:
+    """Return the pools that follow the load."""
+    return [(model.name, role) for model in config.models for role, pool in model.pools() if pool.range]
 
 
 def _keyed(plan: Plan, key: str) -> Plan:

@@ -20,7 +20,7 @@ from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.request_pages import RequestPages
 from orchestrator.control.state import AdminState
 from orchestrator.control.web_page import WebPage
-from orchestrator.errors import BatonError
+from orchestrator.errors import BatonError, NotFound
 
 INDEX = """\
 Baton admin
@@ -36,6 +36,7 @@ Baton admin
 /admin/requests                     of late; ?key= ?model= ?worker= ?failed=1 ?slowest=1 ?slower_than= ?limit=
 /admin/requests/{id}                all that became of one
 /admin/explain                      POST a request: who would serve it, and why; ?path= is its path
+/admin/scaling                      how many workers are wanted, and why
 /admin/reload                       POST: read the config file again
 """
 
@@ -59,6 +60,7 @@ def admin_app(state: AdminState, reload: Reload | None = None, run_key: str | No
     changes = Changes(state.events)
     _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
+    add_page(app, "/admin/scaling", pages.scaling, "How many workers are wanted, and why.", "admin")
     add_page(app, "/admin/events", EventPages(state.events).events, "What has happened of late.", "admin")
     requests = RequestPages(state)
     add_page(app, "/admin/requests", requests.all, "Requests of late.", "admin")
@@ -112,6 +114,7 @@ class _AdminPages:
             events=lambda: state.events.counts,
             not_after=lambda: None if state.certificate is None else state.certificate.not_after,
             keys=state.keys_counted,
+            wishes=state.scaling.wishes,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 
@@ -123,6 +126,11 @@ class _AdminPages:
 
     async def metrics(self) -> Response:
         return Response(await render(self._collectors), headers={"content-type": CONTENT_TYPE})
+
+    async def scaling(self) -> Response:
+        if self._state.config.scaling is None:
+            raise NotFound("the config has no section `scaling`: nobody counts how many workers are wanted")
+        return Response(msgspec.json.encode(self._state.scaling.wishes()), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

@@ -22,6 +22,7 @@ from orchestrator.config.options import Config
 from orchestrator.control.readings import READ, READ_HISTOGRAM, Histogram, Moment, Sample
 from orchestrator.control.state import ProcessEnd, ProcessStatus
 from orchestrator.control.worker_watch import Figures
+from orchestrator.scaling.roles import Wish
 from orchestrator.telemetry import catalog
 from orchestrator.telemetry.catalog import UNKNOWN, Kind
 from orchestrator.telemetry.counters import Layout
@@ -48,6 +49,7 @@ class Sources:
     events: Callable[[], Mapping[str, int]] = dict  # how many there were of each kind
     not_after: Callable[[], float | None] = lambda: None  # of the TLS certificate, in seconds since 1970
     keys: Callable[[], Sequence[KeyCounts]] = list
+    wishes: Callable[[], Sequence[Wish]] = list
 
 
 class BatonCollector(Collector):
@@ -86,6 +88,7 @@ class BatonCollector(Collector):
             events=sources.events(),
             not_after=sources.not_after(),
             keys=sources.keys(),
+            wishes=sources.wishes(),
         )
 
     def _samples(self, metric: catalog.Metric, samples: Iterable[Sample]) -> Metric:

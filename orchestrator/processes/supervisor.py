@@ -30,6 +30,7 @@ from orchestrator.control.admin import admin_app
 from orchestrator.control.certificate_watch import CertificateWatch
 from orchestrator.control.rejections import RejectionWatch
 from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.control.scaling_watch import ScalingWatch
 from orchestrator.control.state import (
     FoundRequests,
     ProcessEnd,
@@ -153,6 +154,7 @@ class Supervisor:
         self._probe = HttpProbe(credential)
         self.events = Events()
         self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
+        self.scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
         self._listener = listener
         self._started = time.time()
@@ -169,7 +171,10 @@ class Supervisor:
             alarm = CacheAlarm(self.registry)
             rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
             certificate = CertificateWatch(self.certificate, self.events)
-            watches = (alarm.run(), self.watch.run(), rejections.run(), certificate.run())
+            watches = (
+                *(alarm.run(), self.watch.run(), rejections.run(), certificate.run()),
+                self.scaling.run(),
+            )
             await _first_of(stop.requested.wait(), self._kill_hung(), *watches, *kept)
         finally:
             self._is_stopping = True
@@ -183,6 +188,7 @@ class Supervisor:
         """Have all processes, also those to come, serve by another config in what can be changed."""
         self.config = config
         self.registry.reconfigure(config.health, config.routing)
+        self.scaling.reconfigure(config)
         self._key_table.add(key.name for key in self.keys or ())
         message = Reconfigured(
             config=self._config_json(), keys=self._key_list(), key_names=self._key_table.names
