@@ -26,16 +26,14 @@ LONGEST_PAUSE_S: Final = 600.0
 Key = tuple[str, str]  # model, role
 
 
-class _Told(Caller):
-    """Nobody waits for answers; what happens is said where the run tells how it goes."""
+class _Nobody(Caller):
+    """Nobody waits for answers; what happens is seen where the run shows how it goes."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.is_gone = False
-        self._say = say
 
     def answer(self, document: dict[str, Any]) -> None:
-        if "say" in document:
-            self._say(document["say"])
+        pass
 
 
 class Scaling:
@@ -54,7 +52,7 @@ class Scaling:
         self._registrar = registrar
         self._pools = pools
         self._say = say
-        self._order = Order(_Told(say), DRAIN_S, is_forced=False)
+        self._order = Order(_Nobody(), DRAIN_S, is_forced=False)
         self._coming: dict[Member, asyncio.Task[None]] = {}
         self._going: dict[Member, asyncio.Task[None]] = {}
         self._pauses: dict[Key, tuple[float, float]] = {}  # until when nothing is started, and for how long

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from launch.exits import Exit
 from launch.simulate import report
@@ -14,9 +14,13 @@ from launch.simulate.experiment import Experiment
 from launch.simulate.figures import Figures, Slo
 from launch.simulate.formats import read_trace
 from launch.simulate.models import model_named, with_workers
+from launch.simulate.scaled import scale
 from launch.simulate.site import Conditions
 from launch.simulate.variants import own_name, routing_of
 from orchestrator.config.options import Config, ModelConfig, RoutingConfig
+
+ENOUGH: Final = 0.9  # of the requests are to be good
+ENOUGH_SCALED: Final = 0.95  # what the bounds of `scaling` are said of
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
@@ -26,6 +30,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         raise SimulationError("--trace FILE is needed, or --calibrate FILE")
     if arguments.advise and (arguments.prefill is not None or arguments.decode is not None):
         raise SimulationError("--advise looks for the numbers of workers itself: without --prefill, --decode")
+    _check_scale(arguments, config)
     _check_slow(arguments, model)
     variants = _variants(arguments, config.routing)
     found: dict[str, Any] = {}
@@ -40,6 +45,24 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         _simulate(arguments, experiment, variants, found, texts)
     print(report.as_json(found) if arguments.form == "json" else "\n\n".join(texts))
     return Exit.OK
+
+
+def _check_scale(arguments: argparse.Namespace, config: Config) -> None:
+    if not arguments.scale:
+        return
+    if config.scaling is None:
+        raise SimulationError("--scale goes by the section `scaling`, which the config has not")
+    if arguments.advise:
+        raise SimulationError("--scale looks for the fewest workers by itself: without --advise")
+    if not arguments.trace:
+        raise SimulationError("--scale needs --trace FILE")
+
+
+def _slo(arguments: argparse.Namespace, config: Config) -> Slo:
+    """Return the bounds of the command line; of others those of `scaling` if that is simulated."""
+    scaling = config.scaling if arguments.scale else None
+    usual = (5.0, 0.1) if scaling is None else (scaling.ttft_p95_s, scaling.itl_p95_ms / 1e3)
+    return Slo(arguments.slo_ttft or usual[0], arguments.slo_tpot or usual[1])
 
 
 def _variants(arguments: argparse.Namespace, routing: RoutingConfig) -> dict[str, RoutingConfig]:
@@ -65,7 +88,7 @@ def _experiment(
         read_trace(arguments.trace, model.name),
         rate=arguments.rate,
         seeds=arguments.seeds,
-        slo=Slo(arguments.slo_ttft, arguments.slo_tpot),
+        slo=_slo(arguments, config),
         warm_up=arguments.warm_up,
         latency=None if calibration is None else calibration.latency,
         conditions=Conditions(noise=arguments.noise, slow=dict(arguments.slow)),
@@ -79,8 +102,13 @@ def _simulate(
     found: dict[str, Any],
     texts: list[str],
 ) -> None:
+    if arguments.scale:
+        results = scale(experiment, variants, arguments.start_s, arguments.slo_share or ENOUGH_SCALED)
+        found |= {name: result.as_dict() for name, result in results.items()}
+        texts.append("\n".join(f"{name}: {result.as_text()}" for name, result in results.items()))
+        return
     if arguments.advise:
-        advice = advise(experiment, variants, arguments.slo_share)
+        advice = advise(experiment, variants, arguments.slo_share or ENOUGH)
         found |= {name: best.as_dict() for name, best in advice.items()}
         texts.append("\n".join(f"{name}: {best.as_text()}" for name, best in advice.items()))
         return

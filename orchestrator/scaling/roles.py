@@ -24,6 +24,7 @@ from orchestrator.scaling.window import Look, Window
 from orchestrator.wire.info import Role
 
 NO_LIMIT: Final = float("inf")
+JUDGED: Final = 2.0  # times `up_after_s`: whether a bound is kept is looked at once in so long
 LEAST_USED: Final = 0.7  # of what prefill workers may be busy for they are in any case
 IDLE: Final = 0.7  # prefill workers that are busy for less than this part of what they may be have no lack
 
@@ -84,19 +85,24 @@ class RolePlanner(ABC):
 
     def _corrected(self, window: Window, look: Look, need: Need, pool: Pool, options: ScalingConfig) -> Need:
         """Want one worker more if the bound is broken again, and all that are wanted are there."""
-        period_s, wanted = options.up_after_s, self._track.begin(pool)
+        period_s, wanted = JUDGED * options.up_after_s, self._track.begin(pool)
         share = self._broken_share(window.since(period_s), look, options)
         is_broken = None if share is None else share > 1 - PART
+        if is_broken and not self._helps(window, options):
+            need = replace(
+                need, why=f"{need.why}; {self._broken(share, options)}, which no worker more mends"
+            )
+            is_broken = False
         if not self._limit.judge(look.moment, is_broken, period_s) or share is None:
             return need
         if pool.ready < wanted or need.least > wanted:
             return need
-        broken = f"{self._bound(options)} for {share:.0%} of the answers"
-        if not self._helps(window, options):
-            return replace(need, why=f"{need.why}; {broken}, which one worker more would not mend")
         self._limit.learn(self._load(), pool.ready, self._least(options))
         more = pool.ready + 0.9
-        return Need(more, more, f"{broken}, again: one more")
+        return Need(more, more, f"{self._broken(share, options)}, again: one more")
+
+    def _broken(self, share: float | None, options: ScalingConfig) -> str:
+        return f"{self._bound(options)} for {share or 0.0:.0%} of the answers"
 
     # --- what differs between roles ---------------------------------------------------------------
 
@@ -147,7 +153,7 @@ class _Prefill(RolePlanner):
         return f"the first token takes over {options.ttft_p95_s:g} s"
 
     def _helps(self, window: Window, options: ScalingConfig) -> bool:
-        pool, look, period_s = self._pool, window.last, options.up_after_s
+        pool, look, period_s = self._pool, window.last, JUDGED * options.up_after_s
         if pool is None or look is None or look.report.queued:  # those that wait for seats are late anyway
             return False
         is_busy = busy_share(window, period_s, pool.ready) >= IDLE * options.prefill_busy
