@@ -79,10 +79,10 @@ class PrefillDemand:
 
     def _soon(self, window: Window, mean: Cost, drain_s: float) -> float:
         """Return how many workers it takes that what comes now, and what waits, is computed in time."""
-        cost = _cost(window, SOON_S) or mean
-        look = window.last
-        waiting = 0 if look is None else look.waiting
-        return _rate(window, SOON_S) * mean.busy_s + waiting / drain_s * max(cost.busy_s, mean.busy_s)
+        cost, rate = _cost(window, SOON_S) or mean, _rate(window, SOON_S)
+        waiting = 0 if window.last is None else window.last.waiting
+        # What waits asks for no more than what comes: it grows without end where no worker gets ready.
+        return (rate + min(waiting / drain_s, rate)) * cost.busy_s
 
 
 def _rate(window: Window, seconds: float) -> float:
@@ -123,6 +123,13 @@ def busy_share(window: Window, seconds: float, workers: int) -> float:
     then, now = window.since(seconds), window.last
     assert now is not None  # noqa: S101  # for the type checker
     return (now.busy_s - then.busy_s) / (now.moment - then.moment) / workers if now is not then else 0.0
+
+
+def crowded_share(window: Window, seconds: float, workers: int) -> float:
+    """Return at which part of the prefill workers prompts waited for others."""
+    then, now = window.since(seconds), window.last
+    assert now is not None  # noqa: S101  # for the type checker
+    return (now.crowded_s - then.crowded_s) / (now.moment - then.moment) / workers if now is not then else 0.0
 
 
 def waited_s(window: Window, seconds: float) -> float:

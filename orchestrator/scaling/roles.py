@@ -15,6 +15,7 @@ from orchestrator.scaling.demand import (
     PrefillDemand,
     SeatDemand,
     busy_share,
+    crowded_share,
     late_share,
     slow_share,
     waited_s,
@@ -26,6 +27,7 @@ from orchestrator.wire.info import Role
 NO_LIMIT: Final = float("inf")
 JUDGED: Final = 2.0  # times `up_after_s`: whether a bound is kept is looked at once in so long
 LEAST_USED: Final = 0.7  # of what prefill workers may be busy for they are in any case
+CROWDED: Final = 0.3  # of the prefill workers have prompts that wait, if there are too few workers
 IDLE: Final = 0.7  # prefill workers that are busy for less than this part of what they may be have no lack
 
 
@@ -156,8 +158,11 @@ class _Prefill(RolePlanner):
         pool, look, period_s = self._pool, window.last, JUDGED * options.up_after_s
         if pool is None or look is None or look.report.queued:  # those that wait for seats are late anyway
             return False
-        is_busy = busy_share(window, period_s, pool.ready) >= IDLE * options.prefill_busy
-        return is_busy and waited_s(window, period_s) > HELPED * options.ttft_p95_s
+        if busy_share(window, period_s, pool.ready) < IDLE * options.prefill_busy:
+            return False
+        # What waits at a few workers was sent there before there were others, and ends with that.
+        is_everywhere = crowded_share(window, period_s, pool.ready) >= CROWDED
+        return is_everywhere and waited_s(window, period_s) > HELPED * options.ttft_p95_s
 
 
 class _Seats(RolePlanner):

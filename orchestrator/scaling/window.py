@@ -24,6 +24,7 @@ class Look:
     busy_s: float  # sum of prefill workers that had a prompt
     prompts_s: float  # sum of prompts at prefill workers, of all orchestrators
     own_prompts_s: float  # the same of this one
+    crowded_s: float  # sum of prefill workers where prompts waited for others
     running_s: float  # sum of answers under way
     ready_s: float  # sum of workers with seats that were ready
     ready: int  # workers with seats that serve
@@ -118,6 +119,8 @@ def _look(report: Report, before: Look | None) -> Look:
         busy_s=elapsed * sum(worker.legs > 0 for worker in prompts) + (before.busy_s if before else 0.0),
         prompts_s=elapsed * legs + (before.prompts_s if before else 0.0),
         own_prompts_s=elapsed * sum(w.own_legs for w in prompts) + (before.own_prompts_s if before else 0.0),
+        crowded_s=elapsed * sum(worker.legs > 1 for worker in prompts)
+        + (before.crowded_s if before else 0.0),
         running_s=elapsed * running + (before.running_s if before else 0.0),
         ready_s=elapsed * ready + (before.ready_s if before else 0.0),
         ready=ready,

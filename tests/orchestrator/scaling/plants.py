@@ -12,7 +12,7 @@ from orchestrator.scaling.roles import Wish
 from orchestrator.telemetry.counters import GAP_BOUNDS, STAGE_BOUNDS
 
 MODEL = "m"
-LOOK_S = 1.0
+LOOK_S = 2.5
 
 
 def config_of(
@@ -21,9 +21,7 @@ def config_of(
     from orchestrator.config.yaml12 import parse
 
     pools = {"prefill": prefill, "decode": decode}
-    model = {
-        role: {"engine": "sim", "replicas": parse(count, "test").data()} for role, count in pools.items()
-    }
+    model = {role: {"engine": "sim", "replicas": parse(text, "").data()} for role, text in pools.items()}
     model["decode"]["seats"] = seats
     return Config.model_validate({"models": [{"name": MODEL, **model}], "scaling": scaling})
 
@@ -56,7 +54,7 @@ class Plant:
         self.ready = {"prefill": 1, "decode": 1}
         self.starting = {"prefill": 0, "decode": 0}
         self.wanted: list[tuple[int, int]] = []  # after each decision
-        self._entered = self._due = 0.0
+        self._entered = self._due = self._work_s = 0.0
         self._first = [0] * (len(STAGE_BOUNDS) + 1)
         self._gaps = [0] * (len(GAP_BOUNDS) + 1)
         self._gaps_s = 0.0
@@ -74,7 +72,6 @@ class Plant:
         return {wish.role: wish for wish in self.planner.wishes()}
 
     def report(self, **changes: object) -> Report:
-        load = self.load
         self._count()
         made = Report(
             moment=self.moment,
@@ -87,7 +84,6 @@ class Plant:
             gaps=tuple(self._gaps),
             gaps_s=self._gaps_s,
         )
-        del load
         return replace(made, **changes)  # type: ignore[arg-type]
 
     def _count(self) -> None:
@@ -100,12 +96,17 @@ class Plant:
 
     def _workers(self) -> Iterator[WorkerReport]:
         """Yield the workers; how many have a prompt is whole, and right on average."""
-        before, self._due = int(self._due), self._due + self.load.rate * self.load.busy_s
-        prompts = min(int(self._due) - before, self.ready["prefill"])
-        for place in range(self.ready["prefill"]):
-            legs = int(place < prompts)
+        load, ready = self.load, self.ready["prefill"]
+        self._work_s += load.rate * load.busy_s * LOOK_S
+        before, self._due = int(self._due), self._due + min(self._work_s, ready * LOOK_S) / LOOK_S
+        busy = int(self._due) - before
+        self._work_s -= min(self._work_s, ready * LOOK_S)
+        waiting = int(self._work_s / load.busy_s)
+        for place in range(ready):
+            legs = int(place < busy) + waiting // ready + (place < waiting % ready)
             yield WorkerReport("prefill", Stage.READY, legs, legs)
-        answers = int(self.load.rate * self.load.answer_s) + prompts
+        prompts = busy + waiting
+        answers = int(load.rate * load.answer_s) + prompts
         for place in range(self.ready["decode"]):
             legs = answers // self.ready["decode"] + (place < answers % self.ready["decode"])
             yield WorkerReport("decode", Stage.READY, legs, legs)
