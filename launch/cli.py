@@ -43,18 +43,39 @@ def _run(argv: Sequence[str] | None) -> int:
     from launch.exits import Exit
 
     try:
-        arguments = _parser().parse_args(argv)
-        command: Command = arguments.command
-        return command(arguments)
+        return _done(argv)
     except _Usage as error:
         _complain(error)
         return Exit.USAGE
-    except BrokenPipeError:  # `baton schema | head`
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
         from launch.local.output import leave
 
         leave(sys.stdout)
-        leave(sys.stderr)
+        if isinstance(error, BrokenPipeError):  # `baton schema | head`
+            leave(sys.stderr)
+        else:
+            _complain(_Usage(f"baton: the output cannot be written: {error.strerror}"))
         return Exit.FAILED
+
+
+def _done(argv: Sequence[str] | None) -> int:
+    """Run the command; what it has printed is written then, also if it ends by `SystemExit`."""
+    try:
+        arguments = _parser().parse_args(argv)
+        command: Command = arguments.command
+        return command(arguments)
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return whether it is of a stream that is open already: no file is named, and such a stream ends so."""
+    import errno
+
+    return error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def _complain(error: Exception) -> None:

@@ -10,11 +10,24 @@ from launch.arguments import commands_of, options_of
 
 SHELLS = ("bash", "zsh")
 _FILE_NAMES = ("CONFIG", "DIR")  # what an option takes
-_RUNNING = ("WORKER", "MODEL/ROLE")  # what a place is for
+# What a place is for that takes what runs, with the function that names it.
+_RUNNING = {"WORKER": "_baton_workers", "MODEL/ROLE": "_baton_pools"}
 
 _BASH = """\
 # Completion of `baton`; `baton completion {shell}` prints it anew after an update.
-{before}_baton() {{
+{before}_baton_workers() {{
+    local name  # compared, never expanded: a name is what somebody has called a model
+    while IFS= read -r name; do
+        [[ $name == "$1"* ]] && COMPREPLY+=("$name")
+    done < <(baton ps -o names 2>/dev/null)
+}}
+_baton_pools() {{
+    local name
+    while IFS= read -r name; do
+        [[ $name == "$1"* ]] && COMPREPLY+=("$name")
+    done < <(baton ps -o names 2>/dev/null | sed -n 's|/[^/]*$||p' | sort -u)
+}}
+_baton() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} command=${{COMP_WORDS[1]}}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
@@ -69,12 +82,13 @@ def _flags(command: argparse.ArgumentParser) -> list[str]:
 
 
 def _place(command: argparse.ArgumentParser) -> str:
-    """Return what completes a word that is no option: choices if the command has some, else files, unless it
-    takes only what runs.
+    """Return what completes a word that is no option: what runs if the command takes that, choices if it has
+    some, else files.
     """
     places = [action for action in options_of(command) if not action.option_strings]
-    if any(action.metavar in _RUNNING for action in places):
-        return ":"
+    running = [_RUNNING[str(action.metavar)] for action in places if action.metavar in _RUNNING]
+    if running:
+        return f'{running[0]} "$word"'
     return next((_completed(action) for action in places if action.choices), _FILES if places else ":")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from launch import remote
 from launch.arguments import Parser, seconds
@@ -27,20 +27,24 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add(
-    commands: argparse._SubParsersAction[Parser], name: str, text: str, run: Command, *, is_local: bool
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    text: str,
+    run: Command,
+    *,
+    is_local: bool,
+    outputs: Sequence[str] = ("text", "json"),
 ) -> Parser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(command=remote.command(run))
     remote.add_options(parser, is_local=is_local)
-    parser.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="default: %(default)s"
-    )
+    parser.add_argument("-o", "--output", choices=outputs, default="text", help="default: %(default)s")
     return parser
 
 
 def _add_ps(commands: argparse._SubParsersAction[Parser]) -> None:
     text = "list the processes of a run: state and since when, restarts, seats, how fast each is"
-    _add(commands, "ps", text, _ps, is_local=False)
+    _add(commands, "ps", text, _ps, is_local=False, outputs=("text", "json", "names"))
 
 
 def _add_top(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from launch.exits import Exit
@@ -31,6 +31,8 @@ TITLES: Final = (
 def run(arguments: argparse.Namespace) -> int:
     """Print the rows. Raises `Failed` if nothing runs; what cannot be known is said on stderr."""
     source = find_source(arguments)
+    if arguments.output == "names" and source.run is not None:
+        return _print_names(entry.name for entry in source.run.state.processes)
     workers, processes, problem = _asked(source)
     with understood("the admin listener"):
         rows = rows_of(source.run, workers)
@@ -38,10 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
         if source.run is None:
             raise Failed(problem)
         say(f"note: {problem}")
+    if arguments.output == "names":
+        return _print_names(row["name"] for row in rows)
     if arguments.output == "json":
         print(json.dumps(_document(source.run, rows, processes), indent=2))
     else:
         _print(source.run, rows, processes)
+    return Exit.OK
+
+
+def _print_names(names: Iterable[str]) -> int:
+    """Print a name a line, as shells need them that complete words; of a run without asking anybody."""
+    from orchestrator.config.printing import one_line
+
+    for name in names:
+        print(one_line(name))
     return Exit.OK
 
 

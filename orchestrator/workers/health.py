@@ -276,17 +276,23 @@ class _Teller:
     def note_move(self, worker: Worker, event: Event) -> None:
         """Log that a worker has come to another state."""
         is_out = worker.state not in IN_SERVICE
-        trouble = self._troubles.get(worker, FAILS)
-        why = f": {worker.last_error}" if worker.last_error else ""
-        advice = f"; {trouble.advice}" if is_out and trouble.advice else ""
-        level = logging.WARNING if is_out else logging.INFO
-        text = f"{worker.name} is {worker.state} ({event}){why}{advice}"
+        if worker.state is WorkerState.GONE and worker.is_drained:  # who stops a worker drains it before
+            level, text = logging.INFO, f"{worker.name} is gone ({event}): it was drained before"
+        else:
+            level = logging.WARNING if is_out else logging.INFO
+            text = f"{worker.name} is {worker.state} ({event}){self._why(worker, is_out)}"
         _log.log(level, "%s", text)
         self._events.note(f"worker.{worker.state}", text, subject=worker.name)
         if is_out:
             self._note_told(worker, worker.reason)
         elif worker.state is WorkerState.READY:
             self.forget(worker)
+
+    def _why(self, worker: Worker, is_out: bool) -> str:
+        trouble = self._troubles.get(worker, FAILS)
+        why = f": {worker.last_error}" if worker.last_error else ""
+        advice = f"; {trouble.advice}" if is_out and trouble.advice else ""
+        return why + advice
 
     def _is_news(self, worker: Worker, trouble: Trouble) -> bool:
         now = self._time()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.arguments import commands_of
+from launch.arguments import Parser, commands_of
 from launch.cli import _parser, main
 from launch.exits import Exit
 
@@ -221,6 +222,33 @@ def test_a_reader_that_leaves_early() -> None:
     command = f"{sys.executable} -m launch.cli schema | head -c 10"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["schema", "check c.yaml", "plan c.yaml", "metrics dashboard"])
+def test_a_full_disk_is_named(config: Path, command: str, unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *command.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == Exit.FAILED
+    assert done.stderr == "baton: the output cannot be written: No space left on device\n"
+
+
+def test_a_fault_that_names_a_file_is_not_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Parser:
+        raise OSError(errno.ENOSPC, "No space left on device", "some.file")
+
+    monkeypatch.setattr("launch.cli._parser", refuse)
+    with pytest.raises(OSError, match=r"some\.file"):
+        main([])
 
 
 @pytest.mark.processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _announce(url: str) -> None:
-    print(f"ready: {url}", flush=True)
+    """Say where it answers, if anybody reads that: a closed pipe or a full disk ends no worker."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"ready: {url}", flush=True)
 
 
 def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:

@@ -55,6 +55,12 @@ def test_ps(cluster: Cluster) -> None:
     assert [line.split()[:2] for line in lines] == [[name, "ready"] for name in rows]
 
 
+def test_names_for_shells(cluster: Cluster, tmp_path: Path) -> None:
+    assert set(cluster.command("ps", "-o", "names").stdout.split()) == WORKERS | {"orchestrator"}
+    shown = cluster.command("ps", "-o", "names", "--admin", cluster.admin, HOME=str(tmp_path))
+    assert set(shown.stdout.split()) == WORKERS
+
+
 def test_ps_by_the_url_of_the_admin_listener(cluster: Cluster, tmp_path: Path) -> None:
     cluster.env["HOME"] = str(tmp_path)
     document = cluster.json("ps", "--admin", cluster.admin)

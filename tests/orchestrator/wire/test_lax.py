@@ -1,10 +1,11 @@
 """The table of lax values, beside pydantic, whose it is."""
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 from pydantic import TypeAdapter, ValidationError
@@ -35,6 +36,10 @@ _OTHERS = st.none() | st.booleans() | st.lists(st.integers(), max_size=2) | st.j
 _VALUES = _NUMBERS | _DIGITS | _LONG | _CASED | _OTHERS | st.text(max_size=4)
 
 
+# pydantic strips leading zeros before it looks for a sign: `0-5` is -5 to it. Nobody means that.
+_SECOND_SIGN = re.compile(r"\s*[+-]?0[0_]*(-|__)")
+
+
 def _pydantic(adapter: TypeAdapter[object], document: str) -> object:
     """Return what pydantic makes of it, as vLLM reads it: as Python's `json` has read it."""
     try:
@@ -59,6 +64,7 @@ def _is_same(left: object, right: object) -> bool:
 @example(value="0" * 5000 + "1")
 @example(value=-(2.0**63))
 def test_every_value_means_what_pydantic_says(value: object) -> None:
+    assume(not (isinstance(value, str) and _SECOND_SIGN.match(value)))
     document = json.dumps(value)
     assert _is_same(_ours(lax_int, document), _pydantic(_INT, document))
     assert _is_same(_ours(lax_bool, document), _pydantic(_BOOL, document))
@@ -85,6 +91,12 @@ def test_every_value_means_what_pydantic_says(value: object) -> None:
 def test_every_spelling_of_a_number_means_what_pydantic_says(document: str) -> None:
     assert _is_same(_ours(lax_int, document), _pydantic(_INT, document))
     assert _is_same(_ours(lax_bool, document), _pydantic(_BOOL, document))
+
+
+@pytest.mark.parametrize("text", ["0-0", "00-5", "0__5", "0-5.0"])
+def test_what_only_looks_like_a_number_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="expected an integer"):
+        lax_int(Raw(json.dumps(text).encode()))
 
 
 def test_a_refusal_says_what_was_expected() -> None:

@@ -230,6 +230,23 @@ def test_moves_are_logged_with_their_reason(caplog: pytest.LogCaptureFixture) ->
     ]
 
 
+def test_the_end_of_a_drained_worker_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        first, second = cluster.registry.workers
+        await cluster.wait_state(first, WorkerState.READY)
+        cluster.registry.drain(first)
+        cluster.probe.refusing |= {"decode/0", "decode/1"}
+        await cluster.wait_state(first, WorkerState.GONE)
+        await cluster.wait_state(second, WorkerState.GONE)
+
+    with caplog.at_level("INFO", "baton.health"):
+        run(2, scenario)
+    records = [record for record in caplog.records if " is gone " in record.getMessage()]
+    told = {record.getMessage(): record.levelname for record in records}
+    assert told["m/decode/0 is gone (refused): it was drained before"] == "INFO"
+    assert [level for text, level in told.items() if text.startswith("m/decode/1")] == ["WARNING"]
+
+
 def test_who_is_needed_again_is_asked_at_once() -> None:
     async def scenario(cluster: Cluster) -> None:
         first, second = cluster.registry.workers

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
 
+from bench.shared.processes import free_port
 from tests.contract.engines import CHAT
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, wait_for
 from tests.worker.sim.asking import chat
 from tests.worker.sim.workers import MODEL
 from worker.sim.__main__ import main
@@ -58,6 +59,32 @@ def test_it_starts_serves_and_stops() -> None:
         (recorded,) = httpx.get(f"{url}/sim/requests").json()
         assert recorded["body"] == chat()
     assert process.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("is_full", [True, False])
+def test_it_serves_though_nobody_reads_that_it_is_ready(is_full: bool) -> None:
+    port = free_port()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.sim", *ROLE, "--port", str(port)],
+            stdout=full if is_full else writing,
+        )
+    os.close(writing)
+    try:
+        wait_for(lambda: process.poll() is not None or is_healthy(port), "its health or its end")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_healthy(port: int) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+    return False
 
 
 @pytest.mark.processes
