@@ -246,9 +246,9 @@ class Orchestrator:
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
         self._figures = _WorkerFigures(self.registry, context.figures)
-        self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
+        scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
+        self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events, scaling)
         self.rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
-        self.scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
         self.is_draining = False
         plane = self.core.data_plane
         handlers = dict.fromkeys(spellings(ENDPOINTS), plane.handle)
@@ -319,7 +319,7 @@ class Orchestrator:
         """Serve by another config from now on; see `Core.reconfigure`."""
         self.config = config
         self.core.reconfigure(config)
-        self.scaling.reconfigure(config)
+        self.watch.reconfigure(config)
         self._protocols.limit(ServerLimits.of(config.orchestrator, uploads=spellings(UPLOADS)))
 
     # --- the end (`listeners.Draining`) -------------------------------------------------------------

@@ -91,10 +91,7 @@ async def _serve(
             prober.start()
             certificate = CertificateWatch(orchestrator.certificate, orchestrator.events)
             alarm, rejections = CacheAlarm(orchestrator.registry), orchestrator.rejections
-            loops = (
-                *(alarm.run(), orchestrator.watch.run(), rejections.run(), certificate.run()),
-                orchestrator.scaling.run(),
-            )
+            loops = (alarm.run(), orchestrator.watch.run(), rejections.run(), certificate.run())
             watches = [asyncio.create_task(loop) for loop in loops]
             writer.tell_lost(orchestrator.note_log_lost)
             orchestrator.start(writer.write)

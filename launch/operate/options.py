@@ -116,7 +116,7 @@ def _add_scale(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     scale = _add(commands, "scale", text, _scale, is_local=False)
     scale.add_argument(
-        "pool", metavar="MODEL/ROLE|CONFIG", help="for example sim/decode, or the file of a run"
+        "pool", metavar="MODEL/ROLE", help="for example sim/decode; or CONFIG, the file of a run"
     )
     scale.add_argument("count", metavar="N", type=_count, nargs="?", help="workers on this machine")
     _add_force(scale)

@@ -114,7 +114,7 @@ class _AdminPages:
             events=lambda: state.events.counts,
             not_after=lambda: None if state.certificate is None else state.certificate.not_after,
             keys=state.keys_counted,
-            wishes=state.scaling.wishes,
+            wishes=state.watch.wishes,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 
@@ -130,7 +130,7 @@ class _AdminPages:
     async def scaling(self) -> Response:
         if self._state.config.scaling is None:
             raise NotFound("the config has no section `scaling`: nobody counts how many workers are wanted")
-        return Response(msgspec.json.encode(self._state.scaling.wishes()), media_type="application/json")
+        return Response(msgspec.json.encode(self._state.watch.wishes()), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
-from orchestrator.control.scaling_watch import ScalingWatch
 from orchestrator.control.worker_watch import WorkerWatch
 from orchestrator.http.ids import IdSource
 from orchestrator.http.tls import Certificate
@@ -163,9 +162,6 @@ class AdminState(Guarding, Protocol):
 
     @property
     def watch(self) -> WorkerWatch: ...
-
-    @property
-    def scaling(self) -> ScalingWatch: ...
 
     def counts(self) -> Sequence[int]:
         """Return one row of `Telemetry`, or the sum of several."""

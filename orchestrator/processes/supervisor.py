@@ -153,8 +153,8 @@ class Supervisor:
         self._publisher = Publisher(self.registry)
         self._probe = HttpProbe(credential)
         self.events = Events()
-        self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
-        self.scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
+        scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
+        self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events, scaling)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
         self._listener = listener
         self._started = time.time()
@@ -171,10 +171,7 @@ class Supervisor:
             alarm = CacheAlarm(self.registry)
             rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
             certificate = CertificateWatch(self.certificate, self.events)
-            watches = (
-                *(alarm.run(), self.watch.run(), rejections.run(), certificate.run()),
-                self.scaling.run(),
-            )
+            watches = (alarm.run(), self.watch.run(), rejections.run(), certificate.run())
             await _first_of(stop.requested.wait(), self._kill_hung(), *watches, *kept)
         finally:
             self._is_stopping = True
@@ -188,7 +185,7 @@ class Supervisor:
         """Have all processes, also those to come, serve by another config in what can be changed."""
         self.config = config
         self.registry.reconfigure(config.health, config.routing)
-        self.scaling.reconfigure(config)
+        self.watch.reconfigure(config)
         self._key_table.add(key.name for key in self.keys or ())
         message = Reconfigured(
             config=self._config_json(), keys=self._key_list(), key_names=self._key_table.names
