@@ -39,8 +39,7 @@ def is_reloadable(option: FieldInfo) -> bool:
 def options_of(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield all options and sections below `model`, each section before what is in it.
 
-    What is in options that are `Reloadable` is left out, as it is changed with them; and so is what is in a
-    mapping that stands in place of a number.
+    What is in options that are `Reloadable` is left out, as it is changed with them.
 
     An option's name is as `--set` takes it, with a * for the index of an item: `models.*.prefill.urls`.
     """
@@ -48,7 +47,7 @@ def options_of(model: type[BaseModel], section: str = "") -> Iterator[tuple[str,
         name = f"{section}{key}"
         yield name, option
         inner = model_in(option.annotation)
-        if inner is not None and not is_reloadable(option) and not _may_be_number(option.annotation):
+        if inner is not None and not is_reloadable(option):
             yield from options_of(inner, f"{name}.*." if _is_list(option.annotation) else f"{name}.")
 
 
@@ -57,10 +56,6 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for arg in get_args(annotation) if (model := model_in(arg))), None)
-
-
-def _may_be_number(annotation: Any) -> bool:
-    return annotation is int or any(map(_may_be_number, get_args(annotation)))
 
 
 def _is_list(annotation: Any) -> bool:
