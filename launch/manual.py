@@ -129,10 +129,12 @@ def _option(name: str, schema: _Schema, models: _Schema, *, is_required: bool) -
         about = "A pool of workers: `prefill` and `decode`, or `both`, whose workers do both."
     if reference is not None:
         inner = tuple(_inner(models[reference], models, f"{name}.*." if is_list else f"{name}."))
+    elif (mapping := _mapping_in(schema)) is not None:
+        inner = tuple(_inner(mapping, models, f"{name}."))
     return Option(
         name,
         about,
-        _kind(schema, inner, is_list=is_list),
+        _kind(schema, inner if reference is not None else (), is_list=is_list),
         "" if is_required or inner or "default" not in schema else _yaml(schema["default"]),
         bool(schema.get("x-reloadable")),
         tuple(_policies_in(name, schema)),
@@ -148,6 +150,12 @@ def _reference(schema: _Schema) -> tuple[str | None, bool]:
         if "$ref" in one.get("items", {}):
             return one["items"]["$ref"].rpartition("/")[2], True
     return None, False
+
+
+def _mapping_in(schema: _Schema) -> _Schema | None:
+    """Return the mapping that may stand in place of a number; None if there is none."""
+    found = (one for one in schema.get("anyOf", ()) if "policy" not in one.get("properties", {"policy": 0}))
+    return next(found, None)
 
 
 def _policies_in(name: str, schema: _Schema) -> Iterator[Policy]:

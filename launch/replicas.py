@@ -190,9 +190,20 @@ def _requests(answers: Sequence[Row]) -> Row:
     return {"requests": found, "unanswered": [name for answer in answers for name in answer["unanswered"]]}
 
 
+def _wishes(answers: Sequence[list[Row]]) -> list[Row]:
+    """Return what is wanted of each role by who wants the most: each sees the load of its own clients."""
+    found: dict[tuple[str, str], Row] = {}
+    for wish in (wish for wishes in answers for wish in wishes):
+        most = found.setdefault((wish["model"], wish["role"]), wish)
+        if wish["wanted"] > most["wanted"]:
+            found[wish["model"], wish["role"]] = wish
+    return list(found.values())
+
+
 _MERGED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "/admin/workers": _workers,
     "/admin/processes": _concatenated,
     "/admin/events": _by_time,
     "/admin/requests": _requests,
+    "/admin/scaling": _wishes,
 }

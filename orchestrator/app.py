@@ -20,6 +20,7 @@ from orchestrator.config.keys import KeyRing, load_keys
 from orchestrator.config.options import Config, OrchestratorConfig
 from orchestrator.control.public import control_app
 from orchestrator.control.rejections import RejectionWatch
+from orchestrator.control.scaling_watch import ScalingWatch
 from orchestrator.control.state import (
     FoundRequests,
     ProcessEnd,
@@ -268,7 +269,8 @@ class Orchestrator:
         self.layout = self.telemetry.layout
         self.lag = LoopLagMonitor(self.telemetry)
         self._figures = _WorkerFigures(self.registry, context.figures)
-        self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events)
+        scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
+        self.watch = WorkerWatch(config, self.registry, self._figures.of, self.events, scaling)
         self.rejections = RejectionWatch(self.layout, self.counts, self.keys_counted, self.events)
         self.is_draining = False
         plane = self.core.data_plane
@@ -341,6 +343,7 @@ class Orchestrator:
         """Serve by another config from now on; see `Core.reconfigure`."""
         self.config = config
         self.core.reconfigure(config)
+        self.watch.reconfigure(config)
         self._protocols.limit(ServerLimits.of(config.orchestrator, uploads=spellings(UPLOADS)))
 
     # --- the end (`listeners.Draining`) -------------------------------------------------------------

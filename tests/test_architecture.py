@@ -45,6 +45,7 @@ ALLOWED = {
         "orchestrator.relay.waiting",
         "orchestrator.routing",
         "orchestrator.run",
+        "orchestrator.scaling",
         "orchestrator.telemetry",
         "orchestrator.transport",
         "orchestrator.wire",

@@ -26,7 +26,7 @@ from bench.shared.command import parser
 from bench.shared.processes import ROOT, python
 
 ORDER = (
-    "run processes app relay failover legs control discovery api routing loop http workers telemetry "
+    "run processes app relay failover legs control discovery api routing scaling loop http workers telemetry "
     "transport config legs.connectors routing.policies wire errors interpreter form compiled"
 )
 INNER = {"legs.connectors", "routing.policies"}  # leaves, which the config may know

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Fleet:
         self.hurry = asyncio.Event()  # whoever is being stopped gets no more time
         self.is_ready = False  # all of them were, once
         self.operation: str | None = None  # what an operator has asked for and is under way
+        self.moving: set[str] = set()  # workers that are being started or stopped as the load wants it
+        self.scaled: Collection[tuple[str, str]] = ()  # model and role of pools that follow the load
         self.note: Callable[[], None] = lambda: None  # writes what runs, for other commands
         self.is_in_step = True  # the orchestrator has the workers that run, and no others
         self.dismissed: set[tuple[str, str]] = set()  # role and URL of workers that were stopped for good

@@ -68,6 +68,9 @@ class Operator:
             raise CommandFailed(f"something else is under way: {self._fleet.operation}")
         if not self._fleet.is_ready:
             raise CommandFailed("the run is still starting")
+        if self._fleet.moving:
+            names = ", ".join(sorted(self._fleet.moving))
+            raise CommandFailed(f"the load has {names} started or stopped: try again when that is done")
 
     async def _done(self, name: str, request: Request, caller: Caller) -> dict[str, Any]:
         try:
@@ -107,7 +110,7 @@ class Operator:
                 order.caller.say(f"{spare.spec.name} goes on in its place; `baton scale` takes it away")
             raise
         if spare is not None:
-            await self._retire(spare, order)
+            await self.retire(spare, order)
 
     async def _restart_orchestrator(self, member: Member, order: Order) -> None:
         if len(self._fleet.orchestrators) == 1 and not order.is_forced:
@@ -133,7 +136,7 @@ class Operator:
             return None
         name = member.spec.name
         try:
-            spare = await self._add(model, role, order)
+            spare = await self.add(model, role, order)
         except PlanError as error:
             if order.is_forced:
                 order.caller.say(f"{name} is the only one that serves {model}/{role}: requests may fail")
@@ -143,7 +146,7 @@ class Operator:
                 f"{error}; --force restarts it all the same, and requests wait or fail meanwhile"
             ) from error
         order.caller.say(f"{spare.spec.name} serves in place of {name} meanwhile")
-        await self._wait_up(spare, order)
+        await self.wait_up(spare, order)
         return spare
 
     async def _take_out(self, member: Member, order: Order) -> None:
@@ -205,11 +208,13 @@ class Operator:
         members = [member for member in self._fleet.workers if pool_of(member.spec.name) == (model, role)]
         if not members:
             raise CommandFailed(f"no worker of {model}/{role} was started by this run")
+        if (model, role) in self._fleet.scaled:
+            raise CommandFailed(f"the load decides how many workers {model}/{role} has: change `replicas`")
         self._fleet.operation = f"scale {model}/{role} from {len(members)} to {count}"
         started = await self._grow(model, role, count - len(members), order)
-        stopped = (await self._dispensable(members))[: max(0, len(members) - count)]
+        stopped = (await self.dispensable(members))[: max(0, len(members) - count)]
         for member in stopped:
-            await self._retire(member, order)
+            await self.retire(member, order)
         return {
             "model": model,
             "role": role,
@@ -219,7 +224,7 @@ class Operator:
             "stopped": [member.spec.name for member in stopped],
         }
 
-    async def _dispensable(self, members: Iterable[Member]) -> Sequence[Member]:
+    async def dispensable(self, members: Iterable[Member]) -> Sequence[Member]:
         """Return workers in the order in which they are stopped: those that do not serve, then the last."""
         serving = {(row.role, row.url) for row in await self._registrar.rows() if row.state in _SERVES}
         return sorted(
@@ -234,14 +239,14 @@ class Operator:
         added: list[Member] = []
         try:
             for _ in range(count):
-                added.append(await self._add(model, role, order))
+                added.append(await self.add(model, role, order))
         except PlanError as error:
             for member in added:
                 await self._dismiss(member)
             raise CommandFailed(
                 f"{model}/{role} cannot have {counted(count, 'worker')} more: {error}"
             ) from error
-        waits = (self._wait_up(member, order) for member in added)
+        waits = (self.wait_up(member, order) for member in added)
         failed = [
             error for error in await asyncio.gather(*waits, return_exceptions=True) if error is not None
         ]
@@ -249,7 +254,7 @@ class Operator:
             raise failed[0]
         return added
 
-    async def _add(self, model: str, role: str, order: Order) -> Member:
+    async def add(self, model: str, role: str, order: Order) -> Member:
         """Start one worker more. Raises `PlanError` if there is no place for it."""
         if self._further is None or (model, role) not in self._further.pools:
             raise PlanError("the config has no such pool")
@@ -268,7 +273,7 @@ class Operator:
         order.caller.say(f"{name}: starting (log: {member.spec.log_name})")
         return member
 
-    async def _wait_up(self, member: Member, order: Order) -> None:
+    async def wait_up(self, member: Member, order: Order) -> None:
         """Wait until a worker that was added serves; one that does not is taken away again."""
         with member.held():
             try:
@@ -279,7 +284,7 @@ class Operator:
                 raise
         order.caller.say(f"{member.spec.name}: ready")
 
-    async def _retire(self, member: Member, order: Order) -> None:
+    async def retire(self, member: Member, order: Order) -> None:
         """Stop a worker for good, when its last request has ended."""
         with member.held():
             await self._take_out(member, order)

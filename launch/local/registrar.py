@@ -40,6 +40,16 @@ class Row:
     last_error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """So many workers of a pool are wanted."""
+
+    model: str
+    role: str
+    count: int
+    why: str
+
+
 class Registrar:
     """A registrar is a client of the admin listeners of all orchestrators, which know nothing of each other.
 
@@ -78,6 +88,17 @@ class Registrar:
         document = {"model": model, "role": spec.role, "url": spec.url, **more}
         first, *_ = await self._ask("POST", _PATH, document)
         return _row(first).name
+
+    async def wanted(self) -> Sequence[Wanted]:
+        """Return how many workers are wanted of each role of each model, by who wants the most."""
+        found: dict[tuple[str, str], Wanted] = {}
+        for wishes in await self._ask("GET", "/admin/scaling"):
+            for wish in wishes:
+                wanted = Wanted(wish["model"], wish["role"], wish["wanted"], wish["why"])
+                most = found.setdefault((wanted.model, wanted.role), wanted)
+                if wanted.count > most.count:
+                    found[wanted.model, wanted.role] = wanted
+        return list(found.values())
 
     async def drain(self, name: str) -> None:
         await self._ask("POST", f"{_PATH}/{quote(name, safe='/')}/drain")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from launch.local.processes import Guard, NoGuard
 from launch.local.progress import Progress
 from launch.local.registrar import Registrar
 from launch.local.run_state import STOPPING, StateWriter
+from launch.local.scaling import Scaling
 from launch.plan import Plan
 from orchestrator.loop.signals import on_hangup
 
@@ -76,6 +77,7 @@ class Site:
     backend: Callable[[Guard], Backend] = Local  # makes what has the workers
     registrar: Callable[[httpx.AsyncClient, Sequence[str], str], Registrar] = Registrar
     discover: Callable[[Plan, Path], Plan] = lambda plan, _: plan  # has orchestrators look into a folder
+    scaled: Collection[tuple[str, str]] = ()  # model and role of pools that follow the load
 
 
 async def supervise(plan: Plan, site: Site, announce: Callable[[], None]) -> Exit:
@@ -100,13 +102,15 @@ async def _run(plan: Plan, site: Site, announce: Callable[[], None], stop: Stop,
         if backend.members is not None:
             plan = site.discover(plan, backend.members)
         fleet = Fleet(plan.processes, site.directory, site.limits, site.progress, here, backend)
-        operator = Operator(fleet, site.registrar(client, plan.admins, site.key), site.further, site.key)
+        registrar = site.registrar(client, plan.admins, site.key)
+        operator = Operator(fleet, registrar, site.further, site.key)
+        scaling = Scaling(fleet, operator, registrar, site.scaled, site.progress.say)
         cluster = _Cluster(
             plan.url, fleet, guard, client, site.writer, operator, _building(plan, site, guard), backend
         )
         try:
             with on_hangup(cluster.reload, stop.request):
-                return await _until_stopped(cluster, operator, site.directory, stop, announce)
+                return await _until_stopped(cluster, operator, scaling, site.directory, stop, announce)
         finally:
             await cluster.stop(stop.hurry)
 
@@ -118,9 +122,15 @@ def _building(plan: Plan, site: Site, guard: Guard) -> Building | None:
 
 
 async def _until_stopped(
-    cluster: _Cluster, operator: Operator, directory: Path, stop: Stop, announce: Callable[[], None]
+    cluster: _Cluster,
+    operator: Operator,
+    scaling: Scaling,
+    directory: Path,
+    stop: Stop,
+    announce: Callable[[], None],
 ) -> Exit:
     running = asyncio.create_task(cluster.run(announce))
+    following = asyncio.create_task(scaling.run())
     stopping = asyncio.create_task(stop.requested.wait())
     try:
         async with _commands(directory, operator, cluster.fleet.progress):
@@ -135,9 +145,9 @@ async def _until_stopped(
         cluster.fleet.progress.say("the guard process has ended: everything is stopped, for safety")
         return Exit.FAILED
     finally:
-        running.cancel()
-        stopping.cancel()
-        await asyncio.gather(running, stopping, return_exceptions=True)
+        for task in (running, stopping, following):
+            task.cancel()
+        await asyncio.gather(running, stopping, following, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -81,7 +81,7 @@ def _site(
     config: Config, plan: Plan, directory: Path, progress: Progress, writer: StateWriter, key: str
 ) -> Site:
     """Return where the run is kept: its workers may be of this machine alone, known to one or to several."""
-    make = partial(Site, directory, _limits(config), progress, writer, key=key)
+    make = partial(Site, directory, _limits(config), progress, writer, key=key, scaled=_scaled(config))
     kind = BACKENDS[config.launch.backend]
     if not kind.is_here:
         further: FurtherWorkers | PlacedWorkers = PlacedWorkers(config)
@@ -96,6 +96,11 @@ def _site(
         registrar=DiscoveringRegistrar,
         discover=partial(with_members, config),
     )
+
+
+def _scaled(config: Config) -> list[tuple[str, str]]:
+    """Return the pools that follow the load."""
+    return [(model.name, role) for model in config.models for role, pool in model.pools() if pool.range]
 
 
 def _keyed(plan: Plan, key: str) -> Plan:

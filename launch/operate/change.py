@@ -24,6 +24,8 @@ def restart(arguments: argparse.Namespace) -> int:
 
 def scale(arguments: argparse.Namespace) -> int:
     """Give a pool another number of workers. Raises `Failed`."""
+    if arguments.run_admin is not None:
+        raise Mistaken("`baton up` starts and stops workers: name a run by --config or --state, not --admin")
     run = find_run(arguments)
     pools = list(
         dict.fromkeys(entry.name.rpartition("/")[0] for entry in run.state.processes if "/" in entry.name)

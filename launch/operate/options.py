@@ -127,10 +127,15 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_scale(commands: argparse._SubParsersAction[Parser]) -> None:
-    text = "start workers of a pool, or stop some, until there are N; holds until the run ends"
-    scale = _add(commands, "scale", text, _scale, is_local=True)
-    scale.add_argument("pool", metavar="MODEL/ROLE", help="for example sim/decode")
-    scale.add_argument("count", metavar="N", type=_count, help="workers on this machine")
+    text = (
+        "start workers of a pool, or stop some, until there are N; holds until the run ends. With CONFIG in "
+        "their place: print how many workers the load wants, and why"
+    )
+    scale = _add(commands, "scale", text, _scale, is_local=False)
+    scale.add_argument(
+        "pool", metavar="MODEL/ROLE", help="for example sim/decode; or CONFIG, the file of a run"
+    )
+    scale.add_argument("count", metavar="N", type=_count, nargs="?", help="workers on this machine")
     _add_force(scale)
 
 
@@ -196,6 +201,10 @@ def _restart(arguments: argparse.Namespace) -> int:
 
 
 def _scale(arguments: argparse.Namespace) -> int:
+    if arguments.count is None:
+        from launch.operate.wanted import wanted
+
+        return wanted(arguments)
     from launch.operate.change import scale
 
     return scale(arguments)

@@ -98,7 +98,7 @@ def calibrate(path: str, config: Config, model: ModelConfig) -> Calibration:
         raise SimulationError(str(error)) from error
     if not steps:
         raise SimulationError(f"{path}: no step has answers with more than one token")
-    decoders = sum(_workers(pool) for role, pool in model.pools() if role != "prefill")
+    decoders = sum(pool.count for role, pool in model.pools() if role != "prefill")
     fits = [_Fit(step, max(1, decoders)) for step in steps]
     best = None
     for _ in range(ROUNDS):
@@ -111,10 +111,6 @@ def calibrate(path: str, config: Config, model: ModelConfig) -> Calibration:
             fit.correct(latency, compared)
     assert best is not None  # noqa: S101  # for the type checker
     return best
-
-
-def _workers(pool: Any) -> int:
-    return len(pool.urls or pool.workers or ()) or pool.replicas or 1
 
 
 # --- what fits ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from launch.exits import Exit
 from launch.simulate import report
@@ -15,10 +15,14 @@ from launch.simulate.figures import Figures, Slo
 from launch.simulate.formats import read_trace
 from launch.simulate.models import model_named, with_workers
 from launch.simulate.network import Network
+from launch.simulate.scaled import scale
 from launch.simulate.site import Conditions
 from launch.simulate.variants import own_name, routing_of
 from orchestrator.config.addresses import worker_places, zone_of
 from orchestrator.config.options import Config, ModelConfig, RoutingConfig
+
+ENOUGH: Final = 0.9  # of the requests are to be good
+ENOUGH_SCALED: Final = 0.95  # what the bounds of `scaling` are said of
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
@@ -28,6 +32,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         raise SimulationError("--trace FILE is needed, or --calibrate FILE")
     if arguments.advise and (arguments.prefill is not None or arguments.decode is not None):
         raise SimulationError("--advise looks for the numbers of workers itself: without --prefill, --decode")
+    _check_scale(arguments, config)
     _check_slow(arguments, model)
     _check_zones(arguments, config, model)
     variants = _variants(arguments, config.routing)
@@ -45,6 +50,24 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     return Exit.OK
 
 
+def _check_scale(arguments: argparse.Namespace, config: Config) -> None:
+    if not arguments.scale:
+        return
+    if config.scaling is None:
+        raise SimulationError("--scale goes by the section `scaling`, which the config has not")
+    if arguments.advise:
+        raise SimulationError("--scale looks for the fewest workers by itself: without --advise")
+    if not arguments.trace:
+        raise SimulationError("--scale needs --trace FILE")
+
+
+def _slo(arguments: argparse.Namespace, config: Config) -> Slo:
+    """Return the bounds of the command line; of others those of `scaling` if that is simulated."""
+    scaling = config.scaling if arguments.scale else None
+    usual = (5.0, 0.1) if scaling is None else (scaling.ttft_p95_s, scaling.itl_p95_ms / 1e3)
+    return Slo(arguments.slo_ttft or usual[0], arguments.slo_tpot or usual[1])
+
+
 def _variants(arguments: argparse.Namespace, routing: RoutingConfig) -> dict[str, RoutingConfig]:
     if arguments.policies is None:
         return {own_name(routing): routing}
@@ -53,11 +76,7 @@ def _variants(arguments: argparse.Namespace, routing: RoutingConfig) -> dict[str
 
 def _check_slow(arguments: argparse.Namespace, model: ModelConfig) -> None:
     """Refuse names of workers that there are not."""
-    names = [
-        f"{model.name}/{role}/{index}"
-        for role, pool in model.pools()
-        for index in range(len(pool.urls or pool.workers or ()) or pool.replicas or 1)
-    ]
+    names = [f"{model.name}/{role}/{index}" for role, pool in model.pools() for index in range(pool.count)]
     for name, _ in arguments.slow:
         if name not in names:
             raise SimulationError(f"--slow: there is no worker {name!r}; there is: {', '.join(names[:8])}")
@@ -88,7 +107,7 @@ def _experiment(
         read_trace(arguments.trace, model.name),
         rate=arguments.rate,
         seeds=arguments.seeds,
-        slo=Slo(arguments.slo_ttft, arguments.slo_tpot),
+        slo=_slo(arguments, config),
         warm_up=arguments.warm_up,
         latency=None if calibration is None else calibration.latency,
         conditions=Conditions(noise=arguments.noise, slow=dict(arguments.slow), network=_network(arguments)),
@@ -102,8 +121,13 @@ def _simulate(
     found: dict[str, Any],
     texts: list[str],
 ) -> None:
+    if arguments.scale:
+        results = scale(experiment, variants, arguments.start_s, arguments.slo_share or ENOUGH_SCALED)
+        found |= {name: result.as_dict() for name, result in results.items()}
+        texts.append("\n".join(f"{name}: {result.as_text()}" for name, result in results.items()))
+        return
     if arguments.advise:
-        advice = advise(experiment, variants, arguments.slo_share)
+        advice = advise(experiment, variants, arguments.slo_share or ENOUGH)
         found |= {name: best.as_dict() for name, best in advice.items()}
         texts.append("\n".join(f"{name}: {best.as_text()}" for name, best in advice.items()))
         return

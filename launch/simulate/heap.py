@@ -23,6 +23,11 @@ class VirtualClock:
     def time(self) -> float:
         return self.now
 
+    @property
+    def is_over(self) -> bool:
+        """Say whether nothing is due any more."""
+        return not self._events
+
     def at(self, moment: float, call: Call, argument: Any) -> None:
         """Have `call(argument)` made at `moment`, or now if that is over."""
         self._count += 1

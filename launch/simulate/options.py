@@ -52,21 +52,33 @@ def _add_variants(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prefill", metavar="N", type=_whole, help="so many prefill workers, 0 for none")
     group.add_argument("--decode", metavar="N", type=_count, help="so many decode workers")
     group.add_argument(
-        "--slo-ttft", metavar="S", type=_positive, default=5.0, help="a good TTFT in seconds; default: 5"
+        "--slo-ttft",
+        metavar="S",
+        type=_positive,
+        help="a good TTFT in seconds; default: 5, with --scale as `scaling` says",
     )
     group.add_argument(
-        "--slo-tpot", metavar="S", type=_positive, default=0.1, help="a good TPOT in seconds; default: 0.1"
+        "--slo-tpot",
+        metavar="S",
+        type=_positive,
+        help="a good TPOT in seconds; default: 0.1, with --scale as `scaling` says",
     )
     group.add_argument(
         "--slo-share",
         metavar="SHARE",
         type=_share,
-        default=0.9,
-        help="--advise: so many requests are to be good; default: 0.9",
+        help="so many requests are to be good; default: 0.9 with --advise, 0.95 with --scale",
     )
 
 
 def _add_engines(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--start-s",
+        metavar="S",
+        type=_not_negative,
+        default=60.0,
+        help="--scale: a worker serves so long after it is wanted; default: 60",
+    )
     group.add_argument(
         "--noise",
         metavar="SIGMA",
@@ -115,6 +127,12 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-o", dest="form", choices=("table", "json"), default="table", help="default: table")
     group.add_argument(
         "--advise", action="store_true", help="find the fewest workers with which enough requests are good"
+    )
+    group.add_argument(
+        "--scale",
+        action="store_true",
+        help="have workers come and go as `scaling` of CONFIG wants, and compare that with the fewest that "
+        "are always there",
     )
 
 

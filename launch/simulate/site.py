@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from launch.simulate.engine import Engine, EngineModel
 from launch.simulate.heap import VirtualClock
 from launch.simulate.network import Network
+from launch.simulate.tally import Tally
 from launch.simulate.trace import Arrival
 from launch.simulate.view import SimulatedRequest
 from orchestrator.config.addresses import WorkerAddress, WorkerPlace, unmanaged, worker_places, zone_of
@@ -105,9 +106,10 @@ class Plans(Protocol):
 class Front:
     """A front is one of the processes that serve: a gate and a planner of its own."""
 
-    __slots__ = ("gate", "planner", "sweeps")
+    __slots__ = ("admission", "gate", "planner", "sweeps")
 
-    def __init__(self, gate: Gate, planner: Plans) -> None:
+    def __init__(self, admission: Admission, gate: Gate, planner: Plans) -> None:
+        self.admission = admission
         self.gate = gate
         self.planner = planner
         self.sweeps = False  # a sweep is due
@@ -159,26 +161,27 @@ class Site:
         """
         self.clock = VirtualClock()
         self.jobs: list[Job] = []
+        self.tally: Tally | None = None  # counts, if somebody wants that
         self._model = model.name
         self._block_tokens = block_tokens
         self._timeout_s = config.orchestrator.limits.request_timeout_s
         self._random = Random(f"front {seed}")  # noqa: S311  # no secret
+        self._make_engine = partial(self._engine, engines, seed, conditions)
         config = config.model_copy(update={"models": [model], "routing": routing})
         self._network = conditions.network
-        registry = _registry(config, engines, self.clock, conditions.network)
+        registry = self.registry = _registry(config, engines, self.clock, conditions.network)
         self._pools = registry.pools[model.name]
-        self.engines = {
-            worker: self._engine(worker, engines[worker.address.role], seed, conditions)
-            for worker in registry.workers
-        }
+        self.engines = {worker: self._make_engine(worker) for worker in registry.workers}
         self._before = before
-        self._fronts = self._made_fronts(config, routing, registry, seed, conditions)
+        self.fronts = self._made_fronts(config, routing, registry, seed, conditions)
         for moment, name in conditions.restarts:
             self.clock.at(self.clock.now + moment, self._restart, name)
 
-    def _engine(self, worker: Worker, model: EngineModel, seed: int, conditions: Conditions) -> Engine:
+    def _engine(
+        self, engines: Mapping[Role, EngineModel], seed: int, conditions: Conditions, worker: Worker
+    ) -> Engine:
         return Engine(
-            model,
+            engines[worker.address.role],
             self._block_tokens,
             self.clock,
             Random(f"{worker.name} {seed}"),  # noqa: S311  # no secret
@@ -199,7 +202,8 @@ class Site:
             random = Random(f"planner {index} {seed}")  # noqa: S311  # no secret
             planner = Planner(self._model, routing, random=random, time=self.clock.time, share=share)
             plans = planner if self._before is None else self._before(planner)
-            fronts.append(Front(_gate(config, registry, self.clock), plans))
+            admission = _admission(config, registry, self.clock)
+            fronts.append(Front(admission, admission.gates[self._model], plans))
         return fronts
 
     # --- several processes ----------------------------------------------------------------------
@@ -209,7 +213,7 @@ class Site:
 
     def _tell(self, told: tuple[int, Role, bytes]) -> None:
         teller, role, note = told
-        for index, front in enumerate(self._fronts):
+        for index, front in enumerate(self.fronts):
             if index != teller:
                 front.planner.hear(role, note)
 
@@ -223,7 +227,7 @@ class Site:
         self.clock.run()
 
     def _arrive(self, arrival: Arrival) -> None:
-        fronts = self._fronts
+        fronts = self.fronts
         front = fronts[0] if len(fronts) == 1 else self._random.choice(fronts)
         job = Job(arrival, self.clock.now, front)
         self.jobs.append(job)
@@ -264,6 +268,8 @@ class Site:
     def admitted(self, job: Job) -> None:
         """Have a request served that has its permit."""
         job.record.admitted = self.clock.now
+        if self.tally is not None:
+            self.tally.entered += 1
         request = SimulatedRequest(self._model, job.arrival, self._block_tokens)
         try:
             plan = job.plan = job.front.planner.plan(request, self._pools, None)
@@ -301,6 +307,8 @@ class Site:
         plan.close(self.clock.now, End.ANSWERED)
         job.record.first_byte = job.first_at
         job.front.gate.give_back(job.record)
+        if self.tally is not None:
+            self.tally.note(job)
         self._follow(job)
 
     def _follow(self, job: Job) -> None:
@@ -310,6 +318,14 @@ class Site:
             self.clock.at(self.clock.now + after.pause_s, self._arrive, after)
 
     # --- what happens to workers ----------------------------------------------------------------
+
+    def add(self, role: Role) -> Worker:
+        """Have one worker more, which starts; the registry's judge lets it serve once it is ready."""
+        model = self._model
+        index = self.registry.next_index(model, role)
+        worker = self.registry.add(unmanaged(model, role, index, f"http://{role}-{index}:1", None))
+        self.engines[worker] = self._make_engine(worker)
+        return worker
 
     def _restart(self, name: str) -> None:
         for worker, engine in self.engines.items():
@@ -368,10 +384,10 @@ def _info(model: str, role: Role, engine: EngineModel) -> WorkerInfo:
     )
 
 
-def _gate(config: Config, registry: Registry, clock: VirtualClock) -> Gate:
-    """Make the gate of a process; it follows the workers."""
+def _admission(config: Config, registry: Registry, clock: VirtualClock) -> Admission:
+    """Make the admission of a process; it follows the workers."""
     (model,) = config.models
-    admission = Admission(
+    return Admission(
         registry.pools,
         config.orchestrator.queue,
         seats={model.name: {role: pool.seats for role, pool in model.pools()}},
@@ -379,4 +395,3 @@ def _gate(config: Config, registry: Registry, clock: VirtualClock) -> Gate:
         telemetry=Telemetry(Layout([model.name], [])),
         time=clock.time,
     )
-    return admission.gates[model.name]

@@ -142,7 +142,7 @@ def _places(model: ModelConfig, role: Role, pool: PoolConfig) -> Iterator[Worker
         return
     if not pool.is_managed:
         return  # its workers are known once they are discovered
-    for index, worker in enumerate(pool.workers or [WorkerConfig()] * (pool.replicas or 1)):
+    for index, worker in enumerate(pool.workers or [WorkerConfig()] * pool.count):
         yield WorkerPlace(model, role, index, pool, worker)
 
 

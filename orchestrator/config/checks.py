@@ -98,7 +98,8 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _model_names(config)
     for index, model in enumerate(config.models):
         yield from _pools(("models", index), model)
-    count = sum(_count(pool) for model in config.models for _, pool in model.pools())
+    yield from _scaling(config)
+    count = sum(_most(pool) for model in config.models for _, pool in model.pools())
     if count > MAX_WORKERS:
         yield Finding(("models",), f"there are {count} workers in all, at most {MAX_WORKERS} are possible")
     else:
@@ -117,13 +118,37 @@ def _slurm(config: Config) -> Iterator[Finding]:
         seen.add(own.pool)
 
 
-def _count(pool: PoolConfig) -> int:
-    """Count the workers of a pool without making any; nobody knows how many will be discovered."""
-    return (
-        0
-        if not pool.is_managed and pool.urls is None
-        else len(pool.urls or pool.workers or ()) or pool.replicas or 1
-    )
+def _most(pool: PoolConfig) -> int:
+    """Count the workers that a pool may have; nobody knows how many will be discovered."""
+    if not pool.is_managed and pool.urls is None:
+        return 0
+    return pool.count if pool.range is None else pool.range.max
+
+
+# --- how many workers -------------------------------------------------------------------------------
+
+
+def _scaling(config: Config) -> Iterator[Finding]:
+    scaling = config.scaling
+    if scaling is None:
+        yield from _ranges_without_scaling(config)
+        return
+    if scaling.up_after_s > scaling.down_after_s:
+        path: Path = ("scaling", "down_after_s")
+        message = "down_after_s is shorter than up_after_s: workers would go before they are needed"
+        yield Finding(path, message, also=(("scaling", "up_after_s"),))
+    least = sum(pool.count * pool.gpus_per_replica for model in config.models for _, pool in model.pools())
+    if scaling.max_gpus is not None and scaling.max_gpus < least:
+        message = f"max_gpus is {scaling.max_gpus}, and the fewest workers of all pools have {least} GPUs"
+        yield Finding(("scaling", "max_gpus"), message, also=(("models",),))
+
+
+def _ranges_without_scaling(config: Config) -> Iterator[Finding]:
+    for index, model in enumerate(config.models):
+        for role, pool in model.pools():
+            if pool.range is not None:
+                message = "nobody chooses between min and max: give a number, or a section `scaling`"
+                yield Finding(("models", index, role, "replicas"), message, also=(("scaling",),))
 
 
 # --- the orchestrator -------------------------------------------------------------------------------

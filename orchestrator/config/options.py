@@ -22,6 +22,7 @@ from orchestrator.config.connectors import ConnectorName
 from orchestrator.config.kubernetes import KubernetesRenderConfig
 from orchestrator.config.policies import Policy, policy_named
 from orchestrator.config.printing import masked
+from orchestrator.config.replicas import MOST_REPLICAS, ReplicaRange, Replicas
 from orchestrator.config.slurm import SlurmConfig
 from orchestrator.legs.connectors import NIXL
 from orchestrator.wire.info import Role
@@ -31,7 +32,7 @@ LEASE_S = 30.0
 
 # Beyond these a number is a slip of the hand; all of them are far above what one orchestrator can look after.
 MAX_PROCESSES = 256
-MAX_WORKERS = 4096  # of all models together
+MAX_WORKERS = MOST_REPLICAS  # of all models together
 MAX_GPUS = 1024  # of one machine
 MAX_PORT = 65535
 MAX_SECONDS = 1e9  # 31 years, for those who mean for ever
@@ -755,12 +756,10 @@ class PoolConfig(Model):
     device: Literal["cuda", "cpu"] = Field(
         "cuda", description="The workers of vLLM run on GPUs (cuda) or on CPUs (cpu)."
     )
-    replicas: int | None = Field(
+    replicas: Replicas | None = Field(
         None,
-        ge=1,
-        le=MAX_WORKERS,
         description="This many workers are started on this machine; it is one if neither this, nor workers, "
-        "nor urls are given.",
+        "nor urls are given. With {min: N, max: M} there are N at first, then as many as `scaling` wants.",
     )
     gpus_per_replica: int = Field(1, ge=1, le=MAX_GPUS, description="Each worker gets this many GPUs.")
     workers: list[WorkerConfig] | None = Field(
@@ -844,6 +843,18 @@ class PoolConfig(Model):
     def is_managed(self) -> bool:
         """Say whether Baton starts the workers."""
         return self.urls is None and (self.discover is None or self.replicas is not None)
+
+    @property
+    def count(self) -> int:
+        """Return how many workers there are at first."""
+        if isinstance(self.replicas, ReplicaRange):
+            return self.replicas.min
+        return len(self.urls or self.workers or ()) or self.replicas or 1
+
+    @property
+    def range(self) -> ReplicaRange | None:
+        """Return from and up to how many workers there may be; None if their number is not for `scaling`."""
+        return self.replicas if isinstance(self.replicas, ReplicaRange) else None
 
 
 class ModelConfig(Model):
@@ -1032,6 +1043,48 @@ class HealthConfig(Model):
     )
 
 
+class ScalingConfig(Model):
+    """Scaling says how many workers are wanted, from what the workers and their queues look like.
+
+    Pools with `replicas: {min, max}` get them from `baton up`; for all others it is only said.
+    """
+
+    ttft_p95_s: Reloadable[Seconds] = Field(
+        2.0,
+        description="Of 100 answers 95 are to begin within this many seconds. If more begin later because "
+        "prompts wait, one prefill worker more is wanted.",
+    )
+    itl_p95_ms: Reloadable[Annotated[float, Field(gt=0, le=MAX_SECONDS)]] = Field(
+        50.0,
+        description="Of 100 answers 95 are to have at most this many milliseconds between two tokens, on "
+        "average. If more are slower, one decode worker more is wanted.",
+    )
+    prefill_busy: Reloadable[float] = Field(
+        0.65,
+        gt=0,
+        lt=1,
+        description="Prefill workers are to compute prompts for this share of the time; the rest is for the "
+        "moments in which more comes.",
+    )
+    decode_seats: Reloadable[float] = Field(
+        0.8, gt=0, le=1, description="This share of the seats of decode workers is to be taken."
+    )
+    up_after_s: Reloadable[Seconds] = Field(
+        30.0,
+        description="As many workers are wanted as the load of these last seconds needed at its highest.",
+    )
+    down_after_s: Reloadable[Seconds] = Field(
+        300.0,
+        description="One worker less is wanted if the load of these last seconds needed fewer at all times, "
+        "and no worker of the pool is being drained.",
+    )
+    max_gpus: Reloadable[Annotated[int, Field(ge=1)] | None] = Field(
+        None,
+        description="All workers together have at most this many GPUs. If more are wanted, the role that "
+        "has the smallest part of what it wants comes first.",
+    )
+
+
 def _ray_address(value: str) -> str:
     """Return where a cluster of Ray is. Ray's client protocol is none: it leads to a cluster from outside."""
     if value.startswith("ray://"):
@@ -1139,6 +1192,10 @@ class Config(Model):
     )
     health: HealthConfig = Field(
         HealthConfig(), description="This section says when workers are taken out of service and come back."
+    )
+    scaling: ScalingConfig | None = Field(
+        None,
+        description="This section says how many workers are wanted; without it nobody counts that.",
     )
     launch: LaunchConfig = Field(
         LaunchConfig(), description="This section says how `baton up` waits for the processes that it starts."

@@ -21,7 +21,7 @@ from orchestrator.control.pages import add_page, as_json, build_info, guarded
 from orchestrator.control.request_pages import RequestPages
 from orchestrator.control.state import AdminState
 from orchestrator.control.web_page import WebPage
-from orchestrator.errors import BatonError
+from orchestrator.errors import BatonError, NotFound
 
 INDEX = """\
 Baton admin
@@ -38,6 +38,7 @@ Baton admin
 /admin/requests                     of late; ?key= ?model= ?worker= ?failed=1 ?slowest=1 ?slower_than= ?limit=
 /admin/requests/{id}                all that became of one
 /admin/explain                      POST a request: who would serve it, and why; ?path= is its path
+/admin/scaling                      how many workers are wanted, and why
 /admin/reload                       POST: read the config file again
 """
 
@@ -61,6 +62,7 @@ def admin_app(state: AdminState, reload: Reload | None = None, run_key: str | No
     changes = Changes(state.events)
     _add_worker_pages(app, WorkerPages(state, changes))
     add_page(app, "/admin/processes", pages.processes, "The processes that serve requests.", "admin")
+    add_page(app, "/admin/scaling", pages.scaling, "How many workers are wanted, and why.", "admin")
     add_page(app, "/admin/events", EventPages(state.events).events, "What has happened of late.", "admin")
     add_page(app, "/admin/discovery", pages.discovery, "The sources that find workers.", "admin")
     requests = RequestPages(state)
@@ -116,6 +118,7 @@ class _AdminPages:
             not_after=lambda: None if state.certificate is None else state.certificate.not_after,
             keys=state.keys_counted,
             sources=lambda: state.registry.sources,
+            wishes=state.watch.wishes,
         )
         self._collectors = (BatonCollector(state.config, sources), process_collector())
 
@@ -132,6 +135,11 @@ class _AdminPages:
         now = time.monotonic()
         sources = [source.described(now) for source in self._state.registry.sources]
         return Response(msgspec.json.encode(sources), media_type="application/json")
+
+    async def scaling(self) -> Response:
+        if self._state.config.scaling is None:
+            raise NotFound("the config has no section `scaling`: nobody counts how many workers are wanted")
+        return Response(msgspec.json.encode(self._state.watch.wishes()), media_type="application/json")
 
     async def processes(self) -> Response:
         return Response(msgspec.json.encode(self._state.processes()), media_type="application/json")

@@ -22,6 +22,7 @@ from orchestrator.config.options import Config
 from orchestrator.control.readings import READ, READ_HISTOGRAM, Histogram, Moment, Sample
 from orchestrator.control.state import ProcessEnd, ProcessStatus
 from orchestrator.control.worker_watch import Figures
+from orchestrator.scaling.roles import Wish
 from orchestrator.telemetry import catalog
 from orchestrator.telemetry.catalog import UNKNOWN, Kind
 from orchestrator.telemetry.counters import Layout
@@ -50,6 +51,7 @@ class Sources:
     not_after: Callable[[], float | None] = lambda: None  # of the TLS certificate, in seconds since 1970
     keys: Callable[[], Sequence[KeyCounts]] = list
     sources: Callable[[], Sequence[SourceStatus]] = list  # that find workers
+    wishes: Callable[[], Sequence[Wish]] = list
 
 
 class BatonCollector(Collector):
@@ -89,6 +91,7 @@ class BatonCollector(Collector):
             not_after=sources.not_after(),
             keys=sources.keys(),
             sources=sources.sources(),
+            wishes=sources.wishes(),
         )
 
     def _samples(self, metric: catalog.Metric, samples: Iterable[Sample]) -> Metric:

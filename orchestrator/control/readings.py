@@ -14,6 +14,7 @@ from typing import Final
 
 from orchestrator.control.state import ProcessEnd, ProcessStatus
 from orchestrator.control.worker_watch import Figures
+from orchestrator.scaling.roles import Wish
 from orchestrator.telemetry import catalog, counters, tenants
 from orchestrator.telemetry.catalog import Metric
 from orchestrator.telemetry.counters import Layout, histogram_cells
@@ -51,6 +52,7 @@ class Moment:
     not_after: float | None  # of the TLS certificate, in seconds since 1970
     keys: Sequence[KeyCounts]
     sources: Sequence[SourceStatus]  # that find workers
+    wishes: Sequence[Wish]  # how many workers are wanted
 
 
 Read = Callable[[Moment], Iterable[Sample]]
@@ -156,6 +158,11 @@ def _workers(moment: Moment) -> Iterator[Sample]:
     pools = dict.fromkeys((*moment.pools, *((model, role) for model, role, _ in found)))
     for (model, role), state in product(pools, WorkerState):
         yield (model, role, state), found.count((model, role, state))
+
+
+def _wanted(moment: Moment) -> Iterator[Sample]:
+    for wish in moment.wishes:
+        yield (wish.model, wish.role), wish.wanted
 
 
 def _labels_of(worker: WorkerStatus) -> tuple[str, str, str]:
@@ -276,6 +283,7 @@ READ: Final[Mapping[Metric, Read]] = {
     catalog.QUEUE_BYTES: _queue("bytes"),
     catalog.HELD_BYTES: _cell(lambda layout: layout.held_bytes),
     catalog.WORKERS: _workers,
+    catalog.WANTED_WORKERS: _wanted,
     catalog.WORKER_STATE: _states,
     catalog.WORKER_STATE_SINCE: _figures(lambda figures: figures.since),
     catalog.WORKER_IN_FLIGHT: _in_flight,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.config.options import DEFAULT_SEATS, Config
+from orchestrator.control.scaling_watch import ScalingWatch
+from orchestrator.scaling.roles import Wish
 from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.figures import (
     ERRORS,
@@ -74,10 +76,12 @@ class WorkerWatch:
         registry: Registry,
         cells_of: Callable[[int], Cells],
         events: Events,
+        scaling: ScalingWatch | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`cells_of` returns what was counted for a slot, by all processes."""
+        """`cells_of` returns what was counted for a slot, by all processes. `scaling` looks beside it."""
+        self._scaling = scaling
         self._registry = registry
         self._cells_of = cells_of
         self._events = events
@@ -99,6 +103,18 @@ class WorkerWatch:
 
     async def run(self) -> None:
         """Look until cancelled."""
+        await asyncio.gather(self._run(), *(() if self._scaling is None else (self._scaling.run(),)))
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by this config from now on."""
+        if self._scaling is not None:
+            self._scaling.reconfigure(config)
+
+    def wishes(self) -> Sequence[Wish]:
+        """Return how many workers are wanted of each role; nothing where nobody counts that."""
+        return () if self._scaling is None else self._scaling.wishes()
+
+    async def _run(self) -> None:
         while True:
             self.look()
             await asyncio.sleep(LOOK_S)

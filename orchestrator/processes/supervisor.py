@@ -31,6 +31,7 @@ from orchestrator.control.admin import admin_app
 from orchestrator.control.certificate_watch import CertificateWatch
 from orchestrator.control.rejections import RejectionWatch
 from orchestrator.control.reload import ConfigSource, Reloader
+from orchestrator.control.scaling_watch import ScalingWatch
 from orchestrator.control.state import (
     FoundRequests,
     ProcessEnd,
@@ -159,7 +160,8 @@ class Supervisor:
         self._publisher = Publisher(self.registry)
         self._probe = HttpProbe(credential, sender=sender_name(), tell=self.registry.reports.note)
         self.events = Events()
-        self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events)
+        scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
+        self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events, scaling)
         self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
         self._listener = listener
         self._started = time.time()
@@ -190,6 +192,7 @@ class Supervisor:
         """Have all processes, also those to come, serve by another config in what can be changed."""
         self.config = config
         self.registry.reconfigure(config.health, config.routing)
+        self.watch.reconfigure(config)
         self._key_table.add(key.name for key in self.keys or ())
         message = Reconfigured(
             config=self._config_json(), keys=self._key_list(), key_names=self._key_table.names

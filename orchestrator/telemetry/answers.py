@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from orchestrator.telemetry.counters import (
+    CACHED_TOKENS,
     FIRST_TOKEN,
     GAP_BOUNDS,
     GENERATION_TOKENS,
@@ -29,9 +30,10 @@ LEAST_TOKENS: Final = 3  # of a stream: fewer have no rhythm
 class _Answers:
     """A model has given these in a batch of records."""
 
-    __slots__ = ("first_tokens", "gaps", "generation_tokens", "prompt_tokens")
+    __slots__ = ("cached_tokens", "first_tokens", "gaps", "generation_tokens", "prompt_tokens")
 
     def __init__(self) -> None:
+        self.cached_tokens = 0
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.first_tokens: list[float] = []  # seconds, one per stream
@@ -42,6 +44,7 @@ class _Answers:
         tokens = told or 0
         if record.trail is not None:
             record.trail.prompt_tokens, record.trail.output_tokens = prompt, told
+            self.cached_tokens += record.trail.cached_tokens or 0
         self.prompt_tokens += prompt or 0
         self.generation_tokens += tokens
         if record.is_stream and record.first_byte:
@@ -74,6 +77,7 @@ class AnswerWriter:
     def _count(self, cell: int, found: _Answers) -> None:
         row = self._row
         row[cell + PROMPT_TOKENS] += found.prompt_tokens
+        row[cell + CACHED_TOKENS] += found.cached_tokens
         row[cell + GENERATION_TOKENS] += found.generation_tokens
         observe_all(row, cell + FIRST_TOKEN, STAGE_BOUNDS, found.first_tokens)
         observe_all(row, cell + INTER_TOKEN, GAP_BOUNDS, found.gaps)

@@ -288,6 +288,15 @@ WORKERS: Final = Metric(
     "workers",
     panel=Panel("Workers by state", ("model", "role", "state")),
 )
+WANTED_WORKERS: Final = Metric(
+    _W,
+    _GAUGE,
+    "baton_wanted_workers",
+    "Workers that the load wants, where the config has a section `scaling`.",
+    ("model", "role"),
+    "workers",
+    panel=Panel("Workers wanted", ("model", "role"), combine="max"),
+)
 WORKER_STATE: Final = Metric(
     _W,
     _GAUGE,

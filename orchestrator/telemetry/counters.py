@@ -154,7 +154,8 @@ PROMPT_TOKENS: Final = 0
 GENERATION_TOKENS: Final = 1
 FIRST_TOKEN: Final = 2  # a histogram with STAGE_BOUNDS
 INTER_TOKEN: Final = FIRST_TOKEN + histogram_cells(STAGE_BOUNDS)  # one with GAP_BOUNDS
-ANSWER_CELLS: Final = INTER_TOKEN + histogram_cells(GAP_BOUNDS)
+CACHED_TOKENS: Final = INTER_TOKEN + histogram_cells(GAP_BOUNDS)  # of the prompts, where these were computed
+ANSWER_CELLS: Final = CACHED_TOKENS + 1
 
 
 class Layout:

@@ -48,6 +48,7 @@ KINDS: Final[Mapping[str, str]] = {
     "process.failed": "a process has ended before it could serve",
     "certificate.expires": "the certificate expires within two weeks",
     "certificate.expired": "the certificate has expired: clients refuse connections",
+    "scaling.wanted": "another number of workers is wanted, and why",
     "log.lost": "lines of the log were lost: the disk is full, or nobody reads them",
     "admin.add": "a worker was added",
     "admin.remove": "a worker was removed",

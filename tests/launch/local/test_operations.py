@@ -57,6 +57,8 @@ class FakeFleet:
         self.limits = Limits(start_s=0.5)
         self.hurry = asyncio.Event()
         self.is_ready = True
+        self.moving: set[str] = set()
+        self.scaled: list[tuple[str, str]] = []
         self.operation: str | None = None
         self.progress = FakeCaller()
         self.is_in_step = True
