@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from launch.engines.base import PlanError
 from launch.local.control import CommandFailed
@@ -13,6 +16,11 @@ from launch.local.registrar import Registrar
 from launch.plan import Plan, ProcessSpec, placed_spec
 from orchestrator.config.options import Config
 from orchestrator.wire.info import Role
+
+GONE_S: Final = (
+    10.0  # from the end of a worker's file, or of its process, until the orchestrator has removed it
+)
+POLL_S: Final = 0.1
 
 
 def with_members(config: Config, plan: Plan, folder: Path) -> Plan:
@@ -69,9 +77,18 @@ class DiscoveringRegistrar(Registrar):
             return
         try:
             await super().undrain(name)
-        except CommandFailed:
-            if await self._is_drained(name):  # else it has gone meanwhile
+        except CommandFailed:  # it may be one that goes just now: that is not told apart here
+            if not await self._is_gone(name):
                 raise
+
+    async def _is_gone(self, name: str) -> bool:
+        """Return whether a drained worker goes within the time that its removal takes at most."""
+        deadline = time.monotonic() + GONE_S
+        while await self._is_drained(name):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(POLL_S)
+        return True
 
     async def _is_drained(self, name: str) -> bool:
         return any(row.name == name and row.is_drained for row in await self.rows())

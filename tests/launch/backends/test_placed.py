@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from launch.backends import placed
 from launch.backends.placed import DiscoveringRegistrar, PlacedWorkers, with_members
 from launch.engines.base import PlanError
 from launch.listing import plan_text
@@ -55,9 +56,9 @@ def test_the_orchestrator_finds_the_members_in_their_folder(tmp_path: Path) -> N
 def test_a_further_worker_gets_the_next_free_name() -> None:
     made = config(model(prefill=SIM, decode={**SIM, "replicas": 3}), **RAY)
     running = [spec for spec in plan_of(made).workers if spec.name != "m/decode/1"]
-    placed = PlacedWorkers(made)
-    assert placed.plan("m", "decode", running).name == "m/decode/1"
-    assert placed.plan("m", "prefill", running).name == "m/prefill/1"
+    further = PlacedWorkers(made)
+    assert further.plan("m", "decode", running).name == "m/decode/1"
+    assert further.plan("m", "prefill", running).name == "m/prefill/1"
 
 
 def test_urls_have_no_further_worker() -> None:
@@ -97,12 +98,15 @@ def test_another_start_of_a_worker_needs_no_undrain() -> None:
 
 
 def test_a_worker_that_goes_meanwhile_needs_no_undrain() -> None:
-    listener = Orchestrator([row("m/both/0", is_drained=True)], [])
-    asyncio.run(listener.undrain("m/both/0"))
+    """The orchestrator refuses as long as it removes the worker, and may list it some more times."""
+    listed = [row("m/both/0", is_drained=True)]
+    asyncio.run(Orchestrator(listed, listed, listed, []).undrain("m/both/0"))
 
 
-def test_a_worker_that_stays_drained_is_an_error() -> None:
-    listener = Orchestrator([row("m/both/0", is_drained=True)], [row("m/both/0", is_drained=True)])
+def test_a_worker_that_stays_drained_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placed, "GONE_S", 0.0)
+    listed = [row("m/both/0", is_drained=True)]
+    listener = Orchestrator(*[listed] * 5)
     with pytest.raises(CommandFailed, match="there is no such worker"):
         asyncio.run(listener.undrain("m/both/0"))
 
