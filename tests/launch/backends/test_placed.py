@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -55,9 +54,9 @@ def test_the_orchestrator_finds_the_members_in_their_folder(tmp_path: Path) -> N
 def test_a_further_worker_gets_the_next_free_name() -> None:
     made = config(model(prefill=SIM, decode={**SIM, "replicas": 3}), **RAY)
     running = [spec for spec in plan_of(made).workers if spec.name != "m/decode/1"]
-    placed = PlacedWorkers(made)
-    assert placed.plan("m", "decode", running).name == "m/decode/1"
-    assert placed.plan("m", "prefill", running).name == "m/prefill/1"
+    further = PlacedWorkers(made)
+    assert further.plan("m", "decode", running).name == "m/decode/1"
+    assert further.plan("m", "prefill", running).name == "m/prefill/1"
 
 
 def test_urls_have_no_further_worker() -> None:
@@ -66,45 +65,33 @@ def test_urls_have_no_further_worker() -> None:
         PlacedWorkers(made).plan("m", "both", [])
 
 
-def row(name: str, *, is_drained: bool) -> dict[str, Any]:
-    address = {"name": name, "model": "m", "role": "both", "url": "http://h:1", "is_managed": False}
-    state = {"state": "draining", "in_flight": 0, "is_drained": is_drained, "last_error": None}
-    return {"address": address, **state}
-
-
 class Orchestrator:
-    """An admin listener that lists `rows`, a list for each time that it is asked, and refuses all else."""
+    """An admin listener that answers everything with this status."""
 
-    def __init__(self, *rows: list[dict[str, Any]]) -> None:
-        self._rows = [*rows]
+    def __init__(self, status: int = 200) -> None:
+        self._status = status
         self.asked: list[str] = []
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(f"{request.method} {request.url.path}")
-        if request.method == "GET":
-            return httpx.Response(200, json=self._rows.pop(0))
-        return httpx.Response(404, json={"error": {"message": "there is no such worker"}})
+        return httpx.Response(self._status, json={"error": {"message": "refused"}})
 
     async def undrain(self, name: str) -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(self.answer)) as client:
-            await DiscoveringRegistrar(client, "http://admin", "key").undrain(name)
+            await DiscoveringRegistrar(client, ["http://admin"], "key").undrain(name)
 
 
-def test_another_start_of_a_worker_needs_no_undrain() -> None:
-    listener = Orchestrator([row("m/both/0", is_drained=False)])
+@pytest.mark.parametrize("status", [200, 404, 409])
+def test_a_worker_that_goes_or_is_gone_needs_no_undrain(status: int) -> None:
+    """The orchestrator refuses as long as it removes the worker; another start of it was not drained."""
+    listener = Orchestrator(status)
     asyncio.run(listener.undrain("m/both/0"))
-    assert listener.asked == ["GET /admin/workers"]
+    assert listener.asked == ["POST /admin/workers/m/both/0/undrain"]
 
 
-def test_a_worker_that_goes_meanwhile_needs_no_undrain() -> None:
-    listener = Orchestrator([row("m/both/0", is_drained=True)], [])
-    asyncio.run(listener.undrain("m/both/0"))
-
-
-def test_a_worker_that_stays_drained_is_an_error() -> None:
-    listener = Orchestrator([row("m/both/0", is_drained=True)], [row("m/both/0", is_drained=True)])
-    with pytest.raises(CommandFailed, match="there is no such worker"):
-        asyncio.run(listener.undrain("m/both/0"))
+def test_any_other_refusal_is_an_error() -> None:
+    with pytest.raises(CommandFailed, match=r"refuses POST .*undrain: refused"):
+        asyncio.run(Orchestrator(403).undrain("m/both/0"))
 
 
 def test_workers_come_and_go_without_a_word_to_the_orchestrator() -> None:
@@ -112,7 +99,7 @@ def test_workers_come_and_go_without_a_word_to_the_orchestrator() -> None:
 
     async def change() -> str:
         async with httpx.AsyncClient(transport=httpx.MockTransport(listener.answer)) as client:
-            registrar = DiscoveringRegistrar(client, "http://admin", "key")
+            registrar = DiscoveringRegistrar(client, ["http://admin"], "key")
             await registrar.remove("m/both/0")
             return await registrar.add(placed_spec("m/both/1", "both"), "m", None, None)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.shared.processes import free_port
 from launch.cli import main
 from launch.exits import Exit
-from tests.orchestrator.running import free_port
 from tests.waiting import wait_for
 from tests.worker.sim.workers import MODEL, Worker, running
 from worker.sim.latency import Latency

@@ -42,6 +42,7 @@ def serve(telemetry: Telemetry, ended: int, open_: int = 0) -> None:
         telemetry.finish(done)
     for _ in range(open_):
         telemetry.begin(record())
+    telemetry.fold()  # as it does now and then, and before its end
 
 
 def test_rows_add_up(rows: Rows) -> None:
