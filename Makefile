@@ -97,7 +97,7 @@ $(AXE)/node_modules: tests/page/install.sh tests/page/package-lock.json
 
 # Ray, Slurm, Envoy, helm and hosts of their own are started for their tests; most of that takes root.
 cluster: $(STAMP) .venv/cluster-done
-	$(BIN)/python -m pytest -m "$(ON_CLUSTERS)" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(ON_CLUSTERS)" $(ARGS)
 
 .venv/cluster-done: requirements/cluster.txt requirements/helm.txt requirements/constraints.txt \
     tests/launch/backends/slurm/install.sh $(STAMP)
