@@ -40,7 +40,7 @@ def _text(wishes: Sequence[Mapping[str, Any]]) -> str:
     from orchestrator.config.printing import one_line
 
     if not wishes:
-        return "nothing is known: the orchestrator has just started, or its config has no section `scaling`"
+        return "nothing is known yet: the orchestrator has just started"
     lines: list[str] = []
     for model in dict.fromkeys(wish["model"] for wish in wishes):
         own = [wish for wish in wishes if wish["model"] == model]

@@ -77,15 +77,13 @@ def test_several_orchestrators_are_asked_as_one(config: str, capsys: pytest.Capt
 def test_where_nothing_is_known(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     with admin_listener({PAGE: []}) as listener:
         _, out, _ = said(capsys, config, "--admin", listener.url)
-    assert out == (
-        "nothing is known: the orchestrator has just started, or its config has no section `scaling`\n"
-    )
+    assert out == "nothing is known yet: the orchestrator has just started\n"
 
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["nothing.yaml"], Exit.USAGE, "there is no file 'nothing.yaml'; for so many workers give MODEL/ROLE N"),
+        (["nothing.yaml"], Exit.USAGE, "no file 'nothing.yaml'; for so many workers give MODEL/ROLE N"),
         (["sim/decode"], Exit.USAGE, "there is no file 'sim/decode'"),
         (["c.yaml", "--force"], Exit.USAGE, "without --config and --force"),
         (["c.yaml", "--config", "c.yaml"], Exit.USAGE, "without --config and --force"),
@@ -105,6 +103,7 @@ def test_what_is_refused(words: list[str], code: Exit, says: str, capsys: pytest
     [
         ({"a": 1}, "answers as no admin listener of this version does"),
         ([{"model": "a"}], "answers as no admin listener of this version does"),
+        ((404, {"error": {"message": "the config has no section `scaling`"}}), "no section `scaling`"),
         ((403, {"error": {"message": "not for you"}}), "not for you"),
     ],
 )
