@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from orchestrator.wire.info import Role
 from orchestrator.wire.load import READY_PATH
 from orchestrator.wire.member import Member, remove_member, write_member
+from tests.cluster import envoy
 from tests.cluster.load import Load, loaded
 from tests.orchestrator.running import MODEL, Orchestrator, SimWorker
 from tests.waiting import wait_for
@@ -33,6 +35,7 @@ ROLES: tuple[Role, Role] = ("prefill", "decode")
 EACH = 2  # workers of each role
 PHASES = EACH + 2  # one before, one for each worker of a role, one when all are new
 _TIMING = ["--decode-ms-per-token", "5", "--prefill-us-per-token", "500", "--transfer-ms", "2"]
+Roll = Callable[["Site", Sequence[Load]], None]
 
 
 class Pod:
@@ -88,7 +91,8 @@ class Pod:
 class Site:
     """Two orchestrators which find their workers in a folder."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, options: Mapping[str, Any]) -> None:
+        self._options = options
         self.folder = directory / "members"
         self.folder.mkdir()
         self.pods: list[Pod] = []
@@ -103,7 +107,7 @@ class Site:
             own = self._directory / str(index)
             own.mkdir()
             pool = {"discover": {"file": str(self.folder)}}
-            self.orchestrators.append(Orchestrator(own, [], processes=1, pool=pool))
+            self.orchestrators.append(Orchestrator(own, [], processes=1, pool=pool, **self._options))
         for orchestrator in self.orchestrators:
             orchestrator.wait_ready()
             self.wait_known(orchestrator)
@@ -119,7 +123,7 @@ class Site:
 
     def wait_known(self, orchestrator: Orchestrator) -> None:
         """Wait until it knows the workers that are listed, and only those."""
-        wanted = {name: "ready" for name in self.listed()}
+        wanted = dict.fromkeys(self.listed(), "ready")
         wait_for(lambda: orchestrator.worker_states() == wanted, f"{wanted} to be known")
 
     def listed(self) -> set[str]:
@@ -134,8 +138,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(directory: Path) -> Iterator[Site]:
-    made = Site(directory)
+def site(directory: Path, **options: Any) -> Iterator[Site]:
+    """Have it until the block ends; `options` are the orchestrators'."""
+    made = Site(directory, options)
     try:
         made.open()
         yield made
@@ -144,10 +149,10 @@ def site(directory: Path) -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def asked(orchestrators: Sequence[Orchestrator]) -> Iterator[list[Load]]:
+def asked(urls: Sequence[str]) -> Iterator[list[Load]]:
     """Have clients ask at each until the block ends; no request has failed then."""
     with contextlib.ExitStack() as stack:
-        loads = [stack.enter_context(loaded(orchestrator.url)) for orchestrator in orchestrators]
+        loads = [stack.enter_context(loaded(url)) for url in urls]
         yield loads
     assert [failure for load in loads for failure in load.failures] == []
 
@@ -161,10 +166,17 @@ def wait_for_more(loads: Sequence[Load], requests: int) -> None:
 def roll_together(place: Site, loads: Sequence[Load]) -> None:
     """Have both roles go on at once, as two Deployments do."""
     for number in range(EACH):
-        with ThreadPoolExecutor() as threads:
-            for done in [threads.submit(place.replace, role, number) for role in ROLES]:
-                done.result()
+        roll_one(place, number)
         wait_for_more(loads, REQUESTS // PHASES)
+
+
+def roll_one(place: Site, number: int, *meanwhile: Callable[[], object]) -> None:
+    """Replace a worker of each role at once, and do something else meanwhile."""
+    steps: list[Callable[[], object]] = [partial(place.replace, role, number) for role in ROLES]
+    steps += meanwhile
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(step) for step in steps]:
+            done.result()
 
 
 def roll_in_turn(place: Site, loads: Sequence[Load]) -> None:
@@ -176,42 +188,74 @@ def roll_in_turn(place: Site, loads: Sequence[Load]) -> None:
 
 
 @pytest.mark.parametrize("roll", [roll_together, roll_in_turn])
-def test_no_request_fails_and_no_pair_is_mixed(tmp_path: Path, roll: Any) -> None:
+def test_no_request_fails_and_no_pair_is_mixed(tmp_path: Path, roll: Roll) -> None:
     with site(tmp_path) as place:
-        with asked(place.orchestrators) as loads:
+        with asked([orchestrator.url for orchestrator in place.orchestrators]) as loads:
             wait_for_more(loads, REQUESTS // PHASES)
             roll(place, loads)
-            for orchestrator in place.orchestrators:
-                place.wait_known(orchestrator)
-            for load in loads:
-                load.wait_for_round()
-                load.texts.clear()
+            ask_new_ones(place, loads)
+        assert_all_went_well(place, loads)
+
+
+@pytest.mark.envoy
+@pytest.mark.skipif(envoy.binary() is None, reason="needs Envoy: `make cluster` installs it")
+def test_the_same_while_orchestrators_are_restarted(tmp_path: Path) -> None:
+    with site(tmp_path, drain_notice_s=10 * envoy.HEALTH_INTERVAL_S) as place:
+        members = [orchestrator.url.removeprefix("http://") for orchestrator in place.orchestrators]
+        with (
+            envoy.balancing(tmp_path, members, envoy.HEALTH_INTERVAL_S) as front,
+            asked([front.url]) as loads,
+        ):
             wait_for_more(loads, REQUESTS // PHASES)
-        assert len(loads[0].texts + loads[1].texts) == 1, "old workers have answered"
-        answered = sum(load.answered for load in loads)
-        assert answered >= REQUESTS
-        assert_nothing_is_held(place)
-        for pod in place.pods:
-            if pod.is_listed:
-                pod.end()
-        pairs = pairs_of(place.pods)
-        print(
-            f"{answered} answered, pairs: {dict(pairs)}, slowest {max(load.slowest_s for load in loads):.2f} s"
-        )
-        assert pairs[OLD, OLD] and pairs[NEW, NEW]
-        assert not pairs[OLD, NEW] and not pairs[NEW, OLD]
-        assert sum(pairs.values()) == answered
-        assert_no_lease_was_lost(place.pods)
+            for number in range(EACH):
+                roll_one(place, number, place.orchestrators[number].restart)
+                front.wait_healthy(members)
+                wait_for_more(loads, REQUESTS // PHASES)
+            ask_new_ones(place, loads)
+        assert_all_went_well(place, loads)
+
+
+def ask_new_ones(place: Site, loads: Sequence[Load]) -> None:
+    """Have old workers be known to nobody, and count only what is asked from then on."""
+    for orchestrator in place.orchestrators:
+        place.wait_known(orchestrator)
+    for load in loads:
+        load.wait_for_round()
+        load.texts.clear()
+    wait_for_more(loads, REQUESTS // PHASES)
+
+
+def assert_all_went_well(place: Site, loads: Sequence[Load]) -> None:
+    """Nothing is under way any more; the workers end here."""
+    assert len({text for load in loads for text in load.texts}) == 1, "not only new ones answer at the end"
+    answered = sum(load.answered for load in loads)
+    assert answered >= REQUESTS
+    assert_nothing_is_held(place)
+    for pod in place.pods:
+        if pod.is_listed:
+            pod.end()
+    pairs = pairs_of(place.pods)
+    slowest_s = max(load.slowest_s for load in loads)
+    print(f"{answered} answered, by {dict(pairs)}, the slowest in {slowest_s:.2f} s")
+    assert pairs[OLD, OLD]
+    assert pairs[NEW, NEW]
+    assert pairs[OLD, NEW] == pairs[NEW, OLD] == 0
+    assert sum(pairs.values()) == answered
+    assert_no_lease_was_lost(place.pods)
 
 
 def assert_nothing_is_held(place: Site) -> None:
     for orchestrator in place.orchestrators:
-        for gauge in ("baton_requests_in_flight", "baton_worker_in_flight", "baton_kv_leases"):
-            wait_for(lambda seen=orchestrator, name=gauge: seen.gauge(name) == 0, f"{gauge} to be 0")
+        for name in ("baton_requests_in_flight", "baton_worker_in_flight", "baton_kv_leases"):
+            wait_for_zero(orchestrator, name)
         assert orchestrator.worker_loads() == dict.fromkeys(place.listed(), 0)
         counters = orchestrator.counters()
         assert counters["baton_kv_leases_leaked_total", ()] == 0
         assert counters["baton_kv_leases_ended_total", (("state", "expired"),)] == 0
+
+
+def wait_for_zero(orchestrator: Orchestrator, name: str) -> None:
+    wait_for(lambda: orchestrator.gauge(name) == 0, f"{name} to be 0")
 
 
 def pairs_of(pods: Sequence[Pod]) -> Counter[tuple[str, str]]:
