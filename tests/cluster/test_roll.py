@@ -24,7 +24,7 @@ from orchestrator.wire.load import READY_PATH
 from orchestrator.wire.member import Member, remove_member, write_member
 from tests.cluster import envoy
 from tests.cluster.load import Load, loaded
-from tests.orchestrator.running import MODEL, Orchestrator, SimWorker
+from tests.orchestrator.running import MODEL, Orchestrator, SimWorker, Stream
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
@@ -33,6 +33,7 @@ REQUESTS = int(os.environ.get("BATON_TEST_ROLL", "600"))
 OLD, NEW = "old", "new"
 ROLES: tuple[Role, Role] = ("prefill", "decode")
 EACH = 2  # workers of each role
+LONG = 1500  # tokens: a stream takes longer than the start of a worker
 PHASES = EACH + 2  # one before, one for each worker of a role, one when all are new
 _TIMING = ["--decode-ms-per-token", "5", "--prefill-us-per-token", "500", "--transfer-ms", "2"]
 Roll = Callable[["Site", Sequence[Load]], None]
@@ -97,6 +98,7 @@ class Site:
         self.folder.mkdir()
         self.pods: list[Pod] = []
         self.orchestrators: list[Orchestrator] = []
+        self.streamed = 0  # long streams, beside what the load asks
         self._directory = directory
 
     def open(self) -> None:
@@ -120,6 +122,12 @@ class Site:
         """Have a new worker in an old one's place, with one more than wanted meanwhile."""
         self.started(role, number, NEW).list()
         next(pod for pod in self.pods if pod.name == f"{role}-{OLD}-{number}").retire()
+
+    def streams(self) -> list[Stream]:
+        """Streams that are under way, two at each orchestrator."""
+        clients = [orchestrator.client() for orchestrator in self.orchestrators * 2]
+        self.streamed += len(clients)
+        return [Stream(client, LONG) for client in clients]
 
     def wait_known(self, orchestrator: Orchestrator) -> None:
         """Wait until it knows the workers that are listed, and only those."""
@@ -171,19 +179,25 @@ def roll_together(place: Site, loads: Sequence[Load]) -> None:
 
 
 def roll_one(place: Site, number: int, *meanwhile: Callable[[], object]) -> None:
-    """Replace a worker of each role at once, and do something else meanwhile."""
+    """Replace a worker of each role at once, and do something else meanwhile. Long streams go on: whoever
+    serves one is waited for.
+    """
+    streams = place.streams()
     steps: list[Callable[[], object]] = [partial(place.replace, role, number) for role in ROLES]
     steps += meanwhile
     with ThreadPoolExecutor() as threads:
         for done in [threads.submit(step) for step in steps]:
             done.result()
+    assert all(stream.is_whole() for stream in streams)
 
 
 def roll_in_turn(place: Site, loads: Sequence[Load]) -> None:
     """Have all prefill workers be new before the first decode worker is: no two can go together then."""
     for role in ROLES:
+        streams = place.streams()
         for number in range(EACH):
             place.replace(role, number)
+        assert all(stream.is_whole() for stream in streams)
         wait_for_more(loads, REQUESTS // PHASES)
 
 
@@ -228,7 +242,7 @@ def ask_new_ones(place: Site, loads: Sequence[Load]) -> None:
 def assert_all_went_well(place: Site, loads: Sequence[Load]) -> None:
     """Nothing is under way any more; the workers end here."""
     assert len({text for load in loads for text in load.texts}) == 1, "not only new ones answer at the end"
-    answered = sum(load.answered for load in loads)
+    answered = place.streamed + sum(load.answered for load in loads)
     assert answered >= REQUESTS
     assert_nothing_is_held(place)
     for pod in place.pods:
