@@ -22,6 +22,7 @@ from launch.render.pods import (
     tolerations,
 )
 from launch.render.tree import Noted, Tree
+from orchestrator.wire.info import DEPLOYMENT_ENV
 
 CACHE = "/cache"
 PORT_NAME = "http"
@@ -113,6 +114,9 @@ def _env(cluster: Cluster, spec: ProcessSpec) -> Iterator[Tree]:
     """Yield the variables; what others refer to comes first."""
     yield Noted(from_field("POD_IP", "status.podIP"), "Other workers fetch KV caches there (NIXL).")
     pod, token = cluster.options.worker_pod, cluster.options.secrets.hf_token
+    if not {DEPLOYMENT_ENV} & {*pod.env, *spec.env}:
+        field = from_field(DEPLOYMENT_ENV, f"metadata.labels['{labels.REVISION}']")
+        yield Noted(field, "Old and new workers are no pair, even if only a flag of them differs.")
     secret = {} if token is None else {"HF_TOKEN": f"{token}/token"}
     yield from environment(cluster, pod, {**_HOME, **pod.env, **spec.env}, secret)
 
