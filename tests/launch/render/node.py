@@ -41,11 +41,17 @@ class Pod:
         for one in self.container["env"]:
             source = one.get("valueFrom", {})
             if "fieldRef" in source:
-                value = self.address
+                value = self._field(source["fieldRef"]["fieldPath"])
             else:
                 value = SECRET if "secretKeyRef" in source else expanded(one["value"], env)
             env[one["name"]] = value
         return env
+
+    def _field(self, path: str) -> str:
+        """What the pod has there, of what containers may be told."""
+        if path == "status.podIP":
+            return self.address
+        return self.labels[path.removeprefix("metadata.labels['").removesuffix("']")]
 
     def port(self, name: str) -> int:
         (found,) = (port["containerPort"] for port in self.container["ports"] if port["name"] == name)
