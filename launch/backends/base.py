@@ -60,7 +60,10 @@ class Started(Protocol):
         ...
 
     def exit_code(self) -> int | None:
-        """Return the exit code of the latest start, negative for a signal; None while it has not ended."""
+        """Return the exit code of the latest start, negative for a signal; None while it has not ended.
+
+        It is `UNKNOWN_CODE` if it has ended, and nobody knows with what.
+        """
         ...
 
     def is_gone(self) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from launch.backends.slurm.script import run_of
+from launch.local.processes import UNKNOWN_CODE
 from orchestrator.config.slurm import seconds_of
 
 # Slurm's commands try a controller that is away for 9 s, and a configuration that is not there for a minute.
@@ -76,7 +77,7 @@ class TaskRow:
     reason: str  # why it waits, or has failed
     node: str  # where it runs, or ran
     restarts: int  # how often Slurm has put it back into the queue
-    code: int  # what it ended with: an exit code, or a signal's number below zero
+    code: int  # what Slurm has for its exit code, or a signal's number below zero; see `exit_code`
     left_s: float  # of its time; infinite if it has no limit
     pool: str
     run: str
@@ -93,6 +94,16 @@ class TaskRow:
     @property
     def has_ended(self) -> bool:
         return self.state in _ENDED
+
+    @property
+    def exit_code(self) -> int:
+        """Return what it ended with: Slurm has a 0, or an error of its own, also where no process ended."""
+        is_known = self.state == "COMPLETED" or self.code != 0
+        return self.code if is_known and not self.was_not_launched else UNKNOWN_CODE
+
+    @property
+    def was_not_launched(self) -> bool:
+        return self.reason == "JobLaunchFailure"
 
     @property
     def is_waiting(self) -> bool:
@@ -170,7 +181,7 @@ def _code(status: int) -> int:
     try:
         return os.waitstatus_to_exitcode(status)
     except ValueError:  # nothing that a process can end with
-        return 1
+        return UNKNOWN_CODE
 
 
 # --- what is told ---------------------------------------------------------------------------------
