@@ -60,6 +60,8 @@ class OnSlurm(Cluster):
         """Return what `baton up` says that does not come up."""
         done = self.command("up", str(self.config))
         assert done.returncode == Exit.START_FAILED, done.stderr
+        assert "was stopped" in self.command("ps").stderr
+        assert not any(read(file).has_left_workers() for file in self.directory.glob(f"**/{FILE}"))
         return done.stderr
 
 
@@ -155,6 +157,7 @@ def test_no_request_fails_when_a_job_is_cancelled(cluster: OnSlurm) -> None:
         wait_for(lambda: all_serve(cluster), "another one to serve")
     assert load.failures == []
     assert f"sim/decode/0: job {task} has ended, with CANCELLED" in cluster.stderr
+    assert "sim/decode/0 ended with no known exit code and is started again" in cluster.stderr
 
 
 def test_no_request_fails_when_the_time_of_all_jobs_ends(cluster: OnSlurm) -> None:
