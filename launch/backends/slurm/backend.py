@@ -61,6 +61,7 @@ class SlurmBackend(Backend):
         self._problems: set[str] = set()  # of the folder, that were told
         self._submitting = threading.Lock()  # held while Slurm is given a job
         self._may_have_jobs = False
+        self._is_closed = False
         self._has_folder = False  # which is no other run's
 
     @classmethod
@@ -132,12 +133,17 @@ class SlurmBackend(Backend):
         path = self._folder / job.file_name
         try:
             with self._submitting:
+                self._check_open()
                 path.write_text(script(job))
                 return self._number_of(path)
         except OSError as error:
             raise BackendError(f"{path} cannot be written: {error.strerror}") from error
         except SlurmError as error:
             raise BackendError(f"{job.pool} gets no place in Slurm: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._is_closed:  # meanwhile: nobody would end the job
+            raise BackendError("the run ends: no job is submitted any more")
 
     def _number_of(self, path: Path) -> str:
         """Submit a script, and return the number of its job. Raises `SlurmError`."""
@@ -281,6 +287,7 @@ class SlurmBackend(Backend):
 
     def _end_all(self) -> None:
         with self._submitting:  # by a thread that nobody waits for any more
+            self._is_closed = True
             if self._may_have_jobs:
                 self.sweep(self.handle)
             elif self._has_folder:

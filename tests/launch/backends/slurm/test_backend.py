@@ -141,6 +141,14 @@ def test_a_job_that_is_just_being_submitted_is_ended_too(
     assert made.swept == []
 
 
+def test_nothing_is_submitted_after_the_end(tmp_path: Path, slurm: Callable[..., Slurm]) -> None:
+    slurm()  # which has no answer to a job
+    opened = made_in(tmp_path)
+    asyncio.run(opened.close())
+    with pytest.raises(BackendError, match="no job is submitted any more"):
+        opened.start(SPECS[0], tmp_path / "log")
+
+
 def test_the_folder_of_another_run_is_left_alone(tmp_path: Path, slurm: Callable[..., Slurm]) -> None:
     slurm()
     (tmp_path / "members").mkdir()
