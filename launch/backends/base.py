@@ -60,7 +60,10 @@ class Started(Protocol):
         ...
 
     def exit_code(self) -> int | None:
-        """Return the exit code of the latest start, negative for a signal; None while it has not ended."""
+        """Return the exit code of the latest start, negative for a signal; None while it has not ended.
+
+        It is `UNKNOWN_CODE` if it has ended, and nobody knows with what.
+        """
         ...
 
     def is_gone(self) -> bool:
@@ -107,7 +110,10 @@ class Backend(ABC):
 
     @property
     def handle(self) -> Mapping[str, str]:
-        """Return what `sweep` needs to find what a killed `baton up` leaves; nothing if it leaves none."""
+        """Return what `sweep` needs to find what a killed `baton up` leaves; nothing if it leaves none.
+
+        It is written down before `open`, and again before any worker is started.
+        """
         return {}
 
     @abstractmethod
@@ -115,7 +121,7 @@ class Backend(ABC):
         """Reach the cluster, and have it find places for these workers, which are started next.
 
         Nothing is waited for that may take minutes, such as free GPUs: `Started.trouble` tells of those.
-        Raises `BackendError`.
+        Raises `BackendError`; `close` then gives back what there is.
         """
 
     @abstractmethod
@@ -131,7 +137,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of all places. Every worker has been ended before; this can be repeated."""
+        """Let go of all places. Every worker has been ended before; this can be repeated.
+
+        A cluster that was given nothing is not asked. Raises `BackendError` if something may be left.
+        """
 
     @classmethod
     @abstractmethod

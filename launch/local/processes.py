@@ -11,12 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from launch.plan import ProcessSpec
 
 POLL_S = 0.05
 KILL_WAIT_S = 5.0  # the kernel's time to carry out SIGKILL
+UNKNOWN_CODE: Final = 256  # of an end whose exit code nobody knows: no process can have this one
 
 
 class NoGuard(OSError):
@@ -197,6 +198,8 @@ def _is_running_in(stat: Path, group: int) -> bool:
 
 
 def describe_exit(code: int) -> str:
+    if code == UNKNOWN_CODE:
+        return "no known exit code"
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -161,8 +161,10 @@ class StateWriter:
         )
 
     def end(self, processes: Sequence[ProcessEntry]) -> None:
-        """Write that nothing runs any more."""
-        self._note(replace(self._state, processes=tuple(processes), operation=None, ended=time.time()))
+        """Write that nothing runs any more, here or on a backend."""
+        self.handle = {}
+        ended = replace(self._state, processes=tuple(processes), operation=None, ended=time.time(), handle={})
+        self._note(ended)
 
     def _note(self, state: RunState) -> None:
         self._state = state

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from launch.backends.node import Reserved, spec_here
 from launch.engines.base import PlanError
-from launch.local.processes import DistantGuard, ProcessGroup
+from launch.local.processes import UNKNOWN_CODE, DistantGuard, ProcessGroup
 from orchestrator import __version__
 from orchestrator.compiled import ROOT
 from orchestrator.config.options import Config
@@ -30,7 +30,6 @@ MAX_LOG_BYTES: Final = 64 * 1024 * 1024  # what nobody has fetched until then is
 FORGET_LOG_BYTES: Final = 1024 * 1024  # so much that was fetched is not kept
 MAX_PIECE: Final = 256 * 1024  # of the log in one report
 TOLD_S: Final = 5.0  # whoever asks gets to know of the end of the engine within that time, or not at all
-FAILED: Final = 2  # the exit code of an engine that could not be started
 
 
 class WorkerActor:
@@ -56,7 +55,7 @@ class WorkerActor:
             self._start(config, name, environ, version)
         except (PlanError, OSError, ValueError) as error:
             self._output.note(f"{name} cannot be started on {self._host}: {error}")
-            self._code = FAILED
+            self._code = UNKNOWN_CODE
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _start(self, config: str, name: str, environ: Mapping[str, str], version: str) -> None:

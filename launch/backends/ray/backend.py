@@ -60,10 +60,11 @@ class RayBackend(Backend):
 
     @property
     def handle(self) -> Mapping[str, str]:
-        address = self._config.launch.ray.address
-        if address == "local":
+        if not self._address:
+            return {}  # nothing is made in a cluster that was never connected to
+        if self._config.launch.ray.address == "local":
             return {}  # the cluster ends with us
-        return {"address": self._address or address, "namespace": self._namespace}
+        return {"address": self._address, "namespace": self._namespace}
 
     async def open(self, specs: Sequence[ProcessSpec]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

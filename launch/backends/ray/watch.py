@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from launch.local.processes import UNKNOWN_CODE
+
 REPORT_S: Final = 1.0  # an actor is asked so often, and tells of news at once
 SILENT_S: Final = 3.0  # an actor that tells nothing for so long is out of reach
 AGAIN_S: Final = 0.25  # until an actor that is out of reach is asked again
 FIRST_DELAY_S: Final = 1.0  # before an engine that ended is started again; doubled with each end
 LONGEST_DELAY_S: Final = 30.0
 STABLE_S: Final = 60.0  # after so long a run the next delay is the first again
-FAILED: Final = 2  # the exit code of a worker whose actor could not be made
 
 News = Mapping[str, Any]
 
@@ -99,4 +100,4 @@ def _of_dead(error: Exception) -> News:
     text = str(error)
     if "No module named" in text and ("launch" in text or "orchestrator" in text):
         text = f"Baton is not installed on that node: pip install baton-serve\n{text}"
-    return {"uid": "", "ready_url": "", "code": FAILED, "output": f"{text}\n"}
+    return {"uid": "", "ready_url": "", "code": UNKNOWN_CODE, "output": f"{text}\n"}

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import Final, Self, cast
 from launch.backends.base import Backend, BackendError
 from launch.backends.slurm import queue
 from launch.backends.slurm.placed import PlacedTask
-from launch.backends.slurm.queue import SlurmError, TaskRow
+from launch.backends.slurm.queue import SlurmError, TaskRow, Unanswered
 from launch.backends.slurm.report import CONFIG, MEMBERS, TASKS, read_report
-from launch.backends.slurm.script import drain_s, job_of, script
+from launch.backends.slurm.script import SCRIPTS, drain_s, job_of, script
 from launch.local.further import pool_of
 from launch.local.processes import Guard
 from launch.local.upkeep import prune
@@ -58,6 +59,10 @@ class SlurmBackend(Backend):
         self._watching: asyncio.Task[None] | None = None
         self._silence: str | None = None  # why Slurm does not answer now
         self._problems: set[str] = set()  # of the folder, that were told
+        self._submitting = threading.Lock()  # held while Slurm is given a job
+        self._may_have_jobs = False
+        self._is_closed = False
+        self._has_folder = False  # which is no other run's
 
     @classmethod
     def make(cls, config: Config, directory: Path, say: Callable[[str], None], guard: Guard) -> Self:
@@ -75,6 +80,7 @@ class SlurmBackend(Backend):
 
     async def open(self, specs: Sequence[ProcessSpec]) -> None:
         self._make_folder()
+        await asyncio.to_thread(_check_reached)
         pools: dict[tuple[str, str], list[ProcessSpec]] = {}
         for spec in specs:
             pools.setdefault(pool_of(spec.name), []).append(spec)
@@ -126,12 +132,29 @@ class SlurmBackend(Backend):
         )
         path = self._folder / job.file_name
         try:
-            path.write_text(script(job))
-            return queue.submit(path)
+            with self._submitting:
+                self._check_open()
+                path.write_text(script(job))
+                return self._number_of(path)
         except OSError as error:
             raise BackendError(f"{path} cannot be written: {error.strerror}") from error
         except SlurmError as error:
             raise BackendError(f"{job.pool} gets no place in Slurm: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._is_closed:  # meanwhile: nobody would end the job
+            raise BackendError("the run ends: no job is submitted any more")
+
+    def _number_of(self, path: Path) -> str:
+        """Submit a script, and return the number of its job. Raises `SlurmError`."""
+        before, self._may_have_jobs = self._may_have_jobs, True
+        try:
+            return queue.submit(path)
+        except Unanswered:
+            raise
+        except SlurmError:
+            self._may_have_jobs = before
+            raise
 
     # --- the folder -----------------------------------------------------------------------------
 
@@ -141,6 +164,7 @@ class SlurmBackend(Backend):
                 self._folder.mkdir(parents=True, mode=0o700)
                 prune(self._folder, self._config.launch.keep_runs, int(self._config.launch.keep_mb * MIB))
             self.members.mkdir()
+            self._has_folder = True
             (self._folder / TASKS).mkdir()
             path = self._folder / CONFIG
             path.touch(0o600)  # there may be secrets in the environment of a pool
@@ -259,19 +283,46 @@ class SlurmBackend(Backend):
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
             self._watching = None
-        await asyncio.to_thread(self.sweep, self.handle)
+        await asyncio.to_thread(self._end_all)
+
+    def _end_all(self) -> None:
+        with self._submitting:  # by a thread that nobody waits for any more
+            self._is_closed = True
+            if self._may_have_jobs:
+                self.sweep(self.handle)
+            elif self._has_folder:
+                _clear(self._folder)
 
     @classmethod
     def sweep(cls, handle: Mapping[str, str]) -> None:
+        folder = Path(handle["folder"])
         try:
-            end_all(handle["run"])
+            if not _has_submitted_nothing(folder):
+                end_all(handle["run"])
         except SlurmError as error:
             raise BackendError(f"its jobs in Slurm cannot be ended: {error}") from error
-        folder = Path(handle["folder"])
-        for name in (MEMBERS, TASKS):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (folder / CONFIG).unlink(missing_ok=True)
+        _clear(folder)
+
+
+def _check_reached() -> None:
+    """Have a cluster that does not answer found before anything is submitted. Raises `BackendError`."""
+    try:
+        queue.check_reached()
+    except SlurmError as error:
+        raise BackendError(f"no cluster of Slurm can be used from here: {error}") from error
+
+
+def _has_submitted_nothing(folder: Path) -> bool:
+    """Return whether a run was killed before it had written a script, which it does before each job."""
+    return folder.is_dir() and not any(folder.glob(SCRIPTS))
+
+
+def _clear(folder: Path) -> None:
+    """Remove from the folder of a run what only its tasks need."""
+    for name in (MEMBERS, TASKS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (folder / CONFIG).unlink(missing_ok=True)
 
 
 def lead_s(config: Config, workers: int) -> float:

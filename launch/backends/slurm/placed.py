@@ -13,6 +13,7 @@ from typing import Final
 from launch.backends.slurm import queue
 from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import NO_FOLDER, TaskReport
+from launch.local.processes import UNKNOWN_CODE
 from orchestrator.wire.member import Member
 
 POLL_S: Final = 0.1
@@ -153,16 +154,16 @@ class PlacedTask:
         row = self._row
         if row is None:
             return "and Slurm knows nothing of it any more"
-        if row.reason == "JobLaunchFailure" or row.code == NO_FOLDER:
+        if row.was_not_launched or row.code == NO_FOLDER:
             return f"as {self._folder} cannot be used on {row.node or 'its node'}: {_UNSHARED}"
         return f"with {row.state}" + ("" if row.reason in ("None", "") else f" ({row.reason})")
 
     def exit_code(self) -> int | None:
         row, report = self._row, self._current
         if self.is_gone():
-            return 0 if row is None else row.code
+            return UNKNOWN_CODE if row is None else row.exit_code
         if report is not None and report.state == "ended":
-            return 1 if report.code is None else report.code
+            return UNKNOWN_CODE if report.code is None else report.code
         return None
 
     def is_gone(self) -> bool:

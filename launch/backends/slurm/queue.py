@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from launch.backends.slurm.script import run_of
+from launch.local.processes import UNKNOWN_CODE
 from orchestrator.config.slurm import seconds_of
 
 # Slurm's commands try a controller that is away for 9 s, and a configuration that is not there for a minute.
@@ -61,6 +63,10 @@ class SlurmError(Exception):
     """Slurm is not there, does not answer, or refuses something; the message is for the user."""
 
 
+class Unanswered(SlurmError):
+    """Slurm was asked for something, and nobody knows whether it has done it."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRow:
     """A row is one task of a job array as the queue has it."""
@@ -71,7 +77,7 @@ class TaskRow:
     reason: str  # why it waits, or has failed
     node: str  # where it runs, or ran
     restarts: int  # how often Slurm has put it back into the queue
-    code: int  # what it ended with: an exit code, or a signal's number below zero
+    code: int  # what Slurm has for its exit code, or a signal's number below zero; see `exit_code`
     left_s: float  # of its time; infinite if it has no limit
     pool: str
     run: str
@@ -90,6 +96,16 @@ class TaskRow:
         return self.state in _ENDED
 
     @property
+    def exit_code(self) -> int:
+        """Return what it ended with: Slurm has a 0, or an error of its own, also where no process ended."""
+        is_known = self.state == "COMPLETED" or self.code != 0
+        return self.code if is_known and not self.was_not_launched else UNKNOWN_CODE
+
+    @property
+    def was_not_launched(self) -> bool:
+        return self.reason == "JobLaunchFailure"
+
+    @property
     def is_waiting(self) -> bool:
         return self.state in _WAITS
 
@@ -100,8 +116,18 @@ class TaskRow:
         return self.reason if said is None else f"{self.reason}: {said.format(job=self.id)}"
 
 
+def check_reached() -> None:
+    """Return if Slurm answers, and can be given jobs from here. Raises `SlurmError`."""
+    if shutil.which("sbatch") is None:
+        raise SlurmError(_missing("sbatch"))
+    queue()
+
+
 def submit(script: Path) -> str:
-    """Submit a script, and return the number of its job. Raises `SlurmError`."""
+    """Submit a script, and return the number of its job.
+
+    Raises `SlurmError`: there is no such job, unless it is `Unanswered`.
+    """
     answer = _ask("sbatch", "--parsable", str(script)).strip()
     return answer.partition(";")[0]  # with the name of the cluster after it where there are several
 
@@ -155,7 +181,7 @@ def _code(status: int) -> int:
     try:
         return os.waitstatus_to_exitcode(status)
     except ValueError:  # nothing that a process can end with
-        return 1
+        return UNKNOWN_CODE
 
 
 # --- what is told ---------------------------------------------------------------------------------
@@ -218,18 +244,26 @@ def _ask(*command: str) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise SlurmError(
-            f"there is no {command[0]} here: run this where Slurm's commands are, such as a login node"
-        ) from None
+        raise SlurmError(_missing(command[0])) from None
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(
+        raise Unanswered(
             f"{command[0]} has not answered after {TIMEOUT_S:g} s{_said(error.stderr)}"
         ) from error
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror or error}") from error
     if done.returncode != 0:
-        raise SlurmError(f"{command[0]} {_REFUSES}{_said(done.stderr or done.stdout)}")
+        said = _said(done.stderr or done.stdout)
+        kind = Unanswered if any(text in said for text in _LOST) else SlurmError
+        raise kind(f"{command[0]} {_REFUSES}{said}")
     return done.stdout
+
+
+# What Slurm's commands say if an answer was lost on its way.
+_LOST: Final = ("timed out", "Zero Bytes were", "receive failure", "shutdown failure")
+
+
+def _missing(command: str) -> str:
+    return f"there is no {command} here: run this where Slurm's commands are, such as a login node"
 
 
 def environ_of(environ: Mapping[str, str]) -> dict[str, str]:

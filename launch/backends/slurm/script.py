@@ -19,6 +19,7 @@ DRAIN_MARGIN_S = 30.0  # beyond the longest request, for engines to end and Slur
 _MOST_SIGNAL_S = 65535  # that Slurm takes for --signal
 _PREFIX = "baton"
 _ENDS = ".sbatch"
+SCRIPTS = f"*{_ENDS}"  # of a run, in its folder
 
 
 @dataclass(frozen=True, slots=True)

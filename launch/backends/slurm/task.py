@@ -190,6 +190,7 @@ class Keeper:
                 await self._run_at(reserved)
         except (OSError, PlanError) as error:
             print(f"the worker cannot be started: {error}", file=sys.stderr, flush=True)
+            self._code = None  # that of the start before is not this one's
             self._tell("ended", str(error))
         return asyncio.get_running_loop().time() - begun
 

@@ -14,7 +14,7 @@ import pytest
 from launch.backends.base import Backend, BackendError, Started
 from launch.local.member import Limits, Member, StartFailed
 from launch.local.output import Output
-from launch.local.processes import Guard
+from launch.local.processes import UNKNOWN_CODE, Guard
 from launch.local.progress import Lines
 from launch.plan import ProcessSpec, placed_spec
 from orchestrator.config.options import Config
@@ -155,6 +155,14 @@ def test_an_end_is_told_with_the_last_lines_cause_and_is_no_end_of_the_run(site:
     site.started.code, site.started.starts = None, 2
     site.member.tend(0.0)
     assert site.member.state == "starting"
+
+
+def test_an_end_of_which_nobody_knows_the_exit_code_is_told_as_such(site: Site) -> None:
+    site.started.trouble, site.started.code = "job 2_0 has ended, with CANCELLED", UNKNOWN_CODE
+    site.member.tend(0.0)
+    assert "m/both/0: job 2_0 has ended, with CANCELLED\n" in site.said
+    assert "m/both/0 ended with no known exit code and is started again (log: " in site.said
+    assert site.member.state == "died"
 
 
 def test_an_end_while_all_is_started_fails_the_start(site: Site) -> None:

@@ -63,6 +63,16 @@ def test_the_end_is_written(tmp_path: Path) -> None:
     assert state.is_ready
 
 
+def test_after_its_end_a_run_has_left_nothing(tmp_path: Path) -> None:
+    made = writer(tmp_path)
+    made.handle = {"run": "run-1"}
+    made.note([], is_ready=False)
+    assert read(tmp_path / FILE).handle == {"run": "run-1"}
+    made.end([])
+    state = read(tmp_path / FILE)
+    assert (state.handle, state.has_left_workers()) == ({}, False)
+
+
 def test_a_disk_that_is_full_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     made = writer(tmp_path, said)

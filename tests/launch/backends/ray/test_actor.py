@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from launch.backends.ray import actor as module
-from launch.backends.ray.actor import FAILED, WorkerActor, _Output
+from launch.backends.ray.actor import WorkerActor, _Output
+from launch.local.processes import UNKNOWN_CODE
 from orchestrator import __version__
 from tests.launch.planning import config, model
 from tests.waiting import is_running, wait_for, wait_until_gone
@@ -90,7 +91,7 @@ def test_what_keeps_an_engine_from_being_started_is_told(
     actors: Callable[..., WorkerActor], options: dict[str, str], told: str
 ) -> None:
     report = actors(**options).report("", 0, 1.0, 0.0)
-    assert (report["code"], report["ready_url"]) == (FAILED, "")
+    assert (report["code"], report["ready_url"]) == (UNKNOWN_CODE, "")
     assert told in report["output"].decode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from bench.shared.processes import free_port
 from launch.backends.base import BackendError
 from launch.backends.ray.backend import RayBackend
 from launch.exits import Exit
+from launch.local.processes import Guard
+from launch.local.run_state import FILE, read
+from launch.plan import placed_spec
+from tests.launch.planning import config, model
 
 pytestmark = pytest.mark.processes
 
@@ -65,3 +70,21 @@ def test_up_says_that_ray_is_not_installed(ray: Path, tmp_path: Path) -> None:
     assert done.returncode == Exit.START_FAILED
     assert "Ray is not installed here (No module named ray): pip install 'baton-serve[ray]'" in done.stderr
     assert "has ended" not in done.stderr
+    (file,) = tmp_path.glob(f"**/{FILE}")
+    state = read(file)
+    assert (state.is_alive(), state.has_left_workers(), state.handle) == (False, False, {})
+
+
+def test_a_cluster_that_was_never_connected_to_has_nothing_to_be_swept(ray: Path, tmp_path: Path) -> None:
+    ray.write_text("def init(**options):\n    raise ConnectionError('none')\n")
+
+    async def open_and_close() -> None:
+        with Guard() as guard:
+            made = RayBackend(config(model(both={"engine": "sim"})), tmp_path, lambda text: None, guard)
+            assert made.handle == {}
+            with pytest.raises(BackendError, match="no cluster of Ray runs on this machine"):
+                await made.open([placed_spec("m/both/0", "both")])
+            assert made.handle == {}
+            await made.close()
+
+    asyncio.run(open_and_close())

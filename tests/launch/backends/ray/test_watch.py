@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from launch.backends.ray.watch import LONGEST_DELAY_S, SILENT_S, STABLE_S, Watched
+from launch.local.processes import UNKNOWN_CODE
 from tests.launch.backends.ray.fakes import ActorDiedError, ActorUnavailableError, FakeActor, FakeRay
 
 
@@ -79,7 +80,7 @@ def test_an_engine_that_has_run_for_long_is_started_soon(watched: Watched, actor
 def test_an_actor_that_ray_does_not_start_again_is_replaced(watched: Watched, actor: FakeActor) -> None:
     actor.answers.append(ActorDiedError("killed by hand"))
     (news,) = tend(watched, 0.0, 0.1)
-    assert news["report"]["code"] == 2
+    assert news["report"]["code"] == UNKNOWN_CODE
     assert "killed by hand" in news["report"]["output"]
     assert not watched.is_lost_for_good(1.0)
     assert watched.is_lost_for_good(1.2)

@@ -6,6 +6,7 @@ ends with the block: daemons, the steps of jobs, and what these have started.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pwd
@@ -14,9 +15,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -247,9 +247,31 @@ def _configuration(folder: Path, nodes: tuple[str, ...]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-if __name__ == "__main__":  # by hand: a shell's Slurm until Ctrl-C
-    assert lacks() is None, lacks()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Keep a cluster for a shell until Ctrl-C."""
+    folder = _folder(arguments)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    with slurm_cluster(Path(sys.argv[1])) as made:
+    with slurm_cluster(folder) as made:
         print("".join(f"export {name}={value}\n" for name, value in made.environ.items()), flush=True)
         signal.sigwait((signal.SIGINT, signal.SIGTERM))
+
+
+def _folder(arguments: Sequence[str] | None) -> Path:
+    """Return where the cluster is to be made. Exits with the usage, or with why there can be none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.launch.backends.slurm.cluster",
+        description="Start a real Slurm of four nodes on this machine, print the variables that a shell "
+        "needs to use it, and end all of it at Ctrl-C.",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder, which gets all of its files")
+    folder: Path = parser.parse_args(arguments).folder.absolute()
+    missing = lacks()
+    if missing is not None:
+        parser.error(missing)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        parser.error(f"{folder} is there already: name a new folder")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

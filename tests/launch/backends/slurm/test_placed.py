@@ -12,6 +12,7 @@ from launch.backends.slurm.backend import is_stale
 from launch.backends.slurm.placed import PlacedTask
 from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import State, TaskReport
+from launch.local.processes import UNKNOWN_CODE
 from orchestrator.wire.member import Member
 
 RUNS = TaskRow(
@@ -106,10 +107,15 @@ def test_a_folder_that_is_not_shared_is_named(task: PlacedTask, clock: Clock) ->
     assert task.trouble is None
 
 
-@pytest.mark.parametrize(("reason", "code"), [("JobLaunchFailure", -53), ("NonZeroExitCode", 97)])
-def test_a_node_without_the_folder_is_named(task: PlacedTask, clock: Clock, reason: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("reason", "code", "known"),
+    [("JobLaunchFailure", -53, UNKNOWN_CODE), ("NonZeroExitCode", 97, 97)],  # an error of Slurm's own; ours
+)
+def test_a_node_without_the_folder_is_named(
+    task: PlacedTask, clock: Clock, reason: str, code: int, known: int
+) -> None:
     see(task, clock, state="FAILED", reason=reason, code=code)
-    assert task.exit_code() == code
+    assert task.exit_code() == known
     assert task.trouble is not None
     assert task.trouble.startswith(
         "job 7_1 has ended, as /shared/run-1 cannot be used on n2: launch.slurm.folder"
@@ -156,6 +162,28 @@ def test_a_job_that_slurm_has_forgotten_has_ended(task: PlacedTask, clock: Clock
     task.see(None, clock.now + 1)
     assert task.is_gone()
     assert task.trouble == "job 7_1 has ended, and Slurm knows nothing of it any more"
+    assert task.exit_code() == UNKNOWN_CODE
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "known"),
+    [
+        ("COMPLETED", 0, 0),
+        ("FAILED", 1, 1),
+        ("CANCELLED", -15, -15),
+        *((state, 0, UNKNOWN_CODE) for state in ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")),
+    ],
+)
+def test_no_exit_code_is_made_up(task: PlacedTask, clock: Clock, state: str, code: int, known: int) -> None:
+    see(task, clock)
+    see(task, clock, state=state, code=code)
+    assert task.exit_code() == known
+
+
+def test_an_engine_that_could_not_be_started_has_no_exit_code(task: PlacedTask, clock: Clock) -> None:
+    see(task, clock)
+    task.note(report("ended", code=None))
+    assert task.exit_code() == UNKNOWN_CODE
 
 
 def test_a_refusal_is_told_while_it_lasts(task: PlacedTask, clock: Clock) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.backends.slurm import queue
-from launch.backends.slurm.queue import SlurmError, TaskRow, parse_queue
+from launch.backends.slurm.queue import SlurmError, TaskRow, Unanswered, parse_queue
 
 LISTED = """\
 3|1|PENDING|BeginTime||1|0|0:00|baton m/prefill run-7|
@@ -90,6 +90,29 @@ def test_the_words_of_slurm_are_the_users(commands: Path) -> None:
     assert str(refused.value) == (
         "sbatch refuses: invalid partition specified: x / Batch job submission failed: No such"
     )
+
+
+@pytest.mark.processes
+def test_whether_a_job_was_submitted_is_not_known_if_the_answer_was_lost(commands: Path) -> None:
+    write_command(commands, "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    with pytest.raises(SlurmError, match="Invalid account") as caught:
+        queue.submit(commands / "x.sbatch")
+    assert not isinstance(caught.value, Unanswered)
+    write_command(commands, "sbatch", "echo 'sbatch: error: Socket timed out on send/recv' >&2; exit 1")
+    with pytest.raises(Unanswered, match="Socket timed out"):
+        queue.submit(commands / "x.sbatch")
+
+
+@pytest.mark.processes
+def test_a_cluster_is_reached_only_with_all_commands_and_an_answer(commands: Path) -> None:
+    write_command(commands, "squeue", "exit 0")
+    with pytest.raises(SlurmError, match="there is no sbatch here"):
+        queue.check_reached()
+    write_command(commands, "sbatch", "exit 0")
+    queue.check_reached()
+    write_command(commands, "squeue", "echo 'Could not establish a configuration source' >&2; exit 1")
+    with pytest.raises(SlurmError, match="squeue refuses: Could not establish"):
+        queue.check_reached()
 
 
 @pytest.mark.processes

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bench.shared.processes import free_port
 from launch.exits import Exit
 from launch.local.run_state import FILE, read
 from tests.launch.backends.slurm.cluster import PARTITION, SlurmCluster, lacks, slurm_cluster
@@ -60,6 +61,8 @@ class OnSlurm(Cluster):
         """Return what `baton up` says that does not come up."""
         done = self.command("up", str(self.config))
         assert done.returncode == Exit.START_FAILED, done.stderr
+        assert "was stopped" in self.command("ps").stderr
+        assert not any(read(file).has_left_workers() for file in self.directory.glob(f"**/{FILE}"))
         return done.stderr
 
 
@@ -155,6 +158,7 @@ def test_no_request_fails_when_a_job_is_cancelled(cluster: OnSlurm) -> None:
         wait_for(lambda: all_serve(cluster), "another one to serve")
     assert load.failures == []
     assert f"sim/decode/0: job {task} has ended, with CANCELLED" in cluster.stderr
+    assert "sim/decode/0 ended with no known exit code and is started again" in cluster.stderr
 
 
 def test_no_request_fails_when_the_time_of_all_jobs_ends(cluster: OnSlurm) -> None:
@@ -277,6 +281,17 @@ def test_a_machine_without_slurm_is_told(tmp_path: Path, slurm: SlurmCluster) ->
     cluster = OnSlurm(tmp_path, slurm)
     cluster.env["PATH"] = str(tmp_path)
     assert "there is no sbatch here: run this where Slurm's commands are" in cluster.up_fails()
+
+
+def test_a_controller_that_does_not_answer_is_told(tmp_path: Path, slurm: SlurmCluster) -> None:
+    """And as nothing was submitted, nobody is to ask that controller for jobs of the run."""
+    cluster = OnSlurm(tmp_path, slurm)
+    elsewhere = tmp_path / "slurm.conf"
+    lines = Path(slurm.environ["SLURM_CONF"]).read_text().splitlines()
+    lines = [f"SlurmctldPort={free_port()}" if line.startswith("SlurmctldPort") else line for line in lines]
+    elsewhere.write_text("\n".join(lines) + "\n")
+    cluster.env["SLURM_CONF"] = str(elsewhere)
+    assert "no cluster of Slurm can be used from here: squeue refuses: " in cluster.up_fails()
 
 
 def test_nothing_is_left_of_a_cluster(tmp_path: Path) -> None:
