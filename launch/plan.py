@@ -14,13 +14,19 @@ from urllib.parse import quote
 
 from launch.engines import ENGINES
 from launch.engines.base import PlanError, Span, Surroundings, Worker
-from orchestrator.config.addresses import WorkerAddress, WorkerPlace, machine, worker_addresses, worker_places
+from orchestrator.config.addresses import (
+    REPLICA_PORTS,
+    WorkerAddress,
+    WorkerPlace,
+    machine,
+    own_listeners,
+    worker_addresses,
+    worker_places,
+)
 from orchestrator.config.options import WILDCARDS, Config, join_address, split_address
 from orchestrator.config.printing import is_secret_variable
 from orchestrator.interpreter import PATH_ENV
 from orchestrator.wire.info import Role
-
-REPLICA_PORTS = 10  # from the listeners of an orchestrator to those of the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +205,9 @@ def orchestrator_process(
     config: Config, config_path: str, overrides: Sequence[str], around: Surroundings, replica: int = 0
 ) -> ProcessSpec:
     """Return what starts an orchestrator: the first one as the config says, others on ports of their own."""
-    addresses = _listeners(config, replica)
-    moved = [f"orchestrator.{name}={address}" for name, address in addresses.items()] if replica else ()
+    own = [listener for listener in own_listeners(config) if listener.replica == replica]
+    moved = [f"orchestrator.{one.option}={one.address}" for one in own if one.port] if replica else []
+    moved += ["launch.orchestrators=1"] if replica else []  # it has no further ones itself
     sets = [part for override in (*overrides, *moved) for part in ("--set", override)]
     name = f"orchestrator-{replica}" if replica else "orchestrator"
     return ProcessSpec(
@@ -209,24 +216,9 @@ def orchestrator_process(
         argv=(around.python, "-m", "launch.cli", "orchestrator", config_path, *sets),
         env=dict(around.imports),
         ready_url=f"{public_url(config, replica)}/health",
-        listens=tuple(map(split_address, addresses.values())),
+        listens=tuple((one.host, one.port) for one in own),
         log_name=f"{name}.log",
     )
-
-
-def _listeners(config: Config, replica: int) -> Mapping[str, str]:
-    """Return the addresses of a replica's listeners by their options."""
-    found = {"listen": config.orchestrator.listen, "admin": config.orchestrator.admin}
-    return {
-        name: _moved(address, replica * REPLICA_PORTS)
-        for name, address in found.items()
-        if address is not None
-    }
-
-
-def _moved(address: str, ports: int) -> str:
-    host, port = split_address(address)
-    return join_address(host, port + ports) if port else address
 
 
 # --- workers ----------------------------------------------------------------------------------------

@@ -5,9 +5,12 @@ They know nothing of each other: a change is made at each of them, and what they
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode
@@ -21,6 +24,7 @@ T = TypeVar("T")
 Row = dict[str, Any]
 Query = Mapping[str, str | int | float] | None
 
+AWAY_S: Final = 30.0  # one that does not answer is not asked again for so long
 AGAIN_S: Final = 1.0  # before a listener whose stream was cut is asked again
 # How figures of one worker, as several orchestrators have them, become one figure. Of a distribution the
 # largest figure is shown: nobody can say more without the distributions themselves.
@@ -37,6 +41,7 @@ class Admins:
     def __init__(self, members: Sequence[Admin]) -> None:
         """There is at least one member; they are closed with this."""
         self._members = members
+        self._away: dict[str, tuple[Failed, float]] = {}  # by URL: why, and until when nobody asks again
         self._told: set[str] = set()  # URLs of those of which it was said that they do not answer
         self.url = ", ".join(member.url for member in members)
         self.run: Run | None = members[0].run
@@ -51,7 +56,8 @@ class Admins:
     def get(self, path: str, query: Query = None) -> Any:
         """Return what the documents at `path` say together. Raises `Failed` if nobody answers."""
         found = self._answers(lambda member: member.get(path, query))
-        merge = _MERGED.get(path.partition("?")[0])
+        page = path.partition("?")[0]
+        merge = _MERGED.get("/admin/requests/" if page.startswith("/admin/requests/") else page)
         return found[0] if merge is None else merge(found)
 
     def text(self, path: str) -> str:
@@ -69,8 +75,8 @@ class Admins:
     def forward(
         self, path: str, query: Sequence[tuple[str, str]], body: bytes, headers: Mapping[str, str]
     ) -> httpx.Response:
-        """Post somebody's request to the first one that answers. Raises `Failed`."""
-        return self._answers(lambda member: member.forward(path, query, body, headers), most=1)[0]
+        """Post somebody's request, which changes nothing; returns the first answer. Raises `Failed`."""
+        return self._answers(lambda member: member.forward(path, query, body, headers))[0]
 
     @contextmanager
     def lines(self, path: str, query: Query = None) -> Iterator[Iterator[str]]:
@@ -78,29 +84,41 @@ class Admins:
         lines: queue.Queue[list[str]] = queue.Queue()
         is_over = threading.Event()
         asked = f"{path}?{urlencode(query)}" if query else path
-        for member in self._members:
-            follower = threading.Thread(target=_follow, args=(member, asked, lines.put, is_over), daemon=True)
-            follower.start()
+        for index, member in enumerate(self._members):
+            arguments = (member, index, asked, lines.put, is_over)
+            threading.Thread(target=_follow, args=arguments, daemon=True).start()
         try:
             yield (line for event in iter(lines.get, None) for line in event)
         finally:
             is_over.set()
 
-    def _answers(self, ask: Callable[[Admin], T], *, most: int | None = None) -> list[T]:
-        """Return the answers of those that have one, `most` of them at most; the others are told of once."""
-        answers: list[T] = []
-        errors: list[Failed] = []
-        for member in self._members:
-            try:
-                answers.append(ask(member))
-            except Failed as error:
-                errors.append(error)
-                self._tell(member, error)
-            if len(answers) == most:
-                break
+    def _answers(self, ask: Callable[[Admin], T]) -> list[T]:
+        """Return the answers of those that have one; the others are told of once."""
+        results = self._asked(ask)
+        answers = [result for result in results if not isinstance(result, Failed)]
+        for member, result in zip(self._members, results, strict=True):
+            if isinstance(result, Failed):
+                self._tell(member, result)
         if not answers:
-            raise errors[0]
+            raise next(result for result in results if isinstance(result, Failed))
         return answers
+
+    def _asked(self, ask: Callable[[Admin], T]) -> list[T | Failed]:
+        """Ask all at once; who was away a moment ago is not waited for again."""
+        with ThreadPoolExecutor(len(self._members)) as threads:
+            return list(threads.map(lambda member: self._tried(member, ask), self._members))
+
+    def _tried(self, member: Admin, ask: Callable[[Admin], T]) -> T | Failed:
+        error, until = self._away.get(member.url, (None, 0.0))
+        if error is not None and time.monotonic() < until:
+            return error
+        try:
+            return ask(member)
+        except Refused as error:
+            return error
+        except Failed as error:
+            self._away[member.url] = error, time.monotonic() + AWAY_S
+            return error
 
     def _tell(self, member: Admin, error: Failed) -> None:
         """One that refuses knows less than the others, or all refuse: only one that is away is told of."""
@@ -109,21 +127,19 @@ class Admins:
             say(f"note: {str(error).partition(chr(10))[0]}")
 
     def _everywhere(self, change: Callable[[Admin], T]) -> T:
-        answers: list[T] = []
-        errors: list[Failed] = []
-        for member in self._members:
-            try:
-                answers.append(change(member))
-            except Failed as error:
-                errors.append(error)
-        if errors and answers:
-            raise Failed(f"{errors[0]}\n{len(answers)} of {len(self._members)} orchestrators have done it")
-        if errors:
-            raise errors[0]
+        results = self._asked(change)
+        answers = [result for result in results if not isinstance(result, Failed)]
+        error = next((result for result in results if isinstance(result, Failed)), None)
+        if error is not None and answers:
+            raise Failed(f"{error}\n{len(answers)} of {len(results)} orchestrators have done it")
+        if error is not None:
+            raise error
         return answers[0]
 
 
-def _follow(admin: Admin, path: str, take: Callable[[list[str]], object], is_over: threading.Event) -> None:
+def _follow(
+    admin: Admin, index: int, path: str, take: Callable[[list[str]], object], is_over: threading.Event
+) -> None:
     """Hand on events, each with all its lines but its number, which is one of this listener alone."""
     asked = path
     while not is_over.is_set():
@@ -132,10 +148,17 @@ def _follow(admin: Admin, path: str, take: Callable[[list[str]], object], is_ove
                 for event in _events(lines):
                     for number in (line.removeprefix("id: ") for line in event if line.startswith("id: ")):
                         asked = _after(path, number)
-                    take([line for line in event if not line.startswith("id: ")])
+                    take([_marked(line, index) for line in event if not line.startswith("id: ")])
         except Failed as error:
             say(f"{error}\nasking again")
         is_over.wait(AGAIN_S)
+
+
+def _marked(line: str, index: int) -> str:
+    """Return the line of an event that says whose it is."""
+    if not line.startswith("data: {"):
+        return line
+    return f"data: {json.dumps({**json.loads(line.removeprefix('data: ')), 'orchestrator': index})}"
 
 
 def _after(path: str, number: str) -> str:
@@ -190,6 +213,13 @@ def _requests(answers: Sequence[Row]) -> Row:
     return {"requests": found, "unanswered": [name for answer in answers for name in answer["unanswered"]]}
 
 
+def _request(answers: Sequence[Row]) -> Row:
+    """Return the newest of requests that have the same id, and say how many others there are."""
+    newest = max(answers, key=lambda answer: float(answer.get("received", 0.0)))
+    others = sum(answer.get("others_with_this_id", 0) for answer in answers) + len(answers) - 1
+    return {**newest, "others_with_this_id": others}
+
+
 def _wishes(answers: Sequence[list[Row]]) -> list[Row]:
     """Return what is wanted of each role by who wants the most: each sees the load of its own clients."""
     found: dict[tuple[str, str], Row] = {}
@@ -205,5 +235,6 @@ _MERGED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "/admin/processes": _concatenated,
     "/admin/events": _by_time,
     "/admin/requests": _requests,
+    "/admin/requests/": _request,
     "/admin/scaling": _wishes,
 }

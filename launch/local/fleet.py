@@ -65,6 +65,12 @@ class Fleet:
     def workers(self) -> Sequence[Member]:
         return [member for member in self.members if member.spec.role != ORCHESTRATOR]
 
+    def expiring(self) -> Sequence[Member]:
+        """Return the workers whose places are lost soon, but for those that come or go as the load wants."""
+        return [
+            member for member in self.workers if member.is_expiring and member.spec.name not in self.moving
+        ]
+
     def find(self, name: str) -> Member | None:
         return next((member for member in self.members if member.spec.name == name), None)
 

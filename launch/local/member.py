@@ -29,6 +29,7 @@ class Limits:
     start_s: float = 1800.0  # until everything must be ready
     stop_worker_s: float = 15.0  # from SIGTERM to SIGKILL
     stop_orchestrator_s: float = 35.0  # it drains meanwhile
+    notice_s: float = 0.0  # until a balancer has noticed that an orchestrator is back
     first_delay_s: float = 1.0  # before a process that died is started again
     longest_delay_s: float = 30.0
     stable_s: float = 60.0  # after so long a run the next delay is the first again

@@ -186,7 +186,7 @@ class Operator:
         """Have a worker whose place is lost soon, if there is one, start anew in another place, as a restart
         does. Raises `CommandFailed`.
         """
-        member = next((member for member in self._fleet.workers if member.is_expiring), None)
+        member = next(iter(self._fleet.expiring()), None)
         if member is None:
             return
         self._fleet.operation = f"move of {member.spec.name}, whose place is lost soon"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
@@ -78,8 +79,9 @@ class Registrar:
         """Return all workers; of several orchestrators what is true of a worker in all of them."""
         found: dict[tuple[str, str, str], list[Row]] = {}
         for rows in await self._ask("GET", _PATH):
-            for row in map(_row, rows):
-                found.setdefault((row.role, row.url, row.name), []).append(row)
+            with _understood():
+                for row in map(_row, rows):
+                    found.setdefault((row.role, row.url, row.name), []).append(row)
         return [_merged(rows) for rows in found.values()]
 
     async def add(self, spec: ProcessSpec, model: str, served_model: str | None, zone: str | None) -> str:
@@ -87,14 +89,14 @@ class Registrar:
         more = {"served_model": served_model, "zone": zone}
         document = {"model": model, "role": spec.role, "url": spec.url, **more}
         first, *_ = await self._ask("POST", _PATH, document)
-        return _row(first).name
+        with _understood():
+            return _row(first).name
 
     async def wanted(self) -> Sequence[Wanted]:
         """Return how many workers are wanted of each role of each model, by who wants the most."""
         found: dict[tuple[str, str], Wanted] = {}
         for wishes in await self._ask("GET", "/admin/scaling"):
-            for wish in wishes:
-                wanted = Wanted(wish["model"], wish["role"], wish["wanted"], wish["why"])
+            for wanted in _wanted(wishes):
                 most = found.setdefault((wanted.model, wanted.role), wanted)
                 if wanted.count > most.count:
                     found[wanted.model, wanted.role] = wanted
@@ -137,7 +139,8 @@ class _Listener:
         except ValueError as error:
             raise CommandFailed(f"somebody else answers at {self._url}: no JSON") from error
         if answer.status_code >= 400:
-            why = content["error"]["message"]
+            with _understood():
+                why = content["error"]["message"]
             told = f"the orchestrator at {self._url} refuses {method} {path}: {why}"
             raise Refused(answer.status_code, told)
         return content
@@ -163,6 +166,19 @@ def _merged(rows: Sequence[Row]) -> Row:
         is_drained=all(row.is_drained for row in rows),
         last_error=next((row.last_error for row in rows if row.last_error), None),
     )
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CommandFailed(f"an admin listener answers as none of this version does: {error!r}") from error
+
+
+def _wanted(wishes: Any) -> Sequence[Wanted]:
+    with _understood():
+        return [Wanted(wish["model"], wish["role"], int(wish["wanted"]), wish["why"]) for wish in wishes]
 
 
 def _row(document: Any) -> Row:

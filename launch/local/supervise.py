@@ -283,7 +283,7 @@ class _Cluster:
     def _keep_places(self, now: float) -> None:
         """Have workers move whose places are lost soon, one after the other, beside all else."""
         is_free = self._moving is None or self._moving.done()
-        is_wanted = any(member.is_expiring for member in self.fleet.workers)
+        is_wanted = bool(self.fleet.expiring())
         if is_free and is_wanted and self.fleet.operation is None and now >= self._move_at:
             self._moving = asyncio.create_task(self._move())
 

@@ -119,6 +119,7 @@ def _limits(config: Config) -> Limits:
         log_bytes=int(config.launch.log_max_mb * MIB),
         log_files=config.launch.log_files,
         stop_worker_s=config.launch.stop_timeout_s,
+        notice_s=config.orchestrator.drain_notice_s,
         stop_orchestrator_s=config.orchestrator.timeout_graceful_shutdown + DRAIN_MARGIN_S,
     )
 

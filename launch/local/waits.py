@@ -28,9 +28,10 @@ class Waits:
         self._registrar = registrar
 
     async def until_serving(self, member: Member) -> None:
-        """Wait until an orchestrator has found its workers, if others serve meanwhile."""
+        """Wait until an orchestrator has found its workers, and a balancer it, if others serve meanwhile."""
         if len(self._fleet.orchestrators) > 1:
             await self._until_up(member, lambda: self._registrar.is_serving(member.spec.url))
+            await asyncio.sleep(self._fleet.limits.notice_s)  # else a balancer may know of none for a moment
 
     async def rows_of(self, member: Member) -> Sequence[Row]:
         """Return what the orchestrator knows of a worker: a row for each of its engines."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ def scale(arguments: argparse.Namespace) -> int:
     pools = list(
         dict.fromkeys(entry.name.rpartition("/")[0] for entry in run.state.processes if "/" in entry.name)
     )
+    if "/" not in arguments.pool and os.path.exists(arguments.pool):
+        raise Mistaken("so many workers are given for a pool: baton scale MODEL/ROLE N, without CONFIG")
     if arguments.pool not in pools:
         raise Failed(unknown("pool that this run has started workers of", arguments.pool, pools))
     from orchestrator.config.printing import counted

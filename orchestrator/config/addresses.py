@@ -18,6 +18,7 @@ from orchestrator.config.options import (
 )
 from orchestrator.wire.info import Role
 
+REPLICA_PORTS = 10  # from the listeners of an orchestrator to those of the next one
 SIDE_CHANNEL_OFFSET = 1000  # from base_port to the first side channel
 
 
@@ -38,6 +39,31 @@ class WorkerAddress:
     zone: str | None = None  # that the config says it is in
     gets_credential: bool = True  # it is sent BATON_WORKER_API_KEY, if there is one
     is_discovered: bool = False  # a source has named it (`orchestrator/discovery`)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnListener:
+    """An orchestrator listens there: the first one of a run, or a further one on ports of its own."""
+
+    option: str  # listen or admin
+    replica: int
+    host: str
+    port: int  # 0: any that is free, known only once it is taken; it may be none, where there are too few
+
+    @property
+    def address(self) -> str:
+        return join_address(self.host, self.port)
+
+
+def own_listeners(config: Config) -> tuple[OwnListener, ...]:
+    """Return where all orchestrators that `baton up` starts listen."""
+    options = {"listen": config.orchestrator.listen, "admin": config.orchestrator.admin}
+    given = {option: split_address(address) for option, address in options.items() if address is not None}
+    return tuple(
+        OwnListener(option, replica, host, port + replica * REPLICA_PORTS if port else 0)
+        for replica in range(config.launch.orchestrators)
+        for option, (host, port) in given.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +248,8 @@ class _Ports:
             given = [place.worker.port, *_run(place.worker.side_channel_port, place.pool.data_parallel_size)]
             host = machine(place.worker.host)
             self._taken.update((host, port) for port in given if port is not None)
-        # The orchestrator's machine may have other addresses too: keep off its ports everywhere.
-        orchestrator = self.config.orchestrator
-        self._own = {split_address(a)[1] for a in (orchestrator.listen, orchestrator.admin) if a is not None}
+        # The orchestrators' machine may have other addresses too: keep off their ports everywhere.
+        self._own = {listener.port for listener in own_listeners(self.config)}
 
     def next_http(self, host: str) -> int:
         return self._next(host, self.config.base_port, 1)

@@ -12,10 +12,18 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext, SSLError
 from typing import Final, get_args
 from urllib.parse import urlsplit
 
-from orchestrator.config.addresses import is_loopback, machine, worker_addresses
+from orchestrator.config.addresses import (
+    REPLICA_PORTS,
+    OwnListener,
+    is_loopback,
+    machine,
+    own_listeners,
+    worker_addresses,
+)
 from orchestrator.config.files import read_file
 from orchestrator.config.keys import KeyFileError, KeyRing
 from orchestrator.config.options import (
+    MAX_PORT,
     MAX_WORKERS,
     WILDCARDS,
     Config,
@@ -401,12 +409,15 @@ class _Listener:
 
 
 def _addresses(config: Config) -> Iterator[Finding]:
+    yield from _too_few_ports(config)
     by_port: dict[int, list[_Listener]] = defaultdict(list)
     for listener in (*_own(config), *_given(config)):
         for earlier in by_port[listener.port]:
             is_shared_url = earlier.owner != listener.owner and "" not in (earlier.owner, listener.owner)
             if listener.excludes(earlier) and not is_shared_url:
                 message = f"{listener.host} port {listener.port} is taken by {dotted(earlier.path)}"
+                if "launch" in (listener.path[0], earlier.path[0]):
+                    message += f": orchestrators are {REPLICA_PORTS} ports apart"
                 yield Finding(listener.path, message, also=(earlier.path,))
                 break
         by_port[listener.port].append(listener)
@@ -417,9 +428,25 @@ def _addresses(config: Config) -> Iterator[Finding]:
 
 
 def _own(config: Config) -> Iterator[_Listener]:
-    for key, address in (("listen", config.orchestrator.listen), ("admin", config.orchestrator.admin)):
-        if address is not None and split_address(address)[1] != 0:
-            yield _Listener(("orchestrator", key), *split_address(address), owner="")
+    for own in own_listeners(config):
+        if 0 < own.port <= MAX_PORT:
+            yield _Listener(_place_of(own), own.host, own.port, owner="")
+
+
+def _place_of(own: OwnListener) -> Path:
+    """Return the option that has an orchestrator listen there."""
+    return ("launch", "orchestrators") if own.replica else ("orchestrator", own.option)
+
+
+def _too_few_ports(config: Config) -> Iterator[Finding]:
+    for own in own_listeners(config):
+        if own.port > MAX_PORT:
+            message = (
+                f"orchestrator {own.replica + 1} of {config.launch.orchestrators} would listen at port "
+                f"{own.port}, and ports end at {MAX_PORT}: lower orchestrator.{own.option}"
+            )
+            yield Finding(_place_of(own), message)
+            return
 
 
 def _given(config: Config) -> Iterator[_Listener]:

@@ -67,13 +67,15 @@ class Releases:
         """Choose a decode worker, if possible one that has not just failed this request.
 
         There is one: it was planned when the prefill was sent. Who does both in its place would answer a
-        release leg, but know nothing of hand-offs, and pull nothing.
+        release leg, but know nothing of hand-offs, and pull nothing. One of another revision may be unable to
+        pull them: engines of two versions refuse each other.
         """
         planned, legs = prefill.decode, prefill.legs
         ready = self._dispatcher.registry.pools[legs.model].decode
         if planned in ready and not legs.has_failed(planned):
             return planned
-        choices = [worker for worker in (*ready, planned) if worker.address.role == "decode"]
+        fit = [worker for worker in ready if _fits(worker.revision, prefill.worker.revision)]
+        choices = [worker for worker in (*fit, planned) if worker.address.role == "decode"]
         return next((worker for worker in choices if not legs.has_failed(worker)), choices[0])
 
     async def _send(self, leg: ReleaseLeg, prefill: PrefillLeg, lease: KvLease) -> None:
@@ -217,3 +219,8 @@ async def _read(answer: Answer, seconds: float) -> bytes | None:
         return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), seconds)
     except TimeoutError:
         return None
+
+
+def _fits(one: str | None, other: str | None) -> bool:
+    """Tell whether workers of these revisions may have the same KV cache, as far as that is known."""
+    return one is None or other is None or one == other

@@ -328,7 +328,7 @@ class Flow:
         attempts.count += 1
         request.plan = self._plan(request.scope, request.view, request.route, legs.failed or ())
         self._tell_replaced(request)
-        if request.plan.prefill is None:  # one worker serves it as a whole now: it pulls nothing
+        if request.plan.prefill is None or not _may_go_on(request):  # one that serves all of it pulls nothing
             self._forget_prefill(request)
 
     def _plan(self, scope: RequestScope, view: RequestView, route: Route, avoid: tuple[Worker, ...]) -> Plan:
@@ -597,6 +597,12 @@ def _named(registry: Registry, names: Collection[str]) -> tuple[Worker, ...]:
     if None in found:
         raise ClientError(f"there is no worker of one of these names: {', '.join(names)}", param="avoid")
     return tuple([worker for worker in found if worker is not None])
+
+
+def _may_go_on(request: AdmittedRequest) -> bool:
+    """Tell whether the worker that is planned now may have the hand-off that there is, if there is one."""
+    prefill = request.prefill
+    return prefill is None or request.route.planner.go_together(prefill.worker, request.plan.decode)
 
 
 def _unused_lease(ledger: LeaseLedger, request: AdmittedRequest) -> KvLease | None:

@@ -187,6 +187,10 @@ class Planner:
             return self.revisions.groups(prefill, decode)
         return [Group(None, prefill, decode)]
 
+    def go_together(self, prefill: Worker, decode: Worker) -> bool:
+        """Tell whether a hand-off of the one may go to the other, whoever was planned first."""
+        return not self.keeps_revisions or self.revisions.go_together(prefill, decode)
+
     def without_partners(self, pools: Pools) -> str:
         """Return why one worker serves where no two can go together. Raises `Unavailable`."""
         if self.is_strict and not pools.both:

@@ -55,6 +55,10 @@ class Revisions:
             self._is_one = _are_one(prefill, decode[0].revision) and _are_one(decode, decode[0].revision)
         return self._is_one
 
+    def go_together(self, prefill: Worker, decode: Worker) -> bool:
+        """Tell whether a hand-off of the one may go to the other."""
+        return _goes_with(prefill.revision, decode.revision, self._pairs_unknown)
+
     def decodes(self) -> tuple[Worker, ...]:
         """Return the decode workers of all groups."""
         return self._decodes

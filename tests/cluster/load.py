@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import httpx
 
 from tests.cluster.hosts import Host
 from tests.orchestrator.running import MODEL
-from tests.waiting import wait_for
+from tests.waiting import LIMIT_S, wait_for
 
 CLIENTS = 6
 
@@ -28,6 +29,7 @@ class Load:
     model: str = MODEL
     answered: int = 0
     slowest_s: float = 0.0
+    texts: Counter[str] = field(default_factory=Counter)  # how often each was an answer
     failures: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=lambda: [0] * CLIENTS)  # of each client
     is_over: threading.Event = field(default_factory=threading.Event)
@@ -50,11 +52,7 @@ class Load:
         body: dict[str, Any] = {"model": self.model, "prompt": "Go on", "max_tokens": 16, "ignore_eos": True}
         answer = client.post("/v1/completions", json=body | {"stream": stream})
         assert answer.status_code == 200, answer.text
-        if stream:
-            assert answer.text.endswith("data: [DONE]\n\n"), answer.text
-            assert 'data: {"error"' not in answer.text
-        else:
-            assert json.loads(answer.text)["choices"][0]["finish_reason"] == "length"
+        self.texts[_streamed(answer.text) if stream else _whole(answer.text)] += 1
         self.answered += 1
         self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
@@ -63,10 +61,24 @@ class Load:
         before = list(self.rounds)
         wait_for(lambda: all(now > then for now, then in zip(self.rounds, before, strict=True)), "a round")
 
-    def wait_for(self, more: int) -> None:
+    def wait_for(self, more: int, limit_s: float = LIMIT_S) -> None:
         """Wait until so many more were answered, or one has failed."""
         wanted = self.answered + more
-        wait_for(lambda: self.failures or self.answered >= wanted, f"{more} more answers")
+        wait_for(lambda: self.failures or self.answered >= wanted, f"{more} more answers", limit_s)
+
+
+def _whole(body: str) -> str:
+    choice = json.loads(body)["choices"][0]
+    assert choice["finish_reason"] == "length"
+    text: str = choice["text"]
+    return text
+
+
+def _streamed(body: str) -> str:
+    assert body.endswith("data: [DONE]\n\n"), body
+    assert 'data: {"error"' not in body
+    events = [json.loads(line.removeprefix("data: ")) for line in body.split("\n\n")[:-2]]
+    return "".join(choice["text"] for event in events for choice in event["choices"])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.exits import Exit
-from launch.plan import REPLICA_PORTS
+from orchestrator.config.addresses import REPLICA_PORTS
 from tests.cluster import envoy
 from tests.cluster.envoy import HEALTH_INTERVAL_S, Envoy, balancing
 from tests.cluster.load import Load, loaded

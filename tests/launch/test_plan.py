@@ -148,8 +148,9 @@ def test_several_orchestrators_have_ports_of_their_own() -> None:
     assert [spec.url for spec in plan.orchestrators] == [f"http://127.0.0.1:80{n}0" for n in range(3)]
     assert plan.admins == tuple(f"http://127.0.0.1:80{n}1" for n in range(3))
     assert plan.orchestrators[2].listens == (("0.0.0.0", 8020), ("127.0.0.1", 8021))
-    assert plan.orchestrators[2].argv[-4:] == (
-        "--set", "orchestrator.listen=0.0.0.0:8020", "--set", "orchestrator.admin=127.0.0.1:8021"
+    assert plan.orchestrators[2].argv[-6:] == (
+        "--set", "orchestrator.listen=0.0.0.0:8020", "--set", "orchestrator.admin=127.0.0.1:8021",
+        "--set", "launch.orchestrators=1",
     )  # fmt: skip
     assert "--set" not in plan.orchestrators[0].argv
     assert len({spec.log_name for spec in plan.orchestrators}) == 3
@@ -160,3 +161,15 @@ def test_several_orchestrators_need_an_admin_port_that_is_known() -> None:
     made = config(model(both={"engine": "sim"}), orchestrator=orchestrator, launch={"orchestrators": 2})
     with pytest.raises(PlanError, match=r"orchestrator\.admin has port 0"):
         plan_of(made)
+
+
+def test_workers_keep_off_the_ports_of_all_orchestrators() -> None:
+    orchestrator = {"listen": "127.0.0.1:8000", "admin": "127.0.0.1:8001"}
+    made = config(
+        model(both={"engine": "sim", "replicas": 20}),
+        orchestrator=orchestrator,
+        base_port=8000,
+        launch={"orchestrators": 2},
+    )
+    ports = [port for spec in plan_of(made).processes for _, port in spec.listens]
+    assert len(ports) == len(set(ports))

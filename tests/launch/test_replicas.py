@@ -92,7 +92,7 @@ def test_nobody_answers() -> None:
 
 def test_a_request_is_found_wherever_it_was_served(capsys: pytest.CaptureFixture[str]) -> None:
     with listening({}, {"/admin/requests/r": {"id": "r"}}) as (admins, _):
-        assert admins.get("/admin/requests/r") == {"id": "r"}
+        assert admins.get("/admin/requests/r") == {"id": "r", "others_with_this_id": 0}
         with pytest.raises(Refused, match="no such path"):
             admins.get("/admin/requests/other")
     assert capsys.readouterr().err == ""
@@ -134,3 +134,34 @@ def test_all_streams_are_followed_and_taken_up_where_they_were() -> None:
         assert sorted(events) == [1, 2, 8, 9]
         assert listeners[0].paths("GET")[:2] == [path, f"{path}&after=1"]
         assert listeners[1].paths("GET")[:2] == [path, f"{path}&after=8"]
+
+
+def test_events_that_are_followed_say_whose_they_are() -> None:
+    event = 'id: 1\ndata: {"kind": "a"}\n\n'
+    with (
+        listening({"/admin/events": event}, {"/admin/events": event}) as (admins, _),
+        admins.lines("/admin/events") as lines,
+    ):
+        events = [event for _, event in islice(parsed(lines), 2)]
+    assert {event["orchestrator"] for event in events} <= {0, 1}
+
+
+def test_a_request_whose_id_several_know_is_the_newest() -> None:
+    one = {"/admin/requests/r": {"id": "r", "received": 1.0, "others_with_this_id": 2}}
+    two = {"/admin/requests/r": {"id": "r", "received": 2.0, "others_with_this_id": 0}}
+    with listening(one, two) as (admins, _):
+        found = admins.get("/admin/requests/r")
+    assert found == {"id": "r", "received": 2.0, "others_with_this_id": 3}
+
+
+def test_who_was_away_is_not_asked_again_at_once() -> None:
+    with one_away({"/admin/workers": []}) as (admins, _):
+        assert admins.get("/admin/workers") == []
+        asked: list[str] = []
+
+        def ask(member: Admin) -> str:
+            asked.append(member.url)
+            return member.url
+
+        assert admins._answers(ask) == asked
+        assert len(asked) == 1

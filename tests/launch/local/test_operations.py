@@ -82,6 +82,9 @@ class FakeFleet:
     def workers(self) -> list[FakeMember]:
         return [member for member in self.members if member.spec.role != "orchestrator"]
 
+    def expiring(self) -> list[FakeMember]:
+        return [m for m in self.workers if m.is_expiring and m.spec.name not in self.moving]
+
     def find(self, name: str) -> FakeMember | None:
         return next((member for member in self.members if member.spec.name == name), None)
 
@@ -230,6 +233,14 @@ def test_one_whose_place_is_lost_soon_moves_as_in_a_restart() -> None:
     assert site.starts() == {"m/both/0": 0, "m/both/1": 1, "m/both/2": 0}
     assert site.fleet.progress.said == ["m/both/1 moves, as its place is lost soon"]
     assert (site.registrar.drained, site.fleet.operation) == (set(), None)
+
+
+def test_one_that_the_load_has_stopped_does_not_move() -> None:
+    site = Site(workers=2)
+    site.fleet.workers[0].is_expiring = True
+    site.fleet.moving.add("m/both/0")
+    asyncio.run(site.operator.move_one())
+    assert site.starts() == {"m/both/0": 0, "m/both/1": 0}
 
 
 def test_the_only_one_moves_once_another_one_serves() -> None:

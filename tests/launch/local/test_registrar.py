@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from launch.local.control import CommandFailed
-from launch.local.registrar import Refused, Registrar
+from launch.local.registrar import Refused, Registrar, Wanted
 
 
 def row(state: str = "ready", in_flight: int = 0, *, is_drained: bool = False) -> dict[str, Any]:
@@ -83,3 +83,26 @@ def test_without_a_listener_nothing_can_be_changed() -> None:
 def test_an_orchestrator_serves_once_it_is_ready() -> None:
     assert asking(lambda registrar: registrar.is_serving("http://h0"), lambda: httpx.Response(200))
     assert not asking(lambda registrar: registrar.is_serving("http://h0"), lambda: httpx.Response(503))
+
+
+def wish(wanted: Any, role: str = "decode", why: str = "so it is") -> dict[str, Any]:
+    return {"model": "m", "role": role, "wanted": wanted, "why": why}
+
+
+def test_of_each_pool_as_many_are_wanted_as_whoever_wants_most() -> None:
+    found = asking(
+        Registrar.wanted,
+        listing(wish(2), wish(4, "prefill")),
+        listing(wish(3, why="more come here"), wish(4, "prefill", why="here too")),
+        listing(),
+    )
+    assert found == [Wanted("m", "decode", 3, "more come here"), Wanted("m", "prefill", 4, "so it is")]
+
+
+@pytest.mark.parametrize("do", [Registrar.wanted, Registrar.rows])
+@pytest.mark.parametrize("answer", [[{"model": "m"}], [[]], 3, [wish("many")]])
+def test_what_nobody_understands_is_a_failure(do: Callable[[Registrar], Awaitable[Any]], answer: Any) -> None:
+    with pytest.raises(CommandFailed, match="answers as none of this version does"):
+        asking(do, lambda: httpx.Response(200, json=answer))
+    with pytest.raises(CommandFailed, match="answers as none of this version does"):
+        asking(do, lambda: httpx.Response(500, json=answer))

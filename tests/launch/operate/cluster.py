@@ -26,8 +26,16 @@ class Cluster:
     """`baton up` on free ports in a directory of its own; `commands` are run there."""
 
     def __init__(
-        self, directory: Path, *, prefill: int = 1, decode: int = 1, replicas: int = 1, **orchestrator: Any
+        self,
+        directory: Path,
+        *,
+        prefill: int | dict[str, Any] = 1,
+        decode: int | dict[str, Any] = 1,
+        replicas: int = 1,
+        scaling: dict[str, Any] | None = None,
+        **orchestrator: Any,
     ) -> None:
+        """A pool is so many workers on ports of their own, or what its section holds beside the engine."""
         self.directory = directory
         self.listen, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.config = directory / f"c{free_port()}.yaml"  # its name finds the processes
@@ -38,6 +46,7 @@ class Cluster:
             "models": [{"name": "sim", "prefill": _pool(prefill), "decode": _pool(decode)}],
             "health": {"interval_s": 0.2},
             "launch": {"orchestrators": replicas},
+            "scaling": scaling,
             "base_port": free_port() + 10_000,  # of workers that are added: where no test has ports
         }
         self.config.write_text(json.dumps(document))
@@ -114,7 +123,9 @@ class Cluster:
         return httpx.post(f"http://{self.listen}/v1/completions", json=body, timeout=60, trust_env=False)
 
 
-def _pool(replicas: int) -> dict[str, Any]:
+def _pool(replicas: int | dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(replicas, int):
+        return {"engine": "sim", "sim": SIM, **replicas}
     workers = [{"port": free_port(), "side_channel_port": free_port()} for _ in range(replicas)]
     return {"engine": "sim", "workers": workers, "sim": SIM}
 

@@ -207,7 +207,7 @@ def _workers_or_none(cluster: Cluster) -> dict[str, str] | None:
         (["restart"], Exit.USAGE, "name the workers to restart, or all of them by --rolling"),
         (["restart", "--rolling", "sim/decode/0"], Exit.USAGE, "name the workers"),
         (["restart", "orchestrator"], Exit.FAILED, "--force restarts it all the same"),
-        (["drain"], Exit.USAGE, "the following arguments are required: WORKER"),
+        (["drain"], Exit.USAGE, "name the workers, as"),
         (["ps", "--admin", "ftp://x"], Exit.USAGE, "expected http://HOST:PORT"),
         (["down", "--admin", "http://x"], Exit.USAGE, "unrecognized arguments"),
     ],
