@@ -6,17 +6,11 @@ import os
 import select
 import stat
 
+from orchestrator.wire.regular import read_regular
+
 MAX_BYTES = 1024 * 1024  # of keys, a certificate chain: a larger file is another one by mistake
 
 PIPE_S = 2.0  # how long the writer of a pipe may take for its next bytes
-
-_KINDS = {
-    stat.S_IFIFO: "Is a FIFO, not a file",
-    stat.S_IFSOCK: "Is a socket, not a file",
-    stat.S_IFDIR: "Is a directory",
-    stat.S_IFCHR: "Is a device, not a file",
-    stat.S_IFBLK: "Is a device, not a file",
-}
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -24,15 +18,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
     A FIFO or a device, whose content may never come or never end, is not opened for good.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        if kind in _KINDS:
-            raise _refused(path, _KINDS[kind])
-        with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(MAX_BYTES + 1)
-    finally:
-        os.close(descriptor)
+    content = read_regular(path, MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise _refused(path, f"Has more than {MAX_BYTES} bytes")
     return content

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from orchestrator.config.options import DiscoverConfig, join_address, split_address
 from orchestrator.discovery.base import PoolKey, Source, SourceAway, Take
+from orchestrator.discovery.bounded_calls import BoundedCalls
 from orchestrator.wire.member import Member, MemberSet
 
 INTERVAL_S: Final = 2.0  # between two questions
 SOON_S: Final = 0.5  # when an address was missing
 JITTER: Final = 0.2
 PATIENCE_S: Final = 10.0
+
+Resolve = Callable[[str, int], Awaitable[Sequence[tuple[Any, ...]]]]  # as `socket.getaddrinfo`
 
 
 def dns_source(config: DiscoverConfig, pools: Sequence[PoolKey], random: Random) -> Source:
@@ -28,13 +31,22 @@ def dns_source(config: DiscoverConfig, pools: Sequence[PoolKey], random: Random)
 
 
 class DnsSource(Source):
-    """It asks the system's resolver, in a thread, for A and AAAA records. A member's uid is its address."""
+    """It asks the system's resolver for A and AAAA records. A member's uid is its address."""
 
-    def __init__(self, host: str, port: int, pools: Sequence[PoolKey], random: Random) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        pools: Sequence[PoolKey],
+        random: Random,
+        resolve: Resolve | None = None,
+    ) -> None:
+        """`resolve` is asked instead of the system's resolver."""
         self._host = host
         self._port = port
         self._pools = pools
         self._random = random
+        self._resolve = resolve or _system_resolver(host)
 
     async def watch(self, take: Take) -> NoReturn:
         last: frozenset[str] = frozenset()
@@ -50,10 +62,9 @@ class DnsSource(Source):
             await asyncio.sleep(pause_s * self._random.uniform(1 - JITTER, 1 + JITTER))
 
     async def _resolved(self) -> frozenset[str]:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                found = await self._resolve(self._host, self._port)
         except TimeoutError as error:
             raise SourceAway(f"the resolver does not answer for {self._host}") from error
         except socket.gaierror as error:
@@ -66,3 +77,9 @@ class DnsSource(Source):
         model, role = pool
         address = join_address(host, self._port)
         return Member(uid=address, name=address, model=model, role=role, url=f"http://{address}")
+
+
+def _system_resolver(host: str) -> Resolve:
+    """Return a resolver whose threads nobody waits for: one may take minutes while its servers are silent."""
+    calls = BoundedCalls(f"resolve {host}", PATIENCE_S)
+    return lambda name, port: calls.make(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)

@@ -7,6 +7,7 @@ of changes: so the folder is looked at again and again, and read when anything i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Final, NoReturn
 
 from orchestrator.config.options import DiscoverConfig
 from orchestrator.discovery.base import PoolKey, Source, SourceAway, Take
+from orchestrator.discovery.bounded_calls import BoundedCalls
 from orchestrator.wire.member import MemberSet, read_members
 
 POLL_S: Final = 0.25  # between two looks
@@ -37,6 +39,7 @@ class FileSource(Source):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._calls = BoundedCalls(f"look at {path}", PATIENCE_S)
 
     async def watch(self, take: Take) -> NoReturn:
         seen: Look | None = None
@@ -53,8 +56,7 @@ class FileSource(Source):
 
     async def _asked(self, seen: Look | None) -> tuple[Look, MemberSet | None]:
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                return await asyncio.to_thread(look_again, self._path, seen)
+            return await self._calls.make(look_again, self._path, seen)
         except TimeoutError as error:
             raise SourceAway(f"{self._path} cannot be read: its file system does not answer") from error
         except OSError as error:
@@ -91,10 +93,16 @@ def _looks(path: Path) -> Iterator[tuple[str, int, int, int]]:
     with os.scandir(path) as entries:
         for entry in entries:
             if not entry.name.startswith("."):  # drafts come and go
-                try:
-                    yield _look(entry.name, entry.stat())
-                except FileNotFoundError:  # it was removed just now
-                    continue
+                with contextlib.suppress(FileNotFoundError):  # it was removed just now
+                    yield _look(entry.name, _status(entry))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Return the status of a file, or of a link that leads nowhere."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
 
 
 def _look(name: str, status: os.stat_result) -> tuple[str, int, int, int]:

@@ -23,7 +23,8 @@ import msgspec
 from orchestrator.config.options import DiscoverConfig, KubernetesConfig, join_address
 from orchestrator.discovery.base import PoolKey, Source, SourceAway, Take
 from orchestrator.discovery.slices import SliceError, Slices, decode_slice
-from orchestrator.wire.member import MemberSet, Problem
+from orchestrator.wire.member import MAX_FILE_BYTES, MemberSet, Problem
+from orchestrator.wire.regular import read_regular
 from orchestrator.workers.troubles import trouble_of
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in every pod that may have a token
@@ -244,7 +245,7 @@ def find_api(config: KubernetesConfig, account: Path, environ: Mapping[str, str]
 def _read(path: Path) -> str:
     """Raises `SourceAway`."""
     try:
-        text = path.read_text("ascii").strip()
+        text = read_regular(path, MAX_FILE_BYTES).decode("ascii").strip()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         hint = "may the pod's service account have a token (automountServiceAccountToken)?"

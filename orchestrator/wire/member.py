@@ -6,22 +6,26 @@ one. A single file, JSON or YAML, has a list of members. `docs/discovery.md` sho
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from orchestrator.wire.info import MAX_LABEL, Label, Role
+from orchestrator.wire.regular import NoFile, read_regular
 
 MAX_FILE_BYTES = 1024 * 1024  # of a file with members: a thousand of them are a fifth of that
 MAX_MEMBERS = 4096
 _SUFFIX = ".json"
 _MOST_CHARACTERS = 240  # of a file's name: file systems take 255 bytes
+_NAMES = "letters, digits and . _ : - [ ] only, and begins with a letter, a digit or ["
+_PLACE = re.compile(r" - at `\$\.(\w+)`\Z")
 
 # Names stand in logs, labels of metrics and paths of the admin API.
 Name = Annotated[
@@ -50,6 +54,7 @@ class Problem(msgspec.Struct, frozen=True):
     place: str  # the file, or the entry of a list
     reason: str
     key: tuple[str, str, str] | None = None  # model, role and name of the member, where they are known
+    hides_member: bool = True  # False: if its key is not known, it is nobody's
 
 
 class MemberSet(msgspec.Struct, frozen=True):
@@ -80,10 +85,18 @@ def remove_member(folder: Path, uid: str) -> None:
 
     The file of a later start of the same worker, which has another `uid`, stays.
     """
+    unread: OSError | None = None
     for path in _member_files(folder):
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        try:
             if _read_member(path).uid == uid:
                 path.unlink(missing_ok=True)
+                return
+        except (FileNotFoundError, NoFile, ValueError):
+            continue
+        except OSError as error:  # perhaps it is somebody else's
+            unread = error
+    if unread is not None:
+        raise unread
 
 
 def read_members(path: Path) -> MemberSet:
@@ -119,19 +132,37 @@ def _read_folder(folder: Path) -> MemberSet:
     for path in files[:MAX_MEMBERS]:
         try:
             members.append(_read_member(path))
-        except FileNotFoundError:  # it was removed just now
-            continue
         except (OSError, ValueError) as error:
-            problems.append(Problem(path.name, str(error), _key_of(path)))
+            problems += _problem_of(path, error)
     return _made(members, problems, folder, len(files))
 
 
+def _problem_of(path: Path, error: OSError | ValueError) -> Iterator[Problem]:
+    """Yield what is wrong with a file, if anything is: one that was removed just now is none."""
+    key = _key_of(path)
+    if isinstance(error, NoFile):
+        yield Problem(path.name, f"it is passed over: {error.strerror}", key, hides_member=False)
+    elif not isinstance(error, FileNotFoundError):
+        yield Problem(path.name, _said(error), key)
+    elif path.is_symlink():
+        yield Problem(path.name, "it is a link to a file that is not there", key)
+
+
+def _said(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror or error}"
+    return str(error)
+
+
 def _read_member(path: Path) -> Member:
-    """Raises `OSError` and `ValueError`."""
+    """Raises `OSError`, and `ValueError` that says in plain words what is wrong."""
+    content = _bounded(path)
+    if not content.strip():
+        raise ValueError("it is empty")
     try:
-        return msgspec.json.decode(_bounded(path), type=Member)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        return msgspec.json.decode(content, type=Member)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_plain(error)) from error
 
 
 def _key_of(path: Path) -> tuple[str, str, str] | None:
@@ -151,13 +182,15 @@ def _read_list(path: Path) -> MemberSet:
         try:
             members.append(msgspec.convert(entry, Member, strict=False))
         except ValueError as error:
-            problems.append(Problem(f"entry {index}", str(error), _key_in(entry)))
+            problems.append(Problem(f"entry {index}", _plain(error), _key_in(entry)))
     return _made(members, problems, path, len(entries))
 
 
 def _entries(path: Path) -> list[Any]:
     """Raises `OSError`, and `ValueError` for what is no list."""
     content = _bounded(path)
+    if not content.strip():
+        raise ValueError("it is empty; a list without members is []")
     found = _parsed_json(content) if path.suffix == _SUFFIX else _parsed_yaml(content)
     if not isinstance(found, list):
         raise ValueError("there is no list of members in it")
@@ -167,8 +200,8 @@ def _entries(path: Path) -> list[Any]:
 def _parsed_json(content: bytes) -> object:
     try:
         return json.loads(content)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_plain(error)) from error
 
 
 def _parsed_yaml(content: bytes) -> object:
@@ -193,9 +226,8 @@ def _key_in(entry: object) -> tuple[str, str, str] | None:
 
 
 def _bounded(path: Path) -> bytes:
-    """Raises `OSError`, and `ValueError` if the file is too large."""
-    with path.open("rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
+    """Raises `OSError`, `NoFile` if it is none, and `ValueError` if it is too large."""
+    content = read_regular(path, MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
     return content
@@ -204,4 +236,47 @@ def _bounded(path: Path) -> bytes:
 def _made(members: list[Member], problems: list[Problem], path: Path, count: int) -> MemberSet:
     if count > MAX_MEMBERS:
         problems.append(Problem(path.name, f"only the first {MAX_MEMBERS} of {count} members are used"))
-    return MemberSet(tuple(members), tuple(problems), all(problem.key is not None for problem in problems))
+    return MemberSet(tuple(members), tuple(problems), all(map(_is_known, problems)))
+
+
+def _is_known(problem: Problem) -> bool:
+    """Whether it is known who the problem is about, or that it is about nobody."""
+    return problem.key is not None or not problem.hides_member
+
+
+# --- what is wrong, in plain words --------------------------------------------------------------
+
+
+def _plain(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON: {error}"
+    if isinstance(error, msgspec.ValidationError):
+        return _plain_value(str(error))
+    return str(error).replace("Input data was truncated", "JSON is malformed: it ends too early")
+
+
+def _plain_value(text: str) -> str:
+    """Say which field is wrong, and what it should be."""
+    if text.startswith("Expected `object`"):
+        return "it has not the fields of a member"
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
+        return f"{missing[1]} is missing"
+    if (place := _PLACE.search(text)) is None:
+        return text
+    return f"{place[1]} is wrong: {_plain_rule(text[: place.start()])}"
+
+
+def _plain_rule(text: str) -> str:
+    if "matching regex" in text:
+        return f"it has {_NAMES}"
+    if text.endswith("of length >= 1"):
+        return "it is empty"
+    if length := re.fullmatch(r"Expected `str` of length <= (\d+)", text):
+        return f"it has more than {length[1]} characters"
+    if text.startswith("Invalid enum value"):
+        return f"{text.removeprefix('Invalid enum value ')} is none of {', '.join(get_args(Role))}"
+    return text[0].lower() + text[1:]

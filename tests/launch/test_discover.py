@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,26 @@ def test_a_config_without_a_source_says_so(tmp_path: Path, capsys: pytest.Captur
     path.write_text('models: [{name: m, both: {urls: ["http://h:1"]}}]')
     assert main(["discover", str(path)]) == 1
     assert "no pool says discover" in capsys.readouterr().err
+
+
+def test_what_is_no_file_is_passed_over_and_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(config.parent / "members/f.json")
+    assert main(["discover", str(config)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "  wrong: f.json: it is passed over: Is a FIFO, not a file"
+    assert len(lines) == 6
+
+
+@pytest.mark.processes
+def test_it_ends_though_a_file_system_does_not_answer(config: Path) -> None:
+    code = """
+import sys, time
+from launch.cli import main
+from orchestrator.discovery import file
+file.look_again = lambda path, seen: time.sleep(3600)
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "discover", str(config), "--timeout-s", "0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "cannot be asked: it has not answered in 0.1 s" in done.stdout

@@ -15,7 +15,8 @@ import msgspec
 
 from launch.local.upkeep import WORKERS_FILE
 from orchestrator.wire.info import Role
-from orchestrator.wire.member import Member, file_name
+from orchestrator.wire.member import MAX_FILE_BYTES, Member, file_name
+from orchestrator.wire.regular import read_regular
 
 CONFIG: Final = WORKERS_FILE  # the config of the run, as the tasks read it
 MEMBERS: Final = "members"
@@ -54,7 +55,8 @@ def age_of(uid: str) -> tuple[int, int, int]:
 def uid_of(folder: Path, member: Member) -> str:
     """Return whose start the file of a worker's member is; an empty text if there is none, or garbage."""
     try:
-        content = (folder / file_name(member.model, member.role, member.name)).read_bytes()
+        path = folder / file_name(member.model, member.role, member.name)
+        content = read_regular(path, MAX_FILE_BYTES)
         return msgspec.json.decode(content, type=Member).uid
     except (OSError, ValueError):
         return ""
@@ -77,7 +79,7 @@ def write_report(folder: Path, model: str, role: Role, name: str, report: TaskRe
 def read_report(folder: Path, model: str, role: Role, name: str) -> TaskReport | None:
     """Return the report of a worker's task; None if there is none, or none that can be understood."""
     try:
-        with (folder / TASKS / file_name(model, role, name)).open("rb") as file:
-            return msgspec.json.decode(file.read(_MAX_BYTES), type=TaskReport)
+        content = read_regular(folder / TASKS / file_name(model, role, name), _MAX_BYTES)
+        return msgspec.json.decode(content, type=TaskReport)
     except (OSError, ValueError):
         return None

@@ -33,7 +33,7 @@ def odd(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     elif request.param == "a socket":
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(str(path))
-        return str(path), "No such device or address"
+        return str(path), "Is a socket, not a file"
     else:
         with path.open("wb") as file:
             file.truncate(100 * MAX_BYTES)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
 
+from orchestrator.discovery import dns
 from orchestrator.discovery.base import SourceAway
 from orchestrator.discovery.dns import INTERVAL_S, JITTER, SOON_S, DnsSource
 from orchestrator.wire.member import MemberSet
@@ -22,7 +24,7 @@ class Resolver(VirtualTimeLoop):
     error: Exception | None = None
     asked = 0
 
-    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> list[Any]:
+    async def resolve(self, host: str, port: int) -> list[Any]:
         self.asked += 1
         if self.error is not None:
             raise self.error
@@ -35,7 +37,7 @@ def run(story: Callable[[Resolver, list[MemberSet], asyncio.Task[Any]], Any]) ->
         assert isinstance(loop, Resolver)
         loop.addresses = ("10.0.0.1", "fd00::2")
         sets: list[MemberSet] = []
-        source = DnsSource("workers", 8000, [DECODE, PREFILL], Random(0))
+        source = DnsSource("workers", 8000, [DECODE, PREFILL], Random(0), loop.resolve)
         watching = asyncio.create_task(source.watch(sets.append))
         await asyncio.sleep(0.01)
         await story(loop, sets, watching)
@@ -109,3 +111,28 @@ def test_localhost_is_resolved() -> None:
         assert {"http://127.0.0.1:8", "http://[::1]:8"} & set(urls(sets[0]))
 
     asyncio.run(main())
+
+
+def test_a_resolver_that_hangs_is_away_and_asked_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    go, has_begun = threading.Event(), threading.Event()
+    asked: list[threading.Thread] = []
+
+    def hang(*_: object, **__: object) -> list[Any]:
+        asked.append(threading.current_thread())
+        has_begun.set()
+        go.wait(60)
+        return []
+
+    monkeypatch.setattr(dns, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+
+    async def main() -> None:
+        source = DnsSource("workers", 8, [DECODE], Random(0))
+        for _ in range(3):
+            with pytest.raises(SourceAway, match="the resolver does not answer for workers"):
+                await source.watch(lambda found: None)
+
+    asyncio.run(main())
+    assert has_begun.wait(60)
+    go.set()
+    assert [thread.daemon for thread in asked] == [True]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.discovery import file as module
 from orchestrator.discovery.base import SourceAway
 from orchestrator.discovery.file import FileSource, look_again
 from orchestrator.wire.member import Member, MemberSet, remove_member, write_member
@@ -115,3 +117,70 @@ def test_members_of_newer_writers_are_read(tmp_path: Path) -> None:
     _, found = look_again(tmp_path, None)
     assert found is not None
     assert isinstance(found.members[0], Member)
+
+
+def test_a_list_that_is_no_file_is_a_source_that_is_away(tmp_path: Path) -> None:
+    path = tmp_path / "members.json"
+    os.mkfifo(path)
+    with pytest.raises(SourceAway, match="cannot be read: Is a FIFO"):
+        asyncio.run(FileSource(path).watch(lambda found: None))
+
+
+@pytest.mark.parametrize("odd", ["FIFO", "link", "loop"])
+def test_changes_beside_what_is_no_file_are_told(odd: str, tmp_path: Path) -> None:
+    """Each is named, also if all else has long looked as it does."""
+    write_member(tmp_path, member("a"))
+    old = time.time() - 60
+    os.utime(next(tmp_path.iterdir()), (old, old))
+
+    async def main() -> None:
+        sets: list[MemberSet] = []
+        watching = asyncio.create_task(FileSource(tmp_path).watch(sets.append))
+        await until(lambda: bool(sets))
+        path = tmp_path / "odd.json"
+        if odd == "FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(tmp_path / "nothing" if odd == "link" else path)
+        os.utime(path, (old, old), follow_symlinks=False)
+        await until(lambda: [problem.place for problem in sets[-1].problems] == ["odd.json"])
+        write_member(tmp_path, member("b", port=2))
+        await until(lambda: names(sets[-1]) == ["a", "b"])
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_file_system_that_does_not_answer_is_told_and_asked_by_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    asked: list[Path] = []
+
+    def hang(path: Path, seen: module.Look | None) -> tuple[module.Look, MemberSet | None]:
+        asked.append(path)
+        go.wait(60)
+        return look_again(path, seen)
+
+    write_member(tmp_path, member("a"))
+    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(module, "look_again", hang)
+
+    async def main() -> None:
+        source = FileSource(tmp_path)
+        for _ in range(3):
+            with pytest.raises(SourceAway, match="its file system does not answer"):
+                await source.watch(lambda found: None)
+        await until(lambda: bool(asked))
+        assert len(asked) == 1
+        go.set()
+        sets: list[MemberSet] = []
+        while not sets:
+            watching = asyncio.ensure_future(source.watch(sets.append))
+            await asyncio.wait([watching], timeout=0.2)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        assert names(sets[-1]) == ["a"]
+
+    asyncio.run(main())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,3 +129,19 @@ def test_a_reload_may_name_another_source(start: Start, tmp_path: Path, workers:
     with httpx.Client(base_url=orchestrator.url, trust_env=False) as client:
         body = {"model": MODEL, "prompt": "Go on", "max_tokens": 3}
         assert client.post("/v1/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("processes", [1, 2], ids=["one process", "two processes"])
+def test_a_fifo_in_the_folder_holds_up_neither_changes_nor_the_end(
+    processes: int, start: Start, tmp_path: Path, workers: list[SimWorker]
+) -> None:
+    os.mkfifo(members(tmp_path) / "f.json")
+    orchestrator = start(processes)
+    (source,) = orchestrator.admin("/admin/discovery").json()
+    assert source["problems"] == ["f.json: it is passed over: Is a FIFO, not a file"]
+    place(tmp_path, workers[3], "1", "first")
+    wait_for(lambda: is_ready(orchestrator, "decode/1"), "decode/1")
+    remove_member(members(tmp_path), "decode.1.first")
+    wait_for(lambda: f"{MODEL}/decode/1" not in orchestrator.worker_states(), "decode/1 to go")
+    orchestrator.signal(signal.SIGINT)
+    assert orchestrator.wait_exit() == 0

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import socket
 from pathlib import Path
 
 import msgspec
@@ -136,3 +139,119 @@ def test_no_content_does_more_than_raise_what_is_promised(
         path.write_bytes(content)
         with contextlib.suppress(ValueError):
             read_members(path)
+
+
+NO_FILES = {"fifo": "a FIFO", "socket": "a socket", "device": "a device", "directory": "a directory"}
+
+
+def put(kind: str, path: Path) -> None:
+    """Put something at a path that is no regular file."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):  # such paths must be short
+            made.bind(path.name)
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_passed_over_and_named(kind: str, tmp_path: Path) -> None:
+    write_member(tmp_path, member())
+    put(kind, tmp_path / "f.json")
+    found = read_members(tmp_path)
+    assert [one.uid for one in found.members] == ["u0"]
+    assert [problem.place for problem in found.problems] == ["f.json"]
+    assert re.search(f"passed over: Is {NO_FILES[kind]}", found.problems[0].reason)
+    assert found.is_whole  # it keeps no worker that is listed no more
+
+
+@pytest.mark.parametrize("kind", NO_FILES.keys() - {"directory"})
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_list_that_is_no_file_is_refused(kind: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"list.{suffix}"
+    put(kind, path)
+    with pytest.raises(OSError, match=f"Is {NO_FILES[kind]}"):
+        read_members(path)
+
+
+@pytest.mark.parametrize("kind", [*NO_FILES, "garbage", "link"])
+def test_a_member_is_removed_whatever_lies_beside_its_file(kind: str, tmp_path: Path) -> None:
+    write_member(tmp_path, member())
+    odd = tmp_path / "a.json"  # comes before it
+    if kind == "garbage":
+        odd.write_text("{")
+    elif kind == "link":
+        odd.symlink_to(odd)
+    else:
+        put(kind, odd)
+    remove_member(tmp_path, "u0")
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_removal_that_cannot_be_sure_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.json").symlink_to(tmp_path / "a.json")
+    with pytest.raises(OSError, match="symbolic links"):
+        remove_member(tmp_path, "u0")
+
+
+def test_links_are_followed_and_one_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    write_member(tmp_path / "elsewhere", member())
+    folder = tmp_path / "members"
+    folder.mkdir()
+    (folder / "good.json").symlink_to(next((tmp_path / "elsewhere").iterdir()))
+    (folder / "gone.json").symlink_to(tmp_path / "nothing")
+    (folder / "self.json").symlink_to(folder / "self.json")
+    found = read_members(folder)
+    assert [one.uid for one in found.members] == ["u0"]
+    assert {problem.place: problem.reason for problem in found.problems} == {
+        "gone.json": "it is a link to a file that is not there",
+        "self.json": "it cannot be read: Too many levels of symbolic links",
+    }
+    assert not found.is_whole  # a member may be behind either
+
+
+WHY = [
+    (b"", "it is empty"),
+    (b" \n", "it is empty"),
+    (b"{", "JSON is malformed: it ends too early"),
+    (b"[]", "it has not the fields of a member"),
+    (b"{}", "uid is missing"),
+    (b'{"uid": "\xff"}', "it is not UTF-8"),
+    ({"name": "a b"}, "name is wrong: it has letters, digits and . _ : - [ ] only, and begins with"),
+    ({"name": ""}, "name is wrong: it is empty"),
+    ({"name": "a" * 300}, "name is wrong: it has more than 256 characters"),
+    ({"role": "cook"}, "role is wrong: 'cook' is none of prefill, decode, both"),
+    ({"uid": 3}, "uid is wrong: expected `str`, got `int`"),
+]
+
+
+@pytest.mark.parametrize(("content", "why"), WHY)
+def test_what_is_wrong_with_a_member_is_said_in_plain_words(
+    content: bytes | dict[str, object], why: str, tmp_path: Path
+) -> None:
+    is_entry = isinstance(content, dict)
+    encoded = msgspec.json.encode(member_fields() | content) if isinstance(content, dict) else content
+    (tmp_path / "x.json").write_bytes(encoded)
+    assert read_members(tmp_path).problems[0].reason.startswith(why)
+    if is_entry and "uid" not in content:  # in a list numbers may stand for strings
+        path = tmp_path / "list.json"
+        path.write_bytes(b"[" + encoded + b"]")
+        assert read_members(path).problems[0].reason.startswith(why)
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"", "it is empty; a list without members is []"), (b"\xff\xfe[", "UTF|YAML")]
+)
+def test_what_is_wrong_with_a_list_is_said_in_plain_words(
+    content: bytes, why: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"list.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(why) if "|" not in why else why):
+        read_members(path)
+    path.write_bytes(b"[]")
+    assert read_members(path).members == ()

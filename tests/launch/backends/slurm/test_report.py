@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,14 @@ def test_whose_start_a_members_file_is(tmp_path: Path) -> None:
     assert uid_of(tmp_path, member) == "7.0.0.1"
     next(tmp_path.iterdir()).write_text("garbage")
     assert uid_of(tmp_path, member) == ""
+
+
+def test_a_fifo_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    member = Member(uid="7.0.0.1", name="0", model="m", role="decode", url="http://10.0.0.1:1")
+    write_report(tmp_path, "m", "decode", "0", REPORT)
+    write_member(tmp_path, member)
+    for path in (*tmp_path.glob("*.json"), *(tmp_path / "tasks").iterdir()):
+        path.unlink()
+        os.mkfifo(path)
+    assert uid_of(tmp_path, member) == ""
+    assert read_report(tmp_path, "m", "decode", "0") is None
