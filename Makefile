@@ -13,8 +13,9 @@ PROMETHEUS := .prometheus
 AXE := .axe
 CONFIG ?= configs/quickstart.yaml
 # Tests with these marks need more than `make setup` brings: `A or B`.
-ON_CLUSTERS := ray
-ON_ALL_CORES := -n logical --dist worksteal
+ON_CLUSTERS := ray or slurm or helm or envoy or netns
+# One more than there are cores: tests that start processes wait for half of their time.
+ON_ALL_CORES := -n $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))) --dist worksteal
 
 .PHONY: help setup serve test quick check docs monitoring metrics page cluster bench regression soak chaos fuzz clients \
     profile compile clean
@@ -57,10 +58,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not (real or prometheus or browser or $(ON_CLUSTERS))" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m real $(ARGS) || [ $$? = 5 ]
 
-# One more than there are cores: these tests wait for half of their time.
 quick: $(STAMP)
-	BATON_SIMULATION_SEEDS=500 $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal \
-	    -m "not processes" $(ARGS)
+	BATON_SIMULATION_SEEDS=500 $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not processes" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check
