@@ -75,10 +75,8 @@ class Scaling:
             return
         self._complaint = ""
         for wish in wishes:
-            if (
-                wish.model,
-                wish.role,
-            ) in self._pools and self._is_free():  # a command may have come meanwhile
+            is_ours = (wish.model, wish.role) in self._pools
+            if is_ours and self._is_free():  # a command may have come meanwhile
                 await self._follow(wish)
 
     def _is_free(self) -> bool:
@@ -115,7 +113,7 @@ class Scaling:
         for _ in range(count):
             try:
                 member = await self._operator.add(*key, self._order)
-            except (PlanError, CommandFailed, StartFailed) as error:
+            except (PlanError, CommandFailed, StartFailed, OSError) as error:
                 self._pause(self._coming, key, str(error))
                 return
             await self._watch(self._coming, member, self._operator.wait_up(member, self._order))

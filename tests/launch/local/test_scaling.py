@@ -342,6 +342,23 @@ def test_an_orchestrator_that_is_away_is_told_of_once() -> None:
     run(scene())
 
 
+def test_a_machine_that_cannot_be_asked_for_room_ends_nothing() -> None:
+    async def scene() -> None:
+        site = ScaledSite(workers=1, room=1)
+
+        def refuse(*_: object) -> ProcessSpec:
+            raise OSError("too many open files")
+
+        site.further.plan = refuse  # type: ignore[method-assign]
+        site.wanted = 2
+        await site.look(3)
+        assert [told for told in site.caller.said if "too many open files" in told] == [
+            "m/both: too many open files; another try in 10 s"
+        ]
+
+    run(scene())
+
+
 def test_without_pools_that_follow_nobody_is_asked() -> None:
     async def scene() -> None:
         site = ScaledSite()
