@@ -37,7 +37,8 @@ class Cluster:
     ) -> None:
         """A pool is so many workers on ports of their own, or what its section holds beside the engine."""
         self.directory = directory
-        self.listen, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        beyond = 0 if replicas == 1 else 10_000  # where no test has the ports of further orchestrators
+        self.listen, self.admin = (f"127.0.0.1:{free_port() + beyond}" for _ in range(2))
         self.config = directory / f"c{free_port()}.yaml"  # its name finds the processes
         self.env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(directory / "state")}
         self.env.pop("BATON_ADMIN_KEY", None)
