@@ -37,8 +37,7 @@ class Cluster:
     ) -> None:
         """A pool is so many workers on ports of their own, or what its section holds beside the engine."""
         self.directory = directory
-        beyond = 0 if replicas == 1 else 10_000  # where no test has the ports of further orchestrators
-        self.listen, self.admin = (f"127.0.0.1:{free_port() + beyond}" for _ in range(2))
+        self.listen, self.admin = (f"127.0.0.1:{port}" for port in _own_ports(replicas))
         self.config = directory / f"c{free_port()}.yaml"  # its name finds the processes
         self.env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(directory / "state")}
         self.env.pop("BATON_ADMIN_KEY", None)
@@ -122,6 +121,14 @@ class Cluster:
     def ask(self, **more: Any) -> httpx.Response:
         body = {"model": "sim", "prompt": "What is prefill?", "max_tokens": 8} | more
         return httpx.post(f"http://{self.listen}/v1/completions", json=body, timeout=60, trust_env=False)
+
+
+def _own_ports(replicas: int) -> tuple[int, int]:
+    """Ports of the first orchestrator; where there are further ones, theirs are where no test has any."""
+    if replicas == 1:
+        return free_port(), free_port()
+    first = free_port() + 10_000
+    return first, first + 1
 
 
 def _pool(replicas: int | dict[str, Any]) -> dict[str, Any]:
