@@ -84,8 +84,8 @@ WRONG = {
     ),
     "a key with a line break": (
         f'"a\\nb": 1\n{SIM % ""}',
-        "c.yaml:1:1: unknown key 'a\\nb' (known keys: orchestrator, models, routing, health, launch, "
-        "aliases, base_port)\n",
+        "c.yaml:1:1: unknown key 'a\\nb' (known keys: orchestrator, models, routing, health, scaling, "
+        "launch, aliases, base_port)\n",
     ),
     "a variable's name that is none": (
         SIM % ", env: {'A=B': x}",

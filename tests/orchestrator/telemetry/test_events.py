@@ -115,7 +115,9 @@ def test_what_is_counted_is_bounded() -> None:
 
 # --- the table of kinds -------------------------------------------------------------------------
 
-KIND = re.compile(r"(worker|request|lease|process|discovery|log|admin|certificate)\.[a-z_]+").fullmatch
+KIND = re.compile(
+    r"(worker|request|lease|process|discovery|log|admin|certificate|scaling)\.[a-z_]+"
+).fullmatch
 
 
 def noted() -> Iterator[str]:
