@@ -39,11 +39,15 @@ CLIENT, SCRAPER = "sk-client", "sk-prometheus"  # keys
 
 
 def config(listen: str, admin: str, keys: Path) -> dict[str, Any]:
-    """All that has metrics of its own: processes, TLS, API keys, KV events."""
+    """All that has metrics of its own: processes, TLS, API keys, KV events, discovery, scaling."""
     scopes = {CLIENT: "infer", SCRAPER: "metrics"}
     lines = [f"{scope} {sha256(key.encode()).hexdigest()} {scope}\n" for key, scope in scopes.items()]
     keys.write_text("".join(lines))
     pool = {"engine": "sim", "replicas": 2}
+    base_port = free_port()
+    members = keys.with_name("members.json")  # the decode workers: `baton up` gives the next ports to them
+    members.write_text(json.dumps([member(str(index), base_port + 2 + index) for index in range(2)]))
+    found = {"seats": 8, "discover": {"file": str(members)}}
     return {
         "orchestrator": {
             "listen": listen,
@@ -52,10 +56,16 @@ def config(listen: str, admin: str, keys: Path) -> dict[str, Any]:
             "api_keys_file": str(keys),
             "tls": {"cert": str(CERT), "key": str(KEY)},
         },
-        "models": [{"name": MODEL, "prefill": pool, "decode": {**pool, "seats": 8}}],
+        "models": [{"name": MODEL, "prefill": pool, "decode": {**pool, **found}}],
         "routing": {"prefill": "kv_events"},
-        "base_port": free_port(),
+        "scaling": {},
+        "base_port": base_port,
     }
+
+
+def member(name: str, port: int) -> dict[str, str]:
+    url = f"http://127.0.0.1:{port}"
+    return {"uid": f"start-{name}", "name": name, "model": MODEL, "role": "decode", "url": url}
 
 
 class Prometheus:
