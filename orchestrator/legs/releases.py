@@ -15,6 +15,7 @@ from orchestrator.legs.dispatch import Dispatcher
 from orchestrator.legs.ledger import KvLease, LeaseLedger
 from orchestrator.legs.leg import MAX_PREFILL_ANSWER_BYTES, AnswerLeg, Leg, PrefillLeg, ReleaseLeg
 from orchestrator.legs.retry import is_unread
+from orchestrator.routing.revisions import goes_with
 from orchestrator.telemetry.counters import LeaseState
 from orchestrator.transport.base import Answer
 from orchestrator.workers.worker import Worker
@@ -74,7 +75,7 @@ class Releases:
         ready = self._dispatcher.registry.pools[legs.model].decode
         if planned in ready and not legs.has_failed(planned):
             return planned
-        fit = [worker for worker in ready if _fits(worker.revision, prefill.worker.revision)]
+        fit = [worker for worker in ready if goes_with(prefill.worker.revision, worker.revision, True)]
         choices = [worker for worker in (*fit, planned) if worker.address.role == "decode"]
         return next((worker for worker in choices if not legs.has_failed(worker)), choices[0])
 
@@ -219,8 +220,3 @@ async def _read(answer: Answer, seconds: float) -> bytes | None:
         return await asyncio.wait_for(answer.read(MAX_PREFILL_ANSWER_BYTES), seconds)
     except TimeoutError:
         return None
-
-
-def _fits(one: str | None, other: str | None) -> bool:
-    """Tell whether workers of these revisions may have the same KV cache, as far as that is known."""
-    return one is None or other is None or one == other

@@ -57,7 +57,7 @@ class Revisions:
 
     def go_together(self, prefill: Worker, decode: Worker) -> bool:
         """Tell whether a hand-off of the one may go to the other."""
-        return _goes_with(prefill.revision, decode.revision, self._pairs_unknown)
+        return goes_with(prefill.revision, decode.revision, self._pairs_unknown)
 
     def decodes(self) -> tuple[Worker, ...]:
         """Return the decode workers of all groups."""
@@ -74,13 +74,14 @@ def _are_one(workers: Sequence[Worker], revision: str | None) -> bool:
 def _groups(prefill: Sequence[Worker], decode: Sequence[Worker], pairs_unknown: bool) -> list[Group]:
     found: list[Group] = []
     for revision, workers in _by_revision(decode).items():
-        partners = [worker for worker in prefill if _goes_with(worker.revision, revision, pairs_unknown)]
+        partners = [worker for worker in prefill if goes_with(worker.revision, revision, pairs_unknown)]
         if partners:
             found.append(Group(revision, tuple(partners), tuple(workers)))
     return found
 
 
-def _goes_with(one: str | None, other: str | None, pairs_unknown: bool) -> bool:
+def goes_with(one: str | None, other: str | None, pairs_unknown: bool) -> bool:
+    """Tell whether a hand-off may go between workers of these revisions; see `Revisions.pair_unknown`."""
     return one == other or (pairs_unknown and (one is None or other is None))
 
 

@@ -132,15 +132,21 @@ def test_a_place_is_kept_for_the_next_engine(tmp_path: Path) -> None:
         assert task.up().uid == "7.3.0.2"
 
 
+@contextmanager
+def streamed(member: Member, tokens: int) -> Iterator[Iterator[str]]:
+    """The lines of an answer that has begun."""
+    body = {"model": "m", "prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    url = f"{member.url}/v1/completions"
+    with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        yield lines
+
+
 def test_requests_come_to_their_end_before_the_engine_does(tmp_path: Path) -> None:
     with running(tmp_path) as task:
         member = task.up()
-        body = {"model": "m", "prompt": "hi", "max_tokens": 100, "ignore_eos": True, "stream": True}
-        with httpx.stream(
-            "POST", f"{member.url}/v1/completions", json=body, timeout=60, trust_env=False
-        ) as answer:
-            lines = answer.iter_lines()
-            next(lines)
+        with streamed(member, tokens=100) as lines:
             task.send(signal.SIGTERM)
             draining = wait_for(lambda: is_draining(task), "the member to be draining")
             assert draining
@@ -158,12 +164,7 @@ def is_draining(task: Task) -> bool:
 def test_a_second_signal_ends_the_engine_at_once(tmp_path: Path) -> None:
     with running(tmp_path) as task:
         member = task.up()
-        body = {"model": "m", "prompt": "hi", "max_tokens": 100_000, "ignore_eos": True, "stream": True}
-        with httpx.stream(
-            "POST", f"{member.url}/v1/completions", json=body, timeout=60, trust_env=False
-        ) as answer:
-            lines = answer.iter_lines()
-            next(lines)
+        with streamed(member, tokens=100_000):
             task.send(signal.SIGTERM)
             wait_for(lambda: is_draining(task), "the member to be draining")
             task.send(signal.SIGINT)
