@@ -168,7 +168,7 @@ def test_what_is_no_file_is_passed_over_and_named(kind: str, tmp_path: Path) -> 
     assert found.is_whole  # it keeps no worker that is listed no more
 
 
-@pytest.mark.parametrize("kind", NO_FILES.keys() - {"directory"})
+@pytest.mark.parametrize("kind", sorted(NO_FILES.keys() - {"directory"}))
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_a_list_that_is_no_file_is_refused(kind: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"list.{suffix}"
