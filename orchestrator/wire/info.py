@@ -37,7 +37,7 @@ TRANSPORT_ENV = "BATON_TRANSPORT"
 # This holds where the variable is unset or empty, on either side. docs/transport.md has the measurements.
 DEFAULT_TRANSPORT: Encoding = "orjson"
 STREAMS_ENV = "BATON_STREAMS"
-# This holds where the variable is unset or empty, on either side. Legs share a connection if both sides say so.
+# This holds where the variable is unset or empty, on either side. Legs share a connection if both say "mux".
 DEFAULT_STREAMS: Streams = "http"
 # The zone that a worker announces; unset or empty: none.
 ZONE_ENV = "BATON_ZONE"
