@@ -15,8 +15,7 @@ from orchestrator.form import BUILDS_ENV, FORM_ENV
 from orchestrator.interpreter import PATH_ENV, SAFE_PATH_ENV
 
 FILES = (
-    *("setup.py", "pyproject.toml", "README.md", "LICENSE"),
-    *("launch/__init__.py", "launch/compile.py", "launch/watched.py"),
+    *("setup.py", "pyproject.toml", "README.md", "LICENSE", "launch/__init__.py", "launch/compile.py"),
     *("orchestrator/__init__.py", "orchestrator/compiled.py", "orchestrator/form.py"),
 )
 # With these in the environment it would find, and build, this checkout in place of itself.
