@@ -672,6 +672,7 @@ class Stream:
         if self._output.is_full:
             await self._output.wait_for_room()
         if self._is_over:
+            await asyncio.sleep(0)  # one that never waits could not be told
             return
         kind = message["type"]
         if self._is_complete:
@@ -731,6 +732,7 @@ class Stream:
             start = end
             if start == size:
                 return
+            await asyncio.sleep(0)  # a turn for others: the transport may take it all at once
 
     async def _wait_for_room(self, *, needs_credit: bool) -> None:
         while needs_credit and not self._credit and not self._is_over:
