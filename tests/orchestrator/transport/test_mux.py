@@ -180,6 +180,7 @@ async def test_a_worker_that_refuses_gets_http_until_it_is_offered_anew(
         assert await get(upstream, worker.origin) == (200, b"{}")
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_a_worker_that_has_refused_is_asked_again_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
@@ -293,6 +294,7 @@ def both(script: FramedScript, *answers: bytes) -> Script:
     return serve
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_a_head_that_fits_into_no_frame_goes_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PAYLOAD", 1000)
@@ -303,6 +305,7 @@ async def test_a_head_that_fits_into_no_frame_goes_by_http(monkeypatch: pytest.M
             assert await answer.read(100) == expected
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_beyond_the_streams_of_a_connection_it_goes_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_STREAMS", 2)
@@ -624,6 +627,7 @@ async def test_a_body_in_parts_arrives_as_it_is() -> None:
         assert await answer.read(1 << 20) == b"".join(parts)
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_large_bodies_take_turns_and_small_requests_pass_them(monkeypatch: pytest.MonkeyPatch) -> None:
     body = bytes(16 << 20)
