@@ -95,9 +95,7 @@ def test_it_may_where_pairs_are_of_any() -> None:
         ((one, other),) = rollout.handed
         assert one != other
         (record,) = rollout.cluster.telemetry.records
-        assert (
-            record.prefill_worker == f"m/prefill/{one}"
-        )  # not who was planned for the next attempt
+        assert record.prefill_worker == f"m/prefill/{one}"  # not who was planned for the next attempt
         assert record.reasons is not None
         assert str(record.reasons.prefill_choice) == KEPT
         await rollout.cluster.aclose()
@@ -105,9 +103,7 @@ def test_it_may_where_pairs_are_of_any() -> None:
     run_virtually(main())
 
 
-def test_one_that_has_come_back_as_another_revision_serves_alone_if_nobody_else_can_prefill() -> (
-    None
-):
+def test_one_that_has_come_back_as_another_revision_serves_alone_if_nobody_else_can_prefill() -> None:
     async def main() -> None:
         rollout = Rollout("same_if_known", "restarted", ("prefill", "decode"))
         assert (await rollout.cluster.ask(CHAT)).status == 200
