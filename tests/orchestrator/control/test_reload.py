@@ -254,7 +254,7 @@ def test_a_file_system_that_does_not_answer_holds_up_neither_others_nor_the_end(
         return target.config
 
     monkeypatch.setattr(reload, "load_config", hang)
-    with pytest.raises(ConfigRefused, match="it was not read within 0.05 s: does its file system answer?"):
+    with pytest.raises(ConfigRefused, match=r"it was not read within .* its file system answer"):
         target.reload()
     assert not is_read.is_set()
     may_answer.set()

@@ -220,7 +220,7 @@ def test_commands_or_a_folder_that_hang_do_not_hold_up_the_end(
         opened = made_in(tmp_path)
         await opened.open(SPECS)
         monkeypatch.setattr(opened, "_calls", BoundedCalls("test", 0.2))
-        with pytest.raises(BackendError, match="or the file system of .* do not answer within"):
+        with pytest.raises(BackendError, match=r"or the file system of .* do not answer within"):
             await opened.close()
 
     asyncio.run(open_and_close())
