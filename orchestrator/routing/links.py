@@ -9,8 +9,8 @@ shorter, so that what is longer than expected counts less. Whole answers show no
 
 The rate is learned for pairs of workers, for pairs of zones, and over all. A link that nobody has measured
 lately counts as its pair of zones does, and that as all do; so does one that differs by little. Two zones
-between which nobody has measured anything yet count a little less, so that they are tried, and much more while
-a few requests are on their way there: these find out how the link is, not all that come meanwhile.
+between which nobody has measured anything yet count a little less, so that they are tried, and much more
+while a few requests are on their way there: these find out how the link is, not all that come meanwhile.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from orchestrator.routing.plan import KEPT
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
 from orchestrator.wire.info import Role
 from orchestrator.workers.worker import Worker
-from tests.orchestrator.fakes import JSON, FakeCluster, params_of, read
+from tests.orchestrator.fakes import JSON, FakeCluster, FakeExchange, params_of, read
 from tests.simulation.loop import run_virtually
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
@@ -30,6 +30,7 @@ class Rollout:
         self.cluster = FakeCluster(roles=roles, routing=RoutingConfig.model_validate({"pair": pair}))
         self.handed: list[tuple[str, str]] = []  # revisions of who has prefilled, and who got the hand-off
         self.prefills = 0
+        self.on_prefill: Callable[[], None] = lambda: None
         self._fails = fails
         for worker in self.cluster.registry.workers:
             worker.revision = str(int(worker.name[-1]) % 2)
@@ -45,6 +46,7 @@ class Rollout:
             if self.prefills == 1 and self._fails == "unreachable":
                 upstream.refuse(self.planned().origin)
             params = params_of(f"{revision}{self.prefills}") | {"remote_engine_id": revision}
+            self.on_prefill()
             reply.answer(200, json.dumps({"choices": [], "kv_transfer_params": params}).encode(), JSON)
 
         async def decode(request: MemoryRequest, reply: MemoryReply) -> None:
@@ -81,6 +83,20 @@ def test_a_hand_off_goes_to_no_other_revision(pair: str, fails: str, is_stream: 
         await rollout.cluster.flow.aclose()
         assert rollout.prefills == 2
         assert all(one == other for one, other in rollout.handed), rollout.handed
+        await rollout.cluster.aclose()
+
+    run_virtually(main())
+
+
+def test_blocks_are_freed_by_another_one_if_the_planned_worker_has_come_back_as_another_revision() -> None:
+    async def main() -> None:
+        rollout = Rollout("same_if_known", "restarted", SIX)
+        exchange = FakeExchange(json.dumps(CHAT).encode())
+        rollout.on_prefill = exchange.leave
+        await rollout.cluster.serve(exchange)
+        await rollout.cluster.flow.aclose()
+        ((one, other),) = rollout.handed
+        assert one == other
         await rollout.cluster.aclose()
 
     run_virtually(main())

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-
 from collections.abc import Sequence
 from random import Random
 from typing import Any
