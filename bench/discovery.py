@@ -2,7 +2,8 @@
 
     python -m bench.discovery [--pods 100] [--times 200]
 
-The API server is that of the tests, over sockets; the pools are real.
+The API server is that of the tests, over sockets, in the same event loop; the pools are real, and the garbage
+collector has the policy of a process that serves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from orchestrator.discovery.base import PoolKey
 from orchestrator.discovery.feed import Feed
 from orchestrator.discovery.followed import FollowedPool
 from orchestrator.discovery.kubernetes import KubernetesSource
+from orchestrator.loop.garbage import tune
 from orchestrator.telemetry.events import Events
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.states import WorkerState
@@ -30,6 +32,7 @@ from tests.orchestrator.discovery.fake_kubernetes import FakeKubernetes, Json, e
 POOL: PoolKey = ("m", "decode")
 PER_SLICE = 100  # endpoints: Kubernetes' default
 LIMIT_S = 60.0
+POLL_S = 0.002
 
 
 class Site:
@@ -43,6 +46,8 @@ class Site:
         pool = FollowedPool(self.registry, POOL, options)
         source = KubernetesSource(config, [POOL], Random(0))  # jitter
         self.feed = Feed("bench", source, {POOL: pool}, (), Events(), Random(0))
+        self._changed = asyncio.Event()
+        self.registry.news.changed.add(self._changed.set)
         self.pods: dict[str, Json] = {}
         for index in range(pods):
             self.pods[f"u{index}"] = endpoint(f"10.0.{index // 250}.{1 + index % 250}", f"u{index}")
@@ -63,10 +68,11 @@ class Site:
 
     async def settled(self, uid: str, *, is_taken: bool) -> None:
         while self.takes(uid) is not is_taken:
-            await asyncio.sleep(0)
+            self._changed.clear()
             for worker in self.registry.workers:
                 if worker.state is WorkerState.STARTING:
                     self.registry.judge.mark_ready(worker)
+            await self._changed.wait()
 
 
 async def measure(pods: int, times: int) -> None:
@@ -76,6 +82,7 @@ async def measure(pods: int, times: int) -> None:
         following = asyncio.create_task(site.feed.run())
         await site.settled(f"u{pods - 1}", is_taken=True)
         await until(lambda: bool(server.watches))
+        tune()
         told = [await delete(site, f"u{index % pods}", is_cut=False) for index in range(times)]
         cut = [await delete(site, f"u{index % pods}", is_cut=True) for index in range(max(times // 10, 2))]
         following.cancel()
@@ -105,7 +112,7 @@ async def delete(site: Site, uid: str, *, is_cut: bool) -> float:
 
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110  # a server in the same loop
-        await asyncio.sleep(0)
+        await asyncio.sleep(POLL_S)
 
 
 def report(what: str, seconds: list[float]) -> None:

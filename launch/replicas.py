@@ -55,10 +55,10 @@ class Admins:
 
     def get(self, path: str, query: Query = None) -> Any:
         """Return what the documents at `path` say together. Raises `Failed` if nobody answers."""
-        found = self._answers(lambda member: member.get(path, query))
+        found = self._found(lambda member: member.get(path, query))
         page = path.partition("?")[0]
         merge = _MERGED.get("/admin/requests/" if page.startswith("/admin/requests/") else page)
-        return found[0] if merge is None else merge(found)
+        return next(iter(found.values())) if merge is None else merge(found)
 
     def text(self, path: str) -> str:
         """Return all texts, one after the other. Raises `Failed` if nobody answers."""
@@ -94,8 +94,12 @@ class Admins:
 
     def _answers(self, ask: Callable[[Admin], T]) -> list[T]:
         """Return the answers of those that have one; the others are told of once."""
+        return [*self._found(ask).values()]
+
+    def _found(self, ask: Callable[[Admin], T]) -> Mapping[int, T]:
+        """Return the same by the orchestrators' numbers."""
         results = self._asked(ask)
-        answers = [result for result in results if not isinstance(result, Failed)]
+        answers = {i: result for i, result in enumerate(results) if not isinstance(result, Failed)}
         for member, result in zip(self._members, results, strict=True):
             if isinstance(result, Failed):
                 self._tell(member, result)
@@ -180,9 +184,12 @@ def _events(lines: Iterable[str]) -> Iterator[list[str]]:
 # --- what several tell, together --------------------------------------------------------------------
 
 
-def _workers(answers: Sequence[list[Row]]) -> list[Row]:
+# Each gets the answers by the numbers of the orchestrators, of which some may be missing.
+
+
+def _workers(answers: Mapping[int, list[Row]]) -> list[Row]:
     found: dict[tuple[str, str], list[Row]] = {}
-    for rows in answers:
+    for rows in answers.values():
         for row in rows:
             found.setdefault((row["address"]["name"], row["address"]["url"]), []).append(row)
     return [_worker(rows) for rows in found.values()]
@@ -199,31 +206,32 @@ def _worker(rows: Sequence[Row]) -> Row:
     return {**first, **summed, **largest}
 
 
-def _concatenated(answers: Sequence[list[Row]]) -> list[Row]:
-    return [{**row, "orchestrator": index} for index, rows in enumerate(answers) for row in rows]
+def _concatenated(answers: Mapping[int, list[Row]]) -> list[Row]:
+    return [{**row, "orchestrator": index} for index, rows in answers.items() for row in rows]
 
 
-def _by_time(answers: Sequence[list[Row]]) -> list[Row]:
+def _by_time(answers: Mapping[int, list[Row]]) -> list[Row]:
     return sorted(_concatenated(answers), key=lambda event: float(event.get("time", 0.0)))
 
 
-def _requests(answers: Sequence[Row]) -> Row:
-    found = [request for answer in answers for request in answer["requests"]]
+def _requests(answers: Mapping[int, Row]) -> Row:
+    found = _concatenated({index: answer["requests"] for index, answer in answers.items()})
     found.sort(key=lambda request: float(request["received"]), reverse=True)
-    return {"requests": found, "unanswered": [name for answer in answers for name in answer["unanswered"]]}
+    silent = [f"{index}.{name}" for index, answer in answers.items() for name in answer["unanswered"]]
+    return {"requests": found, "unanswered": silent}
 
 
-def _request(answers: Sequence[Row]) -> Row:
+def _request(answers: Mapping[int, Row]) -> Row:
     """Return the newest of requests that have the same id, and say how many others there are."""
-    newest = max(answers, key=lambda answer: float(answer.get("received", 0.0)))
-    others = sum(answer.get("others_with_this_id", 0) for answer in answers) + len(answers) - 1
-    return {**newest, "others_with_this_id": others}
+    index = max(answers, key=lambda index: float(answers[index].get("received", 0.0)))
+    others = sum(answer.get("others_with_this_id", 0) for answer in answers.values()) + len(answers) - 1
+    return {**answers[index], "others_with_this_id": others, "orchestrator": index}
 
 
-def _wishes(answers: Sequence[list[Row]]) -> list[Row]:
+def _wishes(answers: Mapping[int, list[Row]]) -> list[Row]:
     """Return what is wanted of each role by who wants the most: each sees the load of its own clients."""
     found: dict[tuple[str, str], Row] = {}
-    for wish in (wish for wishes in answers for wish in wishes):
+    for wish in (wish for wishes in answers.values() for wish in wishes):
         most = found.setdefault((wish["model"], wish["role"]), wish)
         if wish["wanted"] > most["wanted"]:
             found[wish["model"], wish["role"]] = wish

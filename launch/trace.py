@@ -218,7 +218,8 @@ def _sizes(document: Document) -> str:
 
 def _arrived(document: Document) -> str:
     day = datetime.fromtimestamp(document["received"], UTC).strftime("%Y-%m-%d")
-    return f"arrived {day} {_time(document['received'])} UTC, at process {document['process']}"
+    of = f" of orchestrator {document['orchestrator']}" if "orchestrator" in document else ""
+    return f"arrived {day} {_time(document['received'])} UTC, at process {document['process']}{of}"
 
 
 def _tokens(tokens: Document) -> str:

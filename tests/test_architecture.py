@@ -40,6 +40,7 @@ ALLOWED = {
         "orchestrator.form",  # which form runs, and whether there is a build
         "orchestrator.interpreter",  # what its children import is what ours do
         "orchestrator.legs.connectors",  # the doctor's own legs: pure, and known to the config too
+        "orchestrator.loop.bounded_calls",  # file systems that hang do so to both
         "orchestrator.loop.signals",
         "orchestrator.relay.admission",  # this and what follows: `launch/simulate` runs them in virtual time
         "orchestrator.relay.waiting",

@@ -23,9 +23,11 @@ from launch.local.registrar import Registrar
 from launch.local.waits import KNOWN_S, Waits, until
 from launch.plan import named
 from orchestrator.config.printing import counted
+from orchestrator.loop.bounded_calls import BoundedCalls
 from orchestrator.wire.info import Role
 
 MOVE_S: Final = 600.0  # for the requests of a worker to end that moves unasked
+PLAN_S: Final = 60.0  # to look at ports and GPUs, of which a broken driver may never tell
 MAX_COUNT: Final = 1000  # workers of a pool on one machine: a slip of the finger is more
 
 _SERVES: Final = ("ready", "suspect")
@@ -43,6 +45,7 @@ class Operator:
         self._waits = Waits(fleet, registrar)
         self._further = further
         self._key = key
+        self._calls = BoundedCalls("plan a worker", PLAN_S)
         self._commands: dict[str, Callable[[Request, Order], Awaitable[dict[str, Any]]]] = {
             "restart": self._restart_all,
             "scale": self._scale,
@@ -260,9 +263,13 @@ class Operator:
             raise PlanError("the config has no such pool")
         _, pool = self._further.pools[model, cast("Role", role)]
         specs = [member.spec for member in self._fleet.members]
-        spec = await asyncio.to_thread(
-            self._further.plan, model, cast("Role", role), specs, self._fleet.of_config
-        )
+        try:
+            spec = await self._calls.make(
+                self._further.plan, model, cast("Role", role), specs, self._fleet.of_config
+            )
+        except TimeoutError:
+            why = "nobody knows which ports and GPUs are free"
+            raise PlanError(f"{why}: this machine has not told within {PLAN_S:g} s") from None
         name = await self._registrar.add(spec, model, pool.served_model, pool.zone)
         member = self._fleet.enlist(named(spec, name))
         try:

@@ -110,9 +110,10 @@ async def _run(plan: Plan, site: Site, announce: Callable[[], None], stop: Stop,
         )
         try:
             with on_hangup(cluster.reload, stop.request):
-                return await _until_stopped(cluster, operator, scaling, site.directory, stop, announce)
+                code = await _until_stopped(cluster, operator, scaling, site.directory, stop, announce)
         finally:
-            await cluster.stop(stop.hurry)
+            has_ended_all = await cluster.stop(stop.hurry)
+        return code if has_ended_all or code is Exit.START_FAILED else Exit.FAILED
 
 
 def _building(plan: Plan, site: Site, guard: Guard) -> Building | None:
@@ -327,8 +328,11 @@ class _Cluster:
         for member in self.fleet.orchestrators:
             member.reload()
 
-    async def stop(self, hurry: asyncio.Event) -> None:
-        """Stop the orchestrator first, so that it drains while its workers run; then the workers together."""
+    async def stop(self, hurry: asyncio.Event) -> bool:
+        """Stop the orchestrator first, so that it drains while its workers run; then the workers together.
+
+        Returns whether nothing can be left of the run.
+        """
         self.fleet.operation = STOPPING
         self._note()
         for task in (self._stepping, self._moving):
@@ -344,8 +348,9 @@ class _Cluster:
             await self._backend.close()
         except BackendError as error:  # the file goes on to say that there are workers
             self.fleet.progress.say(f"{error}; `baton down` tries that again")
-        else:
-            self._writer.end(self.fleet.entries())
+            return False
+        self._writer.end(self.fleet.entries())
+        return True
 
     async def _stopped(self, members: Sequence[Member], limit_s: float, hurry: asyncio.Event) -> None:
         stops = [asyncio.create_task(member.stop(limit_s, hurry)) for member in members]

@@ -38,8 +38,16 @@ def down(arguments: argparse.Namespace) -> int:
         pass  # it has just ended
     finally:
         os.close(process)
+    _check_none_left(run)
     _show(run, arguments)
     return Exit.OK
+
+
+def _check_none_left(run: Run) -> None:
+    """Raise `Failed` if a run that has just ended says that workers of it may be left on its backend."""
+    state = named_run(str(run.directory)).state
+    if state.ended is None and state.handle:
+        raise Failed(f"{run} has ended, but may have left workers on {state.backend}: run `baton down` again")
 
 
 def _show(run: Run, arguments: argparse.Namespace) -> None:

@@ -105,7 +105,17 @@ def _show(arguments: argparse.Namespace, rows: Iterable[Row]) -> None:
         print(json.dumps([_described(row) for row in rows], indent=2))
         return
     for row in rows:
-        print(one_line(f"{_name(row)}: {row['state']}, {counted(row['in_flight'], 'request')}"))
+        print(one_line(f"{_name(row)}: {_state(row)}, {counted(row['in_flight'], 'request')}"))
+
+
+def _state(row: Row) -> str:
+    """Return the state, and what comes next where it looks like a fault: who was undrained is suspect until a
+    probe.
+    """
+    if row["state"] == "suspect" and not row["is_drained"]:
+        return "suspect (it is probed now, and serves if that finds it well)"
+    state: str = row["state"]
+    return state
 
 
 def _described(row: Row) -> Row:

@@ -25,11 +25,13 @@ from orchestrator.config.keys import KeyRing, read_keys, warn_of_missing_scopes
 from orchestrator.config.options import Config, PoolConfig
 from orchestrator.errors import Conflict
 from orchestrator.http.tls import Certificate, is_renewed
+from orchestrator.loop.bounded_calls import BoundedCalls
 from orchestrator.telemetry.events import Events
 from orchestrator.wire.info import Role
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.worker import Worker
 
+READ_S = 30.0  # until the file is given up, which may be on a file system that is away
 KEYS_FILE = "orchestrator.api_keys_file"  # which file, and what is in it
 CERTIFICATE = "orchestrator.tls"  # what is in its files
 _RELOADABLE = frozenset(name for name, option in options_of(Config) if is_reloadable(option))
@@ -87,6 +89,7 @@ class Reloader:
         self._target = target
         self._then = then
         self._is_reloading = asyncio.Lock()
+        self._calls = BoundedCalls("read the config", READ_S)
         self._asked: set[asyncio.Task[None]] = set()
 
     def reload_soon(self) -> None:
@@ -110,8 +113,15 @@ class Reloader:
     async def reload(self) -> tuple[str, ...]:
         """Read the file again and apply it; returns the keys that have changed. Raises `Conflict`."""
         async with self._is_reloading:
-            config, keys = await asyncio.to_thread(self._read)  # a long file takes its time to parse
-            return self._apply(config, keys)
+            return self._apply(*await self._read_in_time())
+
+    async def _read_in_time(self) -> tuple[Config, KeyRing | None]:
+        """Read the file beside the event loop: a long one takes its time to parse. Raises `ConfigRefused`."""
+        try:
+            return await self._calls.make(self._read)
+        except TimeoutError:
+            why = f"it was not read within {READ_S:g} s: does its file system answer?"
+            raise ConfigRefused(f"{self._source.path}: {why}") from None
 
     def _read(self) -> tuple[Config, KeyRing | None]:
         try:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import msgspec
+
 from orchestrator.discovery.listed import Listed
 from orchestrator.wire.member import Member
 
@@ -28,8 +30,7 @@ class Fate(Enum):
     LOSE = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):  # one is made for each worker with each set
     """A worker that was taken from a source is known by this."""
 
     name: str

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 from orchestrator.config.options import DiscoverConfig, join_address, split_address
 from orchestrator.discovery.base import PoolKey, Source, SourceAway, Take
-from orchestrator.discovery.bounded_calls import BoundedCalls
+from orchestrator.loop.bounded_calls import BoundedCalls
 from orchestrator.wire.member import Member, MemberSet
 
 INTERVAL_S: Final = 2.0  # between two questions

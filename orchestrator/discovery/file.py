@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from orchestrator.config.options import DiscoverConfig
 from orchestrator.discovery.base import PoolKey, Source, SourceAway, Take
-from orchestrator.discovery.bounded_calls import BoundedCalls
+from orchestrator.loop.bounded_calls import BoundedCalls
 from orchestrator.wire.member import MemberSet, read_members
 
 POLL_S: Final = 0.25  # between two looks

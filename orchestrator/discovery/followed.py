@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -77,12 +77,12 @@ class FollowedPool:
         there = frozenset(self._registry.workers)
         for name, record in list(self._records.items()):
             is_there = not there.isdisjoint(record.workers)
-            if not record.is_removed and (not is_there or any(w.is_leaving for w in record.workers)):
+            if not record.is_removed and (not is_there or _is_leaving(record.workers)):
                 self._dismissed[name] = record.member.uid
                 record.is_dismissed = True
             if not is_there:
                 self._forget(name)
-        if listed.members:
+        if listed.members and self._dismissed:
             uids = {name: member.uid for name, member in listed.members.items()}
             self._dismissed = {name: uid for name, uid in self._dismissed.items() if uids.get(name) == uid}
 
@@ -109,6 +109,8 @@ class FollowedPool:
     def _apply(self, name: str, fate: Fate) -> bool:
         """Do with a worker what was decided; return whether it leaves by that."""
         record = self._records[name]
+        if fate is Fate.STAY and not (record.is_drained or record.is_removed):
+            return False  # as nearly all of them do
         if record.is_dismissed and fate is not Fate.LOSE:
             return False
         if fate is Fate.LOSE:
@@ -174,5 +176,18 @@ class FollowedPool:
 
 def _known(name: str, record: _Record) -> Known:
     member = record.member
-    is_well = any(worker.state in IN_SERVICE for worker in record.workers)
-    return Known(name, member.uid, member.url, is_well, record.is_drained)
+    return Known(name, member.uid, member.url, _is_well(record.workers), record.is_drained)
+
+
+def _is_well(workers: Iterable[Worker]) -> bool:
+    for worker in workers:  # noqa: SIM110  # it is asked of each worker with each set
+        if worker.state in IN_SERVICE:
+            return True
+    return False
+
+
+def _is_leaving(workers: Iterable[Worker]) -> bool:
+    for worker in workers:  # noqa: SIM110  # the same
+        if worker.is_leaving:
+            return True
+    return False

@@ -53,9 +53,7 @@ def sort_out(
     problems = [*found.problems]
     ours = [*_of_pools(found.members, pools, frozenset(others), problems)]
     checked = [*_with_urls(ours, problems)]
-    # Those first that count where two are alike: one that stays before one that leaves, then who is known.
-    checked.sort(key=lambda member: (member.is_draining, known.get(worker_name(member)) != member.uid))
-    chosen = [*_single(checked, problems)]
+    chosen = checked if _are_distinct(checked) else _told_apart(checked, known, problems)
     unreadable = {"/".join(problem.key) for problem in problems if problem.key is not None}
     return Sorted(
         {pool: _listed(pool, chosen, unreadable, found) for pool in pools}, tuple(problems[:MAX_ROWS])
@@ -101,6 +99,30 @@ def _checked_url(value: str) -> tuple[str, str]:
         return _url.validate_python(value), ""
     except ValidationError as error:
         return "", error.errors()[0]["msg"].removeprefix("Value error, ")
+
+
+def _are_distinct(members: Sequence[Member]) -> bool:
+    """Tell whether no two have the same name, the same uid in a pool or the same URL in a model.
+
+    They mostly have not, and a set may have thousands, so this is told without looking at each by itself.
+    """
+    names = {(member.model, member.role, member.name) for member in members}
+    uids = {(member.model, member.role, member.uid) for member in members}
+    urls = {(member.model, member.url) for member in members}
+    return len(names) == len(uids) == len(urls) == len(members)
+
+
+def _told_apart(
+    members: Iterable[Member], known: Mapping[str, str], problems: list[Problem]
+) -> Sequence[Member]:
+    """Return those that count where two are alike: one that stays before one that leaves, then who is
+    known.
+    """
+
+    def rank(member: Member) -> tuple[bool, bool]:
+        return member.is_draining, known.get(worker_name(member)) != member.uid
+
+    return [*_single(sorted(members, key=rank), problems)]
 
 
 def _single(members: Iterable[Member], problems: list[Problem]) -> Iterator[Member]:

@@ -42,7 +42,7 @@ _MOST_ASKED = 3
 class CutStream:
     """A stream was cut: this is what the client asked for, and what it has had."""
 
-    __slots__ = ("first", "last", "legs", "transcript", "view", "watch")
+    __slots__ = ("first", "last", "legs", "revision", "transcript", "view", "watch")
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class CutStream:
         self.legs = legs
         self.last = last
         self.watch = watch
+        self.revision: str | None = None  # of the worker that has begun it
 
     @property
     def cached_tokens(self) -> int | None:
@@ -171,5 +172,8 @@ class Failover:
         model = stream.last.address.served_model
         ready = [*pools.both, *pools.decode, *pools.prefill]
         named_alike = [worker for worker in ready if worker.address.served_model == model]
+        named_alike.sort(
+            key=lambda worker: worker.revision != stream.revision
+        )  # its tokenizer is known to fit
         fresh = [worker for worker in named_alike if not stream.legs.has_failed(worker)]
         yield from (fresh or named_alike)[:_MOST_ASKED]

@@ -291,6 +291,9 @@ class Leg(ABC):
             self._note_refusal()
             self.is_plain = True
             self.check_in_service()
+            if self.lease is not None and self.epoch != self.worker.epoch:
+                self.legs.last = self.worker
+                raise WorkerOut(f"{self.worker.name} has come back since it refused the form of its leg")
 
     def _send(self, codec: Codec) -> Coroutine[Any, Any, Answer]:
         if codec is not JSON:

@@ -73,9 +73,9 @@ class Releases:
         """
         planned, legs = prefill.decode, prefill.legs
         ready = self._dispatcher.registry.pools[legs.model].decode
-        if planned in ready and not legs.has_failed(planned):
-            return planned
         fit = [worker for worker in ready if goes_with(prefill.worker.revision, worker.revision, True)]
+        if planned in (fit or ready) and not legs.has_failed(planned):
+            return planned
         choices = [worker for worker in (*fit, planned) if worker.address.role == "decode"]
         return next((worker for worker in choices if not legs.has_failed(worker)), choices[0])
 

@@ -47,6 +47,7 @@ from orchestrator.errors import NotFound, StartError, Unavailable
 from orchestrator.http.ids import IdSource
 from orchestrator.http.listeners import admin_served, bound
 from orchestrator.http.tls import certificate_of
+from orchestrator.loop import garbage
 from orchestrator.loop.signals import on_hangup, on_signals
 from orchestrator.processes.channel import Reconfigured, Start
 from orchestrator.processes.handle import ProcessHandle, describe_exit
@@ -106,6 +107,7 @@ async def supervise(
         async with admin_served(admin, options, supervisor.random, supervisor.certificate):
             with on_hangup(reloader.reload_soon, stop.request):
                 discovery.start()
+                garbage.tune()  # a look at all that is loaded would hold up what processes are told
                 try:
                     await supervisor.run(stop)
                 finally:

@@ -25,6 +25,7 @@ class AdmittedRequest:
         "plan",
         "prefill",
         "retries",
+        "revision",
         "route",
         "scope",
         "view",
@@ -49,6 +50,7 @@ class AdmittedRequest:
         self.prefill: PrefillLeg | None = None  # that has ended, and whose hand-off the decode leg builds on
         self.retries: Retries | None = None  # once a leg has failed
         self.attempt_began = 0.0  # when the attempt under way did; 0.0: the first one does with the permit
+        self.revision: str | None = None  # of the worker that has begun its stream
         self.first_handoff: Handoff | None = None  # of the first prefill: what it says, the client is told
         self.continuation: Continuation | None = None  # once another worker goes on with the stream
 

@@ -43,6 +43,7 @@ from orchestrator.errors import (
     WorkerAnswered,
     WorkerCutShort,
     WorkerError,
+    WorkerOut,
 )
 from orchestrator.failover.failover import CutStream, Failover
 from orchestrator.http.ids import REQUEST_ID_HEADER
@@ -192,8 +193,14 @@ class Flow:
                         if route.connector.sends_both_at_once:
                             return await self._serve_at_once(request, prefill, leg)
                         lease = _unused_lease(self.ledger, request)
-                        leg.take(lease or await self._prefill(request, prefill, leg.worker))
+                        if lease is None:
+                            lease = await self._prefill(request, prefill, leg.worker)
+                        else:
+                            _keep_prefill(request, lease.worker)
+                        leg.take(lease)
                         leg.check_in_service()
+                        if lease.worker.revision != leg.worker.revision:
+                            _check_pair(request, lease, leg)
                         return await self._responder.answer(request, leg)
                 except (WorkerError, WorkerAnswered) as error:
                     self._allow_another(request, error, body)
@@ -326,7 +333,7 @@ class Flow:
             legs.failed = (*(legs.failed or ()), legs.last)
         request.scope.record.attempts = attempts = legs.tried()
         attempts.count += 1
-        request.plan = self._plan(request.scope, request.view, request.route, legs.failed or ())
+        request.plan = self._plan(request.scope, request.view, request.route, _avoided(request))
         self._tell_replaced(request)
         if request.plan.prefill is None or not _may_go_on(request):  # one that serves all of it pulls nothing
             self._forget_prefill(request)
@@ -561,6 +568,7 @@ class Flow:
         cut = CutStream(
             request.view, scope.transcript, request.first_handoff, request.legs, last, scope.watch
         )
+        cut.revision = request.revision
         rest = await self._failover.rest_of(cut, cause)
         if rest.bodies is None:
             scope.end_stream(rest.end)
@@ -603,6 +611,31 @@ def _may_go_on(request: AdmittedRequest) -> bool:
     """Tell whether the worker that is planned now may have the hand-off that there is, if there is one."""
     prefill = request.prefill
     return prefill is None or request.route.planner.go_together(prefill.worker, request.plan.decode)
+
+
+def _avoided(request: AdmittedRequest) -> tuple[Worker, ...]:
+    """Return who is not to have the next attempt if there is anybody else: who has failed the request, and
+    for the rest of a stream workers of other revisions than that which has begun it.
+    """
+    failed = request.legs.failed or ()
+    if not request.scope.has_begun:
+        return failed
+    return (*failed, *request.route.planner.strangers(request.revision, request.route.pools, failed))
+
+
+def _check_pair(request: AdmittedRequest, lease: KvLease, leg: AnswerLeg) -> None:
+    """Raise `WorkerOut` if the decode worker has come back as another revision while others were waited for:
+    what was prefilled is not for it.
+    """
+    if not request.route.planner.go_together(lease.worker, leg.worker):
+        request.legs.last = leg.worker
+        raise WorkerOut(f"{leg.worker.name} is of another revision now than the prefill that it was to have")
+
+
+def _keep_prefill(request: AdmittedRequest, worker: Worker) -> None:
+    """Have the plan and the record name who has prefilled, for nobody does so again."""
+    request.plan.keep_prefill(worker, request.scope.now())
+    request.scope.record.prefill_worker = worker.name
 
 
 def _unused_lease(ledger: LeaseLedger, request: AdmittedRequest) -> KvLease | None:

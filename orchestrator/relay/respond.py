@@ -105,6 +105,7 @@ class Responder:
                 if scope.endpoint.can_continue:
                     scope.transcript = self._failover.transcript(request.view)
                 scope.begin_stream(_relayed_back(answer))
+                request.revision = leg.worker.revision
                 if request.plan.links is not None:
                     tell_begun(request, leg)
             await self._forward(scope, answer, opening, events)

@@ -9,7 +9,8 @@ shorter, so that what is longer than expected counts less. Whole answers show no
 
 The rate is learned for pairs of workers, for pairs of zones, and over all. A link that nobody has measured
 lately counts as its pair of zones does, and that as all do; so does one that differs by little. Two zones
-between which nobody has measured anything yet count a little less, so that they are tried.
+between which nobody has measured anything yet count a little less, so that they are tried, and much more
+while a few requests are on their way there: these find out how the link is, not all that come meanwhile.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ LEAST_RATE: Final = 1e-4
 MOST_RATE: Final = 1e4
 
 UNTRIED: Final = 0.7  # of the mean, between zones of which nothing is known
+ON_TRIAL: Final = 4.0  # the same while a few requests are on their way there: others go where it costs less
+TRIAL_S: Final = 10.0  # for their first events; there may be none, as of whole answers, or of legs that fail
 MOST_ZONES: Final = 64  # pairs of zones; of more not all are tried
 
 FORGET_S: Final = 600.0  # nobody knows any more what was measured so long ago
@@ -102,6 +105,8 @@ class Links:
         self._zones: dict[str, dict[str, Link]] = {}  # by the prefill worker's zone and the decode worker's
         self._pairs: dict[str, dict[str, Link]] = {}  # by their names
         self._pair_count = 0
+        # Of pairs of zones of which nothing is known: when the last requests were sent there.
+        self._tried: dict[tuple[str, str], list[float]] = {}
         self._mean_s = 0.0  # expected, per hand-off
         self._looked = 0.0  # when what is known was last looked through
 
@@ -131,8 +136,8 @@ class Links:
         return expected_s(tokens) * self.all.rate
 
     def note_tried(self, prefill: Worker, decode: Worker, now: float) -> None:
-        """Note that a link which nobody has measured for long is about to be; until it was, it counts as it
-        did, so that not all try it at once.
+        """Note that a link which nobody has measured, or not for long, is about to be. Until it was, one that
+        was measured counts as it did, and one that never was counts more, so that not all try it at once.
         """
         for link in (
             _found(self._zones, prefill.zone or "", decode.zone or ""),
@@ -140,6 +145,15 @@ class Links:
         ):
             if link is not None and link.differs and now - link.measured > FORGET_S:
                 link.try_again(now)
+        if not self.are_equal:
+            self._note_trial(prefill.zone or "", decode.zone or "", now)
+
+    def _note_trial(self, prefill: str, decode: str, now: float) -> None:
+        """Note that a request is about to tell of two zones of which nothing is known."""
+        is_new = _found(self._zones, prefill, decode) is None and not self._is_on_trial(prefill, decode, now)
+        if is_new and (len(self._tried) < MOST_ZONES or (prefill, decode) in self._tried):
+            tried = self._tried.get((prefill, decode), [])
+            self._tried[prefill, decode] = [*tried[1 - FEW :], now]
 
     def _rate(self, prefill: Worker, decode: Worker, now: float) -> float:
         pair = _found(self._pairs, prefill.name, decode.name)
@@ -148,7 +162,18 @@ class Links:
         zone = _found(self._zones, prefill.zone or "", decode.zone or "")
         if zone is not None and zone.is_known_to_differ(now):
             return zone.rate
-        return self.all.rate * (UNTRIED if zone is None and self._zone_count < MOST_ZONES else 1.0)
+        return self.all.rate * (1.0 if zone is not None else self._unknown(prefill, decode, now))
+
+    def _unknown(self, prefill: Worker, decode: Worker, now: float) -> float:
+        """Return what part of the mean a link counts between zones of which nothing is known."""
+        if self._zone_count >= MOST_ZONES:
+            return 1.0
+        return ON_TRIAL if self._is_on_trial(prefill.zone or "", decode.zone or "", now) else UNTRIED
+
+    def _is_on_trial(self, prefill: str, decode: str, now: float) -> bool:
+        """Tell whether enough requests are on their way between two zones to tell how the link is."""
+        tried = self._tried.get((prefill, decode))
+        return tried is not None and len(tried) >= FEW and now - tried[-FEW] <= TRIAL_S
 
     def _has_untried(self) -> bool:
         """Tell whether nothing is known between two zones of which something is."""
@@ -157,6 +182,7 @@ class Links:
     def _look(self, now: float) -> None:
         """Look through all links: the level above may have moved, and pairs may be forgotten."""
         self._looked = now
+        self._tried = {zones: tried for zones, tried in self._tried.items() if now - tried[-1] <= TRIAL_S}
         found = [link for links in self._zones.values() for link in links.values()]
         if self._pair_count >= self._most_pairs:
             self._forget(now)
@@ -175,6 +201,7 @@ class Links:
             return Link(self.all)  # nobody keeps it
         if found is None:
             self._decode_zones.add(decode)
+            self._tried.pop((prefill, decode), None)
             self._zone_count += 1
             found = self._link(self._zones, prefill, decode, self.all)
         return found

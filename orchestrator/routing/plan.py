@@ -8,6 +8,7 @@ from orchestrator.routing.links import Links
 from orchestrator.routing.policies.base import Choice, End, Outcome, Reasons
 from orchestrator.workers.worker import Worker
 
+KEPT: Final = "it has prefilled for an earlier attempt, and nobody has used that yet"
 _CANCELLED: Final = End.CANCELLED  # a look-up by member is a call in Python
 
 
@@ -52,6 +53,17 @@ class Plan(Reasons[Worker]):
         """Tell whether a choice still is to be told how its leg ended."""
         prefill = self.prefill_choice
         return self.decode_choice.policy is not None or (prefill is not None and prefill.policy is not None)
+
+    def keep_prefill(self, worker: Worker, now: float) -> None:
+        """Have the KV cache used that `worker` made for an earlier plan: nothing comes of the choice of this
+        one.
+        """
+        choice = self.prefill_choice
+        if choice is not None and choice.policy is not None:
+            choice.ended(Outcome(_CANCELLED, now))
+        self.prefill = worker
+        self.prefill_choice = Choice(worker, KEPT)
+        self.wants_ends = self.decode_choice.policy is not None
 
     def begun(self, written: float, moment: float) -> None:
         """Hear that the first event of a streamed answer has come, on a leg that was written at `written`.

@@ -191,6 +191,14 @@ class Planner:
         """Tell whether a hand-off of the one may go to the other, whoever was planned first."""
         return not self.keeps_revisions or self.revisions.go_together(prefill, decode)
 
+    def strangers(self, revision: str | None, pools: Pools, failed: Collection[Worker]) -> tuple[Worker, ...]:
+        """Return the workers that do not go with a revision; none if nobody else is left to serve a request
+        that `failed` have failed, or if revisions do not matter.
+        """
+        if not self.keeps_revisions:
+            return ()
+        return self.revisions.strangers(revision, pools, failed, needs_pair=self.is_strict)
+
     def without_partners(self, pools: Pools) -> str:
         """Return why one worker serves where no two can go together. Raises `Unavailable`."""
         if self.is_strict and not pools.both:

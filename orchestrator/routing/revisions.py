@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from orchestrator.workers.pools import Pools
 from orchestrator.workers.worker import Worker
 
 
@@ -58,6 +59,22 @@ class Revisions:
     def go_together(self, prefill: Worker, decode: Worker) -> bool:
         """Tell whether a hand-off of the one may go to the other."""
         return goes_with(prefill.revision, decode.revision, self._pairs_unknown)
+
+    def strangers(
+        self, revision: str | None, pools: Pools, failed: Collection[Worker], *, needs_pair: bool
+    ) -> tuple[Worker, ...]:
+        """Return the workers that do not go with this revision; none if no others can serve a request that
+        `failed` have failed: two of them, or one, unless that `needs_pair`.
+        """
+        fit = [w for w in (*pools.prefill, *pools.decode, *pools.both) if self._goes(w, revision)]
+        roles = {worker.address.role for worker in fit if worker not in failed}
+        has_pair = "decode" in roles and (not needs_pair or "prefill" in roles)
+        if not has_pair and "both" not in roles:
+            return ()
+        return tuple([w for w in (*pools.prefill, *pools.decode, *pools.both) if w not in fit])
+
+    def _goes(self, worker: Worker, revision: str | None) -> bool:
+        return goes_with(worker.revision, revision, self._pairs_unknown)
 
     def decodes(self) -> tuple[Worker, ...]:
         """Return the decode workers of all groups."""

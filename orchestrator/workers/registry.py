@@ -231,7 +231,8 @@ class Registry:
                 worker = self._roster.enter(snapshot.address, snapshot.slot)
                 self.reports.hear([worker])
             before[worker] = worker.state
-            self._adopt(worker, snapshot)
+            if worker.is_denied or worker.snapshot() != snapshot:  # nearly all of them are as they were
+                self._adopt(worker, snapshot)
         for model in {worker.address.model for worker in before}:  # once: there may be thousands of workers
             self._refresh(model)
         for worker, state in before.items():

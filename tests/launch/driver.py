@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launch.backends.base import BackendError
+from launch.backends.local import Local
 from launch.local import building
 from launch.local.member import Limits
 from launch.local.output import Output
@@ -30,7 +33,19 @@ def main() -> int:
     limits = Limits(**document["limits"])
     writer = StateWriter(directory, "stand-ins.yaml", plan.url, plan.admins, progress.say)
     announce = lambda: print("ready", flush=True)  # noqa: E731
-    return asyncio.run(supervise(plan, Site(directory, limits, progress, writer), announce))
+    backend = Leaving if document["leaves"] else Local
+    return asyncio.run(supervise(plan, Site(directory, limits, progress, writer, backend=backend), announce))
+
+
+class Leaving(Local):
+    """A backend that cannot end the workers that it has."""
+
+    @property
+    def handle(self) -> Mapping[str, str]:
+        return {"somewhere": "far"}
+
+    async def close(self) -> None:
+        raise BackendError("the cluster does not answer")
 
 
 def _spec(process: dict[str, Any]) -> ProcessSpec:

@@ -92,7 +92,7 @@ def test_nobody_answers() -> None:
 
 def test_a_request_is_found_wherever_it_was_served(capsys: pytest.CaptureFixture[str]) -> None:
     with listening({}, {"/admin/requests/r": {"id": "r"}}) as (admins, _):
-        assert admins.get("/admin/requests/r") == {"id": "r", "others_with_this_id": 0}
+        assert admins.get("/admin/requests/r") == {"id": "r", "others_with_this_id": 0, "orchestrator": 1}
         with pytest.raises(Refused, match="no such path"):
             admins.get("/admin/requests/other")
     assert capsys.readouterr().err == ""
@@ -113,6 +113,19 @@ def test_requests_and_events_come_in_the_order_of_their_time() -> None:
     assert [request["received"] for request in requests] == [4, 3, 2, 1]
     assert [(event["time"], event["orchestrator"]) for event in events] == [(1, 0), (2, 1), (3, 1), (4, 0)]
     assert processes == [{"index": 0, "orchestrator": 0}, {"index": 0, "orchestrator": 1}]
+
+
+def test_processes_that_do_not_answer_are_named_with_their_orchestrator() -> None:
+    def silent(*processes: int) -> dict[str, Any]:
+        return {"/admin/requests": {"requests": [], "unanswered": [*processes]}}
+
+    with listening(silent(1), silent(0, 1)) as (admins, _):
+        assert admins.get("/admin/requests")["unanswered"] == ["0.1", "1.0", "1.1"]
+
+
+def test_an_orchestrator_keeps_its_number_while_another_one_is_away() -> None:
+    with listening({}, {"/admin/processes": [{"index": 0}]}) as (admins, _):
+        assert admins.get("/admin/processes") == [{"index": 0, "orchestrator": 1}]
 
 
 def test_texts_follow_each_other() -> None:
@@ -151,7 +164,7 @@ def test_a_request_whose_id_several_know_is_the_newest() -> None:
     two = {"/admin/requests/r": {"id": "r", "received": 2.0, "others_with_this_id": 0}}
     with listening(one, two) as (admins, _):
         found = admins.get("/admin/requests/r")
-    assert found == {"id": "r", "received": 2.0, "others_with_this_id": 3}
+    assert found == {"id": "r", "received": 2.0, "others_with_this_id": 3, "orchestrator": 1}
 
 
 def test_who_was_away_is_not_asked_again_at_once() -> None:

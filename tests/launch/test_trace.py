@@ -157,6 +157,13 @@ def test_one_worker_served_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "m/decode/0 serves it: It has the fewest legs under way.\n" in out
 
 
+def test_of_several_orchestrators_it_is_said_which_has_served_it(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/admin/requests/req-1"
+    with admin_listener({}) as one, admin_listener({path: ONE}) as two:
+        assert main(["trace", "req-1", "--admin", one.url, "--admin", two.url]) == Exit.OK
+    assert "arrived 2026-11-30 13:49:39.635 UTC, at process 1 of orchestrator 1\n" in capsys.readouterr().out
+
+
 def test_requests_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     failed = ONE | {"id": "x" * 60, "status": 502, "error": "worker_lost", "attempts": 1}
     document = {"requests": [ONE, failed], "unanswered": [2]}

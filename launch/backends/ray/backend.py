@@ -138,12 +138,17 @@ class RayBackend(Backend):
             self._say(str(news["error"]))
 
     async def close(self) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
-            with contextlib.suppress(BackendError):
+        try:
+            if self._keeping is not None:
+                self._keeping.cancel()
+                await asyncio.gather(self._keeping, return_exceptions=True)
                 await self._link.ask(SWEEP_S, do="sweep")
-        await self._link.close()
+                self._keeping = None
+        except BackendError as error:
+            if self.handle:  # else the cluster ends with us, and all workers with it
+                raise BackendError(f"workers may be left in Ray: {error}") from error
+        finally:
+            await self._link.close()
 
     @classmethod
     def sweep(cls, handle: Mapping[str, str]) -> None:

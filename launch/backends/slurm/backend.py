@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Final, ParamSpec, Self, TypeVar, cast
 
 from launch.backends.base import Backend, BackendError
 from launch.backends.slurm import queue
@@ -30,6 +30,7 @@ from launch.plan import ProcessSpec
 from launch.surroundings import look_around
 from orchestrator.config.options import Config
 from orchestrator.config.printing import counted, one_line
+from orchestrator.loop.bounded_calls import BoundedCalls
 from orchestrator.wire.info import Role
 from orchestrator.wire.member import Member, read_members, remove_member
 
@@ -39,8 +40,12 @@ SLOW_S: Final = 5.0
 TICK_S: Final = 0.1
 MOVE_S: Final = 300.0  # for a worker that moves to be placed, and to start
 OBEYS_S: Final = 20.0  # until tasks that are told to end are killed
+CALL_S: Final = 180.0  # for a call and the one before it: each command has 30 s, and a sweep takes more
 SWEEP_S: Final = 60.0  # until the jobs of a killed run are gone
 MIB: Final = 1024 * 1024
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class SlurmBackend(Backend):
@@ -59,6 +64,7 @@ class SlurmBackend(Backend):
         self._watching: asyncio.Task[None] | None = None
         self._silence: str | None = None  # why Slurm does not answer now
         self._problems: set[str] = set()  # of the folder, that were told
+        self._calls = BoundedCalls("ask Slurm", CALL_S)
         self._submitting = threading.Lock()  # held while Slurm is given a job
         self._may_have_jobs = False
         self._is_closed = False
@@ -76,16 +82,26 @@ class SlurmBackend(Backend):
     def handle(self) -> Mapping[str, str]:
         return {"run": self._run, "folder": str(self._folder)}
 
+    async def _call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Ask Slurm, or use the folder, beside the event loop. Raises `BackendError` if that hangs, and what
+        `function` raises.
+        """
+        try:
+            return await self._calls.make(function, *args, **kwargs)
+        except TimeoutError:
+            where = f"Slurm's commands, or the file system of {self._folder}, do not answer"
+            raise BackendError(f"{where} within {CALL_S:g} s") from None
+
     # --- submitting -----------------------------------------------------------------------------
 
     async def open(self, specs: Sequence[ProcessSpec]) -> None:
         self._make_folder()
-        await asyncio.to_thread(_check_reached)
+        await self._call(_check_reached)
         pools: dict[tuple[str, str], list[ProcessSpec]] = {}
         for spec in specs:
             pools.setdefault(pool_of(spec.name), []).append(spec)
         for of_pool in pools.values():
-            self._enlist(of_pool, await asyncio.to_thread(self._submit, of_pool))
+            self._enlist(of_pool, await self._call(self._submit, of_pool))
         self._watching = asyncio.create_task(self._watch())
 
     def start(self, spec: ProcessSpec, log: Path) -> PlacedTask:
@@ -202,8 +218,8 @@ class SlurmBackend(Backend):
     async def _look(self) -> None:
         asked_at = time.monotonic()
         try:
-            rows = await asyncio.to_thread(queue.queue)
-        except SlurmError as error:
+            rows = await self._call(queue.queue)
+        except (SlurmError, BackendError) as error:
             self._note_silence(str(error))
             return
         self._note_silence(None)
@@ -266,13 +282,13 @@ class SlurmBackend(Backend):
         acts += [task.hasten for task in self._tasks.values() if task.is_delayed]
         acts += [task.park for task in self._tasks.values() if task.is_unruly]
         for act in acts:
-            with contextlib.suppress(SlurmError):  # tried again at the next look
-                await asyncio.to_thread(act)
+            with contextlib.suppress(SlurmError, BackendError):  # tried again at the next look
+                await self._call(act)
 
     async def _submit_again(self, task: PlacedTask) -> None:
         spec = ProcessSpec(task.name, cast("Role", pool_of(task.name)[1]), (), {}, "", (), "")
         try:
-            task.follow(await asyncio.to_thread(self._submit, [spec]))
+            task.follow(await self._call(self._submit, [spec]))
         except BackendError as error:
             task.refuse(str(error), time.monotonic())
 
@@ -283,7 +299,7 @@ class SlurmBackend(Backend):
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
             self._watching = None
-        await asyncio.to_thread(self._end_all)
+        await self._call(self._end_all)
 
     def _end_all(self) -> None:
         with self._submitting:  # by a thread that nobody waits for any more

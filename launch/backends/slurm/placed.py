@@ -14,6 +14,7 @@ from launch.backends.slurm import queue
 from launch.backends.slurm.queue import SlurmError, TaskRow
 from launch.backends.slurm.report import NO_FOLDER, TaskReport
 from launch.local.processes import UNKNOWN_CODE
+from orchestrator.loop.bounded_calls import BoundedCalls
 from orchestrator.wire.member import Member
 
 POLL_S: Final = 0.1
@@ -24,6 +25,7 @@ HASTEN_S: Final = 10.0  # between two requests to start a task that is delayed
 LONG_S: Final = 60.0  # what was so for this long is likely to stay so for a while
 UNLISTED_S: Final = 30.0  # after it was submitted a job is in the queue, or was there
 KILL_MARGIN_S: Final = 10.0  # a task ends its engine by force itself, and is ended by force so much later
+CALL_S: Final = queue.TIMEOUT_S + 5.0  # a command is killed before that, unless its file system is away
 FIRST_DELAY_S: Final = 2.0  # before a job that ended by itself is submitted anew
 LONGEST_DELAY_S: Final = 120.0
 STABLE_S: Final = 300.0  # after so long a run the next delay is the first again
@@ -44,6 +46,7 @@ class PlacedTask:
         self.starts = 1
         self.member: Member | None = None
         self._folder = folder
+        self._calls = BoundedCalls(f"tell {name}", CALL_S)
         self._report: TaskReport | None = None
         self.is_parked = False  # no engine is wanted in its place now
         self._is_ending = False  # somebody waits for that
@@ -253,8 +256,8 @@ class PlacedTask:
         try:
             if await self._wait_parked(limit_s + KILL_MARGIN_S, hurry):
                 return True
-            with contextlib.suppress(SlurmError):  # whoever waits cannot do better
-                await asyncio.to_thread(queue.kill, [self.id])
+            with contextlib.suppress(SlurmError, TimeoutError):  # whoever waits cannot do better
+                await self._calls.make(queue.kill, [self.id])
             return False
         finally:
             self._is_ending = False
@@ -269,8 +272,8 @@ class PlacedTask:
                 return False
             if now - told_at >= REPEAT_S:
                 told_at = now
-                with contextlib.suppress(SlurmError):  # told again
-                    await asyncio.to_thread(self.park)
+                with contextlib.suppress(SlurmError, TimeoutError):  # told again
+                    await self._calls.make(self.park)
             await asyncio.sleep(POLL_S)
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -219,6 +220,18 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waits, "PULLED_S", 0.001)
     monkeypatch.setattr(waits, "KNOWN_S", 0.05)
     monkeypatch.setattr(operations, "KNOWN_S", 0.05)
+
+
+def test_a_machine_that_does_not_tell_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver of GPUs that hangs: neither the command nor the end of `up` waits for it."""
+    monkeypatch.setattr(operations, "PLAN_S", 0.05)
+    may_go_on = threading.Event()
+    site = Site()
+    monkeypatch.setattr(site.further, "plan", lambda *_: may_go_on.wait(60))
+    with pytest.raises(CommandFailed, match="ports and GPUs are free: this machine has not told within"):
+        site.scale(3)
+    assert not may_go_on.is_set()
+    may_go_on.set()
 
 
 def test_one_that_is_named_twice_is_restarted_once() -> None:

@@ -35,6 +35,7 @@ class Cluster:
     options: dict[str, Sequence[str]]
     limits: dict[str, Any] = field(default_factory=dict)
     build: str | None = None  # what its process executes
+    leaves: bool = False  # workers, when it has ended
 
     def start(self, terminal: int | None = None) -> None:
         """`terminal` becomes the driver's own, as that of a shell would be."""
@@ -48,6 +49,7 @@ class Cluster:
             "directory": str(self.directory),
             "limits": QUICK | self.limits,
             "build": self.build,
+            "leaves": self.leaves,
         }
         plan = self.directory / "plan.json"
         plan.write_text(json.dumps(document))
@@ -110,6 +112,21 @@ def clusters(tmp_path: Path) -> Iterator[Any]:
 
     yield make
     for cluster in made:
+        cluster.clean_up()
+
+
+def test_workers_that_may_be_left_elsewhere_are_an_error_of_up_and_of_down(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "run", {"one": [], "orchestrator": []}, leaves=True)
+    cluster.start()
+    try:
+        cluster.wait_ready()
+        command = [sys.executable, "-m", "launch.cli", "down", "--state", str(cluster.directory)]
+        down = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert cluster.wait_exit() == Exit.FAILED
+        assert "the cluster does not answer; `baton down` tries that again" in cluster.stderr
+        assert (down.returncode, down.stdout) == (Exit.FAILED, "")
+        assert "has ended, but may have left workers on local: run `baton down` again" in down.stderr
+    finally:
         cluster.clean_up()
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import main
 from launch.exits import Exit
 from launch.local.run_state import FILE, read
 from launch.remote import Run, asked
 from tests.launch.operate.cluster import Cluster, loaded, running
+from tests.launch.runs import admin_listener
 from tests.orchestrator.certificate import CERT, KEY
 from tests.waiting import is_running, wait_for, wait_until_gone
 
@@ -78,6 +80,19 @@ def test_drain_and_undrain(cluster: Cluster) -> None:
     assert "no worker of sim/decode is left that serves" in shown.stderr
     assert cluster.command("undrain", "sim/decode/0", "sim/decode/1").returncode == Exit.OK
     wait_for(lambda: set(cluster.workers().values()) == {"ready"}, "all to serve")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("suspect", "suspect (it is probed now, and serves if that finds it well)"), ("ready", "ready")],
+)
+def test_undrain_says_what_comes_next(state: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    address = {"name": "m/decode/0", "model": "m", "role": "decode", "rank": None}
+    row = {"address": address, "state": state, "is_drained": False, "in_flight": 0}
+    answers = {"/admin/workers": [row], "/admin/workers/m/decode/0/undrain": row}
+    with admin_listener(answers) as admin:
+        assert main(["undrain", "m/decode/0", "--admin", admin.url]) == Exit.OK
+    assert capsys.readouterr().out == f"m/decode/0: {said}, 0 requests\n"
 
 
 def test_drain_waits_for_requests(cluster: Cluster) -> None:

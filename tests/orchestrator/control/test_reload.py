@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.config.addresses import routed_addresses, unmanaged
 from orchestrator.config.file import load_config
 from orchestrator.config.keys import KeyRing
 from orchestrator.config.options import Config
+from orchestrator.control import reload
 from orchestrator.control.reload import ConfigRefused, ConfigSource, Reloader
 from orchestrator.http.tls import certificate_of
 from orchestrator.processes.rows import Rows
@@ -238,6 +240,24 @@ def test_a_file_that_is_gone(target: FakeTarget) -> None:
     target.path.unlink()
     with pytest.raises(ConfigRefused, match="No such file"):
         target.reload()
+
+
+def test_a_file_system_that_does_not_answer_holds_up_neither_others_nor_the_end(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "READ_S", 0.05)
+    may_answer, is_read = threading.Event(), threading.Event()
+
+    def hang(path: str, overrides: object) -> Config:
+        may_answer.wait(60)
+        is_read.set()
+        return target.config
+
+    monkeypatch.setattr(reload, "load_config", hang)
+    with pytest.raises(ConfigRefused, match=r"it was not read within .* its file system answer"):
+        target.reload()
+    assert not is_read.is_set()
+    may_answer.set()
 
 
 def test_a_worker_that_is_still_being_removed_does_not_come_back(target: FakeTarget) -> None:

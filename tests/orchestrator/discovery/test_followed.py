@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
@@ -38,6 +41,34 @@ def test_one_that_is_not_listed_any_more_gets_no_new_leg_ends_its_legs_and_is_fo
         assert worker.state == "draining"
     followed.registry.settle()
     assert followed.names() == ["decode/b"]
+
+
+def test_a_pool_of_thousands_is_soon_looked_through() -> None:
+    """New requests go to a worker that was deleted until the whole set is taken: each member counts."""
+    followed = Followed()
+    listed = [member(f"w-{index}", port=index) for index in range(500)]
+    followed.lists(*listed)
+    followed.answer()
+    calls = calls_of(lambda: followed.lists(*listed[1:]))
+    assert followed.worker("w-0").state == "draining"
+    assert calls / len(listed) < 14
+
+
+def calls_of(function: Callable[[], None]) -> int:
+    """Return how many functions of Python are called, or generators gone on with."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return calls
 
 
 def test_one_that_is_listed_again_before_it_was_forgotten_serves_again() -> None:

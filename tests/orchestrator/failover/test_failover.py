@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.options import RoutingConfig
 from orchestrator.legs.retry import BUDGET_LEAST
 from orchestrator.telemetry.counters import RetryReason
 from orchestrator.transport.memory import MemoryReply, MemoryRequest
+from orchestrator.wire.info import Role
 from tests.orchestrator.fakes import DONE, JSON, SSE, FakeCluster, FakeExchange, event, read
 from tests.orchestrator.wire import sim_worker
 
@@ -375,3 +377,27 @@ def test_streams_of_the_only_decode_worker_go_on_at_one_that_does_both() -> None
     streams = 4 * BUDGET_LEAST
     expected = told(uncut(CHAT))
     run(test, roles=("prefill", "decode", "both"))
+
+
+@pytest.mark.parametrize("disaggregate", ["always", "strict"])
+def test_the_rest_of_a_stream_is_of_the_same_revision_as_its_beginning(disaggregate: str) -> None:
+    """Unless nobody of it is left."""
+
+    async def test(cluster: Cluster) -> None:
+        decodes = [worker for worker in cluster.registry.workers if worker.address.role == "decode"]
+        for worker in cluster.registry.workers:
+            worker.revision = "new" if worker.name in ("m/prefill/2", "m/decode/4") else "old"
+        alone = decodes[4]
+        for _ in range(8):
+            cluster.cuts = [4]
+            for worker in decodes:  # one that has lost a leg is suspect
+                cluster.registry.judge.mark_ready(worker)
+            before = len(cluster.upstream.requests)
+            assert (await cluster.stream(CHAT)).sent.endswith(DONE)
+            asked = [request.origin for request in cluster.upstream.requests[before:]]
+            first, *_, last = (worker for origin in asked for worker in decodes if worker.origin == origin)
+            assert first is not last
+            assert (first.revision == last.revision) is (first is not alone)
+
+    roles: tuple[Role, ...] = ("prefill",) * 3 + ("decode",) * 5
+    run(test, roles=roles, routing=RoutingConfig.model_validate({"disaggregate": disaggregate}))

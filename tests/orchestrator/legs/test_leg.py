@@ -40,6 +40,7 @@ from tests.orchestrator.legs.one_request import (
 )
 
 HANDOFF = b'{"do_remote_prefill":true}'
+NO_FORM = b'{"detail":"There was an error parsing the body"}'
 MOST_FORMS: tuple[TokenIdsForm, ...] = ("bin", "base64", "list")
 
 
@@ -396,6 +397,29 @@ def test_a_document_that_cannot_be_msgpack_says_nothing_of_the_worker(
         assert [header(sent, b"x-msgpack") for sent in one.sent_to(one.decode)] == [b"1", None]
         assert one.fallbacks() == {FallbackReason.NOT_ENCODABLE: 1}
         assert one.decode.abilities.codec.name == "msgpack"
+
+    run(test, transport="msgpack")
+
+
+def test_a_worker_that_has_come_back_meanwhile_is_not_sent_the_same_hand_off_again() -> None:
+    """It may be of another revision by now, and the hand-off is as good as before."""
+
+    async def test(one: OneRequest) -> None:
+        one.announce(one.decode, "json", "msgpack")
+
+        async def comes_back(request: MemoryRequest, reply: MemoryReply) -> None:
+            one.cluster.registry.judge.mark_gone(one.decode, "it has ended")
+            one.cluster.registry.judge.mark_ready(one.decode)
+            one.announce(one.decode, "json", "msgpack")
+            reply.answer(400, NO_FORM, JSON)
+
+        one.serve(one.decode, comes_back)
+        lease = lease_of(one)
+        await ended_by(decode_with(one, lease), WorkerOut)
+        assert len(one.sent_to(one.decode)) == 1
+        assert one.legs.last is one.decode
+        assert lease.state is LeaseState.HELD
+        lease.release()
 
     run(test, transport="msgpack")
 

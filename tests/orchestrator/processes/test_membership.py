@@ -230,6 +230,22 @@ def test_workers_that_are_added_drained_and_removed_are_so_in_all_processes() ->
     asyncio.run(scenario())
 
 
+def test_a_change_of_one_worker_is_no_work_for_the_others_in_other_processes() -> None:
+    source, copy = registry_of({"decode": 50}), registry_of({"decode": 50}, ready=False)
+    copy.follow(source.snapshots())
+    told: list[str] = []
+    copy.news.changed.add(lambda: told.append("changed"))
+    source.remove(source.workers[7])
+    copy.follow(source.snapshots())
+    assert copy.snapshots() == source.snapshots()
+    assert len(told) == 1
+    copy.judge.note_lost(
+        copy.workers[3], copy.workers[3].epoch, "cut"
+    )  # here alone: it is not as it was told
+    copy.follow(source.snapshots())
+    assert copy.snapshots() == source.snapshots()
+
+
 def test_a_report_on_a_worker_that_was_removed_is_no_news() -> None:
     async def scenario() -> None:
         site = Site()

@@ -22,6 +22,7 @@ from bench.shared.processes import free_port
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
 from orchestrator.errors import StartError
+from orchestrator.loop import garbage
 from orchestrator.processes import handle
 from orchestrator.processes.supervisor import supervise
 from orchestrator.wire.info import DEFAULT_TRANSPORT
@@ -339,13 +340,17 @@ def one_of(**options: Any) -> Config:
 
 def test_processes_that_never_serve_end_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handle, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    tuned: list[str] = []
+    monkeypatch.setattr(garbage, "tune", lambda: tuned.append("once"))  # for the tests to come
     config = one_of(listen=f"127.0.0.1:{free_port()}", admin=f"127.0.0.1:{free_port()}")
     with pytest.raises(StartError, match="5 processes in a row ended before they could serve"):
         asyncio.run(supervise(config, SOURCE, transport="json", credential=None))
+    assert tuned == ["once"]  # the supervisor tells all processes what it hears of workers
 
 
 def test_when_the_system_refuses_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handle, "COMMAND", ("/no/such/program",))
+    monkeypatch.setattr(garbage, "tune", lambda: None)
     config = one_of(listen=f"127.0.0.1:{free_port()}")
     with pytest.raises(StartError, match="5 processes in a row"):
         asyncio.run(supervise(config, SOURCE, transport="json", credential=None))

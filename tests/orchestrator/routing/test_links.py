@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.routing.links import FORGET_S, LOOK_S, MOST_PAIRS, UNTRIED, Links, expected_s
+from orchestrator.routing.links import (
+    FEW,
+    FORGET_S,
+    LOOK_S,
+    MOST_PAIRS,
+    ON_TRIAL,
+    TRIAL_S,
+    UNTRIED,
+    Links,
+    expected_s,
+)
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.cluster import registry_of
 
@@ -53,6 +63,23 @@ def test_a_slow_zone_is_slow_for_pairs_that_were_never_measured() -> None:
     assert far > 10 * near
     untried = known.seconds(prefill[1], decode[1], 1000.0, 0.0)  # between zones of which nothing is known
     assert untried == pytest.approx(UNTRIED * known.mean_s(1000.0))
+
+
+def test_what_was_never_measured_is_tried_by_a_few_requests() -> None:
+    """If these tell nothing, as whole answers do, others follow after a while."""
+    prefill, decode = workers(zones=True)
+    known = Links()
+    learn(known, prefill[0], decode[0], 1.0)
+    learn(known, prefill[1], decode[1], 1.0)
+    parts: list[float] = []
+    for now in (0.0, 1.0, 2.0, 3.0, 4.0, TRIAL_S + 0.5, TRIAL_S + 0.6, TRIAL_S + 1.5):
+        parts.append(known.seconds(prefill[0], decode[1], 1000.0, now) / known.mean_s(1000.0))
+        known.note_tried(prefill[0], decode[1], now)
+    assert parts == pytest.approx([*[UNTRIED] * FEW, ON_TRIAL, ON_TRIAL, UNTRIED, ON_TRIAL, UNTRIED])
+    assert known.seconds(prefill[1], decode[0], 1000.0, 1.0) < known.mean_s(1000.0)  # the other way round
+    learn(known, prefill[0], decode[1], 1.0, count=1, at=TRIAL_S + 3.0)
+    later = known.seconds(prefill[0], decode[1], 1000.0, TRIAL_S + 3.0)
+    assert later == pytest.approx(known.mean_s(1000.0))
 
 
 def test_zones_between_which_nothing_was_measured_are_tried() -> None:

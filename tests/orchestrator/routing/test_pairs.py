@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config.options import RoutingConfig
 from orchestrator.errors import Unavailable
-from orchestrator.routing.links import Links, expected_s
+from orchestrator.routing.links import FEW, Links, expected_s
 from orchestrator.routing.pairs import SHORT, cheapest_pair, short_list
 from orchestrator.routing.planner import NO_PARTNERS, Planner
 from orchestrator.routing.policies.base import Appraisal, Choice
@@ -116,6 +117,16 @@ def test_requests_keep_to_the_near_pairs() -> None:
     assert {plan.decode for plan in pairs} == {*traffic.pools.decode}
     assert str(pairs[-1].prefill_choice) == str(pairs[-1].decode_choice)
     assert "for the transfer" in str(pairs[-1].decode_choice)
+
+
+def test_of_requests_that_come_at_once_a_few_try_a_link_that_was_never_measured() -> None:
+    traffic = Traffic({"prefill": 4, "decode": 4}, zones=2, link=near, **TOGETHER)
+    for one, other in ((0, 0), (1, 1)):
+        prefill, decode = traffic.pools.prefill[one], traffic.pools.decode[other]
+        traffic.planner.links.note(prefill, decode, 1000.0, expected_s(1000.0), 0.0)
+    plans = [traffic.ask(20_000) for _ in range(40)]
+    far = [(p.prefill.zone, p.decode.zone) for p in plans if p.prefill and p.prefill.zone != p.decode.zone]
+    assert Counter(far) == {("zone 0", "zone 1"): FEW, ("zone 1", "zone 0"): FEW}
 
 
 def test_choosing_apart_they_would_not() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from bench.shared.processes import free_port
 from launch.backends.base import BackendError
+from launch.backends.ray import link
 from launch.backends.ray.backend import RayBackend
 from launch.exits import Exit
 from launch.local.processes import Guard
@@ -86,5 +87,36 @@ def test_a_cluster_that_was_never_connected_to_has_nothing_to_be_swept(ray: Path
                 await made.open([placed_spec("m/both/0", "both")])
             assert made.handle == {}
             await made.close()
+
+    asyncio.run(open_and_close())
+
+
+AGENT = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    answer = {"done": {"address": "head:6379"}} if asked["do"] == "open" else {"error": "the head is away"}
+    print(json.dumps({"id": asked["id"], **answer}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("address", ["auto", "local"])
+def test_workers_that_cannot_be_ended_at_the_end_are_told_of(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not those of a cluster that ends with us."""
+    monkeypatch.setattr(link, "COMMAND", (sys.executable, "-c", AGENT))
+
+    async def open_and_close() -> None:
+        with Guard() as guard:
+            options = config(model(both={"engine": "sim"}), launch={"ray": {"address": address}})
+            made = RayBackend(options, tmp_path, lambda text: None, guard)
+            await made.open([placed_spec("m/both/0", "both")])
+            if address == "local":
+                await made.close()
+                return
+            for _ in range(2):
+                with pytest.raises(BackendError, match="workers may be left in Ray: "):
+                    await made.close()
 
     asyncio.run(open_and_close())

@@ -20,6 +20,7 @@ from launch.backends.slurm.queue import SlurmError, Unanswered
 from launch.exits import Exit
 from launch.local.run_state import FILE, read
 from launch.plan import placed_spec
+from orchestrator.loop.bounded_calls import BoundedCalls
 from tests.launch.planning import config, model
 
 ROOT = Path(__file__).parents[4]
@@ -200,3 +201,28 @@ def test_a_run_that_slurm_has_never_heard_of_has_ended_and_left_nothing(tmp_path
     assert len(states) == 2
     assert {(state.ended is None, state.has_left_workers()) for state in states} == {(False, False)}
     assert "was stopped" in baton("ps").stderr
+
+
+def test_commands_or_a_folder_that_hang_do_not_hold_up_the_end(
+    tmp_path: Path, slurm: Callable[..., Slurm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm("7", "8")
+    may_go_on, has_ended = threading.Event(), threading.Event()
+
+    def hang(run: str) -> None:
+        may_go_on.wait(60)
+        has_ended.set()
+
+    monkeypatch.setattr(backend, "end_all", hang)
+    monkeypatch.setattr(queue, "queue", list)
+
+    async def open_and_close() -> None:
+        opened = made_in(tmp_path)
+        await opened.open(SPECS)
+        monkeypatch.setattr(opened, "_calls", BoundedCalls("test", 0.2))
+        with pytest.raises(BackendError, match=r"or the file system of .* do not answer within"):
+            await opened.close()
+
+    asyncio.run(open_and_close())
+    assert not has_ended.is_set()
+    may_go_on.set()

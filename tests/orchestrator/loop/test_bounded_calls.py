@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from orchestrator.discovery.bounded_calls import BoundedCalls
+from orchestrator.loop.bounded_calls import BoundedCalls
 
 
 def test_a_call_returns_or_raises_what_its_function_does() -> None:
@@ -65,7 +65,7 @@ def test_a_call_waits_for_the_end_of_the_last_one() -> None:
 def test_the_end_of_the_process_does_not_wait(loop: str) -> None:
     code = f"""
 import asyncio, {loop}, time
-from orchestrator.discovery.bounded_calls import BoundedCalls
+from orchestrator.loop.bounded_calls import BoundedCalls
 async def main():
     try:
         await BoundedCalls("test", 0.05).make(time.sleep, 3600)
