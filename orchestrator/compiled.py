@@ -108,6 +108,7 @@ MODULES = (
     "orchestrator.workers.abilities",
     "orchestrator.workers.handoff_times",
     "orchestrator.workers.pools",
+    "orchestrator.workers.ranking",
     "orchestrator.workers.reported",
     "orchestrator.workers.worker",
 )

@@ -31,6 +31,7 @@ from orchestrator.wire.codec import CODECS
 from orchestrator.wire.info import DEFAULT_TRANSPORT, RUN_KEY_ENV, TRANSPORT_ENV, Streams, streams_from_env
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
+from orchestrator.workers.scarcity import Scarcity
 
 _log = logging.getLogger("baton.run")
 
@@ -113,7 +114,14 @@ async def _serve(
     probe = HttpProbe(
         credential, sender=orchestrator.core.dispatcher.sender, tell=orchestrator.registry.reports.note
     )
-    prober = Prober(orchestrator.registry, probe, random=orchestrator.core.random, events=orchestrator.events)
+    registry = orchestrator.registry
+    prober = Prober(
+        registry,
+        probe,
+        random=orchestrator.core.random,
+        events=orchestrator.events,
+        scarcity=Scarcity(config, registry.pools),
+    )
     options = config.orchestrator
     discovery = Discovery(config, orchestrator.registry, orchestrator.events, orchestrator.core.random)
     reloader = Reloader(source, orchestrator, discovery.reconfigure)

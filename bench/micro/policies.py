@@ -26,6 +26,7 @@ from orchestrator.routing.policies.prefix_index import MOST_BYTES, WIDTH, Prefix
 from orchestrator.workers.registry import Registry
 
 POOLS = (1, 8, 1000)
+PAIRS = (2, 4, 16, 32, 100, 1000)  # workers of both roles
 SIZES = (200, 2000, 48_000, MOST_BYTES)
 NO_BOUND = 1 << 50
 CALLS = 20  # in a round
@@ -141,6 +142,30 @@ def planned(count: int, zones: int, disaggregate: str, rounds: int) -> float:
     return least_us(lambda: planner.plan(request, pools, None).close(monotonic()), rounds)
 
 
+def served(count: int, decode: str, rounds: int, *, is_busy: bool, rests: bool) -> float:
+    """Return microseconds of a plan with the counting of its legs, half of `count` workers in each pool.
+    `rests` if one of them has asked not to be sent more.
+    """
+    registry, random = Registry(_addresses(count // 2), ["m"], "json", random=Random(1)), Random(2)
+    for worker in registry.workers:
+        registry.judge.mark_ready(worker)
+        worker.count_leg(random.randint(3, 9) if is_busy else 0)
+    pools, request = registry.pools["m"], Prompt(2000)
+    if rests:
+        pools.rest(pools.decode[-1], 3600)
+    routing = RoutingConfig.model_validate({"prefill": "prefix", "decode": decode})
+    planner = Planner("m", routing, random=Random(1), time=monotonic)
+
+    def serve() -> None:
+        plan = planner.plan(request, pools, None)
+        for change in (1, -1):
+            for worker in (plan.decode, plan.prefill or plan.decode):
+                worker.count_leg(change)
+        plan.close(monotonic())
+
+    return least_us(serve, rounds)
+
+
 def _addresses(count: int) -> list[WorkerAddress]:
     urls = [f"http://10.0.{index // 250}.{index % 250}:80" for index in range(count)]
     pool = {"urls": urls}
@@ -179,6 +204,12 @@ def main() -> None:
         for disaggregate in ("always", "auto"):
             spent = planned(1000, zones, disaggregate, rounds)
             print(f"a plan among 1000 in {zones} zones, disaggregate {disaggregate}: {spent:.0f} us")
+    for decode in ("least_loaded", "least_tokens", "session"):
+        for rests in (False, True):
+            told = f"{decode}{', one rests' if rests else ''}"
+            for count in PAIRS:
+                idle, busy = (served(count, decode, rounds, is_busy=it, rests=rests) for it in (False, True))
+                print(f"served by {count}, {told}: {idle:.1f} us idle, {busy:.1f} us busy")
     for size, count in ((300, 45_000), (1_100, 50_000), (4_096, 50_000), (50_000, 10_000)):
         print(f"memory for each step of prompts of {size} bytes: {bytes_per_step(size, count):.0f} bytes")
 

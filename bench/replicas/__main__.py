@@ -15,10 +15,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from bench.replicas.seats import POLICIES, Skewed, beside_free_seats
+from bench.replicas.seats import POLICIES, Run, Skewed, done
 from bench.replicas.views import VIEWS, Site, View, mean_wait_s
 from bench.shared.command import parser, positive, run
 from bench.shared.figures import aligned
+
+SEATS = (32, 64, 256)  # of all workers
 
 
 def main() -> None:
@@ -39,13 +41,18 @@ def main() -> None:
 
 
 def _seats(seeds: int) -> Iterator[list[str]]:
-    yield ["requests that wait beside free seats", "4 orchestrators", "4 processes of one"]
+    yield ["requests that wait beside free seats", "seats", "4 orchestrators", "4 processes of one"]
     for policy in POLICIES:
-        shares = [
-            [beside_free_seats(Skewed(policy, is_one), seed) for seed in range(seeds)]
-            for is_one in (False, True)
-        ]
-        yield [POLICIES[policy], *(f"{100 * max(found):.2f} % at most" for found in shares)]
+        for seats in SEATS:
+            sites = [Skewed(policy, is_one, seats=seats // Skewed.workers) for is_one in (False, True)]
+            runs = [[done(site, seed) for seed in range(seeds)] for site in sites]
+            yield [POLICIES[policy], str(seats), *map(_shares, runs)]
+
+
+def _shares(runs: Sequence[Run]) -> str:
+    waited = max(run.waited / run.came for run in runs)
+    over = statistics.fmean(run.over / run.begun for run in runs)
+    return f"{waited:.2%} at most; {over:.2%} over the seats"
 
 
 def _row(view: View, sites: Sequence[Site], seeds: int) -> Iterator[str]:

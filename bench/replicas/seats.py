@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from bench.replicas.views import POLL_S
 from launch.simulate.heap import VirtualClock
 from orchestrator.config.addresses import WorkerAddress
-from orchestrator.config.options import QueueConfig, RoutingConfig
+from orchestrator.config.options import Config, QueueConfig, RoutingConfig
 from orchestrator.errors import BatonError
 from orchestrator.processes.rows import Rows
 from orchestrator.relay.admission import LOOK_S, SWEEP_S, Admission
@@ -23,13 +23,18 @@ from orchestrator.routing.policies import POLICIES as ROUTING
 from orchestrator.routing.policies.base import Choice, Context
 from orchestrator.telemetry.counters import Layout, Telemetry
 from orchestrator.telemetry.record import RequestRecord
+from orchestrator.wire.info import WorkerInfo
+from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.registry import Registry
+from orchestrator.workers.scarcity import Scarcity
 from orchestrator.workers.worker import Worker
 from worker.load import Figures, LoadMeter, Sender
 
 SHARES: Final = (0.55, 0.15, 0.15, 0.15)  # of the clients
 HOLD_S: Final = 8.0  # how long a seat is taken, in the mean; exponential
 DEADLINE_S: Final = 1e6  # nobody is sent away
+
+_INFO: Final = WorkerInfo(role="decode", model="m", decodes=["json"], engine="sim", engine_version="0")
 
 Division = Literal["shares", "reports"]
 POLICIES: Final[dict[Division, str]] = {
@@ -67,6 +72,7 @@ class _Member:
             time=clock.time,
         )
         self.gate = self.admission.gates["m"]
+        self.scarcity = Scarcity(_config(site.seats), registry.pools)
         if is_fixed:
             self.gate.look = None
         context = Context("m", "decode", Random(number), clock.time)
@@ -105,6 +111,8 @@ class Run:
         self._left = site.requests
         self._legs = 0
         self.came = self.waited = 0  # of those that came while there were free seats
+        self.begun = self.over = 0  # of all, and of those that had more seats taken than there are
+        self.asked = 0  # for reports of all workers
 
     def run(self) -> None:
         jitter = Random(1)
@@ -127,8 +135,10 @@ class Run:
             for worker, meter in zip(member.registry.workers, self.meters, strict=True):
                 meter.note_asked(member.sender)
                 member.registry.reports.note(worker, meter.report(member.sender))
+            self.asked += 1
         if self._left:
-            self._later(POLL_S * jitter.uniform(0.8, 1.2), self._poll, of)
+            pause_s = member.scarcity.pause_s(member.registry.workers[0], POLL_S)
+            self._later(pause_s * jitter.uniform(0.8, 1.2), self._poll, of)
 
     def _sweep(self, member: _Member) -> None:
         member.admission.sweep()
@@ -156,6 +166,8 @@ class Run:
         worker.count_leg(1)
         self.meters[worker.slot].begin(member.sender)
         self._legs += 1
+        self.begun += 1
+        self.over += self._legs > self._site.seats * self._site.workers
         record = RequestRecord("", "", self._clock.now)
         record.admitted = self._clock.now
         self._later(self._random.expovariate(1 / HOLD_S), self._end, (member, worker, record))
@@ -170,9 +182,14 @@ class Run:
 
 def beside_free_seats(site: Skewed, seed: int) -> float:
     """Return the share of requests that have to wait, of those that come while there are free seats."""
+    made = done(site, seed)
+    return made.waited / made.came
+
+
+def done(site: Skewed, seed: int) -> Run:
     made = Run(site, seed)
     made.run()
-    return made.waited / made.came
+    return made
 
 
 def _members(site: Skewed, clock: VirtualClock) -> Iterator[_Member]:
@@ -183,12 +200,20 @@ def _members(site: Skewed, clock: VirtualClock) -> Iterator[_Member]:
         loads = rows.loads(1 + number) if site.is_one and site.division == "reports" else None
         registry = Registry(addresses, ["m"], "json", loads, routing=RoutingConfig(), time=clock.time)
         for worker in registry.workers:
+            registry.announce(worker, Introduction(_INFO, None))
             registry.judge.mark_ready(worker)
         yield _Member(number, site, registry, clock)
 
 
 def _no_figures(rank: int | None) -> Figures:
     return Figures(0, 0, 0, 0.0, None)
+
+
+def _config(seats: int) -> Config:
+    pool = {"urls": ["http://h:1"]}
+    return Config.model_validate(
+        {"models": [{"name": "m", "prefill": pool, "decode": {"urls": ["http://h:2"], "seats": seats}}]}
+    )
 
 
 def _address(index: int) -> WorkerAddress:

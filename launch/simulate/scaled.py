@@ -23,11 +23,15 @@ class Scaled:
     def __init__(
         self, figures: Figures, scalers: Sequence[Scaler], hours: float, best: Advice | None
     ) -> None:
-        """`hours` is how long the trace is; of several seeds the changes of the first one are told."""
+        """`hours` is how long workers were counted; of several seeds the changes of the first one are told,
+        and the most reversals.
+        """
         self.figures = figures
         self.changes = scalers[0].changes
         self.worker_hours = statistics.fmean(sum(s.looks.values()) * LOOK_S / 3600 for s in scalers)
-        self.reversals = {role: reversals(self.changes, role) for role in scalers[0].looks}
+        self.reversals = {
+            role: max(reversals(scaler.changes, role) for scaler in scalers) for role in scalers[0].looks
+        }
         self.best = best
         self.best_hours = None if best is None else (best.prefill + best.decode) * hours
 
@@ -63,14 +67,23 @@ def _described(change: Change) -> dict[str, Any]:
 
 
 def scale(
-    experiment: Experiment, variants: Mapping[str, RoutingConfig], start_s: float, share: float
+    experiment: Experiment,
+    variants: Mapping[str, RoutingConfig],
+    start_s: float,
+    share: float,
+    left_out: float = 0.0,
 ) -> dict[str, Scaled]:
-    """Run each variant with scaling, and look for the fewest workers with which a `share` is good."""
-    return {name: _scaled(experiment, name, routing, start_s, share) for name, routing in variants.items()}
+    """Run each variant with scaling, and look for the fewest workers with which a `share` is good. The hours
+    of workers are not counted in the part `left_out` of the time, at its beginning.
+    """
+    return {
+        name: _scaled(experiment, name, routing, start_s, share, left_out)
+        for name, routing in variants.items()
+    }
 
 
 def _scaled(
-    experiment: Experiment, name: str, routing: RoutingConfig, start_s: float, share: float
+    experiment: Experiment, name: str, routing: RoutingConfig, start_s: float, share: float, left_out: float
 ) -> Scaled:
     scalers: list[Scaler] = []
     config, model = experiment.config, experiment.model
@@ -78,12 +91,14 @@ def _scaled(
     assert options is not None  # noqa: S101  # the command has seen to it
 
     def attend(site: Site) -> None:
-        scalers.append(Scaler(site, config, model, options, start_s))
+        counted_s = left_out * experiment.hours * 3600
+        scalers.append(Scaler(site, config, model, options, start_s, counted_s))
 
     experiment.attend = attend
     figures = summed_up([experiment.figures_of(seed, routing) for seed in experiment.seeds])
     experiment.attend = None
-    return Scaled(figures, scalers, experiment.hours, _best(experiment, name, routing, share))
+    hours = experiment.hours * (1 - left_out)
+    return Scaled(figures, scalers, hours, _best(experiment, name, routing, share))
 
 
 def _best(experiment: Experiment, name: str, routing: RoutingConfig, share: float) -> Advice | None:

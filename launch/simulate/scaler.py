@@ -35,15 +35,22 @@ class Scaler:
     """It looks at a site from its first request to its last one."""
 
     def __init__(
-        self, site: Site, config: Config, model: ModelConfig, options: ScalingConfig, start_s: float
+        self,
+        site: Site,
+        config: Config,
+        model: ModelConfig,
+        options: ScalingConfig,
+        start_s: float,
+        counted_s: float = 0.0,
     ) -> None:
-        """A worker takes requests `start_s` after it was wanted."""
+        """A worker takes requests `start_s` after it was wanted. Looks are counted from `counted_s` on."""
         self.changes: list[Change] = []
         self.looks: Counter[Role] = Counter()  # at a worker each, also before it was ready
         self._site = site
         self._model = model.name
         self._planner = ScalingPlanner(config.model_copy(update={"models": [model]}), options)
         self._start_s = start_s
+        self._counted_s = counted_s
         self._began = site.clock.now
         self._wanted: dict[Role, int] = {}
         site.tally = Tally()
@@ -56,8 +63,9 @@ class Scaler:
             front.admission.sweep()
         if site.clock.is_over:
             return
+        is_counted = site.clock.now - self._began >= self._counted_s
         for worker in site.registry.workers:
-            self.looks[worker.address.role] += 1
+            self.looks[worker.address.role] += is_counted
         if self._planner.note(self._model, self._report()):
             for wish in self._planner.wishes():
                 self._follow(wish)

@@ -64,6 +64,7 @@ from orchestrator.wire.info import Streams, streams_from_env
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
 from orchestrator.workers.registry import Registry
+from orchestrator.workers.scarcity import Scarcity
 from orchestrator.workers.snapshot import WorkerStatus
 
 # Processes that end before they serve, in a row and while no other serves, before the supervisor gives up.
@@ -166,7 +167,13 @@ class Supervisor:
         self.events = Events()
         scaling = ScalingWatch(config, self.registry, self.layout, self.counts, self.events)
         self.watch = WorkerWatch(config, self.registry, self._rows.figures_of, self.events, scaling)
-        self._prober = Prober(self.registry, self._probe, random=self.random, events=self.events)
+        self._prober = Prober(
+            self.registry,
+            self._probe,
+            random=self.random,
+            events=self.events,
+            scarcity=Scarcity(config, self.registry.pools),
+        )
         self._listener = listener
         self._started = time.time()
         self._processes: dict[ProcessHandle, asyncio.Task[None]] = {}  # with the task that watches each

@@ -37,6 +37,7 @@ from orchestrator.wire.refusals import is_denial, is_encoded
 from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.lifecycle import verdict_at
 from orchestrator.workers.registry import Registry
+from orchestrator.workers.scarcity import Scarcity
 from orchestrator.workers.states import FULL_SERVICE, IN_SERVICE, NEVER, Event, WorkerState
 from orchestrator.workers.troubles import (
     DENIES,
@@ -123,10 +124,12 @@ class Prober:
         random: Random,
         time: Callable[[], float] = time.monotonic,
         events: Events | None = None,
+        scarcity: Scarcity | None = None,
     ) -> None:
         """`time` is the registry's clock; `random` makes the jitter of pauses; `events` hear what becomes of
-        workers.
+        workers. `scarcity` says when to ask more often for what other orchestrators have.
         """
+        self._scarcity = scarcity
         self._registry = registry
         self._ask = probe
         self._random = random
@@ -191,8 +194,11 @@ class Prober:
         return 0.0
 
     def _pause_s(self, worker: Worker) -> float:
-        interval_s = self._registry.health.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+        jitter = self._random.uniform(1 - JITTER, 1 + JITTER)
+        interval_s = self._registry.health.interval_s * jitter
         match worker.state:
+            case WorkerState.READY if self._scarcity is not None:
+                return self._scarcity.pause_s(worker, self._registry.health.interval_s) * jitter
             case WorkerState.SUSPECT:
                 return interval_s * IMPATIENT
             case WorkerState.EJECTED:

@@ -7,13 +7,56 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from orchestrator.config.options import HealthConfig, RoutingConfig
+from orchestrator.routing.policies.base import RANKED
 from orchestrator.wire.info import Role
+from orchestrator.workers.ranking import LoadRanking
 from orchestrator.workers.states import NEVER, WorkerState
-from orchestrator.workers.worker import Worker
+from orchestrator.workers.worker import OwnWorker, Worker
 
 ROLES: Final[tuple[Role, ...]] = ("prefill", "decode", "both")
 MAX_REST_S: Final = 60.0  # a worker may ask for more, but its probes say more of it than that
 MIN_SHARE: Final = 0.125  # of a worker that has just come back: one turn in eight
+MOST_KNOWN: Final = 16  # tuples of candidates that are kept: the same ones are mostly asked for again
+
+
+class Usual:
+    """These are the candidates of a role while nobody comes or goes, or begins to rest: all, or all but some
+    of those in slow start, with some of those on trial.
+    """
+
+    __slots__ = ("_known", "_ranking", "all", "cold")
+
+    def __init__(self, workers: tuple[Worker, ...], cold: list[Worker], ranking: LoadRanking | None) -> None:
+        """`cold` are those in slow start, some of which may not be so any more when they are looked at.
+        `ranking` has all workers of the pool.
+        """
+        self.all = workers
+        self.cold = cold
+        self._ranking = ranking
+        self._known: dict[tuple[tuple[Worker, ...], tuple[Worker, ...]], tuple[Worker, ...]] = {}
+        self._let_rank(workers)
+
+    def without(self, out: list[Worker], trials: list[Worker]) -> tuple[Worker, ...]:
+        """Return all but those that are out, and then those on trial; the same ones are the same tuple."""
+        if not out and not trials:
+            return self.all
+        key = (tuple(out), tuple(trials))
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) == MOST_KNOWN:
+                self._known.clear()
+            found = self._known[key] = self._made(set(out), trials)
+        return found
+
+    def _made(self, out: set[Worker], trials: list[Worker]) -> tuple[Worker, ...]:
+        found = tuple([worker for worker in self.all if worker not in out] + trials)
+        if not trials:  # they are not in the ranking
+            self._let_rank(found)
+        return found
+
+    def _let_rank(self, part: tuple[Worker, ...]) -> None:
+        if self._ranking is not None:
+            self._ranking.know(part)
 
 
 class Pools:
@@ -27,11 +70,13 @@ class Pools:
         "_is_prefill_lost",
         "_on_update",
         "_prefills_locally",
+        "_ranks",
         "_resting",
         "_seats",
         "_slow_start_s",
         "_time",
         "_trials",
+        "_usual",
         "_warm_at",
         "both",
         "decode",
@@ -43,9 +88,19 @@ class Pools:
     )
 
     def __init__(
-        self, model: str, health: HealthConfig, routing: RoutingConfig, *, time: Callable[[], float]
+        self,
+        model: str,
+        health: HealthConfig,
+        routing: RoutingConfig,
+        *,
+        time: Callable[[], float],
+        ranks: bool = False,
     ) -> None:
-        """`health` and `routing` are the config's sections."""
+        """`health` and `routing` are the config's sections. With `ranks` large pools are kept in order of
+        load; a worker is in one such `Pools` only.
+        """
+        self._ranks = ranks
+        self._usual: dict[Role, Usual] = {}
         self.model = model
         self.prefill: tuple[Worker, ...] = ()
         self.decode: tuple[Worker, ...] = ()
@@ -71,6 +126,7 @@ class Pools:
         self._slow_start_s = health.slow_start_s
         # Whether decode workers prefill while no prefill worker is left.
         self._prefills_locally = routing.disaggregate != "strict"
+        self._usual = {}
 
     def update(self, members: Iterable[Worker]) -> None:
         """Sort all workers of the model into the pools. Only the registry calls this."""
@@ -86,18 +142,28 @@ class Pools:
         self._trials = {role: _on_trial(found) for role, found in by_role.items() if _on_trial(found)}
         warm_from = max((worker.warm_from for worker in in_use), default=NEVER)
         self._warm_at = warm_from + self._slow_start_s
+        self._usual = {}
+        if self._ranks:
+            for workers in (self.prefill, self.decode, self.both):
+                _rank(workers)
+            _enter(None, self.others)
         self._settle(self._time())
         for callback in self._on_update:
             callback()
 
     def rest(self, worker: Worker, seconds: float) -> None:
         """Let a worker rest that said for how long it is too busy: it is not chosen if there is any other."""
+        if worker not in self._resting:
+            self._usual = {}
         self._resting[worker] = self._time() + min(seconds, MAX_REST_S)
         self.is_steady = False
 
     def _settle(self, now: float) -> None:
         if self._resting:
-            self._resting = {worker: until for worker, until in self._resting.items() if until > now}
+            resting = {worker: until for worker, until in self._resting.items() if until > now}
+            if len(resting) < len(self._resting):
+                self._resting = resting
+                self._usual = {}
         self.is_steady = not self._trials and not self._resting and now >= self._warm_at
 
     def problem(self) -> str | None:
@@ -125,6 +191,8 @@ class Pools:
         """
         now = self._time()
         self._settle(now)
+        if not avoid:
+            return self._usually(role, now)
         workers = self._of(role)
         others = [worker for worker in workers if worker not in avoid]
         others = [worker for worker in others if worker not in self._resting] or others
@@ -134,6 +202,39 @@ class Pools:
             found = [worker for worker in others if self.has_room(worker)] or found
         found += [w for w in self._trials.get(role, ()) if w not in avoid and not w.legs]
         return tuple(found or others) or workers
+
+    def _usually(self, role: Role, now: float) -> tuple[Worker, ...]:
+        """Return the same where nobody is avoided, without a look at each of them."""
+        usual = self._usual.get(role)
+        if usual is None:
+            usual = self._usual[role] = self._made_usual(role, now)
+        cold = [worker for worker in usual.cold if now - worker.warm_from < self._slow_start_s]
+        out: list[Worker] = []
+        if len(cold) < len(usual.all):
+            out = [worker for worker in cold if not self._has_turn(worker, now)]
+        free = [worker for worker in out if self.has_room(worker)]
+        if free and not self._is_any_free(usual.without(out, [])):
+            return (*free, *self._free_trials(role))
+        return usual.without(out, self._free_trials(role))
+
+    def _made_usual(self, role: Role, now: float) -> Usual:
+        workers = self._of(role)
+        others = tuple([worker for worker in workers if worker not in self._resting])
+        if not others or len(others) == len(workers):
+            others = workers
+        cold = [worker for worker in others if now - worker.warm_from < self._slow_start_s]
+        return Usual(others, cold, _ranking_of(workers) if self._ranks else None)
+
+    def _free_trials(self, role: Role) -> list[Worker]:
+        trials = self._trials.get(role)
+        return [worker for worker in trials if not worker.legs] if trials else []
+
+    def _is_any_free(self, workers: tuple[Worker, ...]) -> bool:
+        ranking = _ranking_of(workers)
+        least: Worker | None = None if ranking is None else ranking.least(workers, 0)
+        if least is not None:
+            return self.has_room(least)
+        return any(self.has_room(worker) for worker in workers)
 
     def preview(self, role: Role, avoid: Collection[Worker] = ()) -> tuple[Worker, ...]:
         """Return the `candidates` that a request would have now; nobody's turn comes nearer by that."""
@@ -200,6 +301,22 @@ def _in_use(members: list[Worker]) -> tuple[Worker, ...]:
         if found := tuple(worker for worker in members if worker.state is state):
             return found
     return ()
+
+
+def _rank(workers: tuple[Worker, ...]) -> None:
+    """Have large pools kept in order of load. Where several processes serve nobody hears of all changes."""
+    _enter(LoadRanking(workers) if len(workers) > RANKED else None, workers)
+
+
+def _enter(ranking: LoadRanking | None, workers: tuple[Worker, ...]) -> None:
+    for place, worker in enumerate(workers):
+        if isinstance(worker, OwnWorker):
+            worker.ranking, worker.place = ranking, place
+
+
+def _ranking_of(workers: tuple[Worker, ...]) -> LoadRanking | None:
+    first = workers[0] if workers else None
+    return first.ranking if isinstance(first, OwnWorker) else None
 
 
 def _on_trial(members: list[Worker]) -> list[Worker]:

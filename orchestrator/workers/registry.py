@@ -61,7 +61,7 @@ class Registry:
         self._time = time
         self.health = health or HealthConfig()
         self._routing = routing or RoutingConfig()
-        self.pools = {model: self._made_pools(model) for model in models}
+        self.pools = {model: self._made_pools(model, ranks=True) for model in models}
         self.adapters = Adapters(dict.fromkeys(self.pools, ()) | dict(adapters or {}), self._made_pools)
         self.news = News()
         self.sources: Sequence[SourceStatus] = ()  # that find workers; `orchestrator/discovery` keeps them
@@ -93,8 +93,8 @@ class Registry:
             pools.reconfigure(health, routing)
             self._refresh(model)
 
-    def _made_pools(self, model: str) -> Pools:
-        return Pools(model, self.health, self._routing, time=self._time)
+    def _made_pools(self, model: str, *, ranks: bool = False) -> Pools:
+        return Pools(model, self.health, self._routing, time=self._time, ranks=ranks)
 
     def part(self, pools: Pools, members: Iterable[Worker]) -> Pools:
         """Return pools of the same model for one request, with only these workers; nobody updates them."""

@@ -18,6 +18,7 @@ from orchestrator.workers.abilities import Abilities
 from orchestrator.workers.figures import NO_FIGURES, CacheFigures, cache_status
 from orchestrator.workers.handoff_times import HandoffTimes
 from orchestrator.workers.introduction import Introduction
+from orchestrator.workers.ranking import LoadRanking
 from orchestrator.workers.reported import Reported
 from orchestrator.workers.snapshot import WorkerSnapshot, WorkerStatus
 from orchestrator.workers.states import NEVER, Life, Suspicion, WorkerState
@@ -231,9 +232,9 @@ class Worker(ABC):
 
 
 class OwnWorker(Worker):
-    """Only this process sends to such a worker."""
+    """Only this process sends to such a worker, so it knows of each change of its legs."""
 
-    __slots__ = ("_figures", "_heard", "_legs", "_others")
+    __slots__ = ("_figures", "_heard", "_legs", "_others", "place", "ranking")
 
     def __init__(self, address: WorkerAddress, transport: str, tls: ssl.SSLContext | None, slot: int) -> None:
         super().__init__(address, transport, tls, slot)
@@ -241,6 +242,8 @@ class OwnWorker(Worker):
         self._heard = NEVER
         self._legs = 0
         self._others = 0
+        self.ranking: LoadRanking | None = None  # of a large pool, at this place; both belong to `Pools`
+        self.place = -1
 
     @property
     def in_flight(self) -> int:
@@ -260,6 +263,8 @@ class OwnWorker(Worker):
 
     def note_others(self, legs: int) -> None:
         self._others = legs
+        if self.ranking is not None:
+            self.ranking.moved(self.place, self._legs + legs)
 
     @property
     def heard(self) -> float:
@@ -276,6 +281,8 @@ class OwnWorker(Worker):
 
     def count_leg(self, change: int) -> None:
         self._legs += change
+        if self.ranking is not None:
+            self.ranking.moved(self.place, self._legs + self._others)
 
 
 class SharedLoad:

@@ -22,6 +22,25 @@ from orchestrator.routing.policies.prediction import Prediction
 # --- what a policy sees -------------------------------------------------------------------------
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Ranking(ABC):
+    """A ranking keeps the candidates of a large pool in the order of their loads."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def least(self, candidates: Sequence[Any], first: int) -> Any:
+        """Return the candidate with the fewest legs under way: of equals the first one from the index `first`
+        on, or else of all. None if these candidates are not the ones that are kept in order.
+        """
+        ...
+
+    @abstractmethod
+    def legs(self, candidates: Sequence[Any]) -> int:
+        """Return how many legs are under way on all of these candidates; -1 if they are not kept in order."""
+        ...
+
+
 class Candidate(Protocol):
     """A candidate is a worker as a policy sees it. Policies read, they change nothing."""
 
@@ -47,6 +66,13 @@ class Candidate(Protocol):
 
 
 C = TypeVar("C", bound=Candidate)
+RANKED: Final = 32  # pools of more workers can be kept in order: fewer are looked at as fast
+
+
+def ranking_of(candidate: Candidate) -> Ranking | None:
+    """Return the ranking that a candidate is in; None if its pool is small, or nobody keeps it in order."""
+    found: Ranking | None = getattr(candidate, "ranking", None)
+    return found
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from orchestrator.routing.policies.base import (
+    RANKED,
     Appraisal,
     C,
     Choice,
@@ -16,6 +17,7 @@ from orchestrator.routing.policies.base import (
     Reasoned,
     Request,
     explained,
+    ranking_of,
 )
 
 REASON: Final = "It has the fewest legs under way."
@@ -53,12 +55,20 @@ class LeastLoaded(Policy):
         count = len(candidates)
         first = self._turn % count
         best = candidates[first]
+        if count > RANKED and (ranking := ranking_of(best)) is not None:
+            ranked: C | None = ranking.least(candidates, first)
+            if ranked is not None:
+                return Choice(ranked, REASON)
         least = best.in_flight  # asked for once each: where several processes serve it is a sum
+        if least == 0:
+            return Choice(best, REASON)
         for index in range(first + 1 - count, first):  # all others, in turn: negative ones are the last
             candidate = candidates[index]
             load = candidate.in_flight
             if load < least:
                 best, least = candidate, load
+                if load == 0:  # nobody has fewer
+                    break
         return Choice(best, REASON)
 
     def reckons_seconds(self) -> bool:

@@ -95,12 +95,16 @@ class LeastTokens(Policy):
         best = candidates[first]
         load = self._load_of(best, count)
         least = self._under_way(best, load)
+        if least == 0.0:
+            return self._chosen(request, best, load, least)
         for index in range(first + 1 - count, last - count):  # negative ones are the last
             candidate = candidates[index]
             other = self._load_of(candidate, count)
             tokens = self._under_way(candidate, other)
             if tokens < least:
                 best, load, least = candidate, other, tokens
+                if tokens == 0.0:  # nobody has fewer
+                    break
         return self._chosen(request, best, load, least)
 
     def _note_turn(self, count: int) -> None:

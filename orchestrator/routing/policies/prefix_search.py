@@ -214,6 +214,10 @@ class Search:
                 levels = None
         search.draws = False
         own_s = max(seconds(tokens, 0.0) - spared_s, FIXED_S)
+        # Nobody who has nothing of the prompt costs less than that; if `prices` is given, all are asked for.
+        least = search.delayed * self._rates.lowest * own_s if prices is None else -1.0
+        if levels is None and search.cost <= least:
+            return search
         for index in range(first, last):
             load = present[index - count]
             if load.mark == self._mark:
@@ -222,6 +226,8 @@ class Search:
                 self._try_holder(search, candidates, levels, load)
             else:
                 self._try(search, load, flights[index - first], own_s, 0.0)
+                if search.cost <= least:
+                    break
         return search
 
     def look(self, asked: Asked, index: int, found: Found | None) -> PrefixChoice:

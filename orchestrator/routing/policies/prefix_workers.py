@@ -10,6 +10,7 @@ from orchestrator.routing.policies.prefix_index import PrefixIndex
 from orchestrator.routing.policies.prefix_legs import BYTES_PER_TOKEN, Load, Rates
 
 SPARE: Final = 64  # workers that are not there any more and may stay in memory
+MOST_KNOWN: Final = 8  # tuples of candidates that need not be looked up again
 
 
 class Workers:
@@ -22,6 +23,7 @@ class Workers:
         "_drift_s",
         "_index",
         "_kept",
+        "_known",
         "_kv_tokens",
         "_learns",
         "_rates",
@@ -61,6 +63,7 @@ class Workers:
         self.present: list[Load] = []  # by index among the candidates
         self.only: Load | None = None  # of these, if there is no other
         self.stamp = 0  # of `present`
+        self._known: list[tuple[Sequence[Any], list[Load]]] = []  # candidates of late that cannot change
 
     def note(self, candidates: Sequence[Any]) -> bool:
         """Note who may be chosen now. What cannot change need not be looked at again. True if workers were
@@ -68,6 +71,8 @@ class Workers:
         """
         self.candidates = candidates if isinstance(candidates, tuple) else None
         self.stamp += 1
+        if self._is_known(candidates):
+            return False
         self.present = []
         for index in range(len(candidates)):
             candidate = candidates[index]
@@ -85,7 +90,25 @@ class Workers:
         has_too_many = len(self.loads) > 2 * len(candidates) + SPARE
         if has_too_many:
             self._forget_absent()
+            self._known = []
+        if self.candidates is not None:
+            if len(self._known) == MOST_KNOWN:
+                del self._known[0]
+            self._known.append((candidates, self.present))
         return has_too_many
+
+    def _is_known(self, candidates: Sequence[Any]) -> bool:
+        """Take these candidates for present if they were so of late, and nobody has come back since."""
+        for known, present in self._known:
+            if known is candidates:
+                for index in range(len(present)):
+                    load = present[index]
+                    load.stamp = self.stamp
+                    load.index = index
+                self.present = present
+                self.only = present[0] if len(present) == 1 else None
+                return True
+        return False
 
     def _new_load(self, name: str) -> Load:
         holder = self._index.holder(self._capacity(self._kv_tokens))

@@ -15,6 +15,7 @@ from typing import Any, Final
 from xxhash import xxh3_64_intdigest
 
 from orchestrator.routing.policies.base import (
+    RANKED,
     Argument,
     C,
     Choice,
@@ -24,8 +25,10 @@ from orchestrator.routing.policies.base import (
     PolicySpec,
     Request,
     explained,
+    ranking_of,
 )
 
+MOST_HOMES: Final = 16_384  # sessions of which it is remembered where they are at home
 NO_SESSION: Final = "It has the fewest legs under way: the request names no session."
 
 
@@ -58,47 +61,69 @@ class Session(Policy):
         self._load_factor = load_factor
         self._margin = margin
         self._turn = -1
+        self._candidates: Sequence[Any] = ()  # those of the last choice, if they cannot change
+        self._homes: dict[int, int] = {}  # of sessions among these, by their hashes
 
     def choose(self, request: Request, candidates: Sequence[C]) -> Choice[C]:
         """Choose the home of the session, or its next choice if the home has too much to do.
 
         A request without a session goes to the least loaded; equals take turns.
         """
-        loads = [candidate.in_flight for candidate in candidates]
         for header in self._headers:
             value = request.header(header)
             if value:
-                return self._at_home(value, f"the header '{header.decode()}'", candidates, loads)
+                return self._at_home(value, f"the header '{header.decode()}'", candidates)
         for field in self._fields:
             raw = request.field(field)
             value = b"" if raw is None else bytes(raw)
             if value and value not in _NOTHING:
-                return self._at_home(value, f"the field '{field}'", candidates, loads)
-        return self._least_loaded(candidates, loads)
+                return self._at_home(value, f"the field '{field}'", candidates)
+        return self._least_loaded(candidates)
 
-    def _at_home(self, session: bytes, source: str, candidates: Sequence[C], loads: list[int]) -> Choice[C]:
-        count = len(loads)
-        limit = max(self._load_factor * (sum(loads) + 1) / count, 1.0) + self._margin
+    def _at_home(self, session: bytes, source: str, candidates: Sequence[C]) -> Choice[C]:
+        limit = max(self._load_factor * (_legs(candidates) + 1) / len(candidates), 1.0) + self._margin
         seed = xxh3_64_intdigest(session)
-        home = best = -1
-        heaviest = heaviest_free = -1
-        for index in range(count):
+        home = self._home(seed, candidates)
+        worker = candidates[home]
+        if worker.in_flight + 1 <= limit:
+            return SessionChoice(worker, source, True, limit)
+        best, heaviest = -1, -1
+        for index in range(len(candidates)):
             weight = xxh3_64_intdigest(candidates[index].name.encode(), seed)
-            if weight > heaviest:
-                home, heaviest = index, weight
-            if weight > heaviest_free and loads[index] + 1 <= limit:
-                best, heaviest_free = index, weight
+            if weight > heaviest and candidates[index].in_flight + 1 <= limit:
+                best, heaviest = index, weight
         return SessionChoice(candidates[best], source, best == home, limit)
 
-    def _least_loaded(self, candidates: Sequence[C], loads: list[int]) -> Choice[C]:
+    def _home(self, seed: int, candidates: Sequence[C]) -> int:
+        """Return the index of the heaviest; it stays while the candidates do."""
+        if candidates is not self._candidates or len(self._homes) >= MOST_HOMES:
+            self._candidates = candidates if isinstance(candidates, tuple) else ()
+            self._homes = {}
+        home = self._homes.get(seed, -1)
+        if home < 0:
+            heaviest = -1
+            for index in range(len(candidates)):
+                weight = xxh3_64_intdigest(candidates[index].name.encode(), seed)
+                if weight > heaviest:
+                    home, heaviest = index, weight
+            self._homes[seed] = home
+        return home
+
+    def _least_loaded(self, candidates: Sequence[C]) -> Choice[C]:
         self._turn += 1
-        count = len(loads)
+        count = len(candidates)
         first = self._turn % count
-        best = first
+        best = candidates[first]
+        if count > RANKED and (ranking := ranking_of(best)) is not None:
+            ranked: C | None = ranking.least(candidates, first)
+            if ranked is not None:
+                return Choice(ranked, NO_SESSION)
+        least = best.in_flight
         for index in range(first + 1 - count, first):
-            if loads[index] < loads[best]:
-                best = index
-        return Choice(candidates[best], NO_SESSION)
+            load = candidates[index].in_flight
+            if load < least:
+                best, least = candidates[index], load
+        return Choice(best, NO_SESSION)
 
     def explain(self, request: Request, candidates: Sequence[Any]) -> Explanation:
         turn = self._turn
@@ -109,6 +134,18 @@ class Session(Policy):
             for one in terms:
                 one["most_legs"] = choice.limit
         return explained(choice, candidates, terms)
+
+
+def _legs(candidates: Sequence[Any]) -> int:
+    """Return how many legs are under way on all of them."""
+    if len(candidates) > RANKED and (ranking := ranking_of(candidates[0])) is not None:
+        legs = ranking.legs(candidates)
+        if legs >= 0:
+            return legs
+    legs = 0
+    for candidate in candidates:
+        legs += candidate.in_flight
+    return legs
 
 
 _NOTHING: Final = (b"null", b'""')  # values that name no session

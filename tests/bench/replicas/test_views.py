@@ -48,3 +48,9 @@ def test_clients_that_stick_to_one_do_not_wait_beside_free_seats(seed: int, is_o
 
 def test_processes_of_one_see_each_others_seats_even_if_there_are_few() -> None:
     assert beside_free_seats(Skewed("reports", is_one=True, seats=16, requests=8000), 0) < 0.01
+
+
+@pytest.mark.parametrize("seats", [8, 16])
+@pytest.mark.parametrize("seed", range(2))
+def test_few_do_so_where_there_are_few_seats(seats: int, seed: int) -> None:
+    assert beside_free_seats(Skewed("reports", is_one=False, seats=seats, requests=6000), seed) < 0.01
