@@ -30,6 +30,7 @@ from orchestrator.wire.streams import (
     LAST,
     LEAVE,
     MAX_CREDIT,
+    MAX_FIELDS,
     MAX_PAYLOAD,
     MAX_STREAMS,
     OPEN,
@@ -57,7 +58,6 @@ _AHEAD: Final = 192 * 1024
 _GIVE_AT: Final = WINDOW // 2
 
 _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
-_MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 _BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
 # Until a worker that refused the upgrade is asked again; twice as long after each further time, as something
@@ -904,7 +904,7 @@ def _fields_of(block: bytes) -> dict[bytes, bytes] | None:
     lines = block.split(b"\r\n")
     if lines.pop() or block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
         return None
-    if len(lines) > _MAX_FIELDS:
+    if len(lines) > MAX_FIELDS:
         return None
     fields: dict[bytes, bytes] = {}
     for line in lines:
