@@ -16,7 +16,7 @@ connection's.
 |---|---|---|
 | OPEN | orchestrator | `METHOD target` and a line end, then a `header_block()`; END: no body follows |
 | BODY | orchestrator | a piece of the request's body; END: the last one, which may be empty |
-| HEAD | worker | u16 status from 200 on, then a `header_block()` with lower-case names; END: no body follows |
+| HEAD | worker | u16 status, from 200 on; a `header_block()` with lower-case names; END: no body follows |
 | DATA | worker | a piece of the answer's body; END: the last one, which may be empty |
 | RESET | both | u8 `RESET_*`: the stream is over at once; whoever gets it sends nothing more of it |
 | LEAVE | orchestrator | nothing: the client has left; an answer that is on its way is still wanted |
