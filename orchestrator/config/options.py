@@ -1000,8 +1000,8 @@ class HealthConfig(Model):
 
     interval_s: Reloadable[Seconds] = Field(
         0.75,
-        description="Two probes of a worker are this many seconds apart, give or take a fifth. They come more "
-        "often while hardly any seats are left that other orchestrators take as well.",
+        description="Two probes of a worker are this many seconds apart, give or take a fifth. They come "
+        "more often while hardly any seats are left that other orchestrators take as well.",
     )
     timeout_s: Reloadable[Seconds] = Field(
         1.0,
