@@ -479,9 +479,9 @@ class Taken:
         return made
 
     def _add(self, worker: Worker) -> None:
-        legs, senders = worker.legs, worker.reported.senders
-        self.legs += legs
-        self.others += worker.in_flight - legs
+        senders = worker.reported.senders
+        self.legs += worker.legs
+        self.others += worker.others
         if senders > self.replicas:
             self.replicas = senders
 

@@ -33,6 +33,7 @@ from orchestrator.workers.worker import Worker
 MEMORY_MB: Final = 64  # of each index that is kept beside those of the policies
 NEWEST: Final = 0.02  # weight of a request in the mean length of prompts
 SPARE: Final = 64  # workers that are not there any more and may stay in memory
+WANING: Final = 0.999  # of how many workers there were at most, with each request that has fewer
 _CANCELLED: Final = End.CANCELLED
 
 
@@ -178,6 +179,7 @@ class Auto:
         self._caches = shadow(model, "decode", random, time)
         self._sites: dict[str, Site] = {}
         self._mean_tokens = 0.0  # of prompts
+        self._most = 0.0  # workers that could serve a request alone, of late
 
     # --- deciding -------------------------------------------------------------------------------
 
@@ -296,7 +298,10 @@ class Auto:
         choice.ended(Outcome(_CANCELLED, self._time()))  # how long it takes is not reckoned there
         tokens = choice.tokens
         self._mean_tokens += (tokens - self._mean_tokens) * (NEWEST if self._mean_tokens else 1.0)
-        if len(self._sites) > 2 * len(candidates) + SPARE:
+        self._most = max(
+            self._most * WANING, float(len(candidates))
+        )  # a request may have few, where many are there
+        if len(self._sites) > 2 * self._most + SPARE:
             self._sites = {name: site for name, site in self._sites.items() if site.legs}
         return choice
 

@@ -10,6 +10,7 @@ from orchestrator.routing.policies.prefix_index import PrefixIndex
 from orchestrator.routing.policies.prefix_legs import BYTES_PER_TOKEN, Load, Rates
 
 SPARE: Final = 64  # workers that are not there any more and may stay in memory
+WANING: Final = 0.999  # of how many candidates there were at most, with each time that there are fewer
 MOST_KNOWN: Final = 8  # tuples of candidates that need not be looked up again
 
 
@@ -26,6 +27,8 @@ class Workers:
         "_known",
         "_kv_tokens",
         "_learns",
+        "_most",
+        "_most_stamp",
         "_rates",
         "by_slot",
         "candidates",
@@ -63,6 +66,8 @@ class Workers:
         self.present: list[Load] = []  # by index among the candidates
         self.only: Load | None = None  # of these, if there is no other
         self.stamp = 0  # of `present`
+        self._most = 0.0  # candidates, of late
+        self._most_stamp = 0  # when there were so many
         self._known: list[tuple[Sequence[Any], list[Load]]] = []  # candidates of late that cannot change
 
     def note(self, candidates: Sequence[Any]) -> bool:
@@ -87,7 +92,8 @@ class Workers:
             load.holder.capacity = load.holder.full_at = load.announced
             self.present.append(load)
         self.only = self.present[0] if len(candidates) == 1 else None
-        has_too_many = len(self.loads) > 2 * len(candidates) + SPARE
+        self._note_count(len(candidates))
+        has_too_many = len(self.loads) > 2 * self._most + SPARE
         if has_too_many:
             self._forget_absent()
             self._known = []
@@ -96,6 +102,12 @@ class Workers:
                 del self._known[0]
             self._known.append((candidates, self.present))
         return has_too_many
+
+    def _note_count(self, count: int) -> None:
+        """Note how many candidates there are: a request may have few, where many are there."""
+        self._most *= WANING
+        if count >= self._most:
+            self._most, self._most_stamp = float(count), self.stamp
 
     def _is_known(self, candidates: Sequence[Any]) -> bool:
         """Take these candidates for present if they were so of late, and nobody has come back since."""
@@ -130,7 +142,7 @@ class Workers:
 
     def _forget_absent(self) -> None:
         for name, load in list(self.loads.items()):
-            if load.stamp != self.stamp and not load.legs:
+            if load.stamp < self._most_stamp and not load.legs:
                 self._index.remove(load.holder)
                 del self.loads[name]
                 del self.by_slot[load.holder.slot]

@@ -138,3 +138,17 @@ def test_at_the_end_nothing_is_under_way(prefill: str, decode: str, seed: int, b
     assert planner.auto is not None
     assert all((site.legs, site.pending) == (0, 0) for site in planner.auto._sites.values())
     assert not any(load.legs for load in planner.auto._view._loads.values())
+
+
+def test_a_request_with_few_workers_makes_no_other_worker_unknown() -> None:
+    traffic = Traffic({"prefill": 2, "decode": 150}, disaggregate="auto")
+    for _ in range(6):
+        traffic.ask(4000)
+    auto = traffic.planner.auto
+    assert auto is not None
+    known = len(auto._sites)
+    assert known > 100
+    avoided = traffic.pools.decode[1:]
+    plan = traffic.planner.plan(FakeRequest(bytes(4000)), traffic.pools, "it wants so", avoided)
+    assert plan.decode is traffic.pools.decode[0]
+    assert len(auto._sites) >= known

@@ -140,3 +140,27 @@ def by_weight(session: bytes, candidates: Sequence[Worker]) -> tuple[Worker, boo
     limit = max(1.25 * (legs + 1) / len(candidates), 1.0) + 1
     found = next(worker for worker in order if worker.in_flight + 1 <= limit)
     return found, found is order[0]
+
+
+def test_a_request_with_few_candidates_makes_no_prefix_unknown() -> None:
+    site = Busy("prefix", 150, 1, "prefill")
+    workers, prompt = site.pools.decode, FakeRequest(site.random.randbytes(8000))
+    first = site.policy.choose(prompt, workers)
+    first.ended(Outcome(End.ANSWERED, site.clock.now))
+    for count in range(200):
+        alone = site.policy.choose(FakeRequest(site.random.randbytes(8000)), (workers[1 + count % 149],))
+        alone.ended(Outcome(End.CANCELLED, site.clock.now))
+    assert site.policy.new_tokens(prompt) < 500
+    assert site.policy.choose(prompt, workers).terms()["cached_tokens"] > 1000
+
+
+def test_workers_that_are_gone_for_good_are_forgotten_in_the_end() -> None:
+    site = Busy("prefix", 200, 1, "prefill")
+    workers = site.pools.decode
+    prompt = FakeRequest(site.random.randbytes(8000))
+    site.policy.choose(prompt, (*workers[100:], workers[0])).ended(Outcome(End.CANCELLED, 0.0))
+    assert site.policy.prediction(workers[199].name) is not None
+    for _ in range(3000):
+        site.policy.choose(FakeRequest(site.random.randbytes(100)), (*workers[:20],))
+    assert site.policy.prediction(workers[199].name) is None
+    assert site.policy.prediction(workers[0].name) is not None
