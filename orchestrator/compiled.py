@@ -96,6 +96,7 @@ MODULES = (
     "orchestrator.transport.answer",
     "orchestrator.transport.base",
     "orchestrator.transport.memory_answer",
+    "orchestrator.transport.mux",
     "orchestrator.transport.pool",
     "orchestrator.wire.codec",
     "orchestrator.wire.headers",

@@ -19,6 +19,7 @@ class Setting:
     upstream: Upstream
     origin: Origin
     requests: list[MemoryRequest]
+    is_shared: bool = False  # a connection carries other legs beside one that was left
 
 
 Serve = Callable[[LegHandler], contextlib.AbstractAsyncContextManager[Setting]]
