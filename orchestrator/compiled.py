@@ -98,6 +98,7 @@ MODULES = (
     "orchestrator.transport.memory_answer",
     "orchestrator.transport.mux",
     "orchestrator.transport.pool",
+    "orchestrator.transport.upgrade",
     "orchestrator.wire.codec",
     "orchestrator.wire.headers",
     "orchestrator.wire.named_events",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Final, cast
@@ -18,6 +17,7 @@ from typing import Final, cast
 from orchestrator.errors import BatonError, OutOfResources, WorkerCutShort, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats, host_header
 from orchestrator.transport.pool import PooledUpstream, cut_short
+from orchestrator.transport.upgrade import CLOSED, SWITCHED, Upgrade
 from orchestrator.wire.streams import (
     BODY,
     CREDIT,
@@ -55,7 +55,6 @@ _AHEAD: Final = 192 * 1024
 # Credit is given when so much of the window is used up: nothing for most answers.
 _GIVE_AT: Final = WINDOW // 2
 
-_MAX_UPGRADE_ANSWER: Final = 16 * 1024
 _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
 _LAST_STREAM: Final = 2**32 - 1
 _REFUSED_S: Final = 60.0  # until a worker that refused the upgrade is asked again
@@ -66,9 +65,6 @@ _DEAD_AFTER: Final = 6
 
 _KIND: Final = 0x7F
 _PING_BYTES: Final = b"baton?!\n"
-_SWITCHED: Final = 101
-_CLOSED: Final = 0  # in place of the status of an upgrade's answer
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9][0-9])[ \r]")
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
 _log: Final = logging.getLogger("baton.transport")
@@ -156,8 +152,10 @@ class MuxUpstream(Upstream):
 
     async def aclose(self) -> None:
         self._is_closed = True
-        for peer in self._peers.values():
-            peer.stop_opening()
+        openings = [peer.opening for peer in self._peers.values() if peer.opening is not None]
+        for opening in openings:
+            opening.cancel()
+        await asyncio.gather(*openings, return_exceptions=True)
         if self._connections and self._all_closed is None:
             self._all_closed = asyncio.get_running_loop().create_future()
         for connection in list(self._connections):
@@ -205,32 +203,38 @@ class MuxUpstream(Upstream):
         raise WorkerUnreachable("the orchestrator is stopping")  # for those who wait, and are not cancelled
 
     async def _upgraded(self, peer: _Peer) -> _MuxConnection | None:
-        dialled = await self._pool.dial(peer.origin, functools.partial(_MuxConnection, self, peer, peer.loop))
-        connection = cast(_MuxConnection, dialled)
-        self._connections.add(connection)
-        self._connects += 1
-        status = await self._ask_upgrade(connection)
-        if status == _CLOSED or (status == _SWITCHED and connection.is_closing):
+        make = functools.partial(Upgrade, peer.upgrade(), VERSION, peer.loop)
+        upgrade = cast(Upgrade, await self._pool.dial(peer.origin, make))
+        status = await self._status_of(upgrade)
+        if status == SWITCHED and not (self._is_closed or upgrade.transport.is_closing()):
+            return self._made(peer, upgrade)
+        upgrade.transport.abort()
+        if status in (CLOSED, SWITCHED):
             raise WorkerUnreachable("the worker closed a fresh connection")
-        if status != _SWITCHED:
-            connection.close()
-            peer.note_refused(status)
-            return None
-        peer.connection = connection
-        return connection
+        peer.note_refused(status)
+        return None
 
-    async def _ask_upgrade(self, connection: _MuxConnection) -> int:
+    async def _status_of(self, upgrade: Upgrade) -> int:
         """Return the status of the answer. Raises `WorkerUnreachable` if none comes in time."""
         try:
-            return await asyncio.wait_for(connection.ask_upgrade(), self._pool.connect_timeout_s)
+            return await asyncio.wait_for(upgrade.status, self._pool.connect_timeout_s)
         except TimeoutError as error:
-            connection.close()
             unreachable = WorkerUnreachable("the worker did not accept a connection in time")
             unreachable.__cause__ = error  # by hand: the compiled form forgets it
         except asyncio.CancelledError:
-            connection.close()
+            upgrade.transport.abort()
             raise
+        upgrade.transport.abort()
         raise unreachable
+
+    def _made(self, peer: _Peer, upgrade: Upgrade) -> _MuxConnection:
+        connection = peer.connection = _MuxConnection(self, peer, upgrade.transport)
+        self._connections.add(connection)
+        self._connects += 1
+        upgrade.transport.set_protocol(cast(asyncio.BaseProtocol, connection))
+        if upgrade.rest:
+            connection.data_received(upgrade.rest)
+        return connection
 
     async def _drain(self, answer: _MuxAnswer) -> None:
         try:
@@ -282,10 +286,6 @@ class _Peer:
         self.opening = None
         if not opening.cancelled():
             opening.exception()  # those who waited have it, if any is left
-
-    def stop_opening(self) -> None:
-        if self.opening is not None:
-            self.opening.cancel()
 
     def upgrade(self) -> bytes:
         """Return the request that opens a connection."""
@@ -513,10 +513,9 @@ class _MuxAnswer(Answer):
 
 
 class _MuxConnection:
-    """A connection is one socket, an `asyncio.Protocol`, which speaks HTTP until the worker has agreed."""
+    """A connection is one socket, an `asyncio.Protocol`, after its upgrade."""
 
     __slots__ = (
-        "_answered",
         "_bodies",
         "_has_pinged",
         "_idle",
@@ -535,22 +534,18 @@ class _MuxConnection:
         "_upstream",
         "_waiting",
         "_wanted",
-        "is_open",
         "is_retired",
         "is_write_held",
     )
 
-    _transport: asyncio.Transport
-
-    def __init__(self, upstream: MuxUpstream, peer: _Peer, loop: asyncio.AbstractEventLoop) -> None:
-        self.is_open = False  # frames may come and go
+    def __init__(self, upstream: MuxUpstream, peer: _Peer, transport: asyncio.Transport) -> None:
         self.is_retired = False  # no more streams are opened
         self.is_write_held = False  # so many bytes wait for the socket that large bodies wait, too
         self._upstream = upstream
         self._peer = peer
-        self._loop = loop
+        self._loop = peer.loop
+        self._transport = transport
         self._is_lost = False
-        self._answered: asyncio.Future[int] | None = None  # the status of the upgrade's answer
         self._last = 0  # stream that was opened
         self._streams: dict[int, _MuxAnswer] = {}  # under way
         self._parts: list[bytes] = []  # of a frame that has not wholly come
@@ -558,10 +553,11 @@ class _MuxConnection:
         self._reads = 0
         self._bodies: deque[_MuxAnswer] = deque()  # large ones, each in its turn
         self._waiting: list[_MuxAnswer] = []  # whose senders wait for the socket
-        self._timer: asyncio.TimerHandle | None = None
         self._idle = self._silent = self._stuck = 0  # for so many ticks
         self._has_pinged = False
         self._owed = b""  # the answer to a ping, which waits for the socket
+        self._timer = self._loop.call_later(upstream.tick_s, self._tick)
+        transport.set_write_buffer_limits(high=_AHEAD, low=0)
 
     def __repr__(self) -> str:
         state = "lost" if self._is_lost else "retired" if self.is_retired else "open"
@@ -574,7 +570,7 @@ class _MuxConnection:
 
     @property
     def is_idle(self) -> bool:
-        return self.is_open and not self._streams
+        return not self._streams
 
     @property
     def is_closing(self) -> bool:
@@ -584,15 +580,6 @@ class _MuxConnection:
     @property
     def is_full(self) -> bool:
         return len(self._streams) >= MAX_STREAMS
-
-    def ask_upgrade(self) -> asyncio.Future[int]:
-        """Write the upgrade; return what has its status once it is answered, or `_CLOSED`."""
-        self._answered = self._loop.create_future()
-        if self._is_lost:
-            self._answered.set_result(_CLOSED)
-        else:
-            self._transport.write(self._peer.upgrade())
-        return self._answered
 
     def carry(self, answer: _MuxAnswer) -> None:
         """Open a stream, and give what comes back to `answer`. It must be neither closing nor full."""
@@ -652,10 +639,6 @@ class _MuxConnection:
 
     # --- asyncio.Protocol -----------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_AHEAD, low=0)
-
     def data_received(self, data: bytes) -> None:
         self._silent = 0
         self._reads += 1
@@ -667,8 +650,6 @@ class _MuxConnection:
             data = b"".join(self._parts)
             self._parts.clear()
             self._wanted = 0
-        if not self.is_open:
-            data = self._take_upgrade(data)
         try:
             self._read_frames(data)
         except FrameError as error:
@@ -679,12 +660,9 @@ class _MuxConnection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
-        self._settle(_CLOSED)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         answers = list(self._streams.values())
         self._streams.clear()
-        self.is_open = False
         self.retire()
         self._bodies.clear()
         self._waiting.clear()
@@ -796,30 +774,6 @@ class _MuxConnection:
         garbage.__cause__ = error
         self.end(garbage)
 
-    # --- inside: the upgrade --------------------------------------------------------------------
-
-    def _take_upgrade(self, data: bytes) -> bytes:
-        """Take the answer to the upgrade; return what follows it. Nothing does if it is not whole."""
-        head, end, rest = data.partition(b"\r\n\r\n")
-        if not end and len(data) <= _MAX_UPGRADE_ANSWER:
-            self._parts.append(data)
-            self._wanted = 1
-            return b""
-        found = _STATUS_LINE.match(data)
-        status = int(found[1]) if found and end else 500
-        if status == _SWITCHED and _has_version(head):
-            self.is_open = True
-            self._reads = 0
-            self._timer = self._loop.call_later(self._upstream.tick_s, self._tick)
-        elif status == _SWITCHED:
-            status = 500
-        self._settle(status)
-        return rest if self.is_open else b""
-
-    def _settle(self, status: int) -> None:
-        if self._answered is not None and not self._answered.done():
-            self._answered.set_result(status)
-
     # --- inside: writing ------------------------------------------------------------------------
 
     def _write_bodies(self) -> None:
@@ -865,14 +819,6 @@ def _fields_of(block: bytes) -> dict[bytes, bytes]:
             raise FrameError("a head that is no header block")
         fields[name.lower()] = value
     return fields
-
-
-def _has_version(head: bytes) -> bool:
-    """Tell whether the head of an answer names the version that we asked for."""
-    lines = head.lower().split(b"\r\n")
-    return any(
-        line.partition(b":")[0] == b"upgrade" and line.partition(b":")[2].strip() == VERSION for line in lines
-    )
 
 
 def _same(error: BatonError) -> BatonError:

@@ -35,7 +35,7 @@ from orchestrator.wire.streams import (
     reset,
 )
 from tests.orchestrator.transport.harness import PeerConnection, peer
-from tests.orchestrator.transport.workers import Setting
+from tests.orchestrator.transport.workers import Setting, serve_http
 
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: %b\r\n\r\n" % VERSION
 
@@ -149,11 +149,17 @@ async def on_streams(handler: LegHandler) -> AsyncIterator[Setting]:
     """Serve the contract suite."""
     requests: list[MemoryRequest] = []
 
-    async def script(framed: Framed) -> None:
+    async def script(connection: PeerConnection) -> None:
+        if not (await connection.peek_head()).startswith(b"GET /v1/baton/streams "):
+            await serve_http(connection, handler, requests)
+            return
+        framed = Framed(connection)
+        await framed.upgrade()
         await Worker(framed, handler, requests).run()
 
-    async with streams(script) as (upstream, origin):
-        yield Setting(upstream, origin, requests, is_shared=True)
+    async with peer(script) as worker, mux() as upstream:
+        upstream.offer(worker.origin, True)
+        yield Setting(upstream, worker.origin, requests, is_shared=True)
 
 
 class Worker:
