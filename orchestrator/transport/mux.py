@@ -766,7 +766,7 @@ class _MuxConnection:
         elif stream == 0 and what == LAST:
             self.retire()
         elif not 0 < stream <= self._last or what not in _OF_STREAMS:
-            raise FrameError(f"a frame of kind {what} on stream {stream}, which was never opened")
+            raise FrameError(f"a frame of kind {what} that stream {stream} cannot have")
 
     def _take_ping(self, is_answer: bool, payload: bytes) -> None:
         if is_answer:
