@@ -8,6 +8,7 @@ both.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -36,6 +37,7 @@ SEATS = 320
 CONNECTIONS = 32
 WARM_UP = 200  # requests
 MOST = 5000  # requests in a sample
+IDLE_S = 3.0
 
 _CPU = [
     Column("worker_us", "worker's event loop us/event", 1),
@@ -49,7 +51,13 @@ _TIMES = [
     Column("first_p99_ms", "p99", 1),
 ]
 _EVENTS = [*_CPU, *_TIMES, Column("per_second", "events/s", 0)]
-_BESIDE = [*_TIMES[1:], _TIMES[0], Column("large_p50_ms", "large request p50 ms", 1), *_CPU]
+_BESIDE = [
+    Column("gap_p99_ms", "gap p99 ms", 1),
+    Column("gap_p50_ms", "p50", 1),
+    *_TIMES[2:],
+    Column("large_p50_ms", "large request p50 ms", 1),
+    *_CPU,
+]
 _REQUESTS = [
     Column("orchestrator_us", "orchestrator us/request", 1),
     Column("worker_us", "worker's event loop us/request", 1),
@@ -65,45 +73,62 @@ class Site:
     def __init__(self, worker: Server, orchestrators: Mapping[str, Server]) -> None:
         self._worker = worker
         self._orchestrators = orchestrators
+        self._idle: dict[str, dict[str, float]] = {}  # shares of a core that are used without load, by arm
 
     def streams(self, load: Load, large: Request | None, arm: str) -> Sample:
         """Sample streams; beside them come large requests, if there is one."""
-        through = self._orchestrators[arm]
-        seen = uvloop.run(watch(through, large, load, self._meters(through)))
-        self._wait_idle(through)
-        return {
-            **{f"{meter}_us": used / seen.events * 1e6 for meter, used in seen.used_s.items()},
-            **latencies(seen),
-            "per_second": seen.events / load.seconds,
-        }
+        seen = uvloop.run(watch(self._orchestrators[arm], large, load, self._meters(arm)))
+        self._wait_idle(arm)
+        used = self._each(arm, seen.used_s, load.seconds, seen.events)
+        return {**used, **latencies(seen), "per_second": seen.events / load.seconds}
 
     def requests(self, count: int, arm: str) -> Sample:
         """Sample small requests, each answered with one token."""
-        through = self._orchestrators[arm]
-        meters = self._meters(through)
-        before = {meter: read() for meter, read in meters.items()}
-        result = ask(through, count)
-        used = {f"{meter}_us": (read() - before[meter]) / count * 1e6 for meter, read in meters.items()}
-        self._wait_idle(through)
+        before = self._read(arm)
+        result = ask(self._orchestrators[arm], count)
+        used = self._each(arm, _less(self._read(arm), before), result.seconds, count)
+        self._wait_idle(arm)
         times = {"p50_ms": result.percentile_ms(0.5), "p99_ms": result.percentile_ms(0.99)}
         return {**used, **times, "per_second": count / result.seconds}
 
     def warmed(self, seconds: float) -> int:
-        """Warm all of them up; return how many small requests fill a sample."""
+        """Warm all of them up, and look what they use without load; return how many small requests fill a
+        sample.
+        """
         each = max(ask(server, WARM_UP).seconds / WARM_UP for server in self._orchestrators.values())
+        before = {arm: self._read(arm) for arm in self._orchestrators}
+        time.sleep(IDLE_S)
+        for arm, used in before.items():
+            shares = {meter: used_s / IDLE_S for meter, used_s in _less(self._read(arm), used).items()}
+            self._idle[arm] = shares
         return max(FEWEST, min(MOST, round(seconds / each)))
 
-    def _meters(self, through: Server) -> Meters:
+    def _each(self, arm: str, used_s: Mapping[str, float], seconds: float, count: int) -> dict[str, float]:
+        """Return microseconds per event or request, without what is used in any case: probes above all."""
+        idle = self._idle[arm]
+        return {
+            f"{meter}_us": max(0.0, used - seconds * idle[meter]) / count * 1e6
+            for meter, used in used_s.items()
+        }
+
+    def _read(self, arm: str) -> dict[str, float]:
+        return {meter: read() for meter, read in self._meters(arm).items()}
+
+    def _meters(self, arm: str) -> Meters:
         return {
             "worker": self._worker.loop_seconds,
             "worker_all": self._worker.cpu_seconds,
-            "orchestrator": through.cpu_seconds,
+            "orchestrator": self._orchestrators[arm].cpu_seconds,
         }
 
-    def _wait_idle(self, through: Server) -> None:
+    def _wait_idle(self, arm: str) -> None:
         """What is still at work would take the next arm's core, and count as its own."""
-        wait_idle(through.pid)
+        wait_idle(self._orchestrators[arm].pid)
         wait_idle(self._worker.pid)
+
+
+def _less(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    return {meter: used - before[meter] for meter, used in now.items()}
 
 
 def ask(server: Server, count: int) -> Result:
