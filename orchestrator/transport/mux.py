@@ -17,7 +17,7 @@ from typing import Final, cast
 from orchestrator.errors import BatonError, OutOfResources, WorkerCutShort, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats, host_header
 from orchestrator.transport.pool import PooledUpstream, cut_short
-from orchestrator.transport.upgrade import CLOSED, SWITCHED, Upgrade
+from orchestrator.transport.upgrade import CLOSED, SILENT, SWITCHED, Upgrade
 from orchestrator.wire.info import Streams
 from orchestrator.wire.streams import (
     BODY,
@@ -60,7 +60,11 @@ _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
 _MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 _BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
-_REFUSED_S: Final = 60.0  # until a worker that refused the upgrade is asked again
+# Until a worker that refused the upgrade is asked again; twice as long after each further time, as something on
+# the way may let the upgrade hang, and those who wait for it with it.
+_REFUSED_S: Final = 60.0
+_MOST_REFUSED_S: Final = 3600.0
+_NO_STATUS: Final = {CLOSED: "closed the connection on", SILENT: "did not answer in time to"}
 
 # In ticks of a connection, which are half of `ping_s`.
 _PING_AFTER: Final = 2
@@ -103,6 +107,10 @@ class MuxUpstream(Upstream):
         return f"<MuxUpstream {self.stats()}>"
 
     # --- base.Upstream --------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> Streams:
+        return "mux"
 
     def offer(self, origin: Origin, is_mux: bool, headers: bytes = b"") -> None:
         peer = self._peers.get(origin)
@@ -218,23 +226,20 @@ class MuxUpstream(Upstream):
         if status == SWITCHED and not (self._is_closed or upgrade.transport.is_closing()):
             return self._made(peer, upgrade)
         upgrade.transport.abort()
-        if status in (CLOSED, SWITCHED):
-            raise WorkerUnreachable("the worker closed a fresh connection")
         peer.note_refused(status)
         return None
 
     async def _status_of(self, upgrade: Upgrade) -> int:
-        """Return the status of the answer. Raises `WorkerUnreachable` if none comes in time."""
+        """Return the status of the answer. Something on the way may close the connection, or say nothing,
+        because it does not know upgrades: that is a refusal, too.
+        """
         try:
             return await asyncio.wait_for(upgrade.status, self._pool.connect_timeout_s)
-        except TimeoutError as error:
-            unreachable = WorkerUnreachable("the worker did not accept a connection in time")
-            unreachable.__cause__ = error  # by hand: the compiled form forgets it
+        except TimeoutError:
+            return SILENT
         except asyncio.CancelledError:
             upgrade.transport.abort()
             raise
-        upgrade.transport.abort()
-        raise unreachable
 
     def _made(self, peer: _Peer, upgrade: Upgrade) -> _MuxConnection:
         connection = peer.connection = _MuxConnection(self, peer, upgrade.transport)
@@ -256,7 +261,17 @@ class MuxUpstream(Upstream):
 class _Peer:
     """A peer is a worker that was offered: its connection, or what was seen when one was to be opened."""
 
-    __slots__ = ("_host", "_refused_at", "_targets", "connection", "headers", "loop", "opening", "origin")
+    __slots__ = (
+        "_ask_at",
+        "_host",
+        "_pause_s",
+        "_targets",
+        "connection",
+        "headers",
+        "loop",
+        "opening",
+        "origin",
+    )
 
     def __init__(self, origin: Origin, headers: bytes) -> None:
         self.loop = asyncio.get_running_loop()
@@ -264,30 +279,31 @@ class _Peer:
         self.headers = headers  # of the upgrade, as a header block
         self.connection: _MuxConnection | None = None  # that takes more streams
         self.opening: asyncio.Future[_MuxConnection | None] | None = None
-        self._refused_at: float | None = None
+        self._ask_at = 0.0  # not before; it has refused
+        self._pause_s = _REFUSED_S  # for so long after the next refusal
         self._host = host_header(origin)
         self._targets: dict[tuple[str, str], bytes] = {}
 
     def offer(self, is_mux: bool, headers: bytes) -> None:
         """Ask it anew if it has refused before; or take it out of use."""
         self.headers = headers
-        self._refused_at = None
+        self._ask_at = 0.0
+        self._pause_s = _REFUSED_S
         if not is_mux and self.connection is not None:
             self.connection.retire()
 
     def is_refusing(self) -> bool:
         """Tell whether it has refused of late."""
-        if self._refused_at is not None and self.loop.time() - self._refused_at > _REFUSED_S:
-            self._refused_at = None
-        return self._refused_at is not None
+        return self.loop.time() < self._ask_at
 
     def note_refused(self, status: int) -> None:
-        self._refused_at = self.loop.time()
+        self._ask_at = self.loop.time() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _MOST_REFUSED_S)
         _log.warning(
-            "%s:%d answered %d to the upgrade to %s: its legs go by HTTP",
+            "%s:%d %s the upgrade to %s: its legs go by HTTP",
             self.origin.host,
             self.origin.port,
-            status,
+            _NO_STATUS.get(status) or f"answered {status} to",
             VERSION.decode(),
         )
 
@@ -326,11 +342,14 @@ class _MuxAnswer(Answer):
     """
 
     __slots__ = (
+        "_arrived",
         "_body",
         "_body_size",
         "_credit",
         "_head",
+        "_is_ended",
         "_is_paused",
+        "_is_whole",
         "_left",
         "_may_retry",
         "_offset",
@@ -339,6 +358,7 @@ class _MuxAnswer(Answer):
         "_upstream",
         "_window",
         "connection",
+        "has_news",
         "is_head",
         "is_sent",
         "opened_at",
@@ -365,7 +385,11 @@ class _MuxAnswer(Answer):
         self._credit = 0  # bytes of the body that the worker takes
         self._window = 0  # bytes that the worker may send
         self._is_paused = False
+        self._is_ended = False  # the worker has said so
+        self._is_whole = False  # nothing more is wanted of it
         self._may_retry = True
+        self.has_news = False  # of a read that is not over: `deliver()` is due
+        self._arrived: list[bytes] = []  # by it
 
     async def wait_written(self) -> None:
         """Wait until the request is written, or something else happened that `head()` will tell."""
@@ -421,34 +445,46 @@ class _MuxAnswer(Answer):
         was_waiting = self._credit == 0 and not self.is_sent
         self._credit += size
         if self._credit > MAX_CREDIT:
-            raise FrameError("more credit than a stream may have")
+            raise self.broken("more credit than a stream may have")
         return was_waiting and size > 0
 
-    def take_head(self, payload: bytes, is_end: bool) -> None:
-        """Take HEAD. Raises `FrameError`."""
+    def take_head(self, payload: bytes, is_end: bool) -> bool:
+        """Take HEAD; return whether nothing follows. Raises `FrameError`."""
         if self.status:
-            raise FrameError("a second head on a stream")
+            raise self.broken("a second head on a stream")
         status = payload[0] << 8 | payload[1] if len(payload) > 1 else 0
         if not 200 <= status <= 999:
-            raise FrameError(f"a head of status {status}")
-        self.begin(status, _fields_of(payload[2:]))
+            raise self.broken(f"a head of status {status}")
+        fields = _fields_of(payload[2:])
+        if fields is None:
+            raise self.broken("a head that is no header block")
+        self.begin(status, fields)
         if self.is_sent:
             self._body = _NOTHING
-        is_over = is_end or self.is_head or status in _BODILESS
-        if is_over:
-            self._finish(is_end)
-        self.receive(b"", is_over)
+        self._is_whole = is_end or self.is_head or status in _BODILESS
+        self._is_ended = is_end
+        return self._is_whole
 
     def take(self, data: bytes, is_end: bool) -> None:
         """Take DATA. Raises `FrameError`."""
-        window = self._window - len(data)
-        if window < 0 or not self.status:
-            raise FrameError("data beyond the credit" if self.status else "data before the head")
-        self._window = window
-        if is_end:
-            self._finish(is_end)
-        self.receive(data, is_end)
-        if window < _GIVE_AT and not self._is_paused:
+        self._window -= len(data)
+        if self._window < 0 or not self.status:
+            raise self.broken("data beyond the credit" if self.status else "data before the head")
+        self._arrived.append(data)
+        self._is_whole = self._is_ended = is_end
+
+    def deliver(self) -> None:
+        """Hand on what a read has brought, as one piece, unless the answer was given up meanwhile."""
+        self.has_news = False
+        arrived = self._arrived
+        data = arrived[0] if len(arrived) == 1 else b"".join(arrived)
+        arrived.clear()
+        if self.connection is None:
+            return
+        if self._is_whole:
+            self._finish()
+        self.receive(data, self._is_whole)
+        if self._window < _GIVE_AT and not self._is_paused:
             self._give_credit()
 
     def lost(self, error: Exception | None, *, may_retry: bool) -> None:
@@ -461,6 +497,16 @@ class _MuxAnswer(Answer):
         else:
             self.fail(cut_short(error, has_head=bool(self.status)))
 
+    def broken(self, what: str) -> FrameError:
+        """Fail, as it is this stream on which the worker broke the format; return the error for the others,
+        which did nothing wrong and are only cut short.
+        """
+        error = FrameError(what)
+        garbage = WorkerGarbage(f"the worker has broken the format of its connection: {what}")
+        garbage.__cause__ = error
+        self.fail(garbage)
+        return error
+
     def written(self) -> None:
         self._wake()
 
@@ -472,14 +518,14 @@ class _MuxAnswer(Answer):
             self._body = _NOTHING
         self._wake()
 
-    def _finish(self, is_end: bool) -> None:
+    def _finish(self) -> None:
         """Leave the connection, as nothing more is to come. The worker is told if it does not know, or still
         waits for the body.
         """
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.forget(self.stream)
-            if not (is_end and self.is_sent):
+            if not (self._is_ended and self.is_sent):
                 connection.write(reset(self.stream, RESET_CANCELLED))
 
     def _give_credit(self) -> None:
@@ -518,9 +564,12 @@ class _MuxAnswer(Answer):
         self._may_retry = False
         if self.connection is not None:
             self.connection.write(frame(LEAVE, self.stream))
+        elif self._is_stale:  # to be sent again, which nobody wants any more
+            self._is_stale = False
+            self.fail(cut_short(None, has_head=False))
 
     def _drop(self) -> None:
-        self._finish(False)
+        self._finish()
 
 
 class _MuxConnection:
@@ -533,6 +582,7 @@ class _MuxConnection:
         "_is_lost",
         "_last",
         "_loop",
+        "_news",
         "_owed",
         "_parts",
         "_peer",
@@ -561,6 +611,7 @@ class _MuxConnection:
         self._streams: dict[int, _MuxAnswer] = {}  # under way
         self._parts: list[bytes] = []  # of a frame that has not wholly come
         self._wanted = 0  # bytes of it that are missing
+        self._news: list[_MuxAnswer] = []  # to which the present read has brought something
         self._reads = 0
         self._bodies: deque[_MuxAnswer] = deque()  # large ones, each in its turn
         self._waiting: list[_MuxAnswer] = []  # whose senders wait for the socket
@@ -664,7 +715,10 @@ class _MuxConnection:
         try:
             self._read_frames(data)
         except FrameError as error:
+            self._deliver()
             self._refuse(error)
+        else:
+            self._deliver()
 
     def eof_received(self) -> None:
         self._transport.abort()  # now, even if something could still be written
@@ -699,10 +753,10 @@ class _MuxConnection:
     # --- inside: reading ------------------------------------------------------------------------
 
     def _read_frames(self, data: bytes) -> None:
-        """Hand every frame on, and keep what follows the last whole one. Raises `FrameError`.
+        """Take every frame, and keep what follows the last whole one. Raises `FrameError`.
 
-        This is `streams.FrameReader`, unrolled: it is called for every read, and goes round for every event
-        of every stream.
+        This is `streams.FrameReader`, unrolled: it goes round for every event of every stream. What several
+        frames bring of one stream is handed on as one, so that a busy process does less for each.
         """
         streams = self._streams
         size = len(data)
@@ -722,10 +776,21 @@ class _MuxConnection:
                 self._take_unowned(kind, stream, data[body:start])
             elif kind & _KIND == DATA:
                 answer.take(data[body:start], kind >= END)
+                if not answer.has_news:
+                    answer.has_news = True
+                    self._news.append(answer)
+                if kind >= END:
+                    del streams[stream]
             else:
                 self._take(answer, kind, data[body:start])
         if start < size:
             self._keep(data[start:])
+
+    def _deliver(self) -> None:
+        for answer in self._news:
+            if answer.has_news:
+                answer.deliver()
+        self._news.clear()
 
     def _keep(self, rest: bytes) -> None:
         """Keep an unfinished frame. It is put together once, however small the reads are that bring it."""
@@ -737,7 +802,10 @@ class _MuxConnection:
         """Take a frame of a stream that is under way, other than DATA. Raises `FrameError`."""
         what = kind & _KIND
         if what == HEAD:
-            answer.take_head(payload, kind >= END)
+            if answer.take_head(payload, kind >= END):
+                del self._streams[answer.stream]
+            answer.has_news = True
+            self._news.append(answer)
         elif what == CREDIT:
             if answer.add_credit(_u32(payload, 0)):
                 self._bodies.append(answer)
@@ -745,12 +813,14 @@ class _MuxConnection:
         elif what == RESET:
             self._take_reset(answer, payload[0])
         else:
-            raise FrameError(f"a frame of kind {what} from a worker, on a stream")
+            raise answer.broken(f"a frame of kind {what} from a worker")
 
     def _take_reset(self, answer: _MuxAnswer, code: int) -> None:
         is_refused = code == RESET_REFUSED and not answer.status
         if not (is_refused or code == RESET_BROKEN):
-            raise FrameError(f"a reset with code {code}")
+            raise answer.broken(f"a reset with code {code}")
+        if answer.has_news:
+            answer.deliver()
         self.forget(answer.stream)
         if is_refused:
             self.retire()  # it will refuse others as well
@@ -781,9 +851,11 @@ class _MuxConnection:
     def _refuse(self, error: FrameError) -> None:
         origin = self._peer.origin
         _log.warning("%s:%d sent %s: its connection is closed", origin.host, origin.port, error)
-        garbage = WorkerGarbage(f"the worker has broken the format of its connection: {error}")
-        garbage.__cause__ = error
-        self.end(garbage)
+        given_up = WorkerCutShort(
+            "the worker has broken the format of a connection that several requests share"
+        )
+        given_up.__cause__ = error
+        self.end(given_up)
 
     # --- inside: writing ------------------------------------------------------------------------
 
@@ -818,18 +890,18 @@ def _u32(data: bytes, at: int) -> int:
     return data[at] << 24 | data[at + 1] << 16 | data[at + 2] << 8 | data[at + 3]
 
 
-def _fields_of(block: bytes) -> dict[bytes, bytes]:
-    """Return the fields of an answer's head. Raises `FrameError`."""
+def _fields_of(block: bytes) -> dict[bytes, bytes] | None:
+    """Return the fields of an answer's head; None if it is no header block, or has too many fields."""
     lines = block.split(b"\r\n")
     if lines.pop() or block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
-        raise FrameError("a head that is no header block")
+        return None
     if len(lines) > _MAX_FIELDS:
-        raise FrameError(f"a head of {len(lines)} fields")
+        return None
     fields: dict[bytes, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b": ")
         if not colon:
-            raise FrameError("a head that is no header block")
+            return None
         fields[name.lower()] = value
     return fields
 
