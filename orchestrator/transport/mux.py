@@ -31,6 +31,7 @@ from orchestrator.wire.streams import (
     LAST,
     LEAVE,
     MAX_CREDIT,
+    MAX_FIELDS,
     MAX_PAYLOAD,
     MAX_STREAMS,
     OPEN,
@@ -54,15 +55,16 @@ _JOIN_LIMIT: Final = 32 * 1024
 # Bytes that may wait for the socket before large bodies stop to be written: the last frame goes beyond it, so
 # that what is small and comes next, a request or a reset, is behind 256 KiB of them at most.
 _AHEAD: Final = 192 * 1024
+# Answers to pings that wait for the end of a turn of the event loop.
+_MOST_UNWRITTEN: Final = 1000
 # Credit is given when so much of the window is used up: nothing for most answers.
 _GIVE_AT: Final = WINDOW // 2
 
 _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
-_MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 _BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
-# Until a worker that refused the upgrade is asked again; twice as long after each further time, as something on
-# the way may let the upgrade hang, and those who wait for it with it.
+# Until a worker that refused the upgrade is asked again; twice as long after each further time, as something
+# on the way may let the upgrade hang, and those who wait for it with it.
 _REFUSED_S: Final = 60.0
 _MOST_REFUSED_S: Final = 3600.0
 _NO_STATUS: Final = {CLOSED: "closed the connection on", SILENT: "did not answer in time to"}
@@ -594,6 +596,7 @@ class _MuxConnection:
         "_stuck",
         "_timer",
         "_transport",
+        "_unwritten",
         "_upstream",
         "_waiting",
         "_wanted",
@@ -621,6 +624,7 @@ class _MuxConnection:
         self._waiting: list[_MuxAnswer] = []  # whose senders wait for the socket
         self._idle = self._silent = self._stuck = 0  # for so many ticks
         self._has_pinged = False
+        self._unwritten: list[bytes] = []  # small frames of this turn of the event loop
         self._owed = b""  # the answer to a ping, which waits for the socket
         self._timer = self._loop.call_later(upstream.tick_s, self._tick)
         transport.set_write_buffer_limits(high=_AHEAD, low=0)
@@ -653,17 +657,22 @@ class _MuxConnection:
         self._streams[stream] = answer
         if stream == _LAST_STREAM:
             self.retire()
-        self._transport.write(answer.start(self, stream, self._reads))
+        self.write(answer.start(self, stream, self._reads))
         if not answer.is_sent:
             self._bodies.append(answer)
             self._write_bodies()
 
     def write(self, data: bytes) -> None:
-        """Write a small frame."""
-        if not self._transport.is_closing():  # uvloop would raise a RuntimeError
-            self._transport.write(data)
+        """Write a small frame, or a small request, with all that comes in this turn of the event loop: uvloop
+        writes at once, and a system call costs more than all else that is done for a frame.
+        """
+        if not self._unwritten:
+            self._loop.call_soon(self._flush)
+        self._unwritten.append(data)
 
     def write_parts(self, parts: list[Part]) -> None:
+        """Write a large frame now, behind all small ones."""
+        self._flush()
         if not self._transport.is_closing():
             self._transport.writelines(parts)
 
@@ -701,6 +710,7 @@ class _MuxConnection:
         """Close once what was written is with the operating system. It may be called again."""
         self.is_retired = True
         if not (self._streams or self._is_lost):
+            self._flush()
             self._transport.close()
 
     # --- asyncio.Protocol -----------------------------------------------------------------------
@@ -708,16 +718,10 @@ class _MuxConnection:
     def data_received(self, data: bytes) -> None:
         self._silent = 0
         self._reads += 1
-        if self._wanted > 0:
-            self._parts.append(data)
-            self._wanted -= len(data)
-            if self._wanted > 0:
-                return
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._wanted = 0
         try:
-            self._read_frames(data)
+            start = self._complete(data) if self._wanted else 0
+            if start < len(data):
+                self._read_frames(data, start)
         except FrameError as error:
             self._deliver()
             self._refuse(error)
@@ -756,15 +760,14 @@ class _MuxConnection:
 
     # --- inside: reading ------------------------------------------------------------------------
 
-    def _read_frames(self, data: bytes) -> None:
-        """Take every frame, and keep what follows the last whole one. Raises `FrameError`.
+    def _read_frames(self, data: bytes, start: int) -> None:
+        """Take every frame from `start` on, and keep what follows the last whole one. Raises `FrameError`.
 
         This is `streams.FrameReader`, unrolled: it goes round for every event of every stream. What several
         frames bring of one stream is handed on as one, so that a busy process does less for each.
         """
         streams = self._streams
         size = len(data)
-        start = 0
         while size - start >= HEADER_SIZE:
             length = _u32(data, start)
             kind = data[start + 4]
@@ -801,6 +804,22 @@ class _MuxConnection:
         finally:
             if burst.is_on:
                 burst.end()
+
+    def _complete(self, data: bytes) -> int:
+        """Complete the frame that has begun with bytes of `data`, and take it; return how many those were.
+        Raises `FrameError`.
+        """
+        start = 0
+        while self._wanted and start < len(data):
+            piece = data[start : start + self._wanted]
+            start += len(piece)
+            self._wanted -= len(piece)
+            self._parts.append(piece)
+            if not self._wanted:
+                begun = b"".join(self._parts)
+                self._parts.clear()
+                self._read_frames(begun, 0)  # which keeps it, if that was only its header
+        return start
 
     def _keep(self, rest: bytes) -> None:
         """Keep an unfinished frame. It is put together once, however small the reads are that bring it."""
@@ -853,7 +872,10 @@ class _MuxConnection:
             if not self._has_pinged or payload != _PING_BYTES:
                 raise FrameError("an answer to no ping")
             self._has_pinged = False
-        elif self.is_write_held:  # a worker may ping and read nothing
+            return
+        if len(self._unwritten) >= _MOST_UNWRITTEN:
+            self._flush()
+        if self.is_write_held:  # a worker may ping and read nothing
             self._owed = frame(PING | END, 0, payload)
         else:
             self.write(frame(PING | END, 0, payload))
@@ -868,6 +890,13 @@ class _MuxConnection:
         self.end(given_up)
 
     # --- inside: writing ------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Write what waits for the end of the turn."""
+        unwritten = self._unwritten
+        if unwritten and not self._transport.is_closing():  # uvloop would raise a RuntimeError
+            self._transport.write(unwritten[0] if len(unwritten) == 1 else b"".join(unwritten))
+        unwritten.clear()
 
     def _write_bodies(self) -> None:
         """Write large bodies, a frame of each in turn, until enough waits for the socket."""
@@ -905,7 +934,7 @@ def _fields_of(block: bytes) -> dict[bytes, bytes] | None:
     lines = block.split(b"\r\n")
     if lines.pop() or block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
         return None
-    if len(lines) > _MAX_FIELDS:
+    if len(lines) > MAX_FIELDS:
         return None
     fields: dict[bytes, bytes] = {}
     for line in lines:
