@@ -95,6 +95,7 @@ MODULES = (
     "orchestrator.telemetry.tenants",
     "orchestrator.transport.answer",
     "orchestrator.transport.base",
+    "orchestrator.transport.burst",
     "orchestrator.transport.memory_answer",
     "orchestrator.transport.mux",
     "orchestrator.transport.pool",

@@ -13,6 +13,10 @@ table per workload is printed: medians of the rounds, and the spread of the firs
 system time of the router's whole process tree, per request or per streamed event. Only its ratios can be
 compared between runs: requests per second and latencies depend on what else the machine does.
 
+The mock workers speak HTTP, and serve many requests on one connection to whoever asks for that: the rows
+`baton-mux`. All other rows have a connection for each request that is under way. A worker's streams get their
+events in steps, all at the same time, as an engine makes them.
+
 A router whose requests fail, or that is not installed, has a row with the reason and no figure. At the end
 come the goals as ratios within this run. The result is also written as JSON, with a plot beside it.
 

@@ -17,6 +17,7 @@ from bench.shared.baton import config, urls
 from bench.shared.processes import ROOT, free_port, python
 from bench.shared.record import versions as installed
 from orchestrator.form import FORM_ENV, BadBuild, build_folder, built
+from orchestrator.wire.info import STREAMS_ENV, TRANSPORT_ENV, Encoding, Streams
 
 PEERS = ROOT / ".venv-bench-peers"
 
@@ -59,13 +60,19 @@ def baton_config(port: int, prefill: int, decode: int, processes: int = 1) -> di
     return config(port, pools, processes=processes)
 
 
-def _baton(name: str, transport: str = "json", processes: int = 1, form: str = "pure") -> Router:
+def _baton(
+    name: str,
+    transport: Encoding = "json",
+    processes: int = 1,
+    form: str = "pure",
+    streams: Streams = "http",
+) -> Router:
     def command(site: Site) -> list[str]:
         path = site.folder / "baton.yaml"
         path.write_text(json.dumps(baton_config(site.port, site.prefill, site.decode, processes)))
         return python("-P", "-m", "launch.cli", "orchestrator", str(path))
 
-    env = {"BATON_TRANSPORT": transport, "PYTHONPATH": str(ROOT), FORM_ENV: form}
+    env = {TRANSPORT_ENV: transport, STREAMS_ENV: streams, "PYTHONPATH": str(ROOT), FORM_ENV: form}
     return Router(name, command, env, _lacks_build if form == "compiled" else _present)
 
 
@@ -176,7 +183,9 @@ def _lacks_nginx() -> str | None:
 
 ROUTERS = [
     _baton("baton"),
+    _baton("baton-mux", streams="mux"),
     _baton("baton-compiled", form="compiled"),
+    _baton("baton-mux-compiled", form="compiled", streams="mux"),
     _baton("baton-orjson", transport="orjson"),
     _baton("baton-msgpack", transport="msgpack"),
     _baton("baton-2-processes", processes=2),

@@ -42,7 +42,7 @@ WORKLOADS = [
     ),
     Workload(
         "sse",
-        "128 SSE streams of 64 events, 5 ms apart; latencies are those of whole streams",
+        "128 SSE streams of 64 events, in steps of 5 ms; latencies are those of whole streams",
         ClosedLoop(STREAM, connections=128, unit="event"),
         worker=("--events", "64", "--gap-ms", "5"),
     ),

@@ -24,7 +24,7 @@ from bench.micro.transports import ClientTransport, connector
 from bench.shared.bodies import small_chat
 from bench.shared.command import parser
 from bench.shared.load import post
-from bench.shared.mock_worker import DECODE, PREFILL
+from bench.shared.mock_answers import DECODE, PREFILL
 from orchestrator.app import Orchestrator
 from orchestrator.config.options import Config
 from orchestrator.loop.garbage import tune

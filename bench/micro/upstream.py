@@ -25,7 +25,7 @@ from bench.micro.transports import connector
 from bench.shared.bodies import small_chat
 from bench.shared.command import parser
 from bench.shared.load import post
-from bench.shared.mock_worker import DECODE, EVENT, STREAM_END, STREAM_HEAD
+from bench.shared.mock_answers import DECODE, EVENT, STREAM_END, STREAM_HEAD
 from bench.shared.processes import free_port, python, running
 from orchestrator.transport.base import Answer, Origin
 from orchestrator.transport.pool import PooledUpstream

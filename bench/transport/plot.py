@@ -20,6 +20,9 @@ COLORS = {
     "json, ids as list": "#a3adb8",
     "orjson, ids as base64": "#e5b98a",
     "msgpack, ids as bin": "#4fb892",
+    "http": "#6b7785",
+    "http again": "#6b7785",
+    "mux": "#0b6e4f",
 }
 OTHER = "#b03a48"
 
@@ -39,18 +42,18 @@ def _place(panel: Panel) -> tuple[str, str]:
 
 
 def _draw_curves(axes: Axes, panels: Sequence[Panel]) -> None:
-    """Draw panels that differ in the size of the prompt only."""
+    """Draw panels that differ in the size only."""
     first = panels[0]
     column = first.columns[0]
     for arm in first.rows:
-        sizes = [panel.tokens for panel in panels]
+        sizes = [panel.size for panel in panels]
         figures = [panel.median(arm, column.key) for panel in panels]
         style = "--" if "ids as" in arm else "-"
         axes.plot(sizes, figures, style, marker=".", color=COLORS.get(arm, OTHER), label=arm)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(f"{first.section}: {first.series}", fontsize=9)
-    axes.set_xlabel("tokens", fontsize=8)
+    axes.set_xlabel(first.unit, fontsize=8)
     axes.set_ylabel(column.title, fontsize=8)
     axes.legend(fontsize=7)
 

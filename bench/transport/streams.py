@@ -31,7 +31,7 @@ EVENTS = 100  # tokens of a stream
 # longer than the event loop does with them: at 5 a second it is the engine that is measured.
 PER_SECOND: dict[Engine, int] = {"sim": 5, "vllm": 2}
 WARM_UP_S = 1.0
-WAIT_LIMIT_S = 60.0  # before a sample and after it
+WAIT_LIMIT_S = 180.0  # before a sample and after it
 QUIET = "no large requests"
 
 _COLUMNS = [
@@ -52,6 +52,7 @@ class Load:
     streams: int
     per_second: int  # large requests
     seconds: float
+    events: int = EVENTS  # of a stream
 
 
 def beside_streams(engine: Engine, tokens: int, streams: int, extent: Extent) -> Iterator[Panel]:
@@ -71,7 +72,11 @@ def beside_streams(engine: Engine, tokens: int, streams: int, extent: Extent) ->
 
 def _sample(given: Mapping[str, tuple[Server, Request | None]], load: Load, arm: str) -> Sample:
     server, large = given[arm]
-    seen = uvloop.run(watch(server, large, load))
+    seen = uvloop.run(watch(server, large, load, {"loop": server.loop_seconds}))
+    return {**latencies(seen), "loop_share": 100 * seen.used_s["loop"] / load.seconds}
+
+
+def latencies(seen: Seen) -> dict[str, float]:
     return {
         "gap_p99_ms": _percentile_ms(seen.gaps, 0.99),
         "gap_p50_ms": _percentile_ms(seen.gaps, 0.5),
@@ -79,7 +84,6 @@ def _sample(given: Mapping[str, tuple[Server, Request | None]], load: Load, arm:
         "first_p50_ms": _percentile_ms(seen.firsts, 0.5),
         "first_p99_ms": _percentile_ms(seen.firsts, 0.99),
         "large_p50_ms": _percentile_ms(seen.larges, 0.5),
-        "loop_share": 100 * seen.loop_s / load.seconds,
     }
 
 
@@ -95,26 +99,34 @@ class Seen:
     """These times are in seconds; those of the streams are noted while `is_on`."""
 
     is_on: bool = False
+    events: int = 0
     gaps: list[float] = field(default_factory=list)  # between reads with events, of one stream
     firsts: list[float] = field(default_factory=list)  # from a stream's request to its first event
     larges: list[float] = field(default_factory=list)
-    loop_s: float = 0.0  # CPU of the worker's event loop
+    used_s: dict[str, float] = field(default_factory=dict)  # of CPU, by meter
     failure: str | None = None
 
 
-async def watch(server: Server, large: Request | None, load: Load) -> Seen:
-    """Take one sample. Raises `Failed` if a request failed, or no stream got on."""
+Meters = Mapping[str, Callable[[], float]]  # CPU seconds of something, so far
+
+
+async def watch(server: Server, large: Request | None, load: Load, meters: Meters) -> Seen:
+    """Take one sample at `server`, a worker or an orchestrator, and read the meters. Raises `Failed` if a
+    request failed, or no stream got on.
+    """
     seen = Seen()
-    streams = [_Stream(seen, EVENTS * (number + 1) // load.streams) for number in range(load.streams)]
+    streams = [_Stream(seen, load, number) for number in range(load.streams)]
     larges: list[_Large] = []
     try:
         for stream in streams:
             await _open(server, stream)
         await _wait_until(lambda: all(stream.has_begun for stream in streams), seen, "a stream has no event")
         await asyncio.sleep(WARM_UP_S)
-        seen.is_on, seen.loop_s = True, server.loop_seconds()
+        before = {name: read() for name, read in meters.items()}
+        seen.is_on = True
         await _send_at_fixed_times(server, large, load, seen, larges)
-        seen.is_on, seen.loop_s = False, server.loop_seconds() - seen.loop_s
+        seen.is_on = False
+        seen.used_s = {name: read() - before[name] for name, read in meters.items()}
         await _wait_until(
             lambda: not any(one.is_busy for one in larges), seen, "a large request has no answer"
         )
@@ -179,33 +191,35 @@ class _Connection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._is_closed:
-            self._seen.failure = "the worker closed a connection"
+            self._seen.failure = "a connection was closed"
 
     def on_message_complete(self) -> None:
         if (status := self._parser.get_status_code()) != 200:
-            self._seen.failure = f"the worker answered HTTP {status}"
+            self._seen.failure = f"a request was answered HTTP {status}"
 
 
 class _Stream(_Connection):
     """A stream starts again when it ends. The first one is shorter, so that not all end at once."""
 
-    def __init__(self, seen: Seen, events: int) -> None:
+    def __init__(self, seen: Seen, load: Load, number: int) -> None:
         super().__init__(seen)
-        self._events = max(1, events)
+        self._load = load
+        self._events = max(1, load.events * (number + 1) // load.streams)
         self.has_begun = False
 
     def ask(self) -> None:
         self._last: float | None = None
         self._send(_small_stream(self._events).as_http())
-        self._events = EVENTS
+        self._events = self._load.events
 
     def data_received(self, data: bytes) -> None:
         self._now = time.perf_counter()
         super().data_received(data)
 
     def on_body(self, body: bytes) -> None:
-        """Count only the first event of one read: they came at one time."""
+        """Of one read only the first event has a gap: they came at one time."""
         self.has_begun = True
+        self._seen.events += body.count(b"\n\n") * self._seen.is_on
         if self._last == self._now:
             return
         if self._seen.is_on:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bench.shared.baton import Process, baton, config, sim_worker, urls, wait_ready
 from bench.shared.cores import Cores
 from bench.shared.processes import children, free_port, pin, thread_seconds, threads_seconds
 from bench.transport.legs import AGAIN, MODEL, Arm
 from bench.transport.model import CONTEXT, write_model
+from orchestrator.wire.info import TRANSPORT_ENV
 
 Engine = Literal["sim", "vllm"]
 
@@ -25,7 +26,8 @@ _SIM_OPTIONS = (
     *("--block-size", "65536", "--num-blocks", "4096", "--max-model-len", str(1 << 23)),
     *("--decode-ms-per-token", str(STEP_MS)),
 )
-_VLLM_ARGS = ["--load-format", "dummy", "--max-model-len", str(CONTEXT), "--max-num-seqs", "96"]
+_VLLM_ARGS = ["--load-format", "dummy", "--max-model-len", str(CONTEXT)]
+_SEATS = 96
 
 
 @dataclass(frozen=True)
@@ -49,32 +51,53 @@ Servers = Mapping[str, Server]  # by `Arm.server`
 @contextmanager
 def workers(engine: Engine, arms: list[Arm], cores: Cores) -> Iterator[Servers]:
     """Run a worker for each of the arms' servers, its API server alone on a core while others are idle."""
-    start = {"sim": _sim, "vllm": _vllm}[engine]
+    names = dict.fromkeys(arm.server for arm in arms)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if engine == "vllm":
-            write_model(folder)
-        names = dict.fromkeys(arm.server for arm in arms)
-        yield {name: stack.enter_context(start(name, folder, cores)) for name in names}
+        folder = stack.enter_context(_model(engine))
+        yield {
+            name: stack.enter_context(_START[engine](folder, cores, _transport(name), _SEATS))
+            for name in names
+        }
 
 
 @contextmanager
-def _sim(server: str, folder: Path, cores: Cores) -> Iterator[Server]:
-    with sim_worker(*_SIM_OPTIONS, model=MODEL, cores=cores.router, env=_transport(server)) as process:
+def worker(engine: Engine, cores: Cores, env: Mapping[str, str], seats: int) -> Iterator[Server]:
+    """Run one worker in this environment; its engine takes up to `seats` requests at a time."""
+    with _model(engine) as folder, _START[engine](folder, cores, env, seats) as server:
+        yield server
+
+
+@contextmanager
+def _model(engine: Engine) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if engine == "vllm":
+            write_model(folder)
+        yield folder
+
+
+@contextmanager
+def _sim(folder: Path, cores: Cores, env: Mapping[str, str], seats: int) -> Iterator[Server]:
+    options = (*_SIM_OPTIONS, "--max-num-seqs", str(max(256, seats)))
+    with sim_worker(*options, model=MODEL, cores=cores.router, env=env) as process:
         yield Server(process.pid, process.port)
 
 
 @contextmanager
-def _vllm(server: str, folder: Path, cores: Cores) -> Iterator[Server]:
+def _vllm(folder: Path, cores: Cores, env: Mapping[str, str], seats: int) -> Iterator[Server]:
     """Start it as `baton worker` does. The engine core goes to the core of the load."""
     port = free_port()
-    pool = {"device": "cpu", "workers": [{"host": "127.0.0.1", "port": port}], "args": _VLLM_ARGS}
+    args = [*_VLLM_ARGS, "--max-num-seqs", str(seats)]
+    pool = {"device": "cpu", "workers": [{"host": "127.0.0.1", "port": port}], "args": args}
     document = {"models": [{"name": MODEL, "path": str(folder), "both": pool}]}
-    name, env = f"{MODEL}/both/0", _transport(server)
+    name = f"{MODEL}/both/0"
     with baton("worker", document, port, name, cores=cores.router, env=env, limit_s=START_LIMIT_S) as process:
         for child in children(process.pid):
             pin(child, cores.other)
         yield Server(process.pid, port)
+
+
+_START = {"sim": _sim, "vllm": _vllm}
 
 
 @contextmanager
@@ -87,17 +110,27 @@ def orchestrators(arms: list[Arm], cores: Cores) -> Iterator[Mapping[str, Server
         yield {arm.name: stack.enter_context(_orchestrator(arm, pair, cores)) for arm in arms}
 
 
-@contextmanager
-def _orchestrator(arm: Arm, pair: list[Servers], cores: Cores) -> Iterator[Server]:
-    port = free_port()
+def _orchestrator(arm: Arm, pair: list[Servers], cores: Cores) -> AbstractContextManager[Server]:
     prefill, decode = (urls(workers[arm.transport].port) for workers in pair)
-    document = config(port, {"prefill": prefill, "decode": decode}, MODEL)
-    document["routing"] = {"tokenize_once": arm.ids is not None}
-    env = _transport(arm.server)
-    with baton("orchestrator", document, port, cores=cores.router, env=env) as process:
+    routing = {"tokenize_once": arm.ids is not None}
+    pools = {"prefill": prefill, "decode": decode}
+    return orchestrator(pools, cores.router, _transport(arm.server), routing=routing)
+
+
+@contextmanager
+def orchestrator(
+    pools: Mapping[str, Any],
+    cores: Set[int],
+    env: Mapping[str, str],
+    routing: Mapping[str, Any] | None = None,
+) -> Iterator[Server]:
+    """Run an orchestrator before these pools, and yield it once it is ready."""
+    port = free_port()
+    document = {**config(port, pools, MODEL), "routing": routing or {}}
+    with baton("orchestrator", document, port, cores=cores, env=env) as process:
         wait_ready(port)
         yield Server(process.pid, port, has_helpers=True)
 
 
 def _transport(server: str) -> dict[str, str]:
-    return {"BATON_TRANSPORT": server.removesuffix(AGAIN)}
+    return {TRANSPORT_ENV: server.removesuffix(AGAIN)}

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from launch.bench.shapes import WORKLOADS
 
 ABOUT = "load test of any OpenAI endpoint, with a P/D breakdown when the endpoint is Baton"
-STUDIES = {"transport": ("chat", "long-prompt", "agentic", "mixed")}
+# `chat` has many streams, `mixed` has large prompts come in beside them.
+STUDIES = {"transport": ("chat", "long-prompt", "agentic", "mixed"), "streams": ("chat", "mixed")}
 
 
 class Profile(NamedTuple):

@@ -354,6 +354,7 @@ class RequestScope:
         keep(opening)
         exchange.feed(opening)
         exchange.on_writable(answer.resume)
+        exchange.burst = answer.burst
         await answer.pump(sink)
 
     def end_stream(self, events: bytes) -> None:

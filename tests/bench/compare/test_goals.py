@@ -59,3 +59,13 @@ def test_goals_speak_of_what_is_measured(goal: Goal) -> None:
     workload = next(workload for workload in WORKLOADS if workload.name == goal.workload)
     assert goal.figure in [column.key for column in workload.measure.columns]
     assert {goal.ours, goal.other or goal.ours} <= {router.name for router in ROUTERS}
+
+
+def test_every_goal_but_that_of_processes_is_one_of_both_forms() -> None:
+    assert {goal.ours for goal in GOALS} == {
+        "baton",
+        "baton-mux",
+        "baton-compiled",
+        "baton-mux-compiled",
+        "baton-2-processes",
+    }

@@ -7,6 +7,8 @@ import pytest
 from bench.compare import routers
 from bench.compare.routers import ROUTERS, Router, Site
 from orchestrator.config.file import load_config
+from orchestrator.form import FORM_ENV
+from orchestrator.wire.info import STREAMS_ENV
 
 
 def named(name: str) -> Router:
@@ -52,6 +54,19 @@ def test_baton_runs_with_its_defaults(site: Site) -> None:
 @pytest.mark.parametrize("transport", ["json", "orjson", "msgpack"])
 def test_every_transport_has_a_row(transport: str) -> None:
     assert transport in [router.env.get("BATON_TRANSPORT") for router in ROUTERS]
+
+
+def test_both_ways_to_a_worker_have_a_row_in_both_forms() -> None:
+    rows = {
+        name: tuple(named(name).env[variable] for variable in (STREAMS_ENV, FORM_ENV))
+        for name in ("baton", "baton-mux", "baton-compiled", "baton-mux-compiled")
+    }
+    assert rows == {
+        "baton": ("http", "pure"),
+        "baton-mux": ("mux", "pure"),
+        "baton-compiled": ("http", "compiled"),
+        "baton-mux-compiled": ("mux", "compiled"),
+    }
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router.name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -7,9 +8,10 @@ import msgspec
 import pytest
 
 from bench.shared.bodies import small_chat
-from bench.shared.mock_worker import PREFILL_MARK, STREAM_MARK, _holds
+from bench.shared.mock_answers import PREFILL_MARK, STREAM_MARK, _holds
 from bench.shared.processes import free_port, python, running
 from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.streams import END, PING, UPGRADE_PATH, VERSION, frame
 
 pytestmark = pytest.mark.processes
 
@@ -32,6 +34,22 @@ def counts(worker: httpx.Client) -> dict[str, int]:
 def test_announces_every_encoding_to_baton(worker: httpx.Client) -> None:
     info = msgspec.json.decode(worker.get("/baton/info").content, type=WorkerInfo)
     assert set(info.decodes) == {"json", "orjson", "msgpack"}
+    assert set(info.streams) == {"http", "mux"}
+
+
+def test_a_connection_is_upgraded_and_then_carries_frames(worker: httpx.Client) -> None:
+    ask = b"GET %s HTTP/1.1\r\nhost: worker\r\nconnection: Upgrade\r\nupgrade: %s\r\n\r\n"
+    port = worker.base_url.port
+    assert port is not None
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
+        connection.makefile("rb") as read,
+    ):
+        connection.sendall(ask % (UPGRADE_PATH.encode(), VERSION))
+        assert read.readline() == b"HTTP/1.1 101 Switching Protocols\r\n"
+        assert dict(line.strip().split(b": ") for line in iter(read.readline, b"\r\n"))[b"upgrade"] == VERSION
+        connection.sendall(frame(PING, 0, b"12345678"))
+        assert read.read(17) == frame(PING | END, 0, b"12345678")
 
 
 def test_counts_answers_and_events(worker: httpx.Client) -> None:

@@ -29,7 +29,7 @@ async def watch_one(answer: bytes) -> None:
     async with server:
         worker = Server(os.getpid(), server.sockets[0].getsockname()[1])
         try:
-            await watch(worker, None, Load(streams=1, per_second=1, seconds=1))
+            await watch(worker, None, Load(streams=1, per_second=1, seconds=1), {})
         finally:
             await is_closed.wait()
 
@@ -41,5 +41,5 @@ def test_a_stream_that_does_not_begin_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_stream_that_is_refused_is_an_error() -> None:
-    with pytest.raises(Failed, match=r"^the worker answered HTTP 503$"):
+    with pytest.raises(Failed, match=r"^a request was answered HTTP 503$"):
         asyncio.run(watch_one(UNAVAILABLE))

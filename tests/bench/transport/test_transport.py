@@ -19,6 +19,7 @@ from bench.transport.rounds import Panel, table
 from worker.token_ids import Limits, unpack
 
 TINY = ["--sizes", "40", "--large", "50", "--streams", "16", "--rounds", "1", "--seconds", "1"]
+ENCODINGS = ["--only", "bytes", "orchestrator", "worker", "streams"]
 PACKED = {arm.ids: arm for arm in ARMS["chat"] if arm.ids in ("base64", "bin")}
 PARAMS = "kv_transfer_params"
 
@@ -85,6 +86,15 @@ def test_only_what_the_base_does_not_differ_from_itself_by_is_marked() -> None:
     ]
 
 
+def test_ratios_to_the_base_are_shown_where_they_are_asked_for() -> None:
+    rows = {"http": [100.0, 200.0, 300.0], "mux": [60.0, 100.0, 120.0]}
+    named = {arm: [{"us": figure} for figure in figures] for arm, figures in rows.items()}
+    found = Panel("worker", "events", 64, [Column("us", "us/event", 1)], named, "streams", "http", ("us",))
+    assert table(found).splitlines()[0] == "worker: events, 64 streams"
+    assert table(found).splitlines()[-1] == "mux: us/event: 0.500 (0.400-0.600) x http"
+    assert found.document()["ratios"] == {"us": {"mux": [0.6, 0.5, 0.4]}}
+
+
 def test_a_figure_that_an_arm_does_not_have_is_left_out() -> None:
     found = panel(json=4 * [1], json_again=4 * [1], quiet=4 * [math.nan])
     assert not found.is_beyond_noise("quiet", "us")
@@ -122,9 +132,9 @@ def test_model_has_a_tokenizer_for_all_of_its_vocabulary(tmp_path: Path) -> None
 
 
 @pytest.mark.processes
-def test_every_section_is_measured_for_every_arm(tmp_path: Path) -> None:
+def test_every_section_is_measured_for_every_encoding(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    done = run(*TINY, "--output", str(output))
+    done = run(*ENCODINGS, *TINY, "--output", str(output))
     assert done.returncode == 0, done.stderr
     panels = json.loads(output.read_text())["panels"]
     sections = {panel["section"] for panel in panels}
@@ -139,6 +149,25 @@ def test_every_section_is_measured_for_every_arm(tmp_path: Path) -> None:
         assert found["section"] == "bytes" or BASE.name + AGAIN in found["rows"]
     assert output.with_suffix(".svg").exists()
     assert "sim worker: chat taken in, 40 tokens" in done.stdout
+
+
+@pytest.mark.processes
+def test_connections_are_measured_for_every_arm(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    tiny = ["--counts", "4", "--large", "50", "--rounds", "1", "--seconds", "0.2"]
+    done = run("--only", "connections", *tiny, "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    panels = json.loads(output.read_text())["panels"]
+    assert [(found["series"], found["size"], found["unit"]) for found in panels] == [
+        ("small requests", 32, "connections"),
+        ("events", 4, "streams"),
+        ("64 streams, 5 large requests a second", 50, "tokens"),
+    ]
+    for found in panels:
+        assert list(found["rows"]) == ["http", "http again", "mux"]
+        assert {"worker_us", "orchestrator_us"} <= found["ratios"].keys()
+    assert "mux: orchestrator us/event: " in done.stdout
+    assert output.with_suffix(".svg").exists()
 
 
 @pytest.mark.processes
