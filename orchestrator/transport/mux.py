@@ -18,6 +18,7 @@ from orchestrator.errors import BatonError, OutOfResources, WorkerCutShort, Work
 from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats, host_header
 from orchestrator.transport.pool import PooledUpstream, cut_short
 from orchestrator.transport.upgrade import CLOSED, SWITCHED, Upgrade
+from orchestrator.wire.info import Streams
 from orchestrator.wire.streams import (
     BODY,
     CREDIT,
@@ -56,6 +57,7 @@ _AHEAD: Final = 192 * 1024
 _GIVE_AT: Final = WINDOW // 2
 
 _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
+_BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
 _REFUSED_S: Final = 60.0  # until a worker that refused the upgrade is asked again
 
@@ -68,6 +70,12 @@ _PING_BYTES: Final = b"baton?!\n"
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
 _log: Final = logging.getLogger("baton.transport")
+
+
+def upstream(streams: Streams, *, connect_timeout_s: float) -> Upstream:
+    """Return the upstream that goes by what `BATON_STREAMS` says."""
+    pool = PooledUpstream(connect_timeout_s=connect_timeout_s)
+    return MuxUpstream(pool) if streams == "mux" else pool
 
 
 class MuxUpstream(Upstream):
@@ -320,10 +328,10 @@ class _MuxAnswer(Answer):
         "_body",
         "_body_size",
         "_credit",
-        "_has_retried",
         "_head",
         "_is_paused",
         "_left",
+        "_may_retry",
         "_offset",
         "_part",
         "_peer",
@@ -356,7 +364,7 @@ class _MuxAnswer(Answer):
         self._credit = 0  # bytes of the body that the worker takes
         self._window = 0  # bytes that the worker may send
         self._is_paused = False
-        self._has_retried = False
+        self._may_retry = True
 
     async def wait_written(self) -> None:
         """Wait until the request is written, or something else happened that `head()` will tell."""
@@ -425,7 +433,7 @@ class _MuxAnswer(Answer):
         self.begin(status, _fields_of(payload[2:]))
         if self.is_sent:
             self._body = _NOTHING
-        is_over = is_end or self.is_head
+        is_over = is_end or self.is_head or status in _BODILESS
         if is_over:
             self._finish(is_end)
         self.receive(b"", is_over)
@@ -445,8 +453,9 @@ class _MuxAnswer(Answer):
     def lost(self, error: Exception | None, *, may_retry: bool) -> None:
         """Note that the stream is over before its answer; with `may_retry` the worker has not begun it."""
         self.connection = None
-        if may_retry and not self._has_retried:
-            self._has_retried = self._is_stale = True
+        if may_retry and self._may_retry:
+            self._may_retry = False
+            self._is_stale = True
             self._wake()
         else:
             self.fail(cut_short(error, has_head=bool(self.status)))
@@ -505,6 +514,7 @@ class _MuxAnswer(Answer):
             self._give_credit()
 
     def _close_sending(self) -> None:
+        self._may_retry = False
         if self.connection is not None:
             self.connection.write(frame(LEAVE, self.stream))
 
