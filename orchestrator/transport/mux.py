@@ -57,6 +57,7 @@ _AHEAD: Final = 192 * 1024
 _GIVE_AT: Final = WINDOW // 2
 
 _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
+_MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 _BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
 _REFUSED_S: Final = 60.0  # until a worker that refused the upgrade is asked again
@@ -822,6 +823,8 @@ def _fields_of(block: bytes) -> dict[bytes, bytes]:
     lines = block.split(b"\r\n")
     if lines.pop() or block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
         raise FrameError("a head that is no header block")
+    if len(lines) > _MAX_FIELDS:
+        raise FrameError(f"a head of {len(lines)} fields")
     fields: dict[bytes, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b": ")
