@@ -60,8 +60,8 @@ _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
 _MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 _BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
-# Until a worker that refused the upgrade is asked again; twice as long after each further time, as something on
-# the way may let the upgrade hang, and those who wait for it with it.
+# Until a worker that refused the upgrade is asked again; twice as long after each further time, as something
+# on the way may let the upgrade hang, and those who wait for it with it.
 _REFUSED_S: Final = 60.0
 _MOST_REFUSED_S: Final = 3600.0
 _NO_STATUS: Final = {CLOSED: "closed the connection on", SILENT: "did not answer in time to"}
@@ -704,16 +704,10 @@ class _MuxConnection:
     def data_received(self, data: bytes) -> None:
         self._silent = 0
         self._reads += 1
-        if self._wanted > 0:
-            self._parts.append(data)
-            self._wanted -= len(data)
-            if self._wanted > 0:
-                return
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._wanted = 0
         try:
-            self._read_frames(data)
+            start = self._complete(data) if self._wanted else 0
+            if start < len(data):
+                self._read_frames(data, start)
         except FrameError as error:
             self._deliver()
             self._refuse(error)
@@ -752,15 +746,14 @@ class _MuxConnection:
 
     # --- inside: reading ------------------------------------------------------------------------
 
-    def _read_frames(self, data: bytes) -> None:
-        """Take every frame, and keep what follows the last whole one. Raises `FrameError`.
+    def _read_frames(self, data: bytes, start: int) -> None:
+        """Take every frame from `start` on, and keep what follows the last whole one. Raises `FrameError`.
 
         This is `streams.FrameReader`, unrolled: it goes round for every event of every stream. What several
         frames bring of one stream is handed on as one, so that a busy process does less for each.
         """
         streams = self._streams
         size = len(data)
-        start = 0
         while size - start >= HEADER_SIZE:
             length = _u32(data, start)
             kind = data[start + 4]
@@ -791,6 +784,22 @@ class _MuxConnection:
             if answer.has_news:
                 answer.deliver()
         self._news.clear()
+
+    def _complete(self, data: bytes) -> int:
+        """Complete the frame that has begun with bytes of `data`, and take it; return how many those were.
+        Raises `FrameError`.
+        """
+        start = 0
+        while self._wanted and start < len(data):
+            piece = data[start : start + self._wanted]
+            start += len(piece)
+            self._wanted -= len(piece)
+            self._parts.append(piece)
+            if not self._wanted:
+                begun = b"".join(self._parts)
+                self._parts.clear()
+                self._read_frames(begun, 0)  # which keeps it, if that was only its header
+        return start
 
     def _keep(self, rest: bytes) -> None:
         """Keep an unfinished frame. It is put together once, however small the reads are that bring it."""
