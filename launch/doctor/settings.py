@@ -28,6 +28,18 @@ def check_transport(case: Case) -> Iterator[Finding]:
         yield ok("transport", TRANSPORT_ENV, ", ".join(sorted(found)))
 
 
+def check_streams(case: Case) -> Iterator[Finding]:
+    """Check that those who are started here agree on `BATON_STREAMS`, whose values are told before."""
+    found = {spec.name: _environment(case, spec).get(STREAMS_ENV) or DEFAULT_STREAMS for spec in case.specs}
+    values = ", ".join(sorted(set(found.values())))
+    if len(set(found.values())) > 1:
+        others = [name for name, streams in found.items() if streams == DEFAULT_STREAMS]
+        what = f"{values}: requests have connections of their own to, or from, {listed(others)}"
+        yield warn("transport", STREAMS_ENV, what, "set it the same for all, where `baton up` is started")
+    elif found:
+        yield ok("transport", STREAMS_ENV, values)
+
+
 def check_nixl(case: Case) -> Iterator[Finding]:
     """Check how long NIXL's thread sleeps in the workers that hand over."""
     specs = _handing_over(case)
