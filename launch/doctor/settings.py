@@ -11,8 +11,10 @@ from launch.doctor.findings import Finding, fail, ok, warn
 from launch.plan import ProcessSpec
 from orchestrator.wire.info import (
     DEFAULT_NIXL_DELAY_US,
+    DEFAULT_STREAMS,
     DEFAULT_TRANSPORT,
     NIXL_DELAY_ENV,
+    STREAMS_ENV,
     TRANSPORT_ENV,
 )
 
@@ -29,15 +31,14 @@ def check_transport(case: Case) -> Iterator[Finding]:
 
 
 def check_streams(case: Case) -> Iterator[Finding]:
-    """Check that those who are started here agree on `BATON_STREAMS`, whose values are told before."""
-    found = {spec.name: _environment(case, spec).get(STREAMS_ENV) or DEFAULT_STREAMS for spec in case.specs}
-    values = ", ".join(sorted(set(found.values())))
-    if len(set(found.values())) > 1:
-        others = [name for name, streams in found.items() if streams == DEFAULT_STREAMS]
-        what = f"{values}: requests have connections of their own to, or from, {listed(others)}"
-        yield warn("transport", STREAMS_ENV, what, "set it the same for all, where `baton up` is started")
-    elif found:
-        yield ok("transport", STREAMS_ENV, values)
+    """Check that the orchestrator and the workers agree on `BATON_STREAMS`."""
+    found = {_environment(case, spec).get(STREAMS_ENV) or DEFAULT_STREAMS for spec in case.specs}
+    if len(found) > 1:
+        differ = "the orchestrator and the workers differ: requests share a connection where both say mux"
+        advice = "set it where `baton up` is started, which hands it on, and not in `env` of a pool"
+        yield warn("transport", STREAMS_ENV, differ, advice)
+    elif found - {DEFAULT_STREAMS}:
+        yield ok("transport", STREAMS_ENV, ", ".join(found))
 
 
 def check_nixl(case: Case) -> Iterator[Finding]:

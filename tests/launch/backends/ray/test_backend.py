@@ -12,7 +12,7 @@ import pytest
 
 from bench.shared.processes import free_port
 from launch.backends.base import BackendError
-from launch.backends.ray.backend import RayBackend
+from launch.backends.ray.backend import RayBackend, passed_on
 from launch.exits import Exit
 from launch.local.processes import Guard
 from launch.local.run_state import FILE, read
@@ -88,3 +88,9 @@ def test_a_cluster_that_was_never_connected_to_has_nothing_to_be_swept(ray: Path
             await made.close()
 
     asyncio.run(open_and_close())
+
+
+def test_workers_get_what_both_sides_have_to_agree_on() -> None:
+    ours = {"BATON_TRANSPORT": "msgpack", "BATON_STREAMS": "mux", "BATON_WORKER_API_KEY": "k"}
+    assert passed_on({**ours, "PATH": "/bin", "BATON_RUN_KEY": "of this run alone"}) == ours
+    assert passed_on({"BATON_STREAMS": "mux"}) == {"BATON_STREAMS": "mux"}
