@@ -159,7 +159,7 @@ class MuxUpstream(Upstream):
         are reuses.
         """
         busy = sum(connection.is_busy for connection in self._connections)
-        idle = sum(connection.is_idle for connection in self._connections)
+        idle = len(self._connections) - busy
         pool = self._pool.stats()
         return UpstreamStats(
             pool.idle + idle,
@@ -633,10 +633,6 @@ class _MuxConnection:
     @property
     def is_busy(self) -> bool:
         return bool(self._streams)
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._streams
 
     @property
     def is_closing(self) -> bool:
