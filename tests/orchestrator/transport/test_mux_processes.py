@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import threading
@@ -39,6 +40,7 @@ STAY_S = 5.0
 STEP = ["--decode-ms-per-token", "5"]
 ASK = {"model": MODEL, "prompt": "Go on", "max_tokens": 1}
 TO_DECODE = "x-baton-worker-decode"
+ESTABLISHED = "01"  # in /proc/net/tcp
 DECODES = [f"{MODEL}/decode/{index}" for index in range(3)]
 Start = Callable[..., Orchestrator]
 
@@ -131,6 +133,13 @@ def running(worker: SimWorker) -> float:
 def retries(orchestrator: Orchestrator) -> float:
     counters = orchestrator.counters()
     return sum(value for (name, _), value in counters.items() if name == "baton_upstream_retries_total")
+
+
+def connections_of(worker: SimWorker) -> int:
+    """So many are open to it, as the kernel has them: their side of our own question is not counted."""
+    port = urlsplit(worker.url).port
+    found = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(line[1].endswith(f":{port:04X}") and line[3] == ESTABLISHED for line in found)
 
 
 def is_at_rest(orchestrator: Orchestrator) -> bool:
@@ -228,7 +237,9 @@ def test_a_worker_that_is_started_again_is_asked_anew_how_it_takes_legs(
 
 def is_served_by(orchestrator: Orchestrator, streams: str) -> bool:
     """Whether the decode worker is there, and takes legs so."""
-    is_there = all(client.post("/v1/completions", json=ASK).is_success for client in orchestrator.client_of_each())
+    is_there = all(
+        client.post("/v1/completions", json=ASK).is_success for client in orchestrator.client_of_each()
+    )
     return is_there and used(orchestrator)[DECODES[0]] == streams
 
 
@@ -319,9 +330,7 @@ def test_a_balancer_that_does_not_pass_the_upgrade_costs_nobody_an_answer(
     start: Start, workers: list[SimWorker], refuse: Callable[[socket.socket], None]
 ) -> None:
     with Balancer(workers[2], refuse) as balancer:
-        orchestrator = start(
-            workers=[workers[0], balancer], processes=1, limits={"connect_timeout_s": 1.0}
-        )
+        orchestrator = start(workers=[workers[0], balancer], processes=1, limits={"connect_timeout_s": 1.0})
         for _ in range(2):
             assert Crowd(orchestrator.url, 8, TOKENS).outcomes() == {Outcome.RIGHT: 8}
         assert balancer.refused == 1
@@ -363,6 +372,15 @@ class Unread:
         self._socket.close()
 
 
+def exchange(orchestrator: Orchestrator, worker: SimWorker) -> None:
+    """Have it go by a config with another decode worker."""
+    orchestrator.config["models"][0]["decode"]["urls"] = [worker.url]
+    orchestrator.write_config()
+    orchestrator.change("POST", "/admin/reload")
+    wait_for(lambda: orchestrator.worker_states().get(DECODES[1]) == "ready", "the new worker")
+    orchestrator.client_of_each()  # a process that has answered has heard of it before
+
+
 def is_free(worker: SimWorker) -> bool:
     ledger = httpx.get(f"{worker.url}/sim/ledger").json()
     return not (ledger["in_flight"] or ledger["pins"])
@@ -395,3 +413,51 @@ def test_what_clients_leave_ends_in_the_engine_and_others_go_on(
         httpx.delete(f"{worker.url}/sim/faults").raise_for_status()
     assert retries(orchestrator) == 0
     assert orchestrator.gauge("baton_upstream_connections") == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_that_is_dropped_keeps_its_connections_until_its_streams_are_over(
+    start: Start, workers: list[SimWorker], processes: int
+) -> None:
+    orchestrator = start(workers=[workers[0], workers[3]], processes=processes)
+    orchestrator.client_of_each()
+    fault(workers[3], kind="stall", leg="decode", at_token=HELD_AT, count=8, seconds=STAY_S)
+    crowd = Crowd(orchestrator.url, 8, TOKENS)
+    exchange(orchestrator, workers[4])
+    assert Crowd(orchestrator.url, 4, TOKENS).outcomes() == {Outcome.RIGHT: 4}
+    assert crowd.outcomes() == {Outcome.RIGHT: 8}
+    assert retries(orchestrator) == 0
+    wait_for(lambda: not connections_of(workers[3]), "the connections to be closed")
+
+
+def test_a_worker_that_is_told_to_end_says_so_and_its_streams_go_on_elsewhere(
+    start: Start, workers: list[SimWorker], victim: SimWorker
+) -> None:
+    """As vLLM it ends what is under way; what comes meanwhile is refused, and served elsewhere."""
+    orchestrator = start(workers=[workers[0], victim, workers[3]], processes=1)
+    wait_all_ready(orchestrator)
+    crowd = Crowd(orchestrator.url, 16, TOKENS)
+    victim.signal(signal.SIGTERM)
+    more = Crowd(orchestrator.url, 16, TOKENS)
+    assert crowd.outcomes() == more.outcomes() == {Outcome.RIGHT: 16}
+    wait_for(lambda: is_at_rest(orchestrator), "all to be given back")
+
+
+def test_an_orchestrator_that_ends_leaves_nothing_in_the_engines_and_comes_back(
+    start: Start, workers: list[SimWorker]
+) -> None:
+    pair = [workers[0], workers[3]]
+    orchestrator = start(workers=pair)
+    begun = [Stream(client, ENDLESS) for client in orchestrator.client_of_each() for _ in range(4)]
+    for process in orchestrator.serving():
+        os.kill(process["pid"], signal.SIGKILL)
+    wait_for(lambda: is_free(workers[3]), "the engine to end what nobody wants any more")
+    orchestrator.wait_ready()
+    assert not any(stream.is_whole() for stream in begun)
+    orchestrator.restart()
+    assert Crowd(orchestrator.url, 8, TOKENS).outcomes() == {Outcome.RIGHT: 8}
+    assert used(orchestrator) == {f"{MODEL}/prefill/0": "mux", DECODES[0]: "mux"}
+    orchestrator.signal(signal.SIGTERM)
+    assert orchestrator.wait_exit() == 0
+    for worker in pair:
+        wait_for(lambda worker=worker: not connections_of(worker), "the connections to be closed")
