@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from bench.shared.processes import children
 from orchestrator.compiled import is_compiled
 from orchestrator.form import FORM_ENV, take_form
+from orchestrator.wire.info import STREAMS, STREAMS_ENV
 from tests import reaper
 from tests.leftovers import taken_back
 
@@ -51,6 +52,14 @@ def _certificates_are_read_once() -> Iterator[None]:
 def _leaves_nothing() -> Iterator[None]:
     with taken_back():
         yield
+
+
+@pytest.fixture(scope="module", params=STREAMS)
+def streams(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How legs travel between the processes that are started: what needs this is tested with each way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STREAMS_ENV, request.param)
+        yield request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

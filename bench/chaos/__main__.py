@@ -3,6 +3,7 @@
     make chaos                                      # all of it; the table of docs/reliability.md
     make chaos ARGS="--quick"                       # a part of it with fewer requests, for CI
     make chaos ARGS="--only workers-kill cuts --requests 500"
+    make chaos ARGS="--streams mux"                 # many requests on one connection to each worker
 
 or `.venv/bin/python -m bench.chaos [OPTIONS]`. Four simulated prefill and four simulated decode workers, the
 orchestrator and `baton up` are processes of their own; every answer is known beforehand and judged word for
@@ -38,7 +39,7 @@ from bench.chaos.site import Pools
 from bench.chaos.streams import amplification, cancels, cuts
 from bench.chaos.times import times
 from bench.shared import record
-from bench.shared.command import parser, run
+from bench.shared.command import add_streams, parser, run, use_streams
 from bench.shared.processes import Failed, raise_file_limit
 from bench.shared.verdict import Verdict
 
@@ -105,6 +106,7 @@ def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--quick", action="store_true", help="fewer requests, no outage, no times")
     options.add_argument("--requests", type=int, help=f"of each load; {FULL.requests:,} if not given")
     options.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
+    add_streams(options)
     options.add_argument("--output", type=Path, default=RESULTS, help="the JSON file")
     return options.parse_args(argv)
 
@@ -123,10 +125,10 @@ def scale_of(arguments: argparse.Namespace) -> Scale:
 def main() -> int:
     arguments = arguments_of()
     raise_file_limit()
-    scale = scale_of(arguments)
-    about = record.about(PACKAGES) | asdict(scale)
-    print(record.listed(about["machine"] | about["versions"] | asdict(scale)), "\n", flush=True)
-    outcomes = uvloop.run(chaos(chosen(arguments), scale))
+    scale = asdict(scale_of(arguments)) | {"streams": use_streams(arguments)}
+    about = record.about(PACKAGES) | scale
+    print(record.listed(about["machine"] | about["versions"] | scale), "\n", flush=True)
+    outcomes = uvloop.run(chaos(chosen(arguments), scale_of(arguments)))
     print(f"\n{table(outcomes)}\n\n{arguments.output}")
     record.write(arguments.output, {**about, "outcomes": [document_of(outcome) for outcome in outcomes]})
     return 0 if all(verdict.holds is not False for outcome in outcomes for verdict in outcome.verdicts) else 1

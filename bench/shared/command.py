@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from bench.shared.processes import Failed
 from bench.shared.record import dated
+from orchestrator.wire.info import STREAMS, STREAMS_ENV, Streams, streams_from_env
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
@@ -24,6 +26,19 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def add_streams(options: argparse.ArgumentParser) -> None:
+    """Add the option of how legs travel; see `use_streams`."""
+    about = f"{STREAMS_ENV} of the orchestrator and of the workers; if not given, as it is set here"
+    options.add_argument("--streams", choices=STREAMS, help=about)
+
+
+def use_streams(given: argparse.Namespace) -> Streams:
+    """Have all processes that are started from now on go by the option; return what that is."""
+    if given.streams is not None:
+        os.environ[STREAMS_ENV] = given.streams
+    return streams_from_env(os.environ)
 
 
 def measured(options: argparse.ArgumentParser, name: str, seconds: str, kind: Callable[[str], float]) -> Any:

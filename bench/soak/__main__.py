@@ -3,6 +3,7 @@
     make soak                                       # or: .venv/bin/python -m bench.soak [--requests N]
     make soak ARGS="--quick"                        # under a minute, for CI
     make soak ARGS="--processes 2 --seed 7"
+    make soak ARGS="--streams mux"                  # many requests on one connection to each worker
 
 A simulated prefill and a simulated decode worker, an orchestrator between them, and clients that send chats,
 streams, bodies of 64 KB and requests that are errors, on kept and on fresh connections. One in ten is given
@@ -26,7 +27,7 @@ import uvloop
 
 from bench.shared import record
 from bench.shared.baton import baton, config, get, metrics, sim_pair, urls
-from bench.shared.command import parser, run
+from bench.shared.command import add_streams, parser, run, use_streams
 from bench.shared.processes import START_LIMIT_S, Failed, free_port, open_files, rss_bytes, wait_for
 from bench.shared.verdict import Verdict
 from bench.soak.load import Tally, run_load, schedule
@@ -190,16 +191,17 @@ def _options() -> argparse.ArgumentParser:
     add("--slope", type=float, metavar="MB", help="limit per 10,000 requests")
     add("--processes", type=int, default=1, help="of the orchestrator")
     add("--clients", type=int, default=CLIENTS, help="each with one request at a time")
+    add_streams(options)
     add("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
     return options
 
 
 def main() -> int:
     options = arguments()
+    streams = use_streams(options)
     print(record.listed(record.machine() | record.versions(PACKAGES)))
-    print(
-        f"{options.requests:,} requests, processes: {options.processes}, seed: {options.seed}\n", flush=True
-    )
+    what = f"{options.requests:,} requests, processes: {options.processes}, streams: {streams}"
+    print(f"{what}, seed: {options.seed}\n", flush=True)
     with at_work(options.processes) as site:
         verdicts = soak(site, options)
     return 0 if report(verdicts) else 1

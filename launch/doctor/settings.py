@@ -11,8 +11,10 @@ from launch.doctor.findings import Finding, fail, ok, warn
 from launch.plan import ProcessSpec
 from orchestrator.wire.info import (
     DEFAULT_NIXL_DELAY_US,
+    DEFAULT_STREAMS,
     DEFAULT_TRANSPORT,
     NIXL_DELAY_ENV,
+    STREAMS_ENV,
     TRANSPORT_ENV,
 )
 
@@ -26,6 +28,17 @@ def check_transport(case: Case) -> Iterator[Finding]:
     found = {_environment(case, spec).get(TRANSPORT_ENV) or DEFAULT_TRANSPORT for spec in case.specs}
     if found:
         yield ok("transport", TRANSPORT_ENV, ", ".join(sorted(found)))
+
+
+def check_streams(case: Case) -> Iterator[Finding]:
+    """Check that the orchestrator and the workers agree on `BATON_STREAMS`."""
+    found = {_environment(case, spec).get(STREAMS_ENV) or DEFAULT_STREAMS for spec in case.specs}
+    if len(found) > 1:
+        differ = "the orchestrator and the workers differ: requests share a connection where both say mux"
+        advice = "set it where `baton up` is started, which hands it on, and not in `env` of a pool"
+        yield warn("transport", STREAMS_ENV, differ, advice)
+    elif found - {DEFAULT_STREAMS}:
+        yield ok("transport", STREAMS_ENV, ", ".join(found))
 
 
 def check_nixl(case: Case) -> Iterator[Finding]:

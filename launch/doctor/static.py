@@ -13,6 +13,7 @@ from launch.doctor.software import Installed
 _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     software.check_python,
     settings.check_transport,
+    settings.check_streams,
     settings.check_nixl,
     settings.check_ucx,
     files.check_models,

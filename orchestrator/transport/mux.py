@@ -551,7 +551,7 @@ class _MuxAnswer(Answer):
             return
         self._is_stale = False
         if connection is None or connection.is_full:  # the next attempt goes by HTTP
-            self.fail(WorkerUnreachable("the worker takes no more streams"))
+            self.fail(cut_short(None, has_head=False))
             return
         self._upstream.count_retry()
         connection.carry(self)

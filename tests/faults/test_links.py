@@ -75,7 +75,8 @@ UNDER_WAY = [
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[list[SimWorker]]:
+def workers(streams: str) -> Iterator[list[SimWorker]]:
+    """Legs go to them on connections of their own, or on one that they share."""
     with simulated("prefill", "decode", "prefill", "decode", options=SIM_OPTIONS) as made:
         yield made
 

@@ -66,6 +66,9 @@ class SimWorker:
         self._start(int(self.url.rpartition(":")[2]))
         self.wait_ready()
 
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()

@@ -23,7 +23,7 @@ from launch.local.processes import Guard
 from launch.plan import ProcessSpec
 from orchestrator import __version__
 from orchestrator.config.options import Config
-from orchestrator.wire.info import WORKER_KEY_ENV
+from orchestrator.wire.info import STREAMS_ENV, TRANSPORT_ENV, WORKER_KEY_ENV
 from orchestrator.wire.member import Member, remove_member, write_member
 
 OPEN_S: Final = 90.0  # until a cluster is connected to, or started: 26 s were seen on a busy machine
@@ -32,6 +32,13 @@ SWEEP_S: Final = 60.0
 AGAIN_S: Final = 5.0  # until an agent that has ended is started again
 LOG: Final = "ray.log"  # what Ray's client writes
 MEMBERS: Final = "members"
+# The orchestrator and its workers have to say the same in these.
+_OF_BOTH_SIDES: Final = (TRANSPORT_ENV, STREAMS_ENV, WORKER_KEY_ENV)
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what workers on other nodes get of the environment here."""
+    return {name: environ[name] for name in _OF_BOTH_SIDES if name in environ}
 
 
 class RayBackend(Backend):
@@ -68,13 +75,12 @@ class RayBackend(Backend):
 
     async def open(self, specs: Sequence[ProcessSpec]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        key = os.environ.get(WORKER_KEY_ENV)
         self._wanted = {
             "address": self._config.launch.ray.address,
             "namespace": self._namespace,
             "pools": self._pools([spec.name for spec in specs]),
             "config": self._config.model_dump_json(exclude_unset=True),
-            "environ": {} if key is None else {WORKER_KEY_ENV: key},
+            "environ": passed_on(os.environ),
             "version": __version__,
         }
         await self._connect()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.shared.command import measured, parser, positive, run
+from bench.shared.command import add_streams, measured, parser, positive, run, use_streams
 from bench.shared.processes import Failed
 
 
@@ -66,3 +66,22 @@ def test_there_is_no_such_thing_as_no_rounds() -> None:
     assert positive("3") == 3
     with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
         positive("0")
+
+
+@pytest.mark.parametrize(
+    ("argv", "set_here", "used"),
+    [
+        ([], None, "http"),
+        ([], "mux", "mux"),
+        (["--streams", "mux"], None, "mux"),
+        (["--streams", "http"], "mux", "http"),
+    ],
+)
+def test_how_legs_travel_is_as_given_or_else_as_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], set_here: str | None, used: str
+) -> None:
+    monkeypatch.setenv("BATON_STREAMS", set_here or "")  # so that it is put back afterwards
+    options = parser("")
+    add_streams(options)
+    assert use_streams(options.parse_args(argv)) == used
+    assert (os.environ["BATON_STREAMS"] or "http") == used

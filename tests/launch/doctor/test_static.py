@@ -164,6 +164,29 @@ def test_variables_that_say_what_they_cannot(doctor: Doctor, monkeypatch: pytest
     assert report.err == ""  # nothing was started
 
 
+def with_streams(streams: str) -> dict[str, Any]:
+    """A config whose worker is given it."""
+    return {"models": [{"name": "m", "both": {"engine": "sim", "env": {"BATON_STREAMS": streams}}}]}
+
+
+@pytest.mark.parametrize(("ours", "workers"), [("http", "mux"), ("mux", "http"), (None, "mux")])
+def test_an_orchestrator_and_workers_that_differ_in_how_legs_travel(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, ours: str | None, workers: str
+) -> None:
+    if ours is not None:
+        monkeypatch.setenv("BATON_STREAMS", ours)
+    (warning,) = [line for line in doctor(with_streams(workers), "--static").warnings if "STREAMS" in line]
+    assert warning.startswith("transport BATON_STREAMS: the orchestrator and the workers differ: ")
+
+
+def test_an_orchestrator_and_workers_that_agree_in_how_legs_travel(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATON_STREAMS", "mux")
+    report = doctor(one(), "--static")
+    assert [line for line in report.of("ok") if "STREAMS" in line] == ["transport BATON_STREAMS: mux"]
+
+
 @pytest.mark.parametrize(
     ("delay", "verdict", "found"),
     [

@@ -602,6 +602,32 @@ async def test_a_fresh_connection_that_is_closed_is_not_replaced() -> None:
 
 
 @scenario
+async def test_a_request_that_no_fresh_connection_can_take_counts_as_seen_by_the_worker() -> None:
+    """What has ended with it may be what it did to the worker: a request that kills must not count as one
+    that has reached nobody.
+    """
+    connections = 0
+
+    async def script(connection: PeerConnection) -> None:
+        nonlocal connections
+        connections += 1
+        framed = Framed(connection)
+        if connections == 1:
+            await framed.upgrade()
+            stream, _, body = await framed.request()
+            await framed.send(answer_frames(stream, body))
+            await framed.request()
+        # as one that is ending: what it had accepted is closed
+
+    async with peer(script) as worker, mux() as upstream:
+        upstream.offer(worker.origin, True)
+        assert await get(upstream, worker.origin, b"one") == (200, b"one")
+        with pytest.raises(WorkerCutShort):
+            await get(upstream, worker.origin, b"two")
+        assert connections == 2
+
+
+@scenario
 async def test_a_request_that_was_left_is_not_sent_again() -> None:
     async def script(framed: Framed) -> None:
         stream, _, body = await framed.request()

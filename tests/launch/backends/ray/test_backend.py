@@ -13,7 +13,7 @@ import pytest
 from bench.shared.processes import free_port
 from launch.backends.base import BackendError
 from launch.backends.ray import link
-from launch.backends.ray.backend import RayBackend
+from launch.backends.ray.backend import RayBackend, passed_on
 from launch.exits import Exit
 from launch.local.processes import Guard
 from launch.local.run_state import FILE, read
@@ -120,3 +120,9 @@ def test_workers_that_cannot_be_ended_at_the_end_are_told_of(
                     await made.close()
 
     asyncio.run(open_and_close())
+
+
+def test_workers_get_what_both_sides_have_to_agree_on() -> None:
+    ours = {"BATON_TRANSPORT": "msgpack", "BATON_STREAMS": "mux", "BATON_WORKER_API_KEY": "k"}
+    assert passed_on({**ours, "PATH": "/bin", "BATON_RUN_KEY": "of this run alone"}) == ours
+    assert passed_on({"BATON_STREAMS": "mux"}) == {"BATON_STREAMS": "mux"}
