@@ -198,7 +198,9 @@ class _Way(Way):
 
     def __init__(self, rules: Rules, *, from_client: bool) -> None:
         sends, reads = (
-            (rules.client_sends, rules.server_reads) if from_client else (rules.server_sends, rules.client_reads)
+            (rules.client_sends, rules.server_reads)
+            if from_client
+            else (rules.server_sends, rules.client_reads)
         )
         self.is_framed = False
         self._rules = rules
