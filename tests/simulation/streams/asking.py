@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.transport.base import Answer, Origin, Upstream
 from tests.simulation.streams.content import request_body
-from tests.simulation.streams.schedule import App, Client, Leaving, RequestSpec
+from tests.simulation.streams.schedule import Client, Leaving, RequestSpec
 from tests.simulation.trace import Trace
 
 ORIGIN = Origin("worker", 80)
@@ -62,7 +62,7 @@ class Asking:
 
     def _plan_leaving(self, task: asyncio.Task[None]) -> asyncio.TimerHandle | None:
         leaving = self._spec.leaving
-        if leaving is None and self._spec.app in (App.WAIT, App.WAIT_MIDWAY):
+        if leaving is None and self._spec.waits:
             leaving = Leaving.ABORT
         if leaving is None:
             return None

@@ -5,36 +5,67 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
-from orchestrator.transport.base import Origin, Upstream
+from orchestrator.compiled import is_compiled
+from orchestrator.transport import mux
+from orchestrator.transport.base import Origin
+from orchestrator.transport.mux import MuxUpstream
 from orchestrator.transport.pool import PooledUpstream
+from orchestrator.wire import streams as wire
+from tests.simulation.streams.schedule import Schedule
+from worker import streams
+from worker.streams import Connection, Streams
 
-EXPECTED_LINES = ("ASGI callable returned without", "Unsupported upgrade request", "No supported WebSocket")
-
-
-def is_compiled() -> bool:
-    return False
+# What uvicorn says of applications that fail, and of upgrades that it does not know.
+EXPECTED_LINES = (
+    "ASGI callable returned without",
+    "Unsupported upgrade request",
+    "No supported WebSocket",
+)
+REFUSED_LINE = "to the upgrade to"  # that the worker has given another answer
 
 
 @contextlib.contextmanager
-def limits(window: int, max_payload: int, max_streams: int) -> Iterator[None]:
-    yield
+def limits(schedule: Schedule) -> Iterator[None]:
+    """Have both ends work with a schedule's limits; the compiled form has its own ones built in."""
+    if is_compiled():
+        yield
+        return
+    window = {"WINDOW": schedule.window}
+    payload = {"MAX_PAYLOAD": schedule.max_payload}
+    count = {"MAX_STREAMS": schedule.max_streams}
+    with (
+        patch.multiple(
+            mux,
+            _GIVE_AT=schedule.window // 2,
+            _JOIN_LIMIT=min(mux._JOIN_LIMIT, schedule.max_payload),
+            **window,
+            **payload,
+            **count,
+        ),
+        patch.multiple(streams, **window, **payload, **count),
+        patch.multiple(wire, **window, **payload, **count),
+    ):
+        yield
 
 
 def wrap(application: Any) -> Any:
-    return application
+    """Return an application with the worker's end around it."""
+    return Streams(application)
 
 
-def upstream(connect: Callable[..., Any]) -> Upstream:
-    return PooledUpstream(connect=connect)
+def upstream(connect: Callable[..., Any]) -> MuxUpstream:
+    return MuxUpstream(PooledUpstream(connect=connect))
 
 
-def offer(upstream: Upstream, origin: Origin) -> None: ...
+def offer(upstream: MuxUpstream, origin: Origin) -> None:
+    upstream.offer(origin, True)
 
 
-def streams_at_orchestrator(upstream: Upstream) -> int:
-    return 0
+def streams_at_orchestrator(upstream: MuxUpstream) -> int:
+    return sum(len(connection._streams) for connection in upstream._connections)
 
 
-def streams_at_worker(protocol: Any) -> int:
-    return 0
+def streams_at_worker(protocol: object) -> int:
+    return len(protocol._streams) + protocol._tasks if isinstance(protocol, Connection) else 0

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
-from orchestrator.errors import BatonError, WorkerCutShort, WorkerUnreachable
+from orchestrator.errors import WorkerCutShort, WorkerUnreachable
 from tests.simulation.streams.asking import LAST_WORD_S, Outcome
 from tests.simulation.streams.content import answer_body, request_body
-from tests.simulation.streams.schedule import App, Leaving, Schedule
+from tests.simulation.streams.schedule import App, Leaving, RequestSpec, Schedule
 from tests.simulation.streams.server import Call
 from tests.simulation.streams.simulate import Result
 
-BROKEN = (App.RAISE_MIDWAY, App.RETURN_MIDWAY)
 BEFORE = (App.RAISE_BEFORE, App.RETURN_BEFORE)
 
 # What nobody waits for: scheduling, and a connection that is opened.
 SLACK_S = 0.5
 
-# Of the answers of a calm run: whatever needs more round trips than these is held up by somebody else.
+# Of an answer in a calm run: what needs more round trips than these is held up by somebody else.
 TRIPS = 40
 
 
@@ -29,24 +27,25 @@ def check(result: Result) -> list[str]:
         *_rest(result),
         *_rules(result),
         *(problem for outcome in result.outcomes for problem in _request(result, outcome)),
-        *_calls(result),
+        *(problem for call in result.calls for problem in _call(result, call)),
     ]
 
 
 def _rest(result: Result) -> Iterator[str]:
+    """At the end nothing is held, and nothing runs."""
     yield from (f"{count} left: {what}" for what, count in result.held.items() if count)
     yield from (f"a task is left: {task}" for task in result.tasks_left)
 
 
 def _rules(result: Result) -> Iterator[str]:
-    for link, rules in zip(result.links, result.rules, strict=True):
+    """What traveled was right, and each stream had an end, if its link was whole."""
+    for rules in result.rules:
         yield from rules.problems
-        is_broken = link.is_cut or link.spec.silent_after != (None, None)
-        if rules.not_over and not is_broken and result.schedule.is_calm:
+        if rules.not_over and result.is_calm:
             yield f"streams {rules.not_over} have no end on the link"
 
 
-# --- what was answered --------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------
 
 
 def _request(result: Result, outcome: Outcome) -> Iterator[str]:
@@ -54,7 +53,7 @@ def _request(result: Result, outcome: Outcome) -> Iterator[str]:
     if outcome.ended is None:
         yield f"{name} never ended"
         return
-    problems = (*_bytes(outcome), *_end(result.schedule, outcome), *_time(result, outcome))
+    problems = (*_bytes(outcome), *_end(result, outcome), *_begun(result, outcome), *_time(result, outcome))
     yield from (f"{name}: {problem}" for problem in problems)
 
 
@@ -66,7 +65,7 @@ def _expected(outcome: Outcome) -> tuple[int, bytes]:
     elif spec.app is App.NO_BODY:
         status, body = 204, b""
     else:
-        pieces = spec.answer[: len(spec.answer) // 2] if spec.app in BROKEN else spec.answer
+        pieces = spec.answer[: len(spec.answer) // 2] if spec.breaks else spec.answer
         status, body = 200, answer_body(spec.number, sum(pieces))
     return status, b"" if spec.method == "HEAD" else body
 
@@ -74,99 +73,87 @@ def _expected(outcome: Outcome) -> tuple[int, bytes]:
 def _bytes(outcome: Outcome) -> Iterator[str]:
     """Whatever came is its own."""
     status, body = _expected(outcome)
+    mark = (outcome.headers or {}).get(b"x-answer")
     if outcome.status not in (0, status):
         yield f"its status is {outcome.status} and not {status}"
+    if outcome.status == 200 and mark != b"%d" % outcome.spec.number:
+        yield f"its answer has the fields {outcome.headers}"
     if not body.startswith(outcome.body):
         yield f"it got what is not its own: {outcome.body[:40]!r}..., {len(outcome.body)} bytes"
-    if outcome.is_complete and len(outcome.body) < len(body):
+    elif outcome.is_complete and len(outcome.body) < len(body):
         yield f"its answer looks whole with {len(outcome.body)} of {len(body)} bytes"
-    if (
-        status == 200
-        and outcome.status
-        and (outcome.headers or {}).get(b"x-answer") != (b"%d" % outcome.spec.number)
-    ):
-        yield f"its answer has the fields {outcome.headers}"
 
 
-def _end(schedule: Schedule, outcome: Outcome) -> Iterator[str]:
+def _end(result: Result, outcome: Outcome) -> Iterator[str]:
     """It has ended well, unless there is a reason."""
     spec, error = outcome.spec, outcome.error
-    if error is not None and not isinstance(error, BatonError):
-        yield f"it has failed with {error!r}"
-    elif error is not None and not isinstance(error, WorkerCutShort | WorkerUnreachable):
-        yield f"it has failed with {error!r}: both ends are honest"
-    elif outcome.is_complete:
-        if spec.app in BROKEN and spec.answer and spec.method != "HEAD":
-            yield "its answer looks whole, and the application has failed"
-    elif outcome.left is None and schedule.is_calm and not (spec.app in BROKEN and spec.answer):
+    if error is not None and not isinstance(error, WorkerCutShort | WorkerUnreachable):
+        yield f"it has failed with {error!r}, and both ends are honest"
+    elif outcome.is_complete and spec.breaks and spec.method != "HEAD":
+        yield "its answer looks whole, and the application has failed"
+    elif result.is_calm and not (outcome.is_complete or spec.breaks or outcome.left is not None):
         yield f"it has failed for no reason: {error!r}"
 
 
+def _begun(result: Result, outcome: Outcome) -> Iterator[str]:
+    """The application has seen it once: more often only if nobody can know whether it has."""
+    count = sum(call.number == outcome.spec.number for call in result.calls)
+    if count > 1 and result.is_calm:
+        yield f"it was begun {count} times"
+    if outcome.status and not count:
+        yield "it has an answer, and was never begun"
+
+
 def _time(result: Result, outcome: Outcome) -> Iterator[str]:
-    """One that is slow holds up itself."""
-    assert outcome.ended is not None
-    assert outcome.began is not None
-    if not result.schedule.is_calm:
+    """One that is slow holds up itself, and nobody else."""
+    if outcome.ended is None or outcome.began is None or not result.is_calm:
         return
-    took, may_take = outcome.ended - outcome.began, _may_take(result, outcome)
+    took, may_take = outcome.ended - outcome.began, _may_take(result.schedule, outcome.spec)
     if took > may_take:
         yield f"it has taken {took:.3f} s, and may take {may_take:.3f} s: somebody has held it up"
 
 
-def _may_take(result: Result, outcome: Outcome) -> float:
-    schedule, spec = result.schedule, outcome.spec
+def _may_take(schedule: Schedule, spec: RequestSpec) -> float:
     link = schedule.links[-1]
-    own = spec.body + sum(spec.answer)
-    everything = sum(request.body + sum(request.answer) for request in schedule.requests)
-    trips = TRIPS + 8 * own / schedule.window + 4 * everything / link.capacity
-    pieces = len(spec.answer) + 1
-    app = pieces * spec.app_sends_every + spec.app_reads_every * (spec.body / min(link.piece, 64) + 2)
-    leaving = 0.0 if spec.leaving is None else spec.leaves_after
-    words = LAST_WORD_S if spec.leaving is Leaving.LEAVE else 0.0
-    waits = max(leaving, 0.5) if spec.app in (App.WAIT, App.WAIT_MIDWAY) else 0.0
-    return SLACK_S + 2.5 * link.delay_s * trips + app + spec.pause_s + words + waits
+    trips = TRIPS + 8 * _size(spec) / schedule.window + 4 * sum(map(_size, schedule.requests)) / link.capacity
+    reads = spec.body / min(link.piece, schedule.max_payload) + 3
+    app = (len(spec.answer) + 1) * spec.app_sends_every + reads * spec.app_reads_every
+    leaving = spec.leaves_after if spec.leaving or spec.waits else 0.0
+    last_word = LAST_WORD_S if spec.leaving is Leaving.LEAVE else 0.0
+    return SLACK_S + 2.5 * link.delay_s * trips + app + spec.pause_s + leaving + last_word
 
 
-# --- what the application saw -------------------------------------------------------------------
+def _size(spec: RequestSpec) -> int:
+    return spec.body + sum(spec.answer)
 
 
-def _calls(result: Result) -> Iterator[str]:
-    counts = Counter(call.number for call in result.calls)
-    for call in result.calls:
-        problems = (*_call(result, call),)
-        yield from (f"the application, in request {call.number}: {problem}" for problem in problems)
-    for outcome in result.outcomes:
-        count = counts[outcome.spec.number]
-        if count > 1 and result.schedule.is_calm:
-            yield f"request {outcome.spec.number} was begun {count} times"
-        if outcome.is_complete and not count:
-            yield f"request {outcome.spec.number} has an answer, and was never begun"
+# --- the application ----------------------------------------------------------------------------
 
 
 def _call(result: Result, call: Call) -> Iterator[str]:
-    spec = next(spec for spec in result.schedule.requests if spec.number == call.number)
+    [outcome] = [outcome for outcome in result.outcomes if outcome.spec.number == call.number]
+    problems = (*_received(outcome.spec, call), *_told(result, outcome, call))
+    yield from (f"the application, in request {call.number}: {problem}" for problem in problems)
+
+
+def _received(spec: RequestSpec, call: Call) -> Iterator[str]:
     body = request_body(spec.number, spec.body)
     if not body.startswith(call.body):
-        yield f"the body is not its own: {bytes(call.body[:40])!r}..."
+        yield f"the body is not its own: {bytes(call.body[:40])!r}..., {len(call.body)} bytes"
     elif call.is_body_whole and len(call.body) < len(body):
         yield f"the body looks whole with {len(call.body)} of {len(body)} bytes"
     if call.ended is None:
         yield "it never ended"
-    outcome = next(outcome for outcome in result.outcomes if outcome.spec is spec)
-    if call.left is not None and outcome.left is None and result.schedule.is_calm:
-        if not outcome.is_complete and outcome.error is None:
-            yield "it was told that its client has left"
-    if outcome.left is not None and call.ended is not None and result.schedule.is_calm:
-        yield from _leaves(result, call, outcome)
 
 
-def _leaves(result: Result, call: Call, outcome: Outcome) -> Iterator[str]:
-    """An application that waits for its client to leave is told at once."""
-    assert outcome.left is not None
-    if outcome.spec.app not in (App.WAIT, App.WAIT_MIDWAY):
+def _told(result: Result, outcome: Outcome, call: Call) -> Iterator[str]:
+    """It hears that its client has left: at once if it waits for that, and never if it is not so."""
+    if not result.is_calm or call.ended is None:
         return
-    link = result.schedule.links[-1]
-    told = call.left
-    latest = max(outcome.left, call.began) + 3 * link.delay_s + SLACK_S
-    if told is None or told > latest:
-        yield f"it was told at {told} that its client had left at {outcome.left:.3f}"
+    if outcome.left is None:
+        if call.left is not None and not (call.has_answered or outcome.spec.breaks):
+            yield f"it was told at {call.left:.3f} that its client had left, which is not so"
+    elif outcome.spec.waits:
+        latest = max(outcome.left, call.began) + 3 * result.schedule.links[-1].delay_s + SLACK_S
+        if call.left is None or call.left > latest:
+            yield f"it was told at {call.left} that its client had left at {outcome.left:.3f}"

@@ -11,6 +11,9 @@ from typing import Any, cast
 
 _RESET = "the simulated link was cut"
 
+# A system notices after a while that the other one is silent: nothing that it sends is received.
+KEEPALIVE_S = 25.0
+
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:
@@ -55,6 +58,7 @@ class Pipe:
         self._due = 0.0  # when the last piece arrives: none overtakes it
         self._is_delivering = False
         self._has_ended = False  # the source has written its end
+        self._is_silent = False
 
     def pump(self) -> None:
         """Send what the source has written, as far as there is room."""
@@ -73,11 +77,11 @@ class Pipe:
         if self._is_delivering:
             return
         self._is_delivering = True
-        while self._flying and self._arrived and self._sink.reads and self._silent_after != 0:
+        while self._flying and self._arrived and self._sink.reads and not self._is_silent:
             self._arrived -= 1
             self._hand_over(self._flying.popleft())
         self._is_delivering = False
-        if self._arrived and self._sink.is_lost and self._silent_after != 0:
+        if self._arrived and self._sink.is_lost and not self._is_silent:
             self._source.lose(ConnectionResetError(_RESET))
             return
         self.pump()
@@ -102,6 +106,9 @@ class Pipe:
         if self._silent_after is not None:
             piece = piece[: self._silent_after]
             self._silent_after -= len(piece)
+            if not self._silent_after:
+                self._is_silent = True
+                self._loop.call_later(KEEPALIVE_S, self._link.cut)
         if self._cut_after is not None:
             piece = piece[: self._cut_after]
             self._cut_after -= len(piece)

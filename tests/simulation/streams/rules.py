@@ -4,7 +4,9 @@ sees it: told a second time, so that neither end is believed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 from orchestrator.wire.streams import (
     BODY,
@@ -32,6 +34,7 @@ NAMES = {
     PING: "PING",
     LAST: "LAST",
 }
+NEVER = inf
 TO_WORKER = (OPEN, BODY, RESET, LEAVE, CREDIT, PING)
 TO_ORCHESTRATOR = (HEAD, DATA, RESET, CREDIT, PING, LAST)
 
@@ -43,7 +46,7 @@ class Half:
     has_begun: bool = False
     has_ended: bool = False  # with END
     was_reset: bool = False  # by this side
-    knows_reset: bool = False  # of the other side
+    reset_read_at: float = NEVER  # that of the other side
     sent: int = 0  # bytes of BODY or DATA
     read: int = 0
     may_send: int = 0
@@ -64,15 +67,17 @@ class Stream:
 class Rules(Watch):
     """The frames of one connection. `problems` grows with each rule that is broken.
 
-    `window` is how much may be sent without credit.
+    `window` is how much may be sent without credit. What a side has ready when it reads a reset may still
+    leave, in the same moment by `time`.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, time: Callable[[], float]) -> None:
         self.problems: list[str] = []
         self.streams: dict[int, Stream] = {}
         self.pings = 0
         self.was_last = False  # the orchestrator knows that the worker takes no more
         self._window = window
+        self._time = time
         self.towards_worker = _Way(self, from_client=True)
         self.towards_orchestrator = _Way(self, from_client=False)
 
@@ -119,14 +124,14 @@ class Rules(Watch):
     def server_reads(self, kind: int, is_last: bool, number: int, payload: bytes) -> None:
         stream = self.streams.get(number)
         if stream is not None:
-            _reads(stream.server, kind, payload)
+            self._reads(stream.server, kind, payload)
 
     def client_reads(self, kind: int, is_last: bool, number: int, payload: bytes) -> None:
         stream = self.streams.get(number)
         if kind == LAST:
             self.was_last = True
         if stream is not None:
-            _reads(stream.client, kind, payload)
+            self._reads(stream.client, kind, payload)
             stream.has_answer |= kind in (HEAD, DATA) and is_last
 
     # --- inside ---------------------------------------------------------------------------------
@@ -156,14 +161,14 @@ class Rules(Watch):
     def _head(self, half: Half, is_last: bool, number: int) -> None:
         if half.has_begun:
             self._wrong(HEAD, number, "comes twice")
-        if half.was_reset or half.knows_reset:
+        if half.was_reset or half.reset_read_at < self._time():
             self._wrong(HEAD, number, "comes after a reset")
         half.has_begun, half.has_ended = True, is_last
 
     def _sends(self, half: Half, kind: int, is_last: bool, number: int, payload: bytes) -> None:
         if half.was_reset:
             self._wrong(kind, number, "comes after its own reset")
-        if half.knows_reset:
+        if half.reset_read_at < self._time():
             self._wrong(kind, number, "comes after it has read a reset")
         if kind == RESET:
             half.was_reset = True
@@ -180,17 +185,16 @@ class Rules(Watch):
         if half.sent > half.may_send:
             self._wrong(kind, number, f"is {half.sent - half.may_send} bytes beyond the credit")
 
+    def _reads(self, half: Half, kind: int, payload: bytes) -> None:
+        if kind == RESET:
+            half.reset_read_at = self._time()
+        elif kind == CREDIT:
+            half.may_send += int.from_bytes(payload, "big")
+        elif kind in (BODY, DATA):
+            half.read += len(payload)
+
     def _wrong(self, kind: int, number: int, what: str) -> None:
         self.problems.append(f"{NAMES.get(kind, kind)} of stream {number} {what}")
-
-
-def _reads(half: Half, kind: int, payload: bytes) -> None:
-    if kind == RESET:
-        half.knows_reset = True
-    elif kind == CREDIT:
-        half.may_send += int.from_bytes(payload, "big")
-    elif kind in (BODY, DATA):
-        half.read += len(payload)
 
 
 class _Way(Way):

@@ -57,6 +57,16 @@ class RequestSpec:
     leaving: Leaving | None
     leaves_after: float
 
+    @property
+    def waits(self) -> bool:
+        """Its application goes on once the client has left."""
+        return self.app is App.WAIT or (self.app is App.WAIT_MIDWAY and bool(self.answer))
+
+    @property
+    def breaks(self) -> bool:
+        """Its application fails in the middle of the answer."""
+        return self.app in (App.RAISE_MIDWAY, App.RETURN_MIDWAY) and bool(self.answer)
+
 
 class Trouble(Enum):
     STOP = auto()  # the worker's server stops in order, and comes back

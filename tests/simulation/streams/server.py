@@ -19,8 +19,6 @@ from tests.simulation.trace import Trace
 
 PROTOCOLS: dict[str, Any] = {"h11": H11Protocol, "httptools": HttpToolsProtocol}
 
-_LEAVES = (App.WAIT, App.WAIT_MIDWAY)
-
 
 class AppFails(Exception):
     """What the application raises when it is told to."""
@@ -56,7 +54,7 @@ class Application:
         if scope["type"] != "http":
             raise RuntimeError("only HTTP is spoken here")
         if scope["path"] == UPGRADE_PATH:
-            await _empty(send, self.refusal or 200)
+            await _empty(send, self.refusal or 101)
             return
         number = int(scope["path"].removeprefix("/v1/r"))
         call = Call(number, self._time(), scope["method"])

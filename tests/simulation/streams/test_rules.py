@@ -28,7 +28,8 @@ class Between:
     """Both ends; everything arrives, unless it is written alone."""
 
     def __init__(self) -> None:
-        self.rules = Rules(WINDOW)
+        self.now = 0.0
+        self.rules = Rules(WINDOW, lambda: self.now)
         self.to_worker(ASK)
         self.to_client(CONSENT)
 
@@ -109,6 +110,9 @@ def test_a_reset_counts_once_it_has_been_read() -> None:
     assert between.rules.problems == []
     between.rules.towards_worker.read(reset(1, RESET_CANCELLED))
     between.to_client(frame(DATA, 1, b"a"))
+    assert between.rules.problems == []
+    between.now = 0.1
+    between.to_client(frame(DATA, 1, b"a"))
     assert between.rules.problems == ["DATA of stream 1 comes after it has read a reset"]
 
 
@@ -120,13 +124,13 @@ def test_nothing_is_opened_after_the_last() -> None:
 
 
 def test_frames_wait_for_the_upgrade() -> None:
-    rules = Rules(WINDOW)
+    rules = Rules(WINDOW, lambda: 0.0)
     rules.towards_worker.written(ASK + OPENED)
     assert rules.problems == ["frames are sent before the upgrade is accepted"]
 
 
 def test_plain_http_is_none_of_its_business() -> None:
-    rules = Rules(WINDOW)
+    rules = Rules(WINDOW, lambda: 0.0)
     rules.towards_worker.written(b"GET / HTTP/1.1\r\n\r\n")
     rules.towards_orchestrator.written(b"HTTP/1.1 200 OK\r\n\r\n")
     assert (rules.is_multiplexed, rules.problems) == (False, [])
