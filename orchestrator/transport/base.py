@@ -137,6 +137,15 @@ class Upstream(ABC):
         """
         ...
 
+    def offer(self, origin: Origin, is_mux: bool, headers: bytes = b"") -> None:
+        """Note whether the worker there takes many requests on one connection (`wire/streams.py`), which an
+        upstream may make use of.
+
+        `headers` is what the worker wants in the head with which that connection is opened, as a
+        `headers.header_block()`. One that was offered before, and has refused, is asked once more.
+        """
+        return
+
     @abstractmethod
     def stats(self) -> UpstreamStats:
         """Return counts of connections, for tests and the admin API."""

@@ -62,7 +62,7 @@ class PooledUpstream(Upstream):
     ) -> None:
         """`connect` does what the event loop's `create_connection` does, which it replaces."""
         self._connect = connect
-        self._connect_timeout_s = connect_timeout_s
+        self.connect_timeout_s: Final = connect_timeout_s
         self._idle_limit_s = idle_limit_s
         self._pools: dict[Origin, _OriginPool] = {}  # one per worker ever seen
         self._connections: set[_Connection] = set()  # every open one
@@ -126,18 +126,9 @@ class PooledUpstream(Upstream):
     # --- for connections and answers ------------------------------------------------------------
 
     async def connect(self, pool: _OriginPool) -> _Connection:
-        """Open a fresh connection. Raises `WorkerUnreachable`, or `OutOfResources` if the fault is ours; the
-        cause says where to and why.
-        """
-        if self._is_closed:
-            raise WorkerUnreachable("the orchestrator is stopping")
-        failure: OSError | UnicodeError | None = None
-        try:
-            connection = await self._open(pool)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host name
-            failure = error
-        if failure is not None:
-            connection = await self._open_again(pool, failure)
+        """Open a fresh connection. Raises as `dial()` does."""
+        dialled = await self.dial(pool.origin, functools.partial(_Connection, self, pool, pool.loop))
+        connection = cast(_Connection, dialled)
         if self._is_closed:
             connection.close()
         if not connection.is_reusable:
@@ -146,6 +137,20 @@ class PooledUpstream(Upstream):
         self._connections.add(connection)
         self._connects += 1
         return connection
+
+    async def dial(self, origin: Origin, make: Callable[[], Any]) -> Any:
+        """Connect to an origin; return what `make` makes, an `asyncio.Protocol`, which is the caller's.
+
+        Raises `WorkerUnreachable`, or `OutOfResources` if the fault is ours; the cause says where to and why.
+        """
+        if self._is_closed:
+            raise WorkerUnreachable("the orchestrator is stopping")
+        failure: OSError | UnicodeError | None = None
+        try:
+            return await self._open(origin, make)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host name
+            failure = error
+        return await self._open_again(origin, make, failure)
 
     def removed(self, connection: _Connection) -> None:
         self._connections.discard(connection)
@@ -186,31 +191,31 @@ class PooledUpstream(Upstream):
             answer.abort()
             raise
 
-    async def _open(self, pool: _OriginPool) -> _Connection:
-        loop = asyncio.get_running_loop()
-        origin = pool.origin
+    async def _open(self, origin: Origin, make: Callable[[], Any]) -> Any:
         tls = origin.tls
-        async with asyncio.timeout(self._connect_timeout_s):
-            create_connection: Connect = self._connect or loop.create_connection
+        async with asyncio.timeout(self.connect_timeout_s):
+            create_connection: Connect = self._connect or asyncio.get_running_loop().create_connection
             _, connection = await create_connection(
-                functools.partial(_Connection, self, pool, loop),
+                make,
                 origin.host,
                 origin.port,
                 ssl=tls,
                 server_hostname=origin.host if tls else None,
                 ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
             )
-        return cast(_Connection, connection)
+        return connection
 
-    async def _open_again(self, pool: _OriginPool, failure: OSError | UnicodeError) -> _Connection:
-        """Open a connection after all, if idle ones had what was lacking. Raises as `connect` does."""
+    async def _open_again(
+        self, origin: Origin, make: Callable[[], Any], failure: OSError | UnicodeError
+    ) -> Any:
+        """Open a connection after all, if idle ones had what was lacking. Raises as `dial` does."""
         if not (is_shortage(failure) and self._close_idle()):
-            raise _no_connection(pool.origin, failure)
+            raise _no_connection(origin, failure)
         await asyncio.sleep(0)  # for the descriptors to be closed
         try:
-            return await self._open(pool)
+            return await self._open(origin, make)
         except (OSError, UnicodeError) as error:
-            raise _no_connection(pool.origin, error) from error
+            raise _no_connection(origin, error) from error
 
     def _close_idle(self) -> bool:
         """Close all idle connections; return whether there was one."""
@@ -321,7 +326,7 @@ class _PooledAnswer(Answer):
             self._is_stale = True
             self._wake()
         else:
-            self.fail(_cut_short(error, has_head=bool(self.status)))
+            self.fail(cut_short(error, has_head=bool(self.status)))
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -330,7 +335,7 @@ class _PooledAnswer(Answer):
             connection = await self._upstream.connect(self._pool)
         except WorkerUnreachable as error:
             # The first connection has carried the request: the worker may have seen it.
-            self.fail(_cut_short(error, has_head=False))
+            self.fail(cut_short(error, has_head=False))
             return
         except OutOfResources as shortage:
             self.fail(shortage)
@@ -704,7 +709,7 @@ def _unreachable(error: OSError | UnicodeError) -> WorkerUnreachable:
     return unreachable
 
 
-def _cut_short(cause: Exception | None, *, has_head: bool) -> WorkerCutShort:
+def cut_short(cause: Exception | None, *, has_head: bool) -> WorkerCutShort:
     what = "before the end of its answer" if has_head else "before its answer"
     error = WorkerCutShort(f"the worker closed the connection {what}")
     error.__cause__ = cause

@@ -20,6 +20,7 @@ import msgspec
 Role = Literal["prefill", "decode", "both"]
 Encoding = Literal["json", "orjson", "msgpack"]
 TokenIdsForm = Literal["list", "base64", "bin"]  # how a prompt's token ids travel; see `TOKEN_IDS_HEADER`
+Streams = Literal["http", "mux"]  # a connection for each leg, or one for many: `wire/streams.py`
 
 # Set on a leg whose body is msgpack. The content type stays application/json on purpose: FastAPI hands a
 # body to Request.json() only for a JSON content type.
@@ -35,6 +36,9 @@ LEG_HEADER = "X-Baton-Leg"
 TRANSPORT_ENV = "BATON_TRANSPORT"
 # This holds where the variable is unset or empty, on either side. docs/transport.md has the measurements.
 DEFAULT_TRANSPORT: Encoding = "orjson"
+STREAMS_ENV = "BATON_STREAMS"
+# This holds where the variable is unset or empty, on either side. Legs share a connection if both say "mux".
+DEFAULT_STREAMS: Streams = "http"
 # The zone that a worker announces; unset or empty: none.
 ZONE_ENV = "BATON_ZONE"
 # What a worker announces as its deployment; unset or empty: none.
@@ -92,6 +96,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_model_len: Count | None = None
     # The forms of a prompt's ids that it gives as prefill and takes as decode.
     token_ids: Annotated[list[TokenIdsForm], msgspec.Meta(max_length=16)] = []
+    # How legs may come to it; "http" always, whatever is here.
+    streams: Annotated[list[Streams], msgspec.Meta(max_length=16)] = []
     zone: Label | None = None  # the part of the network that it is in
     kv_events: KvEventsInfo | None = None
     kv_lease_s: float | None = None  # as prefill it pins blocks that nobody pulls for so long

@@ -112,7 +112,7 @@ class FrameReader:
         while size - start >= HEADER_SIZE:
             length, kind, stream = HEADER.unpack_from(data, start)
             body = start + HEADER_SIZE
-            _check(kind & ~END, length)
+            check_header(kind & ~END, length)
             if body + length > size:
                 break
             start = body + length
@@ -120,7 +120,7 @@ class FrameReader:
         self._rest = data[start:] if start < size else b""
 
 
-def _check(kind: int, length: int) -> None:
+def check_header(kind: int, length: int) -> None:
     """Check what can be told by a frame's header, before its payload is waited for. Raises `FrameError`."""
     if not OPEN <= kind <= _LAST_KIND:
         raise FrameError(f"a frame of unknown kind {kind}")

@@ -64,9 +64,16 @@ class PeerConnection:
         self.reader = reader
         self.writer = writer
         self.over = asyncio.Event()  # the script has ended: by itself, or because the client closed
+        self._peeked = b""
 
     async def head(self) -> bytes:
-        return await self.reader.readuntil(b"\r\n\r\n")
+        peeked, self._peeked = self._peeked, b""
+        return peeked or await self.reader.readuntil(b"\r\n\r\n")
+
+    async def peek_head(self) -> bytes:
+        """The next request's head, which `head()` returns once more."""
+        self._peeked = await self.head()
+        return self._peeked
 
     async def request(self) -> tuple[bytes, bytes]:
         """The next request's head and body."""

@@ -19,6 +19,7 @@ class Setting:
     upstream: Upstream
     origin: Origin
     requests: list[MemoryRequest]
+    is_shared: bool = False  # a connection carries other legs beside one that was left
 
 
 Serve = Callable[[LegHandler], contextlib.AbstractAsyncContextManager[Setting]]
@@ -40,13 +41,17 @@ async def on_sockets(handler: LegHandler) -> AsyncIterator[Setting]:
     requests: list[MemoryRequest] = []
 
     async def script(connection: PeerConnection) -> None:
-        while (request := await read_request(connection)) is not None:
-            requests.append(request)
-            reply = SocketReply(connection, is_head=request.method == "HEAD")
-            await until_dropped(connection, serve(handler, request, reply))
+        await serve_http(connection, handler, requests)
 
     async with peer(script) as worker, pool() as upstream:
         yield Setting(upstream, worker.origin, requests)
+
+
+async def serve_http(connection: PeerConnection, handler: LegHandler, requests: list[MemoryRequest]) -> None:
+    while (request := await read_request(connection)) is not None:
+        requests.append(request)
+        reply = SocketReply(connection, is_head=request.method == "HEAD")
+        await until_dropped(connection, serve(handler, request, reply))
 
 
 async def read_request(connection: PeerConnection) -> MemoryRequest | None:
