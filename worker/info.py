@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import TypeVar, get_args
 
 from orchestrator.wire.info import (
+    DEFAULT_STREAMS,
     DEFAULT_TRANSPORT,
     DEPLOYMENT_ENV,
+    STREAMS_ENV,
     TRANSPORT_ENV,
     ZONE_ENV,
     Encoding,
     Role,
+    Streams,
     TokenIdsForm,
 )
 
@@ -35,6 +38,11 @@ _TOKEN_IDS: dict[Encoding, list[TokenIdsForm]] = {
 def transport_from_env(environ: Mapping[str, str] = os.environ) -> Encoding:
     """Return `BATON_TRANSPORT`, by default `DEFAULT_TRANSPORT`. Raises `ValueError` if it is unknown."""
     return _choice(environ, TRANSPORT_ENV, get_args(Encoding), default=DEFAULT_TRANSPORT)
+
+
+def streams_from_env(environ: Mapping[str, str] = os.environ) -> Streams:
+    """Return `BATON_STREAMS`, by default `DEFAULT_STREAMS`. Raises `ValueError` if it is unknown."""
+    return _choice(environ, STREAMS_ENV, get_args(Streams), default=DEFAULT_STREAMS)
 
 
 def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:
@@ -60,6 +68,11 @@ def decodes(transport: Encoding) -> list[Encoding]:
 def token_ids(transport: Encoding) -> list[TokenIdsForm]:
     """Return the forms of a prompt's token ids that a worker with this transport gives and takes."""
     return list(_TOKEN_IDS[transport])
+
+
+def announced_streams(streams: Streams) -> list[Streams]:
+    """Return the ways in which legs can come to a worker: nothing is said of a connection for each."""
+    return ["http", "mux"] if streams == "mux" else []
 
 
 def _choice(environ: Mapping[str, str], name: str, allowed: tuple[_Choice, ...], default: _Choice) -> _Choice:

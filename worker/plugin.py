@@ -2,7 +2,7 @@
 
 It adds `GET /baton/info`, `GET /baton/ready` and `POST /v1/baton/end`, and gives vLLM's own JSON endpoints
 the route class for `BATON_TRANSPORT` and, with it, packed token ids. With `json` vLLM's routes stay vLLM's,
-and the route classes are not even imported.
+and the route classes are not even imported. With `BATON_STREAMS=mux` a connection may carry many requests.
 """
 
 from __future__ import annotations
@@ -21,12 +21,22 @@ from starlette.datastructures import State
 from starlette.routing import BaseRoute
 
 from orchestrator.wire.compatibility import NO_CONNECTOR
-from orchestrator.wire.info import MAX_LABEL, Encoding, KvEventsInfo, Role, WorkerInfo
+from orchestrator.wire.info import (
+    DEFAULT_STREAMS,
+    MAX_LABEL,
+    Encoding,
+    KvEventsInfo,
+    Role,
+    Streams,
+    WorkerInfo,
+)
 from worker import ending, ready
 from worker.info import (
+    announced_streams,
     decodes,
     deployment_from_env,
     role_from_env,
+    streams_from_env,
     token_ids,
     transport_from_env,
     zone_from_env,
@@ -43,11 +53,12 @@ class BatonPlugin:
     required_tasks: tuple[str, ...] | None = None  # every kind of server, embeddings too
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes. Raises `ValueError`, which ends the server, for a wrong `BATON_TRANSPORT` or
-        `BATON_ROLE`.
+        """Add the routes. Raises `ValueError`, which ends the server, for a wrong `BATON_TRANSPORT`,
+        `BATON_ROLE` or `BATON_STREAMS`.
         """
         self._role = role_from_env()
         self._transport = transport_from_env()
+        self._streams = streams_from_env()
         if self._transport != "json":
             from worker.msgpack_route import route_class
 
@@ -55,6 +66,10 @@ class BatonPlugin:
         app.add_api_route("/baton/info", _info, methods=["GET"])
         ready.add_routes(app)
         ending.add_route(app)
+        if self._streams == "mux":
+            from worker.streams import add_streams
+
+            add_streams(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Announce the engine; `engine_client` is None on vLLM's render server, which is no worker and
@@ -64,7 +79,7 @@ class BatonPlugin:
             return
         config = engine_client.vllm_config
         events = _kv_events(engine_client, config)
-        announcement = _announcement(config, args, self._role, self._transport, events)
+        announcement = _announcement(config, args, self._role, self._transport, events, self._streams)
         state.baton_info = msgspec.json.encode(announcement)
         ready.begin(state, engine_client, args, os.environ, _meter(engine_client, config, announcement))
         if ending.can_end(engine_client):
@@ -82,7 +97,12 @@ async def _info(request: Request) -> Response:
 
 
 def _announcement(
-    config: Any, args: Namespace, role: Role, transport: Encoding, events: KvEventsInfo | None = None
+    config: Any,
+    args: Namespace,
+    role: Role,
+    transport: Encoding,
+    events: KvEventsInfo | None = None,
+    streams: Streams = DEFAULT_STREAMS,
 ) -> WorkerInfo:
     """Make the announcement of a `VllmConfig`. The model is the (first) name that requests give it."""
     model, transfer = config.model_config, getattr(config, "kv_transfer_config", None)
@@ -108,13 +128,19 @@ def _announcement(
         kv_lease_s=_lease_s(transfer),
         zone=zone_from_env(),
         deployment=deployment_from_env(),
+        # With several API processes all of a connection's requests would be those of one of them.
+        streams=announced_streams(streams) if _api_processes(config) == 1 else [],
     )
 
 
 def _meter(engine: Any, config: Any, announcement: WorkerInfo) -> LoadMeter:
     figures = ready.EngineFigures(engine, config, announcement.data_parallel_size)
-    processes = getattr(getattr(config, "parallel_config", None), "_api_process_count", 1)
-    return LoadMeter(figures, announcement.revision, is_whole=processes == 1)
+    return LoadMeter(figures, announcement.revision, is_whole=_api_processes(config) == 1)
+
+
+def _api_processes(config: Any) -> int:
+    count: int = getattr(getattr(config, "parallel_config", None), "_api_process_count", 1)
+    return count
 
 
 def _label(value: object) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from worker.info import transport_from_env
+from worker.info import streams_from_env, transport_from_env
 from worker.sim import faults
 from worker.sim.api import create_app
 from worker.sim.faults import Fault
@@ -84,13 +84,13 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         stores_responses=environ.get(STORE_ENV) == "1",
         kv_events=Publishing(endpoint=args.kv_events, replay=args.kv_events_replay),
         caches=not args.no_prefix_caching,
-        announced=_announced(args),
+        announced=_announced(args, environ),
         defects=_defects(args),
         record=args.record,
     )
 
 
-def _announced(args: argparse.Namespace) -> Announced:
+def _announced(args: argparse.Namespace, environ: Mapping[str, str]) -> Announced:
     return Announced(
         is_plain=args.plain,
         path=args.model_path,
@@ -102,6 +102,7 @@ def _announced(args: argparse.Namespace) -> Announced:
         engine_version=args.engine_version,
         kv_tokens=args.announced_kv_tokens,
         host=args.side_channel_host,
+        streams=streams_from_env(environ),
     )
 
 
@@ -115,7 +116,9 @@ def _defects(args: argparse.Namespace) -> Defects:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="worker.sim", description="A simulated vLLM worker. BATON_TRANSPORT says what bodies it decodes."
+        prog="worker.sim",
+        description="A simulated vLLM worker. BATON_TRANSPORT says what bodies it decodes; with "
+        "BATON_STREAMS=mux a connection may carry many requests.",
     )
     add = parser.add_argument
     add("--model-name", required=True, help="what clients put into `model`")

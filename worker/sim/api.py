@@ -28,19 +28,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.wire.info import BEGUN_PATH, END_PATH, EndRequest, KvEventsInfo, WorkerInfo
 from orchestrator.wire.load import DRAIN_PATH, READY_PATH, UNDRAIN_PATH
-from worker.info import decodes, deployment_from_env, token_ids, zone_from_env
+from worker.info import announced_streams, decodes, deployment_from_env, token_ids, zone_from_env
 from worker.load import Figures, LegCounting, LoadMeter, Sender
 from worker.msgpack_route import route_class
 from worker.ready import reported
 from worker.sim import audio, faults, frames, messages, protocol, responses, text
-from worker.sim.delivery import TRANSPORT_KEY, GenerationResponse, ProbeResponse
+from worker.sim.delivery import GenerationResponse, ProbeResponse
 from worker.sim.embeddings import EmbeddingJob, EmbeddingRequest, EmbeddingResponse, embedding_job
 from worker.sim.engine import Engine
 from worker.sim.faults import Fault, FaultBox, Leg, Plan
 from worker.sim.journal import Entry, Journal
+from worker.sim.links import TRANSPORT_KEY, SimStreams
 from worker.sim.metrics import Metrics
 from worker.sim.protocol import ChatRequest, CompletionRequest, Job, Malformed, Refused
 from worker.sim.settings import Publishing, Settings
+from worker.streams import add_streams
 from worker.token_ids import LIMITS_KEY, Limits, requested_by
 
 REFUSE_KEY = "refuse"  # in `app.state`, set by `SimServer`: its `refuse`
@@ -64,6 +66,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_control_routes(sim))
     if not settings.announced.is_plain:
         app.add_middleware(LegCounting, meter=lambda: sim.meter)
+        if settings.announced.streams == "mux":
+            add_streams(app, SimStreams)
     app.add_middleware(RequireKey, keys=sim.keys)
     if settings.defects.clock_offset_s:
         app.add_middleware(WrongClock, offset_s=settings.defects.clock_offset_s)
@@ -187,6 +191,7 @@ class Sim:
             kv_lease_s=settings.lease_s,
             zone=zone_from_env(),
             deployment=deployment_from_env(),
+            streams=announced_streams(announced.streams),
         )
 
     def ledger(self, now: float) -> dict[str, Any]:

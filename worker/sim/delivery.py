@@ -7,8 +7,6 @@ A client that leaves ends the generation, in every phase; so does
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -24,11 +22,10 @@ from worker.sim.faults import Plan
 from worker.sim.generate import Opened, Outcome, Piece, generate
 from worker.sim.handoffs.base import KvLost
 from worker.sim.journal import Entry
+from worker.sim.links import TRANSPORT_KEY, Link, reset, whole
 from worker.sim.protocol import Job
 from worker.sim.runs import Run
 from worker.token_ids import RequestedIds, encode_answer, pack
-
-TRANSPORT_KEY = "baton.transport"  # the connection's transport, which `server.py` puts into the scope's state
 
 _GARBAGE_HEAD = b"\x16\x03\x01\x02\x00 this is not HTTP \xff\xfe\r\n\r\n"
 _GARBAGE_BODY = b'data: {"choices": [{"index": 0, "del\xff\xfe\x00\x00\n\n'
@@ -283,7 +280,7 @@ class Wire:
     """It is one request's way back, down to the connection."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._transport: asyncio.Transport | None = scope.get("state", {}).get(TRANSPORT_KEY)
+        self._link: Link | None = scope.get("state", {}).get(TRANSPORT_KEY)
         self._receive = receive
         self._send = send
         self._has_head = False
@@ -327,7 +324,8 @@ class Wire:
             case faults.Error():
                 await self._send_error(fault)
             case faults.Reset():
-                reset(self._connection())
+                link = self._connection()
+                reset(whole(link) if fault.connection else link)
             case faults.Truncate():
                 await self._truncate(fault)
             case faults.Garbage():
@@ -362,17 +360,10 @@ class Wire:
         self._connection().close()
         await _wait_gone(self._receive)
 
-    def _connection(self) -> asyncio.Transport:
-        if self._transport is None:
+    def _connection(self) -> Link:
+        if self._link is None:
             raise RuntimeError("this fault needs a real connection: run the app with worker.sim.server")
-        return self._transport
-
-
-def reset(transport: asyncio.Transport) -> None:
-    """Close the connection with RST."""
-    if (sock := transport.get_extra_info("socket")) is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
+        return self._link
 
 
 async def run_until_gone(work: Coroutine[Any, Any, None], receive: Receive) -> bool:

@@ -70,17 +70,23 @@ class Stall(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Reset(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="reset"):
-    """The connection is reset (RST)."""
+    """The connection is reset (RST); of one that carries many requests, the stream, or with `connection` all
+    of it.
+    """
+
+    connection: bool = False
 
 
 class Truncate(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="truncate"):
-    """The answer ends early. With `clean` it ends in whole HTTP framing; otherwise that is cut too."""
+    """The answer ends early. With `clean` it ends in whole framing; otherwise that is cut too."""
 
     clean: bool = True
 
 
 class Garbage(_Placed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="garbage"):
-    """Bytes come that are not HTTP instead of a head, or not JSON in a body; then the connection ends."""
+    """Instead of a head, bytes come that are neither HTTP nor frames, and the connection ends, with all that
+    it carries; or, in a body, bytes that are not JSON.
+    """
 
 
 class KvLost(_Fault, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="kv_lost"):

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.sim.api import REFUSE_KEY
-from worker.sim.delivery import TRANSPORT_KEY, reset
 from worker.sim.faults import Refuse
+from worker.sim.links import TRANSPORT_KEY, Link, reset, whole
 
 
 class SimProtocol(HttpToolsProtocol):
@@ -69,14 +69,15 @@ class SimServer(uvicorn.Server):
                 end()
         await super().shutdown(sockets)
 
-    def refuse(self, seconds: float, spared: asyncio.BaseTransport | None = None) -> None:
+    def refuse(self, seconds: float, spared: Link | None = None) -> None:
         """Let nobody listen for so long, and reset all connections but the spared one."""
         for server in self.servers:
             server.close()
         self.servers = []
+        kept = None if spared is None else whole(spared)
         for connection in list(self.server_state.connections):
             transport: Any = getattr(connection, "transport", None)
-            if transport is not None and transport is not spared:
+            if transport is not None and transport is not kept:
                 reset(transport)
         asyncio.get_running_loop().call_later(seconds, self._relisten_soon)
 

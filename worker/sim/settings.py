@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orchestrator.wire.info import DEFAULT_TRANSPORT, Encoding, Role
+from orchestrator.wire.info import DEFAULT_STREAMS, DEFAULT_TRANSPORT, Encoding, Role, Streams
 from worker.sim.faults import Fault
 from worker.sim.latency import Latency
 
@@ -32,6 +32,7 @@ class Announced:
     engine_version: str | None = None  # None: the real one
     kv_tokens: int | None = None  # in place of those that fit
     host: str | None = None  # where others reach its side channel; None: where it listens
+    streams: Streams = DEFAULT_STREAMS  # and serves: "mux" is true of all that announce it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
