@@ -361,7 +361,7 @@ class _PooledAnswer(Answer):
             self.connection.close_sending()
         elif self._is_stale:
             self._is_stale = False
-            self.fail(_cut_short(None, has_head=False))
+            self.fail(cut_short(None, has_head=False))
 
     def _drop(self) -> None:
         connection, self.connection = self.connection, None
