@@ -23,6 +23,7 @@ class Outcome:
     began: float | None = None
     ended: float | None = None
     left: float | None = None  # when it was given up, or told that the client has left
+    is_heard_out: bool = False  # it was told that, and its answer is still read
     status: int = 0
     headers: dict[bytes, bytes] | None = None
     body: bytes = b""
@@ -78,6 +79,7 @@ class Asking:
         elif leaving is Leaving.ABORT:
             answer.abort()
         else:
+            self.outcome.is_heard_out = True
             answer.leave()
             self._loop.call_later(LAST_WORD_S, answer.abort)
 
@@ -100,6 +102,7 @@ class Asking:
         whole = memoryview(request_body(spec.number, spec.body))
         step = len(whole) // spec.body_parts + 1
         parts = [whole[start : start + step] for start in range(0, len(whole), step)] or [b""]
+        parts.insert(spec.number % len(parts), b"")  # parts may be empty
         target = f"/v1/r{spec.number}?q={spec.number}"
         fields = b"x-number: %d\r\n" % spec.number
         self._trace.add(f"client {spec.number}", "sends")

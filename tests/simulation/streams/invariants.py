@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from orchestrator.errors import WorkerCutShort, WorkerUnreachable
 from tests.simulation.streams.asking import LAST_WORD_S, Outcome
 from tests.simulation.streams.content import answer_body, request_body
+from tests.simulation.streams.link import Link
 from tests.simulation.streams.schedule import App, Leaving, RequestSpec, Schedule
 from tests.simulation.streams.server import Call
 from tests.simulation.streams.simulate import Result
@@ -18,6 +19,12 @@ SLACK_S = 0.5
 
 # Of an answer in a calm run: what needs more round trips than these is held up by somebody else.
 TRIPS = 40
+
+# Until a connection is given up that says nothing: before or after it was upgraded.
+GIVEN_UP_S = 18.0
+
+# What finding another connection takes.
+RECONNECTS_S = 5.0
 
 
 def check(result: Result) -> list[str]:
@@ -93,6 +100,19 @@ def _end(result: Result, outcome: Outcome) -> Iterator[str]:
         yield "its answer looks whole, and the application has failed"
     elif result.is_calm and not (outcome.is_complete or spec.breaks or outcome.left is not None):
         yield f"it has failed for no reason: {error!r}"
+    elif (
+        result.is_calm and outcome.is_heard_out and not outcome.is_complete and _was_answered(result, outcome)
+    ):
+        yield f"its answer was on its way when its client left, and is lost: {error!r}"
+
+
+def _was_answered(result: Result, outcome: Outcome) -> bool:
+    """Return whether the application has answered, and there was time for the answer to come."""
+    way = SLACK_S + outcome.spec.pause_s
+    [call] = [call for call in result.calls if call.number == outcome.spec.number] or [None]
+    if call is None or call.ended is None or outcome.left is None or not call.has_answered:
+        return False
+    return call.ended + way < outcome.left + LAST_WORD_S
 
 
 def _begun(result: Result, outcome: Outcome) -> Iterator[str]:
@@ -105,12 +125,19 @@ def _begun(result: Result, outcome: Outcome) -> Iterator[str]:
 
 
 def _time(result: Result, outcome: Outcome) -> Iterator[str]:
-    """One that is slow holds up itself, and nobody else."""
-    if outcome.ended is None or outcome.began is None or not result.is_calm:
+    """One that is slow holds up itself, and nobody else; and a link that says nothing is given up."""
+    if outcome.ended is None or outcome.began is None or any(rules.is_http for rules in result.rules):
         return
     took, may_take = outcome.ended - outcome.began, _may_take(result.schedule, outcome.spec)
+    may_take += GIVEN_UP_S * sum(map(_is_silent, result.links))
+    if not result.is_calm:
+        may_take += RECONNECTS_S
     if took > may_take:
         yield f"it has taken {took:.3f} s, and may take {may_take:.3f} s: somebody has held it up"
+
+
+def _is_silent(link: Link) -> bool:
+    return link.spec.silent_after != (None, None)
 
 
 def _may_take(schedule: Schedule, spec: RequestSpec) -> float:

@@ -12,7 +12,7 @@ from typing import Any, cast
 _RESET = "the simulated link was cut"
 
 # A system notices after a while that the other one is silent: nothing that it sends is received.
-KEEPALIVE_S = 25.0
+KEEPALIVE_S = 100.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,11 @@ class Rules(Watch):
     def is_multiplexed(self) -> bool:
         return self.towards_orchestrator.is_framed
 
+    @property
+    def is_http(self) -> bool:
+        """Return whether a request has gone over it as HTTP."""
+        return self.towards_worker.is_http
+
     def upgraded(self) -> None:
         self.towards_worker.is_framed = True
 
@@ -210,9 +215,14 @@ class _Way(Way):
         self._rules = rules
         self._from_client = from_client
         self._head = b""  # of HTTP, as it is written
+        self._begins = f"GET {UPGRADE_PATH} ".encode() if from_client else b"HTTP/1.1 101 "
         self._written, self._read = FrameReader(sends), FrameReader(reads)
         self._head_size = 0  # once it is known
         self._bytes_read = 0
+
+    @property
+    def is_http(self) -> bool:
+        return not self._begins.startswith(self._head[: len(self._begins)])
 
     def written(self, data: bytes) -> None:
         if not self.is_framed:
@@ -228,9 +238,8 @@ class _Way(Way):
 
     def _rest_of(self, data: bytes) -> bytes:
         """Return what is frames of what is written: all behind the head of an upgrade."""
-        begins = f"GET {UPGRADE_PATH} ".encode() if self._from_client else b"HTTP/1.1 101 "
         self._head += data
-        if not self._head.startswith(begins) or b"\r\n\r\n" not in self._head:
+        if not self._head.startswith(self._begins) or b"\r\n\r\n" not in self._head:
             return b""
         head, _, rest = self._head.partition(b"\r\n\r\n")
         self._head_size = len(head) + 4

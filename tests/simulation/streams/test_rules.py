@@ -54,6 +54,7 @@ def test_what_may_be_sent() -> None:
     assert between.rules.problems == []
     assert between.rules.not_over == []
     assert between.rules.is_multiplexed
+    assert not between.rules.is_http
 
 
 FROM_CLIENT = {
@@ -133,4 +134,4 @@ def test_plain_http_is_none_of_its_business() -> None:
     rules = Rules(WINDOW, lambda: 0.0)
     rules.towards_worker.written(b"GET / HTTP/1.1\r\n\r\n")
     rules.towards_orchestrator.written(b"HTTP/1.1 200 OK\r\n\r\n")
-    assert (rules.is_multiplexed, rules.problems) == (False, [])
+    assert (rules.is_multiplexed, rules.is_http, rules.problems) == (False, True, [])
