@@ -35,17 +35,15 @@ def limits(schedule: Schedule) -> Iterator[None]:
     window = {"WINDOW": schedule.window}
     payload = {"MAX_PAYLOAD": schedule.max_payload}
     count = {"MAX_STREAMS": schedule.max_streams}
+    known = count if schedule.is_max_known else {}
+    mux_only = {
+        "_GIVE_AT": schedule.window // 2,
+        "_JOIN_LIMIT": min(mux._JOIN_LIMIT, schedule.max_payload),
+    }
     with (
-        patch.multiple(
-            mux,
-            _GIVE_AT=schedule.window // 2,
-            _JOIN_LIMIT=min(mux._JOIN_LIMIT, schedule.max_payload),
-            **window,
-            **payload,
-            **count,
-        ),
+        patch.multiple(mux, **mux_only, **window, **payload, **known),
         patch.multiple(streams, **window, **payload, **count),
-        patch.multiple(wire, **window, **payload, **count),
+        patch.multiple(wire, **payload),
     ):
         yield
 
@@ -65,6 +63,10 @@ def offer(upstream: MuxUpstream, origin: Origin) -> None:
 
 def streams_at_orchestrator(upstream: MuxUpstream) -> int:
     return sum(len(connection._streams) for connection in upstream._connections)
+
+
+def connections_of_orchestrator(upstream: MuxUpstream) -> int:
+    return len(upstream._connections)
 
 
 def streams_at_worker(protocol: object) -> int:

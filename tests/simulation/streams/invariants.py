@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from orchestrator.errors import WorkerCutShort, WorkerUnreachable
 from tests.simulation.streams.asking import LAST_WORD_S, Outcome
 from tests.simulation.streams.content import answer_body, request_body
-from tests.simulation.streams.link import Link
 from tests.simulation.streams.schedule import App, Leaving, RequestSpec, Schedule
 from tests.simulation.streams.server import Call
 from tests.simulation.streams.simulate import Result
@@ -57,7 +57,7 @@ def _rules(result: Result) -> Iterator[str]:
 
 def _request(result: Result, outcome: Outcome) -> Iterator[str]:
     name = f"request {outcome.spec.number}"
-    if outcome.ended is None:
+    if outcome.spec.number in result.stuck:
         yield f"{name} never ended"
         return
     problems = (*_bytes(outcome), *_end(result, outcome), *_begun(result, outcome), *_time(result, outcome))
@@ -98,12 +98,24 @@ def _end(result: Result, outcome: Outcome) -> Iterator[str]:
         yield f"it has failed with {error!r}, and both ends are honest"
     elif outcome.is_complete and spec.breaks and spec.method != "HEAD":
         yield "its answer looks whole, and the application has failed"
-    elif result.is_calm and not (outcome.is_complete or spec.breaks or outcome.left is not None):
+    elif error is not None and _is_owed(result, outcome):
         yield f"it has failed for no reason: {error!r}"
     elif (
         result.is_calm and outcome.is_heard_out and not outcome.is_complete and _was_answered(result, outcome)
     ):
         yield f"its answer was on its way when its client left, and is lost: {error!r}"
+
+
+def _is_owed(result: Result, outcome: Outcome) -> bool:
+    """Return whether it must have a whole answer: also if a server has begun with it, and stops then."""
+    if outcome.spec.breaks or outcome.left is not None:
+        return False
+    if result.is_calm:
+        # One that was refused is sent once more: two connections may have refused it.
+        return sum(rules.has_refused for rules in result.rules) < 2
+    stops_at = result.schedule.stops_at
+    began = min((call.began for call in result.calls if call.number == outcome.spec.number), default=inf)
+    return stops_at is not None and began < stops_at and not any(rules.is_http for rules in result.rules)
 
 
 def _was_answered(result: Result, outcome: Outcome) -> bool:
@@ -129,15 +141,11 @@ def _time(result: Result, outcome: Outcome) -> Iterator[str]:
     if outcome.ended is None or outcome.began is None or any(rules.is_http for rules in result.rules):
         return
     took, may_take = outcome.ended - outcome.began, _may_take(result.schedule, outcome.spec)
-    may_take += GIVEN_UP_S * sum(map(_is_silent, result.links))
+    may_take += GIVEN_UP_S * sum(link.spec.is_silenced for link in result.links)
     if not result.is_calm:
         may_take += RECONNECTS_S
     if took > may_take:
         yield f"it has taken {took:.3f} s, and may take {may_take:.3f} s: somebody has held it up"
-
-
-def _is_silent(link: Link) -> bool:
-    return link.spec.silent_after != (None, None)
 
 
 def _may_take(schedule: Schedule, spec: RequestSpec) -> float:
@@ -147,7 +155,7 @@ def _may_take(schedule: Schedule, spec: RequestSpec) -> float:
     app = (len(spec.answer) + 1) * spec.app_sends_every + reads * spec.app_reads_every
     leaving = spec.leaves_after if spec.leaving or spec.waits else 0.0
     last_word = LAST_WORD_S if spec.leaving is Leaving.LEAVE else 0.0
-    return SLACK_S + 2.5 * link.delay_s * trips + app + spec.pause_s + leaving + last_word
+    return SLACK_S + 2.5 * link.delay_s * trips + app + spec.app_waits_s + spec.pause_s + leaving + last_word
 
 
 def _size(spec: RequestSpec) -> int:
@@ -181,6 +189,10 @@ def _told(result: Result, outcome: Outcome, call: Call) -> Iterator[str]:
         if call.left is not None and not (call.has_answered or outcome.spec.breaks):
             yield f"it was told at {call.left:.3f} that its client had left, which is not so"
     elif outcome.spec.waits:
-        latest = max(outcome.left, call.began) + 3 * result.schedule.links[-1].delay_s + SLACK_S
+        latest = (
+            max(outcome.left, call.began + outcome.spec.app_waits_s)
+            + 3 * result.schedule.links[-1].delay_s
+            + SLACK_S
+        )
         if call.left is None or call.left > latest:
             yield f"it was told at {call.left} that its client had left at {outcome.left:.3f}"

@@ -21,10 +21,15 @@ class LinkSpec:
     capacity: int  # bytes on their way or unread by the receiver, as in the buffers of two sockets
     piece: int  # a read brings so many bytes at most
     cut_after: tuple[int | None, int | None] = (None, None)  # bytes towards the worker, and back
-    silent_after: tuple[int | None, int | None] = (
-        None,
-        None,
-    )  # from then on nothing arrives, and nobody says so
+    silent_after: tuple[int | None, int | None] = (None, None)  # from then on nothing arrives
+
+    @property
+    def is_silenced(self) -> bool:
+        return self.silent_after != (None, None)
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.is_silenced and self.cut_after == (None, None)
 
 
 class Watch:

@@ -18,6 +18,7 @@ from orchestrator.wire.streams import (
     OPEN,
     PING,
     RESET,
+    RESET_REFUSED,
     UPGRADE_PATH,
     FrameReader,
 )
@@ -75,6 +76,7 @@ class Rules(Watch):
         self.problems: list[str] = []
         self.streams: dict[int, Stream] = {}
         self.pings = 0
+        self.has_refused = False  # a stream, as the orchestrator knows
         self.was_last = False  # the orchestrator knows that the worker takes no more
         self._window = window
         self._time = time
@@ -137,6 +139,7 @@ class Rules(Watch):
             self.was_last = True
         if stream is not None:
             self._reads(stream.client, kind, payload)
+            self.has_refused |= kind == RESET and payload[0] == RESET_REFUSED
             stream.has_answer |= kind in (HEAD, DATA) and is_last
 
     # --- inside ---------------------------------------------------------------------------------

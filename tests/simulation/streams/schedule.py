@@ -49,6 +49,7 @@ class RequestSpec:
     body: int  # bytes
     body_parts: int
     app: App
+    app_waits_s: float  # before all else
     app_reads_every: float  # seconds between what it reads of the body
     answer: tuple[int, ...]  # sizes of its pieces
     app_sends_every: float
@@ -86,17 +87,27 @@ class Schedule:
     seed: int
     window: int
     max_payload: int
-    max_streams: int
+    max_streams: int  # at the worker's end
+    is_max_known: bool  # to the orchestrator's end, or else the worker refuses
     http: str  # the server's parser: h11 or httptools
     links: tuple[LinkSpec, ...]  # of the first connections; later ones have the last one's
     requests: tuple[RequestSpec, ...]
     troubles: tuple[PlannedTrouble, ...]
 
     @property
+    def has_whole_links(self) -> bool:
+        return all(link.is_whole for link in self.links)
+
+    @property
     def is_calm(self) -> bool:
         """Nothing goes wrong beneath the streams: every request ends as its application and client want."""
-        links = all(link.cut_after == link.silent_after == (None, None) for link in self.links)
-        return links and not self.troubles
+        return self.has_whole_links and not self.troubles
+
+    @property
+    def stops_at(self) -> float | None:
+        """Return when its server stops in order, if nothing else is wrong."""
+        stops = [trouble.at for trouble in self.troubles if trouble.trouble is Trouble.STOP]
+        return stops[0] if self.has_whole_links and stops and len(self.troubles) == 1 else None
 
 
 LONG_S = 60.0  # of a client that does not read
@@ -110,13 +121,15 @@ def draw(seed: int, *, is_compiled: bool = False) -> Schedule:
     requests = _requests(random, window)
     link = _link(random, sum(request.body + sum(request.answer) for request in requests), window)
     is_calm = random.random() < 0.4
+    is_whole = is_calm or random.random() < 0.3
     return Schedule(
         seed=seed,
         window=window,
         max_payload=max_payload,
         max_streams=max_streams,
+        is_max_known=is_compiled or random.random() < 0.5,
         http=random.choice(("h11", "httptools", "httptools")),
-        links=(link,) if is_calm else (*_broken(random, link, requests), link),
+        links=(link,) if is_whole else (*_broken(random, link, requests), link),
         requests=requests,
         troubles=() if is_calm else _troubles(random),
     )
@@ -124,7 +137,7 @@ def draw(seed: int, *, is_compiled: bool = False) -> Schedule:
 
 def _limits(random: Random) -> tuple[int, int, int]:
     window = random.choice((64, 1000, 1000, 16 * 1024, WINDOW))
-    return window, random.choice((300, 1000, MAX_PAYLOAD)), random.choice((2, MAX_STREAMS, MAX_STREAMS))
+    return window, random.choice((300, 1000, MAX_PAYLOAD)), random.choice((2, 4, MAX_STREAMS, MAX_STREAMS))
 
 
 def _requests(random: Random, window: int) -> tuple[RequestSpec, ...]:
@@ -144,6 +157,7 @@ def _request(random: Random, number: int, window: int) -> RequestSpec:
         body=_size(random, window) if method == "POST" else 0,
         body_parts=random.randint(1, 3),
         app=random.choice((*(App.READ_THEN_ANSWER, App.ANSWER_WHILE_READING) * 4, *App)),
+        app_waits_s=random.choice((0, 0, 0, 0, 0.1, 3)),
         app_reads_every=random.choice((0, 0, 0, 0.01)),
         answer=_answer(random, window),
         app_sends_every=random.choice((0, 0, 0.005, 0.05)),
@@ -176,7 +190,7 @@ def _link(random: Random, size: int, window: int) -> LinkSpec:
 def _broken(random: Random, link: LinkSpec, requests: tuple[RequestSpec, ...]) -> tuple[LinkSpec, ...]:
     """Return the links of the first connections."""
     sizes = sum(request.body for request in requests), sum(sum(request.answer) for request in requests)
-    return tuple(_with_fault(random, link, sizes) for _ in range(random.randint(0, 2)))
+    return tuple(_with_fault(random, link, sizes) for _ in range(random.randint(1, 2)))
 
 
 def _with_fault(random: Random, link: LinkSpec, sizes: tuple[int, int]) -> LinkSpec:
@@ -187,7 +201,7 @@ def _with_fault(random: Random, link: LinkSpec, sizes: tuple[int, int]) -> LinkS
 
 
 def _troubles(random: Random) -> tuple[PlannedTrouble, ...]:
-    kinds = random.choice(((), (Trouble.STOP,), (Trouble.STOP,), (Trouble.REFUSE,), (Trouble.RETIRE,)))
+    kinds = random.choice(((), *((trouble,) for trouble in (Trouble.STOP, *Trouble))))
     return tuple(
         PlannedTrouble(random.uniform(0, SPAN_S), kind, random.choice((0.01, 0.2, 2.0))) for kind in kinds
     )

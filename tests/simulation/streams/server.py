@@ -85,6 +85,7 @@ class _Answering:
 
     async def run(self) -> None:
         app = self._spec.app
+        await asyncio.sleep(self._spec.app_waits_s)
         if app in (App.RAISE_BEFORE, App.RETURN_BEFORE):
             self._give_up(app)
         elif app is App.NO_BODY:

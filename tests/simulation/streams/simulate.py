@@ -19,10 +19,11 @@ from tests.simulation.streams.server import AppFails, Application, Call, Server
 from tests.simulation.trace import Event, Trace
 
 # No request may take this long: what is still open then is reported, and left behind.
-HORIZON_S = 1000.0
+HORIZON_S = 300.0
 
-# From the last answer until both ends must be at rest: longer than systems take to find a dead connection.
-SETTLE_S = KEEPALIVE_S + 30.0
+# From the last answer until both ends must be at rest; and if a system has to find a dead connection first.
+SETTLE_S = 10.0
+SETTLE_SILENT_S = KEEPALIVE_S + 30.0
 
 REFUSALS = (401, 404, 426, 501, 503)
 
@@ -40,6 +41,11 @@ class Result:
     wrong: list[str] = field(default_factory=list)  # what was noticed on the way
     held: dict[str, int] = field(default_factory=dict)  # what is left when all is over
     tasks_left: list[str] = field(default_factory=list)
+    stuck: list[int] = field(default_factory=list)  # requests that never ended
+
+    @property
+    def settle_s(self) -> float:
+        return SETTLE_SILENT_S if any(link.is_silenced for link in self.schedule.links) else SETTLE_S
 
     @property
     def is_calm(self) -> bool:
@@ -60,7 +66,12 @@ def simulate(seed: int) -> Result:
 
 
 class _Collected(logging.Handler):
-    """What is logged as a warning or an error is wrong, unless the application has failed as it should."""
+    """What is logged as a warning or an error is wrong, unless the application has failed as it should.
+
+    Nobody else hears of it.
+    """
+
+    LOGGERS = tuple(map(logging.getLogger, ("asyncio", "baton", "uvicorn.error")))
 
     def __init__(self, lines: list[str], schedule: Schedule) -> None:
         super().__init__(logging.WARNING)
@@ -75,10 +86,14 @@ class _Collected(logging.Handler):
             self._lines.append(f"a line is logged: {line}")
 
     def __enter__(self) -> None:
-        logging.getLogger().addHandler(self)
+        for logger in self.LOGGERS:
+            logger.addHandler(self)
+            logger.propagate = False
 
     def __exit__(self, *error: object) -> None:
-        logging.getLogger().removeHandler(self)
+        for logger in self.LOGGERS:
+            logger.removeHandler(self)
+            logger.propagate = True
 
 
 class _Site:
@@ -148,10 +163,11 @@ async def _run(result: Result) -> None:
     asked = [Asking(spec, site.upstream, trace) for spec in result.schedule.requests]
     tasks = [asyncio.create_task(asking.run()) for asking in asked]
     await asyncio.wait(tasks, timeout=HORIZON_S)
-    await asyncio.sleep(SETTLE_S)
+    await asyncio.sleep(result.settle_s)
     result.outcomes = [asking.outcome for asking in asked]
     result.calls = site.application.calls
     result.held |= _streams_left(site)
+    result.stuck = [outcome.spec.number for outcome in result.outcomes if outcome.ended is None]
     for task in tasks:
         task.cancel()
     await _close(result, site)
@@ -160,7 +176,8 @@ async def _run(result: Result) -> None:
 async def _close(result: Result, site: _Site) -> None:
     """Stop both ends, and look at what is still there."""
     await site.upstream.aclose()
-    await asyncio.sleep(SETTLE_S)
+    result.held["connections of the orchestrator"] = ends.connections_of_orchestrator(site.upstream)
+    await asyncio.sleep(result.settle_s)
     result.wrong += site.application.wrong
     result.held |= {
         "connections of the server": sum(len(server.state.connections) for server in site.servers),
