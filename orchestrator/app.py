@@ -65,8 +65,10 @@ from orchestrator.telemetry.tenants import KeyCounts, KeyTable
 from orchestrator.telemetry.timeline import Timelines
 from orchestrator.telemetry.tracing import Tracing
 from orchestrator.transport.base import Upstream, UpstreamStats
-from orchestrator.wire.info import Role
+from orchestrator.wire.codec import JSON
+from orchestrator.wire.info import DEFAULT_STREAMS, Role, Streams
 from orchestrator.workers.kv_events import Hears, KvEventFeeds
+from orchestrator.workers.offers import Offers
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.worker import SharedLoad, Worker
@@ -163,6 +165,7 @@ class Core:
             clock,
             context.sender,
         )
+        Offers(self.registry, upstream, lambda worker: self.dispatcher.head(worker, JSON.name))
         self._routes = _routes(
             config, self.registry, self.admission, random=self.random, time=clock, share=context.share
         )
@@ -250,15 +253,20 @@ class Orchestrator:
         upstream: Upstream,
         *,
         transport: str,
+        streams: Streams = DEFAULT_STREAMS,
         credential: str | None,
         context: ProcessContext | None = None,
     ) -> None:
-        """`context` is given where several processes serve. Raises `StartError`."""
+        """`streams` is what `upstream` was made by. `context` is given where several processes serve.
+
+        Raises `StartError`.
+        """
         context = context or ProcessContext.alone(config.orchestrator)
         self.events = context.events or Events()
         self.core = Core(config, upstream, transport=transport, credential=credential, context=context)
         self.config = config
         self.transport = transport
+        self.streams = streams
         self.index = context.index
         self.started = context.started
         self.keys = context.keys

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Mapping
 
 import uvloop
 
@@ -25,9 +26,9 @@ from orchestrator.loop import garbage
 from orchestrator.loop.signals import hold_hangup, on_hangup, on_signals
 from orchestrator.processes.supervisor import supervise
 from orchestrator.telemetry.logs import LineWriter, configure_logging
-from orchestrator.transport.pool import PooledUpstream
+from orchestrator.transport.mux import upstream
 from orchestrator.wire.codec import CODECS
-from orchestrator.wire.info import DEFAULT_TRANSPORT, RUN_KEY_ENV, TRANSPORT_ENV
+from orchestrator.wire.info import DEFAULT_TRANSPORT, RUN_KEY_ENV, TRANSPORT_ENV, Streams, streams_from_env
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
 
@@ -39,7 +40,8 @@ def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
 
     `form` is what `take_form` returned, if it was asked. Returns the process's exit code.
 
-    Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT.
+    Raises `StartError` if it cannot start: a port that is taken, an unreadable file, a wrong BATON_TRANSPORT
+    or BATON_STREAMS.
     """
     hold_hangup()
     form = form or take_form(os.environ)
@@ -48,6 +50,7 @@ def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
     transport = os.environ.get(TRANSPORT_ENV) or DEFAULT_TRANSPORT
     if transport not in CODECS:
         raise StartError(f"{TRANSPORT_ENV} must be one of {', '.join(CODECS)}, not {transport!r}")
+    streams = _streams(os.environ)
     credential = worker_key(os.environ)
     run_key = os.environ.pop(RUN_KEY_ENV, None)  # for this process alone
     writer = LineWriter()
@@ -58,17 +61,38 @@ def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if config.orchestrator.processes == 1:
-                runner.run(
-                    _serve(config, source, writer, run_key, transport=transport, credential=credential)
+                served = _serve(
+                    config,
+                    source,
+                    writer,
+                    run_key,
+                    transport=transport,
+                    streams=streams,
+                    credential=credential,
                 )
+                runner.run(served)
             else:
                 supervised = supervise(
-                    config, source, run_key, writer, transport=transport, credential=credential
+                    config,
+                    source,
+                    run_key,
+                    writer,
+                    transport=transport,
+                    streams=streams,
+                    credential=credential,
                 )
                 runner.run(supervised)
     finally:
         writer.close()
     return 0
+
+
+def _streams(environ: Mapping[str, str]) -> Streams:
+    """Return what `BATON_STREAMS` says. Raises `StartError`."""
+    try:
+        return streams_from_env(environ)
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
 
 async def _serve(
@@ -78,10 +102,16 @@ async def _serve(
     run_key: str | None,
     *,
     transport: str,
+    streams: Streams,
     credential: str | None,
 ) -> None:
-    upstream = PooledUpstream(connect_timeout_s=config.orchestrator.limits.connect_timeout_s)
-    orchestrator = Orchestrator(config, upstream, transport=transport, credential=credential)
+    orchestrator = Orchestrator(
+        config,
+        upstream(streams, connect_timeout_s=config.orchestrator.limits.connect_timeout_s),
+        transport=transport,
+        streams=streams,
+        credential=credential,
+    )
     probe = HttpProbe(
         credential, sender=orchestrator.core.dispatcher.sender, tell=orchestrator.registry.reports.note
     )

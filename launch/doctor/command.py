@@ -28,7 +28,7 @@ from orchestrator.config.keys import worker_key
 from orchestrator.config.options import Config
 from orchestrator.config.printing import one_line
 from orchestrator.errors import SettingError
-from orchestrator.wire.info import TRANSPORT_ENV, WORKER_KEY_ENV
+from orchestrator.wire.info import NIXL_DELAY_ENV, WORKER_KEY_ENV
 
 
 def run(arguments: argparse.Namespace, config: Config) -> Exit:
@@ -91,7 +91,7 @@ def _sound_environment(environ: Mapping[str, str], add: Callable[[Finding], None
     while (fault := environment_fault(sound)) is not None:
         name, why = fault
         del sound[name]
-        add(fail("transport" if name == TRANSPORT_ENV else "nixl", name, why, "correct it, or unset it"))
+        add(fail("nixl" if name == NIXL_DELAY_ENV else "transport", name, why, "correct it, or unset it"))
     try:
         worker_key(sound)
     except SettingError as error:

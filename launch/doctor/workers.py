@@ -16,7 +16,14 @@ from launch.doctor.settings import judged_delay
 from launch.doctor.software import judged_version
 from launch.plan import Plan
 from orchestrator.wire.compatibility import OTHER_ROLE_ADVICE, is_for
-from orchestrator.wire.info import DEFAULT_TRANSPORT, TRANSPORT_ENV, WORKER_KEY_ENV, Encoding, WorkerInfo
+from orchestrator.wire.info import (
+    DEFAULT_TRANSPORT,
+    STREAMS_ENV,
+    TRANSPORT_ENV,
+    WORKER_KEY_ENV,
+    Encoding,
+    WorkerInfo,
+)
 from orchestrator.workers.troubles import FEWER_ENGINES, OTHER_MODEL, Trouble, answered, trouble_of
 
 CLOCK_S = 1.0  # clocks may differ by so much
@@ -137,6 +144,7 @@ def of_info(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
     yield from _named(patient, info)
     yield from _ranks(patient, info)
     yield from _transport(patient, info)
+    yield from _streams(patient, info)
     if info.engine == "vllm":
         yield judged_version(patient.name, info.engine_version)
     if info.nixl_delay_us is not None and patient.address.role != "both":
@@ -167,6 +175,12 @@ def _transport(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
     if wanted in get_args(Encoding) and wanted not in info.decodes:  # another value was told before
         found = f"does not decode {wanted!r} and is sent plain JSON"
         yield warn("transport", patient.name, found, f"set {TRANSPORT_ENV} the same on both sides")
+
+
+def _streams(patient: Patient, info: WorkerInfo) -> Iterator[Finding]:
+    if os.environ.get(STREAMS_ENV) == "mux" and "mux" not in info.streams:
+        found = "announces no shared connection and gets each request on one of its own"
+        yield warn("transport", patient.name, found, f"set {STREAMS_ENV} the same on both sides")
 
 
 # --- its engine and its clock -----------------------------------------------------------------------

@@ -37,7 +37,15 @@ from orchestrator.config.options import (
 from orchestrator.config.policies import PolicyConfig
 from orchestrator.config.yaml12 import Path
 from orchestrator.form import FORM_ENV, WISHES
-from orchestrator.wire.info import MOST_NIXL_DELAY_US, NIXL_DELAY_ENV, TRANSPORT_ENV, Encoding, Role
+from orchestrator.wire.info import (
+    MOST_NIXL_DELAY_US,
+    NIXL_DELAY_ENV,
+    STREAMS,
+    STREAMS_ENV,
+    TRANSPORT_ENV,
+    Encoding,
+    Role,
+)
 
 # The plan sets these for each worker; a second value would contradict the first without a word.
 RESERVED_ARGS = {
@@ -68,6 +76,9 @@ def environment_fault(environ: Mapping[str, str]) -> tuple[str, str] | None:
     form = environ.get(FORM_ENV)
     if form and form not in WISHES:
         return FORM_ENV, f"must be one of {', '.join(WISHES)}, not {form!r}"
+    streams = environ.get(STREAMS_ENV)
+    if streams and streams not in STREAMS:
+        return STREAMS_ENV, f"must be one of {', '.join(STREAMS)}, not {streams!r}"
     transport, delay = environ.get(TRANSPORT_ENV), environ.get(NIXL_DELAY_ENV, "").strip()
     if transport and transport not in get_args(Encoding):
         return TRANSPORT_ENV, f"must be one of {', '.join(get_args(Encoding))}, not {transport!r}"

@@ -21,7 +21,7 @@ from orchestrator.control.changes import Changes
 from orchestrator.control.pages import OF_RUN, mistaken
 from orchestrator.control.state import AdminState
 from orchestrator.errors import NotFound, UnknownModel
-from orchestrator.wire.info import Role
+from orchestrator.wire.info import Role, Streams
 from orchestrator.workers.worker import Worker
 
 MAX_NAME = 200  # characters of what a client sent, in an error
@@ -53,7 +53,11 @@ class WorkerPages:
         figures: dict[str, Any] = msgspec.to_builtins(self._state.watch.figures(worker))
         del figures["cells"]
         described: dict[str, Any] = msgspec.to_builtins(worker.status())
-        return {**described, **figures}
+        return {**described, "streams": self._streams(worker), **figures}
+
+    def _streams(self, worker: Worker) -> Streams:
+        """Return how legs go to a worker: each on a connection of its own, or many on one."""
+        return "mux" if self._state.streams == "mux" and worker.takes_streams else "http"
 
     async def add(self, request: Request) -> Response:
         """Add a worker and answer 201; it serves once a probe has found it well.

@@ -18,6 +18,7 @@ from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
+from orchestrator.wire.info import Streams
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
 
@@ -143,6 +144,11 @@ class AdminState(Guarding, Protocol):
 
     @property
     def transport(self) -> str: ...
+
+    @property
+    def streams(self) -> Streams:
+        """Return what BATON_STREAMS says here."""
+        ...
 
     @property
     def certificate(self) -> Certificate | None:

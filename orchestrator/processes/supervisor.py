@@ -58,6 +58,7 @@ from orchestrator.telemetry.logs import LineWriter, lost_lines
 from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.tenants import SLOTS, KeyCounts, KeyTable
 from orchestrator.transport.base import UpstreamStats
+from orchestrator.wire.info import DEFAULT_STREAMS, Streams
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
 from orchestrator.workers.registry import Registry
@@ -83,6 +84,7 @@ async def supervise(
     writer: LineWriter | None = None,
     *,
     transport: str,
+    streams: Streams = DEFAULT_STREAMS,
     credential: str | None,
 ) -> None:
     """Serve in `config.orchestrator.processes` processes until SIGINT or SIGTERM; a second one cuts.
@@ -95,7 +97,7 @@ async def supervise(
     options = config.orchestrator
     stop = Stopping()
     with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
-        supervisor = Supervisor(config, listener, transport=transport, credential=credential)
+        supervisor = Supervisor(config, listener, transport=transport, streams=streams, credential=credential)
         discovery = Discovery(config, supervisor.registry, supervisor.events, supervisor.random)
         reloader = Reloader(source, supervisor, discovery.reconfigure)
         if writer is not None:
@@ -128,7 +130,13 @@ class Supervisor:
     """
 
     def __init__(
-        self, config: Config, listener: socket.socket, *, transport: str, credential: str | None
+        self,
+        config: Config,
+        listener: socket.socket,
+        *,
+        transport: str,
+        streams: Streams = DEFAULT_STREAMS,
+        credential: str | None,
     ) -> None:
         """The supervisor closes `listener` when it stops. Raises `StartError`."""
         models = [model.name for model in config.models]
@@ -136,6 +144,7 @@ class Supervisor:
         self._indexes = range(config.orchestrator.processes)
         self.config = config
         self.transport = transport
+        self.streams = streams
         self.random = random.Random()  # noqa: S311  # ids, no secrets
         self.ids = IdSource(self.random)
         self.keys = load_keys(config.orchestrator)
@@ -319,6 +328,7 @@ class Supervisor:
             slots=self._slots,
             config=self._config_json(),
             transport=self.transport,
+            streams=self.streams,
             started=self._started,
             keys=self._key_list(),
             snapshot=self._publisher.snapshot,

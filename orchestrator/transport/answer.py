@@ -21,6 +21,9 @@ Sink = Callable[[bytes], bool]
 # order of what a slow reader can hold up per leg.
 HIGH_WATER: Final = 64 * 1024
 
+# So many unread pieces are made one: a worker may send single bytes, each of which is an object of its own.
+_MAX_PIECES: Final = 1024
+
 _NEVER: Final = sys.maxsize  # as "wake me at": only at the end
 
 
@@ -269,6 +272,8 @@ class Answer(ABC):
     def _keep(self, data: bytes) -> None:
         self._pieces.append(data)
         self._size += len(data)
+        if len(self._pieces) > _MAX_PIECES:
+            self._pieces = [b"".join(self._pieces)]
         if self._size > HIGH_WATER and self._size >= self._wake_at:
             self._hold()
 

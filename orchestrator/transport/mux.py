@@ -18,6 +18,7 @@ from orchestrator.errors import BatonError, OutOfResources, WorkerCutShort, Work
 from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats, host_header
 from orchestrator.transport.pool import PooledUpstream, cut_short
 from orchestrator.transport.upgrade import CLOSED, SWITCHED, Upgrade
+from orchestrator.wire.info import Streams
 from orchestrator.wire.streams import (
     BODY,
     CREDIT,
@@ -56,6 +57,8 @@ _AHEAD: Final = 192 * 1024
 _GIVE_AT: Final = WINDOW // 2
 
 _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
+_MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
+_BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
 _REFUSED_S: Final = 60.0  # until a worker that refused the upgrade is asked again
 
@@ -68,6 +71,12 @@ _PING_BYTES: Final = b"baton?!\n"
 _NOTHING: Final[list[Part]] = []  # what is kept of a request that was answered
 
 _log: Final = logging.getLogger("baton.transport")
+
+
+def upstream(streams: Streams, *, connect_timeout_s: float) -> Upstream:
+    """Return the upstream that goes by what `BATON_STREAMS` says."""
+    pool = PooledUpstream(connect_timeout_s=connect_timeout_s)
+    return MuxUpstream(pool) if streams == "mux" else pool
 
 
 class MuxUpstream(Upstream):
@@ -320,10 +329,10 @@ class _MuxAnswer(Answer):
         "_body",
         "_body_size",
         "_credit",
-        "_has_retried",
         "_head",
         "_is_paused",
         "_left",
+        "_may_retry",
         "_offset",
         "_part",
         "_peer",
@@ -356,7 +365,7 @@ class _MuxAnswer(Answer):
         self._credit = 0  # bytes of the body that the worker takes
         self._window = 0  # bytes that the worker may send
         self._is_paused = False
-        self._has_retried = False
+        self._may_retry = True
 
     async def wait_written(self) -> None:
         """Wait until the request is written, or something else happened that `head()` will tell."""
@@ -425,7 +434,7 @@ class _MuxAnswer(Answer):
         self.begin(status, _fields_of(payload[2:]))
         if self.is_sent:
             self._body = _NOTHING
-        is_over = is_end or self.is_head
+        is_over = is_end or self.is_head or status in _BODILESS
         if is_over:
             self._finish(is_end)
         self.receive(b"", is_over)
@@ -445,8 +454,9 @@ class _MuxAnswer(Answer):
     def lost(self, error: Exception | None, *, may_retry: bool) -> None:
         """Note that the stream is over before its answer; with `may_retry` the worker has not begun it."""
         self.connection = None
-        if may_retry and not self._has_retried:
-            self._has_retried = self._is_stale = True
+        if may_retry and self._may_retry:
+            self._may_retry = False
+            self._is_stale = True
             self._wake()
         else:
             self.fail(cut_short(error, has_head=bool(self.status)))
@@ -505,6 +515,7 @@ class _MuxAnswer(Answer):
             self._give_credit()
 
     def _close_sending(self) -> None:
+        self._may_retry = False
         if self.connection is not None:
             self.connection.write(frame(LEAVE, self.stream))
 
@@ -755,7 +766,7 @@ class _MuxConnection:
         elif stream == 0 and what == LAST:
             self.retire()
         elif not 0 < stream <= self._last or what not in _OF_STREAMS:
-            raise FrameError(f"a frame of kind {what} on stream {stream}, which was never opened")
+            raise FrameError(f"a frame of kind {what} that stream {stream} cannot have")
 
     def _take_ping(self, is_answer: bool, payload: bytes) -> None:
         if is_answer:
@@ -812,6 +823,8 @@ def _fields_of(block: bytes) -> dict[bytes, bytes]:
     lines = block.split(b"\r\n")
     if lines.pop() or block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
         raise FrameError("a head that is no header block")
+    if len(lines) > _MAX_FIELDS:
+        raise FrameError(f"a head of {len(lines)} fields")
     fields: dict[bytes, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b": ")

@@ -13,6 +13,7 @@ A worker without our plugin answers 404 to all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -37,6 +38,7 @@ TRANSPORT_ENV = "BATON_TRANSPORT"
 # This holds where the variable is unset or empty, on either side. docs/transport.md has the measurements.
 DEFAULT_TRANSPORT: Encoding = "orjson"
 STREAMS_ENV = "BATON_STREAMS"
+STREAMS: tuple[Streams, ...] = ("http", "mux")
 # This holds where the variable is unset or empty, on either side. Legs share a connection if both say "mux".
 DEFAULT_STREAMS: Streams = "http"
 # The zone that a worker announces; unset or empty: none.
@@ -52,6 +54,15 @@ MOST_NIXL_DELAY_US = 1_000_000  # some transports of UCX need to be looked at no
 WORKER_KEY_ENV = "BATON_WORKER_API_KEY"
 # What `baton up`, which has started the orchestrator, shows at its admin listener in place of a key.
 RUN_KEY_ENV = "BATON_RUN_KEY"
+
+
+def streams_from_env(environ: Mapping[str, str]) -> Streams:
+    """Return what `BATON_STREAMS` says. Raises `ValueError` if there is no such value."""
+    given = environ.get(STREAMS_ENV) or DEFAULT_STREAMS
+    for known in STREAMS:
+        if given == known:
+            return known
+    raise ValueError(f"{STREAMS_ENV} must be one of {', '.join(STREAMS)}, not {given!r}")
 
 
 # Nobody's announcement is longer; a worker may be something else than it should be.

@@ -30,6 +30,7 @@ class News:
     """This is told of the workers of a registry, as soon as it has happened."""
 
     def __init__(self) -> None:
+        self.announced: Listeners[[Worker]] = Listeners()  # it has said what it is, anew or as before
         self.added: Listeners[[Worker]] = Listeners()  # it came in after the start
         self.removed: Listeners[[Worker]] = Listeners()  # it is not known any more
         self.gone: Listeners[[Worker]] = Listeners()  # it fell out of service: gone or ejected

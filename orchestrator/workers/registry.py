@@ -119,6 +119,7 @@ class Registry:
         worker.announce(introduction)
         if introduction.adapters != before or worker.revision != revision:  # pools are made anew
             self._refresh(worker.address.model)
+        self.news.announced.tell(worker)
         self.news.changed.tell()
 
     def rest(self, worker: Worker, seconds: float) -> None:

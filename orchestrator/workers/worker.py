@@ -153,6 +153,12 @@ class Worker(ABC):
         self.handoffs.lease_s = None if info is None else info.kv_lease_s
         self.abilities.announce(info, self.epoch)
 
+    @property
+    def takes_streams(self) -> bool:
+        """Return whether it announces that many legs may share a connection."""
+        info = self.introduction.info
+        return info is not None and "mux" in info.streams
+
     def distrust(self) -> None:
         """Send plain JSON from now on until the worker is restarted, as it has refused what it announced."""
         self.abilities.distrusted_epoch = self.epoch

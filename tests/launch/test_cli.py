@@ -88,6 +88,7 @@ def test_check(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "value", "says"),
     [
         ("BATON_TRANSPORT", "smoke", "must be one of json, orjson, msgpack, not 'smoke'"),
+        ("BATON_STREAMS", "spdy", "must be one of http, mux, not 'spdy'"),
         ("BATON_NIXL_PROGRESS_DELAY_US", "1ms", "must be a number from 0 to 1000000, not '1ms'"),
         ("BATON_NIXL_PROGRESS_DELAY_US", "9999999", "must be a number from 0 to 1000000, not '9999999'"),
     ],

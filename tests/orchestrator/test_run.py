@@ -50,6 +50,12 @@ def test_a_transport_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatc
         run(config(), SOURCE)
 
 
+def test_streams_that_do_not_exist_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_STREAMS", "spdy")
+    with pytest.raises(StartError, match="BATON_STREAMS must be one of http, mux, not 'spdy'"):
+        run(config(), SOURCE)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_it_serves_until_it_is_told_to_stop(processes: int) -> None:
     port = free_port()

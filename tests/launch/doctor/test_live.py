@@ -18,7 +18,7 @@ from launch.doctor.asking import Patient
 from launch.doctor.findings import Verdict
 from launch.doctor.workers import of_info
 from launch.exits import Exit
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import Streams, WorkerInfo
 from tests.baton import baton
 from tests.launch.doctor.visiting import Doctor, cluster
 from tests.orchestrator.cluster import address
@@ -312,6 +312,23 @@ def test_a_transport_that_a_worker_does_not_decode(doctor: Doctor, monkeypatch: 
     with pair({"transport": "msgpack"}, {"transport": "json"}) as (prefill, decode):
         report = doctor.visit([prefill], [decode])
     assert [w.partition(";")[0].partition(":")[0] for w in report.warnings] == [f"transport {DECODE}"]
+
+
+@pytest.mark.parametrize(("streams", "warns"), [([], True), (["http", "mux"], False)])
+def test_a_worker_that_shares_no_connection(
+    monkeypatch: pytest.MonkeyPatch, streams: list[Streams], warns: bool
+) -> None:
+    patient = Patient(address("decode", 0), models=("m",))
+    info = WorkerInfo(
+        role="decode", model="m", decodes=["orjson"], engine="sim", engine_version="1", streams=streams
+    )
+
+    def warned() -> list[str]:
+        return [each.advice for each in of_info(patient, info) if each.check == "transport"]
+
+    assert warned() == []
+    monkeypatch.setenv("BATON_STREAMS", "mux")
+    assert warned() == (["set BATON_STREAMS the same on both sides"] if warns else [])
 
 
 def test_decode_workers_that_compute_the_prompt_again(doctor: Doctor) -> None:

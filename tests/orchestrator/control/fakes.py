@@ -33,7 +33,7 @@ from orchestrator.telemetry.figures import CELLS
 from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.tenants import KeyCounts
 from orchestrator.transport.base import UpstreamStats
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import Streams, WorkerInfo
 from orchestrator.workers.registry import Registry
 from orchestrator.workers.snapshot import WorkerStatus
 from orchestrator.workers.states import WorkerState
@@ -76,6 +76,7 @@ class FakeState:
     certificate: Certificate | None = None
     index: int = 3
     transport: str = "orjson"
+    streams: Streams = "http"
     is_draining: bool = False
     started: float = field(default_factory=lambda: time.time() - 100)
     ids: IdSource = field(default_factory=lambda: IdSource(Random(1)))

@@ -3,10 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from orchestrator.control.admin import admin_app
-from orchestrator.wire.info import WorkerInfo
+from orchestrator.wire.info import Streams, WorkerInfo
 from orchestrator.workers.introduction import Introduction
 from orchestrator.workers.states import WorkerState
 from tests.orchestrator.cluster import names, seat
@@ -40,6 +41,14 @@ def test_workers_are_listed_with_all_that_is_known(admin: Admin) -> None:
         first, second, _ = admin.ask("GET").json()
     assert (first["address"]["name"], first["state"], first["in_flight"]) == ("m/prefill/0", "ready", 0)
     assert (second["info"]["engine"], second["max_model_len"], second["in_flight"]) == ("sim", 4096, 1)
+
+
+@pytest.mark.parametrize("ours", ["http", "mux"])
+def test_which_workers_get_their_legs_on_one_connection(admin: Admin, ours: Streams) -> None:
+    admin.state.streams = ours
+    for worker, theirs in zip(admin.registry.workers, ([], ["http"], ["http", "mux"]), strict=True):
+        admin.registry.announce(worker, Introduction(msgspec.structs.replace(INFO, streams=theirs), 4096))
+    assert [worker["streams"] for worker in admin.ask("GET").json()] == ["http", "http", ours]
 
 
 def test_a_worker_is_added_under_the_next_name(admin: Admin) -> None:

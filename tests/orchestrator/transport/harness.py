@@ -17,6 +17,7 @@ import uvloop
 
 from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.pool import PooledUpstream
+from tests.orchestrator.certificate import CERT, KEY
 
 LIMIT_S = 60  # for everything that must happen; never waited out
 
@@ -223,3 +224,13 @@ def fixed(body: bytes, status: bytes = b"200 OK", fields: bytes = b"") -> bytes:
 def chunked(*pieces: bytes, fields: bytes = b"") -> bytes:
     body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
     return b"HTTP/1.1 200 OK\r\n%btransfer-encoding: chunked\r\n\r\n%b0\r\n\r\n" % (fields, body)
+
+
+def client_context() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=CERT)
+
+
+def server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERT, KEY)
+    return context

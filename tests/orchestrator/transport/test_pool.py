@@ -18,10 +18,10 @@ from orchestrator.errors import WorkerCutShort, WorkerError, WorkerGarbage, Work
 from orchestrator.transport.base import Answer, Origin, request
 from orchestrator.transport.pool import MAX_OVERHEAD, PooledUpstream
 from orchestrator.wire.headers import header_block
-from tests.orchestrator.certificate import CERT, KEY
 from tests.orchestrator.transport.harness import (
     PeerConnection,
     chunked,
+    client_context,
     fixed,
     get,
     peer,
@@ -30,6 +30,7 @@ from tests.orchestrator.transport.harness import (
     replies,
     run_on,
     scenario,
+    server_context,
     until,
 )
 
@@ -643,16 +644,6 @@ async def test_nothing_leaks_when_legs_are_given_up_at_any_moment() -> None:
 
 def without_address(error: WorkerError) -> bool:
     return "127.0.0.1" not in error.message and "localhost" not in error.message
-
-
-def client_context() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=CERT)
-
-
-def server_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERT, KEY)
-    return context
 
 
 async def silent(connection: PeerConnection) -> None:
