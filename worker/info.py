@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import TypeVar, get_args
 
 from orchestrator.wire.info import (
-    DEFAULT_STREAMS,
     DEFAULT_TRANSPORT,
     DEPLOYMENT_ENV,
-    STREAMS_ENV,
     TRANSPORT_ENV,
     ZONE_ENV,
     Encoding,
@@ -38,11 +36,6 @@ _TOKEN_IDS: dict[Encoding, list[TokenIdsForm]] = {
 def transport_from_env(environ: Mapping[str, str] = os.environ) -> Encoding:
     """Return `BATON_TRANSPORT`, by default `DEFAULT_TRANSPORT`. Raises `ValueError` if it is unknown."""
     return _choice(environ, TRANSPORT_ENV, get_args(Encoding), default=DEFAULT_TRANSPORT)
-
-
-def streams_from_env(environ: Mapping[str, str] = os.environ) -> Streams:
-    """Return `BATON_STREAMS`, by default `DEFAULT_STREAMS`. Raises `ValueError` if it is unknown."""
-    return _choice(environ, STREAMS_ENV, get_args(Streams), default=DEFAULT_STREAMS)
 
 
 def role_from_env(environ: Mapping[str, str] = os.environ) -> Role:

@@ -29,6 +29,7 @@ from orchestrator.wire.info import (
     Role,
     Streams,
     WorkerInfo,
+    streams_from_env,
 )
 from worker import ending, ready
 from worker.info import (
@@ -36,7 +37,6 @@ from worker.info import (
     decodes,
     deployment_from_env,
     role_from_env,
-    streams_from_env,
     token_ids,
     transport_from_env,
     zone_from_env,
@@ -58,7 +58,7 @@ class BatonPlugin:
         """
         self._role = role_from_env()
         self._transport = transport_from_env()
-        self._streams = streams_from_env()
+        self._streams = streams_from_env(os.environ)
         if self._transport != "json":
             from worker.msgpack_route import route_class
 

@@ -56,13 +56,14 @@ from orchestrator.wire.streams import (
     reset,
 )
 
-# All requests of a connection together may have so many bytes of heads, and of bodies that their application
-# has not asked for: more streams are refused, and nothing is read until it has asked.
-MOST_HEADS: Final = 16 * 1024 * 1024
+# The heads of all requests of a connection may take so many bytes of memory: more streams are refused. So may
+# the bodies that their application has not asked for: nothing is read until it has.
+MOST_HEADS: Final = 32 * 1024 * 1024
 MOST_UNREAD: Final = 16 * 1024 * 1024
 # So many bytes may wait for a peer that does not read, but asks for answers; those of the application do not
 # count, for it waits where the transport is full.
 MOST_UNSENT: Final = 1024 * 1024
+_FIELD: Final = 160  # bytes of memory that each field takes beside its text
 _MOST_JOINED: Final = 64 * 1024  # bytes that wait for the end of the turn: a transport is full at as many
 _IDLE_S: Final = 60  # after which the kernel asks whether an orchestrator is still there
 
@@ -101,9 +102,11 @@ _NEEDED: Final = (
 
 
 def add_streams(app: FastAPI, wrapper: type[Streams] | None = None) -> None:
-    """Let `app` be asked for streams; a `wrapper` of one's own may make other connections. Call it before the
-    app serves.
+    """Let `app` be asked for streams; a `wrapper` of one's own may make other connections. Raises
+    `RuntimeError` if the app serves already.
     """
+    if app.middleware_stack is not None:
+        raise RuntimeError("streams cannot be added to an application that serves")
     build, wrapper = app.build_middleware_stack, wrapper or Streams
     app.build_middleware_stack = lambda: wrapper(build())  # type: ignore[method-assign]
     app.add_api_route(UPGRADE_PATH, consent, methods=["GET"], include_in_schema=False)
@@ -152,7 +155,10 @@ class Streams:
             await Response("only a connection of uvicorn's can carry streams", 501)(scope, receive, send)
         elif not cycle.disconnected:  # type: ignore[union-attr]  # it is, if the client has left
             cycle.disconnected = True  # type: ignore[union-attr]  # uvicorn wants no answer any more
-            self.connection(protocol).begin(scope)
+            connection = self.connection(protocol)
+            connection.begin(scope)
+            if not cycle.keep_alive:  # type: ignore[union-attr]  # the server has been told to stop meanwhile
+                connection.shutdown()
 
 
 def _path(scope: Scope) -> str:
@@ -164,7 +170,9 @@ def _path(scope: Scope) -> str:
 def _http_protocol(cycle: Any) -> Any | None:
     """Return uvicorn's HTTP protocol behind a request, be it by httptools or h11; None for another server."""
     transport = getattr(cycle, "transport", None)
-    if not (hasattr(cycle, "disconnected") and hasattr(transport, "set_protocol")):
+    if not (
+        hasattr(cycle, "disconnected") and hasattr(cycle, "keep_alive") and hasattr(transport, "set_protocol")
+    ):
         return None
     protocol = transport.get_protocol()  # type: ignore[union-attr]
     return protocol if all(hasattr(protocol, name) for name in _NEEDED) else None
@@ -265,6 +273,8 @@ class Connection(asyncio.Protocol):
 
     def head(self, status: int, fields: Fields) -> bytes:
         """Return the payload of a `HEAD`, with uvicorn's own fields. Raises `ValueError` for a wrong one."""
+        if not 200 <= status <= 999:
+            raise ValueError(f"an answer of status {status}")
         lower = ((name.lower(), value) for name, value in fields)
         own = header_block(field for field in lower if field[0] not in _OF_ITS_CONNECTION)
         payload = U16.pack(status) + self._default_fields() + own
@@ -333,18 +343,18 @@ class Connection(asyncio.Protocol):
         if number <= self._highest:
             raise FrameError(f"stream {number} was opened after stream {self._highest}")
         self._highest = number
-        scope = self._scope(number, payload)
-        if self._is_last or self._tasks >= MAX_STREAMS or self._heads + len(payload) > MOST_HEADS:
+        head = _REQUEST.fullmatch(payload)
+        if head is None:
+            raise FrameError(f"a head of stream {number} that is none")
+        size = len(payload) + payload.count(b"\n") * _FIELD
+        if self._is_last or self._tasks >= MAX_STREAMS or self._heads + size > MOST_HEADS:
             self.answer(reset(number, RESET_REFUSED))
         else:
-            self._start(Stream(self, number, scope, len(payload)), has_body=not is_last)
+            self._start(Stream(self, number, self._scope(number, head), size), has_body=not is_last)
 
-    def _scope(self, number: int, head: bytes) -> Scope:
-        """Make the scope that uvicorn would make. Raises `FrameError`."""
-        found = _REQUEST.fullmatch(head)
-        if found is None:
-            raise FrameError("a head that is none")
-        method, target, block = found.groups()
+    def _scope(self, number: int, head: re.Match[bytes]) -> Scope:
+        """Make the scope that uvicorn would make."""
+        method, target, block = head.groups()
         raw_path, _, query = target.partition(b"?")
         path, http = raw_path.decode("ascii"), self.http
         return {
@@ -472,9 +482,8 @@ class Output:
 
     def flush(self) -> None:
         pieces = self._pieces
-        if pieces and not self._is_stopped:
-            data = b"".join(pieces)
-            self._transport.write(data)
+        if pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(pieces))
         pieces.clear()
         self._size = 0
 
@@ -510,6 +519,10 @@ class Output:
                 return
 
 
+_START: Final = "http.response.start"
+_BODY: Final = "http.response.body"
+
+
 # --- a stream -------------------------------------------------------------------------------------------
 
 
@@ -523,7 +536,7 @@ class Stream:
         "_credit",
         "_credited",
         "_event",
-        "_has_begun",
+        "_expected",
         "_has_left",
         "_is_complete",
         "_is_over",
@@ -552,10 +565,14 @@ class Stream:
         # The answer.
         self._credit = WINDOW
         self._credited: asyncio.Future[None] | None = None  # awaited while there is no credit
-        self._has_begun = False
+        self._expected = _START  # what the application sends next
         self._is_complete = False
         self._is_over = False  # nobody wants more of it
         self._left: int | None = None  # bytes that are missing of its content-length
+
+    @property
+    def _has_begun(self) -> bool:
+        return self._expected != _START
 
     def __repr__(self) -> str:
         return f"<Stream {self.number} {self._scope['method']} {self._scope['path']}>"
@@ -622,6 +639,8 @@ class Stream:
 
     async def run(self, app: ASGIApp) -> None:
         """Call the application. As in uvicorn, its errors are logged and end here."""
+        if self._is_over:
+            return
         logger = self._connection.http.logger
         try:
             result: Any = await app(self._scope, self.receive, self.send)  # type: ignore[func-returns-value]
@@ -663,7 +682,7 @@ class Stream:
     def _note_read(self, size: int) -> None:
         self._connection.note_unread(-size)
         self._consumed += size
-        if self._more and self._consumed >= WINDOW // 2:
+        if self._more and self._consumed and 2 * self._consumed >= WINDOW:
             self._output.put(credit(self.number, self._consumed))
             self._window += self._consumed
             self._consumed = 0
@@ -672,37 +691,44 @@ class Stream:
         if self._output.is_full:
             await self._output.wait_for_room()
         if self._is_over:
+            await asyncio.sleep(0)  # one that never waits could not be told
             return
-        kind = message["type"]
-        if self._is_complete:
-            raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
-        if self._has_begun:
-            if kind != "http.response.body":
-                raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
-            await self._send_body(message.get("body", b""), more=message.get("more_body", False))
-        else:
-            if kind != "http.response.start":
-                raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
-            self._send_head(message["status"], message.get("headers", ()))
+        rest = self._send_now(message)
+        if rest is not None:
+            await self._send_slices(memoryview(rest), message.get("more_body", False))
 
-    def _send_head(self, status: int, fields: Fields) -> None:
+    def _send_now(self, message: Message) -> bytes | None:
+        """Send what can be sent at once; return a body that is large, or has to wait. Raises `RuntimeError`
+        for what must not be sent now, and `ValueError` for a head that cannot be sent at all.
+        """
+        kind = message["type"]
+        if kind != self._expected:
+            raise RuntimeError(self._unexpected(kind))
+        if kind == _START:
+            self._send_head(message["status"], list(message.get("headers", ())))
+            return None
+        body: bytes = b"" if self._scope["method"] == "HEAD" else message.get("body", b"")
+        more: bool = message.get("more_body", False)
+        size = len(body)
+        if self._left is not None:
+            self._check_length(size, more)
+        if size > self._credit or size > MAX_PAYLOAD:
+            return body
+        self._put(body, more)
+        return None
+
+    def _unexpected(self, kind: str) -> str:
+        if self._is_complete:
+            return f"Unexpected ASGI message '{kind}' sent, after response already completed."
+        return f"Expected ASGI message '{self._expected}', but got '{kind}'."
+
+    def _send_head(self, status: int, fields: list[tuple[bytes, bytes]]) -> None:
         payload = self._connection.head(status, fields)
         if self._scope["method"] != "HEAD":
             self._left = _content_length(status, fields)
-        self._has_begun = True
+        self._expected = _BODY
         self._connection.log_access(self._scope, status)
         self._output.put(frame(HEAD, self.number, payload))
-
-    async def _send_body(self, body: bytes, *, more: bool) -> None:
-        if self._scope["method"] == "HEAD":
-            body = b""
-        if self._left is not None:
-            self._check_length(len(body), more)
-        size = len(body)
-        if size <= self._credit and size <= MAX_PAYLOAD and not self._output.is_full:
-            self._put(body, more)
-        else:
-            await self._send_slices(memoryview(body), more)
 
     def _check_length(self, size: int, more: bool) -> None:
         """Hold a body against the length that was announced. Raises `RuntimeError`, as uvicorn does."""
@@ -731,6 +757,7 @@ class Stream:
             start = end
             if start == size:
                 return
+            await asyncio.sleep(0)  # a turn for others: the transport may take it all at once
 
     async def _wait_for_room(self, *, needs_credit: bool) -> None:
         while needs_credit and not self._credit and not self._is_over:
@@ -740,6 +767,7 @@ class Stream:
 
     def _complete(self) -> None:
         self._is_complete = True
+        self._expected = ""
         self._connection.http.server_state.total_requests += 1
         self._drop_body()
         self._event.set()

@@ -14,7 +14,8 @@ from orchestrator.compiled import ROOT
 from orchestrator.form import BUILDS_ENV, FORM_ENV
 
 FILES = (
-    *("setup.py", "pyproject.toml", "README.md", "LICENSE", "launch/__init__.py", "launch/compile.py"),
+    *("setup.py", "pyproject.toml", "README.md", "LICENSE"),
+    *("launch/__init__.py", "launch/compile.py", "launch/watched.py"),
     *("orchestrator/__init__.py", "orchestrator/compiled.py", "orchestrator/form.py"),
 )
 SOURCE = "from orchestrator.two import FACTOR\n\n\ndef times(n: int) -> int:\n    return FACTOR * n\n"

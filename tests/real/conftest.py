@@ -94,8 +94,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def cluster(stage: Stage) -> Cluster:
-    """One prefill and one decode worker that decode msgpack, behind an orchestrator that sends it."""
-    return stage.show("cluster", lambda folder: running_cluster(folder, free_base(), args=TOOLS))
+    """One prefill and one decode worker that decode msgpack, behind an orchestrator that sends it. A
+    connection to the prefill worker may carry many requests.
+    """
+    env = {"BATON_STREAMS": "mux"}
+    return stage.show(
+        "cluster", lambda folder: running_cluster(folder, free_base(), args=TOOLS, prefill_env=env)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,13 +87,13 @@ class Mux:
         *,
         version: bytes = VERSION,
         receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Raises `Refused`."""
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(LIMIT_S)
-        self.socket.connect(address)
         self.gives_credit = True
         self.answers: dict[int, Answer] = {}
         self.frames: list[Frame] = []  # that were read, in their order
@@ -100,7 +101,14 @@ class Mux:
         self.is_closing = False  # the worker has said so
         self._highest = 0
         self._reader = FrameReader(self._on_frame)
-        self._reader.feed(self._upgrade(headers or {}, version))
+        try:
+            self.socket.connect(address)
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname=address[0])
+            self._reader.feed(self._upgrade(headers or {}, version))
+        except BaseException:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Mux:
         return self
@@ -119,7 +127,6 @@ class Mux:
             read += chunk
         head, _, rest = read.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 101 "):
-            self.socket.close()
             raise Refused(head)
         return rest
 

@@ -19,7 +19,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from orchestrator.wire.info import DEFAULT_TRANSPORT, KvEventsInfo, WorkerInfo
+from orchestrator.wire.streams import UPGRADE_PATH
 from tests.worker.asgi import MSGPACK, get, post
+from tests.worker.frames import serving
 from worker.info import decodes, role_from_env, transport_from_env, zone_from_env
 from worker.plugin import BatonPlugin, _kv_events
 from worker.token_ids import pack
@@ -126,7 +128,7 @@ class ChatServing:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BATON_TRANSPORT", "BATON_ROLE"):
+    for name in ("BATON_TRANSPORT", "BATON_ROLE", "BATON_STREAMS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -242,10 +244,35 @@ def test_json_does_not_import_the_route_classes() -> None:
         "import sys; from fastapi import FastAPI; from worker.plugin import BatonPlugin;"
         "BatonPlugin().attach_router(FastAPI());"
         "sys.exit(not sys.modules.keys().isdisjoint("
-        "{'worker.msgpack_route', 'worker.msgpack_body', 'worker.token_ids', 'vllm'}))"
+        "{'worker.msgpack_route', 'worker.msgpack_body', 'worker.token_ids', 'worker.streams', 'vllm'}))"
     )
     env = os.environ | {"BATON_TRANSPORT": "json"}
     assert subprocess.run([sys.executable, "-c", script], env=env, check=False).returncode == 0
+
+
+# --- streams --------------------------------------------------------------------------------------------
+
+
+def test_a_connection_may_carry_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = worker(monkeypatch, BATON_STREAMS="mux")
+    with serving(app) as server, server.connect() as mux:
+        assert json.loads(mux.ask("GET", "/baton/info").body)["streams"] == ["http", "mux"]
+        document = json.dumps(COMPLETION).encode()
+        answer = mux.ask("POST", "/v1/completions", document, {"content-type": "application/json"})
+        assert json.loads(answer.body) == ["tiny", [1, 2], len(document)]
+
+
+def test_one_of_several_api_processes_announces_no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel = SimpleNamespace(_api_process_count=2)
+    monkeypatch.setattr(ENGINE.vllm_config, "parallel_config", parallel, raising=False)
+    assert "streams" not in get(worker(monkeypatch, BATON_STREAMS="mux"), "/baton/info").json()
+
+
+@pytest.mark.parametrize("streams", ["", "http"])
+def test_by_default_a_connection_carries_one(monkeypatch: pytest.MonkeyPatch, streams: str) -> None:
+    app = worker(monkeypatch, BATON_STREAMS=streams)
+    assert "streams" not in get(app, "/baton/info").json()
+    assert get(app, UPGRADE_PATH).status == 404
 
 
 # --- token ids ------------------------------------------------------------------------------------------
@@ -428,4 +455,8 @@ def test_wrong_values_are_errors_that_list_the_right_ones() -> None:
 def test_a_wrong_environment_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_TRANSPORT", "xml")
     with pytest.raises(ValueError, match="BATON_TRANSPORT"):
+        BatonPlugin().attach_router(FastAPI())
+    monkeypatch.setenv("BATON_TRANSPORT", "json")
+    monkeypatch.setenv("BATON_STREAMS", "yes")
+    with pytest.raises(ValueError, match="BATON_STREAMS must be one of http, mux, not 'yes'"):
         BatonPlugin().attach_router(FastAPI())

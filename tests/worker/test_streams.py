@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,15 +17,31 @@ from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.wire.streams import (
+    BODY,
+    CREDIT,
+    DATA,
     END,
+    HEAD,
+    LAST,
+    LEAVE,
+    MAX_CREDIT,
     MAX_PAYLOAD,
+    OPEN,
     PING,
+    RESET,
+    RESET_BROKEN,
+    RESET_CANCELLED,
+    RESET_REFUSED,
     UPGRADE_PATH,
     WINDOW,
+    credit,
     frame,
+    reset,
 )
-from tests.waiting import wait_for
+from tests.orchestrator import certificate
+from tests.waiting import LIMIT_S, wait_for
 from tests.worker.frames import Mux, Refused, Server, serving
+from worker import streams
 from worker.streams import Streams, add_streams
 
 KEY = {"authorization": "Bearer secret"}
@@ -39,17 +59,37 @@ class Seen:
         self.go = threading.Event()
 
 
+class Slow:
+    """It lets nobody in before it is told to."""
+
+    def __init__(self, app: ASGIApp, seen: Seen) -> None:
+        self._app = app
+        self._seen = seen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while scope["type"] == "http" and not self._seen.go.is_set():  # noqa: ASYNC110  # by another thread
+            await asyncio.sleep(0.01)
+        await self._app(scope, receive, send)
+
+
+class RequireKey:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_guarded = scope["type"] == "http" and scope["path"].startswith("/v1")
+        if is_guarded and (b"authorization", b"Bearer secret") not in scope["headers"]:
+            await Response("Unauthorized", 401)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 def application() -> FastAPI:
     app = FastAPI()
     app.state.seen = seen = Seen()
     add_streams(app)
 
-    @app.middleware("http")
-    async def require_key(request: Request, call_next: Any) -> Response:
-        if request.url.path.startswith("/v1") and request.headers.get("authorization") != "Bearer secret":
-            return Response("Unauthorized", 401)
-        answer: Response = await call_next(request)
-        return answer
+    app.add_middleware(RequireKey)
 
     @app.api_route("/scope/{name}", methods=["GET", "POST"])
     async def scope(request: Request) -> dict[str, Any]:
@@ -94,25 +134,108 @@ def application() -> FastAPI:
 
         return StreamingResponse(events())
 
-    @app.get("/endless")
-    async def endless() -> Response:
-        async def events() -> AsyncIterator[bytes]:
-            try:
-                while True:
-                    yield bytes(32768)
-                    seen.sent += 32768
-            finally:
-                seen.left += 1
-
-        return StreamingResponse(events())
-
+    app.mount("/raw", Raw(seen))
     return app
 
 
-APPLICATIONS: list[FastAPI] = []
+class Raw:
+    """An ASGI application that answers as the last part of the path says."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        case = scope["path"].rpartition("/")[2].replace("-", "_")
+        return await getattr(self, case)(receive, send)
+
+    async def answers_who_left(self, receive: Receive, send: Send) -> None:
+        message = await receive()
+        while message["type"] == "http.request":
+            message = await receive()
+        await self._head(send)
+        await self._body(send, message["type"].encode(), more=False)
+
+    async def raises(self, receive: Receive, send: Send) -> None:
+        raise ValueError("as it should")
+
+    async def raises_late(self, receive: Receive, send: Send) -> None:
+        await self.returns_late(receive, send)
+        raise ValueError("as it should")
+
+    async def returns(self, receive: Receive, send: Send) -> None:
+        pass
+
+    async def returns_late(self, receive: Receive, send: Send) -> None:
+        await self._head(send)
+        await self._body(send, b"first")
+
+    async def returns_a_value(self, receive: Receive, send: Send) -> str:
+        return "value"
+
+    async def body_first(self, receive: Receive, send: Send) -> None:
+        await self._body(send, b"first")
+
+    async def two_heads(self, receive: Receive, send: Send) -> None:
+        await self._head(send)
+        await self._head(send)
+
+    async def after_its_end(self, receive: Receive, send: Send) -> None:
+        await self._head(send)
+        await self._body(send, b"all", more=False)
+        await self._body(send, b"more")
+
+    async def too_long(self, receive: Receive, send: Send) -> None:
+        await self._head(send, (b"Content-Length", b"3"))
+        await self._body(send, b"four")
+
+    async def too_short(self, receive: Receive, send: Send) -> None:
+        await self._head(send, (b"content-length", b"3"))
+        await self._body(send, b"ab", more=False)
+
+    async def bad_status(self, receive: Receive, send: Send) -> None:
+        await self._head(send, status=101)
+
+    async def bad_header(self, receive: Receive, send: Send) -> None:
+        await self._head(send, (b"x", b"a\r\nb: c"))
+
+    async def huge_header(self, receive: Receive, send: Send) -> None:
+        await self._head(send, (b"x", bytes([120]) * MAX_PAYLOAD))
+
+    async def body_of_no_content(self, receive: Receive, send: Send) -> None:
+        await self._head(send, status=204)
+        await self._body(send, b"body", more=False)
+
+    async def early(self, receive: Receive, send: Send) -> None:
+        await self._head(send)
+        await self._body(send, b"early", more=False)
+
+    async def endless(self, receive: Receive, send: Send) -> None:
+        await receive()
+        left = asyncio.ensure_future(receive())
+        await self._head(send)
+        while not left.done():
+            await self._body(send, bytes(32768))
+            self._seen.sent += 32768
+        self._seen.left += 1
+
+    async def reads_later(self, receive: Receive, send: Send) -> None:
+        while not self._seen.go.is_set():  # noqa: ASYNC110  # set by the test's thread
+            await asyncio.sleep(0.01)
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        await self._head(send)
+        await self._body(send, b"%d" % size, more=False)
+
+    async def _head(self, send: Send, *headers: tuple[bytes, bytes], status: int = 200) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _body(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-@pytest.fixture(scope="module", params=["httptools-asyncio", "httptools-uvloop", "h11-asyncio", "h11-uvloop"])
+@pytest.fixture(scope="module", params=["httptools-uvloop", "h11-asyncio"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     http, loop = request.param.split("-")
     with serving(application(), http=http, loop=loop) as server:
@@ -130,6 +253,17 @@ def mux(server: Server) -> Iterator[Mux]:
     with server.connect(KEY) as mux:
         yield mux
     wait_for(lambda: server.tasks == server.connections == 0, "the end of all tasks and connections")
+
+
+@pytest.mark.parametrize(("http", "loop"), [("httptools", "asyncio"), ("h11", "uvloop")])
+def test_parsers_and_loops_can_be_had_in_other_pairs(http: str, loop: str) -> None:
+    app = application()
+    with serving(app, http=http, loop=loop) as server, server.connect(KEY) as mux:
+        assert mux.ask("POST", "/echo", b"body").body == b"body"
+        assert mux.ask("GET", f"/large/{MIB}").body == bytes(MIB)
+        number = hang(mux)
+        mux.send(reset(number, RESET_CANCELLED))
+        wait_for(lambda: app.state.seen.left == 1, "the application to hear of it")
 
 
 # --- the upgrade ----------------------------------------------------------------------------------------
@@ -274,3 +408,436 @@ def test_a_ping_is_answered(mux: Mux) -> None:
     while not mux.frames:
         mux.read()
     assert mux.frames == [(PING, True, 0, b"12345678")]
+
+
+# --- clients that leave ---------------------------------------------------------------------------------
+
+
+def hang(mux: Mux) -> int:
+    """A stream that has begun and waits for its client to leave."""
+    number = mux.open("GET", "/hang")
+    while not mux.answers[number].body:
+        mux.read()
+    return number
+
+
+def test_a_reset_ends_the_request_and_no_other(mux: Mux, seen: Seen) -> None:
+    left, numbers = seen.left, [hang(mux) for _ in range(2)]
+    mux.send(reset(numbers[0], RESET_CANCELLED))
+    wait_for(lambda: seen.left == left + 1, "the application to hear of it")
+    assert mux.ask("POST", "/echo", b"after").body == b"after"
+    assert not mux.answers[numbers[0]].is_over  # nothing more of it came
+    assert seen.left == left + 1
+    mux.send(reset(numbers[1], RESET_CANCELLED))
+    wait_for(lambda: seen.left == left + 2, "the other one")
+
+
+def test_frames_that_cross_an_end_are_dropped(mux: Mux) -> None:
+    number = mux.open("POST", "/echo", b"")
+    mux.answer(number)
+    cancelled = hang(mux)
+    mux.send(reset(cancelled, RESET_CANCELLED))
+    for over in (number, cancelled):
+        late = frame(BODY, over, b"late"), credit(over, MAX_CREDIT), frame(LEAVE, over)
+        mux.send(b"".join([*late, *late, reset(over, RESET_CANCELLED), reset(over, RESET_CANCELLED)]))
+    assert mux.ask("POST", "/echo", b"after").body == b"after"
+
+
+def test_a_request_that_is_reset_at_once_does_no_harm(mux: Mux, seen: Seen) -> None:
+    begun, left = seen.begun, seen.left
+    for _ in range(50):
+        number, frames = mux.opening("GET", "/hang")
+        mux.send(frames + reset(number, RESET_CANCELLED))
+    assert mux.ask("POST", "/echo", b"after").body == b"after"
+    wait_for(lambda: seen.begun - begun == seen.left - left, "the end of what began")
+
+
+def test_an_answer_of_which_the_client_left_is_broken_off(mux: Mux, seen: Seen) -> None:
+    left, number = seen.left, hang(mux)
+    mux.send(frame(LEAVE, number))
+    assert mux.answer(number).reset == RESET_BROKEN
+    assert seen.left == left + 1
+
+
+def test_an_answer_that_comes_although_the_client_left_is_whole(mux: Mux) -> None:
+    number = mux.open("GET", "/raw/answers-who-left")
+    mux.send(frame(LEAVE, number))
+    answer = mux.answer(number)
+    assert (answer.status, answer.body, answer.is_whole) == (200, b"http.disconnect", True)
+
+
+@pytest.mark.parametrize("way", ["close", "reset", "half"])
+def test_a_lost_connection_ends_all_its_requests(server: Server, seen: Seen, way: str) -> None:
+    left = seen.left
+    with server.connect(KEY) as mux, server.connect(KEY) as other:
+        for _ in range(5):
+            hang(mux)
+        remains = hang(other)
+        if way == "reset":
+            mux.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        elif way == "half":
+            mux.socket.shutdown(socket.SHUT_WR)
+            assert not mux.read_to_end()
+        mux.socket.close()
+        wait_for(lambda: seen.left == left + 5, "the application to hear of it")
+        assert not other.answers[remains].is_over
+        other.send(frame(LEAVE, remains))
+        assert other.answer(remains).is_over
+    wait_for(lambda: server.tasks == server.connections == 0, "the end of all tasks and connections")
+
+
+# --- applications that err ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "body", "was_reset"),
+    [
+        ("raises", 500, b"Internal Server Error", None),
+        ("raises-late", 200, b"first", RESET_BROKEN),
+        ("returns", 500, b"Internal Server Error", None),
+        ("returns-late", 200, b"first", RESET_BROKEN),
+        ("returns-a-value", 500, b"Internal Server Error", None),
+        ("body-first", 500, b"Internal Server Error", None),
+        ("two-heads", 200, b"", RESET_BROKEN),
+        ("after-its-end", 200, b"all", None),
+        ("too-long", 200, b"", RESET_BROKEN),
+        ("too-short", 200, b"", RESET_BROKEN),
+        ("bad-status", 500, b"Internal Server Error", None),
+        ("bad-header", 500, b"Internal Server Error", None),
+        ("huge-header", 500, b"Internal Server Error", None),
+        ("body-of-no-content", 204, b"", RESET_BROKEN),
+    ],
+)
+def test_what_the_application_does_not_answer(
+    mux: Mux, caplog: pytest.LogCaptureFixture, case: str, status: int, body: bytes, was_reset: int | None
+) -> None:
+    answer = mux.ask("GET", f"/raw/{case}")
+    assert (answer.status, answer.body, answer.reset) == (status, body, was_reset)
+    assert answer.is_whole == (was_reset is None)
+    wait_for(lambda: "ASGI" in caplog.text, "the error in the log")
+    assert mux.ask("POST", "/echo", b"after").body == b"after"
+
+
+def test_an_application_may_answer_before_the_body_is_there(mux: Mux) -> None:
+    number = mux.open_without_end("POST", "/raw/early")
+    assert mux.answer(number).body == b"early"
+    mux.body(number, bytes(WINDOW), is_last=True)  # which was under way
+    assert mux.ask("POST", "/echo", b"after").body == b"after"
+
+
+# --- backpressure ---------------------------------------------------------------------------------------
+
+
+def test_a_stream_without_credit_waits_and_others_do_not(mux: Mux, seen: Seen) -> None:
+    mux.gives_credit = False
+    left = seen.left
+    slow = mux.open("GET", "/raw/endless")
+    while len(mux.answers[slow].body) < WINDOW:
+        mux.read()
+    assert mux.ask("GET", f"/large/{WINDOW}").body == bytes(WINDOW)
+    assert len(mux.answers[slow].body) == WINDOW
+    mux.send(credit(slow, 10))
+    while len(mux.answers[slow].body) < WINDOW + 10:
+        mux.read()
+    assert mux.ask("POST", "/echo", b"after").body == b"after"
+    assert len(mux.answers[slow].body) == WINDOW + 10
+    mux.send(reset(slow, RESET_CANCELLED))
+    wait_for(lambda: seen.left == left + 1, "the application to hear of it")
+
+
+def test_applications_wait_while_the_connection_is_full(server: Server, seen: Seen) -> None:
+    seen.sent, left = 0, seen.left
+    with server.connect(KEY, receive_buffer=4096) as mux:
+        opened = [mux.opening("GET", "/raw/endless") for _ in range(100)]
+        mux.send(b"".join(frames + credit(number, MAX_CREDIT - WINDOW) for number, frames in opened))
+        (connection,) = server.uvicorn.server_state.connections
+        wait_for(lambda: len(connection.output._waiting) == 100, "the connection to be full")
+        assert seen.sent < 16 * MIB
+        for number, _ in opened:  # each gets its turn
+            while len(mux.answers[number].body) < MIB // 4:
+                mux.read()
+        assert max(len(answer.body) for answer in mux.answers.values()) < 8 * MIB
+    wait_for(lambda: seen.left == left + 100, "the application to hear of it")
+
+
+def test_a_small_answer_comes_between_large_ones(mux: Mux) -> None:
+    large = [mux.opening("GET", f"/large/{8 * MIB}") for _ in range(4)]
+    mux.send(b"".join(frames + credit(number, MAX_CREDIT - WINDOW) for number, frames in large))
+    mux.gives_credit = False
+    mux.read()
+    assert mux.ask("POST", "/echo", b"small").body == b"small"
+    assert sum(len(mux.answers[number].body) for number, _ in large) < 16 * MIB
+    assert all(mux.answer(number).is_whole for number, _ in large)
+
+
+# --- the end of the server ------------------------------------------------------------------------------
+
+
+def test_a_server_that_stops_lets_streams_end(server: Server) -> None:
+    same = {"http": server.uvicorn.config.http, "loop": server.uvicorn.config.loop}
+    with serving(application(), **same) as stopping, stopping.connect(KEY) as mux:
+        number = hang(mux)
+        with stopping.connect(KEY) as idle:
+            stopping.stop()
+            assert not idle.read_to_end()
+            assert idle.is_closing
+        while not mux.is_closing:
+            mux.read()
+        assert mux.ask("POST", "/echo", b"late").reset == RESET_REFUSED
+        assert not mux.answers[number].is_over
+        mux.send(frame(LEAVE, number))
+        assert mux.answer(number).is_over
+        assert not mux.read_to_end()
+
+
+def test_an_upgrade_that_a_stopping_server_answers_is_the_last(server: Server) -> None:
+    app = application()
+    app.add_middleware(Slow, seen=app.state.seen)
+    same = {"http": server.uvicorn.config.http, "loop": server.uvicorn.config.loop}
+    with serving(app, timeout_graceful_shutdown=None, **same) as stopping:
+        connecting = ThreadPoolExecutor(1).submit(stopping.connect, KEY)
+        wait_for(lambda: stopping.tasks == 1, "the upgrade to be asked for")
+        (http,) = stopping.uvicorn.server_state.connections
+        stopping.stop()
+        wait_for(lambda: not http.cycle.keep_alive, "the server to stop")
+        app.state.seen.go.set()
+        with connecting.result(LIMIT_S) as mux:
+            assert not mux.read_to_end()
+            assert mux.is_closing
+
+
+def test_a_server_that_waits_no_longer_cancels_streams(caplog: pytest.LogCaptureFixture) -> None:
+    app = application()
+    with serving(app, timeout_graceful_shutdown=1) as server, server.connect(KEY) as mux:
+        number = hang(mux)
+        server.stop()
+        assert mux.answer(number).reset == RESET_BROKEN
+        assert mux.answers[number].body == b"data: first\n\n"
+        assert not mux.read_to_end()
+    assert app.state.seen.left == 1
+    assert "timeout graceful shutdown exceeded" in caplog.text
+
+
+# --- hostile frames -------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "of an unknown kind": b"\0\0\0\0\x0a\0\0\0\0",
+    "of kind 0": b"\0\0\0\0\0\0\0\0\0",
+    "huge": (MAX_PAYLOAD + 1).to_bytes(4, "big") + b"\x02\0\0\0\x01",
+    "a reset of two bytes": frame(RESET, 1, b"ab"),
+    "a leave with a payload": frame(LEAVE, 1, b"a"),
+    "a credit of three bytes": frame(CREDIT, 1, b"abc"),
+    "a short ping": frame(PING, 0, b"1234"),
+    "a ping of a stream": frame(PING, 1, b"12345678"),
+    "a body of the connection": frame(BODY, 0, b"abc"),
+    "a reset of the connection": reset(0, RESET_CANCELLED),
+    "an opening of stream 0": frame(OPEN, 0, b"GET / \r\n"),
+    "a head": frame(HEAD, 1, b"\0\0"),
+    "data": frame(DATA, 1, b""),
+    "data of no stream": frame(DATA, 9, b""),
+    "a last": frame(LAST, 0),
+    "a body of a stream that was never opened": frame(BODY, 9, b"abc"),
+    "a credit for a stream that was never opened": credit(9, 1),
+    "a reset of a stream that was never opened": reset(9, RESET_CANCELLED),
+    "a second opening": frame(OPEN, 1, b"GET /hang\r\n"),
+    "a body after its end": frame(BODY, 1, b"abc"),
+    "too much credit": credit(1, MAX_CREDIT),
+    "too much credit in two frames": credit(1, MAX_CREDIT - WINDOW) + credit(1, 1),
+    "an empty head": frame(OPEN, 2),
+    "a head without a line end": frame(OPEN, 2, b"GET /hang"),
+    "a head without a target": frame(OPEN, 2, b"GET\r\n"),
+    "a target that is no path": frame(OPEN, 2, b"GET http://worker/hang\r\n"),
+    "a target with a space": frame(OPEN, 2, b"GET /hang HTTP/1.1\r\n"),
+    "a target with other bytes": frame(OPEN, 2, b"GET /h\xe4ng\r\n"),
+    "a header that is none": frame(OPEN, 2, b"GET /hang\r\nhost\r\n"),
+    "a header without a name": frame(OPEN, 2, b"GET /hang\r\n: value\r\n"),
+    "a header with a line break": frame(OPEN, 2, b"GET /hang\r\nhost: a\nb\r\n"),
+    "a header with NUL": frame(OPEN, 2, b"GET /hang\r\nhost: a\0b\r\n"),
+    "plain HTTP": b"GET /health HTTP/1.1\r\nhost: worker\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_wrong_frames_end_the_connection(
+    server: Server, seen: Seen, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    with server.connect(KEY) as other, server.connect(KEY) as mux:
+        unharmed, left = hang(other), seen.left
+        hang(mux)
+        caplog.clear()
+        mux.send(HOSTILE[case])
+        mux.read_to_end()
+        wait_for(lambda: seen.left == left + 1, "the application to hear of it")
+        (line,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert line.startswith("A connection from 127.0.0.1:")
+        other.send(frame(LEAVE, unharmed))
+        assert other.answer(unharmed).is_over
+    wait_for(lambda: server.tasks == server.connections == 0, "the end of all tasks and connections")
+
+
+def test_a_body_beyond_its_credit_ends_the_connection(
+    mux: Mux, seen: Seen, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen.go.clear()
+    number = mux.open_without_end("POST", "/raw/reads-later")
+    mux.body(number, bytes(WINDOW))
+    mux.send(frame(BODY, number, b"x"))
+    mux.read_to_end()
+    assert f"1 bytes of stream {number} beyond its credit" in caplog.text
+    seen.go.set()
+
+
+def test_more_streams_than_allowed_are_refused(mux: Mux, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_STREAMS", 3)
+    left, open_ones = seen.left, [hang(mux) for _ in range(3)]
+    assert mux.ask("POST", "/echo", b"more").reset == RESET_REFUSED
+    mux.send(frame(LEAVE, open_ones[0]))
+    mux.answer(open_ones[0])
+    assert mux.ask("POST", "/echo", b"again").body == b"again"
+    mux.send(frame(LEAVE, open_ones[1]) + frame(LEAVE, open_ones[2]))
+    wait_for(lambda: seen.left == left + 3, "their end")
+
+
+def test_heads_together_are_bounded(mux: Mux, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST_HEADS", 20_000)
+    number = hang(mux)
+    assert mux.ask("GET", "/stream/1", headers={"x": "x" * 20_000}).reset == RESET_REFUSED
+    for _ in range(3):
+        assert mux.ask("GET", "/stream/1", headers={"x": "x" * 9_000}).status == 200
+    many = {f"x{number}": "" for number in range(200)}  # each is more than its text
+    assert mux.ask("GET", "/stream/1", headers=many).reset == RESET_REFUSED
+    mux.send(frame(LEAVE, number))
+    mux.answer(number)
+
+
+def test_bodies_that_nobody_reads_are_bounded_together(
+    mux: Mux, server: Server, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen.go.clear()
+    monkeypatch.setattr(streams, "MOST_UNREAD", MIB)
+    numbers = [mux.open_without_end("POST", "/raw/reads-later") for _ in range(40)]
+    (connection,) = server.uvicorn.server_state.connections
+    sender = threading.Thread(
+        target=lambda: [mux.body(number, bytes(WINDOW), is_last=True) for number in numbers]
+    )
+    sender.start()
+    wait_for(lambda: connection._unread > MIB, "the worker to read no more")
+    assert connection._unread < 2 * MIB
+    seen.go.set()
+    assert all(mux.answer(number).body == b"%d" % WINDOW for number in numbers)
+    sender.join(LIMIT_S)
+    assert connection._unread == 0
+
+
+def test_who_asks_much_and_reads_nothing_is_cut_off(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server.connect(KEY, receive_buffer=4096) as mux:
+        pings = frame(PING, 0, b"12345678") * 10_000
+        with pytest.raises(OSError):  # noqa: PT011, PT012  # reset, or a broken pipe
+            for _ in range(1000):
+                mux.send(pings)
+        assert "are not read" in caplog.text
+    wait_for(lambda: server.tasks == server.connections == 0, "the end of all tasks and connections")
+
+
+# --- as under plain HTTP --------------------------------------------------------------------------------
+
+
+def test_requests_are_in_the_access_log(mux: Mux, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    mux.ask("GET", "/stream/1?a=%20b")
+    port = mux.socket.getsockname()[1]
+    lines = [record for record in caplog.records if record.name == "uvicorn.access"]
+    assert lines[-1].getMessage() == f'127.0.0.1:{port} - "GET /stream/1?a=%20b HTTP/1.1" 200'
+    assert lines[-1].args == (f"127.0.0.1:{port}", "GET", "/stream/1?a=%20b", "1.1", 200)
+
+
+def test_the_upgrade_is_in_the_access_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with server.connect(KEY):
+        assert f'"GET {UPGRADE_PATH} HTTP/1.1" 101' in caplog.text
+
+
+def test_there_is_no_access_log_where_uvicorn_has_none(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    logger = logging.getLogger("uvicorn.access")
+    was = logger.propagate
+    with serving(application(), access_log=False) as server, server.connect(KEY) as mux:
+        assert mux.ask("GET", "/stream/1").status == 200
+    logger.propagate = was
+    assert "/stream/1" not in caplog.text
+
+
+def test_uvicorns_limit_holds_for_streams(server: Server) -> None:
+    with serving(application(), limit_concurrency=3) as limited, limited.connect(KEY) as mux:
+        open_ones = [hang(mux) for _ in range(3)]
+        answer = mux.ask("GET", "/stream/1")
+        assert (answer.status, answer.body) == (503, b"Service Unavailable")
+        mux.send(b"".join(reset(number, RESET_CANCELLED) for number in open_ones))
+
+
+def test_a_root_path_is_part_of_the_path() -> None:
+    with serving(application(), root_path="/base") as server, server.connect(KEY) as mux:
+        plain = httpx.get(server.url + "/scope/x").json()
+        told = json.loads(mux.ask("GET", "/scope/x").body)
+        assert told["path"] == plain["path"] == "/base/scope/x"
+        assert (told["raw_path"], told["root_path"]) == (plain["raw_path"], plain["root_path"])
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_connections_may_be_encrypted(loop: str) -> None:
+    options = {"ssl_certfile": certificate.CERT, "ssl_keyfile": certificate.KEY}
+    context = ssl.create_default_context(cafile=certificate.CERT)
+    with serving(application(), loop=loop, **options) as server, server.connect(KEY, tls=context) as mux:
+        assert json.loads(mux.ask("GET", "/scope/x").body)["scheme"] == "https"
+        assert mux.ask("GET", f"/large/{MIB}").body == bytes(MIB)
+        number = hang(mux)
+        mux.send(frame(LEAVE, number))
+        assert mux.answer(number).is_over
+
+
+# --- joined writes --------------------------------------------------------------------------------------
+
+
+class Written(asyncio.Transport):
+    """It notes what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def test_what_is_sent_in_one_turn_leaves_in_one_write() -> None:
+    async def main() -> list[bytes]:
+        transport = Written()
+        output = streams.Output(transport, asyncio.get_running_loop())
+
+        async def send(number: int) -> None:
+            for _ in range(2):
+                output.put_data(DATA, number, b"token")
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*map(send, range(1, 33)))
+        await asyncio.sleep(0)
+        return transport.writes
+
+    turn = b"".join(frame(DATA, number, b"token") for number in range(1, 33))
+    assert asyncio.run(main()) == [turn, turn]
+
+
+def test_much_is_written_at_once() -> None:
+    async def main() -> int:
+        transport = Written()
+        output = streams.Output(transport, asyncio.get_running_loop())
+        for _ in range(3):
+            output.put_data(DATA, 1, bytes(MAX_PAYLOAD))
+        return len(transport.writes)
+
+    assert asyncio.run(main()) == 3

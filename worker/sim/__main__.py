@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from worker.info import streams_from_env, transport_from_env
+from orchestrator.wire.info import streams_from_env
+from worker.info import transport_from_env
 from worker.sim import faults
 from worker.sim.api import create_app
 from worker.sim.faults import Fault

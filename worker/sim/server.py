@@ -82,7 +82,9 @@ class SimServer(uvicorn.Server):
         asyncio.get_running_loop().call_later(seconds, self._relisten_soon)
 
     def _relisten_soon(self) -> None:
-        self.server_state.tasks.add(asyncio.ensure_future(self._relisten()))
+        relistening = asyncio.ensure_future(self._relisten())
+        self.server_state.tasks.add(relistening)
+        relistening.add_done_callback(self.server_state.tasks.discard)
 
     async def _relisten(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from orchestrator.wire.streams import RESET_BROKEN, FrameError
@@ -29,6 +30,7 @@ def _worker() -> Iterator[Worker]:
 @pytest.fixture
 def worker(_worker: Worker) -> Iterator[Worker]:
     yield _worker
+    wait_for(lambda: listens(_worker), "the worker to listen")
     _worker.client.delete("/sim/faults")
     wait_for(lambda: _worker.ledger()["in_flight"] == 0, "the end of all requests")
 
@@ -36,6 +38,13 @@ def worker(_worker: Worker) -> Iterator[Worker]:
 def connect(worker: Worker) -> Mux:
     parts = urlsplit(worker.url)
     return Mux((str(parts.hostname), int(parts.port or 0)))
+
+
+def listens(worker: Worker) -> bool:
+    try:
+        return httpx.get(f"{worker.url}/health").is_success  # not by a connection that was spared
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture

@@ -1,0 +1,111 @@
+"""A real vLLM worker whose connections carry many requests: answers are those of plain HTTP, and cancelled
+requests end in the engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from orchestrator.wire.info import END_PATH
+from orchestrator.wire.streams import LEAVE, RESET_CANCELLED, frame, reset
+from tests.real.ask import PREFILL, chat, comparable, completion, post
+from tests.real.conftest import Cluster, metric
+from tests.waiting import LIMIT_S, wait_for
+from tests.worker.frames import Answer, Mux
+
+JSON = {"content-type": "application/json"}
+LONG: dict[str, Any] = {"stream": True, "max_tokens": 3000, "ignore_eos": True}
+
+
+@pytest.fixture
+def mux(cluster: Cluster) -> Iterator[Mux]:
+    parts = urlsplit(cluster.prefill)
+    with Mux((str(parts.hostname), int(parts.port or 0))) as mux:
+        yield mux
+    wait_for(lambda: running(cluster) == 0, "the end of all requests")
+
+
+def running(cluster: Cluster) -> float:
+    return metric(cluster.prefill, "vllm:num_requests_running")
+
+
+def ask(mux: Mux, document: dict[str, Any], **headers: str) -> int:
+    path = "/v1/chat/completions" if "messages" in document else "/v1/completions"
+    return mux.open("POST", path, json.dumps(document).encode(), JSON | headers)
+
+
+def events(body: str) -> list[dict[str, Any]]:
+    """Those of a stream, without what differs between any two."""
+    said = [part.removeprefix("data: ") for part in body.split("\n\n") if part]
+    assert said.pop() == "[DONE]"
+    return [comparable(json.loads(event)) for event in said]
+
+
+def begin(mux: Mux, number: int) -> Answer:
+    answer = mux.answers[number]
+    while not answer.body:
+        assert mux.read()
+    return answer
+
+
+def test_it_announces_streams(cluster: Cluster, mux: Mux) -> None:
+    answer = mux.ask("GET", "/baton/info")
+    assert answer.body == httpx.get(f"{cluster.prefill}/baton/info", timeout=LIMIT_S).content
+    assert json.loads(answer.body)["streams"] == ["http", "mux"]
+    assert "streams" not in httpx.get(f"{cluster.decode}/baton/info", timeout=LIMIT_S).json()
+
+
+@pytest.mark.parametrize("document", [chat(PREFILL), completion(PREFILL)])
+def test_a_whole_answer_is_that_of_plain_http(cluster: Cluster, mux: Mux, document: dict[str, Any]) -> None:
+    plain, framed = post(cluster.prefill, document), mux.answer(ask(mux, document))
+    assert (framed.status, framed.is_whole) == (plain.status_code, True)
+    assert framed.headers.keys() == plain.headers.keys()
+    assert comparable(json.loads(framed.body)) == comparable(plain.json())
+
+
+def test_streams_at_once_are_those_of_plain_http(cluster: Cluster, mux: Mux) -> None:
+    document = chat(PREFILL, stream=True, stream_options={"include_usage": True})
+    plain = events(post(cluster.prefill, document).text)
+    for answer in map(mux.answer, [ask(mux, document) for _ in range(8)]):
+        assert (answer.status, answer.is_whole) == (200, True)
+        assert events(answer.body.decode()) == plain
+
+
+def test_an_error_is_that_of_plain_http(cluster: Cluster, mux: Mux) -> None:
+    document = chat(PREFILL, model="nobody")
+    plain, framed = post(cluster.prefill, document), mux.answer(ask(mux, document))
+    assert (
+        (framed.status, json.loads(framed.body)) == (plain.status_code, plain.json()) == (404, plain.json())
+    )
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("way", ["reset", "leave", "close"])
+def test_a_client_that_leaves_ends_its_request(cluster: Cluster, mux: Mux, way: str, stream: bool) -> None:
+    number = ask(mux, chat("Go on", **LONG | {"stream": stream}))
+    stays = ask(mux, chat(PREFILL, **LONG | {"max_tokens": 200}))
+    begin(mux, stays)
+    wait_for(lambda: running(cluster) == 2, "both to run")
+    if way == "close":
+        mux.socket.close()
+        return  # the fixture waits for the end of all
+    mux.send(reset(number, RESET_CANCELLED) if way == "reset" else frame(LEAVE, number))
+    answer = mux.answer(stays)
+    assert (answer.status, answer.is_whole, len(events(answer.body.decode()))) == (200, True, 201)
+    wait_for(lambda: running(cluster) == 0, "its end in the engine")
+
+
+def test_a_request_is_ended_by_its_name(mux: Mux) -> None:
+    number = ask(mux, chat("Go on", **LONG), **{"x-request-id": "by-name"})
+    begin(mux, number)
+    end = json.dumps({"request_id": "by-name"}).encode()
+    assert mux.ask("POST", END_PATH, end, JSON).status == 202
+    answer = mux.answer(number)
+    assert answer.is_whole
+    assert b'"finish_reason":"abort"' in answer.body
