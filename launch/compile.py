@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -22,9 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
 
-from launch.watched import run_watched
 from orchestrator.compiled import MYPYC, ROOT
 from orchestrator.form import BUILDS_ENV, FORM_ENV, MANIFEST, SUFFIX, FormError, builds_folder, key, wished
 
@@ -170,7 +169,7 @@ def _alone(builds: Path) -> Iterator[None]:
 
 def _found(builds: Path, environ: Mapping[str, str]) -> Path | None:
     folder = builds / key(ROOT)
-    is_there = folder.is_dir() and _works(ROOT, builds, environ, None)
+    is_there = folder.is_dir() and _works(ROOT, builds, environ, subprocess.DEVNULL)
     return _used(folder) if is_there else None
 
 
@@ -221,10 +220,11 @@ def _compile(copy: Path, environ: Mapping[str, str]) -> bool:
     command = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
     with (copy / LOG).open("wb") as log:
         env = {**environ, COMPILE_ENV: "1", "PYTHONPATH": str(copy)}
-        if run_watched(command, copy, env, log) != 0:
+        done = subprocess.run(command, cwd=copy, env=env, stdout=log, stderr=log, check=False)  # noqa: S603
+        if done.returncode != 0:
             return False
         _collect(copy, copy / "builds" / key(copy))
-        return _works(copy, copy / "builds", environ, log)
+        return _works(copy, copy / "builds", environ, log.fileno())
 
 
 def _collect(copy: Path, folder: Path) -> None:
@@ -241,11 +241,12 @@ def _sum(file: Path) -> str:
     return f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
 
 
-def _works(root: Path, builds: Path, environ: Mapping[str, str], output: BinaryIO | None) -> bool:
+def _works(root: Path, builds: Path, environ: Mapping[str, str], output: int) -> bool:
     """Tell whether all modules of a build can be imported, as the orchestrator would."""
     env = {**environ, FORM_ENV: "compiled", BUILDS_ENV: str(builds), "PYTHONPATH": str(root)}
     command = (sys.executable, "-c", _TRIAL)
-    return run_watched(command, root, env, output) == 0
+    done = subprocess.run(command, cwd=root, env=env, stdout=output, stderr=output, check=False)  # noqa: S603
+    return done.returncode == 0
 
 
 def _publish(builds: Path, copy: Path) -> Path:

@@ -14,6 +14,7 @@ from bench.shared.processes import children
 from orchestrator.compiled import is_compiled
 from orchestrator.form import FORM_ENV, take_form
 from tests import reaper
+from tests.leftovers import taken_back
 
 # This counts for processes that tests start, too: what was built here once is tested when it is asked for.
 os.environ.setdefault(FORM_ENV, "pure")
@@ -43,6 +44,12 @@ def _certificates_are_read_once() -> Iterator[None]:
     """httpx reads those of the system for every client that it makes: 28 ms of CPU, even without TLS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing() -> Iterator[None]:
+    with taken_back():
         yield
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from orchestrator.compiled import ROOT
 from orchestrator.form import BUILDS_ENV, FORM_ENV
+from orchestrator.interpreter import PATH_ENV, SAFE_PATH_ENV
 
 FILES = (
-    *("setup.py", "pyproject.toml", "README.md", "LICENSE"),
-    *("launch/__init__.py", "launch/compile.py", "launch/watched.py"),
+    *("setup.py", "pyproject.toml", "README.md", "LICENSE", "launch/__init__.py", "launch/compile.py"),
     *("orchestrator/__init__.py", "orchestrator/compiled.py", "orchestrator/form.py"),
 )
+# With these in the environment it would find, and build, this checkout in place of itself.
+_NOT_ITS_OWN = {FORM_ENV, PATH_ENV, SAFE_PATH_ENV}
 SOURCE = "from orchestrator.two import FACTOR\n\n\ndef times(n: int) -> int:\n    return FACTOR * n\n"
 ASKED = """
 import os
@@ -40,7 +42,7 @@ class Checkout:
 
     @property
     def env(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in (FORM_ENV, "PYTHONPATH")}
+        kept = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_OWN}
         return {**kept, BUILDS_ENV: str(self.builds)}
 
     def run(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
