@@ -65,6 +65,7 @@ MOST_UNREAD: Final = 16 * 1024 * 1024
 MOST_UNSENT: Final = 1024 * 1024
 _FIELD: Final = 160  # bytes of memory that each field takes beside its text
 _MOST_JOINED: Final = 64 * 1024  # bytes that wait for the end of the turn: a transport is full at as many
+_END_S: Final = 2.0  # within which a peer has to close a connection that has come to its end
 _IDLE_S: Final = 60  # after which the kernel asks whether an orchestrator is still there
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -199,7 +200,8 @@ class Connection(asyncio.Protocol):
         self._unread = 0  # bytes of bodies
         self._reads = True
         self._is_last = False  # no more streams are taken
-        self._is_lost = False
+        self._is_over = False  # frames are neither sent nor taken any more
+        self._limit: asyncio.TimerHandle | None = None  # while the peer is waited for, to close
         self._defaults: Any = None  # uvicorn's fields for each answer
         self._default_block = b""
 
@@ -228,6 +230,8 @@ class Connection(asyncio.Protocol):
     # --- what asyncio calls
 
     def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            return
         try:
             self._reader.feed(data)
         except FrameError as error:
@@ -238,6 +242,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.http.connections.discard(self)
+        if self._limit is not None:
+            self._limit.cancel()
         self._lose()
 
     def pause_writing(self) -> None:
@@ -250,7 +256,7 @@ class Connection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Take no more streams; the connection ends with the last one."""
-        if not (self._is_last or self._is_lost):
+        if not (self._is_last or self._is_over):
             self._is_last = True
             self.output.put(frame(LAST, 0))
             self._close_if_done()
@@ -298,7 +304,7 @@ class Connection(asyncio.Protocol):
         if self._reads and self._unread > MOST_UNREAD:
             self._reads = False
             self.transport.pause_reading()
-        elif not self._reads and self._unread <= MOST_UNREAD // 2 and not self._is_lost:
+        elif not self._reads and self._unread <= MOST_UNREAD // 2 and not self._is_over:
             self._reads = True
             self.transport.resume_reading()
 
@@ -320,7 +326,7 @@ class Connection(asyncio.Protocol):
     # --- frames
 
     def _on_frame(self, kind: int, is_last: bool, number: int, payload: bytes) -> None:
-        if self._is_lost:
+        if self._is_over:
             return
         if kind == OPEN:
             self._open(number, is_last, payload)
@@ -399,10 +405,19 @@ class Connection(asyncio.Protocol):
     # --- ends
 
     def _close_if_done(self) -> None:
-        if self._is_last and not self._streams and not self._is_lost:
+        if self._is_last and not self._streams and not self._is_over:
             self.output.flush()
             self.output.stop()
-            self.transport.close()
+            self._is_over = True
+            self._end()
+
+    def _end(self) -> None:
+        """Have the peer close the connection, after it has read all. To close it while frames of the peer's
+        are on their way would have the kernel drop what is not sent yet.
+        """
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._limit = self.http.loop.call_later(_END_S, self.transport.abort)
 
     def _fail(self, reason: str) -> None:
         self.http.logger.warning("A connection from %s was closed for bad frames: %s", self.peer, reason)
@@ -411,7 +426,7 @@ class Connection(asyncio.Protocol):
 
     def _lose(self) -> None:
         """Tell all streams that their client has left."""
-        self._is_lost = True
+        self._is_over = True
         self.output.stop()
         streams = list(self._streams.values())
         self._streams.clear()
@@ -482,7 +497,7 @@ class Output:
 
     def flush(self) -> None:
         pieces = self._pieces
-        if pieces and not self._transport.is_closing():
+        if pieces and not (self._is_stopped or self._transport.is_closing()):
             self._transport.write(b"".join(pieces))
         pieces.clear()
         self._size = 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -548,16 +549,16 @@ def test_a_stream_without_credit_waits_and_others_do_not(mux: Mux, seen: Seen) -
 def test_applications_wait_while_the_connection_is_full(server: Server, seen: Seen) -> None:
     seen.sent, left = 0, seen.left
     with server.connect(KEY, receive_buffer=4096) as mux:
-        opened = [mux.opening("GET", "/raw/endless") for _ in range(100)]
+        opened = [mux.opening("GET", "/raw/endless") for _ in range(20)]
         mux.send(b"".join(frames + credit(number, MAX_CREDIT - WINDOW) for number, frames in opened))
         (connection,) = server.uvicorn.server_state.connections
-        wait_for(lambda: len(connection.output._waiting) == 100, "the connection to be full")
+        wait_for(lambda: len(connection.output._waiting) == 20, "the connection to be full")
         assert seen.sent < 16 * MIB
         for number, _ in opened:  # each gets its turn
-            while len(mux.answers[number].body) < MIB // 4:
+            while len(mux.answers[number].body) < 2 * 65536:
                 mux.read()
         assert max(len(answer.body) for answer in mux.answers.values()) < 8 * MIB
-    wait_for(lambda: seen.left == left + 100, "the application to hear of it")
+    wait_for(lambda: seen.left == left + 20, "the application to hear of it")
 
 
 def test_a_small_answer_comes_between_large_ones(mux: Mux) -> None:
@@ -588,6 +589,27 @@ def test_a_server_that_stops_lets_streams_end(server: Server) -> None:
         mux.send(frame(LEAVE, number))
         assert mux.answer(number).is_over
         assert not mux.read_to_end()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_last_answer_is_not_lost_to_frames_that_cross_it(loop: str) -> None:
+    with serving(application(), loop=loop) as stopping, stopping.connect(KEY, receive_buffer=4096) as mux:
+        number = mux.open("GET", f"/large/{WINDOW}")
+        (connection,) = stopping.uvicorn.server_state.connections
+        stopping.stop()
+        wait_for(lambda: connection._limit is not None, "the end of the last answer")
+        for _ in range(100):
+            mux.send(frame(PING, 0, b"12345678") + credit(number, 1))
+        assert mux.answer(number).body == bytes(WINDOW)
+        assert not mux.read_to_end()
+
+
+def test_a_peer_that_does_not_close_holds_up_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_END_S", 0.1)
+    with contextlib.ExitStack() as stack:
+        with serving(application(), timeout_graceful_shutdown=None) as server:
+            mux = stack.enter_context(server.connect(KEY))
+        mux.read_to_end()  # as it may
 
 
 def test_an_upgrade_that_a_stopping_server_answers_is_the_last(server: Server) -> None:
