@@ -66,7 +66,7 @@ from orchestrator.telemetry.timeline import Timelines
 from orchestrator.telemetry.tracing import Tracing
 from orchestrator.transport.base import Upstream, UpstreamStats
 from orchestrator.wire.codec import JSON
-from orchestrator.wire.info import DEFAULT_STREAMS, Role, Streams
+from orchestrator.wire.info import Role, Streams
 from orchestrator.workers.kv_events import Hears, KvEventFeeds
 from orchestrator.workers.offers import Offers
 from orchestrator.workers.registry import Registry
@@ -253,20 +253,15 @@ class Orchestrator:
         upstream: Upstream,
         *,
         transport: str,
-        streams: Streams = DEFAULT_STREAMS,
         credential: str | None,
         context: ProcessContext | None = None,
     ) -> None:
-        """`streams` is what `upstream` was made by. `context` is given where several processes serve.
-
-        Raises `StartError`.
-        """
+        """`context` is given where several processes serve. Raises `StartError`."""
         context = context or ProcessContext.alone(config.orchestrator)
         self.events = context.events or Events()
         self.core = Core(config, upstream, transport=transport, credential=credential, context=context)
         self.config = config
         self.transport = transport
-        self.streams = streams
         self.index = context.index
         self.started = context.started
         self.keys = context.keys
@@ -406,6 +401,10 @@ class Orchestrator:
     def keys_counted(self) -> Sequence[KeyCounts]:
         tenants = self.core.tenants
         return [] if tenants is None else tenants.table.counted()
+
+    @property
+    def streams(self) -> Streams:
+        return self.core.upstream.streams
 
     def upstream(self) -> UpstreamStats:
         return self.core.upstream.stats()

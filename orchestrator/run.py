@@ -78,7 +78,6 @@ def run(config: Config, source: ConfigSource, form: Form | None = None) -> int:
                     run_key,
                     writer,
                     transport=transport,
-                    streams=streams,
                     credential=credential,
                 )
                 runner.run(supervised)
@@ -109,7 +108,6 @@ async def _serve(
         config,
         upstream(streams, connect_timeout_s=config.orchestrator.limits.connect_timeout_s),
         transport=transport,
-        streams=streams,
         credential=credential,
     )
     probe = HttpProbe(

@@ -18,7 +18,6 @@ from orchestrator.processes.membership import Report, Snapshot
 from orchestrator.processes.sharing import Shared
 from orchestrator.telemetry.events import Event
 from orchestrator.telemetry.query import RequestQuery
-from orchestrator.wire.info import DEFAULT_STREAMS, Streams
 
 LENGTH_BYTES = 4
 MOST_UNREAD = 1024 * 1024  # bytes that wait for the other side before an offer is dropped
@@ -37,7 +36,6 @@ class Start(msgspec.Struct, tag=True, kw_only=True):
     slots: int  # for workers, in each row
     config: bytes  # JSON
     transport: str
-    streams: Streams = DEFAULT_STREAMS
     started: float  # when the supervisor did, `time.time()`
     keys: list[Key] | None
     snapshot: Snapshot

@@ -49,6 +49,7 @@ from orchestrator.telemetry.events import Events
 from orchestrator.telemetry.logs import LineWriter, Write, configure_logging
 from orchestrator.telemetry.tenants import SLOTS, KeyTable
 from orchestrator.transport.mux import upstream
+from orchestrator.wire.info import streams_from_env
 
 HANDSHAKE_S = 5.0  # for TLS handshakes under way: their connections are in no list yet
 BUSY_S = 1.0  # a client that asks more often has been told by then that its connection ends
@@ -119,9 +120,11 @@ class DataProcess:
         self._beat_s = config.orchestrator.hang_timeout_s / BEATS
         self._orchestrator = Orchestrator(
             config,
-            upstream(start.streams, connect_timeout_s=config.orchestrator.limits.connect_timeout_s),
+            upstream(
+                streams_from_env(os.environ),
+                connect_timeout_s=config.orchestrator.limits.connect_timeout_s,
+            ),
             transport=start.transport,
-            streams=start.streams,
             credential=worker_key(os.environ),
             context=ProcessContext(
                 index=start.index,

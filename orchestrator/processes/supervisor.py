@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
 import socket
@@ -58,7 +59,7 @@ from orchestrator.telemetry.logs import LineWriter, lost_lines
 from orchestrator.telemetry.query import RequestQuery
 from orchestrator.telemetry.tenants import SLOTS, KeyCounts, KeyTable
 from orchestrator.transport.base import UpstreamStats
-from orchestrator.wire.info import DEFAULT_STREAMS, Streams
+from orchestrator.wire.info import Streams, streams_from_env
 from orchestrator.workers.cache_alarm import CacheAlarm
 from orchestrator.workers.health import HttpProbe, Prober
 from orchestrator.workers.registry import Registry
@@ -84,7 +85,6 @@ async def supervise(
     writer: LineWriter | None = None,
     *,
     transport: str,
-    streams: Streams = DEFAULT_STREAMS,
     credential: str | None,
 ) -> None:
     """Serve in `config.orchestrator.processes` processes until SIGINT or SIGTERM; a second one cuts.
@@ -97,7 +97,7 @@ async def supervise(
     options = config.orchestrator
     stop = Stopping()
     with bound(options.listen, options.backlog) as listener, on_signals(stop.request):
-        supervisor = Supervisor(config, listener, transport=transport, streams=streams, credential=credential)
+        supervisor = Supervisor(config, listener, transport=transport, credential=credential)
         discovery = Discovery(config, supervisor.registry, supervisor.events, supervisor.random)
         reloader = Reloader(source, supervisor, discovery.reconfigure)
         if writer is not None:
@@ -130,13 +130,7 @@ class Supervisor:
     """
 
     def __init__(
-        self,
-        config: Config,
-        listener: socket.socket,
-        *,
-        transport: str,
-        streams: Streams = DEFAULT_STREAMS,
-        credential: str | None,
+        self, config: Config, listener: socket.socket, *, transport: str, credential: str | None
     ) -> None:
         """The supervisor closes `listener` when it stops. Raises `StartError`."""
         models = [model.name for model in config.models]
@@ -144,7 +138,6 @@ class Supervisor:
         self._indexes = range(config.orchestrator.processes)
         self.config = config
         self.transport = transport
-        self.streams = streams
         self.random = random.Random()  # noqa: S311  # ids, no secrets
         self.ids = IdSource(self.random)
         self.keys = load_keys(config.orchestrator)
@@ -219,6 +212,11 @@ class Supervisor:
 
     def keys_counted(self) -> Sequence[KeyCounts]:
         return [] if self.keys is None else self._key_table.counted()
+
+    @property
+    def streams(self) -> Streams:
+        """Return what the data processes read, too; whoever started this has looked at it."""
+        return streams_from_env(os.environ)
 
     def upstream(self) -> UpstreamStats:
         return self._rows.upstream()
@@ -328,7 +326,6 @@ class Supervisor:
             slots=self._slots,
             config=self._config_json(),
             transport=self.transport,
-            streams=self.streams,
             started=self._started,
             keys=self._key_list(),
             snapshot=self._publisher.snapshot,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from orchestrator.compiled import mypyc_attr
 from orchestrator.transport.answer import Answer, Sink
+from orchestrator.wire.info import Streams
 
 __all__ = [
     "Answer",
@@ -136,6 +137,11 @@ class Upstream(ABC):
         The body has `size` bytes, or goes in chunks if that is None. The rest is as in `send()`.
         """
         ...
+
+    @property
+    def streams(self) -> Streams:
+        """Return whether it makes use of offers: "mux" if so."""
+        return "http"
 
     def offer(self, origin: Origin, is_mux: bool, headers: bytes = b"") -> None:
         """Note whether the worker there takes many requests on one connection (`wire/streams.py`), which an

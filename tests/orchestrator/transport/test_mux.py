@@ -180,6 +180,7 @@ async def test_a_worker_that_refuses_gets_http_until_it_is_offered_anew(
         assert await get(upstream, worker.origin) == (200, b"{}")
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_a_worker_that_has_refused_is_asked_again_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
@@ -293,6 +294,7 @@ def both(script: FramedScript, *answers: bytes) -> Script:
     return serve
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_a_head_that_fits_into_no_frame_goes_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PAYLOAD", 1000)
@@ -303,6 +305,7 @@ async def test_a_head_that_fits_into_no_frame_goes_by_http(monkeypatch: pytest.M
             assert await answer.read(100) == expected
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_beyond_the_streams_of_a_connection_it_goes_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_STREAMS", 2)
@@ -371,6 +374,68 @@ async def test_frames_come_in_any_pieces() -> None:
         for at in range(len(data)):
             await framed.send(data[at : at + 1])
         assert await answer.read(100) == b"abcdef"
+
+
+@scenario
+async def test_what_a_read_brings_of_a_stream_comes_as_one() -> None:
+    worker, taken = Streaming(), []
+
+    def sink(piece: bytes) -> bool:
+        taken.append(piece)
+        return True
+
+    async with streams(worker) as (upstream, origin):
+        framed, stream, answer = await worker.begun(upstream, origin)
+        _, other, other_answer = await worker.begun(upstream, origin)
+        pumping = asyncio.ensure_future(answer.pump(sink))
+        await turns()
+        pieces = (frame(DATA, number, b"%d" % step) for step in range(3) for number in (stream, other))
+        framed.write(b"".join((*pieces, frame(DATA | END, stream))))
+        await pumping
+        assert taken == [b"012"]
+        assert await other_answer.chunk() == b"012"
+        assert (answer.arrivals, other_answer.arrivals) == (2, 2)  # with the heads
+        other_answer.abort()
+
+
+@scenario
+async def test_a_sink_may_abort_others_of_the_same_read() -> None:
+    worker = Streaming()
+    async with streams(worker) as (upstream, origin):
+        framed, first, first_answer = await worker.begun(upstream, origin)
+        others = [await worker.begun(upstream, origin) for _ in range(2)]
+
+        def sink(piece: bytes) -> bool:
+            for _, _, other in others:
+                other.abort()
+            return True
+
+        pumping = asyncio.ensure_future(first_answer.pump(sink))
+        await turns()
+        (_, second, _), (_, third, _) = others
+        data = (frame(DATA, first, b"a"), frame(DATA, second, b"b"), frame(DATA | END, third, b"c"))
+        framed.write(b"".join((*data, frame(DATA | END, first))))
+        await pumping
+        for _, _, other in others:
+            assert (other.unread, other.is_complete) == (0, False)
+            with pytest.raises(WorkerCutShort):
+                await other.chunk()
+        await until(lambda: upstream.stats().busy == 0)
+
+
+@pytest.mark.parametrize("last", [reset(1, RESET_BROKEN), frame(LAST, 1)])
+@scenario
+async def test_what_comes_before_the_fault_in_the_same_read_is_delivered(last: bytes) -> None:
+    async def script(framed: Framed) -> None:
+        await framed.request()
+        await framed.send(head_frame(1, 201) + frame(DATA, 1, b"half") + last)
+        await framed.connection.wait_closed()
+
+    async with streams(script) as (upstream, origin):
+        answer = await post(upstream, origin)
+        assert (answer.status, await answer.chunk()) == (201, b"half")
+        with pytest.raises((WorkerCutShort, WorkerGarbage)):
+            await answer.chunk()
 
 
 @scenario
@@ -562,6 +627,7 @@ async def test_a_body_in_parts_arrives_as_it_is() -> None:
         assert await answer.read(1 << 20) == b"".join(parts)
 
 
+@pytest.mark.pure  # a constant is replaced
 @scenario
 async def test_large_bodies_take_turns_and_small_requests_pass_them(monkeypatch: pytest.MonkeyPatch) -> None:
     body = bytes(16 << 20)
