@@ -47,7 +47,7 @@ _BODY = json.dumps({"model": MODEL, "prompt": "Say it", "max_tokens": 3}).encode
 _TARGETS = ("/health",) * 12 + ("/v1/models", "/v1/completions", "/nowhere", "/v1/baton/streams", "/%2e?a=%")
 _SIZES = (0, 1, 100, 100, 5000, MAX_PAYLOAD)
 _CREDITS = (0, 1, 100_000, 2**20, MAX_CREDIT - 2**20, MAX_CREDIT, 2**32 - 1)
-_BAD_HEADS = (
+_BAD_HEADS: tuple[bytes, ...] = (
     b"",
     b"GET",
     b"GET /",
@@ -64,7 +64,15 @@ _BAD_HEADS = (
     b"GET /\xff\r\n",
     bytes(MAX_PAYLOAD),
 )
-_BAD_ANSWERS = (b"", b"\0", U16.pack(0), U16.pack(99), U16.pack(101), U16.pack(1000), b"\0\xc8a\r\n")
+_BAD_ANSWERS: tuple[bytes, ...] = (
+    b"",
+    b"\0",
+    U16.pack(0),
+    U16.pack(99),
+    U16.pack(101),
+    U16.pack(1000),
+    b"\0\xc8a\r\n",
+)
 _BAD_ANSWERS += (b"\0\xc8a: b", b"\0\xc8a: b\nc: d\r\n", b"\0\xc8a: \x00\r\n", b"\xff" * MAX_PAYLOAD)
 _ANSWER = U16.pack(200) + b"content-type: text/plain\r\n"
 
