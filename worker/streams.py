@@ -103,8 +103,8 @@ _NEEDED: Final = (
 
 
 def add_streams(app: FastAPI, wrapper: type[Streams] | None = None) -> None:
-    """Let `app` be asked for streams; a `wrapper` of one's own may make other connections. Raises
-    `RuntimeError` if the app serves already.
+    """Let `app` take connections for many requests; a `wrapper` of one's own may make other `Connection`s of
+    them. Raises `RuntimeError` if the app serves already.
     """
     if app.middleware_stack is not None:
         raise RuntimeError("streams cannot be added to an application that serves")
@@ -417,7 +417,17 @@ class Connection(asyncio.Protocol):
         """
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._limit = self.http.loop.call_later(_END_S, self.transport.abort)
+        self._wait_for_close()
+
+    def _wait_for_close(self) -> None:
+        """Give the peer some time to close the connection, once it has taken all."""
+        self._limit = self.http.loop.call_later(_END_S, self._close)
+
+    def _close(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._wait_for_close()
+        else:
+            self.transport.abort()
 
     def _fail(self, reason: str) -> None:
         self.http.logger.warning("A connection from %s was closed for bad frames: %s", self.peer, reason)

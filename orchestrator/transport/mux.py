@@ -17,7 +17,7 @@ from typing import Final, cast
 from orchestrator.errors import BatonError, OutOfResources, WorkerCutShort, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats, host_header
 from orchestrator.transport.pool import PooledUpstream, cut_short
-from orchestrator.transport.upgrade import CLOSED, SWITCHED, Upgrade
+from orchestrator.transport.upgrade import CLOSED, SILENT, SWITCHED, Upgrade
 from orchestrator.wire.info import Streams
 from orchestrator.wire.streams import (
     BODY,
@@ -60,7 +60,11 @@ _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
 _MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 _BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
-_REFUSED_S: Final = 60.0  # until a worker that refused the upgrade is asked again
+# Until a worker that refused the upgrade is asked again; twice as long after each further time, as something
+# on the way may let the upgrade hang, and those who wait for it with it.
+_REFUSED_S: Final = 60.0
+_MOST_REFUSED_S: Final = 3600.0
+_NO_STATUS: Final = {CLOSED: "closed the connection on", SILENT: "did not answer in time to"}
 
 # In ticks of a connection, which are half of `ping_s`.
 _PING_AFTER: Final = 2
@@ -222,23 +226,20 @@ class MuxUpstream(Upstream):
         if status == SWITCHED and not (self._is_closed or upgrade.transport.is_closing()):
             return self._made(peer, upgrade)
         upgrade.transport.abort()
-        if status in (CLOSED, SWITCHED):
-            raise WorkerUnreachable("the worker closed a fresh connection")
         peer.note_refused(status)
         return None
 
     async def _status_of(self, upgrade: Upgrade) -> int:
-        """Return the status of the answer. Raises `WorkerUnreachable` if none comes in time."""
+        """Return the status of the answer. Something on the way may close the connection, or say nothing,
+        because it does not know upgrades: that is a refusal, too.
+        """
         try:
             return await asyncio.wait_for(upgrade.status, self._pool.connect_timeout_s)
-        except TimeoutError as error:
-            unreachable = WorkerUnreachable("the worker did not accept a connection in time")
-            unreachable.__cause__ = error  # by hand: the compiled form forgets it
+        except TimeoutError:
+            return SILENT
         except asyncio.CancelledError:
             upgrade.transport.abort()
             raise
-        upgrade.transport.abort()
-        raise unreachable
 
     def _made(self, peer: _Peer, upgrade: Upgrade) -> _MuxConnection:
         connection = peer.connection = _MuxConnection(self, peer, upgrade.transport)
@@ -260,7 +261,17 @@ class MuxUpstream(Upstream):
 class _Peer:
     """A peer is a worker that was offered: its connection, or what was seen when one was to be opened."""
 
-    __slots__ = ("_host", "_refused_at", "_targets", "connection", "headers", "loop", "opening", "origin")
+    __slots__ = (
+        "_ask_at",
+        "_host",
+        "_pause_s",
+        "_targets",
+        "connection",
+        "headers",
+        "loop",
+        "opening",
+        "origin",
+    )
 
     def __init__(self, origin: Origin, headers: bytes) -> None:
         self.loop = asyncio.get_running_loop()
@@ -268,30 +279,31 @@ class _Peer:
         self.headers = headers  # of the upgrade, as a header block
         self.connection: _MuxConnection | None = None  # that takes more streams
         self.opening: asyncio.Future[_MuxConnection | None] | None = None
-        self._refused_at: float | None = None
+        self._ask_at = 0.0  # not before; it has refused
+        self._pause_s = _REFUSED_S  # for so long after the next refusal
         self._host = host_header(origin)
         self._targets: dict[tuple[str, str], bytes] = {}
 
     def offer(self, is_mux: bool, headers: bytes) -> None:
         """Ask it anew if it has refused before; or take it out of use."""
         self.headers = headers
-        self._refused_at = None
+        self._ask_at = 0.0
+        self._pause_s = _REFUSED_S
         if not is_mux and self.connection is not None:
             self.connection.retire()
 
     def is_refusing(self) -> bool:
         """Tell whether it has refused of late."""
-        if self._refused_at is not None and self.loop.time() - self._refused_at > _REFUSED_S:
-            self._refused_at = None
-        return self._refused_at is not None
+        return self.loop.time() < self._ask_at
 
     def note_refused(self, status: int) -> None:
-        self._refused_at = self.loop.time()
+        self._ask_at = self.loop.time() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _MOST_REFUSED_S)
         _log.warning(
-            "%s:%d answered %d to the upgrade to %s: its legs go by HTTP",
+            "%s:%d %s the upgrade to %s: its legs go by HTTP",
             self.origin.host,
             self.origin.port,
-            status,
+            _NO_STATUS.get(status) or f"answered {status} to",
             VERSION.decode(),
         )
 
@@ -433,17 +445,20 @@ class _MuxAnswer(Answer):
         was_waiting = self._credit == 0 and not self.is_sent
         self._credit += size
         if self._credit > MAX_CREDIT:
-            raise FrameError("more credit than a stream may have")
+            raise self.broken("more credit than a stream may have")
         return was_waiting and size > 0
 
     def take_head(self, payload: bytes, is_end: bool) -> bool:
         """Take HEAD; return whether nothing follows. Raises `FrameError`."""
         if self.status:
-            raise FrameError("a second head on a stream")
+            raise self.broken("a second head on a stream")
         status = payload[0] << 8 | payload[1] if len(payload) > 1 else 0
         if not 200 <= status <= 999:
-            raise FrameError(f"a head of status {status}")
-        self.begin(status, _fields_of(payload[2:]))
+            raise self.broken(f"a head of status {status}")
+        fields = _fields_of(payload[2:])
+        if fields is None:
+            raise self.broken("a head that is no header block")
+        self.begin(status, fields)
         if self.is_sent:
             self._body = _NOTHING
         self._is_whole = is_end or self.is_head or status in _BODILESS
@@ -454,7 +469,7 @@ class _MuxAnswer(Answer):
         """Take DATA. Raises `FrameError`."""
         self._window -= len(data)
         if self._window < 0 or not self.status:
-            raise FrameError("data beyond the credit" if self.status else "data before the head")
+            raise self.broken("data beyond the credit" if self.status else "data before the head")
         self._arrived.append(data)
         self._is_whole = self._is_ended = is_end
 
@@ -481,6 +496,16 @@ class _MuxAnswer(Answer):
             self._wake()
         else:
             self.fail(cut_short(error, has_head=bool(self.status)))
+
+    def broken(self, what: str) -> FrameError:
+        """Fail, as it is this stream on which the worker broke the format; return the error for the others,
+        which did nothing wrong and are only cut short.
+        """
+        error = FrameError(what)
+        garbage = WorkerGarbage(f"the worker has broken the format of its connection: {what}")
+        garbage.__cause__ = error
+        self.fail(garbage)
+        return error
 
     def written(self) -> None:
         self._wake()
@@ -539,6 +564,9 @@ class _MuxAnswer(Answer):
         self._may_retry = False
         if self.connection is not None:
             self.connection.write(frame(LEAVE, self.stream))
+        elif self._is_stale:  # to be sent again, which nobody wants any more
+            self._is_stale = False
+            self.fail(cut_short(None, has_head=False))
 
     def _drop(self) -> None:
         self._finish()
@@ -676,16 +704,10 @@ class _MuxConnection:
     def data_received(self, data: bytes) -> None:
         self._silent = 0
         self._reads += 1
-        if self._wanted > 0:
-            self._parts.append(data)
-            self._wanted -= len(data)
-            if self._wanted > 0:
-                return
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._wanted = 0
         try:
-            self._read_frames(data)
+            start = self._complete(data) if self._wanted else 0
+            if start < len(data):
+                self._read_frames(data, start)
         except FrameError as error:
             self._deliver()
             self._refuse(error)
@@ -724,15 +746,14 @@ class _MuxConnection:
 
     # --- inside: reading ------------------------------------------------------------------------
 
-    def _read_frames(self, data: bytes) -> None:
-        """Take every frame, and keep what follows the last whole one. Raises `FrameError`.
+    def _read_frames(self, data: bytes, start: int) -> None:
+        """Take every frame from `start` on, and keep what follows the last whole one. Raises `FrameError`.
 
         This is `streams.FrameReader`, unrolled: it goes round for every event of every stream. What several
         frames bring of one stream is handed on as one, so that a busy process does less for each.
         """
         streams = self._streams
         size = len(data)
-        start = 0
         while size - start >= HEADER_SIZE:
             length = _u32(data, start)
             kind = data[start + 4]
@@ -764,6 +785,22 @@ class _MuxConnection:
                 answer.deliver()
         self._news.clear()
 
+    def _complete(self, data: bytes) -> int:
+        """Complete the frame that has begun with bytes of `data`, and take it; return how many those were.
+        Raises `FrameError`.
+        """
+        start = 0
+        while self._wanted and start < len(data):
+            piece = data[start : start + self._wanted]
+            start += len(piece)
+            self._wanted -= len(piece)
+            self._parts.append(piece)
+            if not self._wanted:
+                begun = b"".join(self._parts)
+                self._parts.clear()
+                self._read_frames(begun, 0)  # which keeps it, if that was only its header
+        return start
+
     def _keep(self, rest: bytes) -> None:
         """Keep an unfinished frame. It is put together once, however small the reads are that bring it."""
         self._parts.append(rest)
@@ -785,12 +822,12 @@ class _MuxConnection:
         elif what == RESET:
             self._take_reset(answer, payload[0])
         else:
-            raise FrameError(f"a frame of kind {what} from a worker, on a stream")
+            raise answer.broken(f"a frame of kind {what} from a worker")
 
     def _take_reset(self, answer: _MuxAnswer, code: int) -> None:
         is_refused = code == RESET_REFUSED and not answer.status
         if not (is_refused or code == RESET_BROKEN):
-            raise FrameError(f"a reset with code {code}")
+            raise answer.broken(f"a reset with code {code}")
         if answer.has_news:
             answer.deliver()
         self.forget(answer.stream)
@@ -823,9 +860,11 @@ class _MuxConnection:
     def _refuse(self, error: FrameError) -> None:
         origin = self._peer.origin
         _log.warning("%s:%d sent %s: its connection is closed", origin.host, origin.port, error)
-        garbage = WorkerGarbage(f"the worker has broken the format of its connection: {error}")
-        garbage.__cause__ = error
-        self.end(garbage)
+        given_up = WorkerCutShort(
+            "the worker has broken the format of a connection that several requests share"
+        )
+        given_up.__cause__ = error
+        self.end(given_up)
 
     # --- inside: writing ------------------------------------------------------------------------
 
@@ -860,18 +899,18 @@ def _u32(data: bytes, at: int) -> int:
     return data[at] << 24 | data[at + 1] << 16 | data[at + 2] << 8 | data[at + 3]
 
 
-def _fields_of(block: bytes) -> dict[bytes, bytes]:
-    """Return the fields of an answer's head. Raises `FrameError`."""
+def _fields_of(block: bytes) -> dict[bytes, bytes] | None:
+    """Return the fields of an answer's head; None if it is no header block, or has too many fields."""
     lines = block.split(b"\r\n")
     if lines.pop() or block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
-        raise FrameError("a head that is no header block")
+        return None
     if len(lines) > _MAX_FIELDS:
-        raise FrameError(f"a head of {len(lines)} fields")
+        return None
     fields: dict[bytes, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b": ")
         if not colon:
-            raise FrameError("a head that is no header block")
+            return None
         fields[name.lower()] = value
     return fields
 

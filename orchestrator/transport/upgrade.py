@@ -7,7 +7,9 @@ import re
 from typing import Final, cast
 
 SWITCHED: Final = 101
-CLOSED: Final = 0  # in place of a status: the connection has ended without one
+# In place of a status:
+CLOSED: Final = 0  # the connection has ended without one
+SILENT: Final = 1  # whoever waited for it has given up
 _UNREADABLE: Final = 500  # in place of the status of an answer that is none
 
 _MAX_ANSWER: Final = 16 * 1024

@@ -604,6 +604,21 @@ def test_the_last_answer_is_not_lost_to_frames_that_cross_it(loop: str) -> None:
         assert not mux.read_to_end()
 
 
+def test_a_peer_that_reads_slowly_gets_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_END_S", 0.01)
+    patient = serving(application(), timeout_graceful_shutdown=None)
+    with patient as stopping, stopping.connect(KEY, receive_buffer=65536) as mux:
+        mux.gives_credit = False
+        number, frames = mux.opening("GET", f"/large/{16 * MIB}")
+        mux.send(frames + credit(number, 16 * MIB))
+        (connection,) = stopping.uvicorn.server_state.connections
+        wait_for(lambda: connection.output.is_full, "the connection to be full")
+        stopping.stop()
+        while not mux.is_closing or not mux.answers[number].is_over:
+            assert mux.read()
+        assert mux.answers[number].body == bytes(16 * MIB)
+
+
 def test_a_peer_that_does_not_close_holds_up_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_END_S", 0.1)
     with contextlib.ExitStack() as stack:

@@ -270,7 +270,7 @@ class StreamReply(MemoryReply):
 
     def garbage(self) -> None:
         self._is_done = True
-        self._framed.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+        self._framed.write(head_frame(self._stream, 0))
 
     def add_credit(self, size: int) -> None:
         self._credit += size

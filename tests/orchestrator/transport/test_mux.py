@@ -33,6 +33,7 @@ from orchestrator.wire.streams import (
     RESET_REFUSED,
     U32,
     WINDOW,
+    FrameError,
     credit,
     frame,
     reset,
@@ -194,40 +195,38 @@ async def test_a_worker_that_has_refused_is_asked_again_after_a_while(
 
     async with peer(script) as worker, mux() as upstream:
         upstream.offer(worker.origin, True)
+        peer_ = upstream._peers[worker.origin]
         for asked in range(1, 4):
             answer = await upstream.send(worker.origin, "GET", "/", b"", [])
             assert await answer.read(100) == b""
             assert upstream.stats().reuses == asked - 1  # of the pool's connection
             assert len(worker.connections) == 1 + asked
+            assert peer_._pause_s == -(2.0**asked)  # less and less often
 
 
+@pytest.mark.parametrize(
+    ("silence", "says"), [(True, "did not answer in time to"), (False, "closed the connection on")]
+)
 @scenario
-async def test_a_worker_that_does_not_answer_the_upgrade_is_unreachable() -> None:
+async def test_an_upgrade_that_something_on_the_way_does_not_know_is_refused(
+    silence: bool, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def script(connection: PeerConnection) -> None:
-        await connection.head()
-        await connection.send(SWITCHED[:20])
-        await connection.wait_closed()
+        if not (await connection.peek_head()).startswith(b"GET /v1/baton/streams"):
+            await replies(fixed(b"plain"), fixed(b"plain"))(connection)
+        elif silence:
+            await connection.head()
+            await connection.send(SWITCHED[:20])
+            await connection.wait_closed()
 
     async with peer(script) as worker:
-        upstream = MuxUpstream(PooledUpstream(connect_timeout_s=0.05))
-        upstream.offer(worker.origin, True)
-        with pytest.raises(WorkerUnreachable, match="in time") as caught:
-            await post(upstream, worker.origin)
-        assert isinstance(caught.value.__cause__, TimeoutError)
-        await worker.wait_all_closed()
-        await upstream.aclose()
-
-
-@scenario
-async def test_a_worker_that_closes_in_the_upgrade_is_unreachable() -> None:
-    async def script(connection: PeerConnection) -> None:
-        await connection.head()
-
-    async with peer(script) as worker, mux() as upstream:
+        upstream = MuxUpstream(PooledUpstream(connect_timeout_s=0.2))
         upstream.offer(worker.origin, True)
         for _ in range(2):
-            with pytest.raises(WorkerUnreachable):
-                await post(upstream, worker.origin)
+            assert await get(upstream, worker.origin) == (200, b"plain")
+        assert len(worker.connections) == 2
+        assert f"{says} the upgrade to baton-streams/1: its legs go by HTTP" in caplog.text
+        await upstream.aclose()
 
 
 @scenario
@@ -423,7 +422,7 @@ async def test_a_sink_may_abort_others_of_the_same_read() -> None:
         await until(lambda: upstream.stats().busy == 0)
 
 
-@pytest.mark.parametrize("last", [reset(1, RESET_BROKEN), frame(LAST, 1)])
+@pytest.mark.parametrize("last", [reset(1, RESET_BROKEN), frame(DATA, 9)])
 @scenario
 async def test_what_comes_before_the_fault_in_the_same_read_is_delivered(last: bytes) -> None:
     async def script(framed: Framed) -> None:
@@ -434,7 +433,7 @@ async def test_what_comes_before_the_fault_in_the_same_read_is_delivered(last: b
     async with streams(script) as (upstream, origin):
         answer = await post(upstream, origin)
         assert (answer.status, await answer.chunk()) == (201, b"half")
-        with pytest.raises((WorkerCutShort, WorkerGarbage)):
+        with pytest.raises(WorkerCutShort):
             await answer.chunk()
 
 
@@ -578,6 +577,30 @@ async def test_a_request_that_was_left_is_not_sent_again() -> None:
         assert await get(upstream, origin) == (200, b"{}")
         answer = await upstream.send(origin, "POST", "/", b"", [b"{}"])
         answer.leave()
+        with pytest.raises(WorkerCutShort):
+            await answer.head()
+        assert upstream.stats().connects == 1
+
+
+@scenario
+async def test_a_request_that_is_to_be_sent_again_and_is_left_is_not_sent() -> None:
+    async with streams(refusing(1)) as (upstream, origin):
+        answer = await upstream.send(origin, "POST", "/", b"", [b"{}"])
+        await until(lambda: answer._is_stale)
+        answer.leave()
+        with pytest.raises(WorkerCutShort):
+            await answer.head()
+        assert upstream.stats().connects == 1
+
+
+@scenario
+async def test_a_request_that_is_refused_after_it_was_left_is_not_sent_again() -> None:
+    worker = Streaming()
+    async with streams(worker) as (upstream, origin):
+        answer = await upstream.send(origin, "POST", "/", b"", [b"{}"])
+        await until(lambda: bool(worker.framed))
+        answer.leave()
+        await worker.framed[0].send(frame(LAST, 0), reset(1, RESET_REFUSED))
         with pytest.raises(WorkerCutShort):
             await answer.head()
         assert upstream.stats().connects == 1
@@ -819,26 +842,13 @@ async def test_a_worker_that_pings_and_does_not_read_is_answered_within_bounds()
 # --- what a worker may not do ---------------------------------------------------------------------
 
 
-HOSTILE = {
-    "an unknown kind": frame(10, 1),
-    "kind 0": frame(0, 1),
-    "a huge length": HEADER.pack(MAX_PAYLOAD + 1, DATA, 1),
-    "the largest length": HEADER.pack(2**32 - 1, DATA, 1),
-    "a reset of two bytes": frame(RESET, 1, b"\0\0"),
-    "credit of three bytes": frame(CREDIT, 1, b"\0\0\1"),
-    "a ping of one byte": frame(PING, 0, b"1"),
-    "LAST with a payload": frame(LAST, 0, b"x"),
+# What can be laid to one stream; the others of its connection are cut short, and have done nothing wrong.
+OF_A_STREAM = {
     "OPEN": frame(OPEN, 1, b"GET /\r\n"),
-    "OPEN of its own stream": frame(OPEN, 2, b"GET /\r\n"),
     "BODY": frame(BODY, 1, b"x"),
     "LEAVE": frame(LEAVE, 1),
-    "a stream that was never opened": head_frame(2),
-    "data of a stream that was never opened": frame(DATA, 2**32 - 1, b"x"),
-    "data of the connection": frame(DATA, 0, b"x"),
-    "credit for the connection": credit(0, 1),
     "a ping of a stream": frame(PING, 1, b"12345678"),
     "LAST of a stream": frame(LAST, 1),
-    "an answer to no ping": frame(PING | END, 0, b"12345678"),
     "data before the head": frame(DATA, 1, b"x"),
     "two heads": head_frame(1) + head_frame(1),
     "half a status": frame(HEAD, 1, b"\1"),
@@ -857,6 +867,22 @@ HOSTILE = {
     "a reset that is ours": reset(1, RESET_CANCELLED),
     "a reset of an unknown kind": reset(1, 7),
     "refused after the head": head_frame(1) + reset(1, RESET_REFUSED),
+}
+HOSTILE = OF_A_STREAM | {
+    "an unknown kind": frame(10, 1),
+    "kind 0": frame(0, 1),
+    "a huge length": HEADER.pack(MAX_PAYLOAD + 1, DATA, 1),
+    "the largest length": HEADER.pack(2**32 - 1, DATA, 1),
+    "a reset of two bytes": frame(RESET, 1, b"\0\0"),
+    "credit of three bytes": frame(CREDIT, 1, b"\0\0\1"),
+    "a ping of one byte": frame(PING, 0, b"1"),
+    "LAST with a payload": frame(LAST, 0, b"x"),
+    "OPEN of its own stream": frame(OPEN, 2, b"GET /\r\n"),
+    "a stream that was never opened": head_frame(2),
+    "data of a stream that was never opened": frame(DATA, 2**32 - 1, b"x"),
+    "data of the connection": frame(DATA, 0, b"x"),
+    "credit for the connection": credit(0, 1),
+    "an answer to no ping": frame(PING | END, 0, b"12345678"),
     "no frame": b"HTTP/1.1 200 OK\r\n\r\n",
 }
 
@@ -874,8 +900,10 @@ async def test_a_frame_that_a_worker_cannot_have_sent_ends_the_connection(
     async with streams(script) as (upstream, origin):
         answer = await upstream.send(origin, "POST", "/", b"", [b"{}"])
         await until(lambda: answer._error is not None)
-        with pytest.raises(WorkerGarbage, match="broken the format"):
+        with pytest.raises(WorkerGarbage if hostile in OF_A_STREAM else WorkerCutShort) as caught:
             await answer.read(1 << 30)
+        assert "broken the format" in caught.value.message
+        assert isinstance(caught.value.__cause__, FrameError)
         assert upstream.stats()[:2] == (0, 0)
         assert caplog.text.count("its connection is closed") == 1
 
@@ -888,7 +916,7 @@ async def test_what_one_stream_does_wrong_ends_all_of_the_connection_and_nothing
         _, _, other = await worker.begun(upstream, origin)
         framed.write(frame(DATA | END, stream, b"whole") + frame(LEAVE, stream))  # one that is over
         assert await answer.read(100) == b"whole"
-        with pytest.raises(WorkerGarbage):
+        with pytest.raises(WorkerCutShort):
             await other.chunk()
         await worker.begun(upstream, origin)
         assert upstream.stats().connects == 2
