@@ -10,7 +10,9 @@ requests, legs and leases must be back where they were.
 
 Then a million frames go to either end of connections that carry many requests: most of them are right, some
 break the format in one way or another. The connection must be closed, right requests on another one must be
-answered all the time, and neither process may grow by more than 64 MiB (`bench/fuzz/streams.py`). The exit code is 1 if something of this does not hold;
+answered all the time, and neither process may grow by more than 64 MiB (`bench/fuzz/streams.py`).
+
+The exit code is 1 if something of this does not hold;
 the seed is printed, and makes the same requests again.
 """
 
@@ -173,7 +175,8 @@ def main() -> int:
         fuzz_worker(arguments.seed, frames),
         fuzz_orchestrator(arguments.seed, frames),
     )
-    return 0 if all([_holds(uvloop.run(part)) for part in parts]) else 1
+    held = [_holds(uvloop.run(part)) for part in parts]  # all of them
+    return 0 if all(held) else 1
 
 
 def _holds(verdicts: Sequence[Verdict]) -> bool:

@@ -121,6 +121,7 @@ class Legs:
         held = {"legs": self._upstream.stats().busy}
         await self._upstream.aclose()
         tasks = [task.get_coro() for task in asyncio.all_tasks() - {asyncio.current_task()}]
+        print([getattr(c, "__qualname__", c) for c in tasks], file=sys.stderr)
         held["tasks"] = sum(getattr(coroutine, "__qualname__", "") not in OWN_TASKS for coroutine in tasks)
         return found | {"held": held}
 

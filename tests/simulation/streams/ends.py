@@ -23,7 +23,7 @@ EXPECTED_LINES = (
     "Unsupported upgrade request",
     "No supported WebSocket",
 )
-REFUSED_LINE = "to the upgrade to"  # that the worker has given another answer
+REFUSED_LINE = "its legs go by HTTP"  # as the worker has given another answer, or none
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def _begun(result: Result, outcome: Outcome) -> Iterator[str]:
 
 def _time(result: Result, outcome: Outcome) -> Iterator[str]:
     """One that is slow holds up itself, and nobody else; and a link that says nothing is given up."""
-    if outcome.ended is None or outcome.began is None or any(rules.is_http for rules in result.rules):
+    if outcome.ended is None or outcome.began is None or _has_silent_http(result):
         return
     took, may_take = outcome.ended - outcome.began, _may_take(result.schedule, outcome.spec)
     may_take += GIVEN_UP_S * sum(link.spec.is_silenced for link in result.links)
@@ -146,6 +146,12 @@ def _time(result: Result, outcome: Outcome) -> Iterator[str]:
         may_take += RECONNECTS_S
     if took > may_take:
         yield f"it has taken {took:.3f} s, and may take {may_take:.3f} s: somebody has held it up"
+
+
+def _has_silent_http(result: Result) -> bool:
+    """Return whether requests went by HTTP over a silent link: nobody asks there whether the worker lives."""
+    pairs = zip(result.links, result.rules, strict=True)
+    return any(rules.is_http and link.spec.is_silenced for link, rules in pairs)
 
 
 def _may_take(schedule: Schedule, spec: RequestSpec) -> float:

@@ -76,7 +76,7 @@ class _Collected(logging.Handler):
     def __init__(self, lines: list[str], schedule: Schedule) -> None:
         super().__init__(logging.WARNING)
         self._lines = lines
-        self._refuses = any(trouble.trouble is Trouble.REFUSE for trouble in schedule.troubles)
+        self._refuses = not schedule.is_calm
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and isinstance(record.exc_info[1], AppFails):

@@ -363,7 +363,7 @@ BUGS: list[tuple[Plant, str]] = [
     (a_body_that_waits_for_credit_holds_up_others, "somebody has held it up"),
     (the_orchestrator_sends_no_reset, "have no end on the link"),
     (a_stream_that_is_given_up_stays, "left: streams at the orchestrator's end"),
-    (what_has_crossed_the_end_is_an_error, "both ends are honest"),
+    (what_has_crossed_the_end_is_an_error, "which is over: its connection is closed"),
     (what_has_crossed_the_end_goes_to_another_stream, "not its own"),
     (a_body_has_no_end, "never ended"),
     (a_number_is_used_twice, "has a number that was used"),
