@@ -1,7 +1,7 @@
 """This sends the orchestrator what no client should, and asks it beside that how it is; then hostile frames.
 
     make fuzz                                       # or: .venv/bin/python -m bench.fuzz [--seed N]
-    make fuzz ARGS="--quick"                        # half a minute, for CI
+    make fuzz ARGS="--quick"                        # a minute, for CI
 
 A simulated prefill and a simulated decode worker, an orchestrator between them, and connections that send
 requests with mistakes: broken framing, fields, chunks and documents, halves, answers that nobody reads. On
@@ -12,8 +12,7 @@ Then a million frames go to either end of connections that carry many requests: 
 break the format in one way or another. The connection must be closed, right requests on another one must be
 answered all the time, and neither process may grow by more than 64 MiB (`bench/fuzz/streams.py`).
 
-The exit code is 1 if something of this does not hold;
-the seed is printed, and makes the same requests again.
+The exit code is 1 if something of this does not hold; the seed is printed, and makes the same requests again.
 """
 
 from __future__ import annotations

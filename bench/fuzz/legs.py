@@ -32,7 +32,6 @@ CLOSES_WITHIN_S = 5.0  # a connection that says nothing
 HEADERS = b"content-type: application/json\r\n"
 BODY = json.dumps({"model": MODEL, "prompt": "Are you well?", "max_tokens": 3}).encode()
 WARM = 20  # answers
-OWN_TASKS = ("main", "Legs.serve")  # of this program
 LARGE = bytes(300_000)
 
 
@@ -86,6 +85,7 @@ class Legs:
     """Both kinds, and the lines that say what to do."""
 
     def __init__(self, honest: int, hostile: Sequence[int]) -> None:
+        self._before = asyncio.all_tasks()
         self._hostile = [Origin("127.0.0.1", port) for port in hostile]
         # Those who say nothing are given up soon, so that others get a turn.
         self._upstream = MuxUpstream(PooledUpstream(connect_timeout_s=1.0), ping_s=0.5)
@@ -120,9 +120,7 @@ class Legs:
         found["wrong"] += self._wrong
         held = {"legs": self._upstream.stats().busy}
         await self._upstream.aclose()
-        tasks = [task.get_coro() for task in asyncio.all_tasks() - {asyncio.current_task()}]
-        print([getattr(c, "__qualname__", c) for c in tasks], file=sys.stderr)
-        held["tasks"] = sum(getattr(coroutine, "__qualname__", "") not in OWN_TASKS for coroutine in tasks)
+        held["tasks"] = len(asyncio.all_tasks() - self._before - {asyncio.current_task()})
         return found | {"held": held}
 
     async def _send_on(self, random: Random, number: int) -> None:
