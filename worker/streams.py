@@ -405,19 +405,16 @@ class Connection(asyncio.Protocol):
     # --- ends
 
     def _close_if_done(self) -> None:
+        """Have the peer close the connection, after it has read all. To close it while frames of the peer's
+        are on their way would have the kernel drop what is not sent yet.
+        """
         if self._is_last and not self._streams and not self._is_over:
             self.output.flush()
             self.output.stop()
             self._is_over = True
-            self._end()
-
-    def _end(self) -> None:
-        """Have the peer close the connection, after it has read all. To close it while frames of the peer's
-        are on their way would have the kernel drop what is not sent yet.
-        """
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._wait_for_close()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self._wait_for_close()
 
     def _wait_for_close(self) -> None:
         """Give the peer some time to close the connection, once it has taken all."""

@@ -30,6 +30,7 @@ from orchestrator.wire.streams import (
     LAST,
     LEAVE,
     MAX_CREDIT,
+    MAX_FIELDS,
     MAX_PAYLOAD,
     MAX_STREAMS,
     OPEN,
@@ -53,11 +54,12 @@ _JOIN_LIMIT: Final = 32 * 1024
 # Bytes that may wait for the socket before large bodies stop to be written: the last frame goes beyond it, so
 # that what is small and comes next, a request or a reset, is behind 256 KiB of them at most.
 _AHEAD: Final = 192 * 1024
+# Answers to pings that wait for the end of a turn of the event loop.
+_MOST_UNWRITTEN: Final = 1000
 # Credit is given when so much of the window is used up: nothing for most answers.
 _GIVE_AT: Final = WINDOW // 2
 
 _MAX_TARGETS: Final = 64  # kept per worker, as in `pool.py`
-_MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 _BODILESS: Final = frozenset({204, 304})
 _LAST_STREAM: Final = 2**32 - 1
 # Until a worker that refused the upgrade is asked again; twice as long after each further time, as something
@@ -157,7 +159,7 @@ class MuxUpstream(Upstream):
         are reuses.
         """
         busy = sum(connection.is_busy for connection in self._connections)
-        idle = sum(connection.is_idle for connection in self._connections)
+        idle = len(self._connections) - busy
         pool = self._pool.stats()
         return UpstreamStats(
             pool.idle + idle,
@@ -592,6 +594,7 @@ class _MuxConnection:
         "_stuck",
         "_timer",
         "_transport",
+        "_unwritten",
         "_upstream",
         "_waiting",
         "_wanted",
@@ -617,6 +620,7 @@ class _MuxConnection:
         self._waiting: list[_MuxAnswer] = []  # whose senders wait for the socket
         self._idle = self._silent = self._stuck = 0  # for so many ticks
         self._has_pinged = False
+        self._unwritten: list[bytes] = []  # small frames of this turn of the event loop
         self._owed = b""  # the answer to a ping, which waits for the socket
         self._timer = self._loop.call_later(upstream.tick_s, self._tick)
         transport.set_write_buffer_limits(high=_AHEAD, low=0)
@@ -629,10 +633,6 @@ class _MuxConnection:
     @property
     def is_busy(self) -> bool:
         return bool(self._streams)
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._streams
 
     @property
     def is_closing(self) -> bool:
@@ -649,17 +649,22 @@ class _MuxConnection:
         self._streams[stream] = answer
         if stream == _LAST_STREAM:
             self.retire()
-        self._transport.write(answer.start(self, stream, self._reads))
+        self.write(answer.start(self, stream, self._reads))
         if not answer.is_sent:
             self._bodies.append(answer)
             self._write_bodies()
 
     def write(self, data: bytes) -> None:
-        """Write a small frame."""
-        if not self._transport.is_closing():  # uvloop would raise a RuntimeError
-            self._transport.write(data)
+        """Write a small frame, or a small request, with all that comes in this turn of the event loop: uvloop
+        writes at once, and a system call costs more than all else that is done for a frame.
+        """
+        if not self._unwritten:
+            self._loop.call_soon(self._flush)
+        self._unwritten.append(data)
 
     def write_parts(self, parts: list[Part]) -> None:
+        """Write a large frame now, behind all small ones."""
+        self._flush()
         if not self._transport.is_closing():
             self._transport.writelines(parts)
 
@@ -697,6 +702,7 @@ class _MuxConnection:
         """Close once what was written is with the operating system. It may be called again."""
         self.is_retired = True
         if not (self._streams or self._is_lost):
+            self._flush()
             self._transport.close()
 
     # --- asyncio.Protocol -----------------------------------------------------------------------
@@ -852,7 +858,10 @@ class _MuxConnection:
             if not self._has_pinged or payload != _PING_BYTES:
                 raise FrameError("an answer to no ping")
             self._has_pinged = False
-        elif self.is_write_held:  # a worker may ping and read nothing
+            return
+        if len(self._unwritten) >= _MOST_UNWRITTEN:
+            self._flush()
+        if self.is_write_held:  # a worker may ping and read nothing
             self._owed = frame(PING | END, 0, payload)
         else:
             self.write(frame(PING | END, 0, payload))
@@ -867,6 +876,13 @@ class _MuxConnection:
         self.end(given_up)
 
     # --- inside: writing ------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Write what waits for the end of the turn."""
+        unwritten = self._unwritten
+        if unwritten and not self._transport.is_closing():  # uvloop would raise a RuntimeError
+            self._transport.write(unwritten[0] if len(unwritten) == 1 else b"".join(unwritten))
+        unwritten.clear()
 
     def _write_bodies(self) -> None:
         """Write large bodies, a frame of each in turn, until enough waits for the socket."""
@@ -904,7 +920,7 @@ def _fields_of(block: bytes) -> dict[bytes, bytes] | None:
     lines = block.split(b"\r\n")
     if lines.pop() or block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
         return None
-    if len(lines) > _MAX_FIELDS:
+    if len(lines) > MAX_FIELDS:
         return None
     fields: dict[bytes, bytes] = {}
     for line in lines:

@@ -16,7 +16,7 @@ connection's.
 |---|---|---|
 | OPEN | orchestrator | `METHOD target` and a line end, then a `header_block()`; END: no body follows |
 | BODY | orchestrator | a piece of the request's body; END: the last one, which may be empty |
-| HEAD | worker | u16 status, then a `header_block()` with lower-case names; END: the answer has no body |
+| HEAD | worker | u16 status, from 200 on; a `header_block()` with lower-case names; END: no body follows |
 | DATA | worker | a piece of the answer's body; END: the last one, which may be empty |
 | RESET | both | u8 `RESET_*`: the stream is over at once; whoever gets it sends nothing more of it |
 | LEAVE | orchestrator | nothing: the client has left; an answer that is on its way is still wanted |
@@ -28,7 +28,8 @@ A stream may have `WINDOW` bytes of BODY, and as many of DATA, under way without
 kinds do not count. A frame of a stream that is over is dropped: it has crossed the end. Frames that a side
 cannot have sent by these rules end the connection, and with it all of its streams: an unknown kind, a payload
 that is too large or has not the size of its kind, BODY or DATA beyond the credit, a stream that was never
-opened, credit beyond `MAX_CREDIT`.
+opened, credit beyond `MAX_CREDIT`, two heads, data before the head, a head that is none or has more fields
+than `MAX_FIELDS`, an answer to no ping. The streams of which no such frame speaks have done nothing wrong.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ RESET_BROKEN: Final = 2  # by the worker: the application ended before its answe
 MAX_PAYLOAD: Final = 64 * 1024
 WINDOW: Final = 256 * 1024
 MAX_CREDIT: Final = 2**31 - 1  # that a stream may have at one time
+MAX_FIELDS: Final = 1024  # of an answer's head: each takes more memory than its bytes
 MAX_STREAMS: Final = 4096  # under way on one connection; more are refused by `RESET_REFUSED`
 
 HEADER: Final = Struct("!IBI")

@@ -243,6 +243,20 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _logs() -> Iterator[None]:
+    """Have uvicorn's lines heard, whatever a server in this process has made of its loggers."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
 @pytest.fixture
 def seen(server: Server) -> Seen:
     found: Seen = server.uvicorn.config.app.state.seen
@@ -798,11 +812,8 @@ def test_the_upgrade_is_in_the_access_log(server: Server, caplog: pytest.LogCapt
 
 def test_there_is_no_access_log_where_uvicorn_has_none(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    logger = logging.getLogger("uvicorn.access")
-    was = logger.propagate
     with serving(application(), access_log=False) as server, server.connect(KEY) as mux:
         assert mux.ask("GET", "/stream/1").status == 200
-    logger.propagate = was
     assert "/stream/1" not in caplog.text
 
 

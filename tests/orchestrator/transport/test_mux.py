@@ -920,3 +920,54 @@ async def test_what_one_stream_does_wrong_ends_all_of_the_connection_and_nothing
             await other.chunk()
         await worker.begun(upstream, origin)
         assert upstream.stats().connects == 2
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A transport that counts its writes."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+
+@scenario
+async def test_what_is_sent_in_one_turn_leaves_in_one_write() -> None:
+    async with streams(echo) as (upstream, origin):
+        assert await get(upstream, origin) == (200, b"{}")
+        [connection] = upstream._connections
+        counting = connection._transport = Counting(connection._transport)
+        answers = await asyncio.gather(*(post(upstream, origin, b"%d" % number) for number in range(20)))
+        assert counting.writes == 1
+        assert [await answer.read(100) for answer in answers] == [b"%d" % number for number in range(20)]
+
+
+@scenario
+async def test_what_is_small_and_what_is_large_leave_in_their_order() -> None:
+    async with streams(echo) as (upstream, origin):
+        bodies = [b"small", LARGE[:WINDOW], b"", LARGE[: WINDOW - 1], b"small"]
+        for body in bodies:  # one after the other: `echo` takes no two at once
+            assert await get(upstream, origin, body) == (200, body)
+
+
+@scenario
+async def test_what_was_written_leaves_before_a_connection_closes() -> None:
+    async def script(framed: Framed) -> None:
+        stream, _, _ = await framed.request()
+        framed.write(head_frame(stream) + frame(LAST, 0))
+        seen.append(await framed.until(RESET))
+
+    seen: list[Frame] = []
+    async with streams(script) as (upstream, origin):
+        answer = await post(upstream, origin)
+        answer.abort()
+        await until(lambda: bool(seen))
