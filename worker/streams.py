@@ -490,6 +490,8 @@ class Output:
             self._loop.call_soon(self.flush)
         self._pieces.append(data)
         self._size += len(data)
+        if self._size >= _MOST_JOINED:
+            self.flush()  # so that the transport can say that it is full
 
     def put_data(self, kind: int, stream: int, payload: bytes | memoryview) -> None:
         """Send a frame of an answer's body."""
@@ -500,7 +502,7 @@ class Output:
         pieces.append(payload)
         self._size += HEADER_SIZE + size
         if self._size >= _MOST_JOINED:
-            self.flush()  # so that the transport can say that it is full
+            self.flush()
 
     def flush(self) -> None:
         pieces = self._pieces

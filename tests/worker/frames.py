@@ -232,6 +232,11 @@ class Server:
     def connections(self) -> int:
         return len(self.uvicorn.server_state.connections)
 
+    def connection(self) -> Any:
+        """The protocol of the only connection."""
+        (connection,) = self.uvicorn.server_state.connections
+        return connection
+
     def stop(self) -> None:
         self.uvicorn.should_exit = True
 

@@ -259,7 +259,8 @@ def _logs() -> Iterator[None]:
 
 @pytest.fixture
 def seen(server: Server) -> Seen:
-    found: Seen = server.uvicorn.config.app.state.seen
+    app: Any = server.uvicorn.config.app
+    found: Seen = app.state.seen
     return found
 
 
@@ -345,7 +346,8 @@ def test_plain_requests_are_served_beside_streams(server: Server, mux: Mux) -> N
 def test_the_scope_is_that_of_a_plain_request(server: Server, mux: Mux) -> None:
     target, headers = "/scope/a%20b?x=%31&y", {"host": "worker", "x-Name": "v\xe4lue", "accept": "*/*"}
     plain = httpx.get(
-        server.url + target, headers=[(k, v.encode("latin-1")) for k, v in headers.items()]
+        server.url + target,
+        headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
     ).json()
     framed = json.loads(mux.ask("GET", target, headers=headers).body)
     assert framed.pop("client") != plain.pop("client")
@@ -565,7 +567,7 @@ def test_applications_wait_while_the_connection_is_full(server: Server, seen: Se
     with server.connect(KEY, receive_buffer=4096) as mux:
         opened = [mux.opening("GET", "/raw/endless") for _ in range(20)]
         mux.send(b"".join(frames + credit(number, MAX_CREDIT - WINDOW) for number, frames in opened))
-        (connection,) = server.uvicorn.server_state.connections
+        connection = server.connection()
         wait_for(lambda: len(connection.output._waiting) == 20, "the connection to be full")
         assert seen.sent < 16 * MIB
         for number, _ in opened:  # each gets its turn
@@ -609,7 +611,7 @@ def test_a_server_that_stops_lets_streams_end(server: Server) -> None:
 def test_the_last_answer_is_not_lost_to_frames_that_cross_it(loop: str) -> None:
     with serving(application(), loop=loop) as stopping, stopping.connect(KEY, receive_buffer=4096) as mux:
         number = mux.open("GET", f"/large/{WINDOW}")
-        (connection,) = stopping.uvicorn.server_state.connections
+        connection = stopping.connection()
         stopping.stop()
         wait_for(lambda: connection._limit is not None, "the end of the last answer")
         for _ in range(100):
@@ -625,7 +627,7 @@ def test_a_peer_that_reads_slowly_gets_the_last_answer(monkeypatch: pytest.Monke
         mux.gives_credit = False
         number, frames = mux.opening("GET", f"/large/{16 * MIB}")
         mux.send(frames + credit(number, 16 * MIB))
-        (connection,) = stopping.uvicorn.server_state.connections
+        connection = stopping.connection()
         wait_for(lambda: connection.output.is_full, "the connection to be full")
         stopping.stop()
         while not mux.is_closing or not mux.answers[number].is_over:
@@ -648,7 +650,7 @@ def test_an_upgrade_that_a_stopping_server_answers_is_the_last(server: Server) -
     with serving(app, timeout_graceful_shutdown=None, **same) as stopping:
         connecting = ThreadPoolExecutor(1).submit(stopping.connect, KEY)
         wait_for(lambda: stopping.tasks == 1, "the upgrade to be asked for")
-        (http,) = stopping.uvicorn.server_state.connections
+        http = stopping.connection()
         stopping.stop()
         wait_for(lambda: not http.cycle.keep_alive, "the server to stop")
         app.state.seen.go.set()
@@ -767,10 +769,13 @@ def test_bodies_that_nobody_reads_are_bounded_together(
     seen.go.clear()
     monkeypatch.setattr(streams, "MOST_UNREAD", MIB)
     numbers = [mux.open_without_end("POST", "/raw/reads-later") for _ in range(40)]
-    (connection,) = server.uvicorn.server_state.connections
-    sender = threading.Thread(
-        target=lambda: [mux.body(number, bytes(WINDOW), is_last=True) for number in numbers]
-    )
+    connection = server.connection()
+
+    def send() -> None:
+        for number in numbers:
+            mux.body(number, bytes(WINDOW), is_last=True)
+
+    sender = threading.Thread(target=send)
     sender.start()
     wait_for(lambda: connection._unread > MIB, "the worker to read no more")
     assert connection._unread < 2 * MIB
@@ -886,6 +891,7 @@ def test_much_is_written_at_once() -> None:
         output = streams.Output(transport, asyncio.get_running_loop())
         for _ in range(3):
             output.put_data(DATA, 1, bytes(MAX_PAYLOAD))
+            output.put(frame(HEAD, 1, bytes(MAX_PAYLOAD)))
         return len(transport.writes)
 
-    assert asyncio.run(main()) == 3
+    assert asyncio.run(main()) == 6
