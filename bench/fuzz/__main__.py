@@ -1,13 +1,18 @@
-"""This sends the orchestrator what no client should, and asks it beside that how it is.
+"""This sends the orchestrator what no client should, and asks it beside that how it is; then hostile frames.
 
     make fuzz                                       # or: .venv/bin/python -m bench.fuzz [--seed N]
-    make fuzz ARGS="--quick"                        # half a minute, for CI
+    make fuzz ARGS="--quick"                        # a minute, for CI
 
 A simulated prefill and a simulated decode worker, an orchestrator between them, and connections that send
 requests with mistakes: broken framing, fields, chunks and documents, halves, answers that nobody reads. On
 other connections `/health` and a right request must be answered all the time. At the end descriptors,
-requests, legs and leases must be back where they were. The exit code is 1 if something of this does not hold;
-the seed is printed, and makes the same requests again.
+requests, legs and leases must be back where they were.
+
+Then a million frames go to either end of connections that carry many requests: most of them are right, some
+break the format in one way or another. The connection must be closed, right requests on another one must be
+answered all the time, and neither process may grow by more than 64 MiB (`bench/fuzz/streams.py`).
+
+The exit code is 1 if something of this does not hold; the seed is printed, and makes the same requests again.
 """
 
 from __future__ import annotations
@@ -25,9 +30,10 @@ import uvloop
 from bench.chaos.client import fetch
 from bench.chaos.site import Orchestrator, wait_for
 from bench.fuzz.bytes import conversation
+from bench.fuzz.streams import FRAMES, QUICK_FRAMES, fuzz_orchestrator, fuzz_worker
 from bench.shared.baton import baton, config, sim_pair, urls
 from bench.shared.bodies import MODEL
-from bench.shared.command import parser, run
+from bench.shared.command import parser, positive, run
 from bench.shared.processes import Failed, free_port, open_files, raise_file_limit
 from bench.shared.verdict import Verdict
 
@@ -149,8 +155,10 @@ async def fuzzed(seed: int, seconds: float) -> list[Verdict]:
 
 def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser(__doc__)
-    options.add_argument("--quick", action="store_true", help=f"{QUICK_SECONDS:g} seconds")
+    quick = f"{QUICK_SECONDS:g} seconds, {QUICK_FRAMES} frames"
+    options.add_argument("--quick", action="store_true", help=quick)
     options.add_argument("--seconds", type=float, help=f"{SECONDS:g} if not given")
+    options.add_argument("--frames", type=positive, help=f"to either end; {FRAMES} if not given")
     options.add_argument("--seed", type=int, default=Random().randrange(1_000_000), help="drawn if not given")
     return options.parse_args(argv)
 
@@ -159,11 +167,22 @@ def main() -> int:
     arguments = arguments_of()
     raise_file_limit()
     seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
-    print(f"seed {arguments.seed}, {seconds:g} s", flush=True)
-    verdicts = uvloop.run(fuzzed(arguments.seed, seconds))
+    frames = arguments.frames or (QUICK_FRAMES if arguments.quick else FRAMES)
+    print(f"seed {arguments.seed}, {seconds:g} s, {frames} frames to either end", flush=True)
+    parts = (
+        fuzzed(arguments.seed, seconds),
+        fuzz_worker(arguments.seed, frames),
+        fuzz_orchestrator(arguments.seed, frames),
+    )
+    held = [_holds(uvloop.run(part)) for part in parts]  # all of them
+    return 0 if all(held) else 1
+
+
+def _holds(verdicts: Sequence[Verdict]) -> bool:
+    """Print what was found; return whether all of it holds."""
     for verdict in verdicts:
-        print(f"  {verdict.mark:<14} {verdict.goal}: {verdict.found}")
-    return 0 if all(verdict.holds is not False for verdict in verdicts) else 1
+        print(f"  {verdict.mark:<14} {verdict.goal}: {verdict.found}", flush=True)
+    return all(verdict.holds is not False for verdict in verdicts)
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ class _PooledAnswer(Answer):
     need.
     """
 
-    __slots__ = ("_message", "_pool", "_upstream", "connection", "is_head")
+    __slots__ = ("_has_left", "_message", "_pool", "_upstream", "connection", "is_head")
 
     def __init__(
         self, upstream: PooledUpstream, pool: _OriginPool, message: list[Part], is_head: bool
@@ -299,6 +299,7 @@ class _PooledAnswer(Answer):
         self._upstream = upstream
         self._pool = pool
         self._message = message
+        self._has_left = False  # the worker was told that nobody wants the answer: it is not asked again
 
     async def wait_written(self) -> None:
         """Wait until the request is written, or something else happened that `head()` will tell."""
@@ -321,7 +322,7 @@ class _PooledAnswer(Answer):
 
     def lost(self, error: Exception | None, *, may_retry: bool) -> None:
         self.connection = None
-        if may_retry:
+        if may_retry and not self._has_left:
             self._is_stale = True
             self._wake()
         else:
@@ -355,8 +356,12 @@ class _PooledAnswer(Answer):
             self.connection.resume_reading()
 
     def _close_sending(self) -> None:
+        self._has_left = True
         if self.connection is not None:
             self.connection.close_sending()
+        elif self._is_stale:
+            self._is_stale = False
+            self.fail(cut_short(None, has_head=False))
 
     def _drop(self) -> None:
         connection, self.connection = self.connection, None

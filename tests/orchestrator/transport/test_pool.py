@@ -590,6 +590,30 @@ async def test_an_answer_given_up_is_not_sent_again() -> None:
         assert len(worker.connections) == 1
 
 
+@scenario
+async def test_an_answer_whose_client_has_left_is_not_asked_for_again() -> None:
+    """A server that hears of the leaving closes without a byte, as one does whose connection was idle."""
+    async with peer(dying(1)) as worker, pool() as upstream:
+        await get(upstream, worker.origin)
+        answer = await upstream.send(worker.origin, "POST", "/", b"", [])
+        answer.leave()
+        with pytest.raises(WorkerCutShort):
+            await answer.head()
+        assert len(worker.connections) == 1
+
+
+@scenario
+async def test_nor_if_the_connection_was_lost_before_the_client_has_left() -> None:
+    async with peer(dying(1)) as worker, pool() as upstream:
+        await get(upstream, worker.origin)
+        answer = await upstream.send(worker.origin, "POST", "/", b"", [])
+        await until(lambda: upstream.stats().busy == 0)
+        answer.leave()
+        with pytest.raises(WorkerCutShort):
+            await answer.head()
+        assert len(worker.connections) == 1
+
+
 # --- many at once -------------------------------------------------------------------------------
 
 
