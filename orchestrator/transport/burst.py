@@ -1,7 +1,8 @@
 """What one read brings to many clients is written to them back to back.
 
 Each write to a socket goes to the kernel at once. With other code between two writes, whoever reads has gone
-to sleep again by the second one, and the caches hold something else: in a burst a write costs a third less.
+to sleep again by the second one, and the caches hold something else: in a burst a write costs a tenth less
+(`bench/micro/burst.py`).
 """
 
 from __future__ import annotations
