@@ -95,7 +95,6 @@ MODULES = (
     "orchestrator.telemetry.tenants",
     "orchestrator.transport.answer",
     "orchestrator.transport.base",
-    "orchestrator.transport.burst",
     "orchestrator.transport.memory_answer",
     "orchestrator.transport.mux",
     "orchestrator.transport.pool",

@@ -77,10 +77,7 @@ class Site:
 
     def streams(self, load: Load, large: Request | None, arm: str) -> Sample:
         """Sample streams; beside them come large requests, if there is one."""
-        try:
-            seen = uvloop.run(watch(self._orchestrators[arm], large, load, self._meters(arm)))
-        except Failed as failed:
-            raise Failed(f"{arm}, {load.streams} streams: {failed}") from failed
+        seen = uvloop.run(watch(self._orchestrators[arm], large, load, self._meters(arm)))
         self._wait_idle(arm)
         used = self._each(arm, seen.used_s, load.seconds, seen.events)
         return {**used, **latencies(seen), "per_second": seen.events / load.seconds}

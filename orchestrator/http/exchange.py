@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from orchestrator.compiled import mypyc_attr
 from orchestrator.errors import BatonError
-from orchestrator.transport.burst import Burst
 
 Headers = Sequence[tuple[bytes, bytes]] | bytes
 
@@ -75,7 +74,6 @@ class Exchange(ABC):
     is_gone: bool  # the client's connection was lost before the answer was complete
     is_started: bool  # `start()` or `respond()` was called: the status can no longer be changed
     is_complete: bool  # `finish()` or `respond()` was called: nothing more may be written
-    burst: Burst | None = None  # while it is on, `feed()` may leave the writing to it
     task: asyncio.Task[None] | None = None  # that answers it, if its server says so
 
     @property

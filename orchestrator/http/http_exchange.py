@@ -196,12 +196,7 @@ class HttpExchange(Exchange):
     def feed(self, chunk: bytes) -> bool:
         connection = self.connection
         if self._is_flowing and chunk:
-            data = b"%x\r\n%b\r\n" % (len(chunk), chunk)
-            burst = self.burst
-            if burst is not None and burst.is_on:
-                burst.put(connection.write, data)
-            else:
-                connection.write(data)
+            connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         else:
             self._feed_otherwise(chunk)
         return not (connection.is_write_paused or self.is_gone)

@@ -354,7 +354,6 @@ class RequestScope:
         keep(opening)
         exchange.feed(opening)
         exchange.on_writable(answer.resume)
-        exchange.burst = answer.burst
         await answer.pump(sink)
 
     def end_stream(self, events: bytes) -> None:

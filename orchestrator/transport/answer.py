@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from orchestrator.errors import BatonError, WorkerCutShort, WorkerGarbage
-from orchestrator.transport.burst import Burst
 
 # Takes one piece of a body; False asks for a pause until `Answer.resume()`.
 Sink = Callable[[bytes], bool]
@@ -52,7 +51,6 @@ class Answer(ABC):
         "_waiter",
         "_wake_at",
         "arrivals",
-        "burst",
         "headers",
         "is_complete",
         "status",
@@ -63,8 +61,6 @@ class Answer(ABC):
         self.headers: dict[bytes, bytes] = {}
         self.is_complete = False  # the whole body has arrived; it may still be unread
         self.arrivals = 0  # reads that brought something of it, however much
-        # On while a sink is called for one of many streams of which a read has brought something.
-        self.burst: Burst | None = None
         self._loop = loop
         self._pieces: list[bytes] = []  # arrived and unread, _size bytes in all
         self._size = 0

@@ -16,7 +16,6 @@ from typing import Final, cast
 
 from orchestrator.errors import BatonError, OutOfResources, WorkerCutShort, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport.base import Answer, Origin, Part, Sending, Upstream, UpstreamStats, host_header
-from orchestrator.transport.burst import Burst
 from orchestrator.transport.pool import PooledUpstream, cut_short
 from orchestrator.transport.upgrade import CLOSED, SILENT, SWITCHED, Upgrade
 from orchestrator.wire.info import Streams
@@ -409,7 +408,6 @@ class _MuxAnswer(Answer):
     def start(self, connection: _MuxConnection, stream: int, opened_at: int) -> bytes:
         """Come by this stream; return what is to be written now: all of it, or all but a large body."""
         self.connection = connection
-        self.burst = connection.burst
         self.stream = stream
         self.opened_at = opened_at
         self._window = self._credit = WINDOW
@@ -600,7 +598,6 @@ class _MuxConnection:
         "_upstream",
         "_waiting",
         "_wanted",
-        "burst",
         "is_retired",
         "is_write_held",
     )
@@ -617,7 +614,6 @@ class _MuxConnection:
         self._streams: dict[int, _MuxAnswer] = {}  # under way
         self._parts: list[bytes] = []  # of a frame that has not wholly come
         self._wanted = 0  # bytes of it that are missing
-        self.burst: Final = Burst()
         self._news: list[_MuxAnswer] = []  # to which the present read has brought something
         self._reads = 0
         self._bodies: deque[_MuxAnswer] = deque()  # large ones, each in its turn
@@ -790,16 +786,10 @@ class _MuxConnection:
             self._keep(data[start:])
 
     def _deliver(self) -> None:
-        burst = self.burst
-        burst.is_on = len(self._news) > 1
-        try:
-            for answer in self._news:
-                if answer.has_news:
-                    answer.deliver()
-            self._news.clear()
-        finally:
-            if burst.is_on:
-                burst.end()
+        for answer in self._news:
+            if answer.has_news:
+                answer.deliver()
+        self._news.clear()
 
     def _complete(self, data: bytes) -> int:
         """Complete the frame that has begun with bytes of `data`, and take it; return how many those were.

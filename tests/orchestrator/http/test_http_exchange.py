@@ -8,7 +8,6 @@ import pytest
 
 from orchestrator.errors import BodyTooLarge, ClientError, ClientGone, NotFound, RequestTimeout
 from orchestrator.http.exchange import Exchange
-from orchestrator.transport.burst import Burst
 from tests.orchestrator.raw_http import (
     CHUNKED_HEAD,
     GET,
@@ -73,32 +72,6 @@ def test_a_header_cannot_break_the_head(value: bytes, run: Any, logs_errors: Non
 
     check_whole_answer_of(respond, run, 500, logs=True)
     check_whole_answer_of(start, run, 500, logs=True)
-
-
-def test_pieces_wait_for_the_end_of_a_burst_that_is_on(run: Any, no_errors_logged: None) -> None:
-    burst, has_read = Burst(), asyncio.Event()
-
-    async def answer(exchange: Exchange) -> None:
-        exchange.start(200, [])
-        exchange.burst = burst
-        burst.is_on = True
-        exchange.feed(b"first")  # with the head
-        exchange.feed(b"second")
-        await has_read.wait()
-        burst.end()
-        exchange.feed(b"third")
-        exchange.finish()
-
-    async def main() -> None:
-        async with serving(app_of(answer)) as site, site.client() as client:
-            client.send(GET)
-            await client.head()
-            assert await client.reader.readexactly(10) == b"5\r\nfirst\r\n"
-            has_read.set()
-            rest = b"6\r\nsecond\r\n5\r\nthird\r\n0\r\n\r\n"
-            assert await client.reader.readexactly(len(rest)) == rest
-
-    run(main)
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])

@@ -9,7 +9,6 @@ import pytest
 
 from orchestrator.errors import WorkerCutShort, WorkerGarbage, WorkerUnreachable
 from orchestrator.transport import mux as module
-from orchestrator.transport.answer import Sink
 from orchestrator.transport.base import Answer, Origin, Upstream
 from orchestrator.transport.mux import MuxUpstream, upstream
 from orchestrator.transport.pool import PooledUpstream
@@ -396,40 +395,6 @@ async def test_what_a_read_brings_of_a_stream_comes_as_one() -> None:
         assert await other_answer.chunk() == b"012"
         assert (answer.arrivals, other_answer.arrivals) == (2, 2)  # with the heads
         other_answer.abort()
-
-
-@scenario
-async def test_what_a_read_brings_to_several_can_be_written_in_one_burst() -> None:
-    worker, told, written = Streaming(), [], []
-
-    async with streams(worker) as (upstream, origin):
-        begun = [await worker.begun(upstream, origin) for _ in range(2)]
-
-        def sink_of(answer: Answer) -> Sink:
-            burst = answer.burst
-            assert burst is not None
-
-            def sink(piece: bytes) -> bool:
-                told.append((burst.is_on, list(written)))
-                burst.put(written.append, piece)
-                return True
-
-            return sink
-
-        pumping = [asyncio.ensure_future(answer.pump(sink_of(answer))) for _, _, answer in begun]
-        await turns()
-        framed = begun[0][0]
-        framed.write(b"".join(frame(DATA, stream, b"%d" % stream) for _, stream, _ in begun))
-        await until(lambda: len(written) == 2)
-        assert told == [(True, []), (True, [])]
-        assert written == [b"1", b"2"]
-        framed.write(frame(DATA, 1, b"alone"))
-        await until(lambda: len(told) == 3)
-        assert told[-1][0] is False
-        for one in pumping:
-            one.cancel()
-        await asyncio.wait(pumping)
-        await until(lambda: upstream.stats().busy == 0)
 
 
 @scenario
