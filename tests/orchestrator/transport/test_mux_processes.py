@@ -415,11 +415,10 @@ def test_what_clients_leave_ends_in_the_engine_and_others_go_on(
     assert orchestrator.gauge("baton_upstream_connections") == 2
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_a_worker_that_is_dropped_keeps_its_connections_until_its_streams_are_over(
-    start: Start, workers: list[SimWorker], processes: int
+    start: Start, workers: list[SimWorker]
 ) -> None:
-    orchestrator = start(workers=[workers[0], workers[3]], processes=processes)
+    orchestrator = start(workers=[workers[0], workers[3]])
     orchestrator.client_of_each()
     fault(workers[3], kind="stall", leg="decode", at_token=HELD_AT, count=8, seconds=STAY_S)
     crowd = Crowd(orchestrator.url, 8, TOKENS)
