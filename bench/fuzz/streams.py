@@ -211,7 +211,7 @@ class HostileWorker(asyncio.Protocol):
 
     def _send(self) -> None:
         for _ in range(self._random.choice((1, 5, 20))):
-            if self._is_over or self._is_lost or not self._frames.opened:
+            if self._is_over or self._is_lost or not self._frames.opened or self._tally.left <= 0:
                 return
             burst = self._frames.burst()
             self.transport.write(burst.data)
