@@ -37,6 +37,7 @@ from orchestrator.wire.streams import (
     LAST,
     LEAVE,
     MAX_CREDIT,
+    MAX_FIELDS,
     MAX_PAYLOAD,
     MAX_STREAMS,
     OPEN,
@@ -283,12 +284,11 @@ class Connection(asyncio.Protocol):
             raise ValueError(f"an answer of status {status}")
         lower = ((name.lower(), value) for name, value in fields)
         own = header_block(field for field in lower if field[0] not in _OF_ITS_CONNECTION)
-        payload = U16.pack(status) + self._default_fields() + own
-        if len(payload) > MAX_PAYLOAD:
-            raise ValueError(
-                f"the head of an answer has {len(payload)} bytes; at most {MAX_PAYLOAD} can be sent"
-            )
-        return payload
+        block = self._default_fields() + own
+        count = block.count(b"\n")
+        if len(block) + U16.size > MAX_PAYLOAD or count > MAX_FIELDS:
+            raise ValueError(f"an answer whose head has {len(block)} bytes in {count} fields")
+        return U16.pack(status) + block
 
     def answer(self, data: bytes) -> None:
         """Send what the peer has provoked, unless it has provoked much and reads nothing of it."""
@@ -340,10 +340,9 @@ class Connection(asyncio.Protocol):
             stream.on_frame(kind, is_last, payload)
 
     def _on_ping(self, kind: int, is_answer: bool, payload: bytes) -> None:
-        if kind != PING:
+        if kind != PING or is_answer:  # we ask nothing
             _refuse(kind, 0)
-        if not is_answer:
-            self.answer(frame(PING | END, 0, payload))
+        self.answer(frame(PING | END, 0, payload))
 
     def _open(self, number: int, is_last: bool, payload: bytes) -> None:
         if number <= self._highest:
