@@ -35,7 +35,7 @@ help:
 	@echo 'make bench   CPU, latency and memory beside other routers; shorter: make bench ARGS=--quick'
 	@echo 'make soak    200,000 requests, a tenth given up: is all given back? shorter: make soak ARGS=--quick'
 	@echo 'make chaos   kills, cuts and cancels under load: does what is promised hold? shorter: make chaos ARGS=--quick'
-	@echo 'make fuzz    broken requests: is /health answered, is all given back? shorter: make fuzz ARGS=--quick'
+	@echo 'make fuzz    broken requests, hostile frames: is all else answered, all given back? shorter: make fuzz ARGS=--quick'
 	@echo 'make clients programs that people point at vLLM, run to their end on real vLLM: docs/clients.md'
 	@echo 'make profile flame graphs of the orchestrator under load'
 	@echo 'make compile the hot modules as C extensions, which make serve builds by itself: docs/performance.md'

@@ -50,6 +50,7 @@ class Tally:
         self.connections = 0
         self.fatal = 0
         self.wrong: list[str] = []
+        self.open: set[HostileWorker] = set()
 
     def count(self, burst: Burst) -> None:
         self.sent += burst.frames
@@ -179,9 +180,11 @@ class HostileWorker(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self._tally.open.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_lost = True
+        self._tally.open.discard(self)
 
     def data_received(self, data: bytes) -> None:
         if self._is_framed:
@@ -211,7 +214,7 @@ class HostileWorker(asyncio.Protocol):
 
     def _send(self) -> None:
         for _ in range(self._random.choice((1, 5, 20))):
-            if self._is_over or self._is_lost or not self._frames.opened:
+            if self._is_over or self._is_lost or not self._frames.opened or self._tally.left <= 0:
                 return
             burst = self._frames.burst()
             self.transport.write(burst.data)
@@ -250,9 +253,18 @@ async def fuzz_orchestrator(seed: int, frames: int) -> list[Verdict]:
         await asyncio.sleep(CLOSED_WITHIN_S)
         found = await _ask(process, "stop")
         kept = found.pop("held") | {"descriptors": open_files(process.pid) - before}
-        for server in servers:
-            server.close()
+        await _close(servers, tally)
         return _verdicts("orchestrator", tally, found, memory, kept)
+
+
+async def _close(servers: list[asyncio.Server], tally: Tally) -> None:
+    """Close the ports of hostile workers, and the connections on which they do not read."""
+    for server in servers:
+        server.close()
+    for connection in list(tally.open):
+        connection.transport.abort()
+    while tally.open:  # noqa: ASYNC110  # a moment later they know
+        await asyncio.sleep(0)
 
 
 async def _ask(process: Process, word: str) -> dict[str, Any]:
