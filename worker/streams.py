@@ -202,7 +202,8 @@ class Connection(asyncio.Protocol):
         self._reads = True
         self._is_last = False  # no more streams are taken
         self._is_over = False  # frames are neither sent nor taken any more
-        self._is_hurried = False  # the server ends now
+        # A call was cancelled: a server that does so closes its event loop next, and fails where one is open.
+        self.is_hurried = False
         self._limit: asyncio.TimerHandle | None = None  # while the peer is waited for, to close
         self._defaults: Any = None  # uvicorn's fields for each answer
         self._default_block = b""
@@ -319,12 +320,6 @@ class Connection(asyncio.Protocol):
         if self._streams.pop(number, None) is not None:
             self._close_if_done()
 
-    def hurry(self) -> None:
-        """Note that a call was cancelled: a server that does so closes its event loop next, and what is open
-        then would be lost with an error.
-        """
-        self._is_hurried = True
-
     def note_end(self, head_size: int) -> None:
         """Note that the application has come back from a call."""
         self._tasks -= 1
@@ -418,7 +413,7 @@ class Connection(asyncio.Protocol):
             self.output.flush()
             self.output.stop()
             self._is_over = True
-            if self._is_hurried:
+            if self.is_hurried:
                 self.transport.close()
                 return
             if self.transport.can_write_eof():
@@ -680,7 +675,7 @@ class Stream:
         except BaseException as error:
             logger.error("Exception in ASGI application\n", exc_info=error)
             if isinstance(error, asyncio.CancelledError):
-                self._connection.hurry()
+                self._connection.is_hurried = True
         else:
             if result is not None:
                 logger.error("ASGI callable should return None, but returned '%s'.", result)

@@ -163,9 +163,13 @@ def test_a_frozen_engine_is_noticed_long_before_the_lease_ends(is_stream: bool) 
     async def test(here: Site) -> None:
         for _ in range(8):
             right = await here.ask(is_stream=is_stream)
-        await in_thread(freeze, here.decode[0], 20.0)
-        answers = [await here.ask(is_stream=is_stream) for _ in range(3)]
-        assert answers == [right] * 3
+        await in_thread(freeze, here.decode[0], None)
+        answers: set[str] = set()
+        async with asyncio.timeout(60):  # the other one may be chosen a few times, by what was reported last
+            while not here.given_up(HandoffTrouble.STALLED):
+                answers.add(await here.ask(is_stream=is_stream))
+        answers |= {await here.ask(is_stream=is_stream) for _ in range(3)}
+        assert answers == {right}
         assert here.given_up(HandoffTrouble.STALLED) == 1
         assert here.given_up(HandoffTrouble.LATE) == 0
         frozen = here.core.registry.find(f"{MODEL}/decode/0")
