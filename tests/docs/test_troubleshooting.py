@@ -617,6 +617,12 @@ def test_another_transport(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Non
     check("`BATON_TRANSPORT` has a value that there is not", shell.run("check"))
 
 
+@makes("`BATON_STREAMS` has a value that there is not")
+def test_other_streams(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_STREAMS", "both")
+    check("`BATON_STREAMS` has a value that there is not", shell.run("check"))
+
+
 @makes("A port is taken")
 def test_a_port_that_is_taken(shell: Shell) -> None:
     with web_server() as url:
