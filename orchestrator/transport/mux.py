@@ -189,7 +189,8 @@ class MuxUpstream(Upstream):
         """Return an open connection, or None if the worker takes none. Raises `WorkerUnreachable`, or
         `OutOfResources` if the fault is ours.
 
-        All who come while it is opened share it, and it is opened even if they are cancelled.
+        All who come while it is opened share it, and it is opened even if they are cancelled. Nobody waits
+        for a worker that has refused before: that may be by saying nothing.
         """
         if peer.connection is not None and not peer.connection.is_closing:
             return peer.connection
@@ -198,6 +199,8 @@ class MuxUpstream(Upstream):
         if peer.opening is None:
             peer.opening = asyncio.ensure_future(self._open(peer))
             peer.opening.add_done_callback(peer.note_opened)
+        if peer.has_refused:
+            return None
         connection = await asyncio.shield(peer.opening)
         if connection is not None and connection.is_closing:
             raise WorkerUnreachable("the worker closed a fresh connection")
@@ -244,7 +247,8 @@ class MuxUpstream(Upstream):
             raise
 
     def _made(self, peer: _Peer, upgrade: Upgrade) -> _MuxConnection:
-        connection = peer.connection = _MuxConnection(self, peer, upgrade.transport)
+        connection = _MuxConnection(self, peer, upgrade.transport)
+        peer.note_accepted(connection)
         self._connections.add(connection)
         self._connects += 1
         upgrade.transport.set_protocol(cast(asyncio.BaseProtocol, connection))
@@ -297,6 +301,16 @@ class _Peer:
     def is_refusing(self) -> bool:
         """Tell whether it has refused of late."""
         return self.loop.time() < self._ask_at
+
+    @property
+    def has_refused(self) -> bool:
+        """Return whether it has refused the last time that it was asked."""
+        return self._ask_at != 0.0
+
+    def note_accepted(self, connection: _MuxConnection) -> None:
+        self.connection = connection
+        self._ask_at = 0.0
+        self._pause_s = _REFUSED_S
 
     def note_refused(self, status: int) -> None:
         self._ask_at = self.loop.time() + self._pause_s

@@ -199,9 +199,44 @@ async def test_a_worker_that_has_refused_is_asked_again_after_a_while(
         for asked in range(1, 4):
             answer = await upstream.send(worker.origin, "GET", "/", b"", [])
             assert await answer.read(100) == b""
+            await until(lambda: peer_.opening is None)
             assert upstream.stats().reuses == asked - 1  # of the pool's connection
             assert len(worker.connections) == 1 + asked
             assert peer_._pause_s == -(2.0**asked)  # less and less often
+
+
+@pytest.mark.pure  # a constant is replaced
+@scenario
+async def test_nobody_waits_for_a_worker_that_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REFUSED_S", -1.0)
+    upgrades = 0
+    let_go = asyncio.Event()
+
+    async def script(connection: PeerConnection) -> None:
+        nonlocal upgrades
+        if not (await connection.peek_head()).startswith(b"GET /v1/baton/streams"):
+            await replies(fixed(b"plain"), fixed(b"plain"))(connection)
+            return
+        upgrades += 1
+        if upgrades == 1:
+            await connection.head()
+            await connection.send(REFUSALS["not found"])
+            return
+        await let_go.wait()
+        framed = Framed(connection)
+        await framed.upgrade()
+        await echo(framed)
+
+    async with peer(script) as worker, mux() as upstream:
+        upstream.offer(worker.origin, True)
+        peer_ = upstream._peers[worker.origin]
+        assert await get(upstream, worker.origin) == (200, b"plain")
+        assert await get(upstream, worker.origin) == (200, b"plain")  # though it is asked meanwhile
+        assert peer_.opening is not None
+        let_go.set()
+        await until(lambda: peer_.connection is not None)
+        assert await get(upstream, worker.origin) == (200, b"{}")
+        assert (upgrades, peer_.has_refused) == (2, False)
 
 
 @pytest.mark.parametrize(
