@@ -22,12 +22,14 @@ pytestmark = pytest.mark.processes
 
 SOURCE = ConfigSource("config.yaml")  # not read again
 PROGRAM = """
-import sys
+import os, sys
+from orchestrator.form import take_form
+form = take_form(os.environ)  # before what has a compiled form is imported
 from orchestrator.config.options import Config
 from orchestrator.control.reload import ConfigSource
 from orchestrator.run import StartError, run
 try:
-    sys.exit(run(Config.model_validate_json(sys.argv[1]), ConfigSource("config.yaml")))
+    sys.exit(run(Config.model_validate_json(sys.argv[1]), ConfigSource("config.yaml"), form))
 except StartError as error:
     sys.exit(f"StartError: {error}")
 """
