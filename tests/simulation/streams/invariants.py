@@ -195,10 +195,8 @@ def _told(result: Result, outcome: Outcome, call: Call) -> Iterator[str]:
         if call.left is not None and not (call.has_answered or outcome.spec.breaks):
             yield f"it was told at {call.left:.3f} that its client had left, which is not so"
     elif outcome.spec.waits:
-        latest = (
-            max(outcome.left, call.began + outcome.spec.app_waits_s)
-            + 3 * result.schedule.links[-1].delay_s
-            + SLACK_S
-        )
+        # It cannot hear while it sends: a client that has left may still read, and slowly.
+        waits = call.began if call.waits is None else call.waits
+        latest = max(outcome.left, waits) + 3 * result.schedule.links[-1].delay_s + SLACK_S
         if call.left is None or call.left > latest:
             yield f"it was told at {call.left} that its client had left at {outcome.left:.3f}"

@@ -33,6 +33,7 @@ class Call:
     method: str
     body: bytearray = field(default_factory=bytearray)
     is_body_whole: bool = False
+    waits: float | None = None  # since when it waits for its client to leave, with nothing else to do
     left: float | None = None  # when it was told that the client has left
     sent: int = 0  # bytes of its answer that it has handed over
     ended: float | None = None
@@ -137,6 +138,7 @@ class _Answering:
             self._take(await self._receive())
 
     async def _until_left(self) -> None:
+        self._call.waits = self._time()
         while self._call.left is None:
             self._take(await self._receive())
 

@@ -20,7 +20,6 @@ FIRST = int(os.environ.get("BATON_SIMULATION_FIRST_SEED", "0"))
 AT_ONCE = 100
 
 
-@pytest.mark.pure  # the limits, which are tiny here, cannot be replaced there: schedules end otherwise
 @pytest.mark.parametrize("first", range(FIRST, FIRST + SEEDS, AT_ONCE))
 def test_every_request_gets_its_own_bytes_and_nothing_is_left(first: int) -> None:
     seeds = range(first, min(first + AT_ONCE, FIRST + SEEDS))
