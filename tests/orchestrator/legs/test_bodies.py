@@ -32,6 +32,8 @@ REMOVED_BY_PREFILL = EMBEDDING_FORM | {
     "best_of",
     "stop",
     "stop_token_ids",
+    # Of other APIs, whose prefill legs say something else than the client.
+    *("background", "max_output_tokens", "request_id", "return_token_ids", "stop_sequences", "store"),
 }
 KEEP_KV = {
     "do_remote_decode": True,
@@ -65,6 +67,18 @@ def test_prefill_is_the_clients_document_with_the_overlay(codec: Codec, data: st
     if "max_completion_tokens" in document:
         expected["max_completion_tokens"] = 1
     assert seen(codec, bodies.prefill(codec, document["model"])) == expected
+
+
+@codecs
+@pytest.mark.parametrize("name", sorted(REMOVED_BY_PREFILL))
+def test_what_prefill_leaves_out_decode_keeps(codec: Codec, name: str) -> None:
+    bodies = LegBodies(view_request(json.dumps({"model": "m", name: None, "other": None}).encode()))
+    prefill, decode = (
+        seen(codec, parts) for parts in (bodies.prefill(codec, "m"), bodies.decode(codec, "m", HANDOFF))
+    )
+    assert (name in prefill, name in decode) == (False, True)
+    assert "other" in prefill
+    assert "other" in decode
 
 
 @codecs
