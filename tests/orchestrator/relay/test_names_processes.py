@@ -45,6 +45,8 @@ def test_adapters_follow_their_workers_and_aliases_the_config(
     clients = orchestrator.client_of_each()
     for client in clients:
         wait_for(lambda client=client: names(client) == [MODEL, "sql"], "the adapter")
+        # One of its two workers lists it already; the other one may have to be probed yet.
+        wait_for(lambda client=client: ask(client, "sql").status_code != 503, "both workers that have it")
         for _ in range(4):  # a worker without it would answer 404
             answer = ask(client, "sql")
             assert (answer.status_code, answer.json()["model"]) == (200, "sql")
